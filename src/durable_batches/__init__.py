@@ -1,0 +1,221 @@
+"""Durable batches: thousands of documents through slow, paid, failing steps, each result paid for once.
+
+See the documentation for a tutorial; everything that most users need is exported here. `durable_batches.stores`
+has the persistence protocol, `durable_batches.testing` what tests need, `durable_batches.extraction` a complete
+workflow. Everything else is private.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from durable_batches.errors import (
+    ActivityDefinitionError,
+    ActivityFailedError,
+    ActivityTimeoutError,
+    BatchCancelledError,
+    BatchExistsError,
+    BatchFailedError,
+    BatchNotFoundError,
+    CheckpointMismatchError,
+    ConfigurationError,
+    CrashLoopError,
+    DocumentsFailedError,
+    DocumentTimeoutError,
+    DuplicateDocumentError,
+    DurableBatchesError,
+    ForeignStageError,
+    InvalidTransitionError,
+    MachineError,
+    MissingExtraError,
+    NonRetryableError,
+    PayloadError,
+    PayloadTooLargeError,
+    RetryLater,
+    SchemaTooNewError,
+    StoreCorruptError,
+    StoreFullError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+    SubmissionInProgressError,
+    WorkerFencedError,
+    WorkflowMismatchError,
+)
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.events import (
+    BatchCancelled,
+    BatchCompleted,
+    BatchCreated,
+    BatchEvent,
+    BatchFailed,
+    DocumentCompleted,
+    DocumentFailed,
+    DocumentReleased,
+    DocumentRetrying,
+    DocumentStarted,
+    ResolutionCompleted,
+    ResolutionFailed,
+    ResolutionStarted,
+    StageProgress,
+    StateChanged,
+)
+from durable_batches.lifecycle.machine import EXTRACTION, BatchStateMachine
+from durable_batches.lifecycle.policies import (
+    AbortAll,
+    ContinueOnFailure,
+    FailurePolicy,
+    RetryFailed,
+    RetryPolicy,
+)
+from durable_batches.lifecycle.progress import BatchSnapshot, StageCount
+from durable_batches.lifecycle.states import (
+    Assembling,
+    BatchId,
+    BatchState,
+    Cancelled,
+    Chunking,
+    Completed,
+    Counts,
+    ExtractingEntities,
+    ExtractingMentions,
+    ExtractingRelations,
+    ExtractionStage,
+    Failed,
+    Pending,
+    Resolving,
+    Stage,
+)
+from durable_batches.orchestrator.orchestrator import BatchOrchestrator
+from durable_batches.orchestrator.worker import Worker
+from durable_batches.runtime.activity import DurableActivity, durable_activity, map_activity
+from durable_batches.runtime.execute import ActivityReport, RunStats
+from durable_batches.runtime.outcomes import (
+    BatchResult,
+    DocumentFailure,
+    DocumentInfo,
+    DocumentSucceeded,
+    Outcome,
+)
+from durable_batches.runtime.scope import ActivityContext, current_activity
+from durable_batches.runtime.workflow import (
+    Resolver,
+    Results,
+    Workflow,
+    durable_now,
+    durable_uuid,
+    enter_stage,
+    workflow,
+)
+from durable_batches.stores.memory import MemoryStore
+from durable_batches.stores.protocol import Store
+from durable_batches.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from durable_batches.stores.sqlite import SQLiteStore
+
+__all__ = [
+    "AbortAll",
+    "ActivityContext",
+    "ActivityDefinitionError",
+    "ActivityFailedError",
+    "ActivityReport",
+    "ActivityTimeoutError",
+    "Assembling",
+    "BatchCancelled",
+    "BatchCancelledError",
+    "BatchCompleted",
+    "BatchConfig",
+    "BatchCreated",
+    "BatchEvent",
+    "BatchExistsError",
+    "BatchFailed",
+    "BatchFailedError",
+    "BatchId",
+    "BatchNotFoundError",
+    "BatchOrchestrator",
+    "BatchResult",
+    "BatchSnapshot",
+    "BatchState",
+    "BatchStateMachine",
+    "Cancelled",
+    "CheckpointMismatchError",
+    "Chunking",
+    "Completed",
+    "ConfigurationError",
+    "ContinueOnFailure",
+    "Counts",
+    "CrashLoopError",
+    "DocumentCompleted",
+    "DocumentFailed",
+    "DocumentFailure",
+    "DocumentInfo",
+    "DocumentReleased",
+    "DocumentRetrying",
+    "DocumentStarted",
+    "DocumentSucceeded",
+    "DocumentTimeoutError",
+    "DocumentsFailedError",
+    "DuplicateDocumentError",
+    "DurableActivity",
+    "DurableBatchesError",
+    "EXTRACTION",
+    "ExtractingEntities",
+    "ExtractingMentions",
+    "ExtractingRelations",
+    "ExtractionStage",
+    "Failed",
+    "FailurePolicy",
+    "ForeignStageError",
+    "InvalidTransitionError",
+    "MachineError",
+    "MemoryStore",
+    "MissingExtraError",
+    "NonRetryableError",
+    "Outcome",
+    "PayloadError",
+    "PayloadTooLargeError",
+    "Pending",
+    "ResolutionCompleted",
+    "ResolutionFailed",
+    "ResolutionStarted",
+    "Resolver",
+    "Resolving",
+    "Results",
+    "RetryFailed",
+    "RetryLater",
+    "RetryPolicy",
+    "RunStats",
+    "SQLiteStore",
+    "SchemaTooNewError",
+    "Stage",
+    "StageCount",
+    "StageProgress",
+    "StateChanged",
+    "Store",
+    "StoreCorruptError",
+    "StoreFullError",
+    "StoreReadOnlyError",
+    "StoreUnavailableError",
+    "SubmissionInProgressError",
+    "Worker",
+    "WorkerFencedError",
+    "Workflow",
+    "WorkflowMismatchError",
+    "__version__",
+    "current_activity",
+    "durable_activity",
+    "durable_now",
+    "durable_uuid",
+    "enter_stage",
+    "map_activity",
+    "workflow",
+]
+
+
+def __getattr__(name: str) -> object:
+    # The database driver is imported only where it is used.
+    if name == "SQLiteStore":
+        from durable_batches.stores.sqlite import SQLiteStore
+
+        return SQLiteStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""Time, in one place: the library reads clocks and sets timers only through a `Clock`.
+
+That is what lets a test or a simulation own time. Two clocks are told apart: the wall clock, in whole
+microseconds since the epoch (UTC), dates events and due times and is stored; the boot clock, in seconds,
+never jumps, runs on through a suspended machine, and measures leases and durations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Protocol
+
+__all__ = ["Clock", "Deadline", "SystemClock", "Timer", "from_micros", "to_micros"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def from_micros(micros: int) -> datetime:
+    """The aware UTC moment of so many microseconds since the epoch, exactly."""
+    return _EPOCH + timedelta(microseconds=micros)
+
+
+def to_micros(moment: datetime) -> int:
+    """Whole microseconds since the epoch of an aware moment, exactly (no float on the way)."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+class Timer(Protocol):
+    """A call that is due later."""
+
+    def cancel(self) -> None:
+        """Forget the call; harmless when it was made already."""
+        ...
+
+
+class Clock(Protocol):
+    """The time that the library goes by."""
+
+    def now(self) -> int:
+        """The wall clock: microseconds since the epoch."""
+        ...
+
+    def boot(self) -> float:
+        """The boot clock: seconds since some fixed moment, never going back."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait so many seconds."""
+        ...
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Call back on the running event loop after so many seconds."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks and the event loop's timers."""
+
+    def now(self) -> int:
+        """Microseconds since the epoch."""
+        return time.time_ns() // 1000
+
+    def boot(self) -> float:
+        """Seconds on the clock that counts through suspension where the system has one (Linux)."""
+        return _boot_clock()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep on the event loop."""
+        await asyncio.sleep(seconds)
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """`loop.call_later`."""
+        return asyncio.get_running_loop().call_later(seconds, callback)
+
+
+def _boot_clock() -> float:
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+class Deadline:
+    """`async with Deadline(clock, seconds)`: the body is cancelled when the time is up, and TimeoutError raised.
+
+    The standard `asyncio.timeout` with its timer on the library's clock.
+    """
+
+    __slots__ = ("_clock", "_seconds", "_timeout", "_timer")
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(None)
+        self._timer: Timer | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether it was this deadline that ended the body."""
+        return self._timeout.expired()
+
+    async def __aenter__(self) -> Deadline:
+        await self._timeout.__aenter__()
+        self._timer = self._clock.call_later(self._seconds, self._expire)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if self._timer is not None:
+            self._timer.cancel()
+        return await self._timeout.__aexit__(kind, error, trace)
+
+    def _expire(self) -> None:
+        self._timeout.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,44 @@
+"""The configuration of a batch: frozen, validated at construction, recorded with the batch."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, RetryFailed
+
+__all__ = ["BatchConfig"]
+
+Positive = Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=3650))]
+
+
+class BatchConfig(BaseModel):
+    """How a batch runs. Recorded at submission; attaching to an existing batch leaves its recorded one as it is.
+
+    Raises:
+        pydantic.ValidationError: A value is out of range, or a name is unknown.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_timedelta="float")
+
+    concurrency: Annotated[int, Field(ge=1, le=100_000)] = 8
+    """Documents in flight at once, over all workers."""
+
+    failure_policy: Annotated[ContinueOnFailure | AbortAll | RetryFailed, Field(discriminator="tag")] = Field(
+        default_factory=ContinueOnFailure
+    )
+    """What a failed document means for the batch."""
+
+    document_timeout: Positive | None = None
+    """The longest that one attempt of one document may take; then it has failed, as the policy says."""
+
+    deadline: Positive | None = None
+    """From submission: a batch that has not ended by then is FAILED."""
+
+    max_crashes: Annotated[int, Field(ge=1, le=1_000_000)] = 3
+    """A document whose process died this often while it ran, the last time alone, fails (`CrashLoopError`)."""
+
+    metadata: dict[str, str] = Field(default_factory=dict)
+    """Labels of your own, for `list_batches`; not interpreted."""

@@ -1,0 +1,130 @@
+"""What workers report and what anybody may command: the inputs of the plan.
+
+Every fact names its batch run and its attempt, so that a stale one is recognised. `position` is the document's
+place in its batch; the resolver has `RESOLVER_POSITION`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from durable_batches.lifecycle.records import Micros, WorkerId
+from durable_batches.lifecycle.states import BatchId
+
+__all__ = [
+    "ActivityCompleted",
+    "ActivityFailed",
+    "Cancel",
+    "Command",
+    "Discard",
+    "ExecutionFailed",
+    "ExecutionReleased",
+    "ExecutionSucceeded",
+    "Fact",
+    "Seal",
+    "StageEntered",
+]
+
+
+class ActivityCompleted(NamedTuple):
+    """An activity call returned; `payload` is its encoded result."""
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
+    key: str
+    payload: bytes
+
+
+class ActivityFailed(NamedTuple):
+    """An activity call's attempts are used up; `payload` is the encoded failure."""
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
+    key: str
+    payload: bytes
+
+
+class StageEntered(NamedTuple):
+    """The document has started the stage of this index."""
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
+    mark: int
+
+
+class ExecutionSucceeded(NamedTuple):
+    """The workflow (or resolver) returned."""
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
+    outcome: bytes
+    unused_checkpoints: int = 0
+
+
+class ExecutionFailed(NamedTuple):
+    """The workflow (or resolver) raised."""
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
+    outcome: bytes
+    """The encoded failure."""
+    error: str
+    """One line for people."""
+    retryable: bool = True
+    """False: no failure policy tries it again."""
+    retry_in: Micros | None = None
+    """Of a resolver: the delay that its own retry policy asks for; None: it has failed for good."""
+    forget: tuple[str, ...] = ()
+    """Keys of the recorded failures that ended this attempt: the next one runs those activities again."""
+
+
+class ExecutionReleased(NamedTuple):
+    """The worker gives the execution back, unfinished and through no fault of its own."""
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
+
+
+Fact: TypeAlias = (
+    ActivityCompleted
+    | ActivityFailed
+    | StageEntered
+    | ExecutionSucceeded
+    | ExecutionFailed
+    | ExecutionReleased
+)
+
+
+class Seal(NamedTuple):
+    """The submitter has stored all documents: the batch may run."""
+
+    loader: WorkerId
+    total: int
+
+
+class Discard(NamedTuple):
+    """Remove a batch that was never sealed; `loader` is who was loading it."""
+
+    loader: WorkerId
+
+
+class Cancel(NamedTuple):
+    """End the run as CANCELLED. The same `request_id` again gives the same answer."""
+
+    request_id: str
+    reason: str
+
+
+Command: TypeAlias = Seal | Discard | Cancel

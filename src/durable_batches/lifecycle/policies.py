@@ -1,0 +1,227 @@
+"""Failure policies and retry policies: what a failure means. Pure decisions; randomness comes in as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, Literal, TypeAlias
+
+from durable_batches.errors import (
+    CheckpointMismatchError,
+    ConfigurationError,
+    FactRejectedError,
+    NonRetryableError,
+    PayloadError,
+    RetryLater,
+)
+from durable_batches.lifecycle.states import Counts
+
+__all__ = [
+    "AbortAll",
+    "ContinueOnFailure",
+    "FailurePolicy",
+    "RetryFailed",
+    "RetryPolicy",
+    "neighbours_allowed",
+]
+
+_ZERO: Final = timedelta(0)
+_MAX_BACKOFF: Final = timedelta(hours=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinueOnFailure:
+    """A failed document is counted and the others go on, until a threshold (where there is one) is passed.
+
+    Attributes:
+        max_failures: With more failed documents than this, the batch FAILS. None: no limit.
+        max_failure_ratio: With a larger share of all the batch's documents failed than this (0 to 1), the batch
+            FAILS. None: no limit.
+
+    Raises:
+        ValueError: A threshold is out of range.
+    """
+
+    max_failures: int | None = None
+    max_failure_ratio: float | None = None
+    tag: Literal["continue-on-failure"] = "continue-on-failure"
+
+    def __post_init__(self) -> None:
+        if self.max_failures is not None and self.max_failures < 0:
+            raise ValueError("max_failures must be 0 or more")
+        if self.max_failure_ratio is not None and not 0 <= self.max_failure_ratio <= 1:
+            raise ValueError("max_failure_ratio must be between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbortAll:
+    """The first failed document stops the batch: nothing more is claimed, what runs is cancelled, FAILED."""
+
+    tag: Literal["abort-all"] = "abort-all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryFailed:
+    """A failed document runs again later, from its checkpoints, and holds no slot while it waits.
+
+    Attributes:
+        max_attempts: Failing attempts of a document, the first one included; crashes and deploys do not count.
+        backoff: The delay before the second attempt; it doubles for each further one, up to an hour.
+        then: What a document's failure means once its attempts are used up.
+
+    Raises:
+        ValueError: `max_attempts` is below 1 or `backoff` is negative.
+    """
+
+    max_attempts: int = 3
+    backoff: timedelta = timedelta(seconds=1)
+    then: ContinueOnFailure | AbortAll = field(default_factory=ContinueOnFailure)
+    tag: Literal["retry-failed"] = "retry-failed"
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts must be 1 or more")
+        if self.backoff < _ZERO:
+            raise ValueError("backoff must not be negative")
+
+
+FailurePolicy: TypeAlias = ContinueOnFailure | AbortAll | RetryFailed
+
+
+def document_retry_delay(policy: FailurePolicy, failures: int, *, retryable: bool) -> timedelta | None:
+    """The delay until a document that has failed `failures` times runs again; None: it has failed for good."""
+    if not isinstance(policy, RetryFailed) or not retryable or failures >= policy.max_attempts:
+        return None
+    return _doubled(policy.backoff, failures - 1)
+
+
+def abort_reason(policy: FailurePolicy, counts: Counts) -> str | None:
+    """Why these counts end the batch as FAILED under the policy; None: they do not."""
+    if counts.failed == 0:
+        return None
+    final = policy.then if isinstance(policy, RetryFailed) else policy
+    if isinstance(final, AbortAll):
+        return "a document failed, and the failure policy is to abort all"
+    if final.max_failures is not None and counts.failed > final.max_failures:
+        return f"{counts.failed} documents failed, more than max_failures={final.max_failures}"
+    if final.max_failure_ratio is not None and counts.failed > final.max_failure_ratio * counts.total:
+        return (
+            f"{counts.failed} of {counts.total} documents failed, "
+            f"more than max_failure_ratio={final.max_failure_ratio:g}"
+        )
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How often and when a failing activity (or resolver) is tried again.
+
+    Attributes:
+        max_attempts: Attempts in all, the first one included.
+        initial: The delay before the second attempt.
+        factor: What each further delay is multiplied by.
+        maximum: The longest delay, before jitter.
+        jitter: Each delay is made up to this share longer, at random, so that callers do not move in step.
+        non_retryable: Errors (and their subclasses) after which there is no further attempt.
+        retryable: Decides for each other error: False ends it, True takes the backoff, a delay overrides it.
+
+    An error's own wish is obeyed: `RetryLater(after)`, a `retry_after` attribute (seconds or a timedelta), or a
+    `Retry-After` header (seconds) on its `response`.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    max_attempts: int = 3
+    initial: timedelta = timedelta(seconds=1)
+    factor: float = 2.0
+    maximum: timedelta = timedelta(minutes=1)
+    jitter: float = 0.1
+    non_retryable: tuple[type[BaseException], ...] = ()
+    retryable: Callable[[BaseException], bool | timedelta] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts must be 1 or more")
+        if self.initial < _ZERO or self.maximum < _ZERO:
+            raise ValueError("delays must not be negative")
+        if self.factor < 1:
+            raise ValueError("factor must be 1 or more")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError("jitter must be between 0 and 1")
+
+    def delay(self, error: BaseException, attempt: int, chance: float) -> timedelta | None:
+        """The delay until the next attempt after attempt number `attempt` failed; None: there is none.
+
+        `chance` is a random number in [0, 1), for the jitter.
+        """
+        verdict = self.verdict(error)
+        if attempt >= self.max_attempts or verdict is False:
+            return None
+        if isinstance(verdict, timedelta):
+            return max(verdict, _ZERO)
+        wish = retry_after(error)
+        if wish is not None:
+            return wish
+        backoff = _grown(self.initial, self.factor, attempt - 1, self.maximum)
+        return backoff * (1 + self.jitter * chance)
+
+    def verdict(self, error: BaseException) -> bool | timedelta:
+        """Whether this kind of error may be tried again at all, or the delay that `retryable` gives for it."""
+        if not is_retryable(error) or isinstance(error, self.non_retryable):
+            return False
+        return True if self.retryable is None else self.retryable(error)
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether an error leaves room for another attempt at all: a mistake in code or data fails every time."""
+    return not isinstance(
+        error,
+        NonRetryableError | PayloadError | ConfigurationError | CheckpointMismatchError | FactRejectedError,
+    )
+
+
+def retry_after(error: BaseException) -> timedelta | None:
+    """The delay that an error asks for: `RetryLater`, a `retry_after` attribute, a Retry-After header in seconds."""
+    if isinstance(error, RetryLater):
+        return max(error.after, _ZERO)
+    wish: Any = getattr(error, "retry_after", None)
+    if wish is None:
+        headers: Any = getattr(getattr(error, "response", None), "headers", None)
+        wish = headers.get("retry-after") if hasattr(headers, "get") else None
+    if isinstance(wish, timedelta):
+        return max(wish, _ZERO)
+    try:
+        seconds = float(wish)
+    except (TypeError, ValueError):
+        return None
+    return timedelta(seconds=seconds) if 0 <= seconds < float("inf") else None
+
+
+def neighbours_allowed(crashes: int, max_crashes: int, capacity: int) -> int:
+    """How many documents a worker may run at once, a suspect of so many crashes among them.
+
+    From the whole capacity with no crash down to 1 (alone) with one crash less than `max_crashes`, geometrically:
+    each crash narrows the search for the document that kills its process, and none of the innocent ones beside
+    it is condemned, since only a crash suffered alone can be the last.
+    """
+    if crashes == 0:
+        return max(capacity, 1)
+    if crashes >= max_crashes - 1:
+        return 1
+    return max(int(capacity ** (1 - crashes / (max_crashes - 1))), 1)
+
+
+def _doubled(delay: timedelta, times: int) -> timedelta:
+    return _grown(delay, 2.0, times, max(_MAX_BACKOFF, delay))
+
+
+def _grown(delay: timedelta, factor: float, times: int, maximum: timedelta) -> timedelta:
+    """`delay * factor ** times`, at most `maximum`; in logarithms' stead a bound, so that no power overflows."""
+    seconds, limit = delay.total_seconds(), maximum.total_seconds()
+    for _ in range(min(times, 1024)):
+        if seconds >= limit or factor == 1:
+            break
+        seconds *= factor
+    return timedelta(seconds=min(seconds, limit))

@@ -1,0 +1,169 @@
+"""The states of a batch: frozen dataclasses, each with a literal tag.
+
+A user's own stages subclass `Stage` with a tag of their own and nothing else; the subclass becomes a frozen
+dataclass by inheriting, and type checkers see it as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NewType, TypeAlias, Union
+
+from typing_extensions import TypeAliasType, TypeVar, dataclass_transform
+
+__all__ = [
+    "ENDED_TAGS",
+    "RESERVED_TAGS",
+    "Assembling",
+    "BatchId",
+    "BatchState",
+    "Cancelled",
+    "Chunking",
+    "Completed",
+    "Counts",
+    "Ended",
+    "ExtractingEntities",
+    "ExtractingMentions",
+    "ExtractingRelations",
+    "ExtractionStage",
+    "Failed",
+    "Pending",
+    "Resolving",
+    "Stage",
+]
+
+BatchId = NewType("BatchId", str)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """How many documents of a batch are where; the parts sum to `total`."""
+
+    total: int = 0
+    pending: int = 0
+    running: int = 0
+    waiting: int = 0
+    """Suspended: a retry's delay, a timer or a signal. They hold no slot."""
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def unfinished(self) -> int:
+        """Documents that have not ended."""
+        return self.pending + self.running + self.waiting
+
+    @property
+    def ended(self) -> int:
+        """Documents that have ended, in whatever way."""
+        return self.succeeded + self.failed + self.cancelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """Sealed, and no document has been started."""
+
+    total: int
+    tag: Literal["pending"] = "pending"
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class _Tagged:
+    """Makes checkers treat each subclass of `Stage` as the frozen dataclass that it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(_Tagged):
+    """Base of every stage state; a subclass adds a `tag: Literal[...]` and is a frozen dataclass by inheriting.
+
+    The batch is in the earliest stage that any of its unfinished documents is in; `done` of `total` documents
+    are past it.
+    """
+
+    done: int
+    total: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+class Chunking(Stage):
+    """Documents are being split."""
+
+    tag: Literal["chunking"] = "chunking"
+
+
+class ExtractingMentions(Stage):
+    """Mentions are being found in the chunks."""
+
+    tag: Literal["extracting_mentions"] = "extracting_mentions"
+
+
+class ExtractingEntities(Stage):
+    """Entities are being made of the mentions."""
+
+    tag: Literal["extracting_entities"] = "extracting_entities"
+
+
+class ExtractingRelations(Stage):
+    """Relations between the entities are being found."""
+
+    tag: Literal["extracting_relations"] = "extracting_relations"
+
+
+class Assembling(Stage):
+    """Each document's result is being put together."""
+
+    tag: Literal["assembling"] = "assembling"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolving:
+    """Every document has ended; the resolver works over all of the results."""
+
+    counts: Counts
+    tag: Literal["resolving"] = "resolving"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """The run is over: every document has ended, and the resolver, where there is one, too."""
+
+    counts: Counts
+    tag: Literal["completed"] = "completed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The run is over before its purpose was reached; `error` says why."""
+
+    counts: Counts
+    error: str
+    tag: Literal["failed"] = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cancelled:
+    """The run was cancelled."""
+
+    counts: Counts
+    reason: str
+    tag: Literal["cancelled"] = "cancelled"
+
+
+S = TypeVar("S", bound=Stage, default=Stage)
+
+BatchState = TypeAliasType(
+    "BatchState", Union[Pending, S, Resolving, Completed, Failed, Cancelled], type_params=(S,)
+)
+"""The state of a batch whose machine has the stages `S`: a closed union, to `match` over."""
+
+Ended: TypeAlias = Completed | Failed | Cancelled
+
+ExtractionStage: TypeAlias = (
+    Chunking | ExtractingMentions | ExtractingEntities | ExtractingRelations | Assembling
+)
+
+ENDED_TAGS: Final = frozenset({"completed", "failed", "cancelled"})
+RESERVED_TAGS: Final = ENDED_TAGS | {"pending", "resolving"}

@@ -1,0 +1,1 @@
+"""Many documents: the worker, its journal and scheduler, and the orchestrator that users hold."""

@@ -1,0 +1,202 @@
+"""Group commit: the facts of all documents in flight, and the next claims, in one transaction at a time.
+
+While one commit is under way, whatever is reported meanwhile gathers for the next; there is no timer that waits
+for more. Commits are numbered, so that one whose reply was lost can be repeated without doing anything twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from durable_batches.clock import Clock
+from durable_batches.errors import FactRejectedError, StoreUnavailableError, WorkerFencedError
+from durable_batches.lifecycle.facts import Fact
+from durable_batches.lifecycle.records import ClaimRequest, Committed, Refusal, WorkerId
+from durable_batches.stores.protocol import Store
+
+__all__ = ["Journal"]
+
+_log = logging.getLogger("durable_batches")
+
+_MOST_FACTS: Final = 1_000
+"""Facts in one transaction at most: enough to amortise a sync, little enough to keep the lock short."""
+
+_MOST_BYTES: Final = 16 * 1024 * 1024
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 5.0
+
+
+class _Entry(NamedTuple):
+    fact: Fact
+    verdict: asyncio.Future[Refusal | None] | None
+
+
+class Journal:
+    """The only writer of a worker's facts.
+
+    Args:
+        store: Where they go.
+        worker: Who reports them.
+        clock: For the pauses while the store is away.
+        claim: Asked at each commit, with the facts that go into it, what to claim with it.
+        committed: Told of each commit, before the facts' own callers are.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        worker: WorkerId,
+        clock: Clock,
+        *,
+        claim: Callable[[Sequence[Fact]], ClaimRequest | None],
+        committed: Callable[[Sequence[Fact], Committed, ClaimRequest | None], None],
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._clock = clock
+        self._claim = claim
+        self._committed = committed
+        self._entries: list[_Entry] = []
+        self._in_commit: Sequence[_Entry] = ()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._failed: BaseException | None = None
+        self._number = 0
+
+    # ---- handing in ------------------------------------------------------------------------------------------
+
+    def post(self, fact: Fact) -> None:
+        """Hand a fact in; it rides on the next commit."""
+        self._entries.append(_Entry(fact, None))
+        self._wake.set()
+
+    def record(self, fact: Fact) -> asyncio.Future[Refusal | None]:
+        """Hand a fact in; the future is its verdict once the store has committed it (None: applied)."""
+        verdict: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        if self._failed is not None:
+            verdict.set_exception(self._failed)
+        else:
+            self._entries.append(_Entry(fact, verdict))
+            self._wake.set()
+        return verdict
+
+    def poke(self) -> None:
+        """Have a commit made even without a fact: there may be something to claim."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Commit what is there, and end."""
+        self._closing = True
+        self._wake.set()
+
+    # ---- committing ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Commit until closed.
+
+        Raises:
+            WorkerFencedError: The worker was declared dead; whoever waits for a verdict gets this, too.
+        """
+        try:
+            while True:
+                await self._wake.wait()
+                # One turn for those whose facts were just committed: what they report next goes along.
+                await asyncio.sleep(0)
+                self._wake.clear()
+                entries = self._in_commit = self._take()
+                request = self._claim([entry.fact for entry in entries])
+                if entries or request is not None:
+                    await self._commit(entries, request)
+                elif self._closing:
+                    return
+                if self._entries or self._closing:
+                    self._wake.set()
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _take(self) -> list[_Entry]:
+        """What has gathered, up to the bounds of one transaction."""
+        size, count = 0, 0
+        for entry in self._entries[:_MOST_FACTS]:
+            size += _size(entry.fact)
+            if count and size > _MOST_BYTES:
+                break
+            count += 1
+        taken, self._entries = self._entries[:count], self._entries[count:]
+        return taken
+
+    async def _commit(self, entries: Sequence[_Entry], request: ClaimRequest | None) -> None:
+        try:
+            committed = await self._write(entries, request)
+        except FactRejectedError as error:
+            await self._isolate(entries, error)
+            return
+        self._committed([entry.fact for entry in entries], committed, request)
+        refused = committed.refused
+        for index, entry in enumerate(entries):
+            if entry.verdict is not None and not entry.verdict.done():
+                entry.verdict.set_result(refused.get(index))
+
+    async def _write(self, entries: Sequence[_Entry], request: ClaimRequest | None) -> Committed:
+        """One numbered commit, repeated under its number for as long as the store is away."""
+        facts = [entry.fact for entry in entries]
+        number = self._number + 1
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                committed = await self._store.commit(self._worker, number, facts, request)
+            except StoreUnavailableError as error:
+                _log.warning("commit %d of worker %s waits: %s", number, self._worker, error)
+                await self._clock.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                self._number = number
+                return committed
+
+    async def _isolate(self, entries: Sequence[_Entry], error: FactRejectedError) -> None:
+        """The database refused some of this data: find whose, so that its neighbours are not held up.
+
+        First a batch a transaction, then a document, then a fact; the one that still fails gets the error.
+        """
+        if len(entries) == 1:
+            verdict = entries[0].verdict
+            _log.error("a fact of %s was refused: %s", _where(entries[0].fact), error)
+            if verdict is not None and not verdict.done():
+                verdict.set_exception(error)
+            return
+        for group in _split(entries):
+            await self._commit(group, None)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failed = error if isinstance(error, WorkerFencedError) else WorkerFencedError(self._worker)
+        entries, self._entries = [*self._in_commit, *self._entries], []
+        for entry in entries:
+            if entry.verdict is not None and not entry.verdict.done():
+                entry.verdict.set_exception(self._failed)
+
+
+def _split(entries: Sequence[_Entry]) -> list[list[_Entry]]:
+    """By batch; within one batch by document; within one document singly. The order of each stays."""
+    by_batch = _grouped(entries, lambda entry: entry.fact.batch_id)
+    if len(by_batch) > 1:
+        return by_batch
+    by_document = _grouped(entries, lambda entry: entry.fact.position)
+    return by_document if len(by_document) > 1 else [[entry] for entry in entries]
+
+
+def _grouped(entries: Sequence[_Entry], key: Callable[[_Entry], str | int]) -> list[list[_Entry]]:
+    return [list(group) for _, group in groupby(sorted(entries, key=key), key)]
+
+
+def _size(fact: Fact) -> int:
+    payload: bytes | None = getattr(fact, "payload", None) or getattr(fact, "outcome", None)
+    return 0 if payload is None else len(payload)
+
+
+def _where(fact: Fact) -> str:
+    return f"batch {fact.batch_id!r}, document at position {fact.position}"

@@ -1,0 +1,422 @@
+"""The facade that users hold: one workflow's batches, typed by its documents, results, stages and resolution."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Generic, Literal, overload
+from uuid import uuid4
+
+from typing_extensions import Self, TypeVar
+
+from durable_batches.clock import from_micros, to_micros
+from durable_batches.errors import (
+    BatchNotFoundError,
+    ConfigurationError,
+    WorkerNotRunningError,
+    WorkflowMismatchError,
+)
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.core import definition_of
+from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
+from durable_batches.lifecycle.facts import Cancel
+from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    BatchRecord,
+    DocumentRecord,
+    EventRecord,
+    ExecutionStatus,
+)
+from durable_batches.lifecycle.states import BatchId, BatchState, Cancelled, Completed, Failed, Stage
+from durable_batches.orchestrator.resolution import PAGE, document_pages, failure_of, success_of
+from durable_batches.orchestrator.submission import Submission
+from durable_batches.orchestrator.worker import Worker
+from durable_batches.runtime.execute import ActivityReport, RunStats
+from durable_batches.runtime.outcomes import BatchResult, DocumentFailure, DocumentInfo, Outcome
+from durable_batches.runtime.workflow import Workflow
+from durable_batches.stores.protocol import BatchQuery, Store
+
+__all__ = ["BatchOrchestrator"]
+
+D = TypeVar("D")
+R = TypeVar("R")
+S = TypeVar("S", bound=Stage, default=Stage)
+V = TypeVar("V", default=None)
+
+_UNFINISHED: tuple[ExecutionStatus, ...] = ("pending", "running", "waiting")
+_FAILURES_SHOWN = 10
+
+
+class BatchOrchestrator(Generic[D, R, S, V]):
+    """Runs a workflow's batches, inside `async with`; constructing it needs no event loop.
+
+    With `store=` it has a worker of its own; with `worker=` it shares one with other orchestrators, and entering
+    either is enough.
+
+    Args:
+        workflow: What to run.
+        store: Where the batches are.
+        worker: Who runs them.
+        config: Of batches that are submitted without one.
+        max_in_flight: Documents in flight in this process at once. 0: submits and reads only.
+
+    Raises:
+        ConfigurationError: `store` is no store, or neither or both of `store` and `worker` are given.
+        ForeignStageError: The workflow names an activity whose stage its machine does not have.
+        ActivityDefinitionError: The workflow's annotations cannot be recorded.
+    """
+
+    @overload
+    def __init__(
+        self,
+        workflow: Workflow[D, R, S, V],
+        *,
+        store: Store,
+        config: BatchConfig | None = None,
+        max_in_flight: int = 100,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, workflow: Workflow[D, R, S, V], *, worker: Worker, config: BatchConfig | None = None
+    ) -> None: ...
+    def __init__(
+        self,
+        workflow: Workflow[D, R, S, V],
+        *,
+        store: Store | None = None,
+        worker: Worker | None = None,
+        config: BatchConfig | None = None,
+        max_in_flight: int = 100,
+    ) -> None:
+        if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"{workflow!r} is no workflow; decorate it with @workflow(machine)")
+        if (store is None) == (worker is None):
+            raise ConfigurationError("give either store= or worker=")
+        workflow.check()
+        self._workflow = workflow
+        self._config = config or BatchConfig()
+        if worker is None:
+            assert store is not None
+            worker = Worker(store, max_in_flight=max_in_flight)
+        self._worker = worker
+        worker.serve(workflow)
+
+    async def __aenter__(self) -> Self:
+        """Start the worker, where it is not running yet."""
+        await self._worker.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the worker, where nobody else uses it: drain, give back what is unfinished, say goodbye."""
+        await self._worker.__aexit__(kind, error, trace)
+
+    @property
+    def worker(self) -> Worker:
+        """Who runs the batches."""
+        return self._worker
+
+    @property
+    def stats(self) -> RunStats:
+        """What the worker has done since it was made, in numbers."""
+        return self._worker.stats
+
+    # ---- bringing work ---------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        documents: Iterable[D] | AsyncIterable[D],
+        *,
+        config: BatchConfig | None = None,
+        batch_id: str | None = None,
+        document_id: Callable[[D], str] | None = None,
+        if_exists: Literal["attach", "error"] = "attach",
+    ) -> BatchId:
+        """Submit a batch: when this returns, all of its documents are stored, and it runs.
+
+        Args:
+            documents: Any number; consumed lazily, a chunk in memory at a time.
+            config: How it runs; the orchestrator's by default.
+            batch_id: Makes it idempotent: where there is a sealed batch of this id and workflow, that one is
+                attached to, without consuming the documents, and with the configuration that it was submitted
+                with. Random by default.
+            document_id: A document's id, unique in its batch; its place in the order (from 0) by default.
+            if_exists: "error" refuses a batch id that exists.
+
+        Raises:
+            DuplicateDocumentError: Two documents have one id; nothing of this submit remains.
+            PayloadError: A document cannot be stored exactly; nothing of this submit remains.
+            ConfigurationError: `documents` is a single string, or an id is unusable.
+            WorkflowMismatchError: The batch id belongs to another workflow's batch.
+            BatchExistsError: It exists, and `if_exists` is "error".
+            SubmissionInProgressError: Another submitter, who is alive, is loading it at this moment.
+        """
+        submission = Submission(
+            self._worker,
+            self._workflow,
+            config=config or self._config,
+            batch_id=batch_id,
+            document_id=document_id,
+            if_exists=if_exists,
+        )
+        return await submission.run(documents)
+
+    async def run(
+        self,
+        documents: Iterable[D] | AsyncIterable[D],
+        *,
+        config: BatchConfig | None = None,
+        batch_id: str | None = None,
+        document_id: Callable[[D], str] | None = None,
+        if_exists: Literal["attach", "error"] = "attach",
+    ) -> BatchResult[V]:
+        """`submit`, and then `result`."""
+        submitted = await self.submit(
+            documents, config=config, batch_id=batch_id, document_id=document_id, if_exists=if_exists
+        )
+        return await self.result(submitted)
+
+    async def cancel(self, batch_id: str, *, reason: str = "") -> bool:
+        """End the run as CANCELLED: committed first, then what runs is cancelled.
+
+        Exactly one call for a run returns True, and only if the run ended CANCELLED. After it, this process
+        starts no activity of the batch, and other processes none later than a heartbeat.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        record = await self._record(batch_id)
+        command = Cancel(request_id=uuid4().hex, reason=reason)
+        return (await self._worker.control(record.batch_id, command)).applied
+
+    # ---- looking ---------------------------------------------------------------------------------------------
+
+    async def state(self, batch_id: str) -> BatchState[S]:
+        """The batch's state, typed: a `match` over it that forgets one is a type error.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        return state_of(await self._record(batch_id), self._workflow.machine)
+
+    async def snapshot(self, batch_id: str) -> BatchSnapshot[S]:
+        """The batch at this moment: state, counts, stages, percentage, rate.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        return self._snapshot(await self._record(batch_id))
+
+    def reports(self, batch_id: str) -> list[ActivityReport]:
+        """How far long activities say they are (`current_activity().report`), of those that run in this process."""
+        return self._worker.reports(BatchId(batch_id))
+
+    async def progress(self, batch_id: str, *, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
+        """Every event of the batch, in order, once, from any point, live or long after.
+
+        Ends with the last event of the current run. To go on after a pause, pass the last `seq` as `after`.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        async with aclosing(self._event_records(batch_id, after)) as records:
+            async for record in records:
+                yield decode_event(record)
+
+    async def _event_records(self, batch_id: str, after: int) -> AsyncGenerator[EventRecord, None]:
+        cursor = after
+        await self._record(batch_id)
+        with self._worker.subscriptions.to(BatchId(batch_id)) as subscription:
+            while True:
+                events = subscription.take(cursor) or await self._worker.store.events(
+                    BatchId(batch_id), after=cursor, limit=500
+                )
+                for event in events:
+                    cursor = event.seq
+                    yield event
+                if not events or events[-1].tag in LAST_EVENT_TAGS:
+                    record = await self._record(batch_id)
+                    if record.ended and record.seq <= cursor:
+                        return
+                    if record.seq <= cursor:
+                        await subscription.moved()
+
+    async def watch(
+        self, batch_id: str, *, interval: timedelta = timedelta(milliseconds=250)
+    ) -> AsyncGenerator[BatchSnapshot[S], None]:
+        """The latest snapshot, whenever there is a new one, at most every `interval`; the last one is of the end.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        record = await self._record(batch_id)
+        with self._worker.subscriptions.to(record.batch_id) as subscription:
+            while True:
+                yield self._snapshot(record)
+                if record.ended:
+                    return
+                seen = record.seq
+                await self._worker.clock.sleep(interval.total_seconds())
+                record = await self._record(batch_id)
+                while record.seq == seen:
+                    await subscription.moved()
+                    record = await self._record(batch_id)
+
+    async def result(self, batch_id: str) -> BatchResult[V]:
+        """Wait for the end of the current run.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        with self._worker.subscriptions.to(BatchId(batch_id), ends_only=True) as subscription:
+            record = await self._record(batch_id)
+            while not record.ended:
+                await subscription.moved()
+                record = await self._record(batch_id)
+        return await self._result(record)
+
+    async def results(self, batch_id: str) -> AsyncGenerator[Outcome[R], None]:
+        """The documents that have ended so far, in submission order, a page in memory at a time.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        await self._record(batch_id)
+        async for document in self._documents(batch_id, ["succeeded", "failed"], inputs=False):
+            if document.execution.status == "succeeded":
+                yield success_of(document, self._workflow.result_codec)
+            else:
+                yield failure_of(document)
+
+    async def documents(
+        self, batch_id: str, *, status: ExecutionStatus | None = None
+    ) -> AsyncGenerator[DocumentInfo[D], None]:
+        """The documents and where they are, in submission order, a page in memory at a time.
+
+        Args:
+            batch_id: The batch.
+            status: Only those of this status.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        record = await self._record(batch_id)
+        statuses: Collection[ExecutionStatus] = () if status is None else (status,)
+        if record.ended and status is not None:
+            # An unfinished document of an ended run is cancelled; its row is left as it was.
+            statuses = () if status in _UNFINISHED else statuses
+            statuses = (*_UNFINISHED, "cancelled") if status == "cancelled" else statuses
+            if not statuses:
+                return
+        stages = definition_of(record).stages
+        async for document in self._documents(batch_id, statuses, inputs=True):
+            yield self._info(record, document, stages)
+
+    async def list_batches(
+        self,
+        *,
+        states: Collection[str] = (),
+        metadata: Mapping[str, str] | None = None,
+        created_before: datetime | None = None,
+    ) -> AsyncGenerator[BatchSnapshot[S], None]:
+        """This workflow's batches, newest first, a page in memory at a time.
+
+        Args:
+            states: Only those in one of these states (tags).
+            metadata: Only those with each of these labels.
+            created_before: Only older ones; an aware datetime.
+        """
+        query = BatchQuery(
+            workflow=self._workflow.name,
+            states=states,
+            metadata=metadata or {},
+            created_before=None if created_before is None else to_micros(created_before),
+        )
+        self._check_running()
+        after: BatchId | None = None
+        while True:
+            page = await self._worker.store.batches(query, after=after, limit=PAGE)
+            for record in page:
+                yield self._snapshot(record)
+            if len(page) < PAGE:
+                return
+            after = page[-1].batch_id
+
+    async def recorded_activities(self, batch_id: str) -> int:
+        """How many activities the batch has recorded: paid for, and not to be repeated.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        record = await self._record(batch_id)
+        return await self._worker.store.count_checkpoints(record.batch_id)
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+
+    def _check_running(self) -> None:
+        if not self._worker.running:
+            raise WorkerNotRunningError("the orchestrator is not running: use it inside `async with`")
+
+    async def _record(self, batch_id: str) -> BatchRecord:
+        self._check_running()
+        record = await self._worker.store.batch(BatchId(batch_id))
+        if record is None or not record.sealed:
+            raise BatchNotFoundError(batch_id)
+        if record.workflow != self._workflow.name:
+            raise WorkflowMismatchError(batch_id, self._workflow.name, record.workflow)
+        return record
+
+    def _snapshot(self, record: BatchRecord) -> BatchSnapshot[S]:
+        return snapshot_of(record, self._workflow.machine, self._worker.clock.now())
+
+    async def _documents(
+        self, batch_id: str, statuses: Collection[ExecutionStatus], *, inputs: bool
+    ) -> AsyncGenerator[DocumentRecord, None]:
+        pages = document_pages(self._worker.store, BatchId(batch_id), statuses, PAGE, inputs=inputs)
+        async for page in pages:
+            for document in page:
+                yield document
+
+    def _info(self, batch: BatchRecord, document: DocumentRecord, stages: tuple[str, ...]) -> DocumentInfo[D]:
+        execution = document.execution
+        status = execution.status
+        if batch.ended and status in _UNFINISHED:
+            status = "cancelled"
+        failed = document.outcome is not None and status != "succeeded"
+        return DocumentInfo(
+            document_id=execution.document_id,
+            document=self._workflow.document_codec.decode(document.input),
+            status=status,
+            stage=stages[execution.mark] if execution.mark >= 0 else None,
+            attempts=execution.attempt,
+            failure=failure_of(document) if failed else None,
+            updated_at=from_micros(execution.updated_at),
+        )
+
+    async def _result(self, record: BatchRecord) -> BatchResult[V]:
+        state: Any = state_of(record, self._workflow.machine)
+        assert isinstance(state, Completed | Failed | Cancelled)
+        resolution: V | None = None
+        if isinstance(state, Completed) and definition_of(record).resolver:
+            (resolver,) = await self._worker.store.documents(
+                record.batch_id, after=RESOLVER_POSITION - 1, limit=1
+            )
+            assert resolver.outcome is not None
+            resolution = self._workflow.resolution_codec.decode(resolver.outcome)
+        return BatchResult(
+            batch_id=record.batch_id,
+            state=state,
+            counts=record.counts,
+            resolution=resolution,
+            failures=await self._first_failures(record) if record.counts.failed else (),
+        )
+
+    async def _first_failures(self, record: BatchRecord) -> list[DocumentFailure]:
+        found = await self._worker.store.documents(
+            record.batch_id, statuses=["failed"], limit=_FAILURES_SHOWN, inputs=False
+        )
+        return [failure_of(document) for document in found]

@@ -1,0 +1,159 @@
+"""Leases, heartbeats, and the rescue of what dead workers held.
+
+A worker is alive while its lease is. One row is renewed, on a thread and connection of its own, so that code that
+blocks the event loop does not cost the lease; but a loop that has not turned for `max_stall` is as good as dead,
+and its lease is let go. A worker counts itself dead before the store would.
+
+The death of a process on the same machine is seen at once: where boot id and pid namespace are the same, and no
+process of that pid, or another one (its start time differs), is there. Anywhere else the lease decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from durable_batches.clock import Clock
+from durable_batches.errors import StoreUnavailableError
+from durable_batches.lifecycle.records import WorkerId, WorkerRecord
+from durable_batches.stores.protocol import Store
+
+__all__ = ["Heartbeat", "ProcessIdentity", "is_dead", "this_process"]
+
+_log = logging.getLogger("durable_batches")
+
+_BEATS_A_LEASE: Final = 3
+_OWN_SHARE: Final = 0.8
+"""Of the lease: after this much without a renewal the worker stops itself."""
+
+
+class ProcessIdentity(NamedTuple):
+    """What tells a process from every other one of its machine, past ones included. Empty: it cannot be told."""
+
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    started: str
+
+
+@lru_cache(maxsize=1)
+def _identity(pid: int) -> ProcessIdentity:
+    return ProcessIdentity(_read("/proc/sys/kernel/random/boot_id"), _namespace(), pid, _started(pid))
+
+
+def this_process() -> ProcessIdentity:
+    """The identity of the running process (not of the one it was forked from)."""
+    return _identity(os.getpid())
+
+
+def is_dead(worker: WorkerRecord) -> bool:
+    """Whether the worker's process is known to be gone; False where that cannot be told from here."""
+    here = this_process()
+    if not here.boot_id or not worker.boot_id or not worker.started:
+        return False
+    if worker.boot_id != here.boot_id or worker.pid_namespace != here.pid_namespace or not here.pid_namespace:
+        return False
+    return _started(worker.pid) != worker.started
+
+
+def _started(pid: int) -> str:
+    """When the process started, in clock ticks since boot; empty where there is none."""
+    stat = _read(f"/proc/{pid}/stat")
+    # The name, in parentheses, may itself hold spaces and parentheses; the state follows it. A zombie is dead.
+    fields = stat.rpartition(")")[2].split()
+    return "" if len(fields) < 20 or fields[0] in ("Z", "X") else fields[19]
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+class Heartbeat:
+    """Renews one worker's lease on a thread of its own.
+
+    Args:
+        store: Whose heart it is.
+        worker: Whose lease.
+        lease: How long it is.
+        max_stall: How long the event loop may stand still.
+        clock: Of the worker.
+        lost: Called from the thread, once, when the worker is dead or must count itself so.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        worker: WorkerId,
+        lease: timedelta,
+        max_stall: timedelta,
+        clock: Clock,
+        lost: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._lease = lease.total_seconds()
+        self._max_stall = max_stall.total_seconds()
+        self._clock = clock
+        self._lost = lost
+        self._stop = threading.Event()
+        self._ticked = clock.boot()
+        self._thread = threading.Thread(target=self._run, name="durable-batches-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def tick(self) -> None:
+        """The event loop turns."""
+        self._ticked = self._clock.boot()
+
+    def signal_stop(self) -> None:
+        """Beat no more."""
+        self._stop.set()
+
+    def join(self) -> None:
+        """Wait for the thread's end; blocks."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        heart = self._store.heart(self._worker)
+        renewed = self._clock.boot()
+        try:
+            while not self._stop.wait(self._lease / _BEATS_A_LEASE):
+                now = self._clock.boot()
+                if now - self._ticked > self._max_stall:
+                    _log.error(
+                        "the event loop of worker %s has not turned for %.0f s; its lease is let go",
+                        self._worker,
+                        now - self._ticked,
+                    )
+                    break
+                try:
+                    if not heart.beat():
+                        break
+                    renewed = now
+                except StoreUnavailableError as error:
+                    _log.warning("the lease of worker %s was not renewed: %s", self._worker, error)
+                    if now - renewed > self._lease * _OWN_SHARE:
+                        break
+            else:
+                return
+        finally:
+            heart.close()
+        self._lost()

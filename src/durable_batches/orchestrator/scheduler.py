@@ -1,0 +1,361 @@
+"""Claim and run, bounded: which documents this worker holds, how many more it takes, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from durable_batches.clock import Timer
+from durable_batches.errors import (
+    DurableBatchesError,
+    FactRejectedError,
+    PayloadError,
+    StoreUnavailableError,
+    WorkerFencedError,
+)
+from durable_batches.lifecycle.core import definition_of
+from durable_batches.lifecycle.events import LAST_EVENT_TAGS
+from durable_batches.lifecycle.facts import (
+    ExecutionFailed,
+    ExecutionReleased,
+    ExecutionSucceeded,
+    Fact,
+)
+from durable_batches.lifecycle.failures import DocumentFailureRecord, message_of
+from durable_batches.lifecycle.policies import neighbours_allowed
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    CheckpointRecord,
+    Claim,
+    ClaimRequest,
+    Committed,
+    ExecutionKey,
+    Micros,
+)
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.orchestrator.resolution import StoredResults
+from durable_batches.runtime.codec import Codec
+from durable_batches.runtime.execute import (
+    Attempt,
+    AttemptFailed,
+    AttemptStopped,
+    AttemptSucceeded,
+    StopReason,
+    Surroundings,
+)
+from durable_batches.runtime.workflow import Workflow
+from durable_batches.stores.protocol import Store
+
+__all__ = ["AnyWorkflow", "Scheduler"]
+
+_log = logging.getLogger("durable_batches")
+
+AnyWorkflow: TypeAlias = Workflow[Any, Any, Any, Any]
+
+_CHECKPOINTS_A_CLAIM: Final = 1_000
+_IDLE_MICROS: Final = 5_000_000
+_POLL_SECONDS: Final = 0.1
+_AFTER_DUE_SECONDS: Final = 0.001
+"""The loop's clock and the store's may differ by less than this: better just after a due time than just before."""
+
+
+class _Held:
+    """A claimed execution: its attempt, and the task that runs it."""
+
+    __slots__ = ("attempt", "finishing", "task", "window")
+
+    def __init__(self, attempt: Attempt, window: int) -> None:
+        self.attempt = attempt
+        self.window = window
+        self.finishing = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class Scheduler:
+    """The documents of one worker incarnation.
+
+    Args:
+        store: For what does not come with a claim.
+        workflows: What it can run, by (name, version); may grow.
+        surroundings: What its attempts share; their recorder is the journal.
+        capacity: Executions at once.
+        poke: Has the journal make a commit, if only to claim.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        workflows: Mapping[tuple[str, str], AnyWorkflow],
+        surroundings: Surroundings,
+        *,
+        capacity: int,
+        poke: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._workflows = workflows
+        self._shared = surroundings
+        self._capacity = capacity
+        self._poke = poke
+        self._held: dict[ExecutionKey, _Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hungry = True
+        self._timer: Timer | None = None
+        self._closing = False
+
+    # ---- claiming --------------------------------------------------------------------------------------------
+
+    def hint(self) -> None:
+        """There may be something new to claim."""
+        self._hungry = True
+        self._poke()
+
+    async def run(self) -> None:
+        """Look for work that other processes bring, until cancelled; what this one brings is hinted at."""
+        self.hint()
+        while True:
+            if self._workflows and self._room() > 0:
+                await self._wait_for_work()
+                self.hint()
+            await self._shared.clock.sleep(_POLL_SECONDS)
+
+    async def _wait_for_work(self) -> None:
+        try:
+            await self._store.wait({}, work=list(self._workflows), timeout=_IDLE_MICROS)
+        except StoreUnavailableError as error:
+            _log.warning("looking for work waits: %s", error)
+
+    def _room(self) -> int:
+        return self._capacity - len(self._held)
+
+    def claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
+        """What to claim with the commit of these facts."""
+        ending = {
+            ExecutionKey(fact.batch_id, fact.position)
+            for fact in facts
+            if isinstance(fact, ExecutionSucceeded | ExecutionFailed | ExecutionReleased)
+        }
+        if ending:
+            self._hungry = True
+        if not self._hungry or self._closing or not self._workflows:
+            return None
+        held = len(self._held.keys() - ending)
+        window = min(
+            (entry.window for key, entry in self._held.items() if key not in ending), default=self._capacity
+        )
+        limit = min(self._capacity, window) - held
+        if limit <= 0:
+            return None
+        return ClaimRequest(
+            workflows=frozenset(self._workflows),
+            limit=limit,
+            held=held,
+            window=window,
+            capacity=self._capacity,
+            checkpoints=_CHECKPOINTS_A_CLAIM,
+        )
+
+    def committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
+        """A commit is through: let go of what ended, stop what its batch does not want any more, start the claims."""
+        for fact in facts:
+            if isinstance(fact, ExecutionSucceeded | ExecutionFailed | ExecutionReleased):
+                self._held.pop(ExecutionKey(fact.batch_id, fact.position), None)
+        if request is not None:
+            self._hungry = len(committed.claims) == request.limit
+            self._wake_in(committed.retry_in)
+        for event in committed.events:
+            if event.tag in LAST_EVENT_TAGS:
+                self.batch_ended(event.batch_id)
+        for claim in committed.claims:
+            self._start(claim)
+
+    def _wake_in(self, delay: Micros | None) -> None:
+        """Look again when the next retry or deadline falls due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if delay is not None and not self._closing:
+            self._timer = self._shared.clock.call_later(delay / 1_000_000 + _AFTER_DUE_SECONDS, self.hint)
+
+    # ---- stopping --------------------------------------------------------------------------------------------
+
+    def batch_ended(self, batch_id: BatchId) -> None:
+        """The batch's run is over: what still runs of it is stopped."""
+        for key, entry in self._held.items():
+            if key.batch_id == batch_id and not entry.finishing:
+                entry.attempt.stop("ended")
+
+    def held_batches(self) -> set[BatchId]:
+        """The batches of which something runs here."""
+        return {key.batch_id for key in self._held}
+
+    def close(self) -> None:
+        """Claim nothing more."""
+        self._closing = True
+        self._wake_in(None)
+
+    async def drain(self, seconds: float) -> None:
+        """Let running calls finish for so many seconds, then end them; then give everything back."""
+        self._stop("shutdown", drain=True)
+        timer = self._shared.clock.call_later(seconds, lambda: self._stop("shutdown", drain=False))
+        try:
+            await self._all_ended()
+        finally:
+            timer.cancel()
+
+    async def abandon(self) -> None:
+        """The worker was declared dead: end everything, and say nothing about it."""
+        self._stop("fenced", drain=False)
+        await self._all_ended()
+
+    def _stop(self, reason: StopReason, *, drain: bool) -> None:
+        for entry in self._held.values():
+            if not entry.finishing:
+                entry.attempt.stop(reason, drain=drain)
+
+    async def _all_ended(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # ---- running ---------------------------------------------------------------------------------------------
+
+    def _start(self, claim: Claim) -> None:
+        execution, workflow = claim.execution, self._workflows[(claim.batch.workflow, claim.batch.version)]
+        config = definition_of(claim.batch).config
+        resolver = execution.position == RESOLVER_POSITION
+        timeout = config.document_timeout
+        # Its checkpoints may be more than came along; then they are read before it starts.
+        attempt = Attempt(
+            execution,
+            stage_index=None if resolver else workflow.stage_index,
+            checkpoints=list(claim.checkpoints),
+            surroundings=self._shared,
+            timeout=None if timeout is None or resolver else timeout.total_seconds(),
+        )
+        window = neighbours_allowed(execution.crashes, config.max_crashes, self._capacity)
+        entry = _Held(attempt, window)
+        self._held[ExecutionKey(execution.batch_id, execution.position)] = entry
+        run = self._resolve if resolver else self._run_document
+        entry.task = asyncio.create_task(self._guarded(run(entry, claim, workflow), claim))
+        self._tasks.add(entry.task)
+        entry.task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, running: Coroutine[Any, Any, None], claim: Claim) -> None:
+        try:
+            await running
+        except WorkerFencedError:
+            # The incarnation is over, and with it everything it held; the worker starts another.
+            pass
+        except DurableBatchesError as error:
+            _log.error(
+                "document %r of batch %r is given up by this worker: %s",
+                claim.execution.document_id,
+                claim.batch.batch_id,
+                error,
+            )
+
+    async def _run_document(self, entry: _Held, claim: Claim, workflow: AnyWorkflow) -> None:
+        self._shared.stats.documents_run += 1
+        await self._load_more(entry, claim)
+
+        async def body() -> Any:
+            return await workflow.fn(workflow.document_codec.decode(claim.input))
+
+        outcome = await entry.attempt.run(body)
+        await self._conclude(entry, claim, outcome, workflow.result_codec)
+
+    async def _resolve(self, entry: _Held, claim: Claim, workflow: AnyWorkflow) -> None:
+        await self._load_more(entry, claim)
+        resolver = workflow.resolver
+        results = StoredResults(self._store, claim.batch.batch_id, claim.batch.counts, workflow.result_codec)
+
+        async def body() -> Any:
+            if resolver is None:
+                raise PayloadError(f"workflow {workflow.name!r}", "$", "it has no resolver any more")
+            return await resolver(results)
+
+        outcome = await entry.attempt.run(body)
+        retry_in = None
+        if isinstance(outcome, AttemptFailed) and outcome.retryable:
+            delay = workflow.resolver_retry.delay(
+                outcome.error,
+                claim.execution.failures + 1,
+                random.random(),  # noqa: S311  (jitter)
+            )
+            retry_in = None if delay is None else int(delay.total_seconds() * 1_000_000)
+        await self._conclude(entry, claim, outcome, workflow.resolution_codec, retry_in)
+
+    async def _load_more(self, entry: _Held, claim: Claim) -> None:
+        if not claim.more_checkpoints:
+            return
+        execution = claim.execution
+        checkpoints: list[CheckpointRecord] = list(claim.checkpoints)
+        while True:
+            page = await self._store.checkpoints(
+                execution.batch_id,
+                execution.position,
+                after=checkpoints[-1].key if checkpoints else "",
+                limit=_CHECKPOINTS_A_CLAIM,
+            )
+            checkpoints += page
+            if len(page) < _CHECKPOINTS_A_CLAIM:
+                break
+        entry.attempt.recorded = type(entry.attempt.recorded)(checkpoints)
+
+    async def _conclude(
+        self,
+        entry: _Held,
+        claim: Claim,
+        outcome: AttemptSucceeded | AttemptFailed | AttemptStopped,
+        codec: Codec[Any],
+        retry_in: Micros | None = None,
+    ) -> None:
+        """Report how the attempt ended; the one fact that ends it."""
+        entry.finishing = True
+        execution = claim.execution
+        identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
+        match outcome:
+            case AttemptStopped(reason="fenced"):
+                return
+            case AttemptStopped():
+                await self._shared.recorder.record(ExecutionReleased(*identity))
+                return
+            case AttemptSucceeded(value=value, unused_checkpoints=unused):
+                try:
+                    fact = ExecutionSucceeded(*identity, codec.encode(value), unused)
+                    await self._shared.recorder.record(fact)
+                except (PayloadError, FactRejectedError) as error:
+                    await self._shared.recorder.record(_failed_to_record(identity, error, execution.attempt))
+                else:
+                    self._warn_of_unused(claim, unused)
+            case AttemptFailed(record=record, retryable=retryable, forget=forget):
+                await self._shared.recorder.record(
+                    ExecutionFailed(
+                        *identity,
+                        outcome=record.encode(),
+                        error=record.error,
+                        retryable=retryable,
+                        retry_in=retry_in,
+                        forget=forget,
+                    )
+                )
+
+    def _warn_of_unused(self, claim: Claim, unused: int) -> None:
+        if unused:
+            self._shared.stats.checkpoints_unused += unused
+            _log.warning(
+                "document %r of batch %r did not ask for %d of its recorded activities again: was an activity "
+                "renamed, or is an input not the same on every attempt?",
+                claim.execution.document_id,
+                claim.batch.batch_id,
+                unused,
+            )
+
+
+def _failed_to_record(
+    identity: tuple[BatchId, int, int, int], error: DurableBatchesError, attempts: int
+) -> ExecutionFailed:
+    record = DocumentFailureRecord(message_of(error), type(error).__name__, None, attempts)
+    return ExecutionFailed(*identity, outcome=record.encode(), error=record.error, retryable=False)

@@ -1,0 +1,188 @@
+"""Submission: documents of any number go in chunk by chunk, and become a batch all at once, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import Any, Final, Generic, Literal, TypeVar
+from uuid import uuid4
+
+from pydantic import BaseModel
+
+from durable_batches.errors import (
+    BatchExistsError,
+    BatchNotFoundError,
+    ConfigurationError,
+    StoreUnavailableError,
+    SubmissionInProgressError,
+    WorkflowMismatchError,
+)
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.core import Definition, new_batch
+from durable_batches.lifecycle.facts import Discard, Seal
+from durable_batches.lifecycle.records import (
+    RESOLVER_DOCUMENT_ID,
+    RESOLVER_POSITION,
+    BatchRecord,
+    NewDocument,
+    WorkerId,
+)
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.orchestrator.worker import Worker
+from durable_batches.runtime.workflow import Workflow
+
+__all__ = ["Submission"]
+
+_log = logging.getLogger("durable_batches")
+
+_CHUNK_DOCUMENTS: Final = 500
+_CHUNK_BYTES: Final = 4 * 1024 * 1024
+_LONGEST_ID: Final = 512
+
+D = TypeVar("D")
+
+
+class Submission(Generic[D]):
+    """One call of `submit`."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        workflow: Workflow[D, Any, Any, Any],
+        *,
+        config: BatchConfig,
+        batch_id: str | None,
+        document_id: Callable[[D], str] | None,
+        if_exists: Literal["attach", "error"],
+    ) -> None:
+        self._worker = worker
+        self._workflow = workflow
+        self._config = config
+        self._batch_id = BatchId(uuid4().hex if batch_id is None else _checked_id(batch_id, "batch_id"))
+        self._document_id = document_id
+        self._if_exists = if_exists
+
+    async def run(self, documents: Iterable[D] | AsyncIterable[D]) -> BatchId:
+        """See `BatchOrchestrator.submit`."""
+        source = _iterated(documents)
+        loader = self._worker.worker_id
+        if await self._attached(loader):
+            return self._batch_id
+        self._worker.loading.add(self._batch_id)
+        try:
+            total = await self._load(source, loader)
+            committed = await self._worker.control(self._batch_id, Seal(loader, total))
+            if not committed.applied:
+                raise SubmissionInProgressError(self._batch_id)
+        except BaseException:
+            await self._discard(loader)
+            raise
+        finally:
+            self._worker.loading.discard(self._batch_id)
+        return self._batch_id
+
+    async def _attached(self, loader: WorkerId) -> bool:
+        """Create the batch, unsealed; True: it is there already, and that is fine."""
+        record = new_batch(
+            batch_id=self._batch_id,
+            workflow=self._workflow.name,
+            version=self._workflow.version,
+            loader=loader,
+            definition=Definition(
+                self._workflow.machine.tags, self._workflow.resolver is not None, self._config
+            ),
+            now=self._worker.clock.now(),
+        )
+        while True:
+            existing = await self._worker.store.create(record)
+            if existing is None:
+                return False
+            if existing.workflow != self._workflow.name:
+                raise WorkflowMismatchError(self._batch_id, self._workflow.name, existing.workflow)
+            if existing.loader is None:
+                if self._if_exists == "error":
+                    raise BatchExistsError(self._batch_id)
+                return True
+            await self._wipe(existing, existing.loader)
+
+    async def _wipe(self, existing: BatchRecord, loader: WorkerId) -> None:
+        """Remove what a submitter that is dead by now has left behind."""
+        await self._worker.rescue()
+        if loader == self._worker.worker_id:
+            alive = existing.batch_id in self._worker.loading
+        else:
+            alive = any(worker.worker_id == loader for worker in await self._worker.store.workers())
+        if alive:
+            raise SubmissionInProgressError(self._batch_id)
+        await self._discard(loader)
+
+    async def _discard(self, loader: WorkerId) -> None:
+        removal = asyncio.ensure_future(self._worker.store.control(self._batch_id, Discard(loader)))
+        try:
+            await asyncio.shield(removal)
+        except asyncio.CancelledError:
+            await asyncio.wait([removal])
+            raise
+        except BatchNotFoundError:
+            pass
+        except StoreUnavailableError as error:
+            # It stays behind unsealed: invisible, and wiped when its id is submitted again.
+            _log.warning("what was loaded of batch %r could not be removed: %s", self._batch_id, error)
+
+    async def _load(self, source: AsyncIterator[D], loader: WorkerId) -> int:
+        store, position = self._worker.store, 0
+        chunk: list[NewDocument] = []
+        size = 0
+        if self._workflow.resolver is not None:
+            chunk.append(NewDocument(RESOLVER_POSITION, RESOLVER_DOCUMENT_ID, b""))
+        async for document in source:
+            payload = self._workflow.document_codec.encode(document)
+            chunk.append(NewDocument(position, self._id_of(document, position), payload))
+            position += 1
+            size += len(payload)
+            if len(chunk) >= _CHUNK_DOCUMENTS or size >= _CHUNK_BYTES:
+                await store.add(self._batch_id, loader, chunk)
+                chunk, size = [], 0
+        if chunk:
+            await store.add(self._batch_id, loader, chunk)
+        return position
+
+    def _id_of(self, document: D, position: int) -> str:
+        if self._document_id is None:
+            return str(position)
+        return _checked_id(self._document_id(document), "document_id")
+
+
+def _iterated(documents: Any) -> AsyncIterator[Any]:
+    """The documents, one by one.
+
+    Raises:
+        ConfigurationError: This is no collection of documents (a string is one document, not many).
+    """
+    if isinstance(documents, str | bytes | bytearray | memoryview | BaseModel):
+        raise ConfigurationError(
+            f"submit() takes a collection of documents; this {type(documents).__name__} is one: submit([...])"
+        )
+    if isinstance(documents, AsyncIterable):
+        return aiter(documents)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(documents, Iterable):
+        return _in_turn(documents)  # pyright: ignore[reportUnknownArgumentType]
+    raise ConfigurationError(
+        f"submit() takes an iterable or async iterable of documents, not {type(documents).__name__!r}"
+    )
+
+
+async def _in_turn(documents: Iterable[D]) -> AsyncIterator[D]:
+    for document in documents:
+        yield document
+
+
+def _checked_id(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{what} must be a str, not {type(value).__name__!r}")
+    if not value or len(value) > _LONGEST_ID:
+        raise ConfigurationError(f"{what} must have 1 to {_LONGEST_ID} characters, not {len(value)}")
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigurationError(f"{what} must not contain NUL or lone surrogates")
+    return value

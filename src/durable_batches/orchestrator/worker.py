@@ -1,0 +1,430 @@
+"""This process's share of the work: one journal, one lease, one budget, for any number of workflows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from types import TracebackType
+from typing import Final
+from uuid import uuid4
+
+from typing_extensions import Self
+
+from durable_batches.clock import Clock, SystemClock
+from durable_batches.errors import (
+    ConfigurationError,
+    StoreUnavailableError,
+    WorkerFencedError,
+    WorkerNotRunningError,
+)
+from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId, WorkerRecord
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.orchestrator.journal import Journal
+from durable_batches.orchestrator.recovery import Heartbeat, is_dead, this_process
+from durable_batches.orchestrator.scheduler import AnyWorkflow, Scheduler
+from durable_batches.orchestrator.subscriptions import Subscriptions
+from durable_batches.runtime.execute import ActivityReport, RunStats, Surroundings
+from durable_batches.stores.protocol import Store
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger("durable_batches")
+
+_RESCUE_SECONDS: Final = 1.0
+"""How often a worker looks for others that have died, and for ends of its batches that others brought about."""
+
+_DEFAULT_LEASE: Final = timedelta(seconds=30)
+_DEFAULT_DRAIN: Final = timedelta(seconds=30)
+_DEFAULT_STALL: Final = timedelta(minutes=5)
+
+
+class Worker:
+    """A worker serves the workflows of its orchestrators, inside `async with`; constructing it needs no event loop.
+
+    Args:
+        store: Where the batches are.
+        max_in_flight: Documents in flight here at once, over all batches. 0: submits and reads only.
+        lease: How long others wait for a sign of life before they take over its documents.
+        drain: How long activities may go on when the worker is closed; then they are cancelled. Unfinished
+            documents are given back, with everything that they have recorded.
+        max_stall: How long the event loop may stand still before the lease is let go.
+        clock: The time it goes by.
+
+    Raises:
+        ConfigurationError: `store` is no store, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_in_flight: int = 100,
+        lease: timedelta = _DEFAULT_LEASE,
+        drain: timedelta = _DEFAULT_DRAIN,
+        max_stall: timedelta = _DEFAULT_STALL,
+        clock: Clock | None = None,
+    ) -> None:
+        if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"{type(store).__name__!r} is no store; give a SQLiteStore, a MemoryStore, or an object with the "
+                "methods of durable_batches.stores.Store"
+            )
+        if max_in_flight < 0:
+            raise ConfigurationError("max_in_flight must be 0 or more")
+        if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):
+            raise ConfigurationError("lease and max_stall must be positive, and drain not negative")
+        self._store: Final[Store] = store
+        self._max_in_flight = max_in_flight
+        self._lease = lease
+        self._drain = drain
+        self._max_stall = max_stall
+        self._clock: Final[Clock] = clock or SystemClock()
+        self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
+        self._stats = RunStats()
+        self._entered = 0
+        self._entering = asyncio.Lock()
+        self._subscriptions: Subscriptions | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._incarnation: _Incarnation | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._closing = False
+        self._loading: set[BatchId] = set()
+
+    # ---- for users -------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Open the store, register, take back what dead workers held, and begin to work. Entering nests."""
+        async with self._entering:
+            if self._entered == 0:
+                await self._open()
+            self._entered += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop claiming, drain, give back what is unfinished, and say goodbye."""
+        async with self._entering:
+            self._entered -= 1
+            if self._entered == 0:
+                await self._close()
+
+    @property
+    def store(self) -> Store:
+        """Where the batches are."""
+        return self._store
+
+    @property
+    def stats(self) -> RunStats:
+        """What this worker has done since it was made, in numbers."""
+        return self._stats
+
+    # ---- for its orchestrators -------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """The time it goes by."""
+        return self._clock
+
+    @property
+    def running(self) -> bool:
+        """Whether it is inside its `async with`."""
+        return self._entered > 0
+
+    @property
+    def worker_id(self) -> WorkerId:
+        """Its id in the store, of this incarnation."""
+        return self._alive().worker_id
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        """Who watches which batch."""
+        if self._subscriptions is None:
+            raise WorkerNotRunningError("the worker is not running: use it inside `async with`")
+        return self._subscriptions
+
+    @property
+    def loading(self) -> set[BatchId]:
+        """The batches that are being submitted through it at this moment."""
+        return self._loading
+
+    def serve(self, workflow: AnyWorkflow) -> None:
+        """Run this workflow's batches from now on.
+
+        Raises:
+            ConfigurationError: Another workflow has its name and version.
+        """
+        for pair in workflow.versions:
+            if self._workflows.get(pair, workflow) is not workflow:
+                raise ConfigurationError(
+                    f"the worker serves another workflow {pair[0]!r} of version {pair[1]!r}"
+                )
+        for pair in workflow.versions:
+            self._workflows[pair] = workflow
+        self.hint()
+
+    def hint(self) -> None:
+        """There may be something new to claim."""
+        if self._incarnation is not None:
+            self._incarnation.scheduler.hint()
+
+    def reports(self, batch_id: BatchId) -> list[ActivityReport]:
+        """How far long activities of a batch say they are, of those that run here."""
+        if self._incarnation is None:
+            return []
+        reports = self._incarnation.surroundings.reports
+        return [report for key, report in reports.items() if key[0] == batch_id]
+
+    async def control(self, batch_id: BatchId, command: Command) -> Committed:
+        """Give a command, and let everybody here know what came of it."""
+        committed = await self._store.control(batch_id, command)
+        self.announce(committed)
+        return committed
+
+    def announce(self, committed: Committed) -> None:
+        """Hand on the events of a write that did not go through the journal."""
+        self.subscriptions.deliver(committed.events)
+        if self._incarnation is not None:
+            self._incarnation.scheduler.committed((), committed, None)
+            self._incarnation.scheduler.hint()
+
+    async def rescue(self) -> None:
+        """Declare dead who is, and free what they held."""
+        dead = [worker.worker_id for worker in await self._store.workers() if is_dead(worker)]
+        expired = await self._store.expire(dead=dead)
+        if expired.workers:
+            _log.warning("declared dead: %s", ", ".join(expired.workers))
+            self.announce(Committed(events=expired.events))
+
+    # ---- its life --------------------------------------------------------------------------------------------
+
+    def _alive(self) -> _Incarnation:
+        if self._incarnation is None:
+            raise WorkerNotRunningError("the worker is not running: use it inside `async with`")
+        return self._incarnation
+
+    async def _open(self) -> None:
+        await self._store.open()
+        self._closing = False
+        self._subscriptions = Subscriptions(self._store, self._clock)
+        self._threads = ThreadPoolExecutor(
+            max(self._max_in_flight, 1), thread_name_prefix="durable-batches-activity"
+        )
+        began = asyncio.Event()
+        self._life = asyncio.create_task(self._live(began), name="durable-batches worker")
+        waiting = asyncio.create_task(began.wait())
+        try:
+            await asyncio.wait([self._life, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if self._life.done():
+                self._life.result()
+        except BaseException:
+            await self._close()
+            raise
+        finally:
+            waiting.cancel()
+
+    async def _close(self) -> None:
+        self._closing = True
+        life, self._life = self._life, None
+        try:
+            if self._incarnation is not None:
+                self._incarnation.close()
+            if life is not None:
+                await _seen_through(life)
+        finally:
+            if self._subscriptions is not None:
+                await self._subscriptions.close()
+                self._subscriptions = None
+            if self._threads is not None:
+                # A thread cannot be cancelled; one that a timeout left behind ends in its own time.
+                self._threads.shutdown(wait=False, cancel_futures=True)
+                self._threads = None
+            await self._store.close()
+
+    async def _live(self, began: asyncio.Event) -> None:
+        """One incarnation after another, until closed: one that was declared dead is followed by a new one."""
+        while True:
+            incarnation = self._incarnation = self._new_incarnation()
+            try:
+                await incarnation.run(began)
+            except WorkerFencedError as error:
+                _log.error("%s; it drops its documents and starts anew", error)
+            else:
+                return
+            finally:
+                self._incarnation = None
+            if self._closing:
+                return
+
+    def _new_incarnation(self) -> _Incarnation:
+        assert self._threads is not None
+        return _Incarnation(
+            self,
+            self._store,
+            self._workflows,
+            threads=self._threads,
+            capacity=self._max_in_flight,
+            lease=self._lease,
+            drain=self._drain,
+            max_stall=self._max_stall,
+        )
+
+
+class _Incarnation:
+    """One life of a worker: from its registration to its goodbye, or to being declared dead."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        store: Store,
+        workflows: dict[tuple[str, str], AnyWorkflow],
+        *,
+        threads: ThreadPoolExecutor,
+        capacity: int,
+        lease: timedelta,
+        drain: timedelta,
+        max_stall: timedelta,
+    ) -> None:
+        self.worker_id: Final = WorkerId(uuid4().hex[:20])
+        self._worker = worker
+        self._store = store
+        self._workflows = workflows
+        self._lease = lease
+        self._drain = drain
+        self._clock = worker.clock
+        self.journal = Journal(
+            store, self.worker_id, self._clock, claim=self._claim_request, committed=self._committed
+        )
+        self.surroundings = Surroundings(
+            recorder=self.journal,
+            clock=self._clock,
+            threads=threads,
+            stats=worker.stats,
+        )
+        self.scheduler = Scheduler(
+            store, workflows, self.surroundings, capacity=capacity, poke=self.journal.poke
+        )
+        self._closed = asyncio.Event()
+        self._lost = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._heartbeat = Heartbeat(
+            store,
+            self.worker_id,
+            lease,
+            max_stall,
+            self._clock,
+            lost=lambda: loop.call_soon_threadsafe(self._lost.set),
+        )
+
+    def close(self) -> None:
+        """Wind up."""
+        self._closed.set()
+
+    async def run(self, began: asyncio.Event) -> None:
+        """Live.
+
+        Raises:
+            WorkerFencedError: The worker was declared dead.
+        """
+        identity = this_process()
+        await self._store.register(
+            WorkerRecord(
+                self.worker_id,
+                identity.boot_id,
+                identity.pid_namespace,
+                identity.pid,
+                identity.started,
+                frozenset(self._workflows),
+            ),
+            int(self._lease.total_seconds() * 1_000_000),
+        )
+        self._heartbeat.start()
+        try:
+            await self._worker.rescue()
+            began.set()
+            await self._work()
+        finally:
+            self._heartbeat.signal_stop()
+            await asyncio.to_thread(self._heartbeat.join)
+
+    async def _work(self) -> None:
+        journal = asyncio.create_task(self.journal.run(), name="durable-batches journal")
+        closed = asyncio.create_task(self._closed.wait())
+        lost = asyncio.create_task(self._lost.wait())
+        helpers = [
+            asyncio.create_task(self.scheduler.run(), name="durable-batches scheduler"),
+            asyncio.create_task(self._look_around(), name="durable-batches rescue"),
+        ]
+        try:
+            await asyncio.wait([journal, closed, lost, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            if closed.done():
+                await self._wind_up(journal, lost)
+            else:
+                await self._give_up(journal)
+                for helper in helpers:
+                    if helper.done():
+                        helper.result()
+                raise WorkerFencedError(self.worker_id)
+        finally:
+            for task in (journal, closed, lost, *helpers):
+                task.cancel()
+            await asyncio.gather(journal, closed, lost, *helpers, return_exceptions=True)
+
+    async def _wind_up(self, journal: asyncio.Task[None], lost: asyncio.Task[bool]) -> None:
+        """A clean end: drain, commit what is left, give the rest back, say goodbye."""
+        self.scheduler.close()
+        draining = asyncio.create_task(self.scheduler.drain(self._drain.total_seconds()))
+        await asyncio.wait([draining, journal, lost], return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            await self._give_up(journal)
+            await draining
+            raise WorkerFencedError(self.worker_id)
+        self.journal.close()
+        await journal
+        events = await self._store.leave(self.worker_id)
+        self._worker.subscriptions.deliver(events)
+
+    async def _give_up(self, journal: asyncio.Task[None]) -> None:
+        """Declared dead: nothing of what is held may be written any more."""
+        journal.cancel()
+        await asyncio.wait([journal])
+        self.scheduler.close()
+        await self.scheduler.abandon()
+
+    async def _look_around(self) -> None:
+        """Now and then: show that the loop turns, rescue, and notice what other processes decided."""
+        while True:
+            await self._clock.sleep(_RESCUE_SECONDS)
+            self._heartbeat.tick()
+            try:
+                await self._worker.rescue()
+                for batch_id in self.scheduler.held_batches():
+                    record = await self._store.batch(batch_id)
+                    if record is None or record.ended:
+                        self.scheduler.batch_ended(batch_id)
+            except StoreUnavailableError as error:
+                _log.warning("looking after other workers waits: %s", error)
+
+    def _claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
+        return self.scheduler.claim_request(facts)
+
+    def _committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
+        self._worker.subscriptions.deliver(committed.events)
+        self.scheduler.committed(facts, committed, request)
+
+
+async def _seen_through(task: asyncio.Task[None]) -> None:
+    """Await a task's end; a cancellation that arrives meanwhile is passed on when it has come."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,183 @@
+"""Checkpoint keys, and the recorded activities of one execution.
+
+A key is made of the activity's name and version, a digest of the canonical input, and the occurrence among
+identical calls. It is not a position: `asyncio.gather` may reorder calls, and a deploy may insert or remove
+activities, and every other recorded result is still found.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from inspect import Parameter, Signature
+from typing import Any, Final
+
+from durable_batches.errors import CheckpointMismatchError, PayloadError
+from durable_batches.lifecycle.records import CheckpointRecord
+from durable_batches.runtime.codec import Digester
+
+__all__ = ["CallKeys", "Recorded"]
+
+_DIGEST_BYTES: Final = 12
+"""96 bits tell the calls of one execution apart: a thousand calls collide with a chance of about 1e-23."""
+
+
+class CallKeys:
+    """Makes the keys of one activity's calls.
+
+    Args:
+        name: The activity's name.
+        version: Its version.
+        signature: Of the function.
+        hints: The parameters' annotations; those without one are no part of the digest.
+        key: The user's own key function, in place of the input's digest.
+    """
+
+    __slots__ = ("_digesters", "_key", "_names", "_prefix", "_signature", "_simple")
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        signature: Signature,
+        hints: Mapping[str, Any],
+        key: Callable[..., str] | None = None,
+    ) -> None:
+        self._prefix = f"{name}:{version}:"
+        self._signature = signature
+        self._key = key
+        parameters = signature.parameters.values()
+        self._names = tuple(signature.parameters)
+        # Calls that give every positional parameter in order and nothing else need no binding.
+        self._simple = all(parameter.kind is Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+        digesters = [
+            (
+                parameter.name,
+                f'"{parameter.name}":'.encode(),
+                Digester(
+                    _collected(parameter, hints[parameter.name]),
+                    f"argument {parameter.name!r} of activity {name!r}",
+                ),
+                parameter.default,
+            )
+            for parameter in parameters
+            if parameter.name in hints
+        ]
+        # By name, so that parameters may change their order.
+        self._digesters = tuple(sorted(digesters, key=lambda digester: digester[0]))
+
+    def base(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """The key of a call but for its occurrence.
+
+        Raises:
+            PayloadError: An argument cannot be encoded.
+            TypeError: The arguments do not fit the function.
+        """
+        if self._key is None:
+            return self._prefix + _digest(self._canonical(args, kwargs))
+        return f"{self._prefix}key={_digest(self._key(*args, **kwargs).encode())}"
+
+    def input_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        """The digest of the input of a call whose key is explicit; None where it has none."""
+        if self._key is None:
+            return None
+        try:
+            return _digest(self._canonical(args, kwargs))
+        except PayloadError:
+            # An explicit key is there for inputs that cannot be told by their digest.
+            return None
+
+    def _canonical(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        arguments = self._bound(args, kwargs)
+        parts: list[bytes] = []
+        for name, label, digester, default in self._digesters:
+            if name not in arguments:
+                continue
+            value = arguments[name]
+            if value is default or (type(value) is type(default) and value == default):
+                continue
+            parts.append(label + digester.encode(value))
+        return b",".join(parts)
+
+    def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._simple and not kwargs and len(args) == len(self._names):
+            return dict(zip(self._names, args, strict=True))
+        return self._signature.bind(*args, **kwargs).arguments
+
+
+def _collected(parameter: Parameter, annotation: Any) -> Any:
+    """The type of what is bound to a parameter."""
+    if parameter.kind is Parameter.VAR_POSITIONAL:
+        return tuple[annotation, ...]
+    if parameter.kind is Parameter.VAR_KEYWORD:
+        return dict[str, annotation]
+    return annotation
+
+
+def _digest(data: bytes) -> str:
+    return urlsafe_b64encode(blake2b(data, digest_size=_DIGEST_BYTES).digest()).decode()
+
+
+class Recorded:
+    """The checkpoints that an attempt found, and the keys that it gives out.
+
+    A call takes the first unused recorded success of its key, else the next recorded failure; a call that finds
+    neither is new, and gets a key that no other call of this execution has had.
+    """
+
+    __slots__ = ("_failures", "_inputs", "_next", "_successes", "found", "used")
+
+    def __init__(self, checkpoints: Iterable[CheckpointRecord] = ()) -> None:
+        self._successes: dict[str, list[CheckpointRecord]] = {}
+        self._failures: dict[str, list[CheckpointRecord]] = {}
+        self._next: dict[str, int] = {}
+        self._inputs: dict[str, str] = {}
+        self.found = 0
+        self.used = 0
+        for checkpoint in sorted(checkpoints, key=_occurrence, reverse=True):
+            base, occurrence = _split(checkpoint.key)
+            recorded = self._successes if checkpoint.kind == "succeeded" else self._failures
+            recorded.setdefault(base, []).append(checkpoint)
+            self._next[base] = max(self._next.get(base, 0), occurrence + 1)
+            self.found += 1
+
+    @property
+    def unused(self) -> int:
+        """Checkpoints that no call has taken."""
+        return self.found - self.used
+
+    def take(self, base: str) -> CheckpointRecord | None:
+        """The checkpoint that answers the next call of this key, if there is one."""
+        if self.used == self.found:
+            return None
+        for recorded in (self._successes, self._failures):
+            waiting = recorded.get(base)
+            if waiting:
+                self.used += 1
+                return waiting.pop()
+        return None
+
+    def new_key(self, base: str) -> str:
+        """The whole key of a call that found no checkpoint."""
+        occurrence = self._next.get(base, 0)
+        self._next[base] = occurrence + 1
+        return f"{base}#{occurrence}"
+
+    def check_input(self, base: str, digest: str, activity: str, batch_id: str, document_id: str) -> None:
+        """Two calls of one attempt with the same explicit key must have the same input.
+
+        Raises:
+            CheckpointMismatchError: They have not.
+        """
+        if self._inputs.setdefault(base, digest) != digest:
+            raise CheckpointMismatchError(activity, batch_id, document_id)
+
+
+def _split(key: str) -> tuple[str, int]:
+    base, _, occurrence = key.rpartition("#")
+    return base, int(occurrence)
+
+
+def _occurrence(checkpoint: CheckpointRecord) -> int:
+    return _split(checkpoint.key)[1]

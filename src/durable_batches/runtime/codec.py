@@ -1,0 +1,315 @@
+"""Values to bytes and back, driven by annotations; and the digests that checkpoint keys are made of.
+
+The format is JSON, by pydantic. Two things are made stricter than its defaults. `bytes` anywhere inside a value,
+also in models with a configuration of their own, are base64, so that they come back exactly; and what JSON would
+change silently (NaN, infinities, lone surrogates, values that are not of their annotated type) is refused with
+the path to it. Types only: nothing that is read can make the library run code.
+
+A digest is taken of the *canonical* form of an input: fields equal to their defaults left out, so that adding an
+optional field changes no digest; sets and dict keys sorted; members of a union told apart by their class.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUndefinedAnnotation
+from pydantic_core import (
+    PydanticSerializationError,
+    SchemaError,
+    SchemaSerializer,
+    SchemaValidator,
+    core_schema,
+    to_json,
+)
+
+from durable_batches.errors import ActivityDefinitionError, PayloadError, PayloadTooLargeError
+
+__all__ = ["MAX_PAYLOAD_BYTES", "Codec", "Digester"]
+
+T = TypeVar("T")
+
+MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
+"""The default limit of one encoded payload."""
+
+_MAX_DEPTH: Final = 200
+"""Levels of nesting that a payload may have; far beyond any document, far below any parser's stack."""
+
+_CONFIG: Final[dict[str, Any]] = {
+    "ser_json_bytes": "base64",
+    "val_json_bytes": "base64",
+    # Written as they are, so that they are found and refused rather than becoming null.
+    "ser_json_inf_nan": "constants",
+}
+
+
+class Codec(Generic[T]):
+    """Encodes and decodes values of one annotation.
+
+    Args:
+        annotation: The type.
+        what: What the values are, for messages ("result of activity 'split'").
+
+    Raises:
+        ActivityDefinitionError: Values of this annotation cannot be recorded.
+    """
+
+    __slots__ = ("_limit", "_serializer", "_validator", "_what")
+
+    def __init__(self, annotation: Any, what: str, *, limit: int = MAX_PAYLOAD_BYTES) -> None:
+        schema = _configured(_schema_of(annotation, what))
+        self._serializer = SchemaSerializer(schema, _core_config(), _use_prebuilt=False)
+        self._validator = SchemaValidator(schema, _core_config(), _use_prebuilt=False)
+        self._what = what
+        self._limit = limit
+
+    def encode(self, value: T) -> bytes:
+        """The value's bytes.
+
+        Raises:
+            PayloadError: The value cannot be stored exactly, or is not of the annotated type.
+            PayloadTooLargeError: It is over the limit.
+        """
+        try:
+            payload = self._serializer.to_json(value, warnings="error")
+        except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
+            raise self._refusal(value, error) from None
+        if b"NaN" in payload or b"Infinity" in payload:
+            culprit = _find_unstorable(value)
+            if culprit is not None:
+                raise PayloadError(self._what, *culprit)
+        if len(payload) > self._limit:
+            raise PayloadTooLargeError(self._what, len(payload), self._limit)
+        return payload
+
+    def decode(self, payload: bytes) -> T:
+        """The value of these bytes, as the annotated type.
+
+        Raises:
+            PayloadError: They are not of that type (the annotation has changed, say).
+        """
+        try:
+            value: T = self._validator.validate_json(payload)
+        except ValidationError as error:
+            raise PayloadError(self._what, *_first_problem(error)) from None
+        return value
+
+    def recoded(self, value: T) -> tuple[bytes, T]:
+        """The value's bytes, and the value as everybody else will read it: what a replay returns."""
+        payload = self.encode(value)
+        return payload, self.decode(payload)
+
+    def _refusal(self, value: T, error: Exception) -> PayloadError:
+        culprit = _find_unstorable(value)
+        if culprit is None:
+            culprit = ("$", _without_values(error))
+        return PayloadError(self._what, *culprit)
+
+
+class Digester:
+    """Encodes one parameter's values canonically, for a digest. One way only."""
+
+    __slots__ = ("_serializer", "_what")
+
+    def __init__(self, annotation: Any, what: str) -> None:
+        schema = _canonical(_configured(_schema_of(annotation, what)))
+        self._serializer = SchemaSerializer(schema, _core_config(), _use_prebuilt=False)
+        self._what = what
+
+    def encode(self, value: Any) -> bytes:
+        """The canonical bytes.
+
+        Raises:
+            PayloadError: The value is not encodable, or not of the annotated type.
+        """
+        try:
+            payload = self._serializer.to_json(value, exclude_defaults=True, warnings="error")
+        except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
+            culprit = _find_unstorable(value) or ("$", _without_values(error))
+            raise PayloadError(self._what, *culprit) from None
+        if b"NaN" in payload or b"Infinity" in payload:
+            culprit = _find_unstorable(value)
+            if culprit is not None:
+                raise PayloadError(self._what, *culprit)
+        return payload
+
+
+# ---- schemas ---------------------------------------------------------------------------------------------------
+
+
+def _core_config() -> core_schema.CoreConfig:
+    return core_schema.CoreConfig(**_CONFIG)
+
+
+def _schema_of(annotation: Any, what: str) -> Any:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        return adapter.core_schema
+    except (PydanticUserError, PydanticUndefinedAnnotation, SchemaError, NameError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ActivityDefinitionError(f"the {what} cannot be recorded: {reason}") from None
+
+
+def _rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A copy of a core schema, each of its parts changed, the inner ones first."""
+    if isinstance(schema, dict):
+        part: dict[str, Any] = {
+            key: value if key in ("metadata", "cls", "default") else _rewritten(value, change)
+            for key, value in schema.items()
+        }
+        return change(part) if "type" in part else part
+    if isinstance(schema, list):
+        return [_rewritten(item, change) for item in schema]
+    if isinstance(schema, tuple):
+        return tuple(_rewritten(item, change) for item in schema)
+    return schema
+
+
+def _configured(schema: Any) -> Any:
+    """The schema with our configuration in every model and dataclass: their own would win over an outer one."""
+
+    def change(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] in ("model", "dataclass", "typed-dict"):
+            return {**part, "config": {**(part.get("config") or {}), **_CONFIG}}
+        return part
+
+    return _rewritten(schema, change)
+
+
+def _canonical(schema: Any) -> Any:
+    """The schema with serializers that have one form only for equal values."""
+
+    def change(part: dict[str, Any]) -> dict[str, Any]:
+        match part["type"]:
+            case "set" | "frozenset":
+                return _serialized_by(part, _sorted_set)
+            case "dict":
+                return _serialized_by(part, _sorted_dict)
+            case "any":
+                return _serialized_by(part, _sorted_anything)
+            case "union" | "tagged-union":
+                return _serialized_by(part, _tagged_member)
+            case "default" if (
+                part["schema"].get("type") == "literal" and len(part["schema"]["expected"]) == 1
+            ):
+                # A tag is what tells two classes apart: it stays, though it equals its default.
+                inner: dict[str, Any] = part["schema"]
+                return inner
+            case _:
+                return part
+
+    return _rewritten(schema, change)
+
+
+def _serialized_by(part: dict[str, Any], function: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    if "serialization" in part:
+        return part
+    return {**part, "serialization": core_schema.wrap_serializer_function_ser_schema(function)}
+
+
+def _sorted_set(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return sorted((item for item in handler(value)), key=_canonical_text)
+
+
+def _sorted_dict(value: Any, handler: Callable[[Any], Any]) -> Any:
+    plain: Mapping[Any, Any] = handler(value)
+    return {key: plain[key] for key in sorted(plain, key=str)}
+
+
+def _sorted_anything(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return json.loads(_canonical_text(handler(_sets_sorted(value))))
+
+
+def _tagged_member(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return [type(value).__name__, handler(value)]
+
+
+def _sets_sorted(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted((_sets_sorted(item) for item in value), key=_canonical_text)
+    if isinstance(value, dict):
+        return {key: _sets_sorted(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sets_sorted(item) for item in value]
+    return value
+
+
+def _canonical_text(value: Any) -> str:
+    return json.dumps(json.loads(to_json(value, bytes_mode="base64")), sort_keys=True)
+
+
+# ---- what went wrong, without showing it -------------------------------------------------------------------------
+
+
+def _find_unstorable(value: Any) -> tuple[str, str] | None:
+    """The path to the first part of a value that JSON cannot hold, and why not."""
+    open_paths: list[tuple[str, Any, int]] = [("$", value, 0)]
+    while open_paths:
+        path, item, depth = open_paths.pop()
+        if depth > _MAX_DEPTH:
+            return path, f"nested deeper than {_MAX_DEPTH} levels (or within itself)"
+        if isinstance(item, float) and not math.isfinite(item):
+            return path, f"{item} is no JSON number"
+        if isinstance(item, str) and not _is_encodable(item):
+            return path, "the text has a lone surrogate, which UTF-8 cannot encode"
+        if isinstance(item, dict):
+            bad = next((key for key in item if isinstance(key, str) and not _is_encodable(key)), None)
+            if bad is not None:
+                return path, "a key has a lone surrogate, which UTF-8 cannot encode"
+        open_paths += [(f"{path}{step}", part, depth + 1) for step, part in reversed(list(_parts_of(item)))]
+        if _is_foreign(item):
+            return path, f"values of type {type(item).__name__!r} cannot be encoded"
+    return None
+
+
+def _parts_of(item: Any) -> list[tuple[str, Any]]:
+    if isinstance(item, BaseModel):
+        return [(f".{name}", getattr(item, name, None)) for name in type(item).model_fields]
+    if is_dataclass(item) and not isinstance(item, type):
+        return [(f".{field.name}", getattr(item, field.name, None)) for field in fields(item)]
+    if isinstance(item, dict):
+        return [
+            (f"[{str(key).encode(errors='replace').decode()[:40]!r}]", part) for key, part in item.items()
+        ]
+    if isinstance(item, list | tuple | set | frozenset):
+        return [(f"[{index}]", part) for index, part in enumerate(item)]
+    return []
+
+
+def _is_foreign(item: Any) -> bool:
+    """Whether not even pydantic's serializer for anything knows this single value."""
+    if isinstance(item, BaseModel | dict | list | tuple | set | frozenset | str | float | int | bool | None):
+        return False
+    if is_dataclass(item):
+        return False
+    try:
+        to_json(item, bytes_mode="base64")
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError):
+        return True
+    return False
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _first_problem(error: ValidationError) -> tuple[str, str]:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    return path, first["msg"]
+
+
+def _without_values(error: Exception) -> str:
+    """The error's message up to where it would show a value."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    reason = next((line for line in lines if "Expected" in line), lines[0] if lines else type(error).__name__)
+    return reason.partition(" [input_value=")[0].partition("- serialized value")[0][:200]

@@ -1,0 +1,522 @@
+"""One attempt of one execution: runs the workflow (or resolver), and owns the activity calls that it makes.
+
+The attempt ends in exactly one fact: succeeded, failed or released. Before that fact, every call it made has
+ended and is recorded, or was cancelled and awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Executor
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+
+from durable_batches.clock import Clock, Deadline
+from durable_batches.errors import (
+    ActivityFailedError,
+    ActivityTimeoutError,
+    DocumentTimeoutError,
+)
+from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, Fact, StageEntered
+from durable_batches.lifecycle.failures import ActivityFailure, DocumentFailureRecord, message_of
+from durable_batches.lifecycle.policies import is_retryable
+from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord, Refusal
+from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.runtime.activity import DurableActivity
+from durable_batches.runtime.checkpoint import Recorded
+from durable_batches.runtime.scope import scope
+
+__all__ = [
+    "ActivityReport",
+    "Attempt",
+    "AttemptFailed",
+    "AttemptStopped",
+    "AttemptSucceeded",
+    "Recorder",
+    "RunStats",
+]
+
+GRACE_SECONDS: Final = 30.0
+"""How long calls that a workflow left running may take to finish: they are paid for."""
+
+StopReason: TypeAlias = Literal["shutdown", "ended", "fenced"]
+
+
+class Recorder(Protocol):
+    """Where an attempt's facts go: the journal."""
+
+    def post(self, fact: Fact) -> None:
+        """Hand a fact in; it rides on the next commit."""
+        ...
+
+    def record(self, fact: Fact) -> Awaitable[Refusal | None]:
+        """Hand a fact in; awaits to its verdict once the store has committed it."""
+        ...
+
+
+@dataclass(slots=True)
+class RunStats:
+    """What this process has done, in numbers."""
+
+    activities_run: int = 0
+    """Activity calls that were run and recorded."""
+    activities_replayed: int = 0
+    """Activity calls that were answered from their checkpoints."""
+    checkpoints_unused: int = 0
+    """Recorded activities that a successful attempt did not ask for."""
+    documents_run: int = 0
+    """Attempts of documents."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityReport:
+    """How far a long activity says it is (`current_activity().report`), in this process."""
+
+    document_id: str
+    activity: str
+    current: int
+    total: int
+
+
+class AttemptSucceeded(NamedTuple):
+    """The body returned."""
+
+    value: Any
+    unused_checkpoints: int
+
+
+class AttemptFailed(NamedTuple):
+    """The body raised."""
+
+    error: BaseException
+    record: DocumentFailureRecord
+    retryable: bool
+    forget: tuple[str, ...]
+
+
+class AttemptStopped(NamedTuple):
+    """The attempt was stopped from outside."""
+
+    reason: StopReason
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What all attempts of a worker share."""
+
+    recorder: Recorder
+    clock: Clock
+    threads: Executor
+    stats: RunStats
+    reports: dict[tuple[BatchId, str, str], ActivityReport] = field(
+        default_factory=dict[tuple[BatchId, str, str], ActivityReport]
+    )
+    grace: float = GRACE_SECONDS
+
+
+class Attempt:
+    """One attempt. `run` is its life; everything else is called from within it, or to stop it.
+
+    Args:
+        execution: Whose attempt it is.
+        stage_index: Gives a stage's place in the machine, or raises ForeignStageError.
+        checkpoints: What earlier attempts recorded.
+        surroundings: What it shares with others.
+        on_mark: None where the execution has no stages (the resolver).
+    """
+
+    def __init__(
+        self,
+        execution: ExecutionRecord,
+        *,
+        stage_index: Callable[[type[Stage], str | None], int] | None,
+        checkpoints: list[CheckpointRecord],
+        surroundings: Surroundings,
+        timeout: float | None = None,
+    ) -> None:
+        self.execution = execution
+        self.recorded = Recorded(checkpoints)
+        self._stage_index = stage_index
+        self._mark = execution.mark
+        self._shared = surroundings
+        self._timeout = timeout
+        self._task: asyncio.Task[Any] | None = None
+        self._stopping: StopReason | None = None
+        self._ended = False
+        self._calls: set[_Call] = set()
+        self._calls_started = 0
+        self._idle: asyncio.Future[None] | None = None
+        self._cancel_when_idle = False
+        self._failures: dict[str, int] = {}
+
+    # ---- its life ------------------------------------------------------------------------------------------
+
+    async def run(
+        self, body: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
+        """Run the body in the current task, to its end and that of all the calls it made."""
+        self._task = asyncio.current_task()
+        outcome = await self._run(body)
+        self._ended = True
+        try:
+            await self._settle(0 if isinstance(outcome, AttemptStopped) else self._shared.grace)
+        except asyncio.CancelledError:
+            if self._stopping is None:
+                raise
+            # Stopped in its last moments: what it achieved stands, unless the run went on without it.
+            await self._settle(0)
+        if self._stopping in ("ended", "fenced"):
+            return AttemptStopped(self._stopping)
+        return outcome
+
+    async def _run(
+        self, body: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
+        if self._stopping is not None:
+            return AttemptStopped(self._stopping)
+        token = scope.set(self)
+        deadline = None if self._timeout is None else Deadline(self._shared.clock, self._timeout)
+        try:
+            if deadline is None:
+                value = await body()
+            else:
+                async with deadline:
+                    value = await body()
+        except asyncio.CancelledError as error:
+            if self._stopping is not None:
+                return AttemptStopped(self._stopping)
+            if self._cancelled_from_outside():
+                raise
+            return self._failed(error)
+        except Exception as error:  # noqa: BLE001  (a user's workflow may raise anything; its document has failed)
+            if self._stopping is not None:
+                # What it raised because it was being stopped is no failure of the document.
+                return AttemptStopped(self._stopping)
+            if deadline is not None and deadline.expired and isinstance(error, TimeoutError):
+                assert self._timeout is not None
+                batch_id, document_id = self.execution.batch_id, self.execution.document_id
+                error = DocumentTimeoutError(batch_id, document_id, self._timeout)
+            return self._failed(error)
+        finally:
+            scope.reset(token)
+        return AttemptSucceeded(value, self.recorded.unused)
+
+    def stop(self, reason: StopReason, *, drain: bool = False) -> None:
+        """Stop the attempt. No activity starts from here on.
+
+        With `drain`, calls that are running may finish and be recorded first; a second stop without it ends them.
+        """
+        self._stopping = self._stopping if self._stopping in ("ended", "fenced") else reason
+        if drain:
+            for call in self._calls:
+                call.stop_waiting()
+        if drain and self._calls:
+            self._cancel_when_idle = True
+        elif self._task is not None:
+            self._task.cancel()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping is not None
+
+    def _cancelled_from_outside(self) -> bool:
+        return self._task is not None and self._task.cancelling() > 0
+
+    async def _settle(self, grace: float) -> None:
+        """Let the calls that the body left behind finish for so many seconds; then cancel and await them."""
+        if not self._calls:
+            return
+        self._idle = asyncio.get_running_loop().create_future()
+        timer = self._shared.clock.call_later(grace, self._cancel_calls)
+        try:
+            await self._idle
+        finally:
+            timer.cancel()
+            self._idle = None
+
+    def _cancel_calls(self) -> None:
+        for call in self._calls:
+            call.task.cancel()
+
+    # ---- stages ----------------------------------------------------------------------------------------------
+
+    def enter_stage(self, stage: type[Stage]) -> None:
+        """See `WorkflowScope`."""
+        self._enter(stage, None)
+
+    def _enter(self, stage: type[Stage], activity: str | None) -> None:
+        if self._stage_index is None:
+            return
+        index = self._stage_index(stage, activity)
+        if index > self._mark and not self._ended:
+            self._mark = index
+            execution = self.execution
+            self._shared.recorder.post(
+                StageEntered(execution.batch_id, execution.run, execution.position, execution.attempt, index)
+            )
+
+    # ---- activities ------------------------------------------------------------------------------------------
+
+    async def call(
+        self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """See `WorkflowScope`."""
+        if self._stopping is not None or self._ended:
+            # The attempt is over: whoever still calls is unwound.
+            raise asyncio.CancelledError
+        recorded = self.recorded
+        base = activity.keys.base(args, kwargs)
+        digest = activity.keys.input_digest(args, kwargs)
+        execution = self.execution
+        if digest is not None:
+            recorded.check_input(base, digest, activity.name, execution.batch_id, execution.document_id)
+        if activity.stage is not None:
+            self._enter(activity.stage, activity.name)
+        checkpoint = recorded.take(base)
+        if checkpoint is not None:
+            return self._replay(activity, checkpoint)
+        self._calls_started += 1
+        call = _Call(self, activity, recorded.new_key(base))
+        self._calls.add(call)
+        try:
+            return await self._run_and_record(call, args, kwargs)
+        finally:
+            self._calls.discard(call)
+            if not self._calls:
+                self._became_idle()
+
+    def _became_idle(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        if self._cancel_when_idle and self._task is not None and not self._ended:
+            self._cancel_when_idle = False
+            self._task.cancel()
+
+    def _replay(self, activity: DurableActivity[Any, Any], checkpoint: CheckpointRecord) -> Any:
+        self._shared.stats.activities_replayed += 1
+        if checkpoint.kind == "succeeded":
+            return activity.codec.decode(checkpoint.payload)
+        error = ActivityFailure.decode(checkpoint.payload).error()
+        self._note_failure(error, checkpoint.key)
+        raise error
+
+    async def _run_and_record(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        activity, execution = call.activity, self.execution
+        try:
+            payload, value = await self._try(call, args, kwargs)
+        except Exception as error:
+            failure = ActivityFailure.of(
+                activity.name,
+                error,
+                call.attempt,
+                retryable=activity.retry.verdict(error) is not False,
+            )
+            await self._record_failure(call.key, failure, error)
+        fact = ActivityCompleted(
+            execution.batch_id, execution.run, execution.position, execution.attempt, call.key, payload
+        )
+        refusal = await self._shared.recorder.record(fact)
+        if refusal is not None:
+            self._refused(refusal)
+        self._shared.stats.activities_run += 1
+        return value
+
+    async def _record_failure(self, key: str, failure: ActivityFailure, cause: Exception) -> None:
+        execution = self.execution
+        error = failure.error()
+        # In the grace after the attempt's end only results are worth recording: nobody will catch a failure.
+        if not self._ended:
+            refusal = await self._shared.recorder.record(
+                ActivityFailed(
+                    execution.batch_id,
+                    execution.run,
+                    execution.position,
+                    execution.attempt,
+                    key,
+                    failure.encode(),
+                )
+            )
+            if refusal is not None:
+                self._refused(refusal)
+            self._note_failure(error, key)
+        raise error from cause
+
+    def _refused(self, refusal: Refusal) -> None:
+        """The store says that this attempt is not one any more: unwind it."""
+        self.stop("ended" if refusal == "ended" else "fenced")
+        raise asyncio.CancelledError
+
+    async def _try(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
+        """Call the function until it returns or its retries are used up; the encoded result, and as it is read."""
+        activity = call.activity
+        while True:
+            call.attempt += 1
+            try:
+                result = await self._once(call, args, kwargs)
+            except asyncio.CancelledError:
+                if _cancelling(call.task) or self._stopping is not None or self._ended:
+                    raise
+                # Not we were cancelled, but something that the function waited for.
+                error: Exception = RuntimeError("the activity's own work was cancelled")
+            except Exception as raised:  # noqa: BLE001  (whatever it is, the retry policy judges it)
+                error = raised
+            else:
+                return activity.codec.recoded(result)
+            delay = activity.retry.delay(error, call.attempt, random.random())  # noqa: S311  (jitter)
+            if delay is None:
+                raise error
+            await call.wait(self._shared.clock, delay.total_seconds())
+
+    async def _once(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        activity = call.activity
+        token = scope.set(call)
+        try:
+            if activity.timeout is None:
+                if activity.is_async:
+                    return await activity.fn(*args, **kwargs)
+                return await self._in_thread(activity.fn, args, kwargs)
+            seconds = activity.timeout.total_seconds()
+            deadline = Deadline(self._shared.clock, seconds)
+            try:
+                async with deadline:
+                    if activity.is_async:
+                        return await activity.fn(*args, **kwargs)
+                    return await self._in_thread(activity.fn, args, kwargs)
+            except TimeoutError as error:
+                if deadline.expired:
+                    raise ActivityTimeoutError(activity.name, seconds) from error
+                raise
+        finally:
+            scope.reset(token)
+
+    async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = partial(copy_context().run, fn, *args, **kwargs)
+        result: Any = await asyncio.get_running_loop().run_in_executor(self._shared.threads, call)
+        return await result if inspect.isawaitable(result) else result
+
+    # ---- failures --------------------------------------------------------------------------------------------
+
+    def _note_failure(self, error: ActivityFailedError, key: str) -> None:
+        self._failures[key] = self._calls_started
+        error.__dict__["_checkpoint"] = key
+
+    def _failed(self, error: BaseException) -> AttemptFailed:
+        leaves = list(_leaves(error))
+        first = next((leaf for leaf in leaves if isinstance(leaf, ActivityFailedError)), error)
+        if isinstance(first, ActivityFailedError):
+            error_type, activity = first.error_type, first.activity
+        else:
+            error_type, activity = type(error).__name__, None
+        record = DocumentFailureRecord(
+            error=message_of(first if isinstance(error, BaseExceptionGroup) else error),
+            error_type=error_type,
+            activity=activity,
+            attempts=self.execution.attempt,
+        )
+        return AttemptFailed(
+            error=error,
+            record=record,
+            retryable=all(_leaves_room(leaf) for leaf in leaves),
+            forget=self._ending_failures(error),
+        )
+
+    def _ending_failures(self, error: BaseException) -> tuple[str, ...]:
+        """The recorded failures that ended this attempt: the next one is to run those activities again.
+
+        Those that the error comes from; and those after which the workflow called nothing any more (siblings in a
+        `gather`, of which only one is raised). One that it caught and went on from stays, and is replayed.
+        """
+        keys = {key for key, started in self._failures.items() if started == self._calls_started}
+        for part in _chain(error):
+            key = part.__dict__.get("_checkpoint")
+            if key is not None:
+                keys.add(key)
+        return tuple(sorted(keys))
+
+
+class _Call:
+    """One running activity call; what `current_activity()` gives its body."""
+
+    __slots__ = ("_attempt_of", "_waiting", "activity", "attempt", "key", "task")
+
+    def __init__(self, attempt_of: Attempt, activity: DurableActivity[Any, Any], key: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task: asyncio.Task[Any] = task
+        self.activity = activity
+        self.key = key
+        self.attempt = 0
+        self._attempt_of = attempt_of
+        self._waiting = False
+
+    @property
+    def batch_id(self) -> BatchId:
+        return self._attempt_of.execution.batch_id
+
+    @property
+    def document_id(self) -> str:
+        return self._attempt_of.execution.document_id
+
+    @property
+    def idempotency_key(self) -> str:
+        identity = "\0".join((self.batch_id, self.document_id, self.key))
+        return blake2b(identity.encode(), digest_size=16).hexdigest()
+
+    def report(self, current: int, total: int) -> None:
+        self._attempt_of._shared.reports[(self.batch_id, self.document_id, self.activity.name)] = (
+            ActivityReport(  # pyright: ignore[reportPrivateUsage]
+                document_id=self.document_id, activity=self.activity.name, current=current, total=total
+            )
+        )
+
+    async def wait(self, clock: Clock, seconds: float) -> None:
+        """Wait before the next attempt; nothing is running meanwhile, so nothing is lost by stopping."""
+        self._waiting = True
+        try:
+            await clock.sleep(seconds)
+        finally:
+            self._waiting = False
+
+    def stop_waiting(self) -> None:
+        if self._waiting:
+            self.task.cancel()
+
+
+def _cancelling(task: asyncio.Task[Any]) -> bool:
+    return task.cancelling() > 0
+
+
+def _leaves_room(error: BaseException) -> bool:
+    if isinstance(error, ActivityFailedError):
+        return error.retryable
+    return is_retryable(error)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            yield from _leaves(part)  # pyright: ignore[reportUnknownArgumentType]
+    else:
+        yield error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came from, and what its groups hold; each once."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        waiting += [part.__cause__, part.__context__]
+        if isinstance(part, BaseExceptionGroup):
+            waiting += part.exceptions  # pyright: ignore[reportUnknownMemberType]

@@ -1,0 +1,130 @@
+"""What became of documents and batches: frozen, typed by the workflow's result and resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Literal, Union
+
+from typing_extensions import Self, TypeAliasType, TypeVar
+
+from durable_batches.errors import BatchCancelledError, BatchFailedError, DocumentsFailedError
+from durable_batches.lifecycle.records import ExecutionStatus
+from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Counts, Failed
+
+__all__ = [
+    "BatchResult",
+    "DocumentCancelled",
+    "DocumentFailure",
+    "DocumentInfo",
+    "DocumentSucceeded",
+    "Outcome",
+]
+
+D_co = TypeVar("D_co", covariant=True)
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+V_co = TypeVar("V_co", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSucceeded(Generic[R_co]):
+    """A document and its result."""
+
+    document_id: str
+    value: R_co
+    tag: Literal["succeeded"] = "succeeded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentFailure:
+    """A document that failed, and why."""
+
+    document_id: str
+    error: str
+    """The last error's message, of bounded length."""
+    error_type: str
+    """The name of its class."""
+    activity: str | None
+    """The activity that failed; None where the workflow itself did."""
+    attempts: int
+    """Attempts of the document, crashes and deploys included."""
+    tag: Literal["failed"] = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentCancelled:
+    """A document that had not ended when its run did."""
+
+    document_id: str
+    tag: Literal["cancelled"] = "cancelled"
+
+
+Outcome = TypeAliasType("Outcome", Union[DocumentSucceeded[R], DocumentFailure], type_params=(R,))
+"""How a document ended of itself: a closed union, to `match` over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentInfo(Generic[D_co]):
+    """A document and where it is."""
+
+    document_id: str
+    document: D_co
+    status: ExecutionStatus
+    stage: str | None
+    """The tag of the latest stage it has started; None: none yet."""
+    attempts: int
+    failure: DocumentFailure | None
+    """Of the last attempt that failed, also while the document waits to be tried again."""
+    updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchResult(Generic[V_co]):
+    """The end of a run.
+
+    Attributes:
+        batch_id: The batch.
+        state: The state that it ended in.
+        counts: Where its documents ended.
+        resolution: What the resolver returned; None where the batch did not get there.
+        failures: The first few failed documents.
+    """
+
+    batch_id: BatchId
+    state: Completed | Failed | Cancelled
+    counts: Counts
+    resolution: V_co | None
+    failures: Sequence[DocumentFailure] = ()
+
+    @property
+    def value(self) -> V_co:
+        """What the resolver returned.
+
+        Raises:
+            BatchFailedError: The batch ended FAILED.
+            BatchCancelledError: The batch ended CANCELLED.
+        """
+        match self.state:
+            case Failed(error=error):
+                raise BatchFailedError(self.batch_id, error, self.counts)
+            case Cancelled(reason=reason):
+                raise BatchCancelledError(self.batch_id, reason, self.counts)
+            case Completed():
+                # None is the resolution of a workflow without a resolver, whose V is None.
+                return self.resolution  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+    def raise_for_failures(self) -> Self:
+        """The result itself, if every document succeeded.
+
+        Raises:
+            BatchFailedError: The batch ended FAILED.
+            BatchCancelledError: The batch ended CANCELLED.
+            DocumentsFailedError: It completed, but documents failed; it shows the first of them.
+        """
+        if isinstance(self.state, Completed) and self.counts.failed:
+            shown = [(failure.document_id, failure.error) for failure in self.failures]
+            raise DocumentsFailedError(self.batch_id, self.counts, shown)
+        _ = self.value
+        return self

@@ -1,0 +1,352 @@
+"""`@workflow`: the function that takes one document to its result, and what belongs to it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from datetime import datetime
+from functools import update_wrapper
+from types import CodeType, ModuleType
+from typing import Any, Final, Generic, Protocol, overload
+from uuid import UUID, uuid4
+
+from typing_extensions import TypeAliasType, TypeVar
+
+from durable_batches.clock import SystemClock, from_micros
+from durable_batches.errors import ActivityDefinitionError, ForeignStageError
+from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
+from durable_batches.lifecycle.policies import RetryPolicy
+from durable_batches.lifecycle.states import BatchId, Counts, Stage
+from durable_batches.runtime.activity import DurableActivity, annotations_of, durable_activity
+from durable_batches.runtime.codec import Codec
+from durable_batches.runtime.outcomes import DocumentFailure, DocumentSucceeded
+from durable_batches.runtime.scope import workflow_scope
+
+__all__ = [
+    "ResolvedWorkflowDecorator",
+    "Resolver",
+    "Results",
+    "Workflow",
+    "WorkflowDecorator",
+    "durable_now",
+    "durable_uuid",
+    "enter_stage",
+    "workflow",
+]
+
+D = TypeVar("D")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S", bound=Stage, default=Stage)
+V = TypeVar("V", default=None)
+Sx = TypeVar("Sx", bound=Stage)
+Vx = TypeVar("Vx")
+
+_DEFAULT_RETRY: Final = RetryPolicy()
+
+
+class Results(Protocol[R_co]):
+    """What a resolver gets: the results of all documents that succeeded, in submission order, streamed.
+
+    However many there are, a page of them is in memory at a time.
+    """
+
+    @property
+    def batch_id(self) -> BatchId:
+        """The batch."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """Where its documents ended."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[DocumentSucceeded[R_co]]:
+        """The results, from the first; can be iterated again."""
+        ...
+
+    def pages(self, size: int) -> AsyncIterator[list[DocumentSucceeded[R_co]]]:
+        """The results in lists of at most `size`."""
+        ...
+
+    def failures(self) -> AsyncIterator[DocumentFailure]:
+        """The documents that failed, in submission order."""
+        ...
+
+
+Resolver = TypeAliasType("Resolver", Callable[[Results[R]], Awaitable[V]], type_params=(R, V))
+"""The step that runs once a run, after all documents have ended, over all of the results."""
+
+
+class Workflow(Generic[D, R, S, V]):
+    """A workflow: called outside an orchestrator it is the plain function, for unit tests.
+
+    Attributes:
+        name: What batches name it by; the function's own name by default.
+        version: Recorded with each batch.
+        accepts: Older versions of a batch that this code can run, too.
+        machine: The states of its batches.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[D], Awaitable[R]],
+        machine: BatchStateMachine[S],
+        *,
+        name: str | None = None,
+        version: str = "1",
+        accepts: tuple[str, ...] = (),
+        resolver: Callable[[Results[R]], Awaitable[V]] | None = None,
+        resolver_retry: RetryPolicy = _DEFAULT_RETRY,
+        namespace: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not inspect.iscoroutinefunction(fn):
+            raise ActivityDefinitionError(f"a workflow is an async function; {fn!r} is none")
+        self.fn = fn
+        self.name: str = name or fn.__name__
+        self.version: str = version
+        self.accepts: tuple[str, ...] = accepts
+        self.machine: BatchStateMachine[S] = machine
+        self.resolver = resolver
+        self.resolver_retry: RetryPolicy = resolver_retry
+        self._namespace = namespace
+        self._codecs: tuple[Codec[D], Codec[R], Codec[V | None]] | None = None
+        update_wrapper(self, fn)
+
+    def __call__(self, document: D) -> Coroutine[Any, Any, R]:
+        """Run it on a document; its activities are plain calls unless an orchestrator runs it."""
+        return _coroutine(self.fn(document))
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.name!r}>"
+
+    @property
+    def versions(self) -> frozenset[tuple[str, str]]:
+        """The (name, version) pairs of the batches that it can run."""
+        return frozenset((self.name, version) for version in (self.version, *self.accepts))
+
+    @property
+    def document_codec(self) -> Codec[D]:
+        """What encodes its documents."""
+        return self._prepared()[0]
+
+    @property
+    def result_codec(self) -> Codec[R]:
+        """What encodes its results."""
+        return self._prepared()[1]
+
+    @property
+    def resolution_codec(self) -> Codec[V | None]:
+        """What encodes its resolver's result."""
+        return self._prepared()[2]
+
+    def check(self) -> None:
+        """Find now what would otherwise fail later: annotations, and stages that the machine does not have.
+
+        Raises:
+            ActivityDefinitionError: The document, the result or the resolution cannot be recorded.
+            ForeignStageError: The function names an activity whose stage is foreign.
+        """
+        self._prepared()
+        for activity in activities_named_in(self.fn):
+            if activity.stage is not None:
+                self.stage_index(activity.stage, activity.name)
+
+    def stage_index(self, stage: type[Stage], activity: str | None = None) -> int:
+        """The stage's place in the machine.
+
+        Raises:
+            ForeignStageError: The machine does not have it.
+        """
+        tag = tag_of(stage)
+        index = self.machine.index(tag)
+        if index is None:
+            raise ForeignStageError(tag, self.name, self.machine.tags, activity)
+        return index
+
+    def _prepared(self) -> tuple[Codec[D], Codec[R], Codec[V | None]]:
+        if self._codecs is None:
+            self._codecs = self._prepare()
+            self._namespace = None
+        return self._codecs
+
+    def _prepare(self) -> tuple[Codec[D], Codec[R], Codec[V | None]]:
+        hints = self._annotations(self.fn, f"workflow {self.name!r}")
+        parameters = list(inspect.signature(self.fn).parameters)
+        if len(parameters) != 1 or parameters[0] not in hints or "return" not in hints:
+            raise ActivityDefinitionError(
+                f"workflow {self.name!r} must have one parameter, the document, and annotate it and its result"
+            )
+        resolution: Any = type(None)
+        if self.resolver is not None:
+            resolution = self._annotations(self.resolver, "its resolver").get("return", _MISSING)
+            if resolution is _MISSING:
+                raise ActivityDefinitionError(
+                    f"the resolver of workflow {self.name!r} has no return annotation"
+                )
+        return (
+            Codec(hints[parameters[0]], f"a document of workflow {self.name!r}"),
+            Codec(hints["return"], f"the result of workflow {self.name!r}"),
+            Codec(resolution, f"the resolution of workflow {self.name!r}"),
+        )
+
+    def _annotations(self, fn: Callable[..., Any], what: str) -> dict[str, Any]:
+        try:
+            return annotations_of(fn, self._namespace)
+        except NameError as error:
+            raise ActivityDefinitionError(
+                f"{what} has an annotation that cannot be resolved: {error}"
+            ) from None
+
+
+_MISSING: Final = object()
+
+
+async def _coroutine(awaitable: Awaitable[R]) -> R:
+    return await awaitable
+
+
+class WorkflowDecorator(Protocol[Sx]):
+    """What `workflow(machine)` returns."""
+
+    def __call__(self, fn: Callable[[D], Coroutine[Any, Any, R]], /) -> Workflow[D, R, Sx, None]:
+        """Make the function a workflow."""
+        ...
+
+
+class ResolvedWorkflowDecorator(Protocol[R, Sx, Vx]):
+    """What `workflow(machine, resolver=...)` returns: the function's result is what the resolver reads."""
+
+    def __call__(self, fn: Callable[[D], Coroutine[Any, Any, R]], /) -> Workflow[D, R, Sx, Vx]:
+        """Make the function a workflow."""
+        ...
+
+
+@overload
+def workflow(
+    machine: BatchStateMachine[Sx],
+    *,
+    resolver: Resolver[R, Vx],
+    name: str | None = None,
+    version: str = "1",
+    accepts: tuple[str, ...] = (),
+    resolver_retry: RetryPolicy = ...,
+) -> ResolvedWorkflowDecorator[R, Sx, Vx]: ...
+@overload
+def workflow(
+    machine: BatchStateMachine[Sx],
+    *,
+    name: str | None = None,
+    version: str = "1",
+    accepts: tuple[str, ...] = (),
+) -> WorkflowDecorator[Sx]: ...
+def workflow(
+    machine: BatchStateMachine[Any],
+    *,
+    resolver: Callable[[Results[Any]], Awaitable[Any]] | None = None,
+    name: str | None = None,
+    version: str = "1",
+    accepts: tuple[str, ...] = (),
+    resolver_retry: RetryPolicy = _DEFAULT_RETRY,
+) -> Any:
+    """Make an async function of one document a workflow.
+
+    Args:
+        machine: The states that its batches go through.
+        resolver: The step that runs once, after all documents have ended, over all of the results.
+        name: What batches name it by; the function's own name by default.
+        version: Recorded with each batch; a worker runs a batch only if it has this version or accepts it.
+        accepts: Older versions of a batch that this code can run, too.
+        resolver_retry: How often and when a failing resolver is tried again.
+
+    Raises:
+        ActivityDefinitionError: The function is not async.
+    """
+    namespace = dict(sys._getframe(1).f_locals)
+
+    def decorate(fn: Callable[[Any], Awaitable[Any]]) -> Workflow[Any, Any, Any, Any]:
+        return Workflow(
+            fn,
+            machine,
+            name=name,
+            version=version,
+            accepts=accepts,
+            resolver=resolver,
+            resolver_retry=resolver_retry,
+            namespace=namespace,
+        )
+
+    return decorate
+
+
+# ---- within a workflow -------------------------------------------------------------------------------------------
+
+
+def enter_stage(stage: type[Stage]) -> None:
+    """Within a workflow: the document is in `stage` from here on. It rides on the next commit; no waiting.
+
+    Outside an orchestrator, in a unit test of the workflow, it does nothing.
+
+    Raises:
+        ForeignStageError: The workflow's machine does not have the stage.
+    """
+    current = workflow_scope()
+    if current is not None:
+        current.enter_stage(stage)
+
+
+@durable_activity(name="durable_now")
+async def _now() -> datetime:
+    return from_micros(SystemClock().now())
+
+
+@durable_activity(name="durable_uuid")
+async def _uuid() -> UUID:
+    return uuid4()
+
+
+async def durable_now() -> datetime:
+    """The time (aware, UTC) at which the workflow first came here; the same on every replay."""
+    return await _now()
+
+
+async def durable_uuid() -> UUID:
+    """A random UUID, the same on every replay."""
+    return await _uuid()
+
+
+# ---- what a function names -----------------------------------------------------------------------------------------
+
+
+def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[..., Any]]:
+    """The activities that a function's code names, directly or as an attribute of a module or class."""
+    fn = inspect.unwrap(fn)
+    code: CodeType | None = getattr(fn, "__code__", None)
+    if code is None:
+        return
+    scope = {**getattr(fn, "__globals__", {}), **_closure(fn)}
+    names = {name for part in _all_code(code) for name in (*part.co_names, *part.co_freevars)}
+    for name in sorted(names & scope.keys()):
+        value = scope[name]
+        if isinstance(value, DurableActivity):
+            yield value
+        elif isinstance(value, ModuleType | type):
+            for attribute in sorted(names & vars(value).keys()):
+                member = vars(value)[attribute]
+                if isinstance(member, DurableActivity):
+                    yield member
+
+
+def _all_code(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _all_code(constant)
+
+
+def _closure(fn: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return dict(inspect.getclosurevars(fn).nonlocals)
+    except (TypeError, ValueError):
+        return {}

@@ -1,0 +1,22 @@
+"""Where batches are kept: the persistence protocol and its backends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from durable_batches.stores.memory import MemoryStore
+from durable_batches.stores.protocol import BatchQuery, Capabilities, Heart, Store
+
+if TYPE_CHECKING:
+    from durable_batches.stores.sqlite import SQLiteStore
+
+__all__ = ["BatchQuery", "Capabilities", "Heart", "MemoryStore", "SQLiteStore", "Store"]
+
+
+def __getattr__(name: str) -> object:
+    # A store's driver is imported only where that store is used.
+    if name == "SQLiteStore":
+        from durable_batches.stores.sqlite import SQLiteStore
+
+        return SQLiteStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

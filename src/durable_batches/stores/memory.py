@@ -1,0 +1,465 @@
+"""A store in memory, for tests and for work that may be lost: the same promises, except to outlive its process."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import threading
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+from durable_batches.clock import Clock, SystemClock
+from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError, WorkerFencedError
+from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.plan import (
+    Candidates,
+    Loaded,
+    Writes,
+    executions_to_load,
+    new_execution,
+    plan_claims,
+    plan_command,
+    plan_facts,
+    plan_release,
+)
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    BatchRecord,
+    CheckpointRecord,
+    Claim,
+    ClaimRequest,
+    Committed,
+    DocumentRecord,
+    EventRecord,
+    ExecutionKey,
+    ExecutionRecord,
+    ExecutionStatus,
+    Micros,
+    NewDocument,
+    WorkerId,
+    WorkerRecord,
+)
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
+from durable_batches.stores.sharing import fair_shares
+
+__all__ = ["MemoryStore"]
+
+
+@dataclass(slots=True)
+class _Batch:
+    record: BatchRecord
+    order: int
+    executions: dict[int, ExecutionRecord] = field(default_factory=dict[int, ExecutionRecord])
+    inputs: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    outcomes: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    checkpoints: dict[int, dict[str, CheckpointRecord]] = field(
+        default_factory=dict[int, dict[str, CheckpointRecord]]
+    )
+    events: list[EventRecord] = field(default_factory=list[EventRecord])
+    document_ids: set[str] = field(default_factory=set[str])
+    due: list[tuple[Micros, int]] = field(default_factory=list[tuple[Micros, int]])
+    """A heap of what was due at some time; an entry whose execution says otherwise by now is passed over."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    record: WorkerRecord
+    lease: Micros
+    lease_until: float
+    alive: bool = True
+    commits: int = 0
+    last: Committed = field(default_factory=Committed)
+
+
+class MemoryStore:
+    """Everything in this process's memory; gone with it.
+
+    Args:
+        clock: The time it goes by.
+    """
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._clock: Final[Clock] = clock or SystemClock()
+        self._batches: dict[BatchId, _Batch] = {}
+        self._workers: dict[WorkerId, _Worker] = {}
+        self._created = 0
+        self._lock = threading.RLock()
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """One process, nothing durable."""
+        return Capabilities(several_processes=False, durable=False, pushes=True)
+
+    async def open(self) -> None:
+        """Nothing to connect to."""
+
+    async def close(self) -> None:
+        """Keeps what it holds: the same object can be opened again, as a database file could."""
+
+    # ---- workers -------------------------------------------------------------------------------------------
+
+    async def register(self, worker: WorkerRecord, lease: Micros) -> None:
+        """See `Store.register`."""
+        with self._lock:
+            self._workers[worker.worker_id] = _Worker(worker, lease, self._lease_end(lease))
+
+    def heart(self, worker: WorkerId) -> _MemoryHeart:
+        """See `Store.heart`."""
+        return _MemoryHeart(self, worker)
+
+    def beat(self, worker: WorkerId) -> bool:
+        """Renew a worker's lease; False: it was declared dead."""
+        with self._lock:
+            row = self._workers.get(worker)
+            if row is None or not row.alive:
+                return False
+            row.lease_until = self._lease_end(row.lease)
+            return True
+
+    async def workers(self) -> Sequence[WorkerRecord]:
+        """See `Store.workers`."""
+        with self._lock:
+            return [row.record for row in self._workers.values() if row.alive]
+
+    async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
+        """See `Store.expire`."""
+        with self._lock:
+            boot = self._clock.boot()
+            gone = [
+                worker_id
+                for worker_id, row in self._workers.items()
+                if row.alive and (row.lease_until <= boot or worker_id in dead)
+            ]
+            writes = self._free(gone, crashed=True)
+            return Expired(workers=gone, events=writes.events)
+
+    async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
+        """See `Store.leave`."""
+        with self._lock:
+            return self._free([worker], crashed=False).events
+
+    def _free(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
+        for worker_id in gone:
+            row = self._workers.get(worker_id)
+            if row is not None:
+                row.alive = False
+        owned = [
+            ExecutionKey(batch_id, position)
+            for batch_id, batch in self._batches.items()
+            for position, execution in batch.executions.items()
+            if execution.owner in gone
+        ]
+        loaded = self._load({*owned, *(ExecutionKey(key.batch_id, RESOLVER_POSITION) for key in owned)})
+        writes = plan_release(loaded, gone, "crash" if crashed else "shutdown")
+        self._apply(writes)
+        return writes
+
+    # ---- loading ---------------------------------------------------------------------------------------------
+
+    async def create(self, batch: BatchRecord) -> BatchRecord | None:
+        """See `Store.create`."""
+        with self._lock:
+            existing = self._batches.get(batch.batch_id)
+            if existing is not None:
+                return existing.record
+            self._created += 1
+            self._batches[batch.batch_id] = _Batch(batch, self._created)
+            return None
+
+    async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
+        """See `Store.add`."""
+        with self._lock:
+            batch = self._batches.get(batch_id)
+            if batch is None or batch.record.loader != loader:
+                raise BatchNotFoundError(batch_id)
+            fresh = [
+                document
+                for document in documents
+                if (known := batch.executions.get(document.position)) is None
+                or known.document_id != document.document_id
+            ]
+            for document_id, count in Counter(document.document_id for document in fresh).items():
+                if count > 1 or document_id in batch.document_ids:
+                    raise DuplicateDocumentError(batch_id, document_id)
+            now = self._clock.now()
+            for document in fresh:
+                execution = new_execution(batch_id, document, now)
+                batch.inputs[document.position] = document.input
+                batch.document_ids.add(document.document_id)
+                self._put(batch, execution)
+
+    # ---- the write paths -------------------------------------------------------------------------------------
+
+    async def commit(
+        self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
+    ) -> Committed:
+        """See `Store.commit`."""
+        with self._lock:
+            row = self._workers.get(worker)
+            if row is None or not row.alive:
+                raise WorkerFencedError(worker)
+            if row.commits == number:
+                return row.last
+            row.commits = number
+            row.lease_until = self._lease_end(row.lease)
+            writes = plan_facts(self._load(executions_to_load(facts)), worker, facts)
+            self._apply(writes)
+            committed = Committed(events=writes.events, refused=writes.refused)
+            if claim is not None:
+                committed = self._claim(worker, number, claim, committed)
+            row.last = committed
+            return committed
+
+    def _claim(self, worker: WorkerId, number: int, request: ClaimRequest, committed: Committed) -> Committed:
+        now = self._clock.now()
+        writes = plan_claims(now, worker, request, self._candidates(request, now), now)
+        self._apply(writes)
+        claims = [self._claimed(execution, request) for execution in writes.executions]
+        return committed._replace(
+            events=[*committed.events, *writes.events],
+            claims=claims,
+            retry_in=None if len(claims) == request.limit else self._next_due(request, now),
+        )
+
+    def _candidates(self, request: ClaimRequest, now: Micros) -> list[Candidates]:
+        open_batches = [
+            batch
+            for batch in self._batches.values()
+            if (batch.record.workflow, batch.record.version) in request.workflows
+            and (
+                (batch.record.free > 0 and self._first_due(batch, 1, now))
+                or (batch.record.wake is not None and batch.record.wake <= now)
+            )
+        ]
+        open_batches.sort(key=lambda batch: (batch.record.served, batch.order))
+        candidates: list[Candidates] = []
+        for batch, share in fair_shares(open_batches, request.limit, lambda item: item.record.free):
+            executions = self._first_due(batch, share.size, now)
+            share.used(len(executions))
+            candidates.append(Candidates(batch.record, executions))
+        return candidates
+
+    def _first_due(self, batch: _Batch, limit: int, now: Micros) -> list[ExecutionRecord]:
+        """The first `limit` executions that are due; the heap is left as it was, less what is stale."""
+        found: list[ExecutionRecord] = []
+        entries: list[tuple[Micros, int]] = []
+        while batch.due and batch.due[0][0] <= now and len(found) < limit:
+            due, position = heapq.heappop(batch.due)
+            execution = batch.executions[position]
+            if execution.due == due and (due, position) not in entries[-1:]:
+                entries.append((due, position))
+                found.append(execution)
+        for entry in entries:
+            heapq.heappush(batch.due, entry)
+        return found
+
+    def _claimed(self, execution: ExecutionRecord, request: ClaimRequest) -> Claim:
+        batch = self._batches[execution.batch_id]
+        recorded = batch.checkpoints.get(execution.position, {})
+        return Claim(
+            batch=batch.record,
+            execution=execution,
+            input=batch.inputs[execution.position],
+            checkpoints=[recorded[key] for key in sorted(recorded)[: request.checkpoints]],
+            more_checkpoints=len(recorded) > request.checkpoints,
+            signals=(),
+        )
+
+    def _next_due(self, request: ClaimRequest, now: Micros) -> Micros | None:
+        moments: list[Micros] = []
+        for batch in self._batches.values():
+            record = batch.record
+            if (record.workflow, record.version) not in request.workflows:
+                continue
+            if record.wake is not None:
+                moments.append(record.wake)
+            if record.free > 0:
+                moments += [due for due, position in batch.due if batch.executions[position].due == due > now]
+        return max(min(moments) - now, 0) if moments else None
+
+    async def control(self, batch_id: BatchId, command: Command) -> Committed:
+        """See `Store.control`."""
+        with self._lock:
+            if batch_id not in self._batches:
+                raise BatchNotFoundError(batch_id)
+            loaded = self._load([ExecutionKey(batch_id, RESOLVER_POSITION)])
+            writes = plan_command(loaded, batch_id, command)
+            self._apply(writes)
+            return Committed(events=writes.events, applied=writes.applied)
+
+    def _load(self, keys: Collection[ExecutionKey]) -> Loaded:
+        batch_ids = {key.batch_id for key in keys} & self._batches.keys()
+        return Loaded(
+            now=self._clock.now(),
+            batches={batch_id: self._batches[batch_id].record for batch_id in batch_ids},
+            executions={
+                key: execution
+                for key in keys
+                if key.batch_id in batch_ids
+                and (execution := self._batches[key.batch_id].executions.get(key.position)) is not None
+            },
+        )
+
+    def _apply(self, writes: Writes) -> None:
+        for record in writes.batches:
+            self._batches[record.batch_id].record = record
+        for execution in writes.executions:
+            self._put(self._batches[execution.batch_id], execution)
+        for key, outcome in writes.outcomes:
+            self._batches[key.batch_id].outcomes[key.position] = outcome
+        for write in writes.checkpoints:
+            recorded = self._batches[write.batch_id].checkpoints.setdefault(write.position, {})
+            recorded.setdefault(write.key, CheckpointRecord(write.key, write.kind, write.payload))
+        for key, checkpoint in writes.forget:
+            self._batches[key.batch_id].checkpoints.get(key.position, {}).pop(checkpoint, None)
+        for event in writes.events:
+            self._batches[event.batch_id].events.append(event)
+        if writes.discard is not None:
+            self._batches.pop(writes.discard, None)
+        self._notify()
+
+    @staticmethod
+    def _put(batch: _Batch, execution: ExecutionRecord) -> None:
+        before = batch.executions.get(execution.position)
+        batch.executions[execution.position] = execution
+        if execution.due is not None and (before is None or before.due != execution.due):
+            heapq.heappush(batch.due, (execution.due, execution.position))
+
+    # ---- reading ---------------------------------------------------------------------------------------------
+
+    async def batch(self, batch_id: BatchId) -> BatchRecord | None:
+        """See `Store.batch`."""
+        with self._lock:
+            batch = self._batches.get(batch_id)
+            return None if batch is None else batch.record
+
+    async def batches(
+        self, query: BatchQuery, *, after: BatchId | None = None, limit: int
+    ) -> Sequence[BatchRecord]:
+        """See `Store.batches`."""
+        with self._lock:
+            bound = self._batches[after].order if after in self._batches else None
+            newest = sorted(self._batches.values(), key=lambda batch: -batch.order)
+            found = (
+                batch.record
+                for batch in newest
+                if (bound is None or batch.order < bound) and _matches(query, batch.record)
+            )
+            return list(islice(found, limit))
+
+    async def documents(
+        self,
+        batch_id: BatchId,
+        *,
+        statuses: Collection[ExecutionStatus] = (),
+        after: int = RESOLVER_POSITION,
+        limit: int,
+        inputs: bool = True,
+    ) -> Sequence[DocumentRecord]:
+        """See `Store.documents`."""
+        with self._lock:
+            batch = self._batches.get(batch_id)
+            if batch is None:
+                return []
+            # Positions count from 0 without a gap, so a page begins where the last one ended.
+            found = (
+                DocumentRecord(
+                    execution, batch.inputs[position] if inputs else b"", batch.outcomes.get(position)
+                )
+                for position in range(after + 1, len(batch.executions))
+                if (execution := batch.executions.get(position)) is not None
+                and (not statuses or execution.status in statuses)
+            )
+            return list(islice(found, limit))
+
+    async def checkpoints(
+        self, batch_id: BatchId, position: int, *, after: str = "", limit: int
+    ) -> Sequence[CheckpointRecord]:
+        """See `Store.checkpoints`."""
+        with self._lock:
+            batch = self._batches.get(batch_id)
+            recorded = {} if batch is None else batch.checkpoints.get(position, {})
+            return [recorded[key] for key in sorted(recorded) if key > after][:limit]
+
+    async def count_checkpoints(self, batch_id: BatchId) -> int:
+        """See `Store.count_checkpoints`."""
+        with self._lock:
+            batch = self._batches.get(batch_id)
+            return 0 if batch is None else sum(len(recorded) for recorded in batch.checkpoints.values())
+
+    async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
+        """See `Store.events`."""
+        with self._lock:
+            batch = self._batches.get(batch_id)
+            return [] if batch is None else batch.events[after : after + limit]
+
+    async def wait(
+        self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros
+    ) -> None:
+        """See `Store.wait`."""
+        ended = False
+
+        def time_is_up() -> None:
+            nonlocal ended
+            ended = True
+            self._notify()
+
+        timer = self._clock.call_later(timeout / 1_000_000, time_is_up)
+        try:
+            while not ended and not self._may_interest(seen, work):
+                changed = asyncio.get_running_loop().create_future()
+                self._waiters.add(changed)
+                try:
+                    await changed
+                finally:
+                    self._waiters.discard(changed)
+        finally:
+            timer.cancel()
+
+    def _may_interest(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> bool:
+        now = self._clock.now()
+        return any(
+            batch.record.seq > seq
+            for batch_id, seq in seen.items()
+            if (batch := self._batches.get(batch_id)) is not None
+        ) or any(
+            batch.record.free > 0
+            and (batch.record.workflow, batch.record.version) in work
+            and self._first_due(batch, 1, now)
+            for batch in self._batches.values()
+        )
+
+    def _notify(self) -> None:
+        for waiter in list(self._waiters):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _lease_end(self, lease: Micros) -> float:
+        return self._clock.boot() + lease / 1_000_000
+
+
+class _MemoryHeart:
+    def __init__(self, store: MemoryStore, worker: WorkerId) -> None:
+        self._store = store
+        self._worker = worker
+
+    def beat(self) -> bool:
+        return self._store.beat(self._worker)
+
+    def close(self) -> None:
+        pass
+
+
+def _matches(query: BatchQuery, record: BatchRecord) -> bool:
+    return (
+        record.sealed
+        and (query.workflow is None or record.workflow == query.workflow)
+        and (not query.states or record.state in query.states)
+        and all(record.metadata.get(name) == value for name, value in query.metadata.items())
+        and (query.created_before is None or record.created_at < query.created_before)
+    )

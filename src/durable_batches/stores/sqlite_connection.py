@@ -1,0 +1,172 @@
+"""Connections to a SQLite file: how they are opened and migrated, their transactions, and what their errors mean."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from durable_batches.errors import (
+    DurableBatchesError,
+    FactRejectedError,
+    SchemaTooNewError,
+    StoreCorruptError,
+    StoreFullError,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+)
+from durable_batches.version import VERSION
+
+__all__ = ["connect", "migrate", "transaction", "translated"]
+
+BUSY_SECONDS: Final = 60.0
+"""How long a transaction waits for another process's. Ours take milliseconds; this long means a stuck one."""
+
+READABLE_SINCE: Final = "0.1.0"
+"""The oldest library version that can work on the schema that this version writes."""
+
+_SETTINGS: Final = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA journal_size_limit = 67108864",
+    "PRAGMA cache_size = -16384",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA trusted_schema = OFF",
+)
+
+
+def connect(path: Path, *, reading: bool = False) -> sqlite3.Connection:
+    """A connection with the store's settings: WAL, and every commit synced to the disk before it is acknowledged.
+
+    Raises:
+        StoreUnavailableError: Or a kin of it: the file cannot be opened, written or understood.
+    """
+    with translated(path):
+        # The connection is used by one thread at a time, but not always by the one that closes it.
+        connection = sqlite3.connect(
+            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        try:
+            for setting in _SETTINGS:
+                connection.execute(setting).fetchall()
+            if reading:
+                connection.execute("PRAGMA query_only = ON")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """One write transaction; rolled back whole if anything goes wrong, with the error translated."""
+    with translated(path):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema up to date, under the write lock from before the first look at it.
+
+    Raises:
+        SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
+    """
+    with transaction(connection, path):
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_version ("
+            "version INTEGER NOT NULL, readable_since TEXT NOT NULL, library TEXT NOT NULL)"
+        )
+        row = connection.execute("SELECT version, readable_since FROM schema_version").fetchone()
+        version, readable_since = row or (0, "0")
+        if _parts(readable_since) > _parts(VERSION):
+            raise SchemaTooNewError(str(path), readable_since, VERSION)
+        newer = [migration for migration in _migrations() if migration[0] > version]
+        for _, script in newer:
+            for statement in _statements(script):
+                connection.execute(statement)
+        if newer:
+            connection.execute("DELETE FROM schema_version")
+            connection.execute(
+                "INSERT INTO schema_version VALUES (?, ?, ?)", (newer[-1][0], READABLE_SINCE, VERSION)
+            )
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Within: the driver's errors become the library's, with what to do about them."""
+    try:
+        yield
+    except DurableBatchesError:
+        raise
+    except sqlite3.Error as error:
+        raise _translate(error, path) from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise FactRejectedError(
+            f"the database {path} cannot store a value: {type(error).__name__}"
+        ) from error
+
+
+def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+    match code:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StoreUnavailableError(
+                f"the database {path} has been locked by another process for {BUSY_SECONDS:g} s; "
+                "find the process that holds a transaction open"
+            )
+        case sqlite3.SQLITE_FULL:
+            return StoreFullError(
+                f"the database {path} or its disk is full; make room, the work then goes on"
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+            return StoreReadOnlyError(
+                f"the database {path} cannot be written; check the rights of the file and of its folder"
+            )
+        case sqlite3.SQLITE_CANTOPEN:
+            return StoreUnavailableError(
+                f"the database {path} cannot be opened; check that its folder exists and can be written"
+            )
+        case sqlite3.SQLITE_CORRUPT:
+            return StoreCorruptError(f"the database {path} is damaged ({error}); restore it from a backup")
+        case sqlite3.SQLITE_NOTADB:
+            return StoreCorruptError(f"the file {path} is not a SQLite database; it was left as it is")
+        case (
+            sqlite3.SQLITE_CONSTRAINT | sqlite3.SQLITE_MISMATCH | sqlite3.SQLITE_TOOBIG | sqlite3.SQLITE_RANGE
+        ):
+            return FactRejectedError(f"the database {path} refuses a value: {error}")
+        case _:
+            if isinstance(error, sqlite3.DataError | sqlite3.InterfaceError | sqlite3.IntegrityError):
+                return FactRejectedError(f"the database {path} refuses a value: {error}")
+            return StoreUnavailableError(f"the database {path} cannot be used now: {name} {error}".strip())
+
+
+def _migrations() -> list[tuple[int, str]]:
+    folder = resources.files("durable_batches.stores.migrations") / "sqlite"
+    scripts = sorted(
+        (entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql")
+    )
+    return [(int(name.partition("_")[0]), script) for name, script in scripts]
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The script's statements, one by one: `executescript` would commit the transaction that they belong to."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

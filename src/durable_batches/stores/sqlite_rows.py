@@ -1,0 +1,519 @@
+"""The statements of the SQLite store: records to rows and back. Runs inside a transaction; decides nothing."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from durable_batches.lifecycle.plan import Candidates, Loaded, Writes
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    BatchRecord,
+    CheckpointRecord,
+    Claim,
+    ClaimRequest,
+    DocumentRecord,
+    EventRecord,
+    ExecutionKey,
+    ExecutionRecord,
+    ExecutionStatus,
+    Micros,
+    SignalRecord,
+    WorkerId,
+)
+from durable_batches.lifecycle.states import BatchId, Counts
+from durable_batches.stores.protocol import BatchQuery
+from durable_batches.stores.sharing import fair_shares
+
+_BATCH: Final = (
+    "key, batch_id, workflow, version, loader, run, state, paused, total, pending, running, waiting, succeeded, "
+    "failed, cancelled, seq, free, wake, served, core, metadata, created_at"
+)
+_EXECUTION: Final = (
+    "document_id, run, status, mark, attempt, failures, crashes, alone, owner, due, updated_at"
+)
+_POSITIONS: Final = 1 << 32
+_MOST_BATCHES_A_CLAIM: Final = 64
+
+Row = tuple[Any, ...]
+
+
+def execution_key(batch: int, position: int) -> int:
+    """The integer key of an execution: its batch's key, and its position counted from the resolver's."""
+    return batch * _POSITIONS + position - RESOLVER_POSITION
+
+
+def _position(key: int) -> int:
+    return key % _POSITIONS + RESOLVER_POSITION
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------
+
+
+def insert_batch(connection: sqlite3.Connection, record: BatchRecord) -> None:
+    values = (record.batch_id, record.workflow, record.version, record.created_at, *_changing(record))
+    connection.execute(
+        "INSERT INTO batch (batch_id, workflow, version, created_at, metadata, loader, run, state, paused, total, "
+        "pending, running, waiting, succeeded, failed, cancelled, seq, free, wake, served, core) "
+        f"VALUES ({', '.join('?' * len(values))})",
+        values,
+    )
+
+
+def _changing(record: BatchRecord) -> Row:
+    counts = record.counts
+    return (
+        json.dumps(dict(record.metadata)),
+        record.loader,
+        record.run,
+        record.state,
+        record.paused,
+        counts.total,
+        counts.pending,
+        counts.running,
+        counts.waiting,
+        counts.succeeded,
+        counts.failed,
+        counts.cancelled,
+        record.seq,
+        record.free,
+        record.wake,
+        record.served,
+        record.core,
+    )
+
+
+def _batch(row: Row) -> BatchRecord:
+    (
+        _,
+        batch_id,
+        workflow,
+        version,
+        loader,
+        run,
+        state,
+        paused,
+        total,
+        pending,
+        running,
+        waiting,
+        succeeded,
+        failed,
+        cancelled,
+        seq,
+        free,
+        wake,
+        served,
+        core,
+        metadata,
+        created_at,
+    ) = row
+    return BatchRecord(
+        batch_id=batch_id,
+        workflow=workflow,
+        version=version,
+        loader=loader,
+        run=run,
+        state=state,
+        paused=bool(paused),
+        counts=Counts(
+            total=total,
+            pending=pending,
+            running=running,
+            waiting=waiting,
+            succeeded=succeeded,
+            failed=failed,
+            cancelled=cancelled,
+        ),
+        seq=seq,
+        free=free,
+        wake=wake,
+        served=served,
+        core=core,
+        metadata=json.loads(metadata),
+        created_at=created_at,
+    )
+
+
+def load_batch(connection: sqlite3.Connection, batch_id: BatchId) -> tuple[int, BatchRecord] | None:
+    row = connection.execute(f"SELECT {_BATCH} FROM batch WHERE batch_id = ?", (batch_id,)).fetchone()
+    return None if row is None else (row[0], _batch(row))
+
+
+def load_batches(
+    connection: sqlite3.Connection, query: BatchQuery, after: BatchId | None, limit: int
+) -> list[BatchRecord]:
+    conditions, values = ["loader IS NULL"], list[object]()
+    if after is not None:
+        conditions.append("key < (SELECT key FROM batch WHERE batch_id = ?)")
+        values.append(after)
+    if query.workflow is not None:
+        conditions.append("workflow = ?")
+        values.append(query.workflow)
+    if query.states:
+        conditions.append("state IN (SELECT value FROM json_each(?))")
+        values.append(json.dumps(sorted(query.states)))
+    for name, value in query.metadata.items():
+        conditions.append("(SELECT value FROM json_each(metadata) WHERE json_each.key = ?) = ?")
+        values += [name, value]
+    if query.created_before is not None:
+        conditions.append("created_at < ?")
+        values.append(query.created_before)
+    rows = connection.execute(
+        f"SELECT {_BATCH} FROM batch WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",
+        (*values, limit),
+    )
+    return [_batch(row) for row in rows]
+
+
+def delete_batch(connection: sqlite3.Connection, batch_id: BatchId) -> None:
+    found = load_batch(connection, batch_id)
+    if found is None:
+        return
+    key = found[0]
+    low, high = key * _POSITIONS, (key + 1) * _POSITIONS
+    for table in ("execution", "document", "outcome"):
+        connection.execute(f"DELETE FROM {table} WHERE key >= ? AND key < ?", (low, high))
+    for table in ("activity", "signal"):
+        connection.execute(f"DELETE FROM {table} WHERE execution >= ? AND execution < ?", (low, high))
+    connection.execute("DELETE FROM event WHERE batch = ?", (key,))
+    connection.execute("DELETE FROM batch WHERE key = ?", (key,))
+
+
+# ---- executions --------------------------------------------------------------------------------------------------
+
+
+def insert_executions(
+    connection: sqlite3.Connection, batch: int, executions: Iterable[tuple[ExecutionRecord, bytes]]
+) -> None:
+    rows: list[Row] = []
+    inputs: list[Row] = []
+    for execution, payload in executions:
+        key = execution_key(batch, execution.position)
+        rows.append((key, batch, *execution[2:]))
+        inputs.append((key, payload))
+    connection.executemany(
+        f"INSERT INTO execution (key, batch, {_EXECUTION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        rows,
+    )
+    connection.executemany("INSERT INTO document (key, input) VALUES (?, ?)", inputs)
+
+
+def document_ids(connection: sqlite3.Connection, batch: int, positions: Iterable[int]) -> dict[int, str]:
+    """Which of these positions are taken already, and by which document."""
+    keys = json.dumps([execution_key(batch, position) for position in positions])
+    rows = connection.execute(
+        "SELECT key, document_id FROM execution WHERE key IN (SELECT value FROM json_each(?))", (keys,)
+    )
+    return {_position(key): document_id for key, document_id in rows}
+
+
+def taken_document_id(connection: sqlite3.Connection, batch: int, ids: Iterable[str]) -> str | None:
+    row = connection.execute(
+        "SELECT document_id FROM execution WHERE batch = ? "
+        "AND document_id IN (SELECT value FROM json_each(?)) LIMIT 1",
+        (batch, json.dumps(list(ids))),
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def load_executions(
+    connection: sqlite3.Connection, now: Micros, wanted: Collection[ExecutionKey]
+) -> tuple[dict[BatchId, int], Loaded]:
+    """The executions and their batches, and the batches' keys."""
+    ids = sorted({key.batch_id for key in wanted})
+    batches: dict[BatchId, BatchRecord] = {}
+    keys: dict[BatchId, int] = {}
+    names: dict[int, BatchId] = {}
+    for row in connection.execute(
+        f"SELECT {_BATCH} FROM batch WHERE batch_id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+    ):
+        record = _batch(row)
+        batches[record.batch_id] = record
+        keys[record.batch_id] = row[0]
+        names[row[0]] = record.batch_id
+    numbers = [execution_key(keys[key.batch_id], key.position) for key in wanted if key.batch_id in keys]
+    executions: dict[ExecutionKey, ExecutionRecord] = {}
+    for row in connection.execute(
+        f"SELECT key, {_EXECUTION} FROM execution WHERE key IN (SELECT value FROM json_each(?))",
+        (json.dumps(numbers),),
+    ):
+        batch_id, position = names[row[0] // _POSITIONS], _position(row[0])
+        executions[ExecutionKey(batch_id, position)] = _execution(batch_id, position, row[1:])
+    return keys, Loaded(now, batches, executions)
+
+
+def _execution(batch_id: BatchId, position: int, row: Row) -> ExecutionRecord:
+    return ExecutionRecord(batch_id, position, *row)
+
+
+def owned_by(connection: sqlite3.Connection, workers: Collection[WorkerId]) -> list[ExecutionKey]:
+    """What these workers own, and the resolvers of the batches concerned."""
+    rows = connection.execute(
+        "SELECT batch.batch_id, execution.key FROM execution JOIN batch ON batch.key = execution.batch "
+        "WHERE execution.owner IN (SELECT value FROM json_each(?)) AND execution.owner IS NOT NULL",
+        (json.dumps(sorted(workers)),),
+    ).fetchall()
+    owned = {ExecutionKey(batch_id, _position(key)) for batch_id, key in rows}
+    return sorted(owned | {ExecutionKey(key.batch_id, RESOLVER_POSITION) for key in owned})
+
+
+def load_documents(
+    connection: sqlite3.Connection,
+    batch_id: BatchId,
+    statuses: Collection[ExecutionStatus],
+    after: int,
+    limit: int,
+    inputs: bool,
+) -> list[DocumentRecord]:
+    found = connection.execute("SELECT key FROM batch WHERE batch_id = ?", (batch_id,)).fetchone()
+    if found is None:
+        return []
+    columns = ", ".join(f"execution.{column.strip()}" for column in _EXECUTION.split(","))
+    condition, values = "", list[object]()
+    if statuses:
+        condition = "AND execution.status IN (SELECT value FROM json_each(?)) "
+        values.append(json.dumps(sorted(statuses)))
+    payload, join = (
+        ("document.input", "JOIN document ON document.key = execution.key ") if inputs else ("x''", "")
+    )
+    rows = connection.execute(
+        f"SELECT execution.key, {payload}, outcome.payload, {columns} FROM execution "
+        f"{join}LEFT JOIN outcome ON outcome.key = execution.key "
+        f"WHERE execution.key > ? AND execution.key < ? {condition}ORDER BY execution.key LIMIT ?",
+        (execution_key(found[0], after), execution_key(found[0] + 1, RESOLVER_POSITION), *values, limit),
+    )
+    return [DocumentRecord(_execution(batch_id, _position(row[0]), row[3:]), row[1], row[2]) for row in rows]
+
+
+# ---- what a plan writes --------------------------------------------------------------------------------------------
+
+
+def apply(
+    connection: sqlite3.Connection,
+    keys: Mapping[BatchId, int],
+    writes: Writes,
+    claimed_by_commit: int | None = None,
+) -> None:
+    """Write what a plan says."""
+    if writes.checkpoints:
+        connection.executemany(
+            "INSERT INTO activity (execution, key, failed, payload) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (execution, key) DO NOTHING",
+            [
+                (
+                    execution_key(keys[write.batch_id], write.position),
+                    write.key,
+                    write.kind == "failed",
+                    write.payload,
+                )
+                for write in writes.checkpoints
+            ],
+        )
+    if writes.executions:
+        connection.executemany(
+            "UPDATE execution SET run = ?, status = ?, mark = ?, attempt = ?, failures = ?, crashes = ?, alone = ?, "
+            "owner = ?, due = ?, updated_at = ?, claimed_by_commit = ? WHERE key = ?",
+            [
+                (
+                    *execution[3:],
+                    claimed_by_commit,
+                    execution_key(keys[execution.batch_id], execution.position),
+                )
+                for execution in writes.executions
+            ],
+        )
+    if writes.outcomes:
+        connection.executemany(
+            "INSERT INTO outcome (key, payload) VALUES (?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET payload = excluded.payload",
+            [(execution_key(keys[key.batch_id], key.position), payload) for key, payload in writes.outcomes],
+        )
+    if writes.forget:
+        connection.executemany(
+            "DELETE FROM activity WHERE execution = ? AND key = ?",
+            [(execution_key(keys[key.batch_id], key.position), name) for key, name in writes.forget],
+        )
+    if writes.events:
+        connection.executemany(
+            "INSERT INTO event (batch, seq, at, tag, data) VALUES (?, ?, ?, ?, ?)",
+            [(keys[event.batch_id], event.seq, event.at, event.tag, event.data) for event in writes.events],
+        )
+    for record in writes.batches:
+        connection.execute(
+            "UPDATE batch SET metadata = ?, loader = ?, run = ?, state = ?, paused = ?, total = ?, pending = ?, "
+            "running = ?, waiting = ?, succeeded = ?, failed = ?, cancelled = ?, seq = ?, free = ?, wake = ?, "
+            "served = ?, core = ? WHERE key = ?",
+            (*_changing(record), keys[record.batch_id]),
+        )
+    if writes.discard is not None:
+        delete_batch(connection, writes.discard)
+
+
+# ---- claims ----------------------------------------------------------------------------------------------------------
+
+
+def load_candidates(
+    connection: sqlite3.Connection, now: Micros, request: ClaimRequest
+) -> tuple[dict[BatchId, int], list[Candidates]]:
+    """Batches with something to claim (or whose deadline has passed), those served longest ago first."""
+    workflows = _pairs(request.workflows)
+    rows = connection.execute(
+        f"SELECT {_BATCH} FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS} "
+        "AND EXISTS (SELECT 1 FROM execution WHERE execution.batch = batch.key "
+        "AND execution.due IS NOT NULL AND execution.due <= ?) ORDER BY served, key LIMIT ?",
+        (workflows, now, _MOST_BATCHES_A_CLAIM),
+    ).fetchall()
+    rows += connection.execute(
+        f"SELECT {_BATCH} FROM batch WHERE wake IS NOT NULL AND wake <= ? AND (workflow, version) IN {_PAIRS} LIMIT ?",
+        (now, workflows, _MOST_BATCHES_A_CLAIM),
+    ).fetchall()
+    found = list({row[0]: row for row in rows}.values())
+    keys: dict[BatchId, int] = {}
+    candidates: list[Candidates] = []
+    records = [_batch(row) for row in found]
+    for (record, key), share in fair_shares(
+        [(record, row[0]) for record, row in zip(records, found, strict=True)],
+        request.limit,
+        lambda pair: pair[0].free,
+    ):
+        keys[record.batch_id] = key
+        due = connection.execute(
+            f"SELECT key, {_EXECUTION} FROM execution WHERE batch = ? AND due IS NOT NULL AND due <= ? "
+            "ORDER BY due, key LIMIT ?",
+            (key, now, share.size),
+        ).fetchall()
+        share.used(len(due))
+        candidates.append(
+            Candidates(record, [_execution(record.batch_id, _position(row[0]), row[1:]) for row in due])
+        )
+    return keys, candidates
+
+
+def load_claims(
+    connection: sqlite3.Connection,
+    keys: Mapping[BatchId, int],
+    batches: Mapping[BatchId, BatchRecord],
+    executions: Sequence[ExecutionRecord],
+    request: ClaimRequest,
+) -> list[Claim]:
+    """What it takes to run these executions."""
+    numbers = [execution_key(keys[execution.batch_id], execution.position) for execution in executions]
+    everything = json.dumps(numbers)
+    inputs = dict(
+        connection.execute(
+            "SELECT key, input FROM document WHERE key IN (SELECT value FROM json_each(?))", (everything,)
+        ).fetchall()
+    )
+    signals: dict[int, list[SignalRecord]] = {}
+    for key, ordinal, name, payload in connection.execute(
+        "SELECT execution, ordinal, name, payload FROM signal "
+        "WHERE execution IN (SELECT value FROM json_each(?)) ORDER BY execution, ordinal",
+        (everything,),
+    ):
+        signals.setdefault(key, []).append(SignalRecord(ordinal, "", name, payload))
+    claims: list[Claim] = []
+    for execution, key in zip(executions, numbers, strict=True):
+        # A first attempt has recorded nothing yet.
+        recorded = (
+            load_checkpoints(connection, key, "", request.checkpoints + 1) if execution.attempt > 1 else []
+        )
+        claims.append(
+            Claim(
+                batch=batches[execution.batch_id],
+                execution=execution,
+                input=inputs[key],
+                checkpoints=recorded[: request.checkpoints],
+                more_checkpoints=len(recorded) > request.checkpoints,
+                signals=signals.get(key, ()),
+            )
+        )
+    return claims
+
+
+def next_due(connection: sqlite3.Connection, now: Micros, request: ClaimRequest) -> Micros | None:
+    """The time until something that this worker can run falls due."""
+    workflows = _pairs(request.workflows)
+    (due,) = connection.execute(
+        "SELECT MIN((SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL "
+        f"AND due > ?)) FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS}",
+        (now, workflows),
+    ).fetchone()
+    (wake,) = connection.execute(
+        f"SELECT MIN(wake) FROM batch WHERE wake IS NOT NULL AND (workflow, version) IN {_PAIRS}",
+        (workflows,),
+    ).fetchone()
+    moments = [moment for moment in (due, wake) if moment is not None]
+    return max(min(moments) - now, 0) if moments else None
+
+
+def is_claimable(connection: sqlite3.Connection, now: Micros, work: Collection[tuple[str, str]]) -> bool:
+    row = connection.execute(
+        f"SELECT 1 FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS} "
+        "AND EXISTS (SELECT 1 FROM execution WHERE execution.batch = batch.key "
+        "AND execution.due IS NOT NULL AND execution.due <= ?) LIMIT 1",
+        (_pairs(work), now),
+    ).fetchone()
+    return row is not None
+
+
+_PAIRS: Final = "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
+
+
+def _pairs(workflows: Collection[tuple[str, str]]) -> str:
+    return json.dumps(sorted(workflows))
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoints(
+    connection: sqlite3.Connection, execution: int, after: str, limit: int
+) -> list[CheckpointRecord]:
+    rows = connection.execute(
+        "SELECT key, failed, payload FROM activity WHERE execution = ? AND key > ? ORDER BY key LIMIT ?",
+        (execution, after, limit),
+    )
+    return [
+        CheckpointRecord(key, "failed" if failed else "succeeded", payload) for key, failed, payload in rows
+    ]
+
+
+def count_checkpoints(connection: sqlite3.Connection, batch: int) -> int:
+    (count,) = connection.execute(
+        "SELECT COUNT(*) FROM activity WHERE execution >= ? AND execution < ?",
+        (batch * _POSITIONS, (batch + 1) * _POSITIONS),
+    ).fetchone()
+    return int(count)
+
+
+def load_events(
+    connection: sqlite3.Connection, batch_id: BatchId, after: int, limit: int
+) -> list[EventRecord]:
+    rows = connection.execute(
+        "SELECT seq, at, tag, data FROM event WHERE batch = (SELECT key FROM batch WHERE batch_id = ?) "
+        "AND seq > ? ORDER BY seq LIMIT ?",
+        (batch_id, after, limit),
+    )
+    return [EventRecord(batch_id, *row) for row in rows]
+
+
+def has_moved(connection: sqlite3.Connection, seen: Mapping[BatchId, int]) -> bool:
+    row = connection.execute(
+        "SELECT 1 FROM json_each(?) AS seen JOIN batch ON batch.batch_id = seen.key "
+        "WHERE batch.seq > seen.value LIMIT 1",
+        (json.dumps(dict(seen)),),
+    ).fetchone()
+    return row is not None
+
+
+def claimed_by(connection: sqlite3.Connection, worker: WorkerId, number: int) -> list[ExecutionKey]:
+    """The executions that this commit of the worker claimed, and that it owns still."""
+    found = connection.execute(
+        "SELECT batch.batch_id, execution.key FROM execution JOIN batch ON batch.key = execution.batch "
+        "WHERE execution.owner = ? AND execution.claimed_by_commit = ? ORDER BY execution.key",
+        (worker, number),
+    )
+    return [ExecutionKey(batch_id, _position(key)) for batch_id, key in found]
