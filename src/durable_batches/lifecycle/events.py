@@ -221,7 +221,11 @@ def _own_fields(kind: type[Any]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind) if field.name not in common)
 
 
+def _tag_of(kind: type[Any]) -> str:
+    # A class with slots keeps a field's default nowhere else.
+    return str(next(field.default for field in fields(kind) if field.name == "tag"))
+
+
 _SHAPES: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
-    next(field.default for field in fields(kind) if field.name == "tag"): (kind, _own_fields(kind))
-    for kind in get_args(BatchEvent)
+    _tag_of(kind): (kind, _own_fields(kind)) for kind in get_args(BatchEvent)
 }

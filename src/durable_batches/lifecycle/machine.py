@@ -16,7 +16,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, Generic, get_args, overload
 
@@ -243,7 +243,11 @@ class BatchStateMachine(Generic[S_co]):
     def stage(self, tag: str, *, done: int, total: int) -> S_co | None:
         """The stage state of this tag; None where the machine does not have it."""
         index = self._indexes.get(tag)
-        return None if index is None else self.stages[index](done=done, total=total)
+        if index is None:
+            return None
+        # Its tag has a default, which the base class cannot know.
+        stage: Callable[..., S_co] = self.stages[index]
+        return stage(done=done, total=total)
 
     def _check_type_argument(self, alias: Any) -> None:
         (argument,) = get_args(alias)

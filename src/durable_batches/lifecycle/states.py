@@ -82,6 +82,7 @@ class Stage(_Tagged):
 
     done: int
     total: int
+    tag: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

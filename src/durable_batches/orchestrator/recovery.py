@@ -103,7 +103,7 @@ class Heartbeat:
         lease: timedelta,
         max_stall: timedelta,
         clock: Clock,
-        lost: Callable[[], None],
+        lost: Callable[[], object],
     ) -> None:
         self._store = store
         self._worker = worker

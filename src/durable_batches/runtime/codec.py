@@ -40,12 +40,12 @@ MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 _MAX_DEPTH: Final = 200
 """Levels of nesting that a payload may have; far beyond any document, far below any parser's stack."""
 
-_CONFIG: Final[dict[str, Any]] = {
-    "ser_json_bytes": "base64",
-    "val_json_bytes": "base64",
+_CONFIG: Final = core_schema.CoreConfig(
+    ser_json_bytes="base64",
+    val_json_bytes="base64",
     # Written as they are, so that they are found and refused rather than becoming null.
-    "ser_json_inf_nan": "constants",
-}
+    ser_json_inf_nan="constants",
+)
 
 
 class Codec(Generic[T]):
@@ -63,8 +63,8 @@ class Codec(Generic[T]):
 
     def __init__(self, annotation: Any, what: str, *, limit: int = MAX_PAYLOAD_BYTES) -> None:
         schema = _configured(_schema_of(annotation, what))
-        self._serializer = SchemaSerializer(schema, _core_config(), _use_prebuilt=False)
-        self._validator = SchemaValidator(schema, _core_config(), _use_prebuilt=False)
+        self._serializer = SchemaSerializer(schema, _CONFIG, _use_prebuilt=False)
+        self._validator = SchemaValidator(schema, _CONFIG, _use_prebuilt=False)
         self._what = what
         self._limit = limit
 
@@ -78,11 +78,8 @@ class Codec(Generic[T]):
         try:
             payload = self._serializer.to_json(value, warnings="error")
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
-            raise self._refusal(value, error) from None
-        if b"NaN" in payload or b"Infinity" in payload:
-            culprit = _find_unstorable(value)
-            if culprit is not None:
-                raise PayloadError(self._what, *culprit)
+            raise _refusal(self._what, value, error) from None
+        _refuse_constants(self._what, value, payload)
         if len(payload) > self._limit:
             raise PayloadTooLargeError(self._what, len(payload), self._limit)
         return payload
@@ -104,12 +101,6 @@ class Codec(Generic[T]):
         payload = self.encode(value)
         return payload, self.decode(payload)
 
-    def _refusal(self, value: T, error: Exception) -> PayloadError:
-        culprit = _find_unstorable(value)
-        if culprit is None:
-            culprit = ("$", _without_values(error))
-        return PayloadError(self._what, *culprit)
-
 
 class Digester:
     """Encodes one parameter's values canonically, for a digest. One way only."""
@@ -118,7 +109,7 @@ class Digester:
 
     def __init__(self, annotation: Any, what: str) -> None:
         schema = _canonical(_configured(_schema_of(annotation, what)))
-        self._serializer = SchemaSerializer(schema, _core_config(), _use_prebuilt=False)
+        self._serializer = SchemaSerializer(schema, _CONFIG, _use_prebuilt=False)
         self._what = what
 
     def encode(self, value: Any) -> bytes:
@@ -130,20 +121,12 @@ class Digester:
         try:
             payload = self._serializer.to_json(value, exclude_defaults=True, warnings="error")
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
-            culprit = _find_unstorable(value) or ("$", _without_values(error))
-            raise PayloadError(self._what, *culprit) from None
-        if b"NaN" in payload or b"Infinity" in payload:
-            culprit = _find_unstorable(value)
-            if culprit is not None:
-                raise PayloadError(self._what, *culprit)
+            raise _refusal(self._what, value, error) from None
+        _refuse_constants(self._what, value, payload)
         return payload
 
 
 # ---- schemas ---------------------------------------------------------------------------------------------------
-
-
-def _core_config() -> core_schema.CoreConfig:
-    return core_schema.CoreConfig(**_CONFIG)
 
 
 def _schema_of(annotation: Any, what: str) -> Any:
@@ -244,6 +227,19 @@ def _canonical_text(value: Any) -> str:
 
 
 # ---- what went wrong, without showing it -------------------------------------------------------------------------
+
+
+def _refusal(what: str, value: Any, error: Exception) -> PayloadError:
+    path, reason = _find_unstorable(value) or ("$", _without_values(error))
+    return PayloadError(what, path, reason)
+
+
+def _refuse_constants(what: str, value: Any, payload: bytes) -> None:
+    """Refuse NaN and infinities; most payloads are seen to hold none without looking at the value."""
+    if b"NaN" in payload or b"Infinity" in payload:
+        culprit = _find_unstorable(value)
+        if culprit is not None:
+            raise PayloadError(what, *culprit)
 
 
 def _find_unstorable(value: Any) -> tuple[str, str] | None:

@@ -189,15 +189,15 @@ class Attempt:
                 async with deadline:
                     value = await body()
         except asyncio.CancelledError as error:
-            if self._stopping is not None:
-                return AttemptStopped(self._stopping)
+            if (reason := self._stop_reason()) is not None:
+                return AttemptStopped(reason)
             if self._cancelled_from_outside():
                 raise
             return self._failed(error)
         except Exception as error:  # noqa: BLE001  (a user's workflow may raise anything; its document has failed)
-            if self._stopping is not None:
+            if (reason := self._stop_reason()) is not None:
                 # What it raised because it was being stopped is no failure of the document.
-                return AttemptStopped(self._stopping)
+                return AttemptStopped(reason)
             if deadline is not None and deadline.expired and isinstance(error, TimeoutError):
                 assert self._timeout is not None
                 batch_id, document_id = self.execution.batch_id, self.execution.document_id
@@ -206,6 +206,9 @@ class Attempt:
         finally:
             scope.reset(token)
         return AttemptSucceeded(value, self.recorded.unused)
+
+    def _stop_reason(self) -> StopReason | None:
+        return self._stopping
 
     def stop(self, reason: StopReason, *, drain: bool = False) -> None:
         """Stop the attempt. No activity starts from here on.
@@ -318,7 +321,7 @@ class Attempt:
                 call.attempt,
                 retryable=activity.retry.verdict(error) is not False,
             )
-            await self._record_failure(call.key, failure, error)
+            raise await self._recorded_failure(call.key, failure) from error
         fact = ActivityCompleted(
             execution.batch_id, execution.run, execution.position, execution.attempt, call.key, payload
         )
@@ -328,7 +331,7 @@ class Attempt:
         self._shared.stats.activities_run += 1
         return value
 
-    async def _record_failure(self, key: str, failure: ActivityFailure, cause: Exception) -> None:
+    async def _recorded_failure(self, key: str, failure: ActivityFailure) -> ActivityFailedError:
         execution = self.execution
         error = failure.error()
         # In the grace after the attempt's end only results are worth recording: nobody will catch a failure.
@@ -346,7 +349,7 @@ class Attempt:
             if refusal is not None:
                 self._refused(refusal)
             self._note_failure(error, key)
-        raise error from cause
+        return error
 
     def _refused(self, refusal: Refusal) -> None:
         """The store says that this attempt is not one any more: unwind it."""

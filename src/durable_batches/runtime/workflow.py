@@ -37,7 +37,6 @@ __all__ = [
 
 D = TypeVar("D")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S", bound=Stage, default=Stage)
 V = TypeVar("V", default=None)
 Sx = TypeVar("Sx", bound=Stage)
@@ -46,7 +45,7 @@ Vx = TypeVar("Vx")
 _DEFAULT_RETRY: Final = RetryPolicy()
 
 
-class Results(Protocol[R_co]):
+class Results(Protocol[R]):
     """What a resolver gets: the results of all documents that succeeded, in submission order, streamed.
 
     However many there are, a page of them is in memory at a time.
@@ -62,11 +61,11 @@ class Results(Protocol[R_co]):
         """Where its documents ended."""
         ...
 
-    def __aiter__(self) -> AsyncIterator[DocumentSucceeded[R_co]]:
+    def __aiter__(self) -> AsyncIterator[DocumentSucceeded[R]]:
         """The results, from the first; can be iterated again."""
         ...
 
-    def pages(self, size: int) -> AsyncIterator[list[DocumentSucceeded[R_co]]]:
+    def pages(self, size: int) -> AsyncIterator[list[DocumentSucceeded[R]]]:
         """The results in lists of at most `size`."""
         ...
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import (
@@ -36,6 +36,7 @@ from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
     CheckpointRecord,
+    Claim,
     ClaimRequest,
     Committed,
     DocumentRecord,
@@ -152,7 +153,7 @@ class SQLiteStore:
                 "SELECT worker_id, boot_id, pid_namespace, pid, started, workflows FROM worker WHERE alive"
             )
             return [
-                WorkerRecord(*row[:5], frozenset((name, version) for name, version in json.loads(row[5])))
+                _worker(row)
                 for row in found
             ]
 
@@ -317,7 +318,7 @@ class SQLiteStore:
     ) -> Committed:
         keys, candidates = rows.load_candidates(connection, now, request)
         events = committed.events
-        claims: Sequence[rows.Claim] = ()
+        claims: Sequence[Claim] = ()
         if candidates:
             writes = plan_claims(now, worker, request, candidates, now)
             rows.apply(connection, keys, writes, claimed_by_commit=number)
@@ -500,6 +501,12 @@ class _SQLiteHeart:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _worker(row: tuple[Any, ...]) -> WorkerRecord:
+    worker_id, boot_id, pid_namespace, pid, started, workflows = row
+    served = frozenset((name, version) for name, version in json.loads(workflows))
+    return WorkerRecord(worker_id, boot_id, pid_namespace, pid, started, served)
 
 
 def _data_version(connection: sqlite3.Connection) -> int:
