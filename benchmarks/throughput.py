@@ -55,9 +55,7 @@ class Finding(BaseModel):
 
 
 def finding(document: int, step: int) -> Finding:
-    return Finding(
-        document=document, step=step, text=f"{document:08d} " * 24, scores=[0.125 * n for n in range(6)]
-    )
+    return Finding(document=document, step=step, text=f"{document:08d} " * 24, scores=[0.125 * n for n in range(6)])
 
 
 @durable_activity(stage=Chunking)
@@ -190,9 +188,7 @@ def _raw_database(path: Path, documents: int) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL").fetchall()
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("CREATE TABLE execution (key INTEGER PRIMARY KEY, status TEXT, mark INTEGER)")
-    connection.execute(
-        "CREATE TABLE activity (execution INTEGER, key INTEGER, payload BLOB, UNIQUE (execution, key))"
-    )
+    connection.execute("CREATE TABLE activity (execution INTEGER, key INTEGER, payload BLOB, UNIQUE (execution, key))")
     connection.execute("BEGIN")
     connection.executemany(
         "INSERT INTO execution VALUES (?, 'pending', -1)", [(number,) for number in range(documents)]

@@ -108,12 +108,13 @@ from durable_batches.runtime.workflow import (
 )
 from durable_batches.stores.memory import MemoryStore
 from durable_batches.stores.protocol import Store
-from durable_batches.version import VERSION as __version__
+from durable_batches.version import VERSION
 
 if TYPE_CHECKING:
     from durable_batches.stores.sqlite import SQLiteStore
 
 __all__ = [
+    "EXTRACTION",
     "AbortAll",
     "ActivityContext",
     "ActivityDefinitionError",
@@ -158,7 +159,6 @@ __all__ = [
     "DuplicateDocumentError",
     "DurableActivity",
     "DurableBatchesError",
-    "EXTRACTION",
     "ExtractingEntities",
     "ExtractingMentions",
     "ExtractingRelations",
@@ -210,6 +210,9 @@ __all__ = [
     "map_activity",
     "workflow",
 ]
+
+
+__version__ = VERSION
 
 
 def __getattr__(name: str) -> object:

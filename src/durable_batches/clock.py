@@ -10,24 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Protocol
 
-__all__ = ["Clock", "Deadline", "SystemClock", "Timer", "from_micros", "to_micros"]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def from_micros(micros: int) -> datetime:
-    """The aware UTC moment of so many microseconds since the epoch, exactly."""
-    return _EPOCH + timedelta(microseconds=micros)
-
-
-def to_micros(moment: datetime) -> int:
-    """Whole microseconds since the epoch of an aware moment, exactly (no float on the way)."""
-    return (moment - _EPOCH) // _MICROSECOND
+__all__ = ["Clock", "Deadline", "SystemClock", "Timer"]
 
 
 class Timer(Protocol):

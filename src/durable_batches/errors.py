@@ -104,8 +104,7 @@ class MissingExtraError(DurableBatchesError, ImportError):
         self.extra = extra
         self.package = package
         super().__init__(
-            f"{package!r} is not installed; it comes with the extra {extra!r}: "
-            f"pip install 'durable-batches[{extra}]'"
+            f"{package!r} is not installed; it comes with the extra {extra!r}: pip install 'durable-batches[{extra}]'"
         )
 
 
@@ -154,7 +153,7 @@ class PayloadTooLargeError(PayloadError):
 # ---- activities and workflows ----------------------------------------------------------------------------
 
 
-class RetryLater(Exception):  # noqa: N818  (a request, not a fault: it reads `raise RetryLater(...)`)
+class RetryLater(Exception):
     """Raised by an activity: try again after this delay (a provider's Retry-After). It uses an attempt."""
 
     def __init__(self, after: timedelta) -> None:
@@ -352,9 +351,7 @@ class BatchCancelledError(DurableBatchesError):
         self.batch_id = batch_id
         self.reason = reason
         self.counts = counts
-        super().__init__(
-            f"batch {batch_id!r} was cancelled{': ' + reason if reason else ''} ({_summary(counts)})"
-        )
+        super().__init__(f"batch {batch_id!r} was cancelled{': ' + reason if reason else ''} ({_summary(counts)})")
 
 
 class DocumentsFailedError(DurableBatchesError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +21,10 @@ class BatchConfig(BaseModel):
         pydantic.ValidationError: A value is out of range, or a name is unknown.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_timedelta="float")
+    # The schema is built when the first configuration is made: importing the library stays quick.
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", ser_json_timedelta="float", defer_build=True
+    )
 
     concurrency: Annotated[int, Field(ge=1, le=100_000)] = 8
     """Documents in flight at once, over all workers."""

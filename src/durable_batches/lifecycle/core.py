@@ -6,11 +6,12 @@ in `plan` decides *that* something happens and calls the method that says what i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.machine import check_transition
@@ -19,8 +20,6 @@ from durable_batches.lifecycle.records import BatchRecord, EventRecord, Executio
 from durable_batches.lifecycle.states import BatchId, Counts
 
 __all__ = ["BatchInProgress", "Definition", "new_batch"]
-
-_encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 ResolverPhase: TypeAlias = Literal["idle", "due", "running"]
 
@@ -43,13 +42,13 @@ def new_batch(
     now: Micros,
 ) -> BatchRecord:
     """The record of a batch whose documents are about to be loaded."""
-    text = _encode_json(
+    text = to_json(
         {
             "stages": definition.stages,
             "resolver": definition.resolver,
             "config": definition.config.model_dump(mode="json"),
         }
-    )
+    ).decode()
     core: dict[str, Any] = {
         "definition": text,
         "at": [0] * (len(definition.stages) + 1),
@@ -74,7 +73,7 @@ def new_batch(
         free=0,
         wake=None,
         served=0,
-        core=_encode_json(core).encode(),
+        core=to_json(core),
         metadata=definition.config.metadata,
         created_at=now,
     )
@@ -82,12 +81,12 @@ def new_batch(
 
 def definition_of(record: BatchRecord) -> Definition:
     """What the batch is."""
-    return _parse_definition(json.loads(record.core)["definition"])
+    return _parse_definition(from_json(record.core)["definition"])
 
 
 @lru_cache(maxsize=1024)
 def _parse_definition(text: str) -> Definition:
-    data = json.loads(text)
+    data = from_json(text)
     return Definition(tuple(data["stages"]), data["resolver"], BatchConfig.model_validate(data["config"]))
 
 
@@ -119,7 +118,7 @@ class BatchInProgress:
 
     def __init__(self, record: BatchRecord, now: Micros) -> None:
         self._record = record
-        self._core: dict[str, Any] = json.loads(record.core)
+        self._core: dict[str, Any] = from_json(record.core)
         self._seq = record.seq
         self._served = record.served
         self.now = now
@@ -191,11 +190,11 @@ class BatchInProgress:
 
     def entered(self, stage: int) -> int:
         """Documents that have entered this stage; those that have ended have been through all."""
-        return sum(self.at[stage + 1 :]) + self._ended_documents
+        return self.total - sum(self.at[: stage + 1])
 
     def past(self, stage: int) -> int:
         """Documents that are past this stage."""
-        return sum(self.at[stage + 2 :]) + self._ended_documents
+        return self.total - sum(self.at[: stage + 2])
 
     @property
     def _ended_documents(self) -> int:
@@ -220,7 +219,8 @@ class BatchInProgress:
             self.move(self._earliest_stage())
 
     def mark_document(self, execution: ExecutionRecord, mark: int) -> None:
-        self.at[execution.mark + 1] -= 1
+        before = execution.mark + 1
+        self.at[before] -= 1
         self.at[mark + 1] += 1
         self._passed += mark - max(execution.mark, 0)
         self.emit(
@@ -231,7 +231,8 @@ class BatchInProgress:
             self.total,
             self.percentage,
         )
-        self._advance()
+        if self.at[before] == 0:
+            self._advance()
 
     def complete_document(self, execution: ExecutionRecord, unused_checkpoints: int) -> None:
         self.running -= 1
@@ -360,9 +361,7 @@ class BatchInProgress:
     def emit(self, tag: str, *fields: object) -> None:
         """Append an event of this batch; the fields in the order of the event's class."""
         self._seq += 1
-        self.events.append(
-            EventRecord(self._record.batch_id, self._seq, self.now, tag, _encode_json(fields).encode())
-        )
+        self.events.append(EventRecord(self._record.batch_id, self._seq, self.now, tag, to_json(fields)))
 
     def serve(self, turn: int) -> None:
         """Note the turn at which a claim took from this batch."""
@@ -380,7 +379,7 @@ class BatchInProgress:
             free=self.free,
             wake=self.wake,
             served=self._served,
-            core=_encode_json(self._core).encode(),
+            core=to_json(self._core),
         )
 
     def _counts_fields(self) -> tuple[int, ...]:

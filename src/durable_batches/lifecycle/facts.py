@@ -98,12 +98,7 @@ class ExecutionReleased(NamedTuple):
 
 
 Fact: TypeAlias = (
-    ActivityCompleted
-    | ActivityFailed
-    | StageEntered
-    | ExecutionSucceeded
-    | ExecutionFailed
-    | ExecutionReleased
+    ActivityCompleted | ActivityFailed | StageEntered | ExecutionSucceeded | ExecutionFailed | ExecutionReleased
 )
 
 

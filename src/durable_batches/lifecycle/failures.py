@@ -33,9 +33,7 @@ class ActivityFailure(NamedTuple):
             message=message_of(error),
             attempts=attempts,
             retryable=retryable,
-            kinds=tuple(
-                qualified_name(kind) for kind in type(error).__mro__ if issubclass(kind, BaseException)
-            ),
+            kinds=tuple(qualified_name(kind) for kind in type(error).__mro__ if issubclass(kind, BaseException)),
         )
 
     def error(self) -> ActivityFailedError:
@@ -84,5 +82,6 @@ def message_of(error: BaseException) -> str:
         message = str(error)
     except Exception:  # noqa: BLE001  (a user's __str__ may raise anything, and must not hide the error itself)
         message = ""
-    message = message or type(error).__name__
+    # What a provider sent may hold what UTF-8 cannot; it must not hide the error either.
+    message = message.encode(errors="replace").decode() or type(error).__name__
     return message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"

@@ -20,7 +20,7 @@ Which facts apply
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from durable_batches.lifecycle.core import BatchInProgress
 from durable_batches.lifecycle.facts import (
@@ -92,6 +92,8 @@ class Writes(NamedTuple):
     batches: Sequence[BatchRecord] = ()
     executions: Sequence[ExecutionRecord] = ()
     """To be updated: every field but the key and the document's id may have changed."""
+    marks: Sequence[ExecutionRecord] = ()
+    """To be updated, too, but of these only the mark and `updated_at` have changed: the most frequent write."""
     outcomes: Sequence[tuple[ExecutionKey, bytes]] = ()
     checkpoints: Sequence[CheckpointWrite] = ()
     """To be inserted, unless the execution has this key already: the first record wins."""
@@ -105,10 +107,16 @@ class Writes(NamedTuple):
 
 
 def executions_to_load(facts: Iterable[Fact]) -> list[ExecutionKey]:
-    """The executions that these facts can change: their own, and the resolvers of their batches."""
-    keys = {ExecutionKey(fact.batch_id, fact.position) for fact in facts}
-    keys.update([ExecutionKey(batch_id, RESOLVER_POSITION) for batch_id in {key.batch_id for key in keys}])
+    """The executions that these facts can change: their own, and where documents end, their batch's resolver."""
+    keys: set[ExecutionKey] = set()
+    for fact in facts:
+        keys.add((fact.batch_id, fact.position))
+        if type(fact) in _ENDING:
+            keys.add((fact.batch_id, RESOLVER_POSITION))
     return sorted(keys)
+
+
+_ENDING: Final = frozenset({ExecutionSucceeded, ExecutionFailed})
 
 
 # ---- facts ---------------------------------------------------------------------------------------------------
@@ -127,6 +135,7 @@ class _FactsPlan:
         self._worker = worker
         self._batches: dict[BatchId, BatchInProgress] = {}
         self._changed: dict[ExecutionKey, ExecutionRecord] = {}
+        self._marks: dict[ExecutionKey, ExecutionRecord] = {}
         self._outcomes: dict[ExecutionKey, bytes] = {}
         self._checkpoints: list[CheckpointWrite] = []
         self._forget: list[tuple[ExecutionKey, str]] = []
@@ -142,6 +151,7 @@ class _FactsPlan:
         return Writes(
             batches=[batch.closed() for batch in self._batches.values() if batch.events],
             executions=list(self._changed.values()),
+            marks=[marked for key, marked in self._marks.items() if key not in self._changed],
             outcomes=list(self._outcomes.items()),
             checkpoints=self._checkpoints,
             forget=self._forget,
@@ -150,25 +160,27 @@ class _FactsPlan:
         )
 
     def _take(self, fact: Fact) -> Refusal | None:
-        key = ExecutionKey(fact.batch_id, fact.position)
+        key = (fact.batch_id, fact.position)
         execution = self._executions.get(key)
-        record = self._records.get(fact.batch_id)
-        if execution is None or record is None:
+        if execution is None:
             return "unknown"
         if execution.owner != self._worker or execution.attempt != fact.attempt or execution.run != fact.run:
             return "superseded"
         batch = self._batches.get(fact.batch_id)
         if batch is None:
+            record = self._records.get(fact.batch_id)
+            if record is None:
+                return "unknown"
             batch = self._batches[fact.batch_id] = BatchInProgress(record, self._now)
         if batch.ended or batch.run != fact.run:
             return self._keep_what_was_paid(key, execution, fact)
         match fact:
             case ActivityCompleted():
                 self._record(fact, "succeeded")
-            case ActivityFailed():
-                self._record(fact, "failed")
             case StageEntered():
                 self._mark(key, execution, batch, fact.mark)
+            case ActivityFailed():
+                self._record(fact, "failed")
             case ExecutionSucceeded():
                 self._succeed(key, execution, batch, fact)
             case ExecutionFailed():
@@ -195,7 +207,7 @@ class _FactsPlan:
             return
         if execution.mark < mark < len(batch.definition.stages):
             batch.mark_document(execution, mark)
-            self._update(key, execution._replace(mark=mark, updated_at=self._now))
+            self._marks[key] = self._executions[key] = marked(execution, mark, self._now)
 
     def _succeed(
         self,
@@ -281,9 +293,7 @@ def plan_claims(
         for execution in candidate.executions:
             if batch.free == 0 or len(taken) == request.limit:
                 break
-            allowed = neighbours_allowed(
-                execution.crashes, batch.definition.config.max_crashes, request.capacity
-            )
+            allowed = neighbours_allowed(execution.crashes, batch.definition.config.max_crashes, request.capacity)
             held = request.held + len(taken)
             if held + 1 > min(window, allowed):
                 waited = now - (execution.due or now)
@@ -312,9 +322,7 @@ def _claimed(
         batch.start_resolver(attempt)
     else:
         batch.start_document(execution, attempt)
-    return execution._replace(
-        status="running", attempt=attempt, alone=alone, owner=worker, due=None, updated_at=now
-    )
+    return execution._replace(status="running", attempt=attempt, alone=alone, owner=worker, due=None, updated_at=now)
 
 
 # ---- workers that go -------------------------------------------------------------------------------------------
@@ -334,9 +342,9 @@ def plan_release(loaded: Loaded, gone: Collection[WorkerId], departure: Departur
     for key, execution in sorted(loaded.executions.items()):
         if execution.owner not in gone:
             continue
-        batch = batches.get(key.batch_id)
+        batch = batches.get(key[0])
         if batch is None:
-            batch = batches[key.batch_id] = BatchInProgress(loaded.batches[key.batch_id], loaded.now)
+            batch = batches[key[0]] = BatchInProgress(loaded.batches[key[0]], loaded.now)
         if batch.ended or batch.run != execution.run:
             changed[key] = _freed(execution, loaded.now)
         elif departure == "crash" and _is_crash_loop(execution, batch):
@@ -360,9 +368,7 @@ def _is_crash_loop(execution: ExecutionRecord, batch: BatchInProgress) -> bool:
     return execution.alone and execution.crashes + 1 >= batch.definition.config.max_crashes
 
 
-def _crash_looped(
-    execution: ExecutionRecord, batch: BatchInProgress, now: Micros
-) -> tuple[ExecutionRecord, bytes]:
+def _crash_looped(execution: ExecutionRecord, batch: BatchInProgress, now: Micros) -> tuple[ExecutionRecord, bytes]:
     crashes = execution.crashes + 1
     error = f"its worker died {crashes} times while it ran, the last time with nothing else beside it"
     failure = DocumentFailureRecord(error, "CrashLoopError", None, execution.attempt)
@@ -373,9 +379,7 @@ def _crash_looped(
     return _ended(execution, "failed", now)._replace(crashes=crashes), failure.encode()
 
 
-def _released(
-    execution: ExecutionRecord, batch: BatchInProgress, now: Micros, *, crashed: bool
-) -> ExecutionRecord:
+def _released(execution: ExecutionRecord, batch: BatchInProgress, now: Micros, *, crashed: bool) -> ExecutionRecord:
     crashes = execution.crashes + crashed
     if execution.position == RESOLVER_POSITION:
         batch.retry_resolver("its worker died" if crashed else "its worker shut down", now)
@@ -410,6 +414,9 @@ def plan_command(loaded: Loaded, batch_id: BatchId, command: Command) -> Writes:
                 return Writes(applied=False)
             batch.seal(loader, total)
         case Cancel(request_id=request_id, reason=reason):
+            if batch.loader is not None:
+                # Not there yet for anybody but its loader, who goes on loading it.
+                return Writes(applied=False)
             if batch.ended:
                 return Writes(applied=batch.core["cancelled_by"] == request_id)
             batch.cancel(request_id, reason)
@@ -440,10 +447,13 @@ def new_execution(batch_id: BatchId, document: NewDocument, now: Micros) -> Exec
 # ---- what several of them do -------------------------------------------------------------------------------------
 
 
-def _ended(
-    execution: ExecutionRecord, status: Literal["succeeded", "failed"], now: Micros
-) -> ExecutionRecord:
+def _ended(execution: ExecutionRecord, status: Literal["succeeded", "failed"], now: Micros) -> ExecutionRecord:
     return execution._replace(status=status, alone=False, owner=None, due=None, updated_at=now)
+
+
+def marked(execution: ExecutionRecord, mark: int, now: Micros) -> ExecutionRecord:
+    """The execution in a later stage; spelt out, since this is made for most activities."""
+    return ExecutionRecord._make((*execution[:5], mark, *execution[6:12], now))
 
 
 def _freed(execution: ExecutionRecord, now: Micros) -> ExecutionRecord:
@@ -459,7 +469,7 @@ def _wake_resolver(
     """Where this write moved the batch to `resolving`, its resolver can be claimed from the same moment."""
     if batch.state != "resolving" or batch.phase != "due":
         return
-    key = ExecutionKey(batch.batch_id, RESOLVER_POSITION)
+    key = (batch.batch_id, RESOLVER_POSITION)
     resolver = executions.get(key)
     if resolver is not None and resolver.owner is None and resolver.due is None:
         changed[key] = resolver._replace(status="waiting", due=NOW, updated_at=batch.now)

@@ -10,7 +10,6 @@ from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
-from durable_batches.clock import from_micros
 from durable_batches.lifecycle.core import BatchInProgress
 from durable_batches.lifecycle.events import (
     BatchCancelled,
@@ -27,6 +26,7 @@ from durable_batches.lifecycle.events import (
     StateChanged,
 )
 from durable_batches.lifecycle.machine import BatchStateMachine
+from durable_batches.lifecycle.moments import from_micros
 from durable_batches.lifecycle.records import BatchRecord, Micros
 from durable_batches.lifecycle.states import (
     BatchId,
@@ -45,7 +45,7 @@ __all__ = ["BatchSnapshot", "Folded", "StageCount", "fold", "snapshot_of", "stat
 S = TypeVar("S", bound=Stage, default=Stage)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class StageCount:
     """Where the documents of a batch are with one stage."""
 
@@ -146,7 +146,7 @@ def _rate(batch: BatchInProgress, now: Micros) -> float | None:
     return done / seconds
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Folded:
     """What a batch's events say about it; the same as its record says, at every moment."""
 
@@ -180,6 +180,7 @@ class _Folder:
         match event:
             case BatchCreated(total=total):
                 self._total = total
+                self._percentage = 0.0 if total else 100.0
             case StateChanged(state=state):
                 self._state = state
             case DocumentStarted(document_id=document_id):
@@ -199,6 +200,8 @@ class _Folder:
                 self._percentage = percentage
             case BatchCompleted(counts=counts) | BatchFailed(counts=counts) | BatchCancelled(counts=counts):
                 self._last = counts
+                # What had not ended has ended with the run, and what has ended counts in full.
+                self._percentage = 100.0
             case _:
                 pass
 

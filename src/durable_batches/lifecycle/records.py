@@ -41,6 +41,9 @@ Micros: TypeAlias = int
 
 ExecutionStatus: TypeAlias = Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"]
 
+ExecutionKey: TypeAlias = tuple[BatchId, int]
+"""Which execution: its batch, and its document's place in it (`RESOLVER_POSITION` for the resolver)."""
+
 Refusal: TypeAlias = Literal["unknown", "ended", "superseded"]
 """Why a fact was not applied: no such batch or execution; its run has ended; another attempt has taken over."""
 
@@ -53,7 +56,7 @@ NOW: Final[Micros] = 0
 """As a due time: at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchRecord:
     """One row a batch. What a store filters or sorts by has a field; the state machine's own row is `core`."""
 
@@ -89,13 +92,6 @@ class BatchRecord:
     def ended(self) -> bool:
         """Whether the current run has ended."""
         return self.state in ("completed", "failed", "cancelled")
-
-
-class ExecutionKey(NamedTuple):
-    """Which execution: its batch, and its document's place in it (`RESOLVER_POSITION` for the resolver)."""
-
-    batch_id: BatchId
-    position: int
 
 
 class ExecutionRecord(NamedTuple):

@@ -7,7 +7,7 @@ dataclass by inheriting, and type checkers see it as one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NewType, TypeAlias, Union
+from typing import Any, Final, Literal, NewType, TypeAlias
 
 from typing_extensions import TypeAliasType, TypeVar, dataclass_transform
 
@@ -35,7 +35,7 @@ __all__ = [
 BatchId = NewType("BatchId", str)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """How many documents of a batch are where; the parts sum to `total`."""
 
@@ -155,16 +155,12 @@ class Cancelled:
 
 S = TypeVar("S", bound=Stage, default=Stage)
 
-BatchState = TypeAliasType(
-    "BatchState", Union[Pending, S, Resolving, Completed, Failed, Cancelled], type_params=(S,)
-)
+BatchState = TypeAliasType("BatchState", Pending | S | Resolving | Completed | Failed | Cancelled, type_params=(S,))
 """The state of a batch whose machine has the stages `S`: a closed union, to `match` over."""
 
 Ended: TypeAlias = Completed | Failed | Cancelled
 
-ExtractionStage: TypeAlias = (
-    Chunking | ExtractingMentions | ExtractingEntities | ExtractingRelations | Assembling
-)
+ExtractionStage: TypeAlias = Chunking | ExtractingMentions | ExtractingEntities | ExtractingRelations | Assembling
 
 ENDED_TAGS: Final = frozenset({"completed", "failed", "cancelled"})
 RESERVED_TAGS: Final = ENDED_TAGS | {"pending", "resolving"}

@@ -10,11 +10,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from durable_batches.clock import Clock
 from durable_batches.errors import FactRejectedError, StoreUnavailableError, WorkerFencedError
-from durable_batches.lifecycle.facts import Fact
+from durable_batches.lifecycle.facts import (
+    ActivityCompleted,
+    ActivityFailed,
+    ExecutionFailed,
+    ExecutionSucceeded,
+    Fact,
+)
 from durable_batches.lifecycle.records import ClaimRequest, Committed, Refusal, WorkerId
 from durable_batches.stores.protocol import Store
 
@@ -30,9 +36,11 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
 
 
-class _Entry(NamedTuple):
-    fact: Fact
-    verdict: asyncio.Future[Refusal | None] | None
+_WITH_PAYLOAD: Final = frozenset({ActivityCompleted, ActivityFailed, ExecutionSucceeded, ExecutionFailed})
+
+
+_Entry: TypeAlias = tuple[Fact, "asyncio.Future[Refusal | None] | None"]
+"""A fact, and whom its verdict is awaited by."""
 
 
 class Journal:
@@ -66,21 +74,22 @@ class Journal:
         self._closing = False
         self._failed: BaseException | None = None
         self._number = 0
+        self._loop = asyncio.get_running_loop()
 
     # ---- handing in ------------------------------------------------------------------------------------------
 
     def post(self, fact: Fact) -> None:
         """Hand a fact in; it rides on the next commit."""
-        self._entries.append(_Entry(fact, None))
+        self._entries.append((fact, None))
         self._wake.set()
 
     def record(self, fact: Fact) -> asyncio.Future[Refusal | None]:
         """Hand a fact in; the future is its verdict once the store has committed it (None: applied)."""
-        verdict: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
+        verdict: asyncio.Future[Refusal | None] = self._loop.create_future()
         if self._failed is not None:
             verdict.set_exception(self._failed)
         else:
-            self._entries.append(_Entry(fact, verdict))
+            self._entries.append((fact, verdict))
             self._wake.set()
         return verdict
 
@@ -108,9 +117,10 @@ class Journal:
                 await asyncio.sleep(0)
                 self._wake.clear()
                 entries = self._in_commit = self._take()
-                request = self._claim([entry.fact for entry in entries])
+                facts = [fact for fact, _ in entries]
+                request = self._claim(facts)
                 if entries or request is not None:
-                    await self._commit(entries, request)
+                    await self._commit(entries, facts, request)
                 elif self._closing:
                     return
                 if self._entries or self._closing:
@@ -122,29 +132,29 @@ class Journal:
     def _take(self) -> list[_Entry]:
         """What has gathered, up to the bounds of one transaction."""
         size, count = 0, 0
-        for entry in self._entries[:_MOST_FACTS]:
-            size += _size(entry.fact)
-            if count and size > _MOST_BYTES:
-                break
+        for fact, _ in self._entries[:_MOST_FACTS]:
+            if type(fact) in _WITH_PAYLOAD:
+                size += _size(fact)
+                if count and size > _MOST_BYTES:
+                    break
             count += 1
         taken, self._entries = self._entries[:count], self._entries[count:]
         return taken
 
-    async def _commit(self, entries: Sequence[_Entry], request: ClaimRequest | None) -> None:
+    async def _commit(self, entries: Sequence[_Entry], facts: Sequence[Fact], request: ClaimRequest | None) -> None:
         try:
-            committed = await self._write(entries, request)
+            committed = await self._write(facts, request)
         except FactRejectedError as error:
             await self._isolate(entries, error)
             return
-        self._committed([entry.fact for entry in entries], committed, request)
+        self._committed(facts, committed, request)
         refused = committed.refused
-        for index, entry in enumerate(entries):
-            if entry.verdict is not None and not entry.verdict.done():
-                entry.verdict.set_result(refused.get(index))
+        for index, (_, verdict) in enumerate(entries):
+            if verdict is not None and not verdict.done():
+                verdict.set_result(refused.get(index) if refused else None)
 
-    async def _write(self, entries: Sequence[_Entry], request: ClaimRequest | None) -> Committed:
+    async def _write(self, facts: Sequence[Fact], request: ClaimRequest | None) -> Committed:
         """One numbered commit, repeated under its number for as long as the store is away."""
-        facts = [entry.fact for entry in entries]
         number = self._number + 1
         pause = _FIRST_PAUSE
         while True:
@@ -164,28 +174,28 @@ class Journal:
         First a batch a transaction, then a document, then a fact; the one that still fails gets the error.
         """
         if len(entries) == 1:
-            verdict = entries[0].verdict
-            _log.error("a fact of %s was refused: %s", _where(entries[0].fact), error)
+            fact, verdict = entries[0]
+            _log.error("a fact of %s was refused: %s", _where(fact), error)
             if verdict is not None and not verdict.done():
                 verdict.set_exception(error)
             return
         for group in _split(entries):
-            await self._commit(group, None)
+            await self._commit(group, [fact for fact, _ in group], None)
 
     def _fail(self, error: BaseException) -> None:
         self._failed = error if isinstance(error, WorkerFencedError) else WorkerFencedError(self._worker)
         entries, self._entries = [*self._in_commit, *self._entries], []
-        for entry in entries:
-            if entry.verdict is not None and not entry.verdict.done():
-                entry.verdict.set_exception(self._failed)
+        for _, verdict in entries:
+            if verdict is not None and not verdict.done():
+                verdict.set_exception(self._failed)
 
 
 def _split(entries: Sequence[_Entry]) -> list[list[_Entry]]:
     """By batch; within one batch by document; within one document singly. The order of each stays."""
-    by_batch = _grouped(entries, lambda entry: entry.fact.batch_id)
+    by_batch = _grouped(entries, lambda entry: entry[0].batch_id)
     if len(by_batch) > 1:
         return by_batch
-    by_document = _grouped(entries, lambda entry: entry.fact.position)
+    by_document = _grouped(entries, lambda entry: entry[0].position)
     return by_document if len(by_document) > 1 else [[entry] for entry in entries]
 
 
@@ -194,8 +204,13 @@ def _grouped(entries: Sequence[_Entry], key: Callable[[_Entry], str | int]) -> l
 
 
 def _size(fact: Fact) -> int:
-    payload: bytes | None = getattr(fact, "payload", None) or getattr(fact, "outcome", None)
-    return 0 if payload is None else len(payload)
+    match fact:
+        case ActivityCompleted(payload=payload) | ActivityFailed(payload=payload):
+            return len(payload)
+        case ExecutionSucceeded(outcome=outcome) | ExecutionFailed(outcome=outcome):
+            return len(outcome)
+        case _:
+            return 0
 
 
 def _where(fact: Fact) -> str:

@@ -6,12 +6,11 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection,
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Generic, Literal, overload
+from typing import Any, Generic, Literal, Self, overload
 from uuid import uuid4
 
-from typing_extensions import Self, TypeVar
+from typing_extensions import TypeVar
 
-from durable_batches.clock import from_micros, to_micros
 from durable_batches.errors import (
     BatchNotFoundError,
     ConfigurationError,
@@ -22,6 +21,7 @@ from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
 from durable_batches.lifecycle.facts import Cancel
+from durable_batches.lifecycle.moments import from_micros, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
@@ -402,9 +402,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         assert isinstance(state, Completed | Failed | Cancelled)
         resolution: V | None = None
         if isinstance(state, Completed) and definition_of(record).resolver:
-            (resolver,) = await self._worker.store.documents(
-                record.batch_id, after=RESOLVER_POSITION - 1, limit=1
-            )
+            (resolver,) = await self._worker.store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=1)
             assert resolver.outcome is not None
             resolution = self._workflow.resolution_codec.decode(resolver.outcome)
         return BatchResult(

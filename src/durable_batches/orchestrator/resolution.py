@@ -54,9 +54,7 @@ async def document_pages(
         raise ValueError("a page holds 1 document or more")
     after = RESOLVER_POSITION
     while True:
-        page = list(
-            await store.documents(batch_id, statuses=statuses, after=after, limit=size, inputs=inputs)
-        )
+        page = list(await store.documents(batch_id, statuses=statuses, after=after, limit=size, inputs=inputs))
         if page:
             yield page
             after = page[-1].execution.position

@@ -55,6 +55,7 @@ _log = logging.getLogger("durable_batches")
 
 AnyWorkflow: TypeAlias = Workflow[Any, Any, Any, Any]
 
+_ENDING: Final = frozenset({ExecutionSucceeded, ExecutionFailed, ExecutionReleased})
 _CHECKPOINTS_A_CLAIM: Final = 1_000
 _IDLE_MICROS: Final = 5_000_000
 _POLL_SECONDS: Final = 0.1
@@ -132,19 +133,13 @@ class Scheduler:
 
     def claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
         """What to claim with the commit of these facts."""
-        ending = {
-            ExecutionKey(fact.batch_id, fact.position)
-            for fact in facts
-            if isinstance(fact, ExecutionSucceeded | ExecutionFailed | ExecutionReleased)
-        }
+        ending = {(fact.batch_id, fact.position) for fact in facts if type(fact) in _ENDING}
         if ending:
             self._hungry = True
         if not self._hungry or self._closing or not self._workflows:
             return None
         held = len(self._held.keys() - ending)
-        window = min(
-            (entry.window for key, entry in self._held.items() if key not in ending), default=self._capacity
-        )
+        window = min((entry.window for key, entry in self._held.items() if key not in ending), default=self._capacity)
         limit = min(self._capacity, window) - held
         if limit <= 0:
             return None
@@ -160,8 +155,8 @@ class Scheduler:
     def committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
         """A commit is through: let go of what ended, stop what its batch does not want any more, start the claims."""
         for fact in facts:
-            if isinstance(fact, ExecutionSucceeded | ExecutionFailed | ExecutionReleased):
-                self._held.pop(ExecutionKey(fact.batch_id, fact.position), None)
+            if type(fact) in _ENDING:
+                self._held.pop((fact.batch_id, fact.position), None)
         if request is not None:
             self._hungry = len(committed.claims) == request.limit
             self._wake_in(committed.retry_in)
@@ -184,12 +179,12 @@ class Scheduler:
     def batch_ended(self, batch_id: BatchId) -> None:
         """The batch's run is over: what still runs of it is stopped."""
         for key, entry in self._held.items():
-            if key.batch_id == batch_id and not entry.finishing:
+            if key[0] == batch_id and not entry.finishing:
                 entry.attempt.stop("ended")
 
     def held_batches(self) -> set[BatchId]:
         """The batches of which something runs here."""
-        return {key.batch_id for key in self._held}
+        return {key[0] for key in self._held}
 
     def close(self) -> None:
         """Claim nothing more."""
@@ -236,7 +231,7 @@ class Scheduler:
         )
         window = neighbours_allowed(execution.crashes, config.max_crashes, self._capacity)
         entry = _Held(attempt, window)
-        self._held[ExecutionKey(execution.batch_id, execution.position)] = entry
+        self._held[(execution.batch_id, execution.position)] = entry
         run = self._resolve if resolver else self._run_document
         entry.task = asyncio.create_task(self._guarded(run(entry, claim, workflow), claim))
         self._tasks.add(entry.task)
@@ -282,7 +277,7 @@ class Scheduler:
             delay = workflow.resolver_retry.delay(
                 outcome.error,
                 claim.execution.failures + 1,
-                random.random(),  # noqa: S311  (jitter)
+                random.random(),
             )
             retry_in = None if delay is None else int(delay.total_seconds() * 1_000_000)
         await self._conclude(entry, claim, outcome, workflow.resolution_codec, retry_in)

@@ -89,9 +89,7 @@ class Submission(Generic[D]):
             workflow=self._workflow.name,
             version=self._workflow.version,
             loader=loader,
-            definition=Definition(
-                self._workflow.machine.tags, self._workflow.resolver is not None, self._config
-            ),
+            definition=Definition(self._workflow.machine.tags, self._workflow.resolver is not None, self._config),
             now=self._worker.clock.now(),
         )
         while True:

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 from uuid import uuid4
-
-from typing_extensions import Self
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import (
@@ -160,9 +158,7 @@ class Worker:
         """
         for pair in workflow.versions:
             if self._workflows.get(pair, workflow) is not workflow:
-                raise ConfigurationError(
-                    f"the worker serves another workflow {pair[0]!r} of version {pair[1]!r}"
-                )
+                raise ConfigurationError(f"the worker serves another workflow {pair[0]!r} of version {pair[1]!r}")
         for pair in workflow.versions:
             self._workflows[pair] = workflow
         self.hint()
@@ -211,9 +207,7 @@ class Worker:
         await self._store.open()
         self._closing = False
         self._subscriptions = Subscriptions(self._store, self._clock)
-        self._threads = ThreadPoolExecutor(
-            max(self._max_in_flight, 1), thread_name_prefix="durable-batches-activity"
-        )
+        self._threads = ThreadPoolExecutor(max(self._max_in_flight, 1), thread_name_prefix="durable-batches-activity")
         began = asyncio.Event()
         self._life = asyncio.create_task(self._live(began), name="durable-batches worker")
         waiting = asyncio.create_task(began.wait())
@@ -296,18 +290,14 @@ class _Incarnation:
         self._lease = lease
         self._drain = drain
         self._clock = worker.clock
-        self.journal = Journal(
-            store, self.worker_id, self._clock, claim=self._claim_request, committed=self._committed
-        )
+        self.journal = Journal(store, self.worker_id, self._clock, claim=self._claim_request, committed=self._committed)
         self.surroundings = Surroundings(
             recorder=self.journal,
             clock=self._clock,
             threads=threads,
             stats=worker.stats,
         )
-        self.scheduler = Scheduler(
-            store, workflows, self.surroundings, capacity=capacity, poke=self.journal.poke
-        )
+        self.scheduler = Scheduler(store, workflows, self.surroundings, capacity=capacity, poke=self.journal.poke)
         self._closed = asyncio.Event()
         self._lost = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -93,9 +93,7 @@ class DurableActivity(Generic[P, T_co]):
 
     async def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T_co:
         function: Callable[..., Any] = self.fn
-        result = (
-            function(*args, **kwargs) if self.is_async else await asyncio.to_thread(function, *args, **kwargs)
-        )
+        result = function(*args, **kwargs) if self.is_async else await asyncio.to_thread(function, *args, **kwargs)
         if inspect.isawaitable(result):
             result = await result
         value: T_co = result
@@ -257,9 +255,7 @@ def durable_activity(
     return decorate if fn is None else decorate(fn)
 
 
-async def map_activity(
-    activity: Callable[[X], Awaitable[T]], items: Iterable[X], *, concurrency: int = 16
-) -> list[T]:
+async def map_activity(activity: Callable[[X], Awaitable[T]], items: Iterable[X], *, concurrency: int = 16) -> list[T]:
     """Call an activity for each item, a bounded number at once, and return the results in the items' order.
 
     The first failure stops new calls, lets those that are running finish and be recorded, and is then raised; of

@@ -7,7 +7,6 @@ activities, and every other recorded result is still found.
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from inspect import Parameter, Signature
@@ -34,7 +33,7 @@ class CallKeys:
         key: The user's own key function, in place of the input's digest.
     """
 
-    __slots__ = ("_digesters", "_key", "_names", "_prefix", "_signature", "_simple")
+    __slots__ = ("_digesters", "_key", "_names", "_prefix", "_signature", "_simple", "_single")
 
     def __init__(
         self,
@@ -66,6 +65,14 @@ class CallKeys:
         ]
         # By name, so that parameters may change their order.
         self._digesters = tuple(sorted(digesters, key=lambda digester: digester[0]))
+        # Most activities have one parameter, and most calls give it in its place.
+        single = self._simple and len(self._names) == 1 and len(digesters) == 1
+        self._single = self._of_one(*digesters[0][1:]) if single else None
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the user's own function makes the keys."""
+        return self._key is not None
 
     def base(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """The key of a call but for its occurrence.
@@ -89,21 +96,36 @@ class CallKeys:
             return None
 
     def _canonical(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        if self._single is not None and len(args) == 1 and not kwargs:
+            return self._single(args[0])
         arguments = self._bound(args, kwargs)
         parts: list[bytes] = []
         for name, label, digester, default in self._digesters:
             if name not in arguments:
                 continue
             value = arguments[name]
-            if value is default or (type(value) is type(default) and value == default):
+            if _is_default(value, default):
                 continue
             parts.append(label + digester.encode(value))
         return b",".join(parts)
+
+    @staticmethod
+    def _of_one(label: bytes, digester: Digester, default: Any) -> Callable[[Any], bytes]:
+        encode = digester.encode
+
+        def canonical(value: Any) -> bytes:
+            return b"" if _is_default(value, default) else label + encode(value)
+
+        return canonical
 
     def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._simple and not kwargs and len(args) == len(self._names):
             return dict(zip(self._names, args, strict=True))
         return self._signature.bind(*args, **kwargs).arguments
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and bool(value == default))
 
 
 def _collected(parameter: Parameter, annotation: Any) -> Any:
@@ -116,7 +138,7 @@ def _collected(parameter: Parameter, annotation: Any) -> Any:
 
 
 def _digest(data: bytes) -> str:
-    return urlsafe_b64encode(blake2b(data, digest_size=_DIGEST_BYTES).digest()).decode()
+    return blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 class Recorded:

@@ -15,6 +15,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
@@ -29,6 +31,7 @@ from pydantic_core import (
 )
 
 from durable_batches.errors import ActivityDefinitionError, PayloadError, PayloadTooLargeError
+from durable_batches.runtime.unions import classes_by_ref, is_dict, is_sequence, is_set, with_members_named
 
 __all__ = ["MAX_PAYLOAD_BYTES", "Codec", "Digester"]
 
@@ -39,6 +42,9 @@ MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 
 _MAX_DEPTH: Final = 200
 """Levels of nesting that a payload may have; far beyond any document, far below any parser's stack."""
+
+_REPLACEMENT: Final = "\ufffd".encode()
+"""What pydantic makes of a lone surrogate in a dict's key."""
 
 _CONFIG: Final = core_schema.CoreConfig(
     ser_json_bytes="base64",
@@ -63,6 +69,7 @@ class Codec(Generic[T]):
 
     def __init__(self, annotation: Any, what: str, *, limit: int = MAX_PAYLOAD_BYTES) -> None:
         schema = _configured(_schema_of(annotation, what))
+        _refuse_secrets(schema, what)
         self._serializer = SchemaSerializer(schema, _CONFIG, _use_prebuilt=False)
         self._validator = SchemaValidator(schema, _CONFIG, _use_prebuilt=False)
         self._what = what
@@ -76,10 +83,11 @@ class Codec(Generic[T]):
             PayloadTooLargeError: It is over the limit.
         """
         try:
-            payload = self._serializer.to_json(value, warnings="error")
+            payload = self._serializer.to_json(value, by_alias=False, round_trip=True, warnings="error")
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
             raise _refusal(self._what, value, error) from None
-        _refuse_constants(self._what, value, payload)
+        if b"NaN" in payload or b"Infinity" in payload or _REPLACEMENT in payload:
+            _refuse_unstorable(self._what, value)
         if len(payload) > self._limit:
             raise PayloadTooLargeError(self._what, len(payload), self._limit)
         return payload
@@ -91,9 +99,13 @@ class Codec(Generic[T]):
             PayloadError: They are not of that type (the annotation has changed, say).
         """
         try:
-            value: T = self._validator.validate_json(payload)
+            value: T = self._validator.validate_json(payload, by_alias=False, by_name=True)
         except ValidationError as error:
             raise PayloadError(self._what, *_first_problem(error)) from None
+        except Exception as error:
+            # A validator of the type's own may raise anything.
+            reason = f"the type's own validation raised {type(error).__name__}"
+            raise PayloadError(self._what, "$", reason) from error
         return value
 
     def recoded(self, value: T) -> tuple[bytes, T]:
@@ -116,13 +128,16 @@ class Digester:
         """The canonical bytes.
 
         Raises:
-            PayloadError: The value is not encodable, or not of the annotated type.
+            PayloadError: The value is not encodable.
         """
         try:
-            payload = self._serializer.to_json(value, exclude_defaults=True, warnings="error")
+            payload = self._serializer.to_json(
+                value, by_alias=False, round_trip=True, exclude_defaults=True, warnings=False
+            )
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
             raise _refusal(self._what, value, error) from None
-        _refuse_constants(self._what, value, payload)
+        if b"NaN" in payload or b"Infinity" in payload or _REPLACEMENT in payload:
+            _refuse_unstorable(self._what, value)
         return payload
 
 
@@ -140,28 +155,49 @@ def _schema_of(annotation: Any, what: str) -> Any:
 
 def _rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """A copy of a core schema, each of its parts changed, the inner ones first."""
-    if isinstance(schema, dict):
+    if is_dict(schema):
         part: dict[str, Any] = {
             key: value if key in ("metadata", "cls", "default") else _rewritten(value, change)
             for key, value in schema.items()
         }
         return change(part) if "type" in part else part
-    if isinstance(schema, list):
-        return [_rewritten(item, change) for item in schema]
-    if isinstance(schema, tuple):
-        return tuple(_rewritten(item, change) for item in schema)
+    if is_sequence(schema):
+        items = (_rewritten(item, change) for item in schema)
+        return tuple(items) if isinstance(schema, tuple) else list(items)
     return schema
 
 
 def _configured(schema: Any) -> Any:
-    """The schema with our configuration in every model and dataclass: their own would win over an outer one."""
+    """The schema with our configuration in every model and dataclass, where their own would win over an outer one.
+
+    And with unions whose members come back as what they were.
+    """
+    classes = classes_by_ref(schema)
 
     def change(part: dict[str, Any]) -> dict[str, Any]:
-        if part["type"] in ("model", "dataclass", "typed-dict"):
-            return {**part, "config": {**(part.get("config") or {}), **_CONFIG}}
-        return part
+        match part["type"]:
+            case "model" | "dataclass" | "typed-dict":
+                return {**part, "config": {**(part.get("config") or {}), **_CONFIG}}
+            case "union":
+                return with_members_named(part, classes)
+            case _:
+                return part
 
     return _rewritten(schema, change)
+
+
+def _refuse_secrets(schema: Any, what: str) -> None:
+    def look(part: dict[str, Any]) -> dict[str, Any]:
+        function = part.get("serialization", {}).get("function")
+        name: str = getattr(function, "__name__", "")
+        if name.startswith("_serialize_secret") and getattr(function, "__module__", "") == "pydantic.types":
+            raise ActivityDefinitionError(
+                f"the {what} cannot be recorded: a secret (SecretStr and its kin) is masked when it is written; "
+                "leave it out, and fetch it where it is used"
+            )
+        return part
+
+    _rewritten(schema, look)
 
 
 def _canonical(schema: Any) -> Any:
@@ -171,15 +207,17 @@ def _canonical(schema: Any) -> Any:
         match part["type"]:
             case "set" | "frozenset":
                 return _serialized_by(part, _sorted_set)
-            case "dict":
+            case "dict" | "counter" | "typed-dict":
                 return _serialized_by(part, _sorted_dict)
+            case "named-tuple":
+                return _serialized_by(part, _named_without_defaults)
+            case "model" if part.get("config", {}).get("extra_fields_behavior") == "allow":
+                return _serialized_by(_with_extras(part), _sorted_dict)
             case "any":
                 return _serialized_by(part, _sorted_anything)
             case "union" | "tagged-union":
                 return _serialized_by(part, _tagged_member)
-            case "default" if (
-                part["schema"].get("type") == "literal" and len(part["schema"]["expected"]) == 1
-            ):
+            case "default" if part["schema"].get("type") == "literal" and len(part["schema"]["expected"]) == 1:
                 # A tag is what tells two classes apart: it stays, though it equals its default.
                 inner: dict[str, Any] = part["schema"]
                 return inner
@@ -190,9 +228,24 @@ def _canonical(schema: Any) -> Any:
 
 
 def _serialized_by(part: dict[str, Any], function: Callable[[Any, Any], Any]) -> dict[str, Any]:
-    if "serialization" in part:
+    own: dict[str, Any] | None = part.get("serialization")
+    if own is None:
+        return {**part, "serialization": core_schema.wrap_serializer_function_ser_schema(function)}
+    if "function" not in own:
         return part
-    return {**part, "serialization": core_schema.wrap_serializer_function_ser_schema(function)}
+    serialize: Callable[..., Any] = own["function"]
+
+    def ordered(*args: Any) -> Any:
+        return _plain(serialize(*args))
+
+    return {**part, "serialization": {**own, "function": ordered}}
+
+
+def _with_extras(part: dict[str, Any]) -> dict[str, Any]:
+    """A model's schema, the fields that it does not declare serialized as anything is."""
+    if part["type"] == "model-fields":
+        return {**part, "extras_schema": part.get("extras_schema", _ANYTHING)}
+    return {**part, "schema": _with_extras(part["schema"])} if "schema" in part else part
 
 
 def _sorted_set(value: Any, handler: Callable[[Any], Any]) -> Any:
@@ -204,26 +257,51 @@ def _sorted_dict(value: Any, handler: Callable[[Any], Any]) -> Any:
     return {key: plain[key] for key in sorted(plain, key=str)}
 
 
+def _named_without_defaults(value: Any, handler: Callable[[Any], Any]) -> Any:
+    defaults: Mapping[str, Any] = value._field_defaults
+    written = zip(value._fields, value, handler(value), strict=True)
+    return {name: plain for name, item, plain in written if name not in defaults or not _equal(item, defaults[name])}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and bool(one == other))
+
+
 def _sorted_anything(value: Any, handler: Callable[[Any], Any]) -> Any:
-    return json.loads(_canonical_text(handler(_sets_sorted(value))))
+    return json.loads(_canonical_text(handler(_plain(value))))
 
 
 def _tagged_member(value: Any, handler: Callable[[Any], Any]) -> Any:
     return [type(value).__name__, handler(value)]
 
 
-def _sets_sorted(value: Any) -> Any:
-    if isinstance(value, set | frozenset):
-        return sorted((_sets_sorted(item) for item in value), key=_canonical_text)
-    if isinstance(value, dict):
-        return {key: _sets_sorted(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_sets_sorted(item) for item in value]
+def _plain(value: Any) -> Any:
+    """The value with everything that has an order of its own, or none, put in one that depends on nothing else."""
+    if is_set(value):
+        return sorted((_plain(item) for item in value), key=_canonical_text)
+    if is_dict(value):
+        return {key: _plain(item) for key, item in value.items()}
+    if is_sequence(value):
+        return [_plain(item) for item in value]
+    if isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
+        digester = _digester_of(type(value))
+        return value if digester is None else json.loads(digester.encode(value))
     return value
+
+
+@lru_cache(maxsize=1024)
+def _digester_of(cls: type[Any]) -> Digester | None:
+    try:
+        return Digester(cls, f"a value of {cls.__name__}")
+    except ActivityDefinitionError:
+        return None
 
 
 def _canonical_text(value: Any) -> str:
     return json.dumps(json.loads(to_json(value, bytes_mode="base64")), sort_keys=True)
+
+
+_ANYTHING: Final = _serialized_by(dict(core_schema.any_schema()), _sorted_anything)
 
 
 # ---- what went wrong, without showing it -------------------------------------------------------------------------
@@ -234,12 +312,11 @@ def _refusal(what: str, value: Any, error: Exception) -> PayloadError:
     return PayloadError(what, path, reason)
 
 
-def _refuse_constants(what: str, value: Any, payload: bytes) -> None:
-    """Refuse NaN and infinities; most payloads are seen to hold none without looking at the value."""
-    if b"NaN" in payload or b"Infinity" in payload:
-        culprit = _find_unstorable(value)
-        if culprit is not None:
-            raise PayloadError(what, *culprit)
+def _refuse_unstorable(what: str, value: Any) -> None:
+    """Refuse what the payload may hold in another form; or it is text that looks so."""
+    culprit = _find_unstorable(value)
+    if culprit is not None:
+        raise PayloadError(what, *culprit)
 
 
 def _find_unstorable(value: Any) -> tuple[str, str] | None:
@@ -249,11 +326,11 @@ def _find_unstorable(value: Any) -> tuple[str, str] | None:
         path, item, depth = open_paths.pop()
         if depth > _MAX_DEPTH:
             return path, f"nested deeper than {_MAX_DEPTH} levels (or within itself)"
-        if isinstance(item, float) and not math.isfinite(item):
+        if isinstance(item, float | Decimal) and not math.isfinite(item):
             return path, f"{item} is no JSON number"
         if isinstance(item, str) and not _is_encodable(item):
             return path, "the text has a lone surrogate, which UTF-8 cannot encode"
-        if isinstance(item, dict):
+        if is_dict(item):
             bad = next((key for key in item if isinstance(key, str) and not _is_encodable(key)), None)
             if bad is not None:
                 return path, "a key has a lone surrogate, which UTF-8 cannot encode"
@@ -265,14 +342,13 @@ def _find_unstorable(value: Any) -> tuple[str, str] | None:
 
 def _parts_of(item: Any) -> list[tuple[str, Any]]:
     if isinstance(item, BaseModel):
-        return [(f".{name}", getattr(item, name, None)) for name in type(item).model_fields]
+        names = [*type(item).model_fields, *(item.model_extra or {})]
+        return [(f".{name}", getattr(item, name, None)) for name in names]
     if is_dataclass(item) and not isinstance(item, type):
         return [(f".{field.name}", getattr(item, field.name, None)) for field in fields(item)]
-    if isinstance(item, dict):
-        return [
-            (f"[{str(key).encode(errors='replace').decode()[:40]!r}]", part) for key, part in item.items()
-        ]
-    if isinstance(item, list | tuple | set | frozenset):
+    if is_dict(item):
+        return [(f"[{str(key).encode(errors='replace').decode()[:40]!r}]", part) for key, part in item.items()]
+    if is_sequence(item) or is_set(item):
         return [(f"[{index}]", part) for index, part in enumerate(item)]
     return []
 

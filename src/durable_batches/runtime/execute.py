@@ -30,7 +30,7 @@ from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord,
 from durable_batches.lifecycle.states import BatchId, Stage
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.checkpoint import Recorded
-from durable_batches.runtime.scope import scope
+from durable_batches.runtime.scope import enter_activity, enter_workflow, leave
 
 __all__ = [
     "ActivityReport",
@@ -60,7 +60,7 @@ class Recorder(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass
 class RunStats:
     """What this process has done, in numbers."""
 
@@ -74,7 +74,7 @@ class RunStats:
     """Attempts of documents."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ActivityReport:
     """How far a long activity says it is (`current_activity().report`), in this process."""
 
@@ -106,7 +106,7 @@ class AttemptStopped(NamedTuple):
     reason: StopReason
 
 
-@dataclass(slots=True)
+@dataclass
 class Surroundings:
     """What all attempts of a worker share."""
 
@@ -180,7 +180,7 @@ class Attempt:
     ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
         if self._stopping is not None:
             return AttemptStopped(self._stopping)
-        token = scope.set(self)
+        tokens = enter_workflow(self)
         deadline = None if self._timeout is None else Deadline(self._shared.clock, self._timeout)
         try:
             if deadline is None:
@@ -204,7 +204,7 @@ class Attempt:
                 error = DocumentTimeoutError(batch_id, document_id, self._timeout)
             return self._failed(error)
         finally:
-            scope.reset(token)
+            leave(tokens)
         return AttemptSucceeded(value, self.recorded.unused)
 
     def _stop_reason(self) -> StopReason | None:
@@ -267,33 +267,40 @@ class Attempt:
 
     # ---- activities ------------------------------------------------------------------------------------------
 
-    async def call(
-        self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    async def call(self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `WorkflowScope`."""
         if self._stopping is not None or self._ended:
             # The attempt is over: whoever still calls is unwound.
             raise asyncio.CancelledError
-        recorded = self.recorded
         base = activity.keys.base(args, kwargs)
-        digest = activity.keys.input_digest(args, kwargs)
-        execution = self.execution
-        if digest is not None:
-            recorded.check_input(base, digest, activity.name, execution.batch_id, execution.document_id)
+        if activity.keys.explicit:
+            self._check_input(activity, base, args, kwargs)
         if activity.stage is not None:
             self._enter(activity.stage, activity.name)
-        checkpoint = recorded.take(base)
+        checkpoint = self.recorded.take(base)
         if checkpoint is not None:
             return self._replay(activity, checkpoint)
         self._calls_started += 1
-        call = _Call(self, activity, recorded.new_key(base))
+        call = _Call(self, activity, self.recorded.new_key(base))
         self._calls.add(call)
         try:
             return await self._run_and_record(call, args, kwargs)
         finally:
             self._calls.discard(call)
-            if not self._calls:
+            if not self._calls and (self._idle is not None or self._cancel_when_idle):
                 self._became_idle()
+
+    def _check_input(
+        self,
+        activity: DurableActivity[Any, Any],
+        base: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        digest = activity.keys.input_digest(args, kwargs)
+        if digest is not None:
+            batch_id, document_id = self.execution.batch_id, self.execution.document_id
+            self.recorded.check_input(base, digest, activity.name, batch_id, document_id)
 
     def _became_idle(self) -> None:
         if self._idle is not None and not self._idle.done():
@@ -311,21 +318,40 @@ class Attempt:
         raise error
 
     async def _run_and_record(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function until it returns or its retries are used up, and record how that ended."""
         activity, execution = call.activity, self.execution
-        try:
-            payload, value = await self._try(call, args, kwargs)
-        except Exception as error:
-            failure = ActivityFailure.of(
-                activity.name,
-                error,
-                call.attempt,
-                retryable=activity.retry.verdict(error) is not False,
+        payload, value = b"", None
+        while True:
+            call.attempt += 1
+            tokens = enter_activity(call)
+            try:
+                if activity.timeout is None and activity.is_async:
+                    result = await activity.fn(*args, **kwargs)
+                else:
+                    result = await self._run_aside(activity, args, kwargs)
+                payload, value = activity.codec.recoded(result)
+            except asyncio.CancelledError:
+                if _cancelling(call.task) or self._stopping is not None or self._ended:
+                    raise
+                # Not we were cancelled, but something that the function waited for.
+                error: Exception = RuntimeError("the activity's own work was cancelled")
+            except Exception as raised:  # noqa: BLE001  (whatever it is, the retry policy judges it)
+                error = raised
+            else:
+                break
+            finally:
+                leave(tokens)
+            delay = activity.retry.delay(error, call.attempt, random.random())
+            if delay is None:
+                retryable = activity.retry.verdict(error) is not False
+                failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
+                raise await self._recorded_failure(call.key, failure) from error
+            await call.wait(self._shared.clock, delay.total_seconds())
+        refusal = await self._shared.recorder.record(
+            ActivityCompleted(
+                execution.batch_id, execution.run, execution.position, execution.attempt, call.key, payload
             )
-            raise await self._recorded_failure(call.key, failure) from error
-        fact = ActivityCompleted(
-            execution.batch_id, execution.run, execution.position, execution.attempt, call.key, payload
         )
-        refusal = await self._shared.recorder.record(fact)
         if refusal is not None:
             self._refused(refusal)
         self._shared.stats.activities_run += 1
@@ -356,48 +382,23 @@ class Attempt:
         self.stop("ended" if refusal == "ended" else "fenced")
         raise asyncio.CancelledError
 
-    async def _try(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
-        """Call the function until it returns or its retries are used up; the encoded result, and as it is read."""
-        activity = call.activity
-        while True:
-            call.attempt += 1
-            try:
-                result = await self._once(call, args, kwargs)
-            except asyncio.CancelledError:
-                if _cancelling(call.task) or self._stopping is not None or self._ended:
-                    raise
-                # Not we were cancelled, but something that the function waited for.
-                error: Exception = RuntimeError("the activity's own work was cancelled")
-            except Exception as raised:  # noqa: BLE001  (whatever it is, the retry policy judges it)
-                error = raised
-            else:
-                return activity.codec.recoded(result)
-            delay = activity.retry.delay(error, call.attempt, random.random())  # noqa: S311  (jitter)
-            if delay is None:
-                raise error
-            await call.wait(self._shared.clock, delay.total_seconds())
-
-    async def _once(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        activity = call.activity
-        token = scope.set(call)
+    async def _run_aside(
+        self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the function once, under its timeout, and in a thread where it is a sync one."""
+        if activity.timeout is None:
+            return await self._in_thread(activity.fn, args, kwargs)
+        seconds = activity.timeout.total_seconds()
+        deadline = Deadline(self._shared.clock, seconds)
         try:
-            if activity.timeout is None:
+            async with deadline:
                 if activity.is_async:
                     return await activity.fn(*args, **kwargs)
                 return await self._in_thread(activity.fn, args, kwargs)
-            seconds = activity.timeout.total_seconds()
-            deadline = Deadline(self._shared.clock, seconds)
-            try:
-                async with deadline:
-                    if activity.is_async:
-                        return await activity.fn(*args, **kwargs)
-                    return await self._in_thread(activity.fn, args, kwargs)
-            except TimeoutError as error:
-                if deadline.expired:
-                    raise ActivityTimeoutError(activity.name, seconds) from error
-                raise
-        finally:
-            scope.reset(token)
+        except TimeoutError as error:
+            if deadline.expired:
+                raise ActivityTimeoutError(activity.name, seconds) from error
+            raise
 
     async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = partial(copy_context().run, fn, *args, **kwargs)
@@ -473,10 +474,8 @@ class _Call:
         return blake2b(identity.encode(), digest_size=16).hexdigest()
 
     def report(self, current: int, total: int) -> None:
-        self._attempt_of._shared.reports[(self.batch_id, self.document_id, self.activity.name)] = (
-            ActivityReport(  # pyright: ignore[reportPrivateUsage]
-                document_id=self.document_id, activity=self.activity.name, current=current, total=total
-            )
+        self._attempt_of._shared.reports[(self.batch_id, self.document_id, self.activity.name)] = ActivityReport(  # pyright: ignore[reportPrivateUsage]
+            document_id=self.document_id, activity=self.activity.name, current=current, total=total
         )
 
     async def wait(self, clock: Clock, seconds: float) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Literal, Union
+from typing import Generic, Literal, Self
 
-from typing_extensions import Self, TypeAliasType, TypeVar
+from typing_extensions import TypeAliasType, TypeVar
 
 from durable_batches.errors import BatchCancelledError, BatchFailedError, DocumentsFailedError
 from durable_batches.lifecycle.records import ExecutionStatus
@@ -61,7 +61,7 @@ class DocumentCancelled:
     tag: Literal["cancelled"] = "cancelled"
 
 
-Outcome = TypeAliasType("Outcome", Union[DocumentSucceeded[R], DocumentFailure], type_params=(R,))
+Outcome = TypeAliasType("Outcome", DocumentSucceeded[R] | DocumentFailure, type_params=(R,))
 """How a document ended of itself: a closed union, to `match` over."""
 
 

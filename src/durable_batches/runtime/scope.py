@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from durable_batches.errors import NotInActivityError
 from durable_batches.lifecycle.states import BatchId, Stage
@@ -11,10 +11,17 @@ from durable_batches.lifecycle.states import BatchId, Stage
 if TYPE_CHECKING:
     from durable_batches.runtime.activity import DurableActivity
 
-__all__ = ["ActivityContext", "WorkflowScope", "current_activity", "scope"]
+__all__ = [
+    "ActivityContext",
+    "WorkflowScope",
+    "current_activity",
+    "enter_activity",
+    "enter_workflow",
+    "leave",
+    "workflow_scope",
+]
 
 
-@runtime_checkable
 class ActivityContext(Protocol):
     """What an activity's body can know about its call, and say about it."""
 
@@ -46,9 +53,7 @@ class ActivityContext(Protocol):
 class WorkflowScope(Protocol):
     """What activities need of the execution that they are called in."""
 
-    async def call(
-        self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    async def call(self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the call's recorded result, or run and record it."""
         ...
 
@@ -57,13 +62,29 @@ class WorkflowScope(Protocol):
         ...
 
 
-scope: Final[ContextVar[WorkflowScope | ActivityContext | None]] = ContextVar("durable_batches", default=None)
+_workflow: Final[ContextVar[WorkflowScope | None]] = ContextVar("durable_batches_workflow", default=None)
+_activity: Final[ContextVar[ActivityContext | None]] = ContextVar("durable_batches_activity", default=None)
+
+workflow_scope = _workflow.get
+"""The execution whose workflow code is running; None outside of one, and inside an activity."""
+
+ScopeTokens: TypeAlias = tuple[Token[WorkflowScope | None], Token[ActivityContext | None]]
 
 
-def workflow_scope() -> WorkflowScope | None:
-    """The execution whose workflow code is running; None outside of one, and inside an activity."""
-    current = scope.get()
-    return None if current is None or isinstance(current, ActivityContext) else current
+def enter_workflow(execution: WorkflowScope) -> ScopeTokens:
+    """From here on the code of this execution's workflow runs, until `leave`."""
+    return _workflow.set(execution), _activity.set(None)
+
+
+def enter_activity(call: ActivityContext) -> ScopeTokens:
+    """From here on an activity's body runs, whose own activity calls are plain ones, until `leave`."""
+    return _workflow.set(None), _activity.set(call)
+
+
+def leave(tokens: ScopeTokens) -> None:
+    """Back to where it was entered from."""
+    _workflow.reset(tokens[0])
+    _activity.reset(tokens[1])
 
 
 def current_activity() -> ActivityContext:
@@ -72,7 +93,7 @@ def current_activity() -> ActivityContext:
     Raises:
         NotInActivityError: The code is not running in an activity's body within an orchestrator.
     """
-    current = scope.get()
-    if isinstance(current, ActivityContext):
-        return current
-    raise NotInActivityError("current_activity() was called outside an activity that an orchestrator runs")
+    call = _activity.get()
+    if call is None:
+        raise NotInActivityError("current_activity() was called outside an activity that an orchestrator runs")
+    return call

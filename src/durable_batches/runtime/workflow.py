@@ -13,9 +13,10 @@ from uuid import UUID, uuid4
 
 from typing_extensions import TypeAliasType, TypeVar
 
-from durable_batches.clock import SystemClock, from_micros
+from durable_batches.clock import SystemClock
 from durable_batches.errors import ActivityDefinitionError, ForeignStageError
 from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
+from durable_batches.lifecycle.moments import from_micros
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
 from durable_batches.runtime.activity import DurableActivity, annotations_of, durable_activity
@@ -110,6 +111,7 @@ class Workflow(Generic[D, R, S, V]):
         self.resolver = resolver
         self.resolver_retry: RetryPolicy = resolver_retry
         self._namespace = namespace
+        self._indexes: dict[type[Stage], int] = {}
         self._codecs: tuple[Codec[D], Codec[R], Codec[V | None]] | None = None
         update_wrapper(self, fn)
 
@@ -158,10 +160,13 @@ class Workflow(Generic[D, R, S, V]):
         Raises:
             ForeignStageError: The machine does not have it.
         """
-        tag = tag_of(stage)
-        index = self.machine.index(tag)
+        index = self._indexes.get(stage)
         if index is None:
-            raise ForeignStageError(tag, self.name, self.machine.tags, activity)
+            tag = tag_of(stage)
+            index = self.machine.index(tag)
+            if index is None:
+                raise ForeignStageError(tag, self.name, self.machine.tags, activity)
+            self._indexes[stage] = index
         return index
 
     def _prepared(self) -> tuple[Codec[D], Codec[R], Codec[V | None]]:
@@ -181,9 +186,7 @@ class Workflow(Generic[D, R, S, V]):
         if self.resolver is not None:
             resolution = self._annotations(self.resolver, "its resolver").get("return", _MISSING)
             if resolution is _MISSING:
-                raise ActivityDefinitionError(
-                    f"the resolver of workflow {self.name!r} has no return annotation"
-                )
+                raise ActivityDefinitionError(f"the resolver of workflow {self.name!r} has no return annotation")
         return (
             Codec(hints[parameters[0]], f"a document of workflow {self.name!r}"),
             Codec(hints["return"], f"the result of workflow {self.name!r}"),
@@ -194,9 +197,7 @@ class Workflow(Generic[D, R, S, V]):
         try:
             return annotations_of(fn, self._namespace)
         except NameError as error:
-            raise ActivityDefinitionError(
-                f"{what} has an annotation that cannot be resolved: {error}"
-            ) from None
+            raise ActivityDefinitionError(f"{what} has an annotation that cannot be resolved: {error}") from None
 
 
 _MISSING: Final = object()

@@ -6,13 +6,18 @@ import asyncio
 import heapq
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
 from durable_batches.clock import Clock, SystemClock
-from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError, WorkerFencedError
+from durable_batches.errors import (
+    BatchNotFoundError,
+    DuplicateDocumentError,
+    FactRejectedError,
+    WorkerFencedError,
+)
 from durable_batches.lifecycle.facts import Command, Fact
 from durable_batches.lifecycle.plan import (
     Candidates,
@@ -49,23 +54,21 @@ from durable_batches.stores.sharing import fair_shares
 __all__ = ["MemoryStore"]
 
 
-@dataclass(slots=True)
+@dataclass
 class _Batch:
     record: BatchRecord
     order: int
     executions: dict[int, ExecutionRecord] = field(default_factory=dict[int, ExecutionRecord])
     inputs: dict[int, bytes] = field(default_factory=dict[int, bytes])
     outcomes: dict[int, bytes] = field(default_factory=dict[int, bytes])
-    checkpoints: dict[int, dict[str, CheckpointRecord]] = field(
-        default_factory=dict[int, dict[str, CheckpointRecord]]
-    )
+    checkpoints: dict[int, dict[str, CheckpointRecord]] = field(default_factory=dict[int, dict[str, CheckpointRecord]])
     events: list[EventRecord] = field(default_factory=list[EventRecord])
     document_ids: set[str] = field(default_factory=set[str])
     due: list[tuple[Micros, int]] = field(default_factory=list[tuple[Micros, int]])
     """A heap of what was due at some time; an entry whose execution says otherwise by now is passed over."""
 
 
-@dataclass(slots=True)
+@dataclass
 class _Worker:
     record: WorkerRecord
     lease: Micros
@@ -106,6 +109,8 @@ class MemoryStore:
     async def register(self, worker: WorkerRecord, lease: Micros) -> None:
         """See `Store.register`."""
         with self._lock:
+            if worker.worker_id in self._workers:
+                raise FactRejectedError(f"a worker {worker.worker_id!r} was registered before")
             self._workers[worker.worker_id] = _Worker(worker, lease, self._lease_end(lease))
 
     def heart(self, worker: WorkerId) -> _MemoryHeart:
@@ -149,12 +154,12 @@ class MemoryStore:
             if row is not None:
                 row.alive = False
         owned = [
-            ExecutionKey(batch_id, position)
+            (batch_id, position)
             for batch_id, batch in self._batches.items()
             for position, execution in batch.executions.items()
             if execution.owner in gone
         ]
-        loaded = self._load({*owned, *(ExecutionKey(key.batch_id, RESOLVER_POSITION) for key in owned)})
+        loaded = self._load({*owned, *((key[0], RESOLVER_POSITION) for key in owned)})
         writes = plan_release(loaded, gone, "crash" if crashed else "shutdown")
         self._apply(writes)
         return writes
@@ -205,9 +210,12 @@ class MemoryStore:
                 raise WorkerFencedError(worker)
             if row.commits == number:
                 return row.last
+            if row.commits != number - 1:
+                raise WorkerFencedError(worker)
             row.commits = number
             row.lease_until = self._lease_end(row.lease)
-            writes = plan_facts(self._load(executions_to_load(facts)), worker, facts)
+            loaded = self._load(executions_to_load(facts))
+            writes = plan_facts(loaded, worker, facts)
             self._apply(writes)
             committed = Committed(events=writes.events, refused=writes.refused)
             if claim is not None:
@@ -287,21 +295,20 @@ class MemoryStore:
         with self._lock:
             if batch_id not in self._batches:
                 raise BatchNotFoundError(batch_id)
-            loaded = self._load([ExecutionKey(batch_id, RESOLVER_POSITION)])
+            loaded = self._load([(batch_id, RESOLVER_POSITION)])
             writes = plan_command(loaded, batch_id, command)
             self._apply(writes)
             return Committed(events=writes.events, applied=writes.applied)
 
     def _load(self, keys: Collection[ExecutionKey]) -> Loaded:
-        batch_ids = {key.batch_id for key in keys} & self._batches.keys()
+        batch_ids = {key[0] for key in keys} & self._batches.keys()
         return Loaded(
             now=self._clock.now(),
             batches={batch_id: self._batches[batch_id].record for batch_id in batch_ids},
             executions={
                 key: execution
                 for key in keys
-                if key.batch_id in batch_ids
-                and (execution := self._batches[key.batch_id].executions.get(key.position)) is not None
+                if key[0] in batch_ids and (execution := self._batches[key[0]].executions.get(key[1])) is not None
             },
         )
 
@@ -310,13 +317,15 @@ class MemoryStore:
             self._batches[record.batch_id].record = record
         for execution in writes.executions:
             self._put(self._batches[execution.batch_id], execution)
+        for execution in writes.marks:
+            self._put(self._batches[execution.batch_id], execution)
         for key, outcome in writes.outcomes:
-            self._batches[key.batch_id].outcomes[key.position] = outcome
+            self._batches[key[0]].outcomes[key[1]] = outcome
         for write in writes.checkpoints:
             recorded = self._batches[write.batch_id].checkpoints.setdefault(write.position, {})
             recorded.setdefault(write.key, CheckpointRecord(write.key, write.kind, write.payload))
         for key, checkpoint in writes.forget:
-            self._batches[key.batch_id].checkpoints.get(key.position, {}).pop(checkpoint, None)
+            self._batches[key[0]].checkpoints.get(key[1], {}).pop(checkpoint, None)
         for event in writes.events:
             self._batches[event.batch_id].events.append(event)
         if writes.discard is not None:
@@ -338,19 +347,15 @@ class MemoryStore:
             batch = self._batches.get(batch_id)
             return None if batch is None else batch.record
 
-    async def batches(
-        self, query: BatchQuery, *, after: BatchId | None = None, limit: int
-    ) -> Sequence[BatchRecord]:
+    async def batches(self, query: BatchQuery, *, after: BatchId | None = None, limit: int) -> Sequence[BatchRecord]:
         """See `Store.batches`."""
         with self._lock:
-            bound = self._batches[after].order if after in self._batches else None
-            newest = sorted(self._batches.values(), key=lambda batch: -batch.order)
-            found = (
-                batch.record
-                for batch in newest
-                if (bound is None or batch.order < bound) and _matches(query, batch.record)
-            )
-            return list(islice(found, limit))
+            newest: Iterable[_Batch] = reversed(self._batches.values())  # they are inserted as they are created
+            if after is not None:
+                # After one that is gone by now there is nothing, rather than everything again.
+                bound = self._batches[after].order if after in self._batches else 0
+                newest = (batch for batch in newest if batch.order < bound)
+            return list(islice((batch.record for batch in newest if _matches(query, batch.record)), limit))
 
     async def documents(
         self,
@@ -368,9 +373,7 @@ class MemoryStore:
                 return []
             # Positions count from 0 without a gap, so a page begins where the last one ended.
             found = (
-                DocumentRecord(
-                    execution, batch.inputs[position] if inputs else b"", batch.outcomes.get(position)
-                )
+                DocumentRecord(execution, batch.inputs[position] if inputs else b"", batch.outcomes.get(position))
                 for position in range(after + 1, len(batch.executions))
                 if (execution := batch.executions.get(position)) is not None
                 and (not statuses or execution.status in statuses)
@@ -398,9 +401,7 @@ class MemoryStore:
             batch = self._batches.get(batch_id)
             return [] if batch is None else batch.events[after : after + limit]
 
-    async def wait(
-        self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros
-    ) -> None:
+    async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
         ended = False
 

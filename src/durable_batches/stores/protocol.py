@@ -34,7 +34,7 @@ from durable_batches.lifecycle.states import BatchId
 __all__ = ["BatchQuery", "Capabilities", "Expired", "Heart", "Store"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """What a store can do beyond the minimum; the conformance suite tests what is declared, and nothing else."""
 
@@ -46,7 +46,7 @@ class Capabilities:
     """`wait` wakes before its timeout for a commit of another process."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class BatchQuery:
     """Which batches to list; what is left at its default does not filter."""
 
@@ -57,7 +57,7 @@ class BatchQuery:
     created_before: Micros | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Expired:
     """Workers that were declared dead, and the events of freeing what they held."""
 
@@ -66,8 +66,9 @@ class Expired:
 
 
 class Heart(Protocol):
-    """Keeps one worker's lease, blocking, on a connection of its own: it lives on a thread of its own, so that
-    user code that blocks the event loop does not cost the lease.
+    """Keeps one worker's lease; blocking, on a connection of its own.
+
+    It lives on a thread of its own, so that user code that blocks the event loop does not cost the lease.
     """
 
     def beat(self) -> bool:
@@ -181,9 +182,7 @@ class Store(Protocol):
         """One batch, loading ones included."""
         ...
 
-    async def batches(
-        self, query: BatchQuery, *, after: BatchId | None = None, limit: int
-    ) -> Sequence[BatchRecord]:
+    async def batches(self, query: BatchQuery, *, after: BatchId | None = None, limit: int) -> Sequence[BatchRecord]:
         """Sealed ones, newest first, paged by key: `after` is the last id of the page before."""
         ...
 
@@ -213,10 +212,10 @@ class Store(Protocol):
         """Those with a greater sequence number, in order."""
         ...
 
-    async def wait(
-        self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros
-    ) -> None:
-        """A hint: return once one of `seen` may have events beyond its number, or a batch of one of the `work`
-        workflows (name, version) may be claimable, or the time is up. It may return early for nothing.
+    async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
+        """A hint: sleep until something may have happened, or the time is up. It may return early for nothing.
+
+        What counts: one of `seen` has events beyond its number, or a batch of one of the `work` workflows
+        (name, version) has something to claim.
         """
         ...

@@ -41,7 +41,6 @@ from durable_batches.lifecycle.records import (
     Committed,
     DocumentRecord,
     EventRecord,
-    ExecutionKey,
     ExecutionStatus,
     Micros,
     NewDocument,
@@ -50,6 +49,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores import sqlite_rows as rows
+from durable_batches.stores.owned import Owned
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
 from durable_batches.stores.sqlite_connection import connect, migrate, transaction, translated
 
@@ -76,6 +76,7 @@ class SQLiteStore:
     def __init__(self, path: str | PathLike[str], *, clock: Clock | None = None) -> None:
         self.path: Final = Path(path)
         self._clock: Final[Clock] = clock or SystemClock()
+        self._owned: dict[WorkerId, Owned] = {}
         self._opened = 0
         self._opening = asyncio.Lock()
         self._writer: _Thread | None = None
@@ -152,10 +153,7 @@ class SQLiteStore:
             found = connection.execute(
                 "SELECT worker_id, boot_id, pid_namespace, pid, started, workflows FROM worker WHERE alive"
             )
-            return [
-                _worker(row)
-                for row in found
-            ]
+            return [_worker(row) for row in found]
 
         return await self._read(work)
 
@@ -189,6 +187,8 @@ class SQLiteStore:
     def _free(
         self, connection: sqlite3.Connection, gone: Sequence[WorkerId], *, crashed: bool
     ) -> Sequence[EventRecord]:
+        for worker in gone:
+            self._owned.pop(worker, None)
         connection.execute(
             "UPDATE worker SET alive = 0 WHERE worker_id IN (SELECT value FROM json_each(?))",
             (json.dumps(gone),),
@@ -223,9 +223,7 @@ class SQLiteStore:
                     raise BatchNotFoundError(batch_id)
                 key = found[0]
                 known = rows.document_ids(connection, key, [document.position for document in documents])
-                fresh = [
-                    document for document in documents if known.get(document.position) != document.document_id
-                ]
+                fresh = [document for document in documents if known.get(document.position) != document.document_id]
                 duplicate = _repeated(document.document_id for document in fresh) or rows.taken_document_id(
                     connection, key, [document.document_id for document in fresh]
                 )
@@ -256,15 +254,18 @@ class SQLiteStore:
         facts: Sequence[Fact],
         claim: ClaimRequest | None,
     ) -> Committed:
+        owned = self._owned.pop(worker, None) or Owned()
+        known = owned.as_of(number - 1)
         with transaction(connection, self.path):
             if not self._fence(connection, worker, number):
                 return self._committed_before(connection, worker, number, claim)
             now = self._clock.now()
             committed = Committed()
             if facts:
-                keys, loaded = rows.load_executions(connection, now, executions_to_load(facts))
+                keys, loaded = rows.load_executions(connection, now, executions_to_load(facts), known)
                 writes = plan_facts(loaded, worker, facts)
                 rows.apply(connection, keys, writes)
+                owned.note(worker, loaded.executions, writes)
                 committed = Committed(events=writes.events, refused=writes.refused)
                 if writes.refused:
                     connection.execute(
@@ -273,20 +274,20 @@ class SQLiteStore:
                     )
             if claim is not None:
                 committed = self._claim(connection, worker, number, claim, now, committed)
-            return committed
+                owned.claimed(committed.claims)
+        owned.number = number
+        self._owned[worker] = owned
+        return committed
 
     def _fence(self, connection: sqlite3.Connection, worker: WorkerId, number: int) -> bool:
         """Number the commit and renew the lease, if the worker is alive; False: this number was committed."""
         numbered = connection.execute(
-            "UPDATE worker SET commits = ?, lease_until = ? + lease "
-            "WHERE worker_id = ? AND alive AND commits = ?",
+            "UPDATE worker SET commits = ?, lease_until = ? + lease WHERE worker_id = ? AND alive AND commits = ?",
             (number, self._boot(), worker, number - 1),
         )
         if numbered.rowcount == 1:
             return True
-        row = connection.execute(
-            "SELECT commits FROM worker WHERE worker_id = ? AND alive", (worker,)
-        ).fetchone()
+        row = connection.execute("SELECT commits FROM worker WHERE worker_id = ? AND alive", (worker,)).fetchone()
         if row is None or row[0] != number:
             raise WorkerFencedError(worker)
         return False
@@ -333,9 +334,7 @@ class SQLiteStore:
 
         def work(connection: sqlite3.Connection) -> Committed:
             with transaction(connection, self.path):
-                keys, loaded = rows.load_executions(
-                    connection, self._clock.now(), [ExecutionKey(batch_id, RESOLVER_POSITION)]
-                )
+                keys, loaded = rows.load_executions(connection, self._clock.now(), [(batch_id, RESOLVER_POSITION)])
                 if batch_id not in loaded.batches:
                     raise BatchNotFoundError(batch_id)
                 writes = plan_command(loaded, batch_id, command)
@@ -351,9 +350,7 @@ class SQLiteStore:
         found = await self._read(rows.load_batch, batch_id)
         return None if found is None else found[1]
 
-    async def batches(
-        self, query: BatchQuery, *, after: BatchId | None = None, limit: int
-    ) -> Sequence[BatchRecord]:
+    async def batches(self, query: BatchQuery, *, after: BatchId | None = None, limit: int) -> Sequence[BatchRecord]:
         """See `Store.batches`."""
         return await self._read(rows.load_batches, query, after, limit)
 
@@ -395,9 +392,7 @@ class SQLiteStore:
         """See `Store.events`."""
         return await self._read(rows.load_events, batch_id, after, limit)
 
-    async def wait(
-        self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros
-    ) -> None:
+    async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
 
         def look(connection: sqlite3.Connection) -> bool:
@@ -449,9 +444,7 @@ class _Thread:
     async def start(self, *, reading: bool) -> None:
         self._connection = await self._hop(lambda: connect(self._path, reading=reading))
 
-    async def run(
-        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         connection = self._connection
         if connection is None:
             raise StoreUnavailableError(f"the database {self._path} is closed")

@@ -31,7 +31,9 @@ READABLE_SINCE: Final = "0.1.0"
 _SETTINGS: Final = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
-    "PRAGMA journal_size_limit = 67108864",
+    # 16 MiB of log between two checkpoints: pages that change often are copied into the file once.
+    "PRAGMA wal_autocheckpoint = 4096",
+    "PRAGMA journal_size_limit = 33554432",
     "PRAGMA cache_size = -16384",
     "PRAGMA temp_store = MEMORY",
     "PRAGMA trusted_schema = OFF",
@@ -95,9 +97,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
         if newer:
             connection.execute("DELETE FROM schema_version")
-            connection.execute(
-                "INSERT INTO schema_version VALUES (?, ?, ?)", (newer[-1][0], READABLE_SINCE, VERSION)
-            )
+            connection.execute("INSERT INTO schema_version VALUES (?, ?, ?)", (newer[-1][0], READABLE_SINCE, VERSION))
 
 
 @contextmanager
@@ -110,9 +110,7 @@ def translated(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _translate(error, path) from error
     except (OverflowError, UnicodeEncodeError) as error:
-        raise FactRejectedError(
-            f"the database {path} cannot store a value: {type(error).__name__}"
-        ) from error
+        raise FactRejectedError(f"the database {path} cannot store a value: {type(error).__name__}") from error
 
 
 def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
@@ -125,9 +123,7 @@ def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
                 "find the process that holds a transaction open"
             )
         case sqlite3.SQLITE_FULL:
-            return StoreFullError(
-                f"the database {path} or its disk is full; make room, the work then goes on"
-            )
+            return StoreFullError(f"the database {path} or its disk is full; make room, the work then goes on")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
             return StoreReadOnlyError(
                 f"the database {path} cannot be written; check the rights of the file and of its folder"
@@ -140,9 +136,7 @@ def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
             return StoreCorruptError(f"the database {path} is damaged ({error}); restore it from a backup")
         case sqlite3.SQLITE_NOTADB:
             return StoreCorruptError(f"the file {path} is not a SQLite database; it was left as it is")
-        case (
-            sqlite3.SQLITE_CONSTRAINT | sqlite3.SQLITE_MISMATCH | sqlite3.SQLITE_TOOBIG | sqlite3.SQLITE_RANGE
-        ):
+        case sqlite3.SQLITE_CONSTRAINT | sqlite3.SQLITE_MISMATCH | sqlite3.SQLITE_TOOBIG | sqlite3.SQLITE_RANGE:
             return FactRejectedError(f"the database {path} refuses a value: {error}")
         case _:
             if isinstance(error, sqlite3.DataError | sqlite3.InterfaceError | sqlite3.IntegrityError):

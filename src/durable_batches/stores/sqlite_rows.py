@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from durable_batches.lifecycle.plan import Candidates, Loaded, Writes
@@ -31,11 +32,10 @@ _BATCH: Final = (
     "key, batch_id, workflow, version, loader, run, state, paused, total, pending, running, waiting, succeeded, "
     "failed, cancelled, seq, free, wake, served, core, metadata, created_at"
 )
-_EXECUTION: Final = (
-    "document_id, run, status, mark, attempt, failures, crashes, alone, owner, due, updated_at"
-)
+_EXECUTION: Final = "document_id, run, status, mark, attempt, failures, crashes, alone, owner, due, updated_at"
 _POSITIONS: Final = 1 << 32
 _MOST_BATCHES_A_CLAIM: Final = 64
+_ROWS_A_STEP: Final = (64, 16, 4, 1)
 
 Row = tuple[Any, ...]
 
@@ -212,41 +212,49 @@ def document_ids(connection: sqlite3.Connection, batch: int, positions: Iterable
 
 def taken_document_id(connection: sqlite3.Connection, batch: int, ids: Iterable[str]) -> str | None:
     row = connection.execute(
-        "SELECT document_id FROM execution WHERE batch = ? "
-        "AND document_id IN (SELECT value FROM json_each(?)) LIMIT 1",
+        "SELECT document_id FROM execution WHERE batch = ? AND document_id IN (SELECT value FROM json_each(?)) LIMIT 1",
         (batch, json.dumps(list(ids))),
     ).fetchone()
     return None if row is None else row[0]
 
 
 def load_executions(
-    connection: sqlite3.Connection, now: Micros, wanted: Collection[ExecutionKey]
+    connection: sqlite3.Connection,
+    now: Micros,
+    wanted: Collection[ExecutionKey],
+    known: Mapping[ExecutionKey, ExecutionRecord] = MappingProxyType({}),
 ) -> tuple[dict[BatchId, int], Loaded]:
-    """The executions and their batches, and the batches' keys."""
-    ids = sorted({key.batch_id for key in wanted})
+    """The executions and their batches, and the batches' keys; what is known already is not read again."""
+    ids = sorted({batch_id for batch_id, _ in wanted})
     batches: dict[BatchId, BatchRecord] = {}
     keys: dict[BatchId, int] = {}
     names: dict[int, BatchId] = {}
     for row in connection.execute(
         f"SELECT {_BATCH} FROM batch WHERE batch_id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
-    ):
+    ).fetchall():
         record = _batch(row)
         batches[record.batch_id] = record
         keys[record.batch_id] = row[0]
         names[row[0]] = record.batch_id
-    numbers = [execution_key(keys[key.batch_id], key.position) for key in wanted if key.batch_id in keys]
     executions: dict[ExecutionKey, ExecutionRecord] = {}
-    for row in connection.execute(
-        f"SELECT key, {_EXECUTION} FROM execution WHERE key IN (SELECT value FROM json_each(?))",
-        (json.dumps(numbers),),
-    ):
-        batch_id, position = names[row[0] // _POSITIONS], _position(row[0])
-        executions[ExecutionKey(batch_id, position)] = _execution(batch_id, position, row[1:])
+    unknown: list[int] = []
+    for key in wanted:
+        if key in known:
+            executions[key] = known[key]
+        elif key[0] in keys:
+            unknown.append(execution_key(keys[key[0]], key[1]))
+    if unknown:
+        for row in connection.execute(
+            f"SELECT key, {_EXECUTION} FROM execution WHERE key IN (SELECT value FROM json_each(?))",
+            (json.dumps(unknown),),
+        ).fetchall():
+            batch_id, position = names[row[0] // _POSITIONS], _position(row[0])
+            executions[(batch_id, position)] = _execution(batch_id, position, row[1:])
     return keys, Loaded(now, batches, executions)
 
 
 def _execution(batch_id: BatchId, position: int, row: Row) -> ExecutionRecord:
-    return ExecutionRecord(batch_id, position, *row)
+    return ExecutionRecord._make((batch_id, position, *row))
 
 
 def owned_by(connection: sqlite3.Connection, workers: Collection[WorkerId]) -> list[ExecutionKey]:
@@ -256,8 +264,8 @@ def owned_by(connection: sqlite3.Connection, workers: Collection[WorkerId]) -> l
         "WHERE execution.owner IN (SELECT value FROM json_each(?)) AND execution.owner IS NOT NULL",
         (json.dumps(sorted(workers)),),
     ).fetchall()
-    owned = {ExecutionKey(batch_id, _position(key)) for batch_id, key in rows}
-    return sorted(owned | {ExecutionKey(key.batch_id, RESOLVER_POSITION) for key in owned})
+    owned = {(batch_id, _position(key)) for batch_id, key in rows}
+    return sorted(owned | {(key[0], RESOLVER_POSITION) for key in owned})
 
 
 def load_documents(
@@ -276,9 +284,7 @@ def load_documents(
     if statuses:
         condition = "AND execution.status IN (SELECT value FROM json_each(?)) "
         values.append(json.dumps(sorted(statuses)))
-    payload, join = (
-        ("document.input", "JOIN document ON document.key = execution.key ") if inputs else ("x''", "")
-    )
+    payload, join = ("document.input", "JOIN document ON document.key = execution.key ") if inputs else ("x''", "")
     rows = connection.execute(
         f"SELECT execution.key, {payload}, outcome.payload, {columns} FROM execution "
         f"{join}LEFT JOIN outcome ON outcome.key = execution.key "
@@ -298,20 +304,27 @@ def apply(
     claimed_by_commit: int | None = None,
 ) -> None:
     """Write what a plan says."""
-    if writes.checkpoints:
-        connection.executemany(
-            "INSERT INTO activity (execution, key, failed, payload) VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (execution, key) DO NOTHING",
-            [
-                (
-                    execution_key(keys[write.batch_id], write.position),
-                    write.key,
-                    write.kind == "failed",
-                    write.payload,
-                )
-                for write in writes.checkpoints
-            ],
-        )
+    _many(
+        connection,
+        "INSERT INTO activity (execution, key, failed, payload) VALUES {rows} ON CONFLICT (execution, key) DO NOTHING",
+        [
+            (keys[batch] * _POSITIONS + position + 1, key, kind == "failed", payload)
+            for batch, position, key, kind, payload in writes.checkpoints
+        ],
+    )
+    _many(
+        connection,
+        "WITH marks (key, mark, at) AS (VALUES {rows}) UPDATE execution SET mark = marks.mark, "
+        "updated_at = marks.at FROM marks WHERE execution.key = marks.key",
+        [
+            (
+                execution_key(keys[execution.batch_id], execution.position),
+                execution.mark,
+                execution.updated_at,
+            )
+            for execution in writes.marks
+        ],
+    )
     if writes.executions:
         connection.executemany(
             "UPDATE execution SET run = ?, status = ?, mark = ?, attempt = ?, failures = ?, crashes = ?, alone = ?, "
@@ -325,22 +338,21 @@ def apply(
                 for execution in writes.executions
             ],
         )
-    if writes.outcomes:
-        connection.executemany(
-            "INSERT INTO outcome (key, payload) VALUES (?, ?) "
-            "ON CONFLICT (key) DO UPDATE SET payload = excluded.payload",
-            [(execution_key(keys[key.batch_id], key.position), payload) for key, payload in writes.outcomes],
-        )
+    _many(
+        connection,
+        "INSERT INTO outcome (key, payload) VALUES {rows} ON CONFLICT (key) DO UPDATE SET payload = excluded.payload",
+        [(execution_key(keys[batch], position), payload) for (batch, position), payload in writes.outcomes],
+    )
     if writes.forget:
         connection.executemany(
             "DELETE FROM activity WHERE execution = ? AND key = ?",
-            [(execution_key(keys[key.batch_id], key.position), name) for key, name in writes.forget],
+            [(execution_key(keys[batch], position), name) for (batch, position), name in writes.forget],
         )
-    if writes.events:
-        connection.executemany(
-            "INSERT INTO event (batch, seq, at, tag, data) VALUES (?, ?, ?, ?, ?)",
-            [(keys[event.batch_id], event.seq, event.at, event.tag, event.data) for event in writes.events],
-        )
+    _many(
+        connection,
+        "INSERT INTO event (batch, seq, at, tag, data) VALUES {rows}",
+        [(keys[batch], seq, at, tag, data) for batch, seq, at, tag, data in writes.events],
+    )
     for record in writes.batches:
         connection.execute(
             "UPDATE batch SET metadata = ?, loader = ?, run = ?, state = ?, paused = ?, total = ?, pending = ?, "
@@ -350,6 +362,22 @@ def apply(
         )
     if writes.discard is not None:
         delete_batch(connection, writes.discard)
+
+
+def _many(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -> None:
+    """Execute a statement over many rows, in a few steps.
+
+    A step takes and gives back Python's lock, for which a busy event loop makes it wait; so many rows go into one
+    step, by powers of four, so that there are few different statements to prepare.
+    """
+    start = 0
+    for size in _ROWS_A_STEP:
+        sql = ""
+        while len(rows) - start >= size:
+            part = rows[start : start + size]
+            start += size
+            sql = sql or statement.format(rows=", ".join([f"({', '.join('?' * len(part[0]))})"] * size))
+            connection.execute(sql, [value for row in part for value in row])
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
@@ -386,9 +414,7 @@ def load_candidates(
             (key, now, share.size),
         ).fetchall()
         share.used(len(due))
-        candidates.append(
-            Candidates(record, [_execution(record.batch_id, _position(row[0]), row[1:]) for row in due])
-        )
+        candidates.append(Candidates(record, [_execution(record.batch_id, _position(row[0]), row[1:]) for row in due]))
     return keys, candidates
 
 
@@ -417,9 +443,7 @@ def load_claims(
     claims: list[Claim] = []
     for execution, key in zip(executions, numbers, strict=True):
         # A first attempt has recorded nothing yet.
-        recorded = (
-            load_checkpoints(connection, key, "", request.checkpoints + 1) if execution.attempt > 1 else []
-        )
+        recorded = load_checkpoints(connection, key, "", request.checkpoints + 1) if execution.attempt > 1 else []
         claims.append(
             Claim(
                 batch=batches[execution.batch_id],
@@ -469,16 +493,12 @@ def _pairs(workflows: Collection[tuple[str, str]]) -> str:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoints(
-    connection: sqlite3.Connection, execution: int, after: str, limit: int
-) -> list[CheckpointRecord]:
+def load_checkpoints(connection: sqlite3.Connection, execution: int, after: str, limit: int) -> list[CheckpointRecord]:
     rows = connection.execute(
         "SELECT key, failed, payload FROM activity WHERE execution = ? AND key > ? ORDER BY key LIMIT ?",
         (execution, after, limit),
     )
-    return [
-        CheckpointRecord(key, "failed" if failed else "succeeded", payload) for key, failed, payload in rows
-    ]
+    return [CheckpointRecord(key, "failed" if failed else "succeeded", payload) for key, failed, payload in rows]
 
 
 def count_checkpoints(connection: sqlite3.Connection, batch: int) -> int:
@@ -489,9 +509,7 @@ def count_checkpoints(connection: sqlite3.Connection, batch: int) -> int:
     return int(count)
 
 
-def load_events(
-    connection: sqlite3.Connection, batch_id: BatchId, after: int, limit: int
-) -> list[EventRecord]:
+def load_events(connection: sqlite3.Connection, batch_id: BatchId, after: int, limit: int) -> list[EventRecord]:
     rows = connection.execute(
         "SELECT seq, at, tag, data FROM event WHERE batch = (SELECT key FROM batch WHERE batch_id = ?) "
         "AND seq > ? ORDER BY seq LIMIT ?",
@@ -516,4 +534,4 @@ def claimed_by(connection: sqlite3.Connection, worker: WorkerId, number: int) ->
         "WHERE execution.owner = ? AND execution.claimed_by_commit = ? ORDER BY execution.key",
         (worker, number),
     )
-    return [ExecutionKey(batch_id, _position(key)) for batch_id, key in found]
+    return [(batch_id, _position(key)) for batch_id, key in found]

@@ -1,0 +1,122 @@
+# `make help` lists the targets. Each one does its own set-up in .venv; nothing but Python >= 3.11 and make
+# has to be there before.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Neither pyright nor the documentation's theme shall tell of newer releases: constraints.txt decides.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export NO_MKDOCS_2_WARNING := 1
+
+# ---- which Python -----------------------------------------------------------------------------------------
+# A virtual environment is tied to its folder (its scripts hold the path) and to its interpreter: another
+# folder, after the repository was copied, or another PYTHON means a new one. .made-for records both.
+MADE_FOR := $(shell cat $(VENV)/.made-for 2>/dev/null)
+
+# The Python that .venv was made with, else the newest suitable one. Each candidate is run, because being on
+# the PATH proves nothing: version managers put shims there that only print an error. `make PYTHON=...`
+# overrides the choice.
+VENV_PYTHON := $(if $(findstring folder=$(CURDIR) python=,$(MADE_FOR)),$(BIN)/python)
+SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in $(VENV_PYTHON) python3.14 python3.13 python3.12 python3.11 python3; do \
+	if "$$python" -c '$(SUITABLE)' >/dev/null 2>&1; then echo "$$python"; break; fi; done)
+# Expanded once: a conditional assignment would otherwise start an interpreter at each mention.
+PYTHON := $(PYTHON)
+
+WANTED_FOR := folder=$(CURDIR) python=$(shell "$(PYTHON)" -c 'import sys; print(sys.implementation.cache_tag)' \
+	2>/dev/null)
+
+# ---- what there is to check -------------------------------------------------------------------------------
+CODE := $(wildcard src tests examples benchmarks)
+ARGS ?=
+
+.PHONY: help demo test lint types unit docs coverage bench soak format clean distclean
+
+help:  ## Show this list
+	@echo 'Usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
+	@echo
+	@sed -n 's/^\([a-z]*\):[^#]*## / \1 /p' Makefile | while read -r target text; do \
+		printf '  %-10s %s\n' "$$target" "$$text"; done
+
+demo: $(VENV)/.installed-demo  ## Run the demonstration; options for it in ARGS
+	@$(BIN)/durable-batches demo $(ARGS)
+
+test: lint types unit docs  ## Run every check
+
+lint: $(VENV)/.installed-dev  ## Check format, style and the imports between the layers
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/lint-imports --no-logo
+
+types: $(VENV)/.installed-dev  ## Check types with mypy and pyright, and that all public names have one
+	$(BIN)/mypy $(CODE)
+	$(BIN)/pyright
+	@# With PYTHONPATH, because --verifytypes does not see editable installations. Its report is long, and of
+	@# interest only where it fails, below 100 %.
+	@report=$$(PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python \
+		--verifytypes durable_batches --ignoreexternal) \
+		|| { echo "$$report"; exit 1; }; echo "$$report" | grep score
+
+unit: $(VENV)/.installed-dev  ## Run the tests; options for pytest in ARGS
+	$(BIN)/pytest -n 2 $(ARGS)
+
+docs: $(VENV)/.installed-dev  ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+coverage: $(VENV)/.installed-dev  ## Run the tests and report the branches that none takes
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+bench: $(VENV)/.installed-dev  ## Run the benchmarks; options for them in ARGS
+	@for benchmark in $(wildcard benchmarks/*.py); do \
+		echo "== $$benchmark"; $(BIN)/python "$$benchmark" $(ARGS) || exit 1; done
+
+soak: $(VENV)/.installed-dev  ## Run the long tests that `make test` leaves out
+	$(BIN)/pytest -m soak $(ARGS)
+
+format: $(VENV)/.installed-dev  ## Format the code and mend what can be mended by machine
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove what the checks and builds left
+	rm -rf build dist site htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache \
+		.pytest_cache .ruff_cache
+	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## Remove .venv as well
+	rm -rf $(VENV)
+
+# ---- set-up -----------------------------------------------------------------------------------------------
+# Two stages in one environment: the demonstration needs a few packages, the checks need all of them.
+
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
+$(VENV)/.installed-demo: $(VENV)/.made-for pyproject.toml constraints.txt
+	@echo 'Installing what the demonstration needs ...'
+	@$(PIP_INSTALL) --editable '.[cli,extraction]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.made-for pyproject.toml constraints.txt
+	@echo 'Installing what the checks need ...'
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(VENV)/.installed-demo $@
+
+ifneq ($(MADE_FOR),$(WANTED_FOR))
+.PHONY: $(VENV)/.made-for
+endif
+$(VENV)/.made-for:
+ifeq ($(PYTHON),)
+	@echo 'No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3' >&2; exit 1
+else
+	@"$(PYTHON)" -c '$(SUITABLE)' || { \
+		echo 'PYTHON=$(PYTHON) cannot be run or is older than Python 3.11.' >&2; exit 1; }
+	@echo "Making $(VENV) with $$("$(PYTHON)" --version) ..."
+	@rm -rf $(VENV)
+	@"$(PYTHON)" -m venv $(VENV)
+	@echo '$(WANTED_FOR)' > $@
+endif

@@ -1,0 +1,69 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from durable_batches.version import VERSION
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="durable-batches",
+    help="Durable batches of documents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
+@app.callback()
+def durable_batches(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Durable batches of documents: nothing that was paid for is paid for twice."""
+
+
+@app.command()
+def demo(
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of text files (or one) to read, not the installed packages.",
+            exists=True,
+        ),
+    ] = None,
+    db: Annotated[Path, typer.Option(help="The database that keeps the batch.", dir_okay=False)] = Path("demo.db"),
+    out: Annotated[Path, typer.Option(help="The file to write the graph to.", dir_okay=False)] = Path("graph.json"),
+    concurrency: Annotated[int, typer.Option(help="Documents at once.", min=1, max=1000)] = 4,
+    pace: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that each step waits before it reads, as if it called a service; 0: full speed.",
+            min=0,
+            max=60,
+        ),
+    ] = 0.2,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever was done before.")] = False,
+) -> None:
+    """Extract a knowledge graph from the metadata and READMEs of the installed packages.
+
+    Stop it in any way you like, Ctrl-C or kill -9, and run it again: it goes on where it was.
+    """
+    # The extraction's own dependency is asked for only by those who extract.
+    from durable_batches.cli.demo import Demo
+
+    code = asyncio.run(Demo(path=path, db=db, out=out, concurrency=concurrency, pace=pace, fresh=fresh).run())
+    raise typer.Exit(code)

@@ -1,0 +1,159 @@
+"""Where documents come from: the packages installed on this machine, or a folder of text files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from email.message import Message
+from email.parser import Parser
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from durable_batches.extraction.names import canonical_package_name
+
+__all__ = ["SourceDocument", "installed_packages", "package_document", "text_files"]
+
+_log = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 1024 * 1024
+"""Larger files are data rather than text that someone wrote."""
+
+_SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
+
+
+class SourceDocument(BaseModel):
+    """One text to extract knowledge from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    title: str
+    text: str
+    metadata: dict[str, list[str]] = {}
+    """Fields that came with the text, with all their values in order; of a package, its core metadata."""
+
+
+def installed_packages() -> Iterator[SourceDocument]:
+    """The metadata and README of every distribution that this interpreter can import, ordered by name.
+
+    A distribution that is installed more than once counts once: the one that an import would find. One whose
+    metadata cannot be read is left out, with a warning in the log.
+    """
+    found: dict[str, Distribution] = {}
+    for distribution in distributions():
+        try:
+            name = distribution.metadata["Name"]
+        except (OSError, UnicodeError, ValueError, KeyError):
+            name = None
+        if name:
+            found.setdefault(canonical_package_name(name), distribution)
+        else:
+            _log.warning("left out an installed distribution: its metadata names no package")
+    for key in sorted(found):
+        # An .egg-info that is a single file is read under the empty name.
+        metadata = next(filter(None, map(found[key].read_text, ("METADATA", "PKG-INFO", ""))), None)
+        if metadata:
+            yield package_document(metadata)
+
+
+def package_document(metadata: str) -> SourceDocument:
+    """The document of a package whose METADATA or PKG-INFO file has this content.
+
+    Raises:
+        ValueError: It names no package.
+    """
+    message = Parser().parsestr(metadata)
+    name = _value(message, "Name")
+    if not name:
+        raise ValueError("the metadata names no package: it has no Name field")
+    fields: dict[str, list[str]] = {}
+    for field, value in message.items():
+        if field.lower() != "description":
+            fields.setdefault(field, []).append(_storable(str(value)))
+    return SourceDocument(
+        id=canonical_package_name(name),
+        title=f"{name} {_value(message, 'Version')}".strip(),
+        text=_storable(_description(message)),
+        metadata=fields,
+    )
+
+
+def text_files(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> Iterator[SourceDocument]:
+    """Every text file below the folder `path` (or that one file), ordered by its path.
+
+    Left out are hidden files and folders, symbolic links, folders of installed code, empty files, binary
+    files, and files of more than `max_bytes` bytes. A package's METADATA or PKG-INFO file becomes the
+    package's document.
+
+    Raises:
+        FileNotFoundError: There is nothing at `path`. Raised at the first document, as iterators do.
+    """
+    root = Path(path)
+    if root.is_file():
+        files: Iterator[Path] = iter([root])
+        root = root.parent
+    elif root.is_dir():
+        files = _files_below(root)
+    else:
+        raise FileNotFoundError(f"there is no folder or file {str(path)!r}")
+    for file in files:
+        text = _read_text(file, max_bytes)
+        if text is not None and text.strip():
+            yield _file_document(file.relative_to(root), text)
+
+
+def _value(message: Message, field: str) -> str:
+    return _storable(str(message[field] or "").strip())
+
+
+def _description(message: Message) -> str:
+    """The README: the body in current metadata, a field with indented lines in older metadata."""
+    body = message.get_payload()
+    if isinstance(body, str) and body.strip():
+        return body
+    described = str(message["Description"] or "").strip()
+    if described in ("", "UNKNOWN"):
+        return ""
+    first, *rest = described.splitlines()
+    prefixes = ("       |", "        ")
+    return "\n".join([first, *(line[8:] if line.startswith(prefixes) else line for line in rest)])
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        for name in sorted(files):
+            file = Path(folder, name)
+            if not name.startswith(".") and file.is_file() and not file.is_symlink():
+                yield file
+
+
+def _read_text(file: Path, max_bytes: int) -> str | None:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(max_bytes + 1)
+    except OSError as error:
+        _log.warning("left out the file %s: %s", file, error.strerror or type(error).__name__)
+        return None
+    if len(content) > max_bytes or b"\0" in content:
+        return None
+    return content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
+
+
+def _file_document(path: Path, text: str) -> SourceDocument:
+    # A file's name is bytes on many systems; its id must be text that every store can hold.
+    document_id = os.fsencode(path.as_posix()).decode("utf-8", errors="backslashreplace")
+    if path.name in ("METADATA", "PKG-INFO") and text.startswith("Metadata-Version:"):
+        try:
+            return package_document(text).model_copy(update={"id": document_id})
+        except ValueError:
+            _log.warning("%s looks like a package's metadata and names no package; taken as text", document_id)
+    return SourceDocument(id=document_id, title=document_id, text=text)
+
+
+def _storable(text: str) -> str:
+    """Without what no store can hold: lone surrogates, and NUL."""
+    return text.encode("utf-8", errors="replace").decode("utf-8").replace("\0", "\ufffd")

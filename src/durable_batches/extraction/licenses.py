@@ -1,0 +1,192 @@
+"""Licences: SPDX expressions, classifiers, and the many ways in which people write a licence's name."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["is_generic_license", "license_family", "license_of_classifier", "licenses_in", "parse_expression"]
+
+_IDENTIFIERS = """
+    0BSD AFL-3.0 AGPL-3.0-only AGPL-3.0-or-later AGPL-3.0 Apache-1.1 Apache-2.0 Artistic-1.0 Artistic-2.0
+    Beerware BSD-1-Clause BSD-2-Clause BSD-2-Clause-Patent BSD-3-Clause BSD-3-Clause-Clear BSD-4-Clause
+    BSL-1.0 BUSL-1.1 CC-BY-3.0 CC-BY-4.0 CC-BY-SA-4.0 CC0-1.0 CDDL-1.0 CECILL-2.1 CECILL-B CECILL-C
+    CNRI-Python ECL-2.0 EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 GPL-2.0 GPL-2.0-only GPL-2.0-or-later GPL-3.0
+    GPL-3.0-only GPL-3.0-or-later HPND ISC LGPL-2.0 LGPL-2.0-only LGPL-2.0-or-later LGPL-2.1 LGPL-2.1-only
+    LGPL-2.1-or-later LGPL-3.0 LGPL-3.0-only LGPL-3.0-or-later MIT MIT-0 MIT-CMU MPL-1.1 MPL-2.0 MS-PL
+    MulanPSL-2.0 NCSA OFL-1.1 PostgreSQL PSF-2.0 Python-2.0 Python-2.0.1 SSPL-1.0 Unicode-3.0 Unlicense
+    UPL-1.0 Vim W3C WTFPL X11 Zlib ZPL-2.0 ZPL-2.1
+""".split()
+_BY_LOWER = {identifier.lower(): identifier for identifier in _IDENTIFIERS}
+
+_OPERAND = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*\+?")
+
+
+def parse_expression(expression: str) -> list[str] | None:
+    """The licences of an SPDX expression, each once, in order; None where it is no valid expression.
+
+    A licence with an exception counts as one of its own: `Apache-2.0 WITH LLVM-exception`.
+    """
+    tokens = re.findall(r"[()]|[^\s()]+", expression)
+    found: list[str] = []
+    depth = 0
+    operand_next = True
+    for index, token in enumerate(tokens):
+        if token == "(" and operand_next:
+            depth += 1
+        elif token == ")" and not operand_next and depth > 0:
+            depth -= 1
+        elif token.upper() in ("AND", "OR", "WITH"):
+            if operand_next:
+                return None
+            operand_next = True
+        elif operand_next and _OPERAND.fullmatch(token):
+            operand_next = False
+            if index > 0 and tokens[index - 1].upper() == "WITH":
+                found[-1] = f"{found[-1]} WITH {token}"
+            else:
+                found.append(_BY_LOWER.get(token.lower(), token))
+        else:
+            return None
+    if operand_next or depth:
+        return None
+    return list(dict.fromkeys(found))
+
+
+def is_identifier(text: str) -> bool:
+    """Whether the text is a well-known SPDX identifier (or a reference to a licence of the author's own)."""
+    return text.lower() in _BY_LOWER or text.startswith("LicenseRef-")
+
+
+_WHOLE_TEXTS = [
+    ("MIT", re.compile(r"permission is hereby granted, free of charge, to any person obtaining a copy")),
+    ("BSD-3-Clause", re.compile(r"redistribution and use in source and binary forms.*neither the names? ")),
+    ("BSD-2-Clause", re.compile(r"redistribution and use in source and binary forms")),
+    (
+        "ISC",
+        re.compile(r"permission to use, copy, modify,? and(?:/or)? distribute this software for any purpose"),
+    ),
+    ("Apache-2.0", re.compile(r"apache license,? version 2\.0, january 2004")),
+    ("MPL-2.0", re.compile(r"mozilla public license,? version 2\.0")),
+    ("AGPL-3.0", re.compile(r"gnu affero general public license version 3, 19 november 2007")),
+    ("LGPL-3.0", re.compile(r"gnu lesser general public license version 3, 29 june 2007")),
+    ("GPL-3.0", re.compile(r"gnu general public license version 3, 29 june 2007")),
+    ("GPL-2.0", re.compile(r"gnu general public license version 2, june 1991")),
+    ("Unlicense", re.compile(r"this is free and unencumbered software released into the public domain")),
+    ("Zlib", re.compile(r"this software is provided 'as-is', without any express or implied warranty")),
+    ("PSF-2.0", re.compile(r"python software foundation license version 2")),
+]
+
+_GNU = re.compile(
+    r"""\b(?:gnu\s+)?(?:
+            (?P<agpl>agpl|affero(?:\s+general\s+public\s+licen[cs]e)?)
+          | (?P<lgpl>lgpl|(?:lesser|library)(?:\s+or\s+lesser)?\s+general\s+public\s+licen[cs]e)
+          | (?P<gpl>gpl|general\s+public\s+licen[cs]e)
+        )
+        (?:[\s,(:-]*(?:version\s*|v\.?\s*)?(?P<version>[123](?:\.[01])?)(?![\d.]*\d))?
+        (?P<later>\s*\+|[\s,(-]*or[\s-]+(?:\(at\s+your\s+option\)\s+)?(?:any\s+)?(?:later|newer|above))?
+    """,
+    re.VERBOSE,
+)
+
+_FAMILIES = [
+    (
+        re.compile(r"\bapache(?:[\s-]+software)?(?:[\s-]+licen[cs]e)?[\s,(-]*(?:version\s*|v\.?\s*)?2(?:\.0)?\b"),
+        "Apache-2.0",
+    ),
+    (re.compile(r"\bapache\s+1\.1\b"), "Apache-1.1"),
+    (re.compile(r"\bapache\b|\basl\b"), "Apache"),
+    (re.compile(r"\b0bsd\b|\bzero[\s-]clause\s+bsd\b"), "0BSD"),
+    (
+        re.compile(r"\bbsd[\s-]*\(?(?:2|two)[\s-]*clause|\b(?:2|two)[\s-]clause[\s-]bsd\b|\bsimplified\s+bsd\b"),
+        "BSD-2-Clause",
+    ),
+    (
+        re.compile(
+            r"\bbsd[\s-]*\(?(?:3|three)[\s-]*clause|\b(?:3|three)[\s-]clause[\s-]bsd\b"
+            r"|\b(?:new|modified|revised)\s+bsd\b|\bbsd[\s-]new\b"
+        ),
+        "BSD-3-Clause",
+    ),
+    (re.compile(r"\bbsd[\s-]*\(?(?:4|four)[\s-]*clause|\boriginal\s+bsd\b"), "BSD-4-Clause"),
+    (re.compile(r"\bbsd\b"), "BSD"),
+    (re.compile(r"\bmit-0\b|\bmit\s+no\s+attribution\b"), "MIT-0"),
+    (re.compile(r"\bmit-cmu\b"), "MIT-CMU"),
+    (re.compile(r"\bmit\b|\bexpat\s+licen[cs]e"), "MIT"),
+    (re.compile(r"\bisc\b|\biscl\b"), "ISC"),
+    (
+        re.compile(r"\b(?:mpl|mozilla\s+public\s+licen[cs]e)[\s,(:-]*(?:version\s*|v\.?\s*)?2(?:\.0)?\b"),
+        "MPL-2.0",
+    ),
+    (re.compile(r"\b(?:mpl|mozilla\s+public\s+licen[cs]e)[\s,(:-]*(?:version\s*|v\.?\s*)?1\.1\b"), "MPL-1.1"),
+    (re.compile(r"\bmpl\b|\bmozilla\s+public\s+licen[cs]e"), "MPL"),
+    (re.compile(r"\bpsfl?\b|\bpython\s+software\s+foundation\s+licen[cs]e"), "PSF-2.0"),
+    (re.compile(r"\bzpl\b|\bzope\s+public\s+licen[cs]e"), "ZPL-2.1"),
+    (re.compile(r"\bboost\s+software\s+licen[cs]e|\bbsl-1\.0\b"), "BSL-1.0"),
+    (re.compile(r"\b(?:the\s+)?unlicense\b"), "Unlicense"),
+    (re.compile(r"\bcc0\b"), "CC0-1.0"),
+    (re.compile(r"\bcc[\s-]by[\s-]sa(?:[\s-]4\.0)?\b"), "CC-BY-SA-4.0"),
+    (re.compile(r"\bcc[\s-]by[\s-]4\.0\b"), "CC-BY-4.0"),
+    (re.compile(r"\bpublic\s+domain\b"), "Public Domain"),
+    (re.compile(r"\bzlib\b"), "Zlib"),
+    (re.compile(r"\bepl[\s-]*2\.0\b|\beclipse\s+public\s+licen[cs]e[\s,-]*(?:version\s*|v)?2"), "EPL-2.0"),
+    (re.compile(r"\beupl[\s-]*1\.2\b|\beuropean\s+union\s+public\s+licen[cs]e\s+1\.2"), "EUPL-1.2"),
+    (re.compile(r"\bartistic(?:\s+licen[cs]e)?[\s-]*2\.0\b"), "Artistic-2.0"),
+    (re.compile(r"\bhpnd\b|\bhistorical\s+permission\s+notice"), "HPND"),
+    (re.compile(r"\bwtfpl\b"), "WTFPL"),
+    (re.compile(r"\bproprietary\b|\ball\s+rights\s+reserved\b|\bcommercial\s+licen[cs]e"), "Proprietary"),
+]
+
+_WHOLE_TEXT_LENGTH = 400
+"""A licence's name is shorter, a licence's text is longer."""
+
+
+def licenses_in(text: str) -> list[str]:
+    """The licences that a text names, or the one whose whole text it is; each once, in order.
+
+    An SPDX identifier where the licence and its version are known (`BSD-3-Clause`), else the family (`BSD`).
+    """
+    flat = " ".join(text.lower().split())
+    if len(flat) > _WHOLE_TEXT_LENGTH:
+        for identifier, pattern in _WHOLE_TEXTS:
+            if pattern.search(flat):
+                return [identifier]
+        flat = flat[:_WHOLE_TEXT_LENGTH]
+    found = [(match.start(), _gnu_identifier(match)) for match in _GNU.finditer(flat)]
+    # What one pattern has matched is blanked, so that `BSD` does not match again inside `BSD-3-Clause`.
+    flat = _GNU.sub(lambda match: " " * len(match[0]), flat)
+    for pattern, identifier in _FAMILIES:
+        found += [(match.start(), identifier) for match in pattern.finditer(flat)]
+        flat = pattern.sub(lambda match: " " * len(match[0]), flat)
+    names = list(dict.fromkeys(identifier for _, identifier in sorted(found)))
+    specific = {license_family(name) for name in names if not is_generic_license(name)}
+    return [name for name in names if not (is_generic_license(name) and license_family(name) in specific)]
+
+
+def license_of_classifier(classifier: str) -> list[str]:
+    """The licences of a `License :: ...` classifier; none for other classifiers and groups of licences."""
+    parts = [part.strip() for part in classifier.split("::")]
+    if parts[0] != "License" or len(parts) < 2 or parts[-1] in ("OSI Approved", "License"):
+        return []
+    return licenses_in(parts[-1]) or [re.sub(r"\s*\([^)]*\)$", "", parts[-1])]
+
+
+def license_family(name: str) -> str:
+    """The family of a licence's name: `bsd` of `BSD-3-Clause`."""
+    return re.split(r"[-\s]", name.lower(), maxsplit=1)[0]
+
+
+def is_generic_license(name: str) -> bool:
+    """Whether the name says only the family: `BSD`, `GPL`, `Apache`."""
+    return name in ("AGPL", "Apache", "BSD", "GPL", "LGPL", "MPL")
+
+
+def _gnu_identifier(match: re.Match[str]) -> str:
+    family = "AGPL" if match["agpl"] else "LGPL" if match["lgpl"] else "GPL"
+    version = match["version"]
+    if version is None:
+        return family
+    number = version if "." in version else f"{version}.0"
+    if match["later"]:
+        return f"{family}-{number}-or-later"
+    # Whether `GPLv3` allows later versions stays open, where nobody says so.
+    return f"{family}-{number}-only" if "-only" in match.string[match.end() : match.end() + 5] else f"{family}-{number}"

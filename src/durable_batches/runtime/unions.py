@@ -1,0 +1,202 @@
+"""Unions whose members look alike in JSON: each value is written with the name of its class.
+
+`1 | "one"` is told apart by JSON itself. Two models with the same fields, a date and a text, a set and a list are
+not: read again, they would silently become another member of the union. So a union that has such members is
+written as `[class name, value]`. What an earlier version of the code wrote without a name (the annotation had one
+member only, say) is read as the union reads it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from types import NoneType
+from typing import Any, Final, cast
+from uuid import UUID
+
+from pydantic import BaseModel, RootModel
+from pydantic_core import core_schema
+from typing_extensions import TypeIs
+
+__all__ = ["classes_by_ref", "is_dict", "is_sequence", "is_set", "with_members_named"]
+
+_CLASSES: Final[Mapping[str, type[Any]]] = {
+    "bool": bool,
+    "bytes": bytes,
+    "complex": complex,
+    "counter": Counter,
+    "date": date,
+    "datetime": datetime,
+    "decimal": Decimal,
+    "defaultdict": defaultdict,
+    "deque": deque,
+    "dict": dict,
+    "float": float,
+    "frozenset": frozenset,
+    "int": int,
+    "list": list,
+    "none": NoneType,
+    "ordered-dict": OrderedDict,
+    "set": set,
+    "str": str,
+    "time": time,
+    "timedelta": timedelta,
+    "tuple": tuple,
+    "typed-dict": dict,
+    "uuid": UUID,
+}
+
+_OTHER: Final = ""
+
+
+def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) -> dict[str, Any]:
+    """The schema of a union, changed where its members could be mistaken for each other.
+
+    `classes` are those of the schema's definitions, by reference.
+    """
+    choices: list[Any] = [choice[0] if is_sequence(choice) else choice for choice in union["choices"]]
+    if _is_part_of_a_type(union, choices):
+        return union
+    members: dict[type[Any], list[Any]] = {}
+    unknown = False
+    for choice in choices:
+        cls = _class_of(choice, classes)
+        if cls is None:
+            unknown = True
+        else:
+            members.setdefault(cls, []).append(choice)
+    if not _look_alike(members, unknown):
+        return union
+    names = _names(members)
+    named: dict[Any, Any] = {_OTHER: union}
+    for cls, alternatives in members.items():
+        member = alternatives[0] if len(alternatives) == 1 else core_schema.union_schema(alternatives)
+        pair = core_schema.tuple_schema([core_schema.str_schema(), member], strict=False)
+        named[names[cls]] = core_schema.no_info_after_validator_function(_second, pair)
+    return {
+        "type": "json-or-python",
+        "json_schema": core_schema.tagged_union_schema(named, _name_in(frozenset(names.values()))),
+        "python_schema": union,
+        "serialization": core_schema.wrap_serializer_function_ser_schema(
+            _name_giver(names), schema=cast(core_schema.CoreSchema, union)
+        ),
+    }
+
+
+def classes_by_ref(schema: Any) -> dict[str, type[Any]]:
+    """The classes that the parts of a schema stand for, by the reference that others name them by."""
+    found: dict[str, type[Any]] = {}
+    waiting: list[Any] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if is_dict(part):
+            cls = _class_of(part, {}) if isinstance(part.get("ref"), str) else None
+            if cls is not None:
+                found[part["ref"]] = cls
+            waiting += [value for key, value in part.items() if key not in ("metadata", "cls", "default")]
+        elif is_sequence(part):
+            waiting += part
+    return found
+
+
+def _is_part_of_a_type(union: dict[str, Any], choices: list[Any]) -> bool:
+    """Whether it is how a single type is validated (a path: itself, or a text), and no union of the user's."""
+    return "custom_error_type" in union or any(
+        choice.get("type") == "is-instance"
+        or (choice.get("type") == "json-or-python" and choice["python_schema"].get("type") == "is-instance")
+        for choice in choices
+    )
+
+
+def _look_alike(members: Mapping[type[Any], Any], unknown: bool) -> bool:
+    kinds = [_json_kind(cls) for cls in members]
+    if unknown:
+        kinds.append(None)
+    return len(kinds) > 1 and (None in kinds or len(set(kinds)) < len(kinds))
+
+
+def _json_kind(cls: type[Any]) -> str | None:
+    """What JSON writes for it; None: it depends."""
+    if cls in (bool, int, float, NoneType):
+        return cls.__name__
+    if cls in (list, tuple, set, frozenset, deque):
+        return "array"
+    if issubclass(cls, RootModel):
+        return None
+    if issubclass(cls, dict | BaseModel) or is_dataclass(cls):
+        return "object"
+    return "string" if cls in _CLASSES.values() else None
+
+
+def _class_of(schema: Any, classes: Mapping[str, type[Any]]) -> type[Any] | None:
+    """The class that a schema's values have; None where that cannot be told."""
+    match schema.get("type"):
+        case "model" | "dataclass" | "enum" | "is-instance" | "named-tuple" if isinstance(schema["cls"], type):
+            cls: type[Any] = schema["cls"]
+            return cls
+        case "definition-ref":
+            return classes.get(schema["schema_ref"])
+        case "lax-or-strict":
+            return _class_of(schema["strict_schema"], classes)
+        case "json-or-python":
+            return _class_of(schema["python_schema"], classes)
+        case "function-after" | "function-before" | "function-wrap" | "default" | "custom-error":
+            return _class_of(schema["schema"], classes)
+        case "literal":
+            kinds: set[type[Any]] = {type(value) for value in schema["expected"]}
+            return kinds.pop() if len(kinds) == 1 else None
+        case str(kind):
+            return _CLASSES.get(kind)
+        case _:
+            return None
+
+
+def _names(members: Mapping[type[Any], Any]) -> dict[type[Any], str]:
+    """The classes' names; longer ones for two that share theirs."""
+    counts = Counter(cls.__name__ for cls in members)
+    return {
+        cls: cls.__name__ if counts[cls.__name__] == 1 else f"{cls.__module__}.{cls.__qualname__}" for cls in members
+    }
+
+
+def _name_giver(names: Mapping[type[Any], str]) -> Callable[[Any, Callable[[Any], Any]], Any]:
+    def serialized(value: Any, handler: Callable[[Any], Any]) -> Any:
+        written = handler(value)
+        name = next((names[cls] for cls in type(value).__mro__ if cls in names), None)
+        return written if name is None else [name, written]
+
+    return serialized
+
+
+def _name_in(names: frozenset[str]) -> Callable[[Any], str]:
+    def name_in(data: Any) -> str:
+        if is_sequence(data) and len(data) == 2 and isinstance(data[0], str) and data[0] in names:
+            return data[0]
+        return _OTHER
+
+    return name_in
+
+
+def _second(pair: tuple[str, Any]) -> Any:
+    return pair[1]
+
+
+# ---- isinstance, for values of which nothing is known --------------------------------------------------------------
+
+
+def is_dict(value: object) -> TypeIs[dict[Any, Any]]:
+    """Whether it is a dict."""
+    return isinstance(value, dict)
+
+
+def is_sequence(value: object) -> TypeIs[list[Any] | tuple[Any, ...]]:
+    """Whether it is a list or a tuple."""
+    return isinstance(value, list | tuple)
+
+
+def is_set(value: object) -> TypeIs[set[Any] | frozenset[Any]]:
+    """Whether it is a set or a frozenset."""
+    return isinstance(value, set | frozenset)

@@ -1,0 +1,152 @@
+"""A clock that stands still until a test moves it."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Final
+
+from durable_batches.clock import Timer
+from durable_batches.lifecycle.moments import to_micros
+
+__all__ = ["ManualClock"]
+
+_START: Final = datetime(2030, 1, 1, tzinfo=UTC)
+_BOOTED_BEFORE: Final = 1_000_000_000
+"""Microseconds on the boot clock at the start: not 0, which would hide a mix-up of the two clocks."""
+
+
+class ManualClock:
+    """A `durable_batches.clock.Clock` that is moved by hand.
+
+    Nothing happens by itself: who sleeps on it sleeps until `advance`. All methods may be called from any
+    thread; a timer calls back on the event loop that it was set on, as real ones do.
+
+    Args:
+        start: What the wall clock shows at first; an aware moment.
+
+    Example::
+
+        clock = ManualClock()
+        store = MemoryStore(clock=clock)
+        ...
+        clock.advance(31)  # the lease of 30 s is over
+    """
+
+    def __init__(self, start: datetime = _START) -> None:
+        self._lock = threading.Lock()
+        self._wall_start = to_micros(start)
+        self._elapsed = 0
+        self._calls: list[_Call] = []
+        self._numbers = count()
+
+    def __repr__(self) -> str:
+        return f"<ManualClock, advanced by {timedelta(microseconds=self._elapsed)}>"
+
+    def now(self) -> int:
+        """The wall clock: microseconds since the epoch."""
+        with self._lock:
+            return self._wall_start + self._elapsed
+
+    def boot(self) -> float:
+        """The boot clock, in seconds."""
+        with self._lock:
+            return (_BOOTED_BEFORE + self._elapsed) / 1_000_000
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until the clock has been moved so many seconds; not at all for none."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        woken = asyncio.Event()
+        timer = self.call_later(seconds, woken.set)
+        try:
+            await woken.wait()
+        finally:
+            timer.cancel()
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Call back on the running event loop once the clock has been moved so many seconds."""
+        loop = asyncio.get_running_loop()
+        if seconds <= 0:
+            return loop.call_soon(callback)
+        with self._lock:
+            due = self._elapsed + _micros(seconds)
+            call = _Call(due, next(self._numbers), loop, callback)
+            heapq.heappush(self._calls, call)
+        return call
+
+    @property
+    def waiting(self) -> int:
+        """How many timers (sleeps included) are set: whether the code under test has got to its sleep yet."""
+        with self._lock:
+            return sum(not call.cancelled for call in self._calls)
+
+    def advance(self, seconds: float) -> None:
+        """Move both clocks on. Timers that fall due are called in their order, each at its own moment.
+
+        Tasks that slept go on when the event loop runs next, and see the time at the end of this call.
+
+        Raises:
+            ValueError: `seconds` is negative: time does not go back (but see `jump`).
+        """
+        if seconds < 0:
+            raise ValueError("a clock cannot be advanced by less than nothing")
+        with self._lock:
+            end = self._elapsed + _micros(seconds)
+        while True:
+            with self._lock:
+                if not self._calls or self._calls[0].due > end:
+                    self._elapsed = max(self._elapsed, end)
+                    return
+                call = heapq.heappop(self._calls)
+                self._elapsed = max(self._elapsed, call.due)
+            call.make()
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock, and it alone, forward or (negative) back, as an operator or NTP does."""
+        with self._lock:
+            self._wall_start += _micros(seconds)
+
+
+class _Call:
+    __slots__ = ("callback", "cancelled", "due", "loop", "number")
+
+    def __init__(self, due: int, number: int, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
+        self.due = due
+        self.number = number
+        self.loop = loop
+        self.callback = callback
+        self.cancelled = False
+
+    def __lt__(self, other: _Call) -> bool:
+        return (self.due, self.number) < (other.due, other.number)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def make(self) -> None:
+        if _running_loop() is self.loop:
+            self._call()
+        elif not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._call)
+
+    def _call(self) -> None:
+        if not self.cancelled:
+            self.cancelled = True
+            self.callback()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * 1_000_000)

@@ -1,0 +1,170 @@
+"""Children of the crash tests: started, waited for, killed; and looks at the file that they leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from durable_batches.clock import SystemClock
+from durable_batches.stores.sqlite import SQLiteStore
+from tests.crash.workload import Job, marks_of
+
+ROOT: Final = Path(__file__).parents[2]
+
+PATIENCE: Final = 60.0
+"""Seconds until something that must happen is held not to: generous, since the machine may be busy."""
+
+CLOCK: Final = SystemClock()
+
+
+class Child:
+    """One process of `tests.crash.workload`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.folder = Path(job.folder)
+        self._errors = self.folder / f"{job.process}.stderr"
+        self._output = b""
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.crash.workload", json.dumps(asdict(job))],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to stderr."""
+        return self._errors.read_text(errors="replace")
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> bool:
+        """SIGKILL, and wait; False: it had ended before."""
+        self._process.kill()
+        returned = self._process.wait()
+        self._collect()
+        return returned == -signal.SIGKILL
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        await until(lambda: not self.running, f"{self.job.process} to end")
+        return self._process.wait()
+
+    async def result(self) -> dict[str, Any]:
+        """What it printed, once it has ended well."""
+        code = await self.ended()
+        assert code == 0, f"{self.job.process} exited with {code}:\n{self.errors}"
+        self._collect()
+        result: dict[str, Any] = json.loads(self._output)
+        return result
+
+    def marks(self, mark: str | None = None) -> list[dict[str, Any]]:
+        """What it has noted so far."""
+        return [noted for noted in marks_of(self.folder, self.job.process) if mark in (None, noted["mark"])]
+
+    def _collect(self) -> None:
+        """Take what it printed; it has ended."""
+        if self._process.stdout is not None and not self._process.stdout.closed:
+            self._output = self._process.stdout.read()
+            self._process.stdout.close()
+
+
+@contextmanager
+def children() -> Iterator[Callable[[Job], Child]]:
+    """Starts children, and ends those that are left over at the end, also stopped ones."""
+    started: list[Child] = []
+
+    def start(job: Job) -> Child:
+        child = Child(job)
+        started.append(child)
+        return child
+
+    try:
+        yield start
+    finally:
+        for child in started:
+            child.kill()
+
+
+async def until(condition: Callable[[], bool], what: str, *, patience: float = PATIENCE) -> None:
+    """Wait until something is so; looked at often, since the moments between are what is tested."""
+    deadline = CLOCK.boot() + patience
+    while not condition():
+        assert CLOCK.boot() < deadline, f"waited {patience:g} s for {what}"
+        await asyncio.sleep(0.002)
+
+
+def database(folder: Path) -> Path:
+    return folder / "batches.db"
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncGenerator[SQLiteStore]:
+    store = SQLiteStore(path)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def copy_of(folder: Path) -> AsyncGenerator[SQLiteStore]:
+    """The database as a killed process left it, on a copy: so that the recovery is left to the next process."""
+    copy = folder / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for name in ("batches.db", "batches.db-wal"):
+        # Between the two another process may end and take its log along; nobody else runs where this is used.
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, copy / name)
+    async with opened(copy / "batches.db") as store:
+        yield store
+    shutil.rmtree(copy)
+
+
+def is_writable(path: Path) -> bool:
+    """Whether no process is within a transaction on the file."""
+    import sqlite3
+
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def open_files() -> set[str]:
+    """What this process has open, by what it leads to."""
+    found: set[str] = set()
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found.add(os.readlink(f"/proc/self/fd/{entry}"))
+        except OSError:
+            continue
+    return found

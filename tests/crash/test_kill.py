@@ -1,0 +1,241 @@
+"""kill -9 at any moment: nothing that was acknowledged is lost, nothing that was recorded is paid for again."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durable_batches import BatchId
+from durable_batches.lifecycle.records import RESOLVER_POSITION
+from durable_batches.stores.protocol import Store
+from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker
+from tests.crash.processes import CLOCK, Child, children, copy_of, database, opened, until
+from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
+
+DOCUMENTS = 30
+CONCURRENCY = 8
+CALLS_AT_ONCE = 2
+"""Of one document: the workflow's `map_activity` has this concurrency."""
+
+ROUNDS = 60
+SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "1000"))
+
+
+@dataclass
+class Kills:
+    """What the kills of a campaign hit."""
+
+    total: int = 0
+    batches: int = 0
+    while_held: int = 0
+    within_commit: int = 0
+    applied_without_reply: int = 0
+    """Of those within a commit: the file had it already, the process never heard."""
+    during_resolution: int = 0
+    before_sealed: int = 0
+    runs: int = 0
+    repeated: int = 0
+    in_flight: int = 0
+    resumed_after: list[float] = field(default_factory=list[float])
+    """Seconds from when a process opened a batch that another had left to the first activity that it began."""
+
+    def add(self, other: Kills) -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total} kills over {self.batches} batches: {self.while_held} while work was held, "
+            f"{self.within_commit} within a commit ({self.applied_without_reply} of them applied, unanswered), "
+            f"{self.during_resolution} during the resolution, {self.before_sealed} before the batch was sealed; "
+            f"{self.runs} runs of activities, {self.repeated} of them repetitions, {self.in_flight} in flight at "
+            f"the kills; first activity {statistics.median(self.resumed_after) * 1000:.0f} ms after the start "
+            f"(median; longest {max(self.resumed_after) * 1000:.0f} ms)"
+        )
+
+
+class Campaign:
+    """Batch after batch in one file, the processes that run them killed again and again."""
+
+    def __init__(self, folder: Path, seed: int, start: Callable[[Job], Child]) -> None:
+        self.kills = Kills()
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._start = start
+        self._effects = EffectsLog(folder / "effects.log")
+        self._checker = HistoryChecker(effects=self._effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        self._processes = 0
+
+    async def run(self, kills: int) -> Kills:
+        while self.kills.total < kills:
+            await self._run_batch(f"batch-{self.kills.batches}", kills)
+            self.kills.batches += 1
+        stats = self._checker.stats
+        self.kills.runs, self.kills.repeated, self.kills.in_flight = stats.runs, stats.repeated, stats.in_flight
+        return self.kills
+
+    async def _run_batch(self, batch_id: str, kills: int) -> None:
+        """Start, kill, look, start again, until a process survives to the end of the batch."""
+        seen = 0
+        while True:
+            self._processes += 1
+            child = self._start(
+                Job(
+                    process=f"process-{self._processes}",
+                    folder=str(self._folder),
+                    batch_id=batch_id,
+                    documents=DOCUMENTS,
+                    concurrency=CONCURRENCY,
+                    after=seen,
+                )
+            )
+            if self.kills.total < kills:
+                await self._wait_for_moment(child)
+                if child.kill():
+                    self.kills.total += 1
+                    await self._look_after_kill(child)
+                    seen = _seen(child, after=seen)
+                    continue
+            await self._look_at_end(child)
+            assert _seen(child, after=seen) == await self._last_event(batch_id)
+            return
+
+    async def _wait_for_moment(self, child: Child) -> None:
+        """Any moment; mostly one at which it works, since that is when something can be lost."""
+        dice = self._random.random()
+        if dice < 0.1:
+            # While it starts, submits and claims.
+            await self._pause(child, 0.6)
+            return
+        resolving = dice > 0.88
+        await until(
+            lambda: not child.running or self._works(child, resolving=resolving),
+            f"{child.job.process} to work; {child.errors}",
+        )
+        await self._pause(child, 0.04 if resolving else 0.12)
+
+    async def _pause(self, child: Child, longest: float) -> None:
+        end = CLOCK.boot() + self._random.uniform(0.0, longest)
+        await until(lambda: CLOCK.boot() >= end or not child.running, "a moment")
+
+    def _works(self, child: Child, *, resolving: bool) -> bool:
+        return any(
+            effect.process == child.job.process and not (resolving and effect.document_id)
+            for effect in reversed(self._effects.read()[-200:])
+        )
+
+    async def _look_after_kill(self, child: Child) -> None:
+        batch_id = child.job.batch_id
+        if child.marks("submitted"):
+            self._checker.acknowledged(batch_id, document_ids(DOCUMENTS))
+        async with copy_of(self._folder) as store:
+            await self._count(store, child)
+            await self._checker.verify(store, interrupted=[child.job.process])
+
+    async def _count(self, store: SQLiteStore, child: Child) -> None:
+        record = await store.batch(BatchId(child.job.batch_id))
+        self.kills.before_sealed += record is None or not record.sealed
+        entered = child.marks("entered")
+        if not entered:
+            return
+        begins = [effect.at for effect in self._effects.read() if effect.process == child.job.process]
+        if begins:
+            self.kills.resumed_after.append(begins[0] - entered[0]["opening"])
+        worker = entered[0]["worker"]
+        held = await _held(store, child.job.batch_id, worker)
+        self.kills.while_held += bool(held)
+        self.kills.during_resolution += RESOLVER_POSITION in held
+        unanswered = {mark["number"] for mark in child.marks("commit")} - {
+            mark["number"] for mark in child.marks("committed")
+        }
+        self.kills.within_commit += bool(unanswered)
+        self.kills.applied_without_reply += _commits(store, worker) in unanswered
+
+    async def _look_at_end(self, child: Child) -> None:
+        result = await child.result()
+        self._checker.acknowledged(child.job.batch_id, document_ids(DOCUMENTS))
+        assert result["state"] == "completed"
+        assert result["counts"]["succeeded"] == DOCUMENTS
+        assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
+        async with opened(database(self._folder)) as store:
+            await self._checker.verify(store, finished=True, everyone_left=True)
+
+    async def _last_event(self, batch_id: str) -> int:
+        async with opened(database(self._folder)) as store:
+            record = await store.batch(BatchId(batch_id))
+            assert record is not None
+            return record.seq
+
+
+def _seen(child: Child, *, after: int) -> int:
+    """The last event that the process was given; it was given them all, in order, once."""
+    numbers = [mark["seq"] for mark in child.marks("event")]
+    assert numbers == list(range(after + 1, after + 1 + len(numbers)))
+    return after + len(numbers)
+
+
+async def _held(store: Store, batch_id: str, worker: str) -> list[int]:
+    record = await store.batch(BatchId(batch_id))
+    if record is None or record.ended:
+        return []
+    documents = await store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=DOCUMENTS + 1, inputs=False)
+    return [document.execution.position for document in documents if document.execution.owner == worker]
+
+
+def _commits(store: SQLiteStore, worker: str) -> int:
+    connection = sqlite3.connect(store.path)
+    try:
+        row: Any = connection.execute("SELECT commits FROM worker WHERE worker_id = ?", (worker,)).fetchone()
+    finally:
+        connection.close()
+    return 0 if row is None else row[0]
+
+
+async def _campaign(folder: Path, seed: int, kills: int) -> Kills:
+    folder.mkdir()
+    with children() as start:
+        try:
+            return await Campaign(folder, seed, start).run(kills)
+        except BaseException as error:
+            error.add_note(f"the seed was {seed}")
+            raise
+
+
+def _judge(kills: Kills) -> None:
+    # Without these the test would pass as well if it killed processes that do nothing.
+    assert kills.while_held > 0.7 * kills.total
+    assert kills.within_commit > 0
+    assert kills.during_resolution > 0
+    # What was in flight at a kill runs again, and nothing else does; it is bounded by what ran at once.
+    assert 0 < kills.repeated <= kills.in_flight <= kills.total * CONCURRENCY * CALLS_AT_ONCE
+
+
+async def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    kills = await _campaign(tmp_path / "campaign", seed, ROUNDS)
+    print(f"seed {seed}: {kills}")
+    _judge(kills)
+
+
+@pytest.mark.soak
+async def test_killed_processes_lose_nothing_for_long(tmp_path: Path) -> None:
+    """`DURABLE_BATCHES_SOAK_ROUNDS` kills; a fresh file now and then, so that the first moments are hit, too."""
+    seed = random.randrange(1 << 32)
+    kills = Kills()
+    while kills.total < SOAK_ROUNDS:
+        campaign = await _campaign(
+            tmp_path / str(kills.total), seed + kills.total, min(ROUNDS, SOAK_ROUNDS - kills.total)
+        )
+        kills.add(campaign)
+        print(f"seed {seed}: {kills}", flush=True)
+    _judge(kills)

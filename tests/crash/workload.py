@@ -1,0 +1,330 @@
+"""What the children of the crash tests run: a small pipeline whose activities leave marks outside the store.
+
+`python -m tests.crash.workload JOB` (JSON of a `Job`) is one process. It imports little, since it is started often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from durable_batches import (
+    EXTRACTION,
+    ActivityFailedError,
+    Assembling,
+    BatchConfig,
+    BatchOrchestrator,
+    Chunking,
+    ExtractingEntities,
+    ExtractingMentions,
+    ExtractingRelations,
+    Results,
+    RetryPolicy,
+    Worker,
+    durable_activity,
+    map_activity,
+    workflow,
+)
+from durable_batches.clock import SystemClock
+from durable_batches.lifecycle.facts import Fact
+from durable_batches.lifecycle.records import CheckpointRecord, ClaimRequest, Committed, WorkerId
+from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.testing.effects import EffectsLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one child does."""
+
+    process: str
+    folder: str
+    batch_id: str = "batch"
+    documents: int = 0
+    """To submit (or to attach to); 0: none, the process only works."""
+    role: str = "run"
+    concurrency: int = 8
+    max_in_flight: int = 100
+    max_crashes: int = 1_000_000
+    lease: float = 30.0
+    drain: float = 30.0
+    pace: float = 0.01
+    """Seconds that an activity takes, about."""
+    after: int = 0
+    """The last event that earlier processes were given; this one subscribes to those that follow."""
+    poison: Sequence[int] = field(default_factory=tuple)
+    """Documents that kill their process."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A document."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Ran:
+    """An activity's result, and which run of it that was from."""
+
+    run: str
+    value: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A document's result."""
+
+    number: int
+    value: int
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The resolver's result."""
+
+    documents: int
+    value: int
+    accepted: int
+
+
+class RejectedError(Exception):
+    """What the failing activity raises, every time."""
+
+
+class FlakyError(Exception):
+    """What the flaky activity raises, the first time."""
+
+
+@dataclass
+class Surroundings:
+    """What the activities of this process have beside their arguments."""
+
+    effects: EffectsLog
+    pace: float
+    poison: frozenset[int]
+
+
+HERE: Surroundings
+
+
+def parts_of(number: int) -> int:
+    return 2 + number % 3
+
+
+def is_accepted(number: int) -> bool:
+    return number % 3 != 1
+
+
+def summary_of(number: int) -> Summary:
+    """What the workflow makes of a document, all crashes notwithstanding."""
+    value = 2 * sum(number * 10 + part for part in range(parts_of(number)))
+    return Summary(number, value, is_accepted(number))
+
+
+def tally_of(numbers: Sequence[int]) -> Tally:
+    """What the resolver makes of the documents."""
+    summaries = [summary_of(number) for number in numbers]
+    accepted = sum(summary.accepted for summary in summaries)
+    return Tally(len(summaries), 1 + sum(summary.value for summary in summaries), accepted)
+
+
+def document_ids(count: int) -> list[str]:
+    return [f"page-{number}" for number in range(count)]
+
+
+def run_of(checkpoint: CheckpointRecord) -> str | None:
+    """The run that a recorded result or failure came from."""
+    data: dict[str, Any] = json.loads(checkpoint.payload)
+    run = data.get("run") or str(data.get("message", "")).rpartition(" ")[2]
+    return str(run) or None
+
+
+MAX_ATTEMPTS = {"split": 1, "measure": 1, "judge": 2, "fetch": 3, "relate": 1, "assemble": 1, "add_up": 1}
+
+ONCE = RetryPolicy(max_attempts=1)
+
+
+async def work() -> None:
+    await asyncio.sleep(HERE.pace * random.uniform(0.3, 1.7))
+
+
+@durable_activity(stage=Chunking, retry=ONCE)
+async def split(number: int) -> Ran:
+    with HERE.effects.activity("split") as run:
+        if number in HERE.poison:
+            # As a native library would that writes where it must not.
+            os.kill(os.getpid(), signal.SIGKILL)
+        await work()
+        return Ran(run, parts_of(number))
+
+
+@durable_activity(stage=ExtractingMentions, retry=ONCE)
+async def measure(part: tuple[int, int]) -> Ran:
+    with HERE.effects.activity("measure") as run:
+        await work()
+        return Ran(run, part[0] * 10 + part[1])
+
+
+@durable_activity(stage=ExtractingEntities, retry=RetryPolicy(max_attempts=2, initial=timedelta(milliseconds=1)))
+async def judge(number: int) -> Ran:
+    with HERE.effects.activity("judge") as run:
+        await work()
+        if not is_accepted(number):
+            raise RejectedError(f"rejected in {run}")
+        return Ran(run, 1)
+
+
+@durable_activity(stage=ExtractingRelations, retry=RetryPolicy(max_attempts=3, initial=timedelta(milliseconds=1)))
+async def fetch(number: int) -> Ran:
+    """Fails now and then, and then does not."""
+    with HERE.effects.activity("fetch") as run:
+        await work()
+        if random.random() < 0.1:
+            raise FlakyError(f"not now, in {run}")
+        return Ran(run, number)
+
+
+@durable_activity(stage=ExtractingRelations, retry=ONCE)
+def relate(values: list[int]) -> Ran:
+    """A sync one: it runs in a thread."""
+    with HERE.effects.activity("relate") as run:
+        time.sleep(HERE.pace * random.uniform(0.3, 1.7))
+        return Ran(run, sum(values))
+
+
+@durable_activity(stage=Assembling, retry=ONCE)
+async def assemble(total: int) -> Ran:
+    with HERE.effects.activity("assemble") as run:
+        await work()
+        return Ran(run, 2 * total)
+
+
+@durable_activity(retry=ONCE)
+async def add_up(values: list[int]) -> Ran:
+    """The resolver's."""
+    with HERE.effects.activity("add_up") as run:
+        await work()
+        return Ran(run, sum(values))
+
+
+async def tally(results: Results[Summary]) -> Tally:
+    summaries = [result.value async for result in results]
+    total = await add_up([summary.value for summary in summaries])
+    total = await add_up([total.value, 1])
+    return Tally(len(summaries), total.value, sum(summary.accepted for summary in summaries))
+
+
+@workflow(EXTRACTION, name="crash-test", resolver=tally)
+async def extract(page: Page) -> Summary:
+    parts = await split(page.number)
+    measured = await map_activity(measure, [(page.number, part) for part in range(parts.value)], concurrency=2)
+    try:
+        accepted = (await judge(page.number)).value == 1
+    except ActivityFailedError as error:
+        assert error.caused_by(RejectedError)
+        accepted = False
+    if page.number % 4 == 0:
+        try:
+            await fetch(page.number)
+        except ActivityFailedError as error:
+            assert error.caused_by(FlakyError)
+    total = await relate([measure.value for measure in measured])
+    return Summary(page.number, (await assemble(total.value)).value, accepted)
+
+
+# ---- the process -------------------------------------------------------------------------------------------
+
+
+class Marks:
+    """What a child notes beside the effects: how far it got, its commits, the events that it was given."""
+
+    def __init__(self, folder: Path, process: str) -> None:
+        self._log = EffectsLog(folder / f"{process}.marks", process)
+        self._clock = SystemClock()
+
+    def note(self, mark: str, **data: object) -> None:
+        self._log.write(json.dumps({"mark": mark, "at": self._clock.boot(), **data}))
+
+
+def marks_of(folder: Path, process: str) -> list[dict[str, Any]]:
+    """What a child has noted so far."""
+    try:
+        lines = (folder / f"{process}.marks").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            # Empty, or what a killed process did not finish.
+            continue
+    return found
+
+
+class MarkedStore(SQLiteStore):
+    """Notes when a commit's transaction begins, and when it was made, so that kills within one can be counted."""
+
+    def __init__(self, path: Path, marks: Marks) -> None:
+        super().__init__(path)
+        self._marks = marks
+
+    def _commit(
+        self,
+        connection: sqlite3.Connection,
+        worker: WorkerId,
+        number: int,
+        facts: Sequence[Fact],
+        claim: ClaimRequest | None,
+    ) -> Committed:
+        self._marks.note("commit", worker=worker, number=number)
+        committed = super()._commit(connection, worker, number, facts, claim)
+        self._marks.note("committed", worker=worker, number=number)
+        return committed
+
+
+async def main(job: Job) -> None:
+    folder = Path(job.folder)
+    marks = Marks(folder, job.process)
+    marks.note("started")
+    global HERE  # noqa: PLW0603  (an activity has no other way to its process's log yet)
+    HERE = Surroundings(EffectsLog(folder / "effects.log", job.process), job.pace, frozenset(job.poison))
+    worker = Worker(
+        MarkedStore(folder / "batches.db", marks),
+        max_in_flight=job.max_in_flight,
+        lease=timedelta(seconds=job.lease),
+        drain=timedelta(seconds=job.drain),
+    )
+    opening = SystemClock().boot()
+    async with BatchOrchestrator(extract, worker=worker) as batches:
+        marks.note("entered", worker=batches.worker.worker_id, opening=opening)
+        if job.documents:
+            await batches.submit(
+                (Page(number) for number in range(job.documents)),
+                batch_id=job.batch_id,
+                document_id=lambda page: f"page-{page.number}",
+                config=BatchConfig(concurrency=job.concurrency, max_crashes=job.max_crashes),
+            )
+            marks.note("submitted")
+        async for event in batches.progress(job.batch_id, after=job.after):
+            marks.note("event", seq=event.seq)
+        result = await batches.result(job.batch_id)
+        marks.note("ended")
+    resolution = None if result.resolution is None else asdict(result.resolution)
+    print(json.dumps({"state": result.state.tag, "counts": asdict(result.counts), "resolution": resolution}))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Job(**json.loads(sys.argv[1]))))
