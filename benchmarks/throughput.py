@@ -20,10 +20,12 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
@@ -37,9 +39,13 @@ from durable_batches import (
     ExtractingMentions,
     ExtractingRelations,
     SQLiteStore,
+    Worker,
     durable_activity,
     workflow,
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ACTIVITIES = 5
 IN_FLIGHT = 64
@@ -106,25 +112,71 @@ async def ours(folder: Path, documents: int, in_flight: int) -> Run:
     store = CountingStore(path)
     config = BatchConfig(concurrency=in_flight)
     async with BatchOrchestrator(five_steps, store=store, max_in_flight=in_flight) as batches:
-        began = time.perf_counter()
         batch_id = await batches.submit(range(documents), config=config)
         loaded = time.perf_counter()
         result = await batches.result(batch_id)
         ended = time.perf_counter()
         assert result.counts.succeeded == documents
         transactions = store.transactions
-    _ = began
     return Run(ended - loaded, transactions, path.stat().st_size)
 
 
 class CountingStore(SQLiteStore):
-    """Counts the write transactions, of whatever kind."""
+    """Counts the write transactions, of whatever kind: the submission's chunks and the worker's life included."""
 
     transactions = 0
 
-    async def _write(self, work, *args, **kwargs):  # type: ignore[no-untyped-def]
+    async def _write(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         self.transactions += 1
         return await super()._write(work, *args, **kwargs)
+
+
+REPLAYED_STEPS = 40
+gate = asyncio.Event()
+
+
+@durable_activity
+async def step(document: int, number: int) -> Finding:
+    return finding(document, number)
+
+
+@durable_activity
+async def last_step(document: int) -> None:
+    _ = document
+    waiting.release()
+    await gate.wait()
+
+
+waiting = asyncio.Semaphore(0)
+
+
+@workflow(EXTRACTION, name="replay")
+async def many_steps(document: int) -> int:
+    for number in range(REPLAYED_STEPS):
+        await step(document, number)
+    await last_step(document)
+    return document
+
+
+async def replay(folder: Path, documents: int) -> float:
+    """Recorded activities that are returned in a second, when an interrupted batch is resumed."""
+    store = SQLiteStore(folder / "replay.db")
+    gate.clear()
+    worker = Worker(store, max_in_flight=documents, drain=timedelta(0))
+    async with BatchOrchestrator(many_steps, worker=worker) as batches:
+        await batches.submit(range(documents), batch_id="replay", config=BatchConfig(concurrency=documents))
+        for _ in range(documents):
+            await waiting.acquire()
+    gate.set()
+    began = time.perf_counter()
+    async with BatchOrchestrator(many_steps, store=store, max_in_flight=IN_FLIGHT) as batches:
+        result = await batches.result("replay")
+        seconds = time.perf_counter() - began
+        assert result.counts.succeeded == documents
+        assert batches.stats.activities_replayed == documents * REPLAYED_STEPS
+    return documents * REPLAYED_STEPS / seconds
 
 
 async def raw(folder: Path, documents: int, in_flight: int) -> Run:
@@ -228,6 +280,8 @@ def main() -> None:
         if in_flight == IN_FLIGHT:
             print(f"     transactions a document {pairs[0][0].transactions / share:.3f}")
             print(f"     database bytes a document {pairs[0][0].database_bytes / share:,.0f}")
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"replay: {asyncio.run(replay(Path(folder), 500)):,.0f} recorded activities/s")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from tests.crash.workload import Job, marks_of
+
 from durable_batches.clock import SystemClock
 from durable_batches.stores.sqlite import SQLiteStore
-from tests.crash.workload import Job, marks_of
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -91,7 +92,7 @@ class Child:
 
 
 @contextmanager
-def children() -> Iterator[Callable[[Job], Child]]:
+def children() -> Generator[Callable[[Job], Child]]:
     """Starts children, and ends those that are left over at the end, also stopped ones."""
     started: list[Child] = []
 

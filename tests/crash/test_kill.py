@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.crash.processes import CLOCK, Child, children, copy_of, database, opened, until
+from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
 
 from durable_batches import BatchId
 from durable_batches.lifecycle.records import RESOLVER_POSITION
@@ -19,8 +21,6 @@ from durable_batches.stores.protocol import Store
 from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.effects import EffectsLog
 from durable_batches.testing.history import HistoryChecker
-from tests.crash.processes import CLOCK, Child, children, copy_of, database, opened, until
-from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
 
 DOCUMENTS = 30
 CONCURRENCY = 8

@@ -27,12 +27,22 @@ from durable_batches import (
     Completed,
     Counts,
     ExtractionStage,
+    NonRetryableError,
     Resolving,
     SQLiteStore,
     StageCount,
 )
+from durable_batches.cli.demo import Demo
 from durable_batches.cli.live import follow, panel, status_line
-from durable_batches.extraction import MergedGraph, RuleExtractor, Vocabulary, extraction_workflow
+from durable_batches.extraction import (
+    DocumentRef,
+    Entity,
+    Mention,
+    MergedGraph,
+    RuleExtractor,
+    Vocabulary,
+    extraction_workflow,
+)
 
 DOCUMENTS = 12
 
@@ -106,10 +116,6 @@ async def test_the_demonstration_runs_to_its_end_and_says_so_again(folder: Path)
     assert f"{recorded} activities: 0 run now, {recorded} recorded earlier and not repeated" in again.stdout
     assert MergedGraph.model_validate_json((folder / "graph.json").read_text(encoding="utf-8")) == graph
 
-    fresh = run(folder, "--pace", "0", "--fresh")
-    assert fresh.returncode == 0, fresh.stderr
-    assert f"{recorded} activities: {recorded} run now, 0 recorded earlier" in fresh.stdout
-
 
 async def recorded_activities(database: Path) -> int:
     """What the batch has recorded so far, as another process sees it."""
@@ -169,18 +175,71 @@ async def test_stopped_in_any_way_it_goes_on_where_it_was(folder: Path, number: 
     assert len(json.loads((folder / "graph.json").read_text(encoding="utf-8"))["documents"]) == DOCUMENTS
 
 
-def test_a_folder_without_texts_is_told(folder: Path) -> None:
-    (folder / "empty").mkdir()
-    done = subprocess.run(
-        command("demo", "--path", "empty"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+def test_it_goes_on_when_its_reader_leaves(folder: Path) -> None:
+    with subprocess.Popen(demo("--pace", "0"), cwd=folder, env=environment(), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+    assert (folder / "graph.json").exists()
+
+
+async def within(folder: Path, *, path: str = "texts", out: str = "graph.json", fresh: bool = False) -> tuple[int, str]:
+    """The demonstration in this process: its exit code and what it says."""
+    console = Console(file=io.StringIO(), width=120)
+    code = await Demo(
+        path=folder / path, db=folder / "demo.db", out=folder / out, concurrency=4, pace=0, fresh=fresh, console=console
+    ).run()
+    assert isinstance(console.file, io.StringIO)
+    return code, console.file.getvalue()
+
+
+async def test_a_fresh_batch_repeats_everything(folder: Path) -> None:
+    (folder / "texts" / "package").mkdir()
+    (folder / "texts" / "package" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: parrot\nAuthor: Ada Quill\nAuthor-email: ada@quill.dev\n", encoding="utf-8"
     )
-    assert done.returncode == 1
-    assert "there is nothing to read" in done.stdout
+    _, first = await within(folder)
+    (recorded,) = numbers(r"(\d+) activities", first)
+    assert "1 people are named in several ways" in first
+    assert "Ada Quill: ada@quill.dev (same name)" in first
+    code, fresh = await within(folder, fresh=True)
+    assert code == 0
+    assert f"{recorded} activities: {recorded} run now, 0 recorded earlier" in fresh
+    code, again = await within(folder)
+    assert re.search(r"the batch demo-files-\w+-2 in .* has ended already", again)
+
+
+async def test_a_folder_without_texts_is_told(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    code, output = await within(folder, path="empty")
+    assert code == 1
+    assert "there is nothing to read" in output
+
+
+async def test_a_graph_that_cannot_be_written_is_told(folder: Path) -> None:
+    code, output = await within(folder, out="missing/graph.json")
+    assert code == 1
+    assert "cannot be written" in output
+    assert "Knowledge graph of 12 documents" in output
+
+
+@pytest.mark.parametrize("failing", [3, DOCUMENTS])
+async def test_failed_documents_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    class Refusing(RuleExtractor):
+        async def make_entities(self, document: DocumentRef, mentions: list[Mention]) -> list[Entity]:
+            if document.id < f"note-{failing:02}":
+                raise NonRetryableError("the service refuses")
+            return await super().make_entities(document, mentions)
+
+    monkeypatch.setattr("durable_batches.cli.demo.RuleExtractor", Refusing)
+    code, output = await within(folder)
+    assert code == 1
+    if failing == DOCUMENTS:
+        assert "has failed: " in output
+        assert "has failed already" in (await within(folder))[1]
+    else:
+        assert "failed: note-00.md: " in output
+        assert f"{failing} failed" in output
 
 
 @pytest.mark.parametrize(("package", "extra"), [("typer", "cli"), ("rich", "cli"), ("rapidfuzz", "extraction")])

@@ -31,7 +31,14 @@ from pydantic_core import (
 )
 
 from durable_batches.errors import ActivityDefinitionError, PayloadError, PayloadTooLargeError
-from durable_batches.runtime.unions import classes_by_ref, is_dict, is_sequence, is_set, with_members_named
+from durable_batches.runtime.unions import (
+    classes_by_ref,
+    is_dict,
+    is_sequence,
+    is_set,
+    with_members_named,
+    without_names,
+)
 
 __all__ = ["MAX_PAYLOAD_BYTES", "Codec", "Digester"]
 
@@ -180,6 +187,9 @@ def _configured(schema: Any) -> Any:
                 return {**part, "config": {**(part.get("config") or {}), **_CONFIG}}
             case "union":
                 return with_members_named(part, classes)
+            case "dict" if "keys_schema" in part:
+                # A key is a text in JSON, whatever it is.
+                return {**part, "keys_schema": without_names(part["keys_schema"])}
             case _:
                 return part
 

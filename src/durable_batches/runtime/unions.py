@@ -21,7 +21,7 @@ from pydantic import BaseModel, RootModel
 from pydantic_core import core_schema
 from typing_extensions import TypeIs
 
-__all__ = ["classes_by_ref", "is_dict", "is_sequence", "is_set", "with_members_named"]
+__all__ = ["classes_by_ref", "is_dict", "is_sequence", "is_set", "with_members_named", "without_names"]
 
 _CLASSES: Final[Mapping[str, type[Any]]] = {
     "bool": bool,
@@ -86,6 +86,13 @@ def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) 
     }
 
 
+def without_names(schema: dict[str, Any]) -> dict[str, Any]:
+    """The union's schema as it was before `with_members_named`; any other schema as it is."""
+    named = schema.get("type") == "json-or-python" and schema["json_schema"].get("type") == "tagged-union"
+    union: dict[str, Any] = schema["python_schema"] if named else schema
+    return union
+
+
 def classes_by_ref(schema: Any) -> dict[str, type[Any]]:
     """The classes that the parts of a schema stand for, by the reference that others name them by."""
     found: dict[str, type[Any]] = {}
@@ -144,7 +151,9 @@ def _class_of(schema: Any, classes: Mapping[str, type[Any]]) -> type[Any] | None
         case "json-or-python":
             return _class_of(schema["python_schema"], classes)
         case "function-after" | "function-before" | "function-wrap" | "default" | "custom-error":
-            return _class_of(schema["schema"], classes)
+            # An address (AnyUrl) serializes itself; what it wraps is one of pydantic's core.
+            own: object = getattr(schema.get("serialization", {}).get("function"), "__self__", None)
+            return own if isinstance(own, type) else _class_of(schema["schema"], classes)
         case "literal":
             kinds: set[type[Any]] = {type(value) for value in schema["expected"]}
             return kinds.pop() if len(kinds) == 1 else None

@@ -1,0 +1,270 @@
+"""The history checker finds what is wrong: a checker that is silent about everything proves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.crash.processes import database, opened
+from tests.crash.workload import MAX_ATTEMPTS, Page, document_ids, extract, here, run_of
+
+from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator
+from durable_batches.lifecycle.records import WorkerId, WorkerRecord
+from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker, HistoryViolation
+
+DOCUMENTS = 6
+
+
+@dataclass
+class History:
+    """A good one, of a batch that was completed."""
+
+    folder: Path
+    events: list[BatchEvent]
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "effects.log"
+
+    def checker(self) -> HistoryChecker:
+        checker = HistoryChecker(effects=EffectsLog(self.log), run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        checker.acknowledged("batch", document_ids(DOCUMENTS))
+        return checker
+
+    def change(self, *statements: str) -> None:
+        """Falsify the history."""
+        connection = sqlite3.connect(database(self.folder))
+        with connection:
+            for statement in statements:
+                cursor = connection.execute(statement)
+                assert cursor.rowcount != 0, f"nothing was changed by {statement}"
+        connection.close()
+
+    async def promises(self, checker: HistoryChecker, *, everyone_left: bool = True) -> set[int]:
+        """The numbers of the promises that are found broken."""
+        async with opened(database(self.folder)) as store:
+            violations = await checker.check(store, finished=True, everyone_left=everyone_left)
+        return {int(violation.partition(":")[0]) for violation in violations}
+
+    def marks(self) -> list[list[object]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line]
+
+    def mark(self, *, like: list[object], **changes: object) -> None:
+        """Add a mark to the effects log."""
+        names = ("process", "batch_id", "document_id", "activity", "key", "attempt", "run", "phase", "at")
+        EffectsLog(self.log).write(json.dumps(list((dict(zip(names, like, strict=True)) | changes).values())))
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> History:
+    return asyncio.run(_live(tmp_path_factory.mktemp("history")))
+
+
+async def _live(folder: Path) -> History:
+    here.effects, here.pace, here.poison = EffectsLog(folder / "effects.log", "process-1"), 0.001, frozenset()
+    events: list[BatchEvent] = []
+    async with BatchOrchestrator(extract, store=SQLiteStore(database(folder))) as batches:
+        await batches.submit(
+            [Page(number) for number in range(DOCUMENTS)],
+            batch_id="batch",
+            document_id=lambda page: f"page-{page.number}",
+            config=BatchConfig(concurrency=3),
+        )
+        events = [event async for event in batches.progress("batch")]
+    here.effects.close()
+    return History(folder, events)
+
+
+@pytest.fixture
+def history(lived: History, tmp_path: Path) -> History:
+    """A copy, to be falsified."""
+    shutil.copytree(lived.folder, tmp_path / "history")
+    return History(tmp_path / "history", lived.events)
+
+
+async def test_a_good_history_breaks_no_promise(history: History) -> None:
+    checker = history.checker()
+    checker.streamed("batch", history.events, ended=True)
+    checker.streamed("batch", history.events[7:], after=7, ended=True)
+    checker.streamed("batch", history.events[3:9], after=3)
+    assert await history.promises(checker) == set()
+    assert await history.promises(checker) == set()
+    assert checker.stats.runs > 5 * DOCUMENTS
+    assert checker.stats.repeated == checker.stats.in_flight == 0
+
+
+ONE = "WHERE document_id = 'page-3'"
+
+
+def _event(tag: str, data: str) -> str:
+    return f"UPDATE event SET data = CAST({data} AS BLOB) WHERE tag = '{tag}'"
+
+
+FALSIFICATIONS = [
+    (1, f"DELETE FROM execution {ONE}"),
+    (1, "UPDATE batch SET total = total + 1"),
+    (1, f"DELETE FROM outcome WHERE key = (SELECT key FROM execution {ONE})"),
+    (1, "DELETE FROM execution WHERE document_id = ''"),
+    (2, "UPDATE batch SET state = 'assembling'"),
+    (4, _event("document_started", "replace(data, ',1]', ',2]')")),
+    (5, _event("state_changed", "replace(data, 'completed', 'chunking')")),
+    (5, "DELETE FROM event WHERE tag = 'stage_progress'"),
+    (5, "UPDATE batch SET free = 1, state = 'failed'"),
+    (8, "UPDATE event SET tag = 'document_started' WHERE tag = 'resolution_started'"),
+    (8, "UPDATE execution SET status = 'failed' WHERE document_id = ''"),
+    (9, "DELETE FROM event WHERE seq = 12"),
+    (9, "UPDATE batch SET seq = seq + 1"),
+    (9, "UPDATE event SET tag = 'state_changed', data = CAST('[\"x\", \"y\"]' AS BLOB) WHERE seq = 1"),
+    (11, _event("stage_progress", "replace(data, '0.0', '1.0')")),
+    (11, _event("batch_completed", "replace(data, '6', '7')")),
+    (11, f"UPDATE execution SET attempt = attempt + 1 {ONE}"),
+    (11, f"UPDATE execution SET mark = 2 {ONE}"),
+    (11, f"UPDATE execution SET crashes = 1 {ONE}"),
+    (11, "UPDATE batch SET succeeded = succeeded - 1, failed = failed + 1"),
+    (11, "UPDATE batch SET free = 1"),
+    (14, f"UPDATE execution SET status = 'running', owner = 'nobody' {ONE}"),
+    (14, "UPDATE worker SET alive = 1"),
+]
+
+
+@pytest.mark.parametrize(("promise", "statement"), FALSIFICATIONS)
+async def test_a_falsified_store_is_found_out(history: History, promise: int, statement: str) -> None:
+    history.change(statement)
+    assert promise in await history.promises(history.checker())
+
+
+CHANGES = [
+    (1, "DELETE FROM batch"),
+    (3, "UPDATE activity SET payload = CAST(replace(payload, '1', '2') AS BLOB) WHERE key LIKE 'split:%'"),
+    (3, "UPDATE activity SET payload = CAST(replace(payload, 'judge', 'jury') AS BLOB) WHERE failed"),
+    (3, "DELETE FROM activity WHERE key LIKE 'measure:%'"),
+    (3, "DELETE FROM activity WHERE failed"),
+    (3, "UPDATE outcome SET payload = CAST(replace(payload, '1', '2') AS BLOB)"),
+    (9, "UPDATE event SET at = at + 1 WHERE seq = 5"),
+]
+
+
+@pytest.mark.parametrize(("promise", "statement"), CHANGES)
+async def test_what_changes_between_two_looks_is_found_out(history: History, promise: int, statement: str) -> None:
+    checker = history.checker()
+    assert await history.promises(checker) == set()
+    history.change(statement)
+    assert promise in await history.promises(checker)
+
+
+async def test_a_document_that_was_never_stored_is_found_out(history: History) -> None:
+    checker = history.checker()
+    checker.acknowledged("batch", document_ids(DOCUMENTS + 1))
+    assert 1 in await history.promises(checker)
+
+
+async def test_an_acknowledged_batch_that_is_not_there_is_found_out(history: History) -> None:
+    checker = history.checker()
+    checker.acknowledged("another", ["page-0"])
+    assert await history.promises(checker) == {1}
+
+
+async def test_a_recorded_activity_that_runs_again_is_found_out(history: History) -> None:
+    checker = history.checker()
+    await history.promises(checker)
+    split = next(mark for mark in history.marks() if mark[3] == "split")
+    history.mark(like=split, process="process-2", run="process-2.1", phase="start")
+    # In itself (6), in a process that nothing had interrupted the first one for (7), after the end of its batch (5).
+    assert {5, 6, 7} <= await history.promises(checker)
+
+
+async def test_a_recorded_activity_that_runs_again_is_found_out_also_by_a_single_look(history: History) -> None:
+    split = next(mark for mark in history.marks() if mark[3] == "split")
+    history.mark(like=split, process="process-2", run="process-2.1", phase="start")
+    checker = history.checker()
+    async with opened(database(history.folder)) as store:
+        violations = await checker.check(store, interrupted=["process-1"])
+    # The interruption excuses the repetition, were it not that the first run was the recorded one.
+    assert [violation.partition(":")[0] for violation in violations] == ["8", "6"]
+
+
+async def test_a_fenced_process_may_begin_what_it_likes(history: History) -> None:
+    split = next(mark for mark in history.marks() if mark[3] == "split")
+    history.mark(like=split, process="process-2", run="process-2.1", phase="start")
+    checker = history.checker()
+    async with opened(database(history.folder)) as store:
+        await checker.verify(store, fenced=["process-2"])
+
+
+async def test_a_result_from_nowhere_is_found_out(history: History) -> None:
+    history.change("""UPDATE activity SET payload = CAST('{"run":"process-9.1"}' AS BLOB) WHERE key LIKE 'split:%'""")
+    assert await history.promises(history.checker()) == {4}
+
+
+async def test_too_many_tries_are_found_out(history: History) -> None:
+    judge = next(mark for mark in history.marks() if mark[3] == "judge" and mark[5] == 2 and mark[7] == "error")
+    history.mark(like=judge, attempt=3, run="process-1.900", phase="start")
+    assert 7 in await history.promises(history.checker())
+
+
+async def test_a_document_after_the_resolver_is_found_out(history: History) -> None:
+    marks = history.marks()
+    history.mark(like=marks[0], key="another", run="process-1.901", phase="start")
+    assert 8 in await history.promises(history.checker())
+
+
+async def test_streams_are_held_against_the_log(history: History) -> None:
+    for events, after, ended in (
+        (history.events[1:], 0, True),
+        (history.events[:5] + history.events[6:], 0, True),
+        (history.events[:5] + history.events[4:], 0, True),
+        (history.events[:-1], 0, True),
+    ):
+        checker = history.checker()
+        checker.streamed("batch", events, after=after, ended=ended)
+        assert await history.promises(checker) == {10}
+
+
+async def test_cancels_are_held_against_the_end(history: History) -> None:
+    checker = history.checker()
+    checker.cancel_answered("batch", False)
+    assert await history.promises(checker) == set()
+    checker.cancel_answered("batch", True, process="process-9", at=1e12)
+    assert await history.promises(checker) == {13}
+
+
+async def test_work_after_an_acknowledged_cancel_is_found_out(history: History) -> None:
+    checker = history.checker()
+    checker.cancel_answered("batch", True, process="process-1", at=0.0)
+    assert await history.promises(checker) == {12, 13}
+
+
+async def test_a_worker_that_stays_behind_is_found_out(history: History) -> None:
+    async with opened(database(history.folder)) as store:
+        await store.register(WorkerRecord(WorkerId("ghost"), "", "", 1, "", frozenset()), 1_000_000)
+        checker = history.checker()
+        await checker.verify(store)
+        with pytest.raises(HistoryViolation, match="ghost") as caught:
+            await checker.verify(store, everyone_left=True)
+    assert len(caught.value.violations) == 1
+
+
+async def test_the_log_of_another_history_is_noticed(history: History) -> None:
+    history.log.write_text(history.log.read_text().replace('"batch"', '"other"'))
+    marks = history.marks()
+    history.log.unlink()
+    for number, mark in enumerate(marks):
+        history.mark(like=mark, key=f"{number}")
+    async with opened(database(history.folder)) as store:
+        violations = await history.checker().check(store)
+    assert any("another history's" in violation for violation in violations)
+
+
+async def test_a_line_that_a_killed_process_did_not_finish_is_passed_over(history: History) -> None:
+    before = len(EffectsLog(history.log).read())
+    with history.log.open("ab") as file:
+        file.write(b'\n["process-1","ba')
+    EffectsLog(history.log).write('["another"]')
+    assert len(EffectsLog(history.log).read()) == before

@@ -1,0 +1,387 @@
+"""A world of batches in dictionaries, moved by the pure plan functions alone, and what always has to hold in it.
+
+No store's code is used here, so that what is found wrong is wrong in the plan. The rules that `World.check` holds the
+plan to are written down a second time, from the design's words.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.core import Definition, definition_of, new_batch
+from durable_batches.lifecycle.events import decode_event
+from durable_batches.lifecycle.facts import (
+    ActivityCompleted,
+    ActivityFailed,
+    Command,
+    ExecutionFailed,
+    ExecutionReleased,
+    ExecutionSucceeded,
+    Fact,
+    Seal,
+    StageEntered,
+)
+from durable_batches.lifecycle.machine import BatchStateMachine, transitions
+from durable_batches.lifecycle.plan import (
+    Candidates,
+    Departure,
+    Loaded,
+    Writes,
+    executions_to_load,
+    new_execution,
+    plan_claims,
+    plan_command,
+    plan_facts,
+    plan_release,
+)
+from durable_batches.lifecycle.policies import neighbours_allowed
+from durable_batches.lifecycle.progress import fold, snapshot_of
+from durable_batches.lifecycle.records import (
+    RESOLVER_DOCUMENT_ID,
+    RESOLVER_POSITION,
+    BatchRecord,
+    ClaimRequest,
+    EventRecord,
+    ExecutionKey,
+    ExecutionRecord,
+    Micros,
+    NewDocument,
+    WorkerId,
+)
+from durable_batches.lifecycle.states import BatchId, Stage
+
+START: Final[Micros] = 1_900_000_000_000_000
+LOADER: Final = WorkerId("loader")
+CAPACITY: Final = 4
+WORKFLOW: Final = ("workflow", "1")
+ENDED: Final = ("completed", "failed", "cancelled")
+STAGES: Final = ("one", "two", "three", "four", "five")
+
+Identity = tuple[BatchId, int, int, int]
+
+
+@dataclass
+class _Seen:
+    """What a batch was like at the check before."""
+
+    state: str = "pending"
+    percentage: float = 0.0
+    seq: int = 0
+    ended: BatchRecord | None = None
+
+
+@dataclass
+class World:
+    now: Micros = START
+    batches: dict[BatchId, BatchRecord] = field(default_factory=dict[BatchId, BatchRecord])
+    executions: dict[ExecutionKey, ExecutionRecord] = field(default_factory=dict[ExecutionKey, ExecutionRecord])
+    outcomes: dict[ExecutionKey, bytes] = field(default_factory=dict[ExecutionKey, bytes])
+    checkpoints: dict[tuple[ExecutionKey, str], tuple[str, bytes]] = field(
+        default_factory=dict[tuple[ExecutionKey, str], tuple[str, bytes]]
+    )
+    events: dict[BatchId, list[EventRecord]] = field(default_factory=dict[BatchId, list[EventRecord]])
+    seen: dict[BatchId, _Seen] = field(default_factory=dict[BatchId, _Seen])
+
+    # ---- what happens ----------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        batch_id: str,
+        documents: int,
+        *,
+        stages: int = 3,
+        resolver: bool = False,
+        config: BatchConfig | None = None,
+    ) -> BatchId:
+        """An unsealed batch."""
+        record = new_batch(
+            batch_id=BatchId(batch_id),
+            workflow=WORKFLOW[0],
+            version=WORKFLOW[1],
+            loader=LOADER,
+            definition=Definition(STAGES[:stages], resolver, config or BatchConfig()),
+            now=self.now,
+        )
+        self.batches[record.batch_id] = record
+        self.events[record.batch_id] = []
+        self.seen[record.batch_id] = _Seen()
+        loaded = [NewDocument(position, f"document-{position}", b"") for position in range(documents)]
+        if resolver:
+            loaded.append(NewDocument(RESOLVER_POSITION, RESOLVER_DOCUMENT_ID, b""))
+        for document in loaded:
+            key = (record.batch_id, document.position)
+            self.executions[key] = new_execution(record.batch_id, document, self.now)
+        return record.batch_id
+
+    def batch(
+        self,
+        batch_id: str,
+        documents: int,
+        *,
+        stages: int = 3,
+        resolver: bool = False,
+        config: BatchConfig | None = None,
+    ) -> BatchId:
+        """A sealed batch."""
+        loaded = self.load(batch_id, documents, stages=stages, resolver=resolver, config=config)
+        assert self.command(loaded, Seal(LOADER, documents)).applied
+        return loaded
+
+    def commit(self, worker: WorkerId, *facts: Fact) -> Writes:
+        keys = executions_to_load(facts)
+        loaded = Loaded(
+            self.now,
+            {batch_id: self.batches[batch_id] for batch_id in {key[0] for key in keys} if batch_id in self.batches},
+            {key: self.executions[key] for key in keys if key in self.executions},
+        )
+        return self._apply(plan_facts(loaded, worker, facts))
+
+    def claim(self, worker: WorkerId, limit: int = CAPACITY, *, most: int = 100) -> Writes:
+        """Claim as a worker of this capacity may, of at most so many candidates a batch."""
+        held = self.held(worker)
+        window = min([CAPACITY, *(self._neighbours_of(execution) for execution in held)])
+        room = max(min(CAPACITY, window) - len(held), 0)
+        request = ClaimRequest(frozenset({WORKFLOW}), min(limit, room), len(held), window, CAPACITY, 0)
+        candidates = [
+            Candidates(record, self.due(record.batch_id)[:most])
+            for record in sorted(self.batches.values(), key=lambda record: (record.served, record.batch_id))
+            if record.free or (record.wake is not None and record.wake <= self.now)
+        ]
+        writes = plan_claims(self.now, worker, request, candidates, self.now)
+        assert len(writes.executions) <= request.limit
+        for execution in writes.executions:
+            before = self.executions[(execution.batch_id, execution.position)]
+            assert before.owner is None, f"{before} is owned, and was claimed"
+            assert execution.owner == worker
+            assert execution.attempt == before.attempt + 1
+        return self._apply(writes)
+
+    def release(self, gone: Collection[WorkerId], departure: Departure) -> Writes:
+        owned = {key for key, execution in self.executions.items() if execution.owner in gone}
+        keys = owned | {(batch_id, RESOLVER_POSITION) for batch_id, _ in owned}
+        loaded = Loaded(
+            self.now,
+            {batch_id: self.batches[batch_id] for batch_id in {key[0] for key in keys}},
+            {key: self.executions[key] for key in keys if key in self.executions},
+        )
+        writes = plan_release(loaded, gone, departure)
+        assert {(execution.batch_id, execution.position) for execution in writes.executions} >= owned
+        return self._apply(writes)
+
+    def command(self, batch_id: BatchId, command: Command) -> Writes:
+        resolver = self.executions.get((batch_id, RESOLVER_POSITION))
+        loaded = Loaded(
+            self.now,
+            {batch_id: self.batches[batch_id]},
+            {} if resolver is None else {(batch_id, RESOLVER_POSITION): resolver},
+        )
+        return self._apply(plan_command(loaded, batch_id, command))
+
+    def _apply(self, writes: Writes) -> Writes:
+        if writes.discard is not None:
+            del self.batches[writes.discard]
+            self.executions = {key: row for key, row in self.executions.items() if key[0] != writes.discard}
+        for record in writes.batches:
+            self.batches[record.batch_id] = record
+        changed = [*writes.executions, *writes.marks]
+        keys = [(execution.batch_id, execution.position) for execution in changed]
+        assert len(keys) == len(set(keys)), "one row is written twice in a transaction"
+        for key, execution in zip(keys, changed, strict=True):
+            before = self.executions[key]
+            assert execution.document_id == before.document_id
+            if execution in writes.marks:
+                assert before._replace(mark=execution.mark, updated_at=execution.updated_at) == execution
+            self.executions[key] = execution
+        for write in writes.checkpoints:
+            key = (write.batch_id, write.position)
+            self.checkpoints.setdefault((key, write.key), (write.kind, write.payload))
+        for key, name in writes.forget:
+            self.checkpoints.pop((key, name), None)
+        self.outcomes.update(writes.outcomes)
+        for event in writes.events:
+            self.events[event.batch_id].append(event)
+        return writes
+
+    # ---- looking ---------------------------------------------------------------------------------------------
+
+    def held(self, worker: WorkerId) -> list[ExecutionRecord]:
+        return [execution for _, execution in sorted(self.executions.items()) if execution.owner == worker]
+
+    def due(self, batch_id: BatchId) -> list[ExecutionRecord]:
+        due = [
+            (execution.due, execution.position, execution)
+            for execution in self.executions.values()
+            if execution.batch_id == batch_id and execution.due is not None and execution.due <= self.now
+        ]
+        return [execution for *_, execution in sorted(due)]
+
+    def documents(self, batch_id: BatchId) -> list[ExecutionRecord]:
+        return [
+            execution
+            for (owner, position), execution in sorted(self.executions.items())
+            if owner == batch_id and position != RESOLVER_POSITION
+        ]
+
+    def _neighbours_of(self, execution: ExecutionRecord) -> int:
+        config = definition_of(self.batches[execution.batch_id]).config
+        return neighbours_allowed(execution.crashes, config.max_crashes, CAPACITY)
+
+    # ---- what always has to hold -----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        for batch_id, record in self.batches.items():
+            self._check_events(record)
+            if record.loader is None:
+                self._check_counts(record)
+                self._check_progress(record)
+                self._check_resolver(record)
+                self._check_free(record)
+            seen = self.seen[batch_id]
+            if seen.ended is not None:
+                assert record == seen.ended, "an ended run absorbs: its record has changed"
+            elif record.ended:
+                seen.ended = record
+
+    def _check_events(self, record: BatchRecord) -> None:
+        events = self.events[record.batch_id]
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert record.seq == len(events)
+        for event in events[self.seen[record.batch_id].seq :]:
+            assert event.at == self.now
+        self.seen[record.batch_id].seq = record.seq
+        if record.loader is not None:
+            return
+        typed = [decode_event(event) for event in events]
+        folded = fold(typed)
+        percentage = snapshot_of(record, machine_of(record), self.now).percentage
+        assert (folded.counts, folded.state, folded.percentage, folded.seq) == (
+            record.counts,
+            record.state,
+            percentage,
+            record.seq,
+        )
+
+    def _check_counts(self, record: BatchRecord) -> None:
+        counts, documents = record.counts, self.documents(record.batch_id)
+        assert counts.total == len(documents) == counts.unfinished + counts.ended
+        assert (
+            min(counts.pending, counts.running, counts.waiting, counts.succeeded, counts.failed, counts.cancelled) >= 0
+        )
+        found = Counter(execution.status for execution in documents)
+        assert (counts.succeeded, counts.failed) == (found["succeeded"], found["failed"])
+        if record.ended:
+            assert counts.unfinished == 0
+            return
+        assert (counts.pending, counts.running, counts.waiting) == (
+            found["pending"],
+            found["running"],
+            found["waiting"],
+        )
+        assert counts.cancelled == found["cancelled"] == 0
+        owned = [execution for execution in documents if execution.owner is not None]
+        assert len(owned) == counts.running <= definition_of(record).config.concurrency
+        for execution in documents:
+            assert (execution.owner is not None) == (execution.status == "running")
+            assert (execution.due is not None) == (execution.status in ("pending", "waiting"))
+
+    def _check_progress(self, record: BatchRecord) -> None:
+        seen, stages = self.seen[record.batch_id], definition_of(record).stages
+        documents = self.documents(record.batch_id)
+        unfinished = [document for document in documents if document.status in ("pending", "running", "waiting")]
+        if record.ended:
+            unfinished = []
+        passed = sum(max(document.mark, 0) for document in unfinished)
+        passed += len(stages) * (len(documents) - len(unfinished))
+        whole = len(stages) * len(documents)
+        percentage = snapshot_of(record, machine_of(record), self.now).percentage
+        assert percentage == (round(100 * passed / whole, 4) if whole else 100.0)
+        assert percentage >= seen.percentage, "the percentage has decreased"
+        seen.percentage = percentage
+        if not record.ended and unfinished:
+            started = any(document.attempt for document in documents)
+            smallest = min(max(document.mark, 0) for document in unfinished)
+            assert record.state == (stages[smallest] if started else "pending")
+        elif not record.ended:
+            assert record.state == "resolving"
+        if record.state != seen.state:
+            # A commit may move it several times; its events say how, and each move has to be in the table.
+            assert _reachable(seen.state, record.state, stages), f"{seen.state} -> {record.state}"
+            seen.state = record.state
+        self._check_moves(record, stages)
+
+    def _check_moves(self, record: BatchRecord, stages: tuple[str, ...]) -> None:
+        state = "pending"
+        for event in map(decode_event, self.events[record.batch_id]):
+            if event.tag == "state_changed":
+                assert event.previous == state
+                assert event.state in transitions(stages)[state]
+                state = event.state
+        assert state == record.state
+
+    def _check_resolver(self, record: BatchRecord) -> None:
+        resolver = self.executions.get((record.batch_id, RESOLVER_POSITION))
+        if resolver is None:
+            assert record.state != "resolving"
+        elif not record.ended:
+            claimable = resolver.due is not None
+            assert claimable == (record.state == "resolving" and resolver.owner is None)
+            assert resolver.owner is None or record.state == "resolving"
+
+    def _check_free(self, record: BatchRecord) -> None:
+        resolver = self.executions.get((record.batch_id, RESOLVER_POSITION))
+        if record.ended or record.paused:
+            expected = 0
+        elif record.state == "resolving":
+            expected = int(resolver is not None and resolver.owner is None)
+        elif all(document.status not in ("pending", "waiting") for document in self.documents(record.batch_id)):
+            expected = 0
+        else:
+            expected = definition_of(record).config.concurrency - record.counts.running
+        assert record.free == expected
+
+
+def _reachable(start: str, end: str, stages: tuple[str, ...]) -> bool:
+    table = transitions(stages)
+    return end in table[start] or any(_reachable(following, end, stages) for following in table[start])
+
+
+def machine_of(record: BatchRecord) -> BatchStateMachine[Stage]:
+    """A machine with the stages of the batch."""
+    return _MACHINES[len(definition_of(record).stages)]
+
+
+def _stage(tag: str) -> type[Stage]:
+    return type(tag.title(), (Stage,), {"tag": tag, "__annotations__": {"tag": str}})
+
+
+_CLASSES: Final = [_stage(tag) for tag in STAGES]
+_MACHINES: Final = {size: BatchStateMachine(*_CLASSES[:size]) for size in range(1, len(STAGES) + 1)}
+
+
+# ---- facts -------------------------------------------------------------------------------------------------------
+
+
+def identity(execution: ExecutionRecord) -> Identity:
+    return execution.batch_id, execution.run, execution.position, execution.attempt
+
+
+def facts_about(target: Identity, *, stages: int = 3, key: str = "key") -> list[Fact]:
+    """Every kind of fact about this execution, with each of its options."""
+    return [
+        ActivityCompleted(*target, key, b"result"),
+        ActivityFailed(*target, key, b"failure"),
+        *[StageEntered(*target, mark) for mark in range(-1, stages + 1)],
+        ExecutionSucceeded(*target, b"outcome", 2),
+        ExecutionFailed(*target, b"outcome", "broke"),
+        ExecutionFailed(*target, b"outcome", "broke", retryable=False, forget=(key,)),
+        ExecutionFailed(*target, b"outcome", "broke", retry_in=1_000_000),
+        ExecutionReleased(*target),
+    ]
+
+
+def succeeded(executions: Iterable[ExecutionRecord]) -> Sequence[Fact]:
+    return [ExecutionSucceeded(*identity(execution), b"") for execution in executions]

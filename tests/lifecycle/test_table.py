@@ -1,0 +1,331 @@
+"""Every state of every small machine, and everything that can happen in it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import product
+from typing import Final
+
+import pytest
+
+from durable_batches.errors import InvalidTransitionError
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.facts import Cancel, Command, Discard, ExecutionFailed, Fact, Seal, StageEntered
+from durable_batches.lifecycle.machine import check_transition, transitions
+from durable_batches.lifecycle.policies import AbortAll, FailurePolicy, RetryFailed
+from durable_batches.lifecycle.records import RESOLVER_POSITION, ExecutionRecord, Refusal, WorkerId
+from durable_batches.lifecycle.states import BatchId
+from tests.lifecycle.driving import ENDED, LOADER, STAGES, Identity, World, facts_about, identity, succeeded
+
+ME: Final = WorkerId("me")
+OTHER: Final = WorkerId("other")
+BATCH: Final = BatchId("batch")
+CANCELLED_BY: Final = "request"
+
+
+# ---- the table itself --------------------------------------------------------------------------------------------
+
+
+def _allowed(current: str, following: str, stages: tuple[str, ...]) -> bool:
+    """The rules in words (machine.py), as a predicate."""
+    if current in ENDED or following == "pending":
+        return False
+    if following in ENDED:
+        return True
+    if following == "resolving":
+        return current != "resolving"
+    if current == "resolving":
+        return False
+    return current == "pending" or stages.index(following) > stages.index(current)
+
+
+@pytest.mark.parametrize("size", range(1, 13))
+def test_the_table_is_its_rules(size: int) -> None:
+    stages = tuple(f"stage-{number}" for number in range(size))
+    states = ("pending", *stages, "resolving", *ENDED)
+    assert set(transitions(stages)) == set(states)
+    for current, following in product(states, states):
+        allowed = _allowed(current, following, stages)
+        assert (following in transitions(stages)[current]) == allowed
+        if allowed:
+            check_transition(BATCH, stages, current, following)
+        else:
+            with pytest.raises(InvalidTransitionError) as caught:
+                check_transition(BATCH, stages, current, following)
+            error = caught.value
+            assert (error.batch_id, error.current, error.attempted) == (BATCH, current, following)
+
+
+@pytest.mark.parametrize(("current", "following"), [("nowhere", "one"), ("one", "nowhere")])
+def test_unknown_states_have_no_moves(current: str, following: str) -> None:
+    with pytest.raises(InvalidTransitionError):
+        check_transition(BATCH, ("one",), current, following)
+
+
+# ---- situations: a batch in each state, with documents in every condition that the state can have -----------------
+
+POLICY: Final = RetryFailed(max_attempts=2, backoff=timedelta(0))
+
+
+def _loading(world: World, stages: int, resolver: bool) -> None:
+    world.load(BATCH, 4, stages=stages, resolver=resolver)
+
+
+def _pending(world: World, stages: int, resolver: bool) -> None:
+    world.batch(BATCH, 4, stages=stages, resolver=resolver)
+
+
+def _in_stage(
+    mark: int, policy: FailurePolicy = POLICY, deadline: timedelta | None = None
+) -> Callable[[World, int, bool], None]:
+    """Mine, another's, pending, waiting, and one that has succeeded; the unfinished ones all in this stage."""
+
+    def make(world: World, stages: int, resolver: bool) -> None:
+        config = BatchConfig(failure_policy=policy, deadline=deadline)
+        world.batch(BATCH, 5, stages=stages, resolver=resolver, config=config)
+        world.claim(ME, 3)
+        world.claim(OTHER, 2)
+        for execution in world.documents(BATCH):
+            assert execution.owner is not None
+            world.commit(execution.owner, StageEntered(*identity(execution), mark))
+        _, mine, last, _, theirs = world.documents(BATCH)
+        world.commit(ME, *facts_about(identity(mine))[-1:])  # released
+        if isinstance(policy, RetryFailed):
+            world.commit(OTHER, ExecutionFailed(*identity(theirs), b"", "broke"))
+        world.commit(ME, *succeeded([last]))
+
+    return make
+
+
+def _resolving(owner: WorkerId | None) -> Callable[[World, int, bool], None]:
+    def make(world: World, stages: int, resolver: bool) -> None:
+        world.batch(BATCH, 2, stages=stages, resolver=True)
+        world.claim(ME)
+        one, two = world.documents(BATCH)
+        world.commit(ME, *succeeded([one]), ExecutionFailed(*identity(two), b"", "broke"))
+        if owner is not None:
+            world.claim(owner)
+
+    return make
+
+
+def _completed(world: World, stages: int, resolver: bool) -> None:
+    _resolving(ME)(world, stages, resolver)
+    world.commit(ME, *succeeded([world.executions[(BATCH, RESOLVER_POSITION)]]))
+
+
+def _completed_without_resolver(world: World, stages: int, resolver: bool) -> None:
+    world.batch(BATCH, 2, stages=stages)
+    world.claim(ME)
+    world.commit(ME, *succeeded(world.documents(BATCH)))
+
+
+def _failed(world: World, stages: int, resolver: bool) -> None:
+    _in_stage(0, AbortAll())(world, stages, resolver)
+    mine = world.held(ME)[0]
+    world.claim(ME, 1)
+    world.commit(ME, ExecutionFailed(*identity(mine), b"", "broke"))
+
+
+def _failed_in_time(world: World, stages: int, resolver: bool) -> None:
+    _in_stage(0, deadline=timedelta(seconds=60))(world, stages, resolver)
+    world.now += 60_000_000
+    world.claim(ME, 1)
+
+
+def _cancelled(before: Callable[[World, int, bool], None]) -> Callable[[World, int, bool], None]:
+    def make(world: World, stages: int, resolver: bool) -> None:
+        before(world, stages, resolver)
+        world.command(BATCH, Cancel(CANCELLED_BY, "reason"))
+
+    return make
+
+
+def _situations() -> Iterator[tuple[str, str, int, bool, Callable[[World, int, bool], None]]]:
+    """Name, state, stages, resolver, and how it is made."""
+    for stages, resolver in product(range(1, 6), (False, True)):
+        makers = {
+            ("loading", "pending"): _loading,
+            ("pending", "pending"): _pending,
+            **{(f"in {STAGES[mark]}", STAGES[mark]): _in_stage(mark) for mark in range(stages)},
+            ("failed", "failed"): _failed,
+            ("past its deadline", "failed"): _failed_in_time,
+            ("cancelled while pending", "cancelled"): _cancelled(_pending),
+            ("cancelled in a stage", "cancelled"): _cancelled(_in_stage(stages - 1)),
+        }
+        if resolver:
+            makers |= {
+                ("resolver due", "resolving"): _resolving(None),
+                ("resolver mine", "resolving"): _resolving(ME),
+                ("resolver another's", "resolving"): _resolving(OTHER),
+                ("completed", "completed"): _completed,
+                ("cancelled in resolving", "cancelled"): _cancelled(_resolving(ME)),
+            }
+        else:
+            makers[("completed", "completed")] = _completed_without_resolver
+        for (name, state), maker in makers.items():
+            yield name, state, stages, resolver, maker
+
+
+SITUATIONS: Final = [
+    pytest.param(*situation[1:], id=f"{situation[0]}-{situation[2]}{'-resolver' if situation[3] else ''}")
+    for situation in _situations()
+]
+every_situation = pytest.mark.parametrize(("state", "stages", "resolver", "make"), SITUATIONS)
+
+Maker = Callable[[World, int, bool], None]
+
+
+def _made(state: str, stages: int, resolver: bool, make: Maker) -> World:
+    world = World()
+    make(world, stages, resolver)
+    world.check()
+    assert world.batches[BATCH].state == state
+    return world
+
+
+# ---- what can happen ---------------------------------------------------------------------------------------------
+
+
+def _expected(world: World, target: Identity) -> Refusal | None:
+    """The verdict on a fact that I report, by the rules above plan.py."""
+    batch_id, run, position, attempt = target
+    execution = world.executions.get((batch_id, position))
+    if execution is None:
+        return "unknown"
+    if (execution.owner, execution.run, execution.attempt) != (ME, run, attempt):
+        return "superseded"
+    return "ended" if world.batches[batch_id].ended else None
+
+
+def _targets(world: World) -> Iterator[Identity]:
+    """Every execution, as it is and as it is not; and some that do not exist."""
+    executions: list[ExecutionRecord] = list(world.executions.values())
+    for execution in executions:
+        batch_id, run, position, attempt = identity(execution)
+        yield batch_id, run, position, attempt
+        yield batch_id, run + 1, position, attempt
+        yield batch_id, run, position, attempt - 1
+        yield batch_id, run, position, attempt + 1
+    yield BATCH, 1, 99, 1
+    yield BATCH, 1, RESOLVER_POSITION, 1
+    yield BatchId("nowhere"), 1, 0, 1
+
+
+@every_situation
+def test_every_fact_in_every_state(state: str, stages: int, resolver: bool, make: Maker) -> None:
+    start = _made(state, stages, resolver, make)
+    verdicts: set[Refusal | None] = set()
+    for target in _targets(start):
+        for fact in facts_about(target, stages=stages):
+            world = copy.deepcopy(start)
+            writes = world.commit(ME, fact)
+            world.check()
+            expected = _expected(start, target)
+            assert writes.refused.get(0) == expected, fact
+            verdicts.add(expected)
+            if expected in ("unknown", "superseded"):
+                assert world == start, f"{fact} was refused, and changed something"
+            if state in ENDED:
+                assert not writes.batches
+                assert not writes.events
+                assert not writes.outcomes
+    mine = any(execution.owner == ME for execution in start.executions.values())
+    assert ("ended" in verdicts) == (mine and state in ENDED), "the situation shows nothing"
+    assert (None in verdicts) == (mine and state not in ENDED)
+
+
+@every_situation
+def test_every_pair_of_facts_in_every_state(state: str, stages: int, resolver: bool, make: Maker) -> None:
+    """Two facts in one commit are the same as one after the other."""
+    start = _made(state, stages, resolver, make)
+    owned = [execution for execution in start.executions.values() if execution.owner == ME][:2]
+    facts: list[Fact] = [fact for execution in owned for fact in facts_about(identity(execution), stages=stages)]
+    # All pairs would be many times as many, and tell no more: facts about one execution, and about two of them.
+    for first, second in product(facts[:: max(len(facts) // 12, 1)], facts):
+        together, apart = copy.deepcopy(start), copy.deepcopy(start)
+        writes = together.commit(ME, first, second)
+        verdicts = [apart.commit(ME, fact).refused.get(0) for fact in (first, second)]
+        together.check()
+        assert [writes.refused.get(index) for index in (0, 1)] == verdicts
+        # `served`, and the marks that a checkpoint kept between the two, are not compared by the row but by value.
+        assert together.executions == apart.executions
+        assert together.batches == apart.batches
+        assert together.events == apart.events
+        assert (together.checkpoints, together.outcomes) == (apart.checkpoints, apart.outcomes)
+
+
+COMMANDS: Final[list[Command]] = [
+    Seal(LOADER, 4),
+    Seal(WorkerId("another loader"), 4),
+    Discard(LOADER),
+    Discard(WorkerId("another loader")),
+    Cancel(CANCELLED_BY, "reason"),
+    Cancel("another request", "another reason"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+@every_situation
+def test_every_command_in_every_state(state: str, stages: int, resolver: bool, make: Maker, command: Command) -> None:
+    world = _made(state, stages, resolver, make)
+    start = copy.deepcopy(world)
+    sealed = start.batches[BATCH].loader is None
+    match command:
+        case Seal(loader=loader):
+            applies, changes = loader == LOADER, loader == LOADER and not sealed
+        case Discard(loader=loader):
+            applies = changes = loader == LOADER and not sealed
+        case Cancel(request_id=request_id):
+            changes = sealed and state not in ENDED
+            applies = changes or (state == "cancelled" and request_id == CANCELLED_BY)
+    writes = world.command(BATCH, command)
+    assert writes.applied == applies
+    assert (world != start) == changes
+    world.check()
+    if changes and isinstance(command, Discard):
+        assert not world.batches
+        assert not world.executions
+
+
+@pytest.mark.parametrize("departure", ["shutdown", "crash"])
+@pytest.mark.parametrize("gone", [{ME}, {OTHER}, {ME, OTHER}, {WorkerId("nobody")}], ids=str)
+@every_situation
+def test_everybody_may_go_in_every_state(
+    state: str, stages: int, resolver: bool, make: Maker, gone: set[WorkerId], departure: str
+) -> None:
+    world = _made(state, stages, resolver, make)
+    start = copy.deepcopy(world)
+    writes = world.release(gone, "crash" if departure == "crash" else "shutdown")
+    world.check()
+    assert not any(execution.owner in gone for execution in world.executions.values())
+    for key, before in start.executions.items():
+        after = world.executions[key]
+        if before.owner not in gone:
+            assert after == before
+        elif state in ENDED:
+            assert (after.status, after.crashes) == ("cancelled", before.crashes)
+        else:
+            assert after.status == ("waiting" if before.position == RESOLVER_POSITION else "pending")
+            assert after.crashes == before.crashes + (departure == "crash")
+    if state in ENDED:
+        assert not writes.events
+
+
+@every_situation
+def test_claims_in_every_state(state: str, stages: int, resolver: bool, make: Maker) -> None:
+    world = _made(state, stages, resolver, make)
+    start = copy.deepcopy(world)
+    writes = world.claim(WorkerId("third"))
+    world.check()
+    expected = min(start.batches[BATCH].free, len(start.due(BATCH)), 4) if state not in ENDED else 0
+    assert len(writes.executions) == expected
+    for execution in writes.executions:
+        assert execution.due is None
+        assert execution.status == "running"
+        # What is kept over attempts: the mark, and what was counted.
+        before = start.executions[(BATCH, execution.position)]
+        assert execution[5] == before.mark
+        assert (execution.failures, execution.crashes) == (before.failures, before.crashes)
