@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +52,12 @@ class Child:
     @property
     def running(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def worker(self) -> str:
+        """The id of its (first) worker, once it has entered its orchestrator."""
+        worker: str = self.marks("entered")[0]["worker"]
+        return worker
 
     @property
     def errors(self) -> str:
@@ -116,6 +123,14 @@ async def until(condition: Callable[[], bool], what: str, *, patience: float = P
         await asyncio.sleep(0.002)
 
 
+async def until_true(condition: Callable[[], Awaitable[bool]], what: str, *, patience: float = PATIENCE) -> None:
+    """`until`, for what has to be looked up."""
+    deadline = CLOCK.boot() + patience
+    while not await condition():
+        assert CLOCK.boot() < deadline, f"waited {patience:g} s for {what}"
+        await asyncio.sleep(0.01)
+
+
 def database(folder: Path) -> Path:
     return folder / "batches.db"
 
@@ -145,10 +160,13 @@ async def copy_of(folder: Path) -> AsyncGenerator[SQLiteStore]:
     shutil.rmtree(copy)
 
 
+async def is_alive(store: SQLiteStore, worker: str) -> bool:
+    """Whether the store holds the worker to be alive."""
+    return any(record.worker_id == worker for record in await store.workers())
+
+
 def is_writable(path: Path) -> bool:
     """Whether no process is within a transaction on the file."""
-    import sqlite3
-
     connection = sqlite3.connect(path, timeout=0, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")

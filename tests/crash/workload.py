@@ -13,24 +13,27 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from durable_batches import (
     EXTRACTION,
     ActivityFailedError,
     Assembling,
     BatchConfig,
+    BatchNotFoundError,
     BatchOrchestrator,
     Chunking,
     ExtractingEntities,
     ExtractingMentions,
     ExtractingRelations,
+    ExtractionStage,
     Results,
     RetryPolicy,
+    SubmissionInProgressError,
     Worker,
     durable_activity,
     map_activity,
@@ -51,8 +54,7 @@ class Job:
     folder: str
     batch_id: str = "batch"
     documents: int = 0
-    """To submit (or to attach to); 0: none, the process only works."""
-    role: str = "run"
+    """To submit (or to attach to); 0: none, the process only works, once the batch is there."""
     concurrency: int = 8
     max_in_flight: int = 100
     max_crashes: int = 1_000_000
@@ -62,8 +64,12 @@ class Job:
     """Seconds that an activity takes, about."""
     after: int = 0
     """The last event that earlier processes were given; this one subscribes to those that follow."""
-    poison: Sequence[int] = field(default_factory=tuple)
+    poison: Sequence[int] = ()
     """Documents that kill their process."""
+    hang_at: int | None = None
+    """The document at which the submitted documents stop coming."""
+    cancels: int = 0
+    """Calls of `cancel`, all at once, as soon as the file "cancel" is in the folder."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +252,9 @@ async def extract(page: Page) -> Summary:
     return Summary(page.number, (await assemble(total.value)).value, accepted)
 
 
+Batches: TypeAlias = BatchOrchestrator[Page, Summary, ExtractionStage, Tally]
+
+
 # ---- the process -------------------------------------------------------------------------------------------
 
 
@@ -297,36 +306,93 @@ class MarkedStore(SQLiteStore):
         return committed
 
 
-async def main(job: Job) -> None:
-    folder = Path(job.folder)
-    marks = Marks(folder, job.process)
-    marks.note("started")
-    here.effects = EffectsLog(folder / "effects.log", job.process)
-    here.pace, here.poison = job.pace, frozenset(job.poison)
-    worker = Worker(
-        MarkedStore(folder / "batches.db", marks),
-        max_in_flight=job.max_in_flight,
-        lease=timedelta(seconds=job.lease),
-        drain=timedelta(seconds=job.drain),
-    )
-    opening = SystemClock().boot()
-    async with BatchOrchestrator(extract, worker=worker) as batches:
-        marks.note("entered", worker=batches.worker.worker_id, opening=opening)
-        if job.documents:
-            await batches.submit(
-                (Page(number) for number in range(job.documents)),
-                batch_id=job.batch_id,
-                document_id=lambda page: f"page-{page.number}",
-                config=BatchConfig(concurrency=job.concurrency, max_crashes=job.max_crashes),
-            )
-            marks.note("submitted")
+class Process:
+    """One child."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._folder = Path(job.folder)
+        self._marks = Marks(self._folder, job.process)
+        here.effects = EffectsLog(self._folder / "effects.log", job.process)
+        here.pace, here.poison = job.pace, frozenset(job.poison)
+
+    async def run(self) -> dict[str, object]:
+        """Work until the batch has ended, or until SIGTERM; then leave in good order."""
+        job, marks = self._job, self._marks
+        worker = Worker(
+            MarkedStore(self._folder / "batches.db", marks),
+            max_in_flight=job.max_in_flight,
+            lease=timedelta(seconds=job.lease),
+            drain=timedelta(seconds=job.drain),
+        )
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        opening = SystemClock().boot()
+        async with BatchOrchestrator(extract, worker=worker) as batches:
+            marks.note("entered", worker=batches.worker.worker_id, opening=opening)
+            working = asyncio.create_task(self._work(batches))
+            cancelling = asyncio.create_task(self._cancel(batches))
+            await asyncio.wait([working, asyncio.create_task(told.wait())], return_when=asyncio.FIRST_COMPLETED)
+            cancelling.cancel()
+            if not working.done():
+                working.cancel()
+            marks.note("leaving")
+        marks.note("left")
+        return {"state": "left"} if working.cancelled() else working.result()
+
+    async def _work(self, batches: Batches) -> dict[str, object]:
+        job = self._job
+        await (self._submit(batches) if job.documents else self._find(batches))
         async for event in batches.progress(job.batch_id, after=job.after):
-            marks.note("event", seq=event.seq)
+            self._marks.note("event", seq=event.seq)
         result = await batches.result(job.batch_id)
-        marks.note("ended")
-    resolution = None if result.resolution is None else asdict(result.resolution)
-    print(json.dumps({"state": result.state.tag, "counts": asdict(result.counts), "resolution": resolution}))
+        self._marks.note("ended")
+        return {
+            "state": result.state.tag,
+            "counts": asdict(result.counts),
+            "resolution": None if result.resolution is None else asdict(result.resolution),
+        }
+
+    async def _submit(self, batches: Batches) -> None:
+        job = self._job
+        while True:
+            try:
+                await batches.submit(
+                    self._pages(),
+                    batch_id=job.batch_id,
+                    document_id=lambda page: f"page-{page.number}",
+                    config=BatchConfig(concurrency=job.concurrency, max_crashes=job.max_crashes),
+                )
+            except SubmissionInProgressError:
+                await asyncio.sleep(0.01)
+            else:
+                self._marks.note("submitted")
+                return
+
+    async def _pages(self) -> AsyncGenerator[Page]:
+        for number in range(self._job.documents):
+            if number == self._job.hang_at:
+                self._marks.note("hanging")
+                await asyncio.Event().wait()
+            yield Page(number)
+
+    async def _find(self, batches: Batches) -> None:
+        while True:
+            try:
+                await batches.state(self._job.batch_id)
+            except BatchNotFoundError:
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+    async def _cancel(self, batches: Batches) -> None:
+        """Cancel the batch, with several calls at once, when the file is there that says so."""
+        while not (self._folder / "cancel").exists():  # noqa: ASYNC110  (another process makes it)
+            await asyncio.sleep(0.002)
+        calls = [batches.cancel(self._job.batch_id, reason=self._job.process) for _ in range(self._job.cancels)]
+        for answer in asyncio.as_completed(calls):
+            self._marks.note("cancelled", answer=await answer)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Job(**json.loads(sys.argv[1]))))
+    print(json.dumps(asyncio.run(Process(Job(**json.loads(sys.argv[1]))).run())))

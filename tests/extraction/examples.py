@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 from durable_batches.extraction import (
     Chunk,
     Mention,
@@ -12,6 +14,9 @@ from durable_batches.extraction import (
     chunk_document,
     package_document,
 )
+
+quick = settings(deadline=None, max_examples=60)
+"""For property tests: no deadline, for a machine may be busy with other things."""
 
 VOCABULARY = Vocabulary(
     packages=[

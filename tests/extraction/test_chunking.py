@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.extraction.examples import parrot
+from tests.extraction.examples import parrot, quick
 
 from durable_batches.extraction import SourceDocument, chunk_document
 
 texts = st.text(st.sampled_from("ab .\n") | st.characters(exclude_categories=["Cs"]), max_size=300)
 
 
+@quick
 @given(
     texts,
     st.dictionaries(st.sampled_from(["Name", "Author"]), st.lists(texts, max_size=3)),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.extraction.examples import PARROT, parrot
+from tests.extraction.examples import PARROT, parrot, quick
 
 from durable_batches.extraction import installed_packages, package_document, text_files
 
@@ -93,6 +93,7 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
         next(text_files(tmp_path / "missing"))
 
 
+@quick
 @given(st.text())
 def test_what_a_document_holds_can_be_stored(text: str) -> None:
     document = package_document(f"Name: parrot\nSummary: {text}\n\n{text}")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.extraction.examples import quick
 
 from durable_batches.extraction.licenses import license_of_classifier, licenses_in, parse_expression
 
@@ -39,6 +40,7 @@ expressions = st.recursive(
 )
 
 
+@quick
 @given(expressions)
 def test_every_well_formed_expression_is_parsed(expression: str) -> None:
     parsed = parse_expression(expression)
@@ -125,6 +127,7 @@ def test_a_classifier_names_its_licence(classifier: str, licenses: list[str]) ->
     assert license_of_classifier(classifier) == licenses
 
 
+@quick
 @given(st.text(max_size=600))
 def test_any_text_is_answered(text: str) -> None:
     assert len(licenses_in(text)) == len(set(licenses_in(text)))

@@ -6,6 +6,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.extraction.examples import quick
 
 from durable_batches.extraction.linking import (
     Link,
@@ -132,6 +133,7 @@ records = st.lists(st.tuples(firsts, lasts, emails, st.sampled_from(["", "p", "p
 )
 
 
+@quick
 @given(records, st.randoms(use_true_random=False))
 def test_the_order_makes_no_difference(people: list[PersonRecord], random: Random) -> None:
     expected = linked(*people)
@@ -143,6 +145,7 @@ def test_the_order_makes_no_difference(people: list[PersonRecord], random: Rando
     assert all(len(found.members) > 1 for found in expected)
 
 
+@quick
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("abcdefgh"))))
 def test_groups_are_the_closure_of_the_pairs(pairs: list[tuple[str, str]]) -> None:
     joined = UnionFind("abcdefgh")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.extraction.examples import quick
 
 from durable_batches.extraction.people import (
     Contact,
@@ -155,17 +156,20 @@ def test_other_capitalised_words_do_not(name: str) -> None:
     assert not looks_like_person(name)
 
 
+@quick
 @given(st.text())
 def test_any_field_is_answered(value: str) -> None:
     for contact in parse_contacts(value):
         assert contact.name or contact.email
 
 
+@quick
 @given(st.text())
 def test_a_key_is_its_own_key(name: str) -> None:
     assert name_key(name_key(name)) == name_key(name)
 
 
+@quick
 @given(st.emails())
 def test_a_canonical_address_is_its_own(email: str) -> None:
     assert canonical_email(canonical_email(email)).rpartition("@")[2] == email.rpartition("@")[2].casefold()

@@ -5,6 +5,7 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.extraction.examples import quick
 
 from durable_batches.extraction.requirement import Requirement, parse_requirement
 
@@ -71,6 +72,7 @@ specifiers = st.lists(st.tuples(st.sampled_from(["==", ">=", "<=", "<", ">", "~=
 blanks = st.sampled_from(["", " ", "  "])
 
 
+@quick
 @given(names, st.sets(words, max_size=3), specifiers, st.none() | words, st.data())
 def test_what_is_written_is_read(
     name: str, extras: set[str], specifier: list[tuple[str, str]], extra: str | None, data: st.DataObject
@@ -92,6 +94,7 @@ def test_what_is_written_is_read(
     assert "extra" not in requirement.marker
 
 
+@quick
 @given(st.text())
 def test_any_text_is_answered(text: str) -> None:
     requirement = parse_requirement(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.extraction.examples import VOCABULARY, chunk, mentions_of, parrot
+from tests.extraction.examples import VOCABULARY, chunk, mentions_of, parrot, quick
 
 from durable_batches.extraction import (
     DocumentRef,
@@ -246,6 +246,7 @@ words = st.sampled_from(
 )  # fmt: skip
 
 
+@quick
 @given(st.lists(words | st.text(max_size=5), max_size=60).map(" ".join))
 async def test_any_text_is_answered(text: str) -> None:
     graph = await graph_of(SourceDocument(id="d", title="d", text=text))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.extraction.examples import quick
 
 from durable_batches.extraction.urls import canonical_url, find_urls, public_form
 
@@ -85,6 +86,7 @@ hosts = st.from_regex(r"[a-z]{1,8}(\.[a-z]{2,6}){1,2}", fullmatch=True)
 paths = st.lists(st.text(st.characters(categories=["L", "N"], include_characters="-_.~% "), max_size=8), max_size=4)
 
 
+@quick
 @given(hosts, paths)
 def test_a_canonical_address_is_its_own(host: str, path: list[str]) -> None:
     canonical = canonical_url(f"https://{host}/{'/'.join(path)}")
@@ -92,6 +94,7 @@ def test_a_canonical_address_is_its_own(host: str, path: list[str]) -> None:
     assert canonical_url(f"http://{canonical}") == canonical
 
 
+@quick
 @given(st.text())
 def test_any_text_is_answered(text: str) -> None:
     assert canonical_url(text) is None or "://" in text

@@ -57,7 +57,9 @@ def print_summary(resolution: Resolution, console: Console) -> None:
 def _print_people(resolution: Resolution, console: Console) -> None:
     if not resolution.people:
         return
-    console.print(Text(f"{len(resolution.people)} people are named in several ways, for example:", style="bold"))
+    number = len(resolution.people)
+    heading = "1 person is" if number == 1 else f"{number} people are"
+    console.print(Text(f"{heading} named in several ways, for example:", style="bold"))
     for person in resolution.people[:_SHOWN_PEOPLE]:
         ways = [*(name for name in person.names if name != person.name), *person.emails]
         console.print(f"  {person.name}: {', '.join(ways)} ({'; '.join(person.reasons)})", markup=False, soft_wrap=True)

@@ -104,6 +104,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._hungry = True
         self._timer: Timer | None = None
+        self._due = False
         self._closing = False
 
     # ---- claiming --------------------------------------------------------------------------------------------
@@ -140,9 +141,11 @@ class Scheduler:
             return None
         held = len(self._held.keys() - ending)
         window = min((entry.window for key, entry in self._held.items() if key not in ending), default=self._capacity)
-        limit = min(self._capacity, window) - held
-        if limit <= 0:
+        limit = max(min(self._capacity, window) - held, 0)
+        if limit == 0 and not self._due:
             return None
+        # With no room either: a deadline may have passed.
+        self._due = False
         return ClaimRequest(
             workflows=frozenset(self._workflows),
             limit=limit,
@@ -158,7 +161,7 @@ class Scheduler:
             if type(fact) in _ENDING:
                 self._held.pop((fact.batch_id, fact.position), None)
         if request is not None:
-            self._hungry = len(committed.claims) == request.limit
+            self._hungry = 0 < len(committed.claims) == request.limit
             self._wake_in(committed.retry_in)
         for event in committed.events:
             if event.tag in LAST_EVENT_TAGS:
@@ -172,7 +175,11 @@ class Scheduler:
             self._timer.cancel()
             self._timer = None
         if delay is not None and not self._closing:
-            self._timer = self._shared.clock.call_later(delay / 1_000_000 + _AFTER_DUE_SECONDS, self.hint)
+            self._timer = self._shared.clock.call_later(delay / 1_000_000 + _AFTER_DUE_SECONDS, self._fall_due)
+
+    def _fall_due(self) -> None:
+        self._due = True
+        self.hint()
 
     # ---- stopping --------------------------------------------------------------------------------------------
 

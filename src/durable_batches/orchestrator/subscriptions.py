@@ -109,7 +109,10 @@ class Subscriptions:
                 subscription.deliver(own)
 
     async def close(self) -> None:
-        """Stop polling."""
+        """Stop polling, and let everybody who waits see that the worker is not running any more."""
+        for subscriptions in self._subscriptions.values():
+            for subscription in subscriptions:
+                subscription.wake()
         poller, self._poller = self._poller, None
         if poller is not None:
             poller.cancel()

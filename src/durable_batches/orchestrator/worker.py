@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Final, Self
@@ -34,6 +35,9 @@ _log = logging.getLogger("durable_batches")
 
 _RESCUE_SECONDS: Final = 1.0
 """How often a worker looks for others that have died, and for ends of its batches that others brought about."""
+
+_STORE_PATIENCE_SECONDS: Final = 10.0
+"""How much longer than its drain a closing worker waits for a store that is away."""
 
 _DEFAULT_LEASE: Final = timedelta(seconds=30)
 _DEFAULT_DRAIN: Final = timedelta(seconds=30)
@@ -245,10 +249,14 @@ class Worker:
             incarnation = self._incarnation = self._new_incarnation()
             try:
                 await incarnation.run(began)
+                return
             except WorkerFencedError as error:
                 _log.error("%s; it drops its documents and starts anew", error)
-            else:
-                return
+            except Exception:
+                if not began.is_set():
+                    raise
+                _log.exception("worker %s broke down; it starts anew", incarnation.worker_id)
+                await self._clock.sleep(_RESCUE_SECONDS)
             finally:
                 self._incarnation = None
             if self._closing:
@@ -367,16 +375,23 @@ class _Incarnation:
     async def _wind_up(self, journal: asyncio.Task[None], lost: asyncio.Task[bool]) -> None:
         """A clean end: drain, commit what is left, give the rest back, say goodbye."""
         self.scheduler.close()
-        draining = asyncio.create_task(self.scheduler.drain(self._drain.total_seconds()))
-        await asyncio.wait([draining, journal, lost], return_when=asyncio.FIRST_COMPLETED)
-        if not draining.done():
+        ending = asyncio.create_task(self._drain_and_leave(journal))
+        # Where the store does not come back, somebody else will have to take over from the lease's end.
+        patience = asyncio.create_task(self._clock.sleep(self._drain.total_seconds() + _STORE_PATIENCE_SECONDS))
+        await asyncio.wait([ending, lost, patience], return_when=asyncio.FIRST_COMPLETED)
+        patience.cancel()
+        if not ending.done():
             await self._give_up(journal)
-            await draining
-            raise WorkerFencedError(self.worker_id)
+            ending.cancel()
+        await asyncio.gather(ending, patience, return_exceptions=True)
+        if not ending.cancelled() and ending.exception() is not None:
+            _log.warning("worker %s did not leave cleanly: %s", self.worker_id, ending.exception())
+
+    async def _drain_and_leave(self, journal: asyncio.Task[None]) -> None:
+        await self.scheduler.drain(self._drain.total_seconds())
         self.journal.close()
         await journal
-        events = await self._store.leave(self.worker_id)
-        self._worker.subscriptions.deliver(events)
+        self._worker.subscriptions.deliver(await self._store.leave(self.worker_id))
 
     async def _give_up(self, journal: asyncio.Task[None]) -> None:
         """Declared dead: nothing of what is held may be written any more."""
@@ -384,6 +399,9 @@ class _Incarnation:
         await asyncio.wait([journal])
         self.scheduler.close()
         await self.scheduler.abandon()
+        with suppress(StoreUnavailableError):
+            # Where it only counted itself dead: what it held is free at once.
+            await self._store.leave(self.worker_id)
 
     async def _look_around(self) -> None:
         """Now and then: show that the loop turns, rescue, and notice what other processes decided."""

@@ -154,6 +154,9 @@ class Digester:
 def _schema_of(annotation: Any, what: str) -> Any:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        if not is_dict(adapter.core_schema):
+            # A stand-in: a name in it is not defined. This says which.
+            adapter.rebuild(raise_errors=True)
         return adapter.core_schema
     except (PydanticUserError, PydanticUndefinedAnnotation, SchemaError, NameError) as error:
         reason = str(error).partition("\n")[0]

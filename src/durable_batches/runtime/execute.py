@@ -237,6 +237,8 @@ class Attempt:
         if not self._calls:
             return
         self._idle = asyncio.get_running_loop().create_future()
+        if grace <= 0:
+            self._cancel_calls()
         timer = self._shared.clock.call_later(grace, self._cancel_calls)
         try:
             await self._idle
@@ -287,6 +289,8 @@ class Attempt:
             return await self._run_and_record(call, args, kwargs)
         finally:
             self._calls.discard(call)
+            if call.reported:
+                self._shared.reports.pop((call.batch_id, call.document_id, activity.name), None)
             if not self._calls and (self._idle is not None or self._cancel_when_idle):
                 self._became_idle()
 
@@ -448,7 +452,7 @@ class Attempt:
 class _Call:
     """One running activity call; what `current_activity()` gives its body."""
 
-    __slots__ = ("_attempt_of", "_waiting", "activity", "attempt", "key", "task")
+    __slots__ = ("_attempt_of", "_waiting", "activity", "attempt", "key", "reported", "task")
 
     def __init__(self, attempt_of: Attempt, activity: DurableActivity[Any, Any], key: str) -> None:
         task = asyncio.current_task()
@@ -458,6 +462,7 @@ class _Call:
         self.key = key
         self.attempt = 0
         self._attempt_of = attempt_of
+        self.reported = False
         self._waiting = False
 
     @property
@@ -474,6 +479,7 @@ class _Call:
         return blake2b(identity.encode(), digest_size=16).hexdigest()
 
     def report(self, current: int, total: int) -> None:
+        self.reported = True
         self._attempt_of._shared.reports[(self.batch_id, self.document_id, self.activity.name)] = ActivityReport(  # pyright: ignore[reportPrivateUsage]
             document_id=self.document_id, activity=self.activity.name, current=current, total=total
         )

@@ -231,7 +231,7 @@ class MemoryStore:
         return committed._replace(
             events=[*committed.events, *writes.events],
             claims=claims,
-            retry_in=None if len(claims) == request.limit else self._next_due(request, now),
+            retry_in=self._next_due(request, now),
         )
 
     def _candidates(self, request: ClaimRequest, now: Micros) -> list[Candidates]:

@@ -109,7 +109,10 @@ class Store(Protocol):
     # ---- workers -------------------------------------------------------------------------------------------
 
     async def register(self, worker: WorkerRecord, lease: Micros) -> None:
-        """Begin a worker's life: its commits are numbered from 1, its lease counts from now."""
+        """Begin a worker's life: its commits are numbered from 1, its lease counts from now.
+
+        Ids are random and never given twice, so that a dead worker's row need not be kept.
+        """
         ...
 
     def heart(self, worker: WorkerId) -> Heart:

@@ -126,8 +126,8 @@ class SQLiteStore:
         def work(connection: sqlite3.Connection) -> None:
             with transaction(connection, self.path):
                 connection.execute(
-                    "INSERT INTO worker (worker_id, boot_id, pid_namespace, pid, started, workflows, alive, lease, "
-                    "lease_until, commits, refused) VALUES (?, ?, ?, ?, ?, ?, 1, ?, ?, 0, '[]')",
+                    "INSERT INTO worker (worker_id, boot_id, pid_namespace, pid, started, workflows, lease, "
+                    "lease_until, commits, refused) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, '[]')",
                     (
                         worker.worker_id,
                         worker.boot_id,
@@ -150,23 +150,21 @@ class SQLiteStore:
         """See `Store.workers`."""
 
         def work(connection: sqlite3.Connection) -> list[WorkerRecord]:
-            found = connection.execute(
-                "SELECT worker_id, boot_id, pid_namespace, pid, started, workflows FROM worker WHERE alive"
-            )
+            found = connection.execute("SELECT worker_id, boot_id, pid_namespace, pid, started, workflows FROM worker")
             return [_worker(row) for row in found]
 
         return await self._read(work)
 
     async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
-        """See `Store.expire`."""
+        """See `Store.expire`. A lease that begins in the future was given on a clock from before a reboot."""
 
         def work(connection: sqlite3.Connection) -> Expired:
             with transaction(connection, self.path):
                 gone = [
                     WorkerId(worker_id)
                     for (worker_id,) in connection.execute(
-                        "SELECT worker_id FROM worker WHERE alive "
-                        "AND (lease_until <= ? OR worker_id IN (SELECT value FROM json_each(?)))",
+                        "SELECT worker_id FROM worker WHERE lease_until <= ?1 OR lease_until > ?1 + lease "
+                        "OR worker_id IN (SELECT value FROM json_each(?2))",
                         (self._boot(), json.dumps(sorted(dead))),
                     ).fetchall()
                 ]
@@ -187,10 +185,11 @@ class SQLiteStore:
     def _free(
         self, connection: sqlite3.Connection, gone: Sequence[WorkerId], *, crashed: bool
     ) -> Sequence[EventRecord]:
+        # Its row's absence is what fences a worker.
         for worker in gone:
             self._owned.pop(worker, None)
         connection.execute(
-            "UPDATE worker SET alive = 0 WHERE worker_id IN (SELECT value FROM json_each(?))",
+            "DELETE FROM worker WHERE worker_id IN (SELECT value FROM json_each(?))",
             (json.dumps(gone),),
         )
         keys, loaded = rows.load_executions(connection, self._clock.now(), rows.owned_by(connection, gone))
@@ -282,12 +281,12 @@ class SQLiteStore:
     def _fence(self, connection: sqlite3.Connection, worker: WorkerId, number: int) -> bool:
         """Number the commit and renew the lease, if the worker is alive; False: this number was committed."""
         numbered = connection.execute(
-            "UPDATE worker SET commits = ?, lease_until = ? + lease WHERE worker_id = ? AND alive AND commits = ?",
+            "UPDATE worker SET commits = ?, lease_until = ? + lease WHERE worker_id = ? AND commits = ?",
             (number, self._boot(), worker, number - 1),
         )
         if numbered.rowcount == 1:
             return True
-        row = connection.execute("SELECT commits FROM worker WHERE worker_id = ? AND alive", (worker,)).fetchone()
+        row = connection.execute("SELECT commits FROM worker WHERE worker_id = ?", (worker,)).fetchone()
         if row is None or row[0] != number:
             raise WorkerFencedError(worker)
         return False
@@ -326,7 +325,7 @@ class SQLiteStore:
             events = [*events, *writes.events]
             batches = {record.batch_id: record for record in writes.batches}
             claims = rows.load_claims(connection, keys, batches, writes.executions, request)
-        retry_in = None if len(claims) == request.limit else rows.next_due(connection, now, request)
+        retry_in = rows.next_due(connection, now, request)
         return committed._replace(events=events, claims=claims, retry_in=retry_in)
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
@@ -485,7 +484,7 @@ class _SQLiteHeart:
             self._connection = connect(self._path)
         with transaction(self._connection, self._path):
             renewed = self._connection.execute(
-                "UPDATE worker SET lease_until = ? + lease WHERE worker_id = ? AND alive",
+                "UPDATE worker SET lease_until = ? + lease WHERE worker_id = ?",
                 (int(self._clock.boot() * 1_000_000), self._worker),
             )
             return renewed.rowcount == 1

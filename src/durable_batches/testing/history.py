@@ -305,7 +305,11 @@ class HistoryChecker:
         if digests[: len(known.log)] != known.log:
             self._find(9, record.batch_id, "events that were seen before are others now, or gone")
         known.log = digests
-        events = [decode_event(event) for event in log]
+        try:
+            events = [decode_event(event) for event in log]
+        except (LookupError, TypeError, ValueError) as error:
+            self._find(9, record.batch_id, f"its events cannot be read: {error!r}")
+            return
         replay = Replay(definition_of(record))
         for event in events:
             replay.take(event)
@@ -407,7 +411,11 @@ class HistoryChecker:
         if known.outcomes.setdefault(execution.document_id, digest) != digest:
             self._find(3, batch.batch_id, f"the outcome of {_name(execution)} is another one now")
         if execution.status == "failed":
-            failure = DocumentFailureRecord.decode(outcome)
+            try:
+                failure = DocumentFailureRecord.decode(outcome)
+            except (TypeError, ValueError) as error:
+                self._find(1, batch.batch_id, f"the failure of {_name(execution)} cannot be read: {error!r}")
+                return
             limit = definition_of(batch).config.max_crashes
             if failure.error_type == "CrashLoopError" and execution.crashes < limit:
                 self._find(

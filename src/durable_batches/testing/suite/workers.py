@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
 
 import pytest
 
@@ -54,15 +53,6 @@ class WorkersConformance(Conformance):
         await scene.store.register(record, 1_000_000)
         await scene.store.register(other, 1_000_000)
         assert set(await scene.store.workers()) == {record, other}
-
-    async def test_an_id_that_was_declared_dead_stays_dead(self, scene: Scene) -> None:
-        """Registering the id of a dead worker again does not bring it back to life."""
-        hand = await scene.worker("ghost")
-        await scene.store.expire(dead=[hand.worker_id])
-        with suppress(Exception):  # refusing with an error of its own choice is as good
-            await scene.worker("ghost")
-        with pytest.raises(WorkerFencedError):
-            await hand.commit()
 
     # ---- numbers ---------------------------------------------------------------------------------------------
 

@@ -89,6 +89,7 @@ CREATE TABLE signal (
     PRIMARY KEY (execution, ordinal)
 ) WITHOUT ROWID;
 
+-- The living ones: a worker that was declared dead, or has left, has no row, and so no commit of it gets through.
 CREATE TABLE worker (
     worker_id TEXT PRIMARY KEY,
     boot_id TEXT NOT NULL,
@@ -96,10 +97,8 @@ CREATE TABLE worker (
     pid INTEGER NOT NULL,
     started TEXT NOT NULL,
     workflows TEXT NOT NULL,
-    alive INTEGER NOT NULL,
     lease INTEGER NOT NULL,
     lease_until INTEGER NOT NULL,
     commits INTEGER NOT NULL,
     refused TEXT NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX worker_alive ON worker (lease_until) WHERE alive;

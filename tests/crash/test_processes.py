@@ -1,0 +1,159 @@
+"""Several processes on one file: they share a batch, take over from each other, and hear of a cancel."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.crash.processes import CLOCK, Child, children, database, is_alive, is_writable, opened, until, until_true
+from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
+
+from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker
+
+HEARTBEAT = 2.5
+"""Seconds after which every process must have heard of what another one decided: they look around each second,
+and the machine may be busy."""
+
+
+class Scene:
+    """Processes that share one batch, and what is known of them."""
+
+    def __init__(self, folder: Path, start: Callable[[Job], Child]) -> None:
+        self.folder = folder
+        self.effects = EffectsLog(folder / "effects.log")
+        self.checker = HistoryChecker(effects=self.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        self._start = start
+
+    def start(self, count: int, **job: Any) -> list[Child]:
+        return [self.start_one(f"process-{number}", **job) for number in range(1, count + 1)]
+
+    def start_one(self, process: str, **job: Any) -> Child:
+        return self._start(Job(process=process, folder=str(self.folder), **job))
+
+    def works(self, child: Child, *, after: float = 0.0) -> bool:
+        """Whether the process has begun an activity (since a moment)."""
+        return any(effect.process == child.job.process and effect.at > after for effect in self.effects.read())
+
+    async def all_work(self, processes: list[Child]) -> None:
+        for child in processes:
+            await until(lambda child=child: self.works(child), f"{child.job.process} to work; {child.errors}")
+
+    async def check_completed(self, processes: list[Child], documents: int, **check: Any) -> None:
+        for child in processes:
+            result = await child.result()
+            assert result["state"] == "completed", child.job.process
+            assert result["counts"]["succeeded"] == documents
+            assert result["resolution"] == asdict(tally_of(range(documents)))
+        self.checker.acknowledged("batch", document_ids(documents))
+        async with opened(database(self.folder)) as store:
+            await self.checker.verify(store, finished=True, everyone_left=True, **check)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Generator[Scene]:
+    with children() as start:
+        yield Scene(tmp_path, start)
+
+
+async def test_many_processes_start_at_once_on_no_database(scene: Scene) -> None:
+    """One of them makes it, one submits, all of them see the batch through."""
+    processes = scene.start(6, documents=12)
+    await scene.check_completed(processes, 12)
+    assert sum(bool(child.marks("submitted")) for child in processes) == 6
+
+
+async def test_survivors_take_over_from_a_killed_process(scene: Scene) -> None:
+    processes = scene.start(3, documents=60, concurrency=12, max_in_flight=4, pace=0.03)
+    await scene.all_work(processes)
+    victim, *survivors = processes
+    assert victim.kill()
+    killed_at = CLOCK.boot()
+    scene.checker.acknowledged("batch", document_ids(60))
+    async with opened(database(scene.folder)) as store:
+        await scene.checker.verify(store, interrupted=[victim.job.process])
+        await until_true(lambda: _is_dead(store, victim), "the killed process to be declared dead")
+    # Without waiting for the 30 s of its lease: on the same machine its death can be seen.
+    assert CLOCK.boot() - killed_at < 10
+    await scene.check_completed(survivors, 60)
+    # Of four documents that were under way, of which no more than two activities ran at once.
+    assert 0 < scene.checker.stats.repeated <= scene.checker.stats.in_flight <= 8
+    resolved = [effect for effect in scene.effects.read() if not effect.document_id and effect.phase == "start"]
+    assert len(resolved) == 2
+    assert len({effect.process for effect in resolved}) == 1
+
+
+async def _is_dead(store: SQLiteStore, child: Child) -> bool:
+    return not await is_alive(store, child.worker)
+
+
+async def test_one_of_many_cancels_wins_and_all_processes_stop(scene: Scene) -> None:
+    processes = scene.start(3, documents=200, concurrency=12, max_in_flight=4, pace=0.05, cancels=4)
+    await scene.all_work(processes)
+    scene.checker.acknowledged("batch", document_ids(200))
+    (scene.folder / "cancel").touch()
+    for child in processes:
+        assert (await child.result())["state"] == "cancelled", child.job.process
+        answers = child.marks("cancelled")
+        assert len(answers) == 4
+        for mark in answers:
+            scene.checker.cancel_answered("batch", mark["answer"], process=child.job.process, at=mark["at"])
+    # Exactly one True among the twelve, nothing begun after it: the checker knows. Here no loser interrupts work.
+    async with opened(database(scene.folder)) as store:
+        await scene.checker.verify(store, finished=True, everyone_left=True, heartbeat=HEARTBEAT)
+
+
+async def test_a_cancel_reaches_a_process_that_did_not_call_it(scene: Scene) -> None:
+    """The other one neither calls nor asks: it finds out by itself, and stops what runs."""
+    caller = scene.start_one("caller", documents=100, concurrency=8, max_in_flight=4, pace=0.2, cancels=1)
+    other = scene.start_one("other", max_in_flight=4, pace=0.2)
+    await scene.all_work([caller, other])
+    (scene.folder / "cancel").touch()
+    for child in (caller, other):
+        assert (await child.result())["state"] == "cancelled"
+    (answer,) = caller.marks("cancelled")
+    assert answer["answer"] is True
+    ends = [effect.at for effect in scene.effects.read() if effect.process == "other" and effect.phase != "start"]
+    assert max(ends) < answer["at"] + HEARTBEAT
+    scene.checker.cancel_answered("batch", True, process=caller.job.process, at=answer["at"])
+    async with opened(database(scene.folder)) as store:
+        await scene.checker.verify(store, finished=True, everyone_left=True, heartbeat=HEARTBEAT)
+
+
+async def test_a_process_that_was_stopped_past_its_lease_is_fenced_and_begins_anew(scene: Scene) -> None:
+    processes = scene.start(2, documents=300, concurrency=8, max_in_flight=4, pace=0.03, lease=2.0)
+    await scene.all_work(processes)
+    zombie, other = processes
+    scene.checker.acknowledged("batch", document_ids(300))
+    await _stop_between_transactions(scene, zombie)
+    first = zombie.worker
+    async with opened(database(scene.folder)) as store:
+        await until_true(lambda: _is_dead(store, zombie), "the stopped process to be declared dead")
+        taken_over_at = CLOCK.boot()
+        await until(lambda: scene.works(other, after=taken_over_at), "the other process to go on")
+        await scene.checker.verify(store, fenced=[zombie.job.process])
+    zombie.send(signal.SIGCONT)
+    await until(lambda: any(mark["worker"] != first for mark in zombie.marks("committed")), "the zombie to begin anew")
+    await scene.check_completed(processes, 300, fenced=[zombie.job.process])
+    committed = [mark for mark in zombie.marks("committed") if mark["worker"] == first]
+    assert max(mark["at"] for mark in committed) < taken_over_at, "a worker wrote after it was declared dead"
+    assert "declared dead" in zombie.errors
+
+
+async def _stop_between_transactions(scene: Scene, child: Child) -> None:
+    """SIGSTOP; not while it is within a transaction, which would hold up everybody, whatever we do."""
+    while True:
+        child.send(signal.SIGSTOP)
+        await until(lambda: _state_of(child.pid) == "T", "the process to stop")
+        if is_writable(database(scene.folder)):
+            return
+        child.send(signal.SIGCONT)
+
+
+def _state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -1,0 +1,71 @@
+"""What many tests need."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable
+from datetime import timedelta
+from inspect import isawaitable
+from typing import Final, Literal, TypeVar
+
+from durable_batches import BatchStateMachine, RetryPolicy, Stage
+
+T = TypeVar("T")
+
+
+class Reading(Stage):
+    tag: Literal["reading"] = "reading"
+
+
+class Thinking(Stage):
+    tag: Literal["thinking"] = "thinking"
+
+
+class Writing(Stage):
+    tag: Literal["writing"] = "writing"
+
+
+STAGES = BatchStateMachine(Reading, Thinking, Writing)
+
+NO_DELAY: Final = timedelta(0)
+ONCE: Final = RetryPolicy(max_attempts=1)
+AT_ONCE: Final = RetryPolicy(initial=NO_DELAY)
+NO_DRAIN: Final = NO_DELAY
+
+PATIENCE: Final = 20.0
+"""Seconds until a test gives up on something that is to happen: far more than it takes."""
+
+
+async def eventually(holds: Callable[[], bool | Awaitable[bool]], *, seconds: float = PATIENCE) -> None:
+    """Wait until something holds; fail once it has taken too long."""
+    async with asyncio.timeout(seconds):
+        while True:
+            answer = holds()
+            if await answer if isawaitable(answer) else answer:
+                return
+            await asyncio.sleep(0.002)
+
+
+async def within(awaitable: Awaitable[T], *, seconds: float = PATIENCE) -> T:
+    """What it awaits to; fails, rather than hang, once that has taken too long."""
+    async with asyncio.timeout(seconds):
+        return await awaitable
+
+
+async def everything(items: AsyncIterable[T]) -> list[T]:
+    return [item async for item in items]
+
+
+class Gauge:
+    """How many are inside at once, and how many were at most."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.most = 0
+
+    def __enter__(self) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+
+    def __exit__(self, *_: object) -> None:
+        self.inside -= 1
