@@ -41,8 +41,7 @@ class Scene:
         return any(effect.process == child.job.process and effect.at > after for effect in self.effects.read())
 
     async def all_work(self, processes: list[Child]) -> None:
-        for child in processes:
-            await until(lambda child=child: self.works(child), f"{child.job.process} to work; {child.errors}")
+        await until(lambda: all(map(self.works, processes)), "all processes to work")
 
     async def check_completed(self, processes: list[Child], documents: int, **check: Any) -> None:
         for child in processes:

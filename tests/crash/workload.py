@@ -333,9 +333,9 @@ class Process:
             working = asyncio.create_task(self._work(batches))
             cancelling = asyncio.create_task(self._cancel(batches))
             await asyncio.wait([working, asyncio.create_task(told.wait())], return_when=asyncio.FIRST_COMPLETED)
-            cancelling.cancel()
             if not working.done():
                 working.cancel()
+            await cancelling
             marks.note("leaving")
         marks.note("left")
         return {"state": "left"} if working.cancelled() else working.result()
@@ -387,6 +387,8 @@ class Process:
 
     async def _cancel(self, batches: Batches) -> None:
         """Cancel the batch, with several calls at once, when the file is there that says so."""
+        if not self._job.cancels:
+            return
         while not (self._folder / "cancel").exists():  # noqa: ASYNC110  (another process makes it)
             await asyncio.sleep(0.002)
         calls = [batches.cancel(self._job.batch_id, reason=self._job.process) for _ in range(self._job.cancels)]

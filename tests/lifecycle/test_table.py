@@ -8,6 +8,7 @@ from itertools import product
 from typing import Final
 
 import pytest
+from tests.lifecycle.driving import ENDED, LOADER, STAGES, Identity, World, facts_about, identity, succeeded
 
 from durable_batches.errors import InvalidTransitionError
 from durable_batches.lifecycle.config import BatchConfig
@@ -17,7 +18,6 @@ from durable_batches.lifecycle.plan import Departure
 from durable_batches.lifecycle.policies import AbortAll, FailurePolicy, RetryFailed
 from durable_batches.lifecycle.records import RESOLVER_POSITION, ExecutionRecord, Refusal, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from tests.lifecycle.driving import ENDED, LOADER, STAGES, Identity, World, facts_about, identity, succeeded
 
 ME: Final = WorkerId("me")
 OTHER: Final = WorkerId("other")
@@ -282,6 +282,7 @@ def test_every_command_in_every_state(state: str, stages: int, resolver: bool, m
 def _check_command(start: World, command: Command) -> None:
     world, state = start.copy(), start.batches[BATCH].state
     sealed = start.batches[BATCH].loader is None
+    applies = changes = False
     match command:
         case Seal(loader=loader):
             applies, changes = loader == LOADER, loader == LOADER and not sealed

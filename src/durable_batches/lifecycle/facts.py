@@ -35,6 +35,8 @@ class ActivityCompleted(NamedTuple):
     attempt: int
     key: str
     payload: bytes
+    mark: int = -1
+    """The index of the latest stage that the document has started; no fact of its own where the call was quick."""
 
 
 class ActivityFailed(NamedTuple):

@@ -143,7 +143,7 @@ class Attempt:
         self.execution = execution
         self.recorded = Recorded(checkpoints)
         self._stage_index = stage_index
-        self._mark = execution.mark
+        self._mark = self._reported = execution.mark
         self._shared = surroundings
         self._timeout = timeout
         self._task: asyncio.Task[Any] | None = None
@@ -261,10 +261,17 @@ class Attempt:
             return
         index = self._stage_index(stage, activity)
         if index > self._mark and not self._ended:
+            if self._mark == self._reported:
+                # An activity that returns at once brings its stage along with its result; most do not.
+                asyncio.get_running_loop().call_soon(self._report_stage)
             self._mark = index
+
+    def _report_stage(self) -> None:
+        if self._mark > self._reported and not self._ended:
+            self._reported = self._mark
             execution = self.execution
             self._shared.recorder.post(
-                StageEntered(execution.batch_id, execution.run, execution.position, execution.attempt, index)
+                StageEntered(execution.batch_id, execution.run, execution.position, execution.attempt, self._mark)
             )
 
     # ---- activities ------------------------------------------------------------------------------------------
@@ -351,9 +358,16 @@ class Attempt:
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 raise await self._recorded_failure(call.key, failure) from error
             await call.wait(self._shared.clock, delay.total_seconds())
+        self._reported = self._mark
         refusal = await self._shared.recorder.record(
             ActivityCompleted(
-                execution.batch_id, execution.run, execution.position, execution.attempt, call.key, payload
+                execution.batch_id,
+                execution.run,
+                execution.position,
+                execution.attempt,
+                call.key,
+                payload,
+                self._mark,
             )
         )
         if refusal is not None:

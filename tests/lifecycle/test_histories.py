@@ -1,0 +1,255 @@
+"""Random histories of batches through the pure plan functions: claims, facts, crashes, cancels, deadlines, policies."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import count
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.lifecycle.driving import LOADER, World, identity
+from tests.properties import modest
+
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.core import definition_of
+from durable_batches.lifecycle.facts import (
+    ActivityCompleted,
+    ActivityFailed,
+    Cancel,
+    Discard,
+    ExecutionFailed,
+    ExecutionReleased,
+    ExecutionSucceeded,
+    Fact,
+    Seal,
+    StageEntered,
+)
+from durable_batches.lifecycle.plan import Departure, Loaded, executions_to_load, plan_facts
+from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
+from durable_batches.lifecycle.records import RESOLVER_POSITION, ExecutionRecord, WorkerId
+from durable_batches.lifecycle.states import BatchId
+
+WORKERS = 3
+
+counting = st.builds(
+    ContinueOnFailure,
+    max_failures=st.none() | st.integers(0, 3),
+    max_failure_ratio=st.none() | st.floats(0, 1),
+)
+policies: st.SearchStrategy[FailurePolicy] = (
+    counting
+    | st.builds(AbortAll)
+    | st.builds(
+        RetryFailed,
+        max_attempts=st.integers(1, 3),
+        backoff=st.sampled_from([timedelta(0), timedelta(seconds=1), timedelta(minutes=1)]),
+        then=counting | st.builds(AbortAll),
+    )
+)
+configs = st.builds(
+    BatchConfig,
+    concurrency=st.integers(1, 5),
+    failure_policy=policies,
+    deadline=st.none() | st.sampled_from([timedelta(seconds=30), timedelta(hours=1)]),
+    max_crashes=st.integers(1, 4),
+)
+
+
+class Histories(RuleBasedStateMachine):
+    """One or two batches, three workers, and everything that may happen to them in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.incarnations = count(1)
+        self.workers = [self.incarnation() for _ in range(WORKERS)]
+        self.gone: list[WorkerId] = []
+        self.old: list[Fact] = []
+
+    def incarnation(self) -> WorkerId:
+        return WorkerId(f"worker-{next(self.incarnations)}")
+
+    @initialize(
+        batches=st.lists(
+            st.tuples(st.integers(0, 5), st.integers(1, 5), st.booleans(), configs), min_size=1, max_size=2
+        )
+    )
+    def submit(self, batches: list[tuple[int, int, bool, BatchConfig]]) -> None:
+        for number, (documents, stages, resolver, config) in enumerate(batches):
+            self.world.batch(f"batch-{number}", documents, stages=stages, resolver=resolver, config=config)
+
+    # ---- what happens ----------------------------------------------------------------------------------------
+
+    @rule(worker=st.integers(0, WORKERS - 1), limit=st.integers(0, 4), most=st.integers(0, 6))
+    def claim(self, worker: int, limit: int, most: int) -> None:
+        before = {key: row for key, row in self.world.executions.items() if row.owner is None}
+        writes = self.world.claim(self.workers[worker], limit, most=most)
+        for execution in writes.executions:
+            row = before[(execution.batch_id, execution.position)]
+            assert row.due is not None
+            assert row.due <= self.world.now
+            held = len(self.world.held(self.workers[worker]))
+            assert not execution.alone or held == 1, "alone means that nothing runs beside it"
+
+    def owned(self) -> list[ExecutionRecord]:
+        return [row for _, row in sorted(self.world.executions.items()) if row.owner in self.workers]
+
+    @precondition(lambda self: self.owned())
+    @rule(data=st.data(), size=st.integers(1, 4))
+    def report(self, data: st.DataObject, size: int) -> None:
+        """One worker's commit: facts about what it owns, some of them stale, foreign or repeated."""
+        subject = data.draw(st.sampled_from(self.owned()), label="about")
+        assert subject.owner is not None
+        mine = self.world.held(subject.owner)
+        facts = [data.draw(self.fact(mine), label="fact") for _ in range(size)]
+        self.check_refusals(subject.owner, facts)
+        self.world.commit(subject.owner, *facts)
+        self.old = [*self.old[-20:], *facts]
+
+    def fact(self, mine: list[ExecutionRecord]) -> st.SearchStrategy[Fact]:
+        targets = st.sampled_from(mine).map(identity)
+        shifted = st.tuples(targets, st.integers(-1, 1), st.integers(-1, 1)).map(
+            lambda drawn: (drawn[0][0], drawn[0][1] + drawn[1], drawn[0][2], drawn[0][3] + drawn[2])
+        )
+        keys, payloads = st.sampled_from(["a", "b"]), st.binary(max_size=2)
+
+        def about(target: tuple[BatchId, int, int, int]) -> st.SearchStrategy[Fact]:
+            return st.one_of(
+                st.builds(StageEntered, *map(st.just, target), st.integers(-1, 5)),
+                st.builds(ExecutionSucceeded, *map(st.just, target), payloads, st.integers(0, 3)),
+                st.builds(
+                    ExecutionFailed,
+                    *map(st.just, target),
+                    payloads,
+                    st.text(max_size=5),
+                    st.booleans(),
+                    st.none() | st.sampled_from([0, 1_000_000]),
+                    st.lists(keys, max_size=2).map(tuple),
+                ),
+                st.builds(ExecutionReleased, *map(st.just, target)),
+                st.builds(ActivityCompleted, *map(st.just, target), keys, payloads),
+                st.builds(ActivityFailed, *map(st.just, target), keys, payloads),
+            )
+
+        fresh = targets.flatmap(about)
+        strategies = [fresh, fresh, shifted.flatmap(about)]
+        if self.old:
+            strategies.append(st.sampled_from(self.old))
+        return st.one_of(strategies)
+
+    def check_refusals(self, worker: WorkerId, facts: list[Fact]) -> None:
+        """Facts that are refused as unknown or superseded might as well not have been there."""
+        world = self.world
+
+        def plan(some: list[Fact]) -> tuple[object, ...]:
+            keys = executions_to_load(some)
+            loaded = Loaded(
+                world.now,
+                {key[0]: world.batches[key[0]] for key in keys if key[0] in world.batches},
+                {key: world.executions[key] for key in keys if key in world.executions},
+            )
+            writes = plan_facts(loaded, worker, some)
+            refused.update(writes.refused)
+            return (
+                list(writes.batches),
+                sorted(writes.executions),
+                sorted(writes.marks),
+                sorted(writes.outcomes),
+                writes.checkpoints,
+                writes.forget,
+                sorted(writes.events),
+            )
+
+        refused: dict[int, str] = {}
+        whole = plan(facts)
+        kept = [fact for index, fact in enumerate(facts) if refused.get(index) not in ("unknown", "superseded")]
+        assert plan(kept) == whole
+
+    @precondition(lambda self: self.gone and self.old)
+    @rule(data=st.data())
+    def report_of_the_dead(self, data: st.DataObject) -> None:
+        """Of a worker that is gone, everything is refused; a store fences it besides."""
+        worker = data.draw(st.sampled_from(self.gone))
+        facts = data.draw(st.lists(st.sampled_from(self.old), min_size=1, max_size=3))
+        before = self.world.copy()
+        writes = self.world.commit(worker, *facts)
+        assert set(writes.refused) == set(range(len(facts)))
+        assert self.world == before
+
+    @rule(worker=st.integers(0, WORKERS - 1), departure=st.sampled_from(["crash", "shutdown"]))
+    def go(self, worker: int, departure: Departure) -> None:
+        gone = self.workers[worker]
+        self.workers[worker] = self.incarnation()
+        held = self.world.held(gone)
+        running = [row for row in held if not self.world.batches[row.batch_id].ended]
+        self.world.release([gone], departure)
+        self.gone.append(gone)
+        crashed = departure == "crash"
+        for row in running:
+            after = self.world.executions[(row.batch_id, row.position)]
+            if after.status == "failed":
+                config = definition_of(self.world.batches[row.batch_id]).config
+                assert crashed, "only crashes count"
+                assert row.alone, "a document fails only after a crash that it suffered alone"
+                assert len(held) == 1, "it was not alone"
+                assert after.crashes >= config.max_crashes, "it may crash more often"
+            elif after.status == "cancelled":
+                assert self.world.batches[row.batch_id].ended
+            else:
+                assert after.crashes == row.crashes + crashed
+                assert after.due is not None
+                assert after.due <= self.world.now, "what was given back can be claimed at once"
+
+    @rule(batch=st.integers(0, 1), request=st.sampled_from(["one", "two"]))
+    def cancel(self, batch: int, request: str) -> None:
+        batch_id = BatchId(f"batch-{batch}")
+        if batch_id not in self.world.batches:
+            return
+        before = self.world.batches[batch_id]
+        writes = self.world.command(batch_id, Cancel(request, "reason"))
+        again = self.world.command(batch_id, Cancel(request, "another reason"))
+        assert again.applied == writes.applied
+        assert not again.events
+        assert writes.applied or before.ended
+
+    @rule(batch=st.integers(0, 1), loader=st.sampled_from([LOADER, WorkerId("another")]))
+    def load_again(self, batch: int, loader: WorkerId) -> None:
+        """What a submitter repeats after its batch was sealed does nothing."""
+        batch_id = BatchId(f"batch-{batch}")
+        if batch_id in self.world.batches:
+            before = self.world.copy()
+            assert self.world.command(batch_id, Seal(loader, 1)).applied == (loader == LOADER)
+            assert not self.world.command(batch_id, Discard(loader)).applied
+            assert self.world == before
+
+    @rule(seconds=st.sampled_from([0.001, 1, 11, 60, 3600]))
+    def pass_time(self, seconds: float) -> None:
+        self.world.now += int(seconds * 1_000_000)
+
+    # ---- what always holds -----------------------------------------------------------------------------------
+
+    @invariant()
+    def everything_holds(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        """Whatever happened, one patient worker brings every batch to its end."""
+        world = self.world
+        for worker in self.workers:
+            world.release([worker], "shutdown")
+        last = WorkerId("last")
+        for _ in range(200):
+            if all(record.ended for record in world.batches.values()):
+                break
+            world.now += 3_600_000_000
+            world.claim(last)
+            world.commit(last, *[ExecutionSucceeded(*identity(row), b"") for row in world.held(last)])
+            world.check()
+        assert all(record.ended for record in world.batches.values()), "a batch does not come to its end"
+        for key, row in world.executions.items():
+            if key[1] == RESOLVER_POSITION and world.batches[key[0]].state == "completed":
+                assert row.status == "succeeded", "completed without its resolver"
+
+
+Histories.TestCase.settings = modest(120, steps=40)
+TestHistories = Histories.TestCase
