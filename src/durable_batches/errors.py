@@ -133,7 +133,7 @@ class PayloadError(DurableBatchesError, ValueError):
 
     def __init__(self, what: str, path: str, reason: str) -> None:
         self.what = what
-        self.path = path if len(path) <= 200 else f"{path[:150]}...{path[-40:]}"
+        self.path: str = path if len(path) <= 200 else f"{path[:150]}...{path[-40:]}"
         self.reason = reason
         path = self.path
         super().__init__(f"{what} cannot be stored: at {path}: {reason}")
@@ -189,7 +189,7 @@ class ActivityFailedError(DurableBatchesError):
         self.message = message
         self.attempts = attempts
         self.retryable = retryable
-        self.kinds = tuple(kinds)
+        self.kinds: tuple[str, ...] = tuple(kinds)
         super().__init__(
             f"activity {activity!r} failed after {attempts} attempt{'s' if attempts != 1 else ''}: "
             f"{error_type}: {message}"
@@ -362,7 +362,7 @@ class DocumentsFailedError(DurableBatchesError):
     def __init__(self, batch_id: str, counts: Counts, failures: Sequence[tuple[str, str]]) -> None:
         self.batch_id = batch_id
         self.counts = counts
-        self.failures = tuple(failures)
+        self.failures: tuple[tuple[str, str], ...] = tuple(failures)
         shown = "".join(f"\n  {document_id}: {error}" for document_id, error in self.failures)
         more = counts.failed - len(self.failures)
         super().__init__(

@@ -130,7 +130,6 @@ FALSIFICATIONS = [
     (11, "UPDATE batch SET succeeded = succeeded - 1, failed = failed + 1"),
     (11, "UPDATE batch SET free = 1"),
     (14, f"UPDATE execution SET status = 'running', owner = 'nobody' {ONE}"),
-    (14, "UPDATE worker SET alive = 1"),
 ]
 
 

@@ -12,7 +12,7 @@ from durable_batches.version import VERSION
 
 __all__ = ["app"]
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="durable-batches",
     help="Durable batches of documents.",
     no_args_is_help=True,

@@ -9,6 +9,7 @@ from email.message import Message
 from email.parser import Parser
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,7 +28,7 @@ _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "v
 class SourceDocument(BaseModel):
     """One text to extract knowledge from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     title: str

@@ -6,7 +6,7 @@ is. Offsets count characters within a section of the document: its rendered meta
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,7 +39,7 @@ Role: TypeAlias = Literal["subject", "dependency", "author", "maintainer", "lice
 class Record(BaseModel):
     """Base of the models: frozen, and strict about what it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
 
 class DocumentRef(Record):

@@ -121,22 +121,22 @@ class BatchInProgress:
         self._core: dict[str, Any] = from_json(record.core)
         self._seq = record.seq
         self._served = record.served
-        self.now = now
-        self.definition = _parse_definition(self._core["definition"])
+        self.now: Micros = now
+        self.definition: Definition = _parse_definition(self._core["definition"])
         self.at: list[int] = self._core["at"]
         """Unfinished documents by their mark; the first entry is of those without one."""
-        self.state = record.state
-        self.ended = record.ended
-        self.loader = record.loader
-        self.wake = record.wake
+        self.state: str = record.state
+        self.ended: bool = record.ended
+        self.loader: WorkerId | None = record.loader
+        self.wake: Micros | None = record.wake
         counts = record.counts
-        self.total = counts.total
-        self.pending = counts.pending
-        self.running = counts.running
-        self.waiting = counts.waiting
-        self.succeeded = counts.succeeded
-        self.failed = counts.failed
-        self.cancelled = counts.cancelled
+        self.total: int = counts.total
+        self.pending: int = counts.pending
+        self.running: int = counts.running
+        self.waiting: int = counts.waiting
+        self.succeeded: int = counts.succeeded
+        self.failed: int = counts.failed
+        self.cancelled: int = counts.cancelled
         self.events: list[EventRecord] = []
         self._passed = self._count_passed()
 

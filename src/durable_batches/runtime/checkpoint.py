@@ -155,8 +155,8 @@ class Recorded:
         self._failures: dict[str, list[CheckpointRecord]] = {}
         self._next: dict[str, int] = {}
         self._inputs: dict[str, str] = {}
-        self.found = 0
-        self.used = 0
+        self.found: int = 0
+        self.used: int = 0
         for checkpoint in sorted(checkpoints, key=_occurrence, reverse=True):
             base, occurrence = _split(checkpoint.key)
             recorded = self._successes if checkpoint.kind == "succeeded" else self._failures

@@ -141,7 +141,7 @@ class Attempt:
         timeout: float | None = None,
     ) -> None:
         self.execution = execution
-        self.recorded = Recorded(checkpoints)
+        self.recorded: Recorded = Recorded(checkpoints)
         self._stage_index = stage_index
         self._mark = self._reported = execution.mark
         self._shared = surroundings

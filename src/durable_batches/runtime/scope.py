@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -65,7 +66,7 @@ class WorkflowScope(Protocol):
 _workflow: Final[ContextVar[WorkflowScope | None]] = ContextVar("durable_batches_workflow", default=None)
 _activity: Final[ContextVar[ActivityContext | None]] = ContextVar("durable_batches_activity", default=None)
 
-workflow_scope = _workflow.get
+workflow_scope: Callable[[], WorkflowScope | None] = _workflow.get
 """The execution whose workflow code is running; None outside of one, and inside an activity."""
 
 ScopeTokens: TypeAlias = tuple[Token[WorkflowScope | None], Token[ActivityContext | None]]

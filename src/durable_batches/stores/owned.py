@@ -23,7 +23,7 @@ class Owned:
 
     def __init__(self) -> None:
         self._executions: dict[ExecutionKey, ExecutionRecord] = {}
-        self.number = 0
+        self.number: int = 0
         """The commit after which this is what the worker owns."""
 
     def as_of(self, number: int) -> Mapping[ExecutionKey, ExecutionRecord]:

@@ -16,8 +16,8 @@ class Share:
     __slots__ = ("size", "taken")
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self.taken = 0
+        self.size: int = size
+        self.taken: int = 0
 
     def used(self, count: int) -> None:
         """So many were there; the rest of the share goes to the batches after it."""
