@@ -1,21 +1,169 @@
-"""Who takes over, and when: at once where a death can be seen, by the lease anywhere else."""
+"""Who takes over from whom, and when: at once where a death can be seen, by the lease anywhere else."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from tests.crash.processes import children, copy_of, database, opened, until
+from tests.crash.workload import MAX_ATTEMPTS, Batches, Job, Page, document_ids, extract, here, run_of
 
-from durable_batches import BatchConfig, BatchId, BatchOrchestrator, DocumentReleased, SQLiteStore, Worker
+from durable_batches import (
+    BatchConfig,
+    BatchId,
+    BatchOrchestrator,
+    DocumentCompleted,
+    DocumentReleased,
+    SQLiteStore,
+    Worker,
+)
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.records import ClaimRequest, WorkerId, WorkerRecord
 from durable_batches.orchestrator.recovery import this_process
 from durable_batches.testing.effects import EffectsLog
 from durable_batches.testing.history import HistoryChecker
-from tests.crash.processes import CLOCK, children, copy_of, database, opened, until
-from tests.crash.workload import MAX_ATTEMPTS, Job, Page, document_ids, extract, here, run_of
 
-LEASE = timedelta(seconds=30)
+LEASE = 30_000_000
+HELD = 4
+DOCUMENTS = HELD + 1
+STRANGER = WorkerId("stranger")
+
+
+class ShiftedClock(SystemClock):
+    """The real one, with a boot clock that a test sets forward, or back as a reboot does."""
+
+    shift = 0.0
+
+    def boot(self) -> float:
+        return super().boot() + self.shift
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> ShiftedClock:
+    monkeypatch.setattr("durable_batches.orchestrator.worker._RESCUE_SECONDS", 0.05)
+    return ShiftedClock()
+
+
+async def test_a_killed_process_is_succeeded_at_once(tmp_path: Path) -> None:
+    """Not after its lease of 30 s: on the same machine its death can be seen."""
+    effects = EffectsLog(tmp_path / "effects.log")
+    checker = HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker.acknowledged("batch", document_ids(20))
+    with children() as start:
+        victim = start(Job(process="victim", folder=str(tmp_path), documents=20, pace=0.1))
+        await until(lambda: len(effects.read()) > 20, "the first process to work")
+        assert victim.kill()
+        async with copy_of(tmp_path) as store:
+            await checker.verify(store, interrupted=["victim"])
+        assert checker.stats.in_flight > 0
+        heir = start(Job(process="heir", folder=str(tmp_path), documents=20, pace=0.1))
+        result = await heir.result()
+    assert result["state"] == "completed"
+    entered = heir.marks("entered")[0]
+    first = next(effect for effect in effects.read() if effect.process == "heir")
+    print(f"first activity {1000 * (first.at - entered['opening']):.0f} ms after the database was opened")
+    assert first.at - entered["opening"] < 10
+    async with opened(database(tmp_path)) as store:
+        await checker.verify(store, finished=True, everyone_left=True)
+        events = await store.events(BatchId("batch"), after=0, limit=10_000)
+    assert sum(event.tag == "document_released" for event in events) == 8
+    assert checker.stats.repeated == checker.stats.in_flight
+
+
+async def _let_hold(store: SQLiteStore, stranger: WorkerRecord) -> None:
+    """A batch, all but one of its documents held by a worker that nobody hears of."""
+    async with BatchOrchestrator(extract, store=store, max_in_flight=0) as batches:
+        await batches.submit(
+            [Page(number) for number in range(DOCUMENTS)],
+            batch_id="batch",
+            document_id=lambda page: f"page-{page.number}",
+            config=BatchConfig(concurrency=DOCUMENTS, max_crashes=10),
+        )
+        await store.register(stranger, LEASE)
+        claim = ClaimRequest(extract.versions, limit=HELD, held=0, window=HELD, capacity=HELD, checkpoints=0)
+        assert len((await store.commit(stranger.worker_id, 1, (), claim)).claims) == HELD
+
+
+def _stranger(**changes: object) -> WorkerRecord:
+    me = this_process()
+    record = WorkerRecord(STRANGER, me.boot_id, me.pid_namespace, me.pid, me.started, extract.versions)
+    return record._replace(**changes)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def _beside(
+    folder: Path, clock: ShiftedClock, stranger: WorkerRecord, shift: float = 0.0
+) -> AsyncGenerator[tuple[Batches, HistoryChecker, SQLiteStore]]:
+    """A worker of this process, that comes when the stranger holds most of the batch."""
+    here.effects, here.pace, here.poison = EffectsLog(folder / "effects.log", "heir"), 0.002, frozenset()
+    checker = HistoryChecker(effects=here.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker.acknowledged("batch", document_ids(DOCUMENTS))
+    store = SQLiteStore(database(folder), clock=clock)
+    await _let_hold(store, stranger)
+    clock.shift = shift
+    # Its own lease must outlast the jumps of the clock.
+    async with BatchOrchestrator(extract, worker=Worker(store, lease=timedelta(days=1), clock=clock)) as batches:
+        yield batches, checker, store
+    here.effects.close()
+
+
+async def _check_succession(batches: Batches, checker: HistoryChecker, store: SQLiteStore) -> None:
+    events = [event async for event in batches.progress("batch")]
+    released = [event for event in events if isinstance(event, DocumentReleased)]
+    assert [event.reason for event in released] == ["crash"] * HELD
+    assert {event.document_id for event in released} == set(document_ids(HELD))
+    await checker.verify(store, finished=True)
+    assert checker.stats.repeated == 0
+
+
+FAR_AWAY = [
+    pytest.param({"boot_id": "of another machine"}, id="another-machine"),
+    pytest.param({"pid_namespace": "pid:[1]"}, id="another-container"),
+    pytest.param({"pid_namespace": ""}, id="no-namespace"),
+    pytest.param({"started": ""}, id="no-start-time"),
+    pytest.param({}, id="this-very-process"),
+]
+
+
+@pytest.mark.parametrize("changes", FAR_AWAY)
+async def test_where_a_death_cannot_be_seen_the_lease_decides(
+    tmp_path: Path, clock: ShiftedClock, changes: dict[str, object]
+) -> None:
+    async with _beside(tmp_path, clock, _stranger(**changes)) as (batches, checker, store):
+        async with aclosing(batches.progress("batch")) as events:
+            async for event in events:
+                if isinstance(event, DocumentCompleted):
+                    break
+        # Some looks around later everything else is as it was.
+        await asyncio.sleep(0.3)
+        counts = (await batches.snapshot("batch")).counts
+        assert (counts.succeeded, counts.running) == (DOCUMENTS - HELD, HELD)
+        await checker.verify(store)
+        clock.shift = 29.0
+        await asyncio.sleep(0.3)
+        assert (await batches.snapshot("batch")).counts.running == HELD
+        clock.shift = 31.0
+        assert (await batches.result("batch")).counts.succeeded == DOCUMENTS
+        await _check_succession(batches, checker, store)
+
+
+GONE = [
+    pytest.param({"pid": 1 << 22}, 0.0, id="no-such-process"),
+    pytest.param({"started": "1"}, 0.0, id="its-pid-is-another-process's"),
+    pytest.param({"pid": os.getppid(), "started": "1"}, 0.0, id="its-pid-is-a-process-of-others"),
+    pytest.param({"boot_id": "of another time"}, -1000.0, id="the-machine-was-rebooted"),
+]
+
+
+@pytest.mark.parametrize(("changes", "shift"), GONE)
+async def test_where_a_death_can_be_seen_nobody_waits(
+    tmp_path: Path, clock: ShiftedClock, changes: dict[str, object], shift: float
+) -> None:
+    async with _beside(tmp_path, clock, _stranger(**changes), shift) as (batches, checker, store):
+        assert (await batches.result("batch")).counts.succeeded == DOCUMENTS
+        await _check_succession(batches, checker, store)

@@ -45,6 +45,9 @@ from durable_batches.lifecycle.records import CheckpointRecord, ClaimRequest, Co
 from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.effects import EffectsLog
 
+RESOLVER = -1
+"""Among the poisoned documents: the resolver."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -65,7 +68,7 @@ class Job:
     after: int = 0
     """The last event that earlier processes were given; this one subscribes to those that follow."""
     poison: Sequence[int] = ()
-    """Documents that kill their process."""
+    """Documents (and `RESOLVER`) that kill their process."""
     hang_at: int | None = None
     """The document at which the submitted documents stop coming."""
     cancels: int = 0
@@ -166,12 +169,16 @@ async def work() -> None:
     await asyncio.sleep(here.pace * random.uniform(0.3, 1.7))
 
 
+def die_of(number: int) -> None:
+    """Take the process along where the document is poisoned, as a native library would that runs wild."""
+    if number in here.poison:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @durable_activity(stage=Chunking, retry=ONCE)
 async def split(number: int) -> Ran:
     with here.effects.activity("split") as run:
-        if number in here.poison:
-            # As a native library would that writes where it must not.
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_of(number)
         await work()
         return Ran(run, parts_of(number))
 
@@ -221,6 +228,7 @@ async def assemble(total: int) -> Ran:
 async def add_up(values: list[int]) -> Ran:
     """The resolver's."""
     with here.effects.activity("add_up") as run:
+        die_of(RESOLVER)
         await work()
         return Ran(run, sum(values))
 

@@ -383,6 +383,8 @@ def facts_about(target: Identity, *, stages: int = 3, key: str = "key") -> list[
     """Every kind of fact about this execution, with each of its options."""
     return [
         ActivityCompleted(*target, key, b"result"),
+        ActivityCompleted(*target, key, b"result", stages - 1),
+        ActivityCompleted(*target, key, b"result", stages),
         ActivityFailed(*target, key, b"failure"),
         *[StageEntered(*target, mark) for mark in range(-1, stages + 1)],
         ExecutionSucceeded(*target, b"outcome", 2),

@@ -127,7 +127,7 @@ class Histories(RuleBasedStateMachine):
                     st.lists(keys, max_size=2).map(tuple),
                 ),
                 st.builds(ExecutionReleased, *map(st.just, target)),
-                st.builds(ActivityCompleted, *map(st.just, target), keys, payloads),
+                st.builds(ActivityCompleted, *map(st.just, target), keys, payloads, st.integers(-1, 5)),
                 st.builds(ActivityFailed, *map(st.just, target), keys, payloads),
             )
 

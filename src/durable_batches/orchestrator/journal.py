@@ -69,6 +69,7 @@ class Journal:
         self._claim = claim
         self._committed = committed
         self._entries: list[_Entry] = []
+        self._reminders: list[Callable[[], None]] = []
         self._in_commit: Sequence[_Entry] = ()
         self._wake = asyncio.Event()
         self._closing = False
@@ -92,6 +93,11 @@ class Journal:
             self._entries.append((fact, verdict))
             self._wake.set()
         return verdict
+
+    def remind(self, callback: Callable[[], None]) -> None:
+        """Call back just before the next commit is put together: whoever has a fact only if nothing supersedes it."""
+        self._reminders.append(callback)
+        self._wake.set()
 
     def poke(self) -> None:
         """Have a commit made even without a fact: there may be something to claim."""
@@ -131,6 +137,9 @@ class Journal:
 
     def _take(self) -> list[_Entry]:
         """What has gathered, up to the bounds of one transaction."""
+        reminders, self._reminders = self._reminders, []
+        for remind in reminders:
+            remind()
         size, count = 0, 0
         for fact, _ in self._entries[:_MOST_FACTS]:
             if type(fact) in _WITH_PAYLOAD:

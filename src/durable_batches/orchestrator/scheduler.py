@@ -326,7 +326,8 @@ class Scheduler:
                 return
             case AttemptSucceeded(value=value, unused_checkpoints=unused):
                 try:
-                    fact = ExecutionSucceeded(*identity, codec.encode(value), unused)
+                    # Read again, too: a result that nobody can read is worth as little as one that cannot be stored.
+                    fact = ExecutionSucceeded(*identity, codec.recoded(value)[0], unused)
                     await self._shared.recorder.record(fact)
                 except (PayloadError, FactRejectedError) as error:
                     await self._shared.recorder.record(_failed_to_record(identity, error, execution.attempt))

@@ -135,7 +135,8 @@ class Submission(Generic[D]):
         if self._workflow.resolver is not None:
             chunk.append(NewDocument(RESOLVER_POSITION, RESOLVER_DOCUMENT_ID, b""))
         async for document in source:
-            payload = self._workflow.document_codec.encode(document)
+            # Read again, too: better to refuse a document now than to find that no attempt can read it.
+            payload, _ = self._workflow.document_codec.recoded(document)
             chunk.append(NewDocument(position, self._id_of(document, position), payload))
             position += 1
             size += len(payload)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
 from functools import update_wrapper
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, get_type_hints, overload
+from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, get_args, get_origin, get_type_hints, overload
 
 from durable_batches.errors import ActivityDefinitionError
 from durable_batches.lifecycle.machine import tag_of
@@ -156,7 +156,7 @@ class DurableActivity(Generic[P, T_co]):
             # The input's digest only backs up the explicit key: parameters that cannot have one are left out.
             digested = {name: hint for name, hint in digested.items() if _is_encodable(hint)}
         self._keys = CallKeys(self.name, self.version, signature, digested, self._key)
-        self._codec = Codec(returned, f"the result of activity {self.name!r}")
+        self._codec = Codec(_awaited(returned), f"the result of activity {self.name!r}")
         self._namespace = None
 
 
@@ -278,12 +278,13 @@ async def map_activity(activity: Callable[[X], Awaitable[T]], items: Iterable[X]
 
     async def work() -> None:
         for index, item in queue:
+            if failures:
+                # Of another call, perhaps at once: a replay returns without waiting.
+                return
             try:
                 results[index] = await activity(item)
             except Exception as error:  # noqa: BLE001  (kept, and raised below)
                 failures.append((index, error))
-            if failures:
-                return
 
     size = len(items) if hasattr(items, "__len__") else concurrency  # type: ignore[arg-type]
     tasks = [asyncio.create_task(work()) for _ in range(min(size, concurrency))]
@@ -307,6 +308,12 @@ def annotations_of(fn: Callable[..., Any], namespace: Mapping[str, Any] | None) 
     """The function's resolved annotations; names local to where it was defined are known, too."""
     target = fn if inspect.isroutine(fn) else type(fn).__call__
     return get_type_hints(target, localns=dict(namespace) if namespace else None, include_extras=True)
+
+
+def _awaited(annotation: Any) -> Any:
+    """What a value of this type awaits to: a function that is not async may return an awaitable."""
+    origin = get_origin(annotation)
+    return get_args(annotation)[-1] if isinstance(origin, type) and issubclass(origin, Awaitable) else annotation
 
 
 def _is_encodable(annotation: Any) -> bool:

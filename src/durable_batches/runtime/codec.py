@@ -160,7 +160,7 @@ def _schema_of(annotation: Any, what: str) -> Any:
         return adapter.core_schema
     except (PydanticUserError, PydanticUndefinedAnnotation, SchemaError, NameError) as error:
         reason = str(error).partition("\n")[0]
-        raise ActivityDefinitionError(f"the {what} cannot be recorded: {reason}") from None
+        raise ActivityDefinitionError(f"{what} cannot be recorded: {reason}") from None
 
 
 def _rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
@@ -205,7 +205,7 @@ def _refuse_secrets(schema: Any, what: str) -> None:
         name: str = getattr(function, "__name__", "")
         if name.startswith("_serialize_secret") and getattr(function, "__module__", "") == "pydantic.types":
             raise ActivityDefinitionError(
-                f"the {what} cannot be recorded: a secret (SecretStr and its kin) is masked when it is written; "
+                f"{what} cannot be recorded: a secret (SecretStr and its kin) is masked when it is written; "
                 "leave it out, and fetch it where it is used"
             )
         return part

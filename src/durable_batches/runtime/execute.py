@@ -59,6 +59,10 @@ class Recorder(Protocol):
         """Hand a fact in; awaits to its verdict once the store has committed it."""
         ...
 
+    def remind(self, callback: Callable[[], None]) -> None:
+        """Call back just before the next commit is put together."""
+        ...
+
 
 @dataclass
 class RunStats:
@@ -153,6 +157,7 @@ class Attempt:
         self._calls_started = 0
         self._idle: asyncio.Future[None] | None = None
         self._cancel_when_idle = False
+        self._unwound = False
         self._failures: dict[str, int] = {}
 
     # ---- its life ------------------------------------------------------------------------------------------
@@ -164,14 +169,16 @@ class Attempt:
         self._task = asyncio.current_task()
         outcome = await self._run(body)
         self._ended = True
-        try:
-            await self._settle(0 if isinstance(outcome, AttemptStopped) else self._shared.grace)
-        except asyncio.CancelledError:
-            if self._stopping is None:
-                raise
-            # Stopped in its last moments: what it achieved stands, unless the run went on without it.
-            await self._settle(0)
-        if self._stopping in ("ended", "fenced"):
+        grace = 0.0 if isinstance(outcome, AttemptStopped) else self._shared.grace
+        while self._calls:
+            try:
+                await self._settle(grace)
+            except asyncio.CancelledError:
+                if self._stopping is None:
+                    raise
+                # Stopped in its last moments: what it achieved stands, unless the run went on without it.
+                grace = 0.0
+        if self._stopping is not None and (self._stopping != "shutdown" or self._unwound):
             return AttemptStopped(self._stopping)
         return outcome
 
@@ -194,7 +201,9 @@ class Attempt:
             if self._cancelled_from_outside():
                 raise
             return self._failed(error)
-        except Exception as error:  # noqa: BLE001  (a user's workflow may raise anything; its document has failed)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  (a user's workflow may raise anything; its document has failed)
             if (reason := self._stop_reason()) is not None:
                 # What it raised because it was being stopped is no failure of the document.
                 return AttemptStopped(reason)
@@ -234,8 +243,6 @@ class Attempt:
 
     async def _settle(self, grace: float) -> None:
         """Let the calls that the body left behind finish for so many seconds; then cancel and await them."""
-        if not self._calls:
-            return
         self._idle = asyncio.get_running_loop().create_future()
         if grace <= 0:
             self._cancel_calls()
@@ -263,7 +270,7 @@ class Attempt:
         if index > self._mark and not self._ended:
             if self._mark == self._reported:
                 # An activity that returns at once brings its stage along with its result; most do not.
-                asyncio.get_running_loop().call_soon(self._report_stage)
+                self._shared.recorder.remind(self._report_stage)
             self._mark = index
 
     def _report_stage(self) -> None:
@@ -293,7 +300,9 @@ class Attempt:
         call = _Call(self, activity, self.recorded.new_key(base))
         self._calls.add(call)
         try:
-            return await self._run_and_record(call, args, kwargs)
+            payload, value = await self._try(call, args, kwargs)
+            await self._record(call, payload)
+            return value
         finally:
             self._calls.discard(call)
             if call.reported:
@@ -328,10 +337,9 @@ class Attempt:
         self._note_failure(error, checkpoint.key)
         raise error
 
-    async def _run_and_record(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function until it returns or its retries are used up, and record how that ended."""
-        activity, execution = call.activity, self.execution
-        payload, value = b"", None
+    async def _try(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
+        """Call the function until it returns or its retries are used up: its result, encoded and as it is read."""
+        activity = call.activity
         while True:
             call.attempt += 1
             tokens = enter_activity(call)
@@ -340,7 +348,7 @@ class Attempt:
                     result = await activity.fn(*args, **kwargs)
                 else:
                     result = await self._run_aside(activity, args, kwargs)
-                payload, value = activity.codec.recoded(result)
+                return activity.codec.recoded(result)
             except asyncio.CancelledError:
                 if _cancelling(call.task) or self._stopping is not None or self._ended:
                     raise
@@ -348,16 +356,18 @@ class Attempt:
                 error: Exception = RuntimeError("the activity's own work was cancelled")
             except Exception as raised:  # noqa: BLE001  (whatever it is, the retry policy judges it)
                 error = raised
-            else:
-                break
             finally:
                 leave(tokens)
-            delay = activity.retry.delay(error, call.attempt, random.random())
+            delay = activity.retry.delay(error, call.attempt, random.random())  # noqa: S311  (jitter)
             if delay is None:
                 retryable = activity.retry.verdict(error) is not False
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 raise await self._recorded_failure(call.key, failure) from error
             await call.wait(self._shared.clock, delay.total_seconds())
+
+    async def _record(self, call: _Call, payload: bytes) -> None:
+        """Have the result committed, and with it the stage that the document is in."""
+        execution = self.execution
         self._reported = self._mark
         refusal = await self._shared.recorder.record(
             ActivityCompleted(
@@ -373,13 +383,14 @@ class Attempt:
         if refusal is not None:
             self._refused(refusal)
         self._shared.stats.activities_run += 1
-        return value
 
     async def _recorded_failure(self, key: str, failure: ActivityFailure) -> ActivityFailedError:
         execution = self.execution
         error = failure.error()
         # In the grace after the attempt's end only results are worth recording: nobody will catch a failure.
         if not self._ended:
+            # Noted at once, for a sibling may end the attempt before this is committed; and again when it is.
+            self._note_failure(error, key)
             refusal = await self._shared.recorder.record(
                 ActivityFailed(
                     execution.batch_id,
@@ -419,7 +430,7 @@ class Attempt:
             raise
 
     async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = partial(copy_context().run, fn, *args, **kwargs)
+        call = partial(copy_context().run, _without_stop_iteration, fn, args, kwargs)
         result: Any = await asyncio.get_running_loop().run_in_executor(self._shared.threads, call)
         return await result if inspect.isawaitable(result) else result
 
@@ -488,13 +499,16 @@ class _Call:
         return self._attempt_of.execution.document_id
 
     @property
+    def identity(self) -> tuple[BatchId, str, str]:
+        return self.batch_id, self.document_id, self.key
+
+    @property
     def idempotency_key(self) -> str:
-        identity = "\0".join((self.batch_id, self.document_id, self.key))
-        return blake2b(identity.encode(), digest_size=16).hexdigest()
+        return blake2b("\0".join(self.identity).encode(), digest_size=16).hexdigest()
 
     def report(self, current: int, total: int) -> None:
         self.reported = True
-        self._attempt_of._shared.reports[(self.batch_id, self.document_id, self.activity.name)] = ActivityReport(  # pyright: ignore[reportPrivateUsage]
+        self._attempt_of._shared.reports[self.identity] = ActivityReport(  # pyright: ignore[reportPrivateUsage]
             document_id=self.document_id, activity=self.activity.name, current=current, total=total
         )
 
@@ -509,6 +523,14 @@ class _Call:
     def stop_waiting(self) -> None:
         if self._waiting:
             self.task.cancel()
+
+
+def _without_stop_iteration(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function; a StopIteration of it, which no future can carry, becomes what a generator makes of it."""
+    try:
+        return fn(*args, **kwargs)
+    except StopIteration as error:
+        raise RuntimeError("the function raised StopIteration") from error
 
 
 def _cancelling(task: asyncio.Task[Any]) -> bool:

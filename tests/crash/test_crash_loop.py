@@ -1,0 +1,113 @@
+"""Documents that kill their process: found out by what they have in common with each crash, and given up alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.crash.processes import children, copy_of, database, opened
+from tests.crash.workload import MAX_ATTEMPTS, RESOLVER, Job, document_ids, run_of, tally_of
+
+from durable_batches import BatchEvent, BatchId, DocumentFailed, DocumentReleased, DocumentStarted
+from durable_batches.lifecycle.events import decode_event
+from durable_batches.lifecycle.failures import DocumentFailureRecord
+from durable_batches.lifecycle.records import RESOLVER_POSITION
+from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker
+
+DOCUMENTS = 16
+MOST_STARTS = 40
+
+
+async def _restart_until_ended(
+    folder: Path, poison: tuple[int, ...], max_crashes: int
+) -> tuple[int, dict[str, object]]:
+    """As a supervisor does: start it again whenever it dies. Returns how often it died, and the result."""
+    checker = HistoryChecker(effects=EffectsLog(folder / "effects.log"), run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    with children() as start:
+        for number in range(MOST_STARTS):
+            child = start(
+                Job(
+                    process=f"process-{number}",
+                    folder=str(folder),
+                    documents=DOCUMENTS,
+                    max_crashes=max_crashes,
+                    poison=poison,
+                    pace=0.003,
+                )
+            )
+            if await child.ended() == 0:
+                result = await child.result()
+                async with opened(database(folder)) as store:
+                    await checker.verify(store, finished=True, everyone_left=True)
+                return number, result
+            if child.marks("submitted"):
+                checker.acknowledged("batch", document_ids(DOCUMENTS))
+            async with copy_of(folder) as store:
+                await checker.verify(store, interrupted=[child.job.process])
+    raise AssertionError(f"still crashing after {MOST_STARTS} starts")
+
+
+@pytest.mark.parametrize(
+    ("poison", "max_crashes"),
+    [((5,), 3), ((0, 7), 3), ((3, 4, 11), 2), ((5,), 1)],
+    ids=["one-poisoned", "two-poisoned", "three-poisoned", "no-patience"],
+)
+async def test_poisoned_documents_fail_and_the_others_complete(
+    tmp_path: Path, poison: tuple[int, ...], max_crashes: int
+) -> None:
+    deaths, result = await _restart_until_ended(tmp_path, poison, max_crashes)
+    innocent = [number for number in range(DOCUMENTS) if number not in poison]
+    assert result["state"] == "completed"
+    assert result["resolution"] == vars(tally_of(innocent))
+    # Each of them dies alone in the end; before that they share some of their crashes.
+    assert max(max_crashes, len(poison)) <= deaths <= len(poison) * max(max_crashes, 2)
+    async with opened(database(tmp_path)) as store:
+        await _check_failures(store, {f"page-{number}" for number in poison}, max_crashes)
+        await _check_last_crashes(store)
+
+
+async def test_a_poisoned_resolver_fails_its_batch(tmp_path: Path) -> None:
+    deaths, result = await _restart_until_ended(tmp_path, (RESOLVER,), max_crashes=3)
+    assert deaths == 3
+    assert result["state"] == "failed"
+    async with opened(database(tmp_path)) as store:
+        (document,) = await store.documents(BatchId("batch"), after=RESOLVER_POSITION - 1, limit=1)
+    assert document.execution.crashes == 3
+    assert document.outcome is not None
+    assert DocumentFailureRecord.decode(document.outcome).error_type == "CrashLoopError"
+
+
+async def _check_failures(store: SQLiteStore, poisoned: set[str], max_crashes: int) -> None:
+    documents = await store.documents(BatchId("batch"), statuses=["failed"], limit=DOCUMENTS)
+    assert {document.execution.document_id for document in documents} == poisoned
+    for document in documents:
+        assert document.outcome is not None
+        assert DocumentFailureRecord.decode(document.outcome).error_type == "CrashLoopError"
+        assert document.execution.crashes >= max_crashes
+
+
+async def _check_last_crashes(store: SQLiteStore) -> None:
+    """Whoever was given up had nothing beside it when it took its process along for the last time."""
+    running: set[str] = set()
+    events = [decode_event(record) for record in await store.events(BatchId("batch"), after=0, limit=10_000)]
+    failures = 0
+    for event in events:
+        if isinstance(event, DocumentFailed):
+            failures += 1
+            assert running == {event.document_id}
+        running = _after(running, event)
+    assert failures > 0
+
+
+def _after(running: set[str], event: BatchEvent) -> set[str]:
+    match event:
+        case DocumentStarted(document_id=document_id):
+            return running | {document_id}
+        case DocumentReleased(document_id=document_id) | DocumentFailed(document_id=document_id):
+            return running - {document_id}
+        case _ if event.tag == "document_completed":
+            return running - {event.document_id}
+        case _:
+            return running

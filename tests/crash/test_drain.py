@@ -1,0 +1,151 @@
+"""Leaving in good order: what runs may finish and is kept, the rest is free at once, and nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.crash.processes import CLOCK, Child, children, database, open_files, opened, until
+from tests.crash.workload import MAX_ATTEMPTS, Job, Page, document_ids, extract, here, run_of
+
+from durable_batches import BatchConfig, BatchId, BatchOrchestrator, DocumentReleased, SQLiteStore, Worker
+from durable_batches.lifecycle.events import decode_event
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker
+
+DOCUMENTS = 24
+
+
+class Scene:
+    """One process after another on one batch."""
+
+    def __init__(self, folder: Path, start: Callable[[Job], Child]) -> None:
+        self.folder = folder
+        self.effects = EffectsLog(folder / "effects.log")
+        self.checker = HistoryChecker(effects=self.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        self.checker.acknowledged("batch", document_ids(DOCUMENTS))
+        self._start = start
+
+    async def start(self, process: str, **job: Any) -> Child:
+        """A process, working."""
+        child = self._start(Job(process=process, folder=str(self.folder), documents=DOCUMENTS, **job))
+        await until(
+            lambda: sum(effect.process == process for effect in self.effects.read()) > 20 or not child.running,
+            f"{process} to work",
+        )
+        return child
+
+    async def check(self, **check: Any) -> None:
+        async with opened(database(self.folder)) as store:
+            await self.checker.verify(store, everyone_left=True, **check)
+
+    async def releases(self) -> Counter[str]:
+        """How often documents were given back, by the reason."""
+        async with opened(database(self.folder)) as store:
+            records = await store.events(BatchId("batch"), after=0, limit=100_000)
+        return Counter(event.reason for event in map(decode_event, records) if isinstance(event, DocumentReleased))
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Generator[Scene]:
+    with children() as start:
+        yield Scene(tmp_path, start)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_deploy_finishes_what_runs_and_repeats_nothing(scene: Scene, number: signal.Signals) -> None:
+    """SIGTERM is handled by the process; SIGINT (Ctrl-C) cancels its main task, inside the `async with`."""
+    first = await scene.start("first", pace=0.1)
+    first.send(number)
+    told_at = CLOCK.boot()
+    code = await first.ended()
+    assert code == (0 if number == signal.SIGTERM else -signal.SIGINT), first.errors
+    # Nothing was interrupted: whatever ran again later would be a broken promise.
+    await scene.check()
+    assert await scene.releases() == {"shutdown": 8}
+    begun = [effect for effect in scene.effects.read() if effect.phase == "start"]
+    assert max(effect.at for effect in begun) < told_at + 1
+    second = await scene.start("second", pace=0.01)
+    assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
+    await scene.check(finished=True)
+    assert await scene.releases() == {"shutdown": 8}
+    assert scene.checker.stats.repeated == 0
+
+
+async def test_deploy_after_deploy_counts_no_crash(scene: Scene) -> None:
+    """More of them than `max_crashes`, and no document becomes a suspect."""
+    for number in range(5):
+        child = await scene.start(f"process-{number}", pace=0.03, max_crashes=2)
+        child.send(signal.SIGTERM)
+        await child.result()
+        await scene.check()
+    last = await scene.start("last", pace=0.003)
+    assert (await last.result())["counts"]["succeeded"] == DOCUMENTS
+    await scene.check(finished=True)
+    assert (await scene.releases())["crash"] == 0
+    assert scene.checker.stats.repeated == 0
+
+
+async def test_a_drain_is_bounded(scene: Scene) -> None:
+    """What does not finish in time is cancelled, and its document is free at once all the same."""
+    first = scene._start(Job(process="first", folder=str(scene.folder), documents=DOCUMENTS, pace=100.0, drain=0.3))
+    await until(lambda: len(scene.effects.read()) >= 8, "the first process to begin eight activities")
+    first.send(signal.SIGTERM)
+    assert (await first.result())["state"] == "left"
+    leaving, left = first.marks("leaving")[0]["at"], first.marks("left")[0]["at"]
+    assert 0.3 <= left - leaving < 10
+    await scene.check(interrupted=["first"])
+    assert await scene.releases() == {"shutdown": 8}
+    assert scene.checker.stats.in_flight == 8
+    second = await scene.start("second", pace=0.003)
+    assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
+    await scene.check(finished=True)
+    assert scene.checker.stats.repeated == 8
+
+
+async def test_two_processes_hand_over_during_a_rolling_deploy(scene: Scene) -> None:
+    first = await scene.start("first", pace=0.03, max_in_flight=4)
+    second = await scene.start("second", pace=0.03, max_in_flight=4)
+    first.send(signal.SIGTERM)
+    await first.result()
+    assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
+    await scene.check(finished=True)
+    assert scene.checker.stats.repeated == 0
+    assert (await scene.releases())["crash"] == 0
+
+
+@pytest.mark.parametrize("moment", ["in-flight", "at-the-end", "idle", "at-once"])
+async def test_leaving_leaves_nothing_behind(tmp_path: Path, moment: str) -> None:
+    here.effects, here.pace, here.poison = EffectsLog(tmp_path / "effects.log", "here"), 0.01, frozenset()
+    await asyncio.to_thread(lambda: None)  # Whatever asyncio keeps for itself from the first use on is there.
+    threads, tasks, files = set(threading.enumerate()), asyncio.all_tasks(), open_files()
+    worker = Worker(SQLiteStore(database(tmp_path)), drain=timedelta(seconds=10))
+    async with BatchOrchestrator(extract, worker=worker) as batches:
+        if moment in ("in-flight", "at-the-end"):
+            await batches.submit(
+                [Page(number) for number in range(DOCUMENTS)],
+                batch_id="batch",
+                document_id=lambda page: f"page-{page.number}",
+                config=BatchConfig(concurrency=8),
+            )
+            events = batches.progress("batch")
+            async for event in events:
+                if event.seq == 40 and moment == "in-flight":
+                    break
+            await events.aclose()
+        elif moment == "idle":
+            await asyncio.sleep(0.3)
+    here.effects.close()
+    assert asyncio.all_tasks() == tasks
+    assert open_files() <= files
+    await until(lambda: set(threading.enumerate()) <= threads, "the threads to end")
+    async with opened(database(tmp_path)) as store:
+        checker = HistoryChecker(effects=here.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        await checker.verify(store, everyone_left=True)
