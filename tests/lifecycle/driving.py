@@ -61,6 +61,9 @@ WORKFLOW: Final = ("workflow", "1")
 ENDED: Final = ("completed", "failed", "cancelled")
 STAGES: Final = ("one", "two", "three", "four", "five")
 
+UNENCODABLE: Final = "half a \ud83d"
+"""A message as a provider may send it, with what UTF-8 cannot hold."""
+
 Identity = tuple[BatchId, int, int, int]
 
 
@@ -389,8 +392,8 @@ def facts_about(target: Identity, *, stages: int = 3, key: str = "key") -> list[
         *[StageEntered(*target, mark) for mark in range(-1, stages + 1)],
         ExecutionSucceeded(*target, b"outcome", 2),
         ExecutionFailed(*target, b"outcome", "broke"),
-        ExecutionFailed(*target, b"outcome", "broke", retryable=False, forget=(key,)),
-        ExecutionFailed(*target, b"outcome", "broke", retry_in=1_000_000),
+        ExecutionFailed(*target, b"outcome", UNENCODABLE, retryable=False, forget=(key,)),
+        ExecutionFailed(*target, b"outcome", UNENCODABLE, retry_in=1_000_000),
         ExecutionReleased(*target),
     ]
 

@@ -8,7 +8,17 @@ from itertools import product
 from typing import Final
 
 import pytest
-from tests.lifecycle.driving import ENDED, LOADER, STAGES, Identity, World, facts_about, identity, succeeded
+from tests.lifecycle.driving import (
+    ENDED,
+    LOADER,
+    STAGES,
+    UNENCODABLE,
+    Identity,
+    World,
+    facts_about,
+    identity,
+    succeeded,
+)
 
 from durable_batches.errors import InvalidTransitionError
 from durable_batches.lifecycle.config import BatchConfig
@@ -268,7 +278,7 @@ COMMANDS: Final[list[Command]] = [
     Discard(LOADER),
     Discard(WorkerId("another loader")),
     Cancel(CANCELLED_BY, "reason"),
-    Cancel("another request", "another reason"),
+    Cancel("another request", UNENCODABLE),
 ]
 
 

@@ -90,6 +90,11 @@ def _parse_definition(text: str) -> Definition:
     return Definition(tuple(data["stages"]), data["resolver"], BatchConfig.model_validate(data["config"]))
 
 
+def _storable(text: str) -> str:
+    """The text without what UTF-8 cannot hold: no plan fails over a message."""
+    return text.encode(errors="replace").decode()
+
+
 class BatchInProgress:
     """A batch's record, opened for change."""
 
@@ -245,13 +250,13 @@ class BatchInProgress:
         self.running -= 1
         self.failed += 1
         self._leave_marks(execution)
-        self.emit("document_failed", execution.document_id, error, self.percentage)
+        self.emit("document_failed", execution.document_id, _storable(error), self.percentage)
         self.settle()
 
     def retry_document(self, execution: ExecutionRecord, failures: int, due: Micros, error: str) -> None:
         self.running -= 1
         self.waiting += 1
-        self.emit("document_retrying", execution.document_id, failures, due, error)
+        self.emit("document_retrying", execution.document_id, failures, due, _storable(error))
 
     def release_document(self, execution: ExecutionRecord, reason: str, crashes: int) -> None:
         self.running -= 1
@@ -296,7 +301,7 @@ class BatchInProgress:
 
     def retry_resolver(self, error: str, due: Micros) -> None:
         self._core["phase"] = "due"
-        self.emit("resolution_failed", error, due)
+        self.emit("resolution_failed", _storable(error), due)
 
     def complete_resolver(self) -> None:
         self._core["phase"] = "idle"
@@ -304,6 +309,7 @@ class BatchInProgress:
         self.complete()
 
     def fail_resolver(self, error: str) -> None:
+        error = _storable(error)
         self._core["phase"] = "idle"
         self.emit("resolution_failed", error, None)
         self.fail(f"the resolver failed: {error}")
@@ -318,6 +324,7 @@ class BatchInProgress:
         self.emit("batch_failed", self._counts_fields(), error)
 
     def cancel(self, request_id: str, reason: str) -> None:
+        reason = _storable(reason)
         self._end("cancelled")
         self._core["cancelled_by"] = request_id
         self._core["reason"] = reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,6 +29,8 @@ __all__ = [
 
 _ZERO: Final = timedelta(0)
 _MAX_BACKOFF: Final = timedelta(hours=1)
+_LONGEST: Final = timedelta(days=3650)
+"""Of any delay: what was due after the calendar's end could not be shown, nor stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class RetryFailed:
         then: What a document's failure means once its attempts are used up.
 
     Raises:
-        ValueError: `max_attempts` is below 1 or `backoff` is negative.
+        ValueError: `max_attempts` is below 1, or `backoff` is negative or longer than 3650 days.
     """
 
     max_attempts: int = 3
@@ -82,8 +85,7 @@ class RetryFailed:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be 1 or more")
-        if self.backoff < _ZERO:
-            raise ValueError("backoff must not be negative")
+        _check_delay("backoff", self.backoff)
 
 
 FailurePolicy: TypeAlias = ContinueOnFailure | AbortAll | RetryFailed
@@ -144,10 +146,10 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be 1 or more")
-        if self.initial < _ZERO or self.maximum < _ZERO:
-            raise ValueError("delays must not be negative")
-        if self.factor < 1:
-            raise ValueError("factor must be 1 or more")
+        _check_delay("initial", self.initial)
+        _check_delay("maximum", self.maximum)
+        if not 1 <= self.factor < math.inf:
+            raise ValueError("factor must be 1 or more, and finite")
         if not 0 <= self.jitter <= 1:
             raise ValueError("jitter must be between 0 and 1")
 
@@ -160,7 +162,7 @@ class RetryPolicy:
         if attempt >= self.max_attempts or verdict is False:
             return None
         if isinstance(verdict, timedelta):
-            return max(verdict, _ZERO)
+            return _bounded(verdict)
         wish = retry_after(error)
         if wish is not None:
             return wish
@@ -185,18 +187,18 @@ def is_retryable(error: BaseException) -> bool:
 def retry_after(error: BaseException) -> timedelta | None:
     """The delay that an error asks for: `RetryLater`, a `retry_after` attribute, a Retry-After header in seconds."""
     if isinstance(error, RetryLater):
-        return max(error.after, _ZERO)
+        return _bounded(error.after)
     wish: Any = getattr(error, "retry_after", None)
     if wish is None:
         headers: Any = getattr(getattr(error, "response", None), "headers", None)
         wish = headers.get("retry-after") if hasattr(headers, "get") else None
     if isinstance(wish, timedelta):
-        return max(wish, _ZERO)
+        return _bounded(wish)
     try:
         seconds = float(wish)
     except (TypeError, ValueError):
         return None
-    return timedelta(seconds=seconds) if 0 <= seconds < float("inf") else None
+    return timedelta(seconds=min(seconds, _LONGEST.total_seconds())) if 0 <= seconds < math.inf else None
 
 
 def neighbours_allowed(crashes: int, max_crashes: int, capacity: int) -> int:
@@ -211,6 +213,15 @@ def neighbours_allowed(crashes: int, max_crashes: int, capacity: int) -> int:
     if crashes >= max_crashes - 1:
         return 1
     return max(int(capacity ** (1 - crashes / (max_crashes - 1))), 1)
+
+
+def _check_delay(name: str, delay: timedelta) -> None:
+    if not _ZERO <= delay <= _LONGEST:
+        raise ValueError(f"{name} must not be negative, nor longer than {_LONGEST.days} days")
+
+
+def _bounded(delay: timedelta) -> timedelta:
+    return min(max(delay, _ZERO), _LONGEST)
 
 
 def _doubled(delay: timedelta, times: int) -> timedelta:

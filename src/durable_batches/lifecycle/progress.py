@@ -73,7 +73,7 @@ class BatchSnapshot(Generic[S]):
     documents_per_second: float | None
     """Since the first document started; None before the first has ended."""
     eta: datetime | None
-    """When the documents will have ended at that rate; None where there is no rate, or nothing left."""
+    """When the documents will have ended at that rate; None where there is no rate, nothing left, or no such date."""
     seq: int
     """The sequence number of the last event."""
     run: int
@@ -97,7 +97,7 @@ def snapshot_of(record: BatchRecord, machine: BatchStateMachine[S], now: Micros)
         ],
         percentage=batch.percentage,
         documents_per_second=rate,
-        eta=from_micros(now) + timedelta(seconds=left / rate) if rate and left else None,
+        eta=_eta(now, left, rate) if rate and left else None,
         seq=record.seq,
         run=record.run,
         created_at=from_micros(record.created_at),
@@ -144,6 +144,14 @@ def _rate(batch: BatchInProgress, now: Micros) -> float | None:
         return None
     seconds = max((ended or now) - started, 1) / 1_000_000
     return done / seconds
+
+
+def _eta(now: Micros, left: int, rate: float) -> datetime | None:
+    try:
+        return from_micros(now) + timedelta(seconds=left / rate)
+    except OverflowError:
+        # Beyond the calendar: a slow beginning of a large batch.
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -353,8 +353,10 @@ class Attempt:
                 if _cancelling(call.task) or self._stopping is not None or self._ended:
                     raise
                 # Not we were cancelled, but something that the function waited for.
-                error: Exception = RuntimeError("the activity's own work was cancelled")
-            except Exception as raised:  # noqa: BLE001  (whatever it is, the retry policy judges it)
+                error: BaseException = RuntimeError("the activity's own work was cancelled")
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as raised:  # noqa: BLE001  (also sys.exit(): the retry policy judges it)
                 error = raised
             finally:
                 leave(tokens)
@@ -497,6 +499,10 @@ class _Call:
     @property
     def document_id(self) -> str:
         return self._attempt_of.execution.document_id
+
+    @property
+    def clock(self) -> Clock:
+        return self._attempt_of._shared.clock  # pyright: ignore[reportPrivateUsage]
 
     @property
     def identity(self) -> tuple[BatchId, str, str]:

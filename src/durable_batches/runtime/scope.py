@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import NotInActivityError
 from durable_batches.lifecycle.states import BatchId, Stage
 
@@ -16,6 +17,7 @@ __all__ = [
     "ActivityContext",
     "WorkflowScope",
     "current_activity",
+    "current_clock",
     "enter_activity",
     "enter_workflow",
     "leave",
@@ -98,3 +100,9 @@ def current_activity() -> ActivityContext:
     if call is None:
         raise NotInActivityError("current_activity() was called outside an activity that an orchestrator runs")
     return call
+
+
+def current_clock() -> Clock:
+    """The clock of the worker that runs the activity; outside of one, the machine's."""
+    clock: Clock | None = getattr(_activity.get(), "clock", None)
+    return clock or SystemClock()

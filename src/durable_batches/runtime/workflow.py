@@ -13,7 +13,6 @@ from uuid import UUID, uuid4
 
 from typing_extensions import TypeAliasType, TypeVar
 
-from durable_batches.clock import SystemClock
 from durable_batches.errors import ActivityDefinitionError, ForeignStageError
 from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
 from durable_batches.lifecycle.moments import from_micros
@@ -22,7 +21,7 @@ from durable_batches.lifecycle.states import BatchId, Counts, Stage
 from durable_batches.runtime.activity import DurableActivity, annotations_of, durable_activity
 from durable_batches.runtime.codec import Codec
 from durable_batches.runtime.outcomes import DocumentFailure, DocumentSucceeded
-from durable_batches.runtime.scope import workflow_scope
+from durable_batches.runtime.scope import current_clock, workflow_scope
 
 __all__ = [
     "ResolvedWorkflowDecorator",
@@ -298,7 +297,7 @@ def enter_stage(stage: type[Stage]) -> None:
 
 @durable_activity(name="durable_now")
 async def _now() -> datetime:
-    return from_micros(SystemClock().now())
+    return from_micros(current_clock().now())
 
 
 @durable_activity(name="durable_uuid")

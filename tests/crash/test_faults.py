@@ -1,0 +1,334 @@
+"""A store that fails: before a commit, after it, for a while, or for one document only."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from tests.conftest import StoreMaker
+from tests.crash.processes import CLOCK, database, until
+from tests.crash.workload import MAX_ATTEMPTS, Batches, Page, document_ids, extract, here, run_of, tally_of
+
+from durable_batches import (
+    BatchConfig,
+    BatchOrchestrator,
+    Cancelled,
+    DocumentFailure,
+    SQLiteStore,
+    Store,
+    StoreUnavailableError,
+    Worker,
+)
+from durable_batches.errors import CommitUnknownError
+from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.protocol import Heart
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker
+
+DOCUMENTS = 20
+
+Fault = Literal["before", "after"]
+
+
+class Faults:
+    """Between a worker and its store."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = store
+        self.fault: Callable[[ClaimRequest | None], Fault | None] = lambda claim: None
+        self.made = {"before": 0, "after": 0}
+        self.away = False
+        """The store cannot be reached at all."""
+        self._seen: dict[tuple[WorkerId, int], tuple[Sequence[Fact], ClaimRequest | None]] = {}
+        self._commit = store.commit
+        self._heart = store.heart
+        monkeypatch.setattr(store, "commit", self.commit)
+        monkeypatch.setattr(store, "heart", lambda worker: _FaultyHeart(self, self._heart(worker)))
+        for name in ("register", "workers", "expire", "leave", "create", "add", "control", "batch", "wait"):
+            monkeypatch.setattr(store, name, self._reaching(getattr(store, name)))
+
+    async def commit(
+        self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
+    ) -> Committed:
+        # What is repeated under a number is what it was: or the answer would be about something else.
+        assert self._seen.setdefault((worker, number), (facts, claim)) == (facts, claim)
+        self.check()
+        fault = self.fault(claim)
+        if fault is not None:
+            self.made[fault] += 1
+        if fault == "before":
+            raise StoreUnavailableError("not now")
+        committed = await self._commit(worker, number, facts, claim)
+        if fault == "after":
+            raise CommitUnknownError("the reply was lost")
+        return committed
+
+    def check(self) -> None:
+        if self.away:
+            raise StoreUnavailableError("it is away")
+
+    def _reaching(self, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def reached(*args: Any, **kwargs: Any) -> Any:
+            self.check()
+            return await method(*args, **kwargs)
+
+        return reached
+
+
+class _FaultyHeart:
+    def __init__(self, faults: Faults, heart: Heart) -> None:
+        self._faults = faults
+        self._heart = heart
+
+    def beat(self) -> bool:
+        self._faults.check()
+        return self._heart.beat()
+
+    def close(self) -> None:
+        self._heart.close()
+
+
+@pytest.fixture
+def faults(open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch) -> Faults:
+    return Faults(open_store(None), monkeypatch)
+
+
+@pytest.fixture
+def checker(tmp_path: Path) -> HistoryChecker:
+    here.effects, here.pace, here.poison = EffectsLog(tmp_path / "effects.log", "here"), 0.002, frozenset()
+    checker = HistoryChecker(effects=here.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker.acknowledged("batch", document_ids(DOCUMENTS))
+    return checker
+
+
+async def _submit(batches: Batches, **config: Any) -> None:
+    await batches.submit(
+        [Page(number) for number in range(DOCUMENTS)],
+        batch_id="batch",
+        document_id=lambda page: f"page-{page.number}",
+        config=BatchConfig(concurrency=8, **config),
+    )
+
+
+# ---- commits -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [["before"], ["after"], ["before", "after"]], ids="-".join)
+async def test_a_commit_is_made_once_whatever_became_of_its_reply(
+    faults: Faults, checker: HistoryChecker, kinds: list[Fault]
+) -> None:
+    chance = random.Random(7)
+    faults.fault = lambda claim: chance.choice(kinds) if chance.random() < 0.4 else None
+    async with BatchOrchestrator(extract, store=faults.store) as batches:
+        await _submit(batches)
+        events = [event async for event in batches.progress("batch")]
+        result = await batches.result("batch")
+        checker.streamed("batch", events, ended=True)
+        await checker.verify(faults.store, finished=True)
+    assert result.value == tally_of(range(DOCUMENTS))
+    assert min(faults.made[kind] for kind in kinds) > 3
+    assert checker.stats.repeated == 0
+
+
+async def test_claims_whose_reply_was_lost_are_run(faults: Faults, checker: HistoryChecker) -> None:
+    """Every single commit that claims is answered only the second time it is made."""
+    answered = True
+
+    def fault(claim: ClaimRequest | None) -> Fault | None:
+        nonlocal answered
+        answered = not answered or claim is None
+        return None if answered else "after"
+
+    faults.fault = fault
+    async with BatchOrchestrator(extract, store=faults.store) as batches:
+        await _submit(batches)
+        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        attempts = [document.attempts async for document in batches.documents("batch")]
+        await checker.verify(faults.store, finished=True)
+    assert faults.made["after"] > 0
+    assert attempts == [1] * DOCUMENTS
+
+
+async def test_a_cancel_whose_reply_was_lost_still_returns_true(
+    faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It carries an id: asked again, the store knows that it was this one."""
+    lost = 2
+    control = faults.store.control
+
+    async def losing(batch_id: BatchId, command: Command) -> Committed:
+        nonlocal lost
+        committed = await control(batch_id, command)
+        if lost:
+            lost -= 1
+            raise CommitUnknownError("the reply was lost")
+        return committed
+
+    here.pace = 0.1
+    async with BatchOrchestrator(extract, store=faults.store) as batches:
+        await _submit(batches)
+        monkeypatch.setattr(faults.store, "control", losing)
+        answer = await batches.cancel("batch")
+        checker.cancel_answered("batch", answer, process="here", at=CLOCK.boot())
+        assert answer is True
+        assert lost == 0
+        assert isinstance((await batches.result("batch")).state, Cancelled)
+        await checker.verify(faults.store, finished=True)
+
+
+async def test_a_submission_whose_reply_was_lost_is_one(
+    faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = faults.store.control
+    lost = True
+
+    async def losing(batch_id: BatchId, command: Command) -> Committed:
+        nonlocal lost
+        committed = await control(batch_id, command)
+        if lost:
+            lost = False
+            raise CommitUnknownError("the reply was lost")
+        return committed
+
+    async with BatchOrchestrator(extract, store=faults.store) as batches:
+        monkeypatch.setattr(faults.store, "control", losing)
+        await _submit(batches)
+        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        await checker.verify(faults.store, finished=True)
+
+
+# ---- a store that is away --------------------------------------------------------------------------------------
+
+
+async def test_work_goes_on_when_the_store_is_back_within_the_lease(faults: Faults, checker: HistoryChecker) -> None:
+    async with BatchOrchestrator(extract, store=faults.store) as batches:
+        await _submit(batches)
+        await until(lambda: len(here.effects.read()) > 40, "some work")
+        faults.away = True
+        with pytest.raises(StoreUnavailableError):
+            await batches.snapshot("batch")
+        await asyncio.sleep(0.5)
+        faults.away = False
+        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        await checker.verify(faults.store, finished=True)
+    assert checker.stats.repeated == 0
+
+
+async def test_work_goes_on_when_the_store_was_away_past_the_lease(faults: Faults, checker: HistoryChecker) -> None:
+    """The worker counts itself dead, and registers anew once it can; what ran then runs again."""
+    worker = Worker(faults.store, lease=timedelta(seconds=0.6))
+    async with BatchOrchestrator(extract, worker=worker) as batches:
+        await _submit(batches, max_crashes=10)
+        await until(lambda: len(here.effects.read()) > 40, "some work")
+        first = worker.worker_id
+        faults.away = True
+        await asyncio.sleep(2.0)
+        faults.away = False
+        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        assert worker.worker_id != first
+        await checker.verify(faults.store, interrupted=["here"], finished=True)
+    assert checker.stats.repeated <= checker.stats.in_flight
+
+
+async def test_leaving_is_bounded_while_the_store_is_away(
+    faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durable_batches.orchestrator.worker._STORE_PATIENCE_SECONDS", 0.3)
+    tasks = asyncio.all_tasks()
+    async with BatchOrchestrator(
+        extract, worker=Worker(faults.store, drain=timedelta(seconds=0.3), lease=timedelta(seconds=1))
+    ) as batches:
+        await _submit(batches, max_crashes=10)
+        await until(lambda: len(here.effects.read()) > 40, "some work")
+        faults.away = True
+        left_at = CLOCK.boot()
+    assert CLOCK.boot() - left_at < 10
+    assert asyncio.all_tasks() == tasks
+    faults.away = False
+    # The lease decides when the next one may go on: the first could not say goodbye.
+    async with BatchOrchestrator(extract, store=faults.store) as batches:
+        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        await checker.verify(faults.store, interrupted=["here"], finished=True)
+
+
+# ---- one file, and what can be the matter with it ----------------------------------------------------------------
+
+
+@contextmanager
+def _held(path: Path) -> Any:
+    """Another process's transaction."""
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path, checker: HistoryChecker) -> None:
+    """Even for longer than the lease: whoever is late is fenced, and nobody hears of locks."""
+    store = SQLiteStore(database(tmp_path))
+    async with BatchOrchestrator(extract, worker=Worker(store, lease=timedelta(seconds=0.6))) as batches:
+        await _submit(batches, max_crashes=10)
+        await until(lambda: len(here.effects.read()) > 40, "some work")
+        with _held(store.path):
+            await asyncio.sleep(1.5)
+        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        await checker.verify(store, interrupted=["here"], finished=True)
+
+
+async def test_work_goes_on_when_a_full_disk_has_room_again(tmp_path: Path, checker: HistoryChecker) -> None:
+    store = SQLiteStore(database(tmp_path))
+    async with BatchOrchestrator(extract, store=store) as batches:
+        await _submit(batches)
+        await until(lambda: len(here.effects.read()) > 40, "some work")
+        assert store._writer is not None
+        await store._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
+        await asyncio.sleep(0.5)
+        assert not (await batches.snapshot("batch")).counts.ended == DOCUMENTS
+        await store._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall())
+        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        await checker.verify(store, finished=True)
+    assert checker.stats.repeated == 0
+
+
+REFUSALS = {
+    "a-result": ("activity", "NEW.key LIKE 'relate:%' AND NEW.payload LIKE '%\"value\":3%'"),
+    "a-failure": ("activity", "NEW.failed AND NEW.execution % 4294967296 = 5"),
+    "an-outcome": ("outcome", "NEW.payload LIKE '%\"number\":4,%'"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_one_documents_data_is_refused_and_its_neighbours_do_not_notice(
+    tmp_path: Path, checker: HistoryChecker, refusal: str
+) -> None:
+    """By a trigger here; by a limit of the database, or a value that it cannot hold, in the field."""
+    table, condition = REFUSALS[refusal]
+    store = SQLiteStore(database(tmp_path))
+    await store.open()
+    connection = sqlite3.connect(store.path)
+    connection.execute(
+        f"CREATE TRIGGER refusal BEFORE INSERT ON {table} WHEN {condition} "
+        "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+    )
+    connection.close()
+    async with BatchOrchestrator(extract, store=store) as batches:
+        await _submit(batches)
+        result = await batches.result("batch")
+        failures = [outcome async for outcome in batches.results("batch") if isinstance(outcome, DocumentFailure)]
+        await checker.verify(store, finished=True)
+    await store.close()
+    assert [(failure.document_id, failure.error_type) for failure in failures] == [("page-4", "FactRejectedError")]
+    assert result.value == tally_of([number for number in range(DOCUMENTS) if number != 4])
+    assert checker.stats.repeated == 0

@@ -1,0 +1,111 @@
+"""A submitter that dies half-way: nothing of its batch is there for anybody, until somebody submits it again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from tests.crash.processes import Child, children, database, opened, until
+from tests.crash.workload import MAX_ATTEMPTS, Batches, Job, Page, document_ids, extract, run_of, tally_of
+
+from durable_batches import (
+    BatchId,
+    BatchNotFoundError,
+    BatchOrchestrator,
+    SQLiteStore,
+    SubmissionInProgressError,
+)
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker
+
+STORED = 1_200
+"""Documents after which the first submitter hangs: more than two of the chunks in which they are stored."""
+DOCUMENTS = 30
+"""Those of the submission that is made instead."""
+
+
+@asynccontextmanager
+async def _looking(folder: Path) -> AsyncGenerator[Batches]:
+    """An orchestrator that runs nothing."""
+    async with BatchOrchestrator(extract, store=SQLiteStore(database(folder)), max_in_flight=0) as batches:
+        yield batches
+
+
+def _submitter(folder: Path) -> Job:
+    return Job(process="submitter", folder=str(folder), documents=STORED + 1, hang_at=STORED)
+
+
+async def _hangs(child: Child, folder: Path) -> int:
+    """How many of its documents were stored by then."""
+    await until(lambda: bool(child.marks("hanging")) or not child.running, "the submitter to hang")
+    assert child.running, child.errors
+    stored = await _stored(folder)
+    assert 0 < stored < STORED
+    return stored
+
+
+async def _stored(folder: Path) -> int:
+    async with opened(database(folder)) as store:
+        return len(await store.documents(BatchId("batch"), limit=STORED))
+
+
+async def _is_invisible(batches: Batches) -> None:
+    for look in (batches.state, batches.snapshot, batches.result, batches.cancel):
+        with pytest.raises(BatchNotFoundError):
+            await look("batch")
+    with pytest.raises(BatchNotFoundError):
+        async for _ in batches.progress("batch"):
+            pass
+    assert [batch async for batch in batches.list_batches()] == []
+
+
+async def test_a_batch_that_was_never_wholly_there_is_not_there(tmp_path: Path) -> None:
+    with children() as start:
+        submitter = start(_submitter(tmp_path))
+        await _hangs(submitter, tmp_path)
+        async with _looking(tmp_path) as batches:
+            await _is_invisible(batches)
+            assert submitter.kill()
+            await _is_invisible(batches)
+        # Another worker has nothing to do.
+        worker = start(Job(process="worker", folder=str(tmp_path)))
+        await until(lambda: bool(worker.marks("committed")), "the worker to look for work")
+        assert worker.kill()
+        checker = HistoryChecker(effects=EffectsLog(tmp_path / "effects.log"), run_of=run_of)
+        async with opened(database(tmp_path)) as store:
+            await checker.verify(store)
+        assert checker.stats.runs == 0
+
+
+async def test_a_dead_submitters_batch_is_loaded_anew(tmp_path: Path) -> None:
+    """With other documents even: nothing of the first attempt is left among them."""
+    with children() as start:
+        submitter = start(_submitter(tmp_path))
+        await _hangs(submitter, tmp_path)
+        assert submitter.kill()
+        heir = start(Job(process="heir", folder=str(tmp_path), documents=DOCUMENTS, pace=0.003))
+        result = await heir.result()
+    assert result["counts"]["total"] == result["counts"]["succeeded"] == DOCUMENTS
+    assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
+    checker = HistoryChecker(effects=EffectsLog(tmp_path / "effects.log"), run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker.acknowledged("batch", document_ids(DOCUMENTS))
+    async with opened(database(tmp_path)) as store:
+        await checker.verify(store, finished=True, everyone_left=True)
+
+
+async def test_a_living_submitter_is_not_pushed_aside(tmp_path: Path) -> None:
+    with children() as start:
+        submitter = start(_submitter(tmp_path))
+        stored = await _hangs(submitter, tmp_path)
+        async with _looking(tmp_path) as batches:
+            with pytest.raises(SubmissionInProgressError, match="batch"):
+                await batches.submit([Page(0)], batch_id="batch")
+            # Nor did the attempt do any harm to what it was refused for.
+            assert await _stored(tmp_path) == stored
+            assert submitter.kill()
+            # At once: on the same machine its death can be seen.
+            assert await batches.submit([Page(0)], batch_id="batch") == "batch"
+            assert (await batches.snapshot("batch")).counts.total == 1

@@ -1,0 +1,186 @@
+"""Every event is written by the core, stored as JSON, and comes back as its class with the same values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from typing import Any, get_args
+
+import pytest
+from tests.lifecycle.driving import START, World, identity
+
+from durable_batches import (
+    AbortAll,
+    BatchCancelled,
+    BatchCompleted,
+    BatchConfig,
+    BatchCreated,
+    BatchEvent,
+    BatchFailed,
+    BatchId,
+    Counts,
+    DocumentCompleted,
+    DocumentFailed,
+    DocumentReleased,
+    DocumentRetrying,
+    DocumentStarted,
+    ResolutionCompleted,
+    ResolutionFailed,
+    ResolutionStarted,
+    RetryFailed,
+    StageProgress,
+    StateChanged,
+)
+from durable_batches.lifecycle.events import LAST_EVENT_TAGS, decode_event
+from durable_batches.lifecycle.facts import (
+    Cancel,
+    ExecutionFailed,
+    ExecutionReleased,
+    ExecutionSucceeded,
+    StageEntered,
+)
+from durable_batches.lifecycle.moments import from_micros
+from durable_batches.lifecycle.records import RESOLVER_POSITION, EventRecord, WorkerId
+
+ME = WorkerId("me")
+KINDS: tuple[type[Any], ...] = get_args(BatchEvent)
+
+
+def decoded(world: World, batch_id: BatchId) -> list[BatchEvent]:
+    return [decode_event(event) for event in world.events[batch_id]]
+
+
+def fields_of(event: BatchEvent) -> dict[str, Any]:
+    values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    return {name: value for name, value in values.items() if name not in ("batch_id", "seq", "at", "tag")}
+
+
+def eventful_life() -> tuple[World, BatchId]:
+    """A batch to which everything happens that is an event, but its end by failure or cancel."""
+    world = World()
+    config = BatchConfig(failure_policy=RetryFailed(max_attempts=2, backoff=timedelta(seconds=10)))
+    batch_id = world.batch("bätch", 3, stages=2, resolver=True, config=config)
+    world.claim(ME, 2)
+    one, two = world.held(ME)
+    world.commit(
+        ME,
+        StageEntered(*identity(one), 1),
+        ExecutionReleased(*identity(one)),
+        ExecutionSucceeded(*identity(two), b"", 4),
+    )
+    world.claim(ME, 1)
+    world.release([ME], "crash")
+    again, other = WorkerId("again"), WorkerId("other")
+    world.claim(again, 1)
+    (third,) = world.held(again)
+    world.commit(again, ExecutionFailed(*identity(third), b"", "ün\nlucky"))
+    world.now += 10_000_000
+    world.claim(other)
+    suspect, second = world.held(other)
+    world.commit(other, ExecutionSucceeded(*identity(suspect), b""), ExecutionFailed(*identity(second), b"", "again"))
+    world.claim(other)
+    (resolver,) = world.held(other)
+    assert resolver.position == RESOLVER_POSITION
+    world.commit(other, ExecutionFailed(*identity(resolver), b"", "later", retry_in=1_000_000))
+    world.now += 1_000_000
+    world.claim(other)
+    world.release([other], "shutdown")
+    last = WorkerId("last")
+    world.claim(last)
+    world.commit(last, ExecutionSucceeded(*identity(world.held(last)[0]), b""))
+    world.check()
+    return world, batch_id
+
+
+def test_every_event_comes_back_as_it_was_meant() -> None:
+    world, batch_id = eventful_life()
+    events = decoded(world, batch_id)
+    found = [(type(event), fields_of(event)) for event in events]
+
+    def has(kind: type[Any], **fields: Any) -> None:
+        assert (kind, fields) in found, f"{kind.__name__}({fields}) is not among {found}"
+
+    moment = from_micros(START)
+    has(BatchCreated, workflow="workflow", version="1", total=3)
+    has(StateChanged, previous="pending", state="one")
+    has(DocumentStarted, document_id="document-0", attempt=1)
+    has(StageProgress, document_id="document-0", stage="two", current=1, total=3, percentage=16.6667)
+    has(DocumentReleased, document_id="document-0", reason="shutdown", crashes=0)
+    has(DocumentReleased, document_id="document-0", reason="crash", crashes=1)
+    has(DocumentCompleted, document_id="document-1", percentage=50.0, unused_checkpoints=4)
+    has(
+        DocumentRetrying,
+        document_id="document-2",
+        failures=1,
+        due=moment + timedelta(seconds=10),
+        error="ün\nlucky",
+    )
+    has(DocumentFailed, document_id="document-2", error="again", percentage=100.0)
+    has(ResolutionStarted, attempt=1)
+    has(ResolutionFailed, error="later", due=moment + timedelta(seconds=11))
+    has(ResolutionFailed, error="its worker shut down", due=moment + timedelta(seconds=11))
+    has(ResolutionCompleted)
+    has(BatchCompleted, counts=Counts(total=3, succeeded=2, failed=1))
+    assert {type(event) for event in events} == set(KINDS) - {BatchFailed, BatchCancelled}
+    assert {event.batch_id for event in events} == {"bätch"}
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+
+
+def test_the_events_of_the_other_ends() -> None:
+    world = World()
+    failed = world.batch("failed", 2, config=BatchConfig(failure_policy=AbortAll()))
+    world.claim(ME, 1)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    last = decoded(world, failed)[-1]
+    assert isinstance(last, BatchFailed)
+    assert last.counts == Counts(total=2, failed=1, cancelled=1)
+    assert "abort" in last.error
+
+    cancelled = world.batch("cancelled", 2)
+    world.command(cancelled, Cancel("request", "zu teuer"))
+    last = decoded(world, cancelled)[-1]
+    assert isinstance(last, BatchCancelled)
+    assert (last.counts, last.reason) == (Counts(total=2, cancelled=2), "zu teuer")
+
+
+def test_a_resolver_that_failed_for_good_has_no_due_time() -> None:
+    world = World()
+    batch_id = world.batch("batch", 0, resolver=True)
+    world.claim(ME)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    failed = [event for event in decoded(world, batch_id) if isinstance(event, ResolutionFailed)]
+    assert [(event.error, event.due) for event in failed] == [("no", None)]
+
+
+def test_moments_are_exact_and_aware() -> None:
+    record = EventRecord(BatchId("batch"), 1, 1_700_000_000_123_457, "resolution_completed", b"[]")
+    event = decode_event(record)
+    assert event.at == datetime.fromisoformat("2023-11-14T22:13:20.123457+00:00")
+    assert event.at.utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_events_are_closed_frozen_and_tagged(kind: type[Any]) -> None:
+    tags = [field.default for field in dataclasses.fields(kind) if field.name == "tag"]
+    assert len(tags) == 1
+    assert kind.__dataclass_params__.frozen
+    assert ({field.name for field in dataclasses.fields(kind)} >= {"batch_id", "seq", "at"}) is True
+
+
+def test_tags_are_unique_and_the_last_ones_known() -> None:
+    tags = {kind: next(field.default for field in dataclasses.fields(kind) if field.name == "tag") for kind in KINDS}
+    assert len(set(tags.values())) == len(KINDS)
+    assert {tags[kind] for kind in (BatchCompleted, BatchFailed, BatchCancelled)} == LAST_EVENT_TAGS
+
+
+def test_an_older_event_lacks_what_was_added_since() -> None:
+    record = EventRecord(BatchId("batch"), 1, START, "document_completed", json.dumps(["a", 50.0]).encode())
+    event = decode_event(record)
+    assert isinstance(event, DocumentCompleted)
+    assert event.unused_checkpoints == 0
+
+
+def test_a_newer_event_has_what_is_passed_over() -> None:
+    record = EventRecord(BatchId("batch"), 1, START, "document_started", json.dumps(["a", 1, "new"]).encode())
+    assert fields_of(decode_event(record)) == {"document_id": "a", "attempt": 1}
