@@ -124,8 +124,9 @@ async def _submit(batches: Batches, **config: Any) -> None:
 
 @pytest.mark.parametrize("kinds", [["before"], ["after"], ["before", "after"]], ids="-".join)
 async def test_a_commit_is_made_once_whatever_became_of_its_reply(
-    faults: Faults, checker: HistoryChecker, kinds: list[Fault]
+    faults: Faults, checker: HistoryChecker, kinds: list[Fault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("durable_batches.orchestrator.journal._FIRST_PAUSE", 0.001)
     chance = random.Random(7)
     faults.fault = lambda claim: chance.choice(kinds) if chance.random() < 0.4 else None
     async with BatchOrchestrator(extract, store=faults.store) as batches:
@@ -295,17 +296,18 @@ async def test_work_goes_on_when_a_full_disk_has_room_again(tmp_path: Path, chec
         assert store._writer is not None
         await store._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
         await asyncio.sleep(0.5)
-        assert not (await batches.snapshot("batch")).counts.ended == DOCUMENTS
+        assert (await batches.snapshot("batch")).counts.ended < DOCUMENTS
         await store._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall())
         assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
         await checker.verify(store, finished=True)
     assert checker.stats.repeated == 0
 
 
+# The table, and what the refused row has: page-4's (they are counted from the resolver's).
 REFUSALS = {
-    "a-result": ("activity", "NEW.key LIKE 'relate:%' AND NEW.payload LIKE '%\"value\":3%'"),
-    "a-failure": ("activity", "NEW.failed AND NEW.execution % 4294967296 = 5"),
-    "an-outcome": ("outcome", "NEW.payload LIKE '%\"number\":4,%'"),
+    "a-result": ("activity", "NEW.execution % 4294967296 = 5 AND NEW.key LIKE 'relate:%'"),
+    "a-failure": ("activity", "NEW.execution % 4294967296 = 5 AND NEW.failed"),
+    "an-outcome": ("outcome", "NEW.key % 4294967296 = 5 AND instr(NEW.payload, CAST('accepted' AS BLOB))"),
 }
 
 

@@ -161,7 +161,6 @@ class Folded:
     counts: Counts
     state: str
     percentage: float
-    entered: dict[str, int]
     seq: int
 
 
@@ -179,7 +178,6 @@ class _Folder:
         self._total = 0
         self._state = "pending"
         self._percentage = 0.0
-        self._entered: dict[str, int] = {}
         self._seq = 0
         self._last: Counts | None = None
 
@@ -197,8 +195,7 @@ class _Folder:
                 self._documents[document_id] = "pending"
             case DocumentRetrying(document_id=document_id):
                 self._documents[document_id] = "waiting"
-            case StageProgress(stage=stage, current=current, percentage=percentage):
-                self._entered[stage] = current
+            case StageProgress(percentage=percentage):
                 self._percentage = percentage
             case DocumentCompleted(document_id=document_id, percentage=percentage):
                 self._documents[document_id] = "succeeded"
@@ -218,7 +215,6 @@ class _Folder:
             counts=self._last or self._counts(),
             state=self._state,
             percentage=self._percentage,
-            entered=self._entered,
             seq=self._seq,
         )
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -306,7 +305,7 @@ class Attempt:
         finally:
             self._calls.discard(call)
             if call.reported:
-                self._shared.reports.pop((call.batch_id, call.document_id, activity.name), None)
+                self._shared.reports.pop(call.identity, None)
             if not self._calls and (self._idle is not None or self._cancel_when_idle):
                 self._became_idle()
 
@@ -360,7 +359,7 @@ class Attempt:
                 error = raised
             finally:
                 leave(tokens)
-            delay = activity.retry.delay(error, call.attempt, random.random())  # noqa: S311  (jitter)
+            delay = activity.retry.delay(error, call.attempt, random.random())
             if delay is None:
                 retryable = activity.retry.verdict(error) is not False
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
@@ -432,7 +431,15 @@ class Attempt:
             raise
 
     async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = partial(copy_context().run, _without_stop_iteration, fn, args, kwargs)
+        context = copy_context()
+
+        def call() -> Any:
+            try:
+                return context.run(fn, *args, **kwargs)
+            except StopIteration as error:
+                # No future can carry it; this is what a generator makes of one.
+                raise RuntimeError("the function raised StopIteration") from error
+
         result: Any = await asyncio.get_running_loop().run_in_executor(self._shared.threads, call)
         return await result if inspect.isawaitable(result) else result
 
@@ -459,7 +466,7 @@ class Attempt:
             error=error,
             record=record,
             retryable=all(_leaves_room(leaf) for leaf in leaves),
-            forget=self._ending_failures(error),
+            forget=self._ending_failures(error),  # pyright: ignore[reportUnknownArgumentType]
         )
 
     def _ending_failures(self, error: BaseException) -> tuple[str, ...]:
@@ -529,14 +536,6 @@ class _Call:
     def stop_waiting(self) -> None:
         if self._waiting:
             self.task.cancel()
-
-
-def _without_stop_iteration(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function; a StopIteration of it, which no future can carry, becomes what a generator makes of it."""
-    try:
-        return fn(*args, **kwargs)
-    except StopIteration as error:
-        raise RuntimeError("the function raised StopIteration") from error
 
 
 def _cancelling(task: asyncio.Task[Any]) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import update_wrapper
-from types import CodeType, ModuleType
-from typing import Any, Final, Generic, Protocol, overload
+from types import CellType, CodeType, ModuleType
+from typing import Any, Final, Generic, NamedTuple, Protocol, cast, overload
 from uuid import UUID, uuid4
 
 from typing_extensions import TypeAliasType, TypeVar
@@ -322,19 +324,35 @@ def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[...,
     """The activities that a function's code names, directly or as an attribute of a module or class."""
     fn = inspect.unwrap(fn)
     code: CodeType | None = getattr(fn, "__code__", None)
-    if code is None:
-        return
-    scope = {**getattr(fn, "__globals__", {}), **_closure(fn)}
-    names = {name for part in _all_code(code) for name in (*part.co_names, *part.co_freevars)}
-    for name in sorted(names & scope.keys()):
-        value = scope[name]
-        if isinstance(value, DurableActivity):
-            yield value
-        elif isinstance(value, ModuleType | type):
-            for attribute in sorted(names & vars(value).keys()):
-                member = vars(value)[attribute]
-                if isinstance(member, DurableActivity):
-                    yield member
+    if code is not None:
+        known = _Names(fn.__globals__, _closure(fn, code))
+        for part in _all_code(code):
+            yield from _activities_in(part, known)
+
+
+class _Names(NamedTuple):
+    """What a function's names stand for."""
+
+    of_module: Mapping[str, Any]
+    of_closure: Mapping[str, Any]
+
+
+def _activities_in(code: CodeType, names: _Names) -> Iterator[DurableActivity[..., Any]]:
+    found: Any = _MISSING
+    for instruction in dis.get_instructions(code):
+        match instruction.opname:
+            case "LOAD_GLOBAL" | "LOAD_NAME":
+                found = names.of_module.get(instruction.argval, _MISSING)
+            case "LOAD_DEREF" | "LOAD_CLASSDEREF":
+                found = names.of_closure.get(instruction.argval, _MISSING)
+            case "LOAD_ATTR" | "LOAD_METHOD" if isinstance(found, ModuleType | type):
+                found = inspect.getattr_static(found, instruction.argval, _MISSING)
+            case "EXTENDED_ARG":
+                continue
+            case _:
+                found = _MISSING
+        if isinstance(found, DurableActivity):
+            yield cast(DurableActivity[..., Any], found)
 
 
 def _all_code(code: CodeType) -> Iterator[CodeType]:
@@ -344,8 +362,11 @@ def _all_code(code: CodeType) -> Iterator[CodeType]:
             yield from _all_code(constant)
 
 
-def _closure(fn: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return dict(inspect.getclosurevars(fn).nonlocals)
-    except (TypeError, ValueError):
-        return {}
+def _closure(fn: Callable[..., Any], code: CodeType) -> dict[str, Any]:
+    cells: tuple[CellType, ...] = getattr(fn, "__closure__", None) or ()
+    found: dict[str, Any] = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        # A variable that is not set yet has an empty cell.
+        with suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found

@@ -531,9 +531,8 @@ class HistoryChecker:
         for key, runs in calls.items():
             self._check_runs(key, runs, pictures)
             self._check_recorded(key, runs, recorded.get(key))
-            for process in newly:
-                last = max((index for index, run in enumerate(runs) if run.process == process), default=None)
-                if last is not None and (key not in recorded or last < len(runs) - 1):
+            for index, run in enumerate(runs):
+                if run.process in newly and (key not in recorded or index < len(runs) - 1):
                     self.stats.in_flight += 1
         self.stats.runs = sum(len(runs) for runs in calls.values())
         self.stats.repeated = self.stats.runs - len(calls)

@@ -1,0 +1,366 @@
+"""MemoryStore and SQLiteStore, given the same commands, give the same answers and hold the same."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.properties import modest
+
+from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, DurableBatchesError, RetryFailed
+from durable_batches.lifecycle.core import Definition, new_batch
+from durable_batches.lifecycle.facts import (
+    ActivityCompleted,
+    ActivityFailed,
+    Cancel,
+    Command,
+    Discard,
+    ExecutionFailed,
+    ExecutionReleased,
+    ExecutionSucceeded,
+    Fact,
+    Seal,
+    StageEntered,
+)
+from durable_batches.lifecycle.records import (
+    RESOLVER_DOCUMENT_ID,
+    RESOLVER_POSITION,
+    Claim,
+    ClaimRequest,
+    Committed,
+    NewDocument,
+    WorkerId,
+    WorkerRecord,
+)
+from durable_batches.stores import BatchQuery, MemoryStore, SQLiteStore, Store
+from durable_batches.testing import ManualClock
+
+T = TypeVar("T")
+
+LEASE = 30_000_000
+WORKFLOWS = (("letters", "1"), ("letters", "2"))
+LOADERS = (WorkerId("loader"), WorkerId("another"))
+BATCHES = ("ä", "b", "c")
+
+batch_ids = st.sampled_from(BATCHES).map(BatchId)
+keys = st.sampled_from(["a", "b", "ä"])
+payloads = st.binary(max_size=3)
+configs = st.builds(
+    BatchConfig,
+    concurrency=st.integers(1, 4),
+    failure_policy=st.sampled_from(
+        [
+            ContinueOnFailure(),
+            AbortAll(),
+            RetryFailed(max_attempts=2, backoff=timedelta(seconds=10)),
+            RetryFailed(max_attempts=3, backoff=timedelta(0), then=AbortAll()),
+        ]
+    ),
+    deadline=st.sampled_from([None, timedelta(seconds=45)]),
+    max_crashes=st.integers(1, 3),
+    metadata=st.sampled_from([{}, {"customer": "ä"}]),
+)
+requests = st.builds(
+    ClaimRequest,
+    workflows=st.sampled_from([frozenset(WORKFLOWS), frozenset(WORKFLOWS[:1])]),
+    limit=st.integers(0, 5),
+    held=st.integers(0, 1),
+    window=st.integers(1, 5),
+    capacity=st.just(5),
+    checkpoints=st.integers(0, 3),
+)
+
+
+def plain(answer: object) -> object:
+    """An answer without what a store may choose: which class a sequence has."""
+    if isinstance(answer, Exception):
+        return type(answer), str(answer).partition("database")[0]
+    if isinstance(answer, tuple) and hasattr(answer, "_fields"):
+        return type(answer), [plain(value) for value in answer]
+    if isinstance(answer, list | tuple):
+        return [plain(value) for value in answer]
+    if isinstance(answer, dict):
+        return dict(answer)
+    return answer
+
+
+class Agreement(RuleBasedStateMachine):
+    """Each rule does the same to both stores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.folder = Path(tempfile.mkdtemp(prefix="agreement-"))
+        self.runner = asyncio.Runner()
+        self.stores: Sequence[Store] = (
+            MemoryStore(clock=self.clock),
+            SQLiteStore(self.folder / "batches.db", clock=self.clock),
+        )
+        self.numbers: dict[WorkerId, int] = {}
+        self.last: dict[WorkerId, tuple[list[Fact], ClaimRequest | None, Committed]] = {}
+        self.claims: list[tuple[WorkerId, Claim]] = []
+        self.names = count(1)
+
+    def both(self, do: Callable[[Store], Coroutine[Any, Any, T]]) -> T | DurableBatchesError:
+        """Do it to both, compare the answers, and return the one they agree on."""
+
+        async def attempt(store: Store) -> T | DurableBatchesError:
+            try:
+                return await do(store)
+            except DurableBatchesError as error:
+                return error
+
+        memory, sqlite = [self.runner.run(attempt(store)) for store in self.stores]
+        assert plain(memory) == plain(sqlite)
+        return sqlite
+
+    @initialize()
+    def open(self) -> None:
+        self.both(lambda store: store.open())
+        self.register()
+        self.register()
+
+    def teardown(self) -> None:
+        try:
+            self.both(lambda store: store.close())
+        finally:
+            self.runner.close()
+            shutil.rmtree(self.folder)
+
+    # ---- loading ---------------------------------------------------------------------------------------------
+
+    @rule(
+        batch_id=batch_ids,
+        workflow=st.sampled_from(WORKFLOWS),
+        loader=st.sampled_from(LOADERS),
+        resolver=st.booleans(),
+        config=configs,
+    )
+    def create(
+        self, batch_id: BatchId, workflow: tuple[str, str], loader: WorkerId, resolver: bool, config: BatchConfig
+    ) -> None:
+        definition = Definition(("one", "two"), resolver, config)
+        record = new_batch(
+            batch_id=batch_id,
+            workflow=workflow[0],
+            version=workflow[1],
+            loader=loader,
+            definition=definition,
+            now=self.clock.now(),
+        )
+        created = self.both(lambda store: store.create(record))
+        if created is None and resolver:
+            chunk = [NewDocument(RESOLVER_POSITION, RESOLVER_DOCUMENT_ID, b"")]
+            self.both(lambda store: store.add(batch_id, loader, chunk))
+
+    @rule(batch_id=batch_ids, loader=st.sampled_from(LOADERS), data=st.data(), size=st.integers(0, 4))
+    def add(self, batch_id: BatchId, loader: WorkerId, data: st.DataObject, size: int) -> None:
+        """The documents after those that are there; some of them with an id that is there, or the same chunk."""
+        there = self.runner.run(self.stores[0].documents(batch_id, limit=100))
+        start = max(len(there) - data.draw(st.sampled_from([0, 0, 0, 1, 2])), 0)
+        chunk = [
+            NewDocument(position, f"document-{position}", b"%d" % position) for position in range(start, start + size)
+        ]
+        if chunk and data.draw(st.integers(0, 5)) == 0:
+            chunk.append(NewDocument(start + size, data.draw(st.sampled_from(chunk)).document_id, b""))
+        self.both(lambda store: store.add(batch_id, loader, chunk))
+
+    @rule(batch_id=batch_ids, loader=st.sampled_from(LOADERS))
+    def seal(self, batch_id: BatchId, loader: WorkerId) -> None:
+        total = len(self.runner.run(self.stores[0].documents(batch_id, limit=100)))
+        self.control(batch_id, Seal(loader, total))
+
+    @rule(batch_id=batch_ids, loader=st.sampled_from(LOADERS))
+    def discard(self, batch_id: BatchId, loader: WorkerId) -> None:
+        self.control(batch_id, Discard(loader))
+
+    @rule(batch_id=batch_ids, request=st.sampled_from(["one", "two"]), reason=st.text(max_size=3))
+    def cancel(self, batch_id: BatchId, request: str, reason: str) -> None:
+        self.control(batch_id, Cancel(request, reason))
+
+    def control(self, batch_id: BatchId, command: Command) -> None:
+        self.both(lambda store: store.control(batch_id, command))
+
+    # ---- workers ---------------------------------------------------------------------------------------------
+
+    @rule()
+    def register(self) -> None:
+        worker = WorkerId(f"wörker-{next(self.names)}")
+        record = WorkerRecord(worker, "boot", "namespace", 1, "2", frozenset(WORKFLOWS))
+        self.both(lambda store: store.register(record, LEASE))
+        self.numbers[worker] = 0
+
+    def workers(self) -> st.SearchStrategy[WorkerId]:
+        return st.sampled_from([*self.numbers, WorkerId("nobody")])
+
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        dead = data.draw(st.lists(self.workers(), max_size=1))
+        self.both(lambda store: store.expire(dead=dead))
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        worker = data.draw(self.workers())
+        self.both(lambda store: store.leave(worker))
+
+    @rule(data=st.data())
+    def beat(self, data: st.DataObject) -> None:
+        worker = data.draw(self.workers())
+
+        async def beat(store: Store) -> bool:
+            heart = store.heart(worker)
+            try:
+                return heart.beat()
+            finally:
+                heart.close()
+
+        self.both(beat)
+
+    # ---- commits ---------------------------------------------------------------------------------------------
+
+    @rule(data=st.data(), request=requests)
+    def claim(self, data: st.DataObject, request: ClaimRequest) -> None:
+        self.commit(data.draw(self.workers()), [], request)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), size=st.integers(1, 4), claims=st.none() | requests)
+    def report(self, data: st.DataObject, size: int, claims: ClaimRequest | None) -> None:
+        # The latest are the likeliest to be owned still.
+        worker, _ = data.draw(st.sampled_from(self.claims[-4:]))
+        mine = [claim for owner, claim in self.claims if owner == worker][-4:]
+        others = [claim for _, claim in self.claims][-6:]
+        about = st.sampled_from(mine) | st.sampled_from(mine) | st.sampled_from(others)
+        self.commit(worker, [data.draw(about.flatmap(fact)) for _ in range(size)], claims)
+
+    def commit(self, worker: WorkerId, facts: list[Fact], request: ClaimRequest | None) -> None:
+        number = self.numbers.get(worker, 0) + 1
+        committed = self.both(lambda store: store.commit(worker, number, facts, request))
+        if isinstance(committed, Committed):
+            self.numbers[worker] = number
+            self.last[worker] = (facts, request, committed)
+            self.claims += [(worker, claim) for claim in committed.claims]
+
+    @precondition(lambda self: self.last)
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        """The reply was lost: the same number again. A store need not keep the events for it."""
+        worker = data.draw(st.sampled_from(sorted(self.last)))
+        facts, request, committed = self.last[worker]
+
+        async def again(store: Store) -> tuple[dict[int, str], object]:
+            answer = await store.commit(worker, self.numbers[worker], facts, request)
+            claimed = {(item.execution.batch_id, item.execution.position): item for item in answer.claims}
+            return dict(answer.refused), sorted(claimed)
+
+        answer = self.both(again)
+        if not isinstance(answer, DurableBatchesError):
+            claimed = sorted((item.execution.batch_id, item.execution.position) for item in committed.claims)
+            assert answer == (dict(committed.refused), claimed)
+
+    @rule(data=st.data(), shift=st.sampled_from([-2, -1, 1, 5]), request=requests)
+    def commit_out_of_turn(self, data: st.DataObject, shift: int, request: ClaimRequest) -> None:
+        worker = data.draw(self.workers())
+        number = self.numbers.get(worker, 0) + 1 + shift
+        if number != self.numbers.get(worker, 0) and number > 0:
+            answer = self.both(lambda store: store.commit(worker, number, [], request))
+            assert isinstance(answer, DurableBatchesError)
+
+    # ---- time ------------------------------------------------------------------------------------------------
+
+    # Sums of these are exact in binary, so that a lease ends at the same microsecond by both ways of counting.
+    @rule(seconds=st.sampled_from([0.25, 5, 10, 20, 31]))
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(seconds=st.sampled_from([-3600, 3600]))
+    def set_the_wall_clock(self, seconds: float) -> None:
+        self.clock.jump(seconds)
+
+    # ---- reading ---------------------------------------------------------------------------------------------
+
+    @rule(
+        query=st.builds(
+            BatchQuery,
+            workflow=st.sampled_from([None, "letters", "others"]),
+            states=st.sampled_from([(), ("pending", "one"), ("completed", "failed", "cancelled")]),
+            metadata=st.sampled_from([{}, {"customer": "ä"}, {"customer": "b"}]),
+            created_before=st.none() | st.just(1_893_456_020_000_000),
+        ),
+        after=st.none() | batch_ids,
+        limit=st.integers(1, 3),
+    )
+    def list_batches(self, query: BatchQuery, after: BatchId | None, limit: int) -> None:
+        self.both(lambda store: store.batches(query, after=after, limit=limit))
+
+    @rule(
+        batch_id=batch_ids,
+        statuses=st.lists(
+            st.sampled_from(["pending", "running", "waiting", "succeeded", "failed", "cancelled"]), max_size=2
+        ),
+        after=st.integers(-2, 4),
+        limit=st.integers(1, 3),
+        inputs=st.booleans(),
+    )
+    def page(self, batch_id: BatchId, statuses: list[Any], after: int, limit: int, inputs: bool) -> None:
+        self.both(lambda store: store.documents(batch_id, statuses=statuses, after=after, limit=limit, inputs=inputs))
+        self.both(lambda store: store.events(batch_id, after=max(after, 0), limit=limit))
+        self.both(lambda store: store.checkpoints(batch_id, after, after="a", limit=limit))
+
+    @invariant()
+    def they_hold_the_same(self) -> None:
+        self.both(lambda store: store.workers())
+        for name in BATCHES:
+            self.both(_everything(BatchId(name)))
+
+
+def _everything(batch_id: BatchId) -> Callable[[Store], Coroutine[Any, Any, object]]:
+    async def read(store: Store) -> object:
+        documents = await store.documents(batch_id, after=RESOLVER_POSITION - 1, limit=100)
+        return [
+            await store.batch(batch_id),
+            documents,
+            await store.events(batch_id, after=0, limit=10_000),
+            [await store.checkpoints(batch_id, item.execution.position, limit=100) for item in documents],
+            await store.count_checkpoints(batch_id),
+        ]
+
+    return read
+
+
+def fact(claim: Claim) -> st.SearchStrategy[Fact]:
+    """A fact about a claim, now and then about another attempt of it."""
+    execution = claim.execution
+
+    def of(attempt: int) -> st.SearchStrategy[Fact]:
+        target = [st.just(value) for value in (execution.batch_id, execution.run, execution.position, attempt)]
+        return st.one_of(
+            st.builds(ActivityCompleted, *target, keys, payloads, st.integers(-1, 2)),
+            st.builds(ActivityFailed, *target, keys, payloads),
+            st.builds(StageEntered, *target, st.integers(0, 2)),
+            st.builds(ExecutionSucceeded, *target, payloads, st.integers(0, 2)),
+            st.builds(
+                ExecutionFailed,
+                *target,
+                payloads,
+                st.text(max_size=3),
+                st.booleans(),
+                st.sampled_from([None, 0, 10_000_000]),
+                st.lists(keys, max_size=2).map(tuple),
+            ),
+            st.builds(ExecutionReleased, *target),
+        )
+
+    attempts = st.sampled_from([execution.attempt] * 5 + [execution.attempt + 1])
+    return attempts.flatmap(of)
+
+
+Agreement.TestCase.settings = modest(25, steps=40)
+TestAgreement = Agreement.TestCase
