@@ -160,6 +160,26 @@ async def copy_of(folder: Path) -> AsyncGenerator[SQLiteStore]:
     shutil.rmtree(copy)
 
 
+@asynccontextmanager
+async def snapshot_of(folder: Path) -> AsyncGenerator[SQLiteStore]:
+    """The database at one moment, on a copy, while others go on writing to it."""
+    copy = folder / "snapshot.db"
+
+    def take() -> None:
+        copy.unlink(missing_ok=True)
+        source, target = sqlite3.connect(database(folder), timeout=PATIENCE), sqlite3.connect(copy)
+        try:
+            # In one step: it reads the file as of one moment.
+            source.backup(target)
+        finally:
+            source.close()
+            target.close()
+
+    await asyncio.to_thread(take)
+    async with opened(copy) as store:
+        yield store
+
+
 async def is_alive(store: SQLiteStore, worker: str) -> bool:
     """Whether the store holds the worker to be alive."""
     return any(record.worker_id == worker for record in await store.workers())

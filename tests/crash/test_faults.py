@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 from tests.conftest import StoreMaker
 from tests.crash.processes import CLOCK, database, until
-from tests.crash.workload import MAX_ATTEMPTS, Batches, Page, document_ids, extract, here, run_of, tally_of
+from tests.crash.workload import MAX_ATTEMPTS, PATIENT, Batches, Page, document_ids, extract, here, run_of, tally_of
 
 from durable_batches import (
     BatchConfig,
@@ -115,7 +115,7 @@ async def _submit(batches: Batches, **config: Any) -> None:
         [Page(number) for number in range(DOCUMENTS)],
         batch_id="batch",
         document_id=lambda page: f"page-{page.number}",
-        config=BatchConfig(concurrency=8, **config),
+        config=BatchConfig(concurrency=8, failure_policy=PATIENT, **config),
     )
 
 
@@ -288,14 +288,16 @@ async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path, c
         await checker.verify(store, interrupted=["here"], finished=True)
 
 
-async def test_work_goes_on_when_a_full_disk_has_room_again(tmp_path: Path, checker: HistoryChecker) -> None:
+async def test_work_goes_on_when_a_full_disk_has_room_again(
+    tmp_path: Path, checker: HistoryChecker, caplog: pytest.LogCaptureFixture
+) -> None:
     store = SQLiteStore(database(tmp_path))
     async with BatchOrchestrator(extract, store=store) as batches:
         await _submit(batches)
         await until(lambda: len(here.effects.read()) > 40, "some work")
         assert store._writer is not None
         await store._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 1").fetchall())
-        await asyncio.sleep(0.5)
+        await until(lambda: "disk is full" in caplog.text, "the store to notice")
         assert (await batches.snapshot("batch")).counts.ended < DOCUMENTS
         await store._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall())
         assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))

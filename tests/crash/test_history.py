@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.crash.processes import database, opened
-from tests.crash.workload import MAX_ATTEMPTS, Page, document_ids, extract, here, run_of
+from tests.crash.workload import MAX_ATTEMPTS, PATIENT, Page, document_ids, extract, here, run_of
 
 from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
@@ -75,7 +75,7 @@ async def _live(folder: Path) -> History:
             [Page(number) for number in range(DOCUMENTS)],
             batch_id="batch",
             document_id=lambda page: f"page-{page.number}",
-            config=BatchConfig(concurrency=3),
+            config=BatchConfig(concurrency=3, failure_policy=PATIENT),
         )
         events = [event async for event in batches.progress("batch")]
     here.effects.close()

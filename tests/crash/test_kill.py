@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import random
+import signal
 import sqlite3
 import statistics
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.crash.processes import CLOCK, Child, children, copy_of, database, opened, until
+from tests.crash.processes import CLOCK, Child, children, copy_of, database, opened, snapshot_of, until
 from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
 
 from durable_batches import BatchId
@@ -42,6 +45,7 @@ class Kills:
     applied_without_reply: int = 0
     """Of those within a commit: the file had it already, the process never heard."""
     during_resolution: int = 0
+    during_drain: int = 0
     before_sealed: int = 0
     runs: int = 0
     repeated: int = 0
@@ -57,7 +61,8 @@ class Kills:
         return (
             f"{self.total} kills over {self.batches} batches: {self.while_held} while work was held, "
             f"{self.within_commit} within a commit ({self.applied_without_reply} of them applied, unanswered), "
-            f"{self.during_resolution} during the resolution, {self.before_sealed} before the batch was sealed; "
+            f"{self.during_resolution} during the resolution, {self.during_drain} during a drain, "
+            f"{self.before_sealed} before the batch was sealed; "
             f"{self.runs} runs of activities, {self.repeated} of them repetitions, {self.in_flight} in flight at "
             f"the kills; first activity {statistics.median(self.resumed_after) * 1000:.0f} ms after the start "
             f"(median; longest {max(self.resumed_after) * 1000:.0f} ms)"
@@ -106,6 +111,11 @@ class Campaign:
                     await self._look_after_kill(child)
                     seen = _seen(child, after=seen)
                     continue
+            if (await child.result())["state"] == "left":
+                # It was told to, and was faster than the kill.
+                await self._check_left(child)
+                seen = _seen(child, after=seen)
+                continue
             await self._look_at_end(child)
             assert _seen(child, after=seen) == await self._last_event(batch_id)
             return
@@ -123,6 +133,10 @@ class Campaign:
             f"{child.job.process} to work; {child.errors}",
         )
         await self._pause(child, 0.04 if resolving else 0.12)
+        if 0.1 < dice < 0.2:
+            # While it leaves.
+            child.send(signal.SIGTERM)
+            await self._pause(child, 0.02)
 
     async def _pause(self, child: Child, longest: float) -> None:
         end = CLOCK.boot() + self._random.uniform(0.0, longest)
@@ -155,11 +169,16 @@ class Campaign:
         held = await _held(store, child.job.batch_id, worker)
         self.kills.while_held += bool(held)
         self.kills.during_resolution += RESOLVER_POSITION in held
+        self.kills.during_drain += bool(child.marks("leaving"))
         unanswered = {mark["number"] for mark in child.marks("commit")} - {
             mark["number"] for mark in child.marks("committed")
         }
         self.kills.within_commit += bool(unanswered)
         self.kills.applied_without_reply += _commits(store, worker) in unanswered
+
+    async def _check_left(self, child: Child) -> None:
+        async with copy_of(self._folder) as store:
+            await self._checker.verify(store, left=[child.job.process], everyone_left=True)
 
     async def _look_at_end(self, child: Child) -> None:
         result = await child.result()
@@ -225,6 +244,76 @@ async def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
     kills = await _campaign(tmp_path / "campaign", seed, ROUNDS)
     print(f"seed {seed}: {kills}")
     _judge(kills)
+
+
+async def test_processes_that_share_a_batch_are_killed_again_and_again(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    kills = await _crowd(tmp_path / "crowd", seed, kills=10, documents=250)
+    print(f"seed {seed}: {kills} of three processes killed and replaced")
+    assert kills >= 5
+
+
+async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
+    """Three processes on one batch, one of them killed now and then and replaced, while the others go on."""
+    folder.mkdir()
+    chance = random.Random(seed)
+    effects = EffectsLog(folder / "effects.log")
+    checker = HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    jobs = (
+        Job(
+            process=f"process-{number}",
+            folder=str(folder),
+            documents=documents,
+            concurrency=10,
+            max_in_flight=4,
+            pace=0.02,
+        )
+        for number in itertools.count(1)
+    )
+    with children() as start:
+        try:
+            crowd = [start(next(jobs)) for _ in range(3)]
+            killed = 0
+            while killed < kills:
+                victim = chance.choice(crowd)
+                await until(
+                    lambda: (
+                        any(effect.process == victim.job.process for effect in effects.read()[-300:])
+                        or not victim.running
+                    ),
+                    f"{victim.job.process} to work",
+                )
+                await asyncio.sleep(chance.uniform(0.0, 0.15))
+                if not victim.kill():
+                    break
+                killed += 1
+                checker.acknowledged("batch", document_ids(documents))
+                async with snapshot_of(folder) as store:
+                    await checker.verify(store, interrupted=[victim.job.process])
+                crowd = [child for child in crowd if child is not victim] + [start(next(jobs))]
+            for child in crowd:
+                assert (await child.result())["resolution"] == asdict(tally_of(range(documents)))
+            async with opened(database(folder)) as store:
+                await checker.verify(store, finished=True, everyone_left=True)
+        except BaseException as error:
+            error.add_note(f"the seed was {seed}")
+            raise
+    assert checker.stats.repeated <= checker.stats.in_flight <= killed * 4 * CALLS_AT_ONCE
+    return killed
+
+
+async def test_a_process_killed_while_it_makes_the_database_is_no_obstacle(tmp_path: Path) -> None:
+    chance = random.Random()
+    for number in range(6):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with children() as start:
+            first = start(Job(process="first", folder=str(folder), documents=4))
+            await until(lambda: database(folder).exists() or not first.running, "the file to be there")
+            await asyncio.sleep(chance.uniform(0.0, 0.01))
+            assert first.kill()
+            second = start(Job(process="second", folder=str(folder), documents=4, pace=0.001))
+            assert (await second.result())["resolution"] == asdict(tally_of(range(4)))
 
 
 @pytest.mark.soak

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.crash.processes import CLOCK, Child, children, database, is_alive, is_writable, opened, until, until_true
+from tests.crash.processes import (
+    CLOCK,
+    Child,
+    children,
+    database,
+    is_alive,
+    is_writable,
+    opened,
+    snapshot_of,
+    until,
+    until_true,
+)
 from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
 
 from durable_batches.stores.sqlite import SQLiteStore
@@ -74,8 +85,9 @@ async def test_survivors_take_over_from_a_killed_process(scene: Scene) -> None:
     assert victim.kill()
     killed_at = CLOCK.boot()
     scene.checker.acknowledged("batch", document_ids(60))
-    async with opened(database(scene.folder)) as store:
+    async with snapshot_of(scene.folder) as store:
         await scene.checker.verify(store, interrupted=[victim.job.process])
+    async with opened(database(scene.folder)) as store:
         await until_true(lambda: _is_dead(store, victim), "the killed process to be declared dead")
     # Without waiting for the 30 s of its lease: on the same machine its death can be seen.
     assert CLOCK.boot() - killed_at < 10
@@ -125,20 +137,21 @@ async def test_a_cancel_reaches_a_process_that_did_not_call_it(scene: Scene) -> 
 
 
 async def test_a_process_that_was_stopped_past_its_lease_is_fenced_and_begins_anew(scene: Scene) -> None:
-    processes = scene.start(2, documents=300, concurrency=8, max_in_flight=4, pace=0.03, lease=2.0)
+    processes = scene.start(2, documents=160, concurrency=8, max_in_flight=4, pace=0.03, lease=2.0)
     await scene.all_work(processes)
     zombie, other = processes
-    scene.checker.acknowledged("batch", document_ids(300))
+    scene.checker.acknowledged("batch", document_ids(160))
     await _stop_between_transactions(scene, zombie)
     first = zombie.worker
     async with opened(database(scene.folder)) as store:
         await until_true(lambda: _is_dead(store, zombie), "the stopped process to be declared dead")
         taken_over_at = CLOCK.boot()
-        await until(lambda: scene.works(other, after=taken_over_at), "the other process to go on")
+    await until(lambda: scene.works(other, after=taken_over_at), "the other process to go on")
+    async with snapshot_of(scene.folder) as store:
         await scene.checker.verify(store, fenced=[zombie.job.process])
     zombie.send(signal.SIGCONT)
     await until(lambda: any(mark["worker"] != first for mark in zombie.marks("committed")), "the zombie to begin anew")
-    await scene.check_completed(processes, 300, fenced=[zombie.job.process])
+    await scene.check_completed(processes, 160, fenced=[zombie.job.process])
     committed = [mark for mark in zombie.marks("committed") if mark["worker"] == first]
     assert max(mark["at"] for mark in committed) < taken_over_at, "a worker wrote after it was declared dead"
     assert "declared dead" in zombie.errors

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.crash.processes import children, copy_of, database, opened, until
-from tests.crash.workload import MAX_ATTEMPTS, Batches, Job, Page, document_ids, extract, here, run_of
+from tests.crash.workload import MAX_ATTEMPTS, PATIENT, Batches, Job, Page, document_ids, extract, here, run_of
 
 from durable_batches import (
     BatchConfig,
@@ -82,7 +82,7 @@ async def _let_hold(store: SQLiteStore, stranger: WorkerRecord) -> None:
             [Page(number) for number in range(DOCUMENTS)],
             batch_id="batch",
             document_id=lambda page: f"page-{page.number}",
-            config=BatchConfig(concurrency=DOCUMENTS, max_crashes=10),
+            config=BatchConfig(concurrency=DOCUMENTS, max_crashes=10, failure_policy=PATIENT),
         )
         await store.register(stranger, LEASE)
         claim = ClaimRequest(extract.versions, limit=HELD, held=0, window=HELD, capacity=HELD, checkpoints=0)

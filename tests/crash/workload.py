@@ -32,6 +32,7 @@ from durable_batches import (
     ExtractingRelations,
     ExtractionStage,
     Results,
+    RetryFailed,
     RetryPolicy,
     SubmissionInProgressError,
     Worker,
@@ -67,6 +68,8 @@ class Job:
     """Seconds that an activity takes, about."""
     after: int = 0
     """The last event that earlier processes were given; this one subscribes to those that follow."""
+    stumbles: float = 0.3
+    """How often a document that may fail does."""
     poison: Sequence[int] = ()
     """Documents (and `RESOLVER`) that kill their process."""
     hang_at: int | None = None
@@ -113,7 +116,7 @@ class RejectedError(Exception):
 
 
 class FlakyError(Exception):
-    """What the flaky activity raises, the first time."""
+    """What the flaky activities raise now and then."""
 
 
 @dataclass
@@ -123,6 +126,7 @@ class Here:
     effects: EffectsLog
     pace: float = 0.01
     poison: frozenset[int] = frozenset()
+    stumbles: float = 0.0
 
 
 here = Here(EffectsLog(os.devnull))
@@ -160,9 +164,21 @@ def run_of(checkpoint: CheckpointRecord) -> str | None:
     return str(run) or None
 
 
-MAX_ATTEMPTS = {"split": 1, "measure": 1, "judge": 2, "fetch": 3, "relate": 1, "assemble": 1, "add_up": 1}
+MAX_ATTEMPTS = {
+    "split": 1,
+    "measure": 1,
+    "judge": 2,
+    "fetch": 3,
+    "stumble": 1,
+    "relate": 1,
+    "assemble": 1,
+    "add_up": 1,
+}
 
 ONCE = RetryPolicy(max_attempts=1)
+
+PATIENT = RetryFailed(max_attempts=1_000, backoff=timedelta(milliseconds=5))
+"""No document fails for good but by crashes."""
 
 
 async def work() -> None:
@@ -205,6 +221,16 @@ async def fetch(number: int) -> Ran:
     with here.effects.activity("fetch") as run:
         await work()
         if random.random() < 0.1:
+            raise FlakyError(f"not now, in {run}")
+        return Ran(run, number)
+
+
+@durable_activity(stage=ExtractingRelations, retry=ONCE)
+async def stumble(number: int) -> Ran:
+    """Fails now and then, and its document with it, which runs again a little later."""
+    with here.effects.activity("stumble") as run:
+        await work()
+        if random.random() < here.stumbles:
             raise FlakyError(f"not now, in {run}")
         return Ran(run, number)
 
@@ -256,6 +282,8 @@ async def extract(page: Page) -> Summary:
         except ActivityFailedError as error:
             if not error.caused_by(FlakyError):
                 raise
+    if page.number % 5 == 2:
+        await stumble(page.number)
     total = await relate([measure.value for measure in measured])
     return Summary(page.number, (await assemble(total.value)).value, accepted)
 
@@ -322,7 +350,7 @@ class Process:
         self._folder = Path(job.folder)
         self._marks = Marks(self._folder, job.process)
         here.effects = EffectsLog(self._folder / "effects.log", job.process)
-        here.pace, here.poison = job.pace, frozenset(job.poison)
+        here.pace, here.poison, here.stumbles = job.pace, frozenset(job.poison), job.stumbles
 
     async def run(self) -> dict[str, object]:
         """Work until the batch has ended, or until SIGTERM; then leave in good order."""
@@ -369,7 +397,9 @@ class Process:
                     self._pages(),
                     batch_id=job.batch_id,
                     document_id=lambda page: f"page-{page.number}",
-                    config=BatchConfig(concurrency=job.concurrency, max_crashes=job.max_crashes),
+                    config=BatchConfig(
+                        concurrency=job.concurrency, max_crashes=job.max_crashes, failure_policy=PATIENT
+                    ),
                 )
             except SubmissionInProgressError:
                 await asyncio.sleep(0.01)

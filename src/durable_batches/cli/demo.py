@@ -261,9 +261,8 @@ class Demo:
         return True
 
     def _say(self, text: str) -> None:
-        # Neither wrapped nor interpreted: names of files and packages hold brackets, and logs are read by
-        # line.
-        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+        # Not interpreted: names of files and packages hold brackets. Wrapped for eyes only: logs are read by line.
+        self.console.print(text, soft_wrap=not self.console.is_terminal, markup=False, highlight=False)
 
 
 def _has_ended(snapshot: Snapshot) -> bool:

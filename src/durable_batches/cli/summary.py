@@ -35,7 +35,7 @@ def print_summary(resolution: Resolution, console: Console) -> None:
     summary = resolution.summary
     console.print()
     console.print(Text(f"Knowledge graph of {summary.documents} documents", style="bold"))
-    entities = _table("Entities", "in documents", "linked")
+    entities = _table("Entities", "in documents", "distinct")
     for kind, words in _KINDS.items():
         if kind in summary.entities:
             entities.add_row(words, f"{summary.occurrences[kind]:,}", f"{summary.entities[kind]:,}")
@@ -50,6 +50,7 @@ def print_summary(resolution: Resolution, console: Console) -> None:
         _ranking("People with most packages", summary.most_packages),
         _ranking("Licences", summary.licenses),
     ]
+    console.print()
     console.print(_beside([table for table in rankings if table]))
     _print_people(resolution, console)
 
@@ -58,6 +59,7 @@ def _print_people(resolution: Resolution, console: Console) -> None:
     if not resolution.people:
         return
     number = len(resolution.people)
+    console.print()
     heading = "1 person is" if number == 1 else f"{number} people are"
     console.print(Text(f"{heading} named in several ways, for example:", style="bold"))
     for person in resolution.people[:_SHOWN_PEOPLE]:

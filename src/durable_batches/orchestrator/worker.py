@@ -14,14 +14,16 @@ from uuid import uuid4
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import (
+    CommitUnknownError,
     ConfigurationError,
     StoreUnavailableError,
     WorkerFencedError,
     WorkerNotRunningError,
 )
-from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.facts import Cancel, Command, Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId, WorkerRecord
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.locks import ReusableLock
 from durable_batches.orchestrator.journal import Journal
 from durable_batches.orchestrator.recovery import Heartbeat, is_dead, this_process
 from durable_batches.orchestrator.scheduler import AnyWorkflow, Scheduler
@@ -38,6 +40,9 @@ _RESCUE_SECONDS: Final = 1.0
 
 _STORE_PATIENCE_SECONDS: Final = 10.0
 """How much longer than its drain a closing worker waits for a store that is away."""
+
+_REPEAT_SECONDS: Final = (0.05, 0.2, 0.8, 3.2)
+"""The pauses before a command is given again whose reply was lost."""
 
 _DEFAULT_LEASE: Final = timedelta(seconds=30)
 _DEFAULT_DRAIN: Final = timedelta(seconds=30)
@@ -70,7 +75,8 @@ class Worker:
         max_stall: timedelta = _DEFAULT_STALL,
         clock: Clock | None = None,
     ) -> None:
-        if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+        # A class has the methods, too: the parentheses are easily forgotten.
+        if isinstance(store, type) or not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"{type(store).__name__!r} is no store; give a SQLiteStore, a MemoryStore, or an object with the "
                 "methods of durable_batches.stores.Store"
@@ -88,7 +94,7 @@ class Worker:
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
         self._stats = RunStats()
         self._entered = 0
-        self._entering = asyncio.Lock()
+        self._entering = ReusableLock()
         self._subscriptions: Subscriptions | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._incarnation: _Incarnation | None = None
@@ -180,10 +186,25 @@ class Worker:
         return [report for key, report in reports.items() if key[0] == batch_id]
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
-        """Give a command, and let everybody here know what came of it."""
-        committed = await self._store.control(batch_id, command)
+        """Give a command, and let everybody here know what came of it.
+
+        One whose reply was lost is given again: the store knows it by its id, and answers as it did.
+        """
+        committed = await self._given(batch_id, command)
         self.announce(committed)
+        if committed.applied and isinstance(command, Cancel) and self._incarnation is not None:
+            # The answer to a repeated one comes without the event that says so.
+            self._incarnation.scheduler.batch_ended(batch_id)
         return committed
+
+    async def _given(self, batch_id: BatchId, command: Command) -> Committed:
+        for pause in _REPEAT_SECONDS:
+            try:
+                return await self._store.control(batch_id, command)
+            except CommitUnknownError as error:
+                _log.warning("a command about batch %r is repeated: %s", batch_id, error)
+                await self._clock.sleep(pause)
+        return await self._store.control(batch_id, command)
 
     def announce(self, committed: Committed) -> None:
         """Hand on the events of a write that did not go through the journal."""

@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any, Final, cast
 from uuid import UUID
 
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel
 from pydantic_core import core_schema
 from typing_extensions import TypeIs
 
@@ -131,7 +131,7 @@ def _json_kind(cls: type[Any]) -> str | None:
         return cls.__name__
     if cls in (list, tuple, set, frozenset, deque):
         return "array"
-    if issubclass(cls, RootModel):
+    if issubclass(cls, BaseModel) and cls.__pydantic_root_model__:
         return None
     if issubclass(cls, dict | BaseModel) or is_dataclass(cls):
         return "object"

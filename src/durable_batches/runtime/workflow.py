@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
-from functools import update_wrapper
+from functools import cache, update_wrapper
 from types import CellType, CodeType, ModuleType
 from typing import Any, Final, Generic, NamedTuple, Protocol, cast, overload
 from uuid import UUID, uuid4
@@ -297,24 +297,35 @@ def enter_stage(stage: type[Stage]) -> None:
         current.enter_stage(stage)
 
 
-@durable_activity(name="durable_now")
-async def _now() -> datetime:
-    return from_micros(current_clock().now())
-
-
-@durable_activity(name="durable_uuid")
-async def _uuid() -> UUID:
-    return uuid4()
-
-
 async def durable_now() -> datetime:
     """The time (aware, UTC) at which the workflow first came here; the same on every replay."""
-    return await _now()
+    return await _now_activity()()
 
 
 async def durable_uuid() -> UUID:
     """A random UUID, the same on every replay."""
-    return await _uuid()
+    return await _uuid_activity()()
+
+
+# Made at the first call: making an activity builds a schema, and importing the library stays quick.
+
+
+@cache
+def _now_activity() -> DurableActivity[[], datetime]:
+    @durable_activity(name="durable_now")
+    async def now() -> datetime:
+        return from_micros(current_clock().now())
+
+    return now
+
+
+@cache
+def _uuid_activity() -> DurableActivity[[], UUID]:
+    @durable_activity(name="durable_uuid")
+    async def uuid() -> UUID:
+        return uuid4()
+
+    return uuid
 
 
 # ---- what a function names -----------------------------------------------------------------------------------------

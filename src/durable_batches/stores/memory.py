@@ -49,7 +49,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
-from durable_batches.stores.sharing import fair_shares
+from durable_batches.stores.sharing import fair_shares, overdue
 
 __all__ = ["MemoryStore"]
 
@@ -239,18 +239,17 @@ class MemoryStore:
             batch
             for batch in self._batches.values()
             if (batch.record.workflow, batch.record.version) in request.workflows
-            and (
-                (batch.record.free > 0 and self._first_due(batch, 1, now))
-                or (batch.record.wake is not None and batch.record.wake <= now)
-            )
+            and ((batch.record.free > 0 and self._first_due(batch, 1, now)) or overdue(batch.record, now))
         ]
-        open_batches.sort(key=lambda batch: (batch.record.served, batch.order))
-        candidates: list[Candidates] = []
-        for batch, share in fair_shares(open_batches, request.limit, lambda item: item.record.free):
+        open_batches.sort(key=lambda batch: (not overdue(batch.record, now), batch.record.served, batch.order))
+        candidates: dict[BatchId, Candidates] = {}
+        for batch, share in fair_shares(
+            open_batches, request.limit, lambda batch: 0 if overdue(batch.record, now) else batch.record.free
+        ):
             executions = self._first_due(batch, share.size, now)
             share.used(len(executions))
-            candidates.append(Candidates(batch.record, executions))
-        return candidates
+            candidates[batch.record.batch_id] = Candidates(batch.record, executions)
+        return list(candidates.values())
 
     def _first_due(self, batch: _Batch, limit: int, now: Micros) -> list[ExecutionRecord]:
         """The first `limit` executions that are due; the heap is left as it was, less what is stale."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-__all__ = ["Share", "fair_shares"]
+from durable_batches.lifecycle.records import BatchRecord, Micros
+
+__all__ = ["Share", "fair_shares", "overdue"]
 
 B = TypeVar("B")
 
@@ -24,14 +26,29 @@ class Share:
         self.taken = count
 
 
+def overdue(batch: BatchRecord, now: Micros) -> bool:
+    """Whether the batch's deadline has passed: a claim looks at it, and takes nothing from it."""
+    return batch.wake is not None and batch.wake <= now
+
+
 def fair_shares(batches: Sequence[B], limit: int, free: Callable[[B], int]) -> Iterator[tuple[B, Share]]:
     """Go through the batches, those served longest ago first, with an equal share of what is left for each.
 
     The sum of the shares is at most `limit`, however many batches there are, so the work of a claim is bounded
-    by what it may take. A batch that needs less leaves its share to those after it.
+    by what it may take. A batch that needs less leaves its share to those after it; what is left over in the end
+    goes to those before it, which come a second time then, with a larger share instead of their first one.
     """
     left = limit
+    cut: list[tuple[B, Share]] = []
     for index, batch in enumerate(batches):
         share = Share(min(free(batch), -(-left // (len(batches) - index))))
         yield batch, share
         left -= share.taken
+        if share.taken == share.size < free(batch):
+            cut.append((batch, share))
+    for batch, first in cut:
+        if left == 0:
+            return
+        share = Share(min(free(batch), first.taken + left))
+        yield batch, share
+        left -= share.taken - first.taken

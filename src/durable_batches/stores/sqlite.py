@@ -48,6 +48,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.locks import ReusableLock
 from durable_batches.stores import sqlite_rows as rows
 from durable_batches.stores.owned import Owned
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
@@ -78,7 +79,7 @@ class SQLiteStore:
         self._clock: Final[Clock] = clock or SystemClock()
         self._owned: dict[WorkerId, Owned] = {}
         self._opened = 0
-        self._opening = asyncio.Lock()
+        self._opening = ReusableLock()
         self._writer: _Thread | None = None
         self._reader: _Thread | None = None
 

@@ -26,7 +26,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId, Counts
 from durable_batches.stores.protocol import BatchQuery
-from durable_batches.stores.sharing import fair_shares
+from durable_batches.stores.sharing import fair_shares, overdue
 
 _BATCH: Final = (
     "key, batch_id, workflow, version, loader, run, state, paused, total, pending, running, waiting, succeeded, "
@@ -386,26 +386,26 @@ def _many(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -
 def load_candidates(
     connection: sqlite3.Connection, now: Micros, request: ClaimRequest
 ) -> tuple[dict[BatchId, int], list[Candidates]]:
-    """Batches with something to claim (or whose deadline has passed), those served longest ago first."""
+    """Batches whose deadline has passed, and those with something to claim, served longest ago first."""
     workflows = _pairs(request.workflows)
     rows = connection.execute(
+        f"SELECT {_BATCH} FROM batch WHERE wake IS NOT NULL AND wake <= ? AND (workflow, version) IN {_PAIRS} "
+        "ORDER BY served, key LIMIT ?",
+        (now, workflows, _MOST_BATCHES_A_CLAIM),
+    ).fetchall()
+    rows += connection.execute(
         f"SELECT {_BATCH} FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS} "
         "AND EXISTS (SELECT 1 FROM execution WHERE execution.batch = batch.key "
         "AND execution.due IS NOT NULL AND execution.due <= ?) ORDER BY served, key LIMIT ?",
         (workflows, now, _MOST_BATCHES_A_CLAIM),
     ).fetchall()
-    rows += connection.execute(
-        f"SELECT {_BATCH} FROM batch WHERE wake IS NOT NULL AND wake <= ? AND (workflow, version) IN {_PAIRS} LIMIT ?",
-        (now, workflows, _MOST_BATCHES_A_CLAIM),
-    ).fetchall()
     found = list({row[0]: row for row in rows}.values())
     keys: dict[BatchId, int] = {}
-    candidates: list[Candidates] = []
-    records = [_batch(row) for row in found]
+    candidates: dict[int, Candidates] = {}
     for (record, key), share in fair_shares(
-        [(record, row[0]) for record, row in zip(records, found, strict=True)],
+        [(_batch(row), row[0]) for row in found],
         request.limit,
-        lambda pair: pair[0].free,
+        lambda pair: 0 if overdue(pair[0], now) else pair[0].free,
     ):
         keys[record.batch_id] = key
         due = connection.execute(
@@ -414,8 +414,9 @@ def load_candidates(
             (key, now, share.size),
         ).fetchall()
         share.used(len(due))
-        candidates.append(Candidates(record, [_execution(record.batch_id, _position(row[0]), row[1:]) for row in due]))
-    return keys, candidates
+        executions = [_execution(record.batch_id, _position(row[0]), row[1:]) for row in due]
+        candidates[key] = Candidates(record, executions)
+    return keys, list(candidates.values())
 
 
 def load_claims(

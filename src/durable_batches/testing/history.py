@@ -84,7 +84,9 @@ class HistoryStats:
     runs: int = 0
     """Runs of activities: bodies that were begun, further tries of the retry policy not counted."""
     repeated: int = 0
-    """Runs of an activity after its first one."""
+    """Runs of an activity after one that was interrupted."""
+    retried: int = 0
+    """Runs of an activity after one that failed, and was not tried to its end or failed its document with it."""
     in_flight: int = 0
     """Runs that were begun and not recorded when their process was interrupted, over all interruptions."""
 
@@ -166,6 +168,7 @@ class HistoryChecker:
         self._known: dict[str, _Known] = {}
         self._interrupted: set[str] = set()
         self._fenced: set[str] = set()
+        self._left: set[str] = set()
         self._runs_when_recorded: dict[str, int] = {}
         self._violations: list[str] = []
 
@@ -194,6 +197,7 @@ class HistoryChecker:
         *,
         interrupted: Collection[str] = (),
         fenced: Collection[str] = (),
+        left: Collection[str] = (),
         finished: bool = False,
         everyone_left: bool = False,
         heartbeat: float | None = None,
@@ -207,6 +211,7 @@ class HistoryChecker:
             store,
             interrupted=interrupted,
             fenced=fenced,
+            left=left,
             finished=finished,
             everyone_left=everyone_left,
             heartbeat=heartbeat,
@@ -220,6 +225,7 @@ class HistoryChecker:
         *,
         interrupted: Collection[str] = (),
         fenced: Collection[str] = (),
+        left: Collection[str] = (),
         finished: bool = False,
         everyone_left: bool = False,
         heartbeat: float | None = None,
@@ -231,6 +237,8 @@ class HistoryChecker:
             interrupted: Processes of the effects log that have died since the last check, or gave up running
                 activities (a drain that took too long): what they had begun and not recorded may run again.
             fenced: Processes that were declared dead and live: what they began meanwhile counts for nothing.
+            left: Processes that left in good order: they let what ran finish, but did not wait for the next try of
+                what had failed.
             finished: All batches must have ended.
             everyone_left: No worker may be alive, and nothing may be owned.
             heartbeat: Seconds after an acknowledged cancel from which on other processes start none of its
@@ -240,6 +248,7 @@ class HistoryChecker:
         newly = set(interrupted) - self._interrupted
         self._interrupted |= newly
         self._fenced |= set(fenced)
+        self._left |= set(left)
         pictures = await self._pictures(store)
         # Read after the store: what is recorded there has left its marks before.
         effects = [] if self._effects is None else list(self._effects.read())
@@ -528,6 +537,7 @@ class HistoryChecker:
         for batch_id, picture in pictures.items():
             for (document_id, key), checkpoint in picture.checkpoints.items():
                 recorded[_idempotency_key(batch_id, document_id, key)] = (batch_id, checkpoint)
+        self.stats.repeated = self.stats.retried = 0
         for key, runs in calls.items():
             self._check_runs(key, runs, pictures)
             self._check_recorded(key, runs, recorded.get(key))
@@ -535,7 +545,6 @@ class HistoryChecker:
                 if run.process in newly and (key not in recorded or index < len(runs) - 1):
                     self.stats.in_flight += 1
         self.stats.runs = sum(len(runs) for runs in calls.values())
-        self.stats.repeated = self.stats.runs - len(calls)
         self._check_resolver_effects(effects)
         if effects and recorded and not calls.keys() & recorded.keys():
             self._violations.append("the effects log knows none of the recorded calls: is it another history's?")
@@ -549,11 +558,14 @@ class HistoryChecker:
                 self._find(7, first.batch_id, f"{_call(first)} has the tries {numbers}, of at most {limit}")
         for before, run in pairwise(runs):
             first = run.tries[0]
-            if before.process in self._interrupted or {before.process, run.process} & self._fenced:
-                continue
             picture = pictures.get(first.batch_id)
-            if before.raised and picture is not None and _failures(picture, first.document_id):
+            if before.process in self._interrupted or {before.process, run.process} & self._fenced:
+                self.stats.repeated += 1
+                continue
+            forgotten = picture is not None and _failures(picture, first.document_id) > 0
+            if before.raised and not before.returned and (forgotten or before.process in self._left):
                 # A failure that ended its document's attempt is forgotten, so that the next one tries again.
+                self.stats.retried += 1
                 continue
             self._find(
                 7,

@@ -131,6 +131,15 @@ class ClaimsConformance(Conformance):
         hand = await scene.worker()
         assert len(await hand.claim(8)) == 8
 
+    async def test_a_share_that_later_batches_leave_is_taken_too(self, scene: Scene) -> None:
+        """A claim is filled also where it is the first batch that has more than its share."""
+        await scene.batch(20)
+        await scene.batch(1)
+        hand = await scene.worker()
+        claims = await hand.claim(8)
+        assert len(claims) == 8
+        assert len({claim.execution.batch_id for claim in claims}) == 2
+
     async def test_suspects_come_alone(self, scene: Scene) -> None:
         """`held` and `window` reach plan_claims: a suspect is not claimed beside others that are held already."""
         batch_id = await scene.batch(2, max_crashes=2)
@@ -204,6 +213,19 @@ class ClaimsConformance(Conformance):
         assert (record.state, record.wake, record.counts.cancelled) == ("failed", None, 2)
         refused = (await hand.commit(hand.succeeded(claim))).refused
         assert dict(refused) == {0: "ended"}
+
+    async def test_a_batch_past_its_deadline_takes_no_share(self, scene: Scene) -> None:
+        """A claim is filled from the other batches while it fails those whose deadline has passed."""
+        first, busy = await scene.batch(9, deadline=60), await scene.batch(1, deadline=60)
+        hand = await scene.worker(lease=1_000)
+        await hand.claim(2)
+        other = await scene.batch(9)
+        last = await scene.batch(9, deadline=0.001)
+        await scene.pass_time(61)
+        claims = await hand.claim(4)
+        assert [claim.execution.batch_id for claim in claims] == [other] * 4
+        for batch_id in (first, busy, last):
+            assert (await scene.look(batch_id)).state == "failed"
 
     async def test_a_deadline_passes_also_without_room(self, scene: Scene) -> None:
         """A claim with a limit of 0 takes nothing, and still fails the batches whose deadline has passed."""
