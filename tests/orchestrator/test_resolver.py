@@ -160,7 +160,7 @@ async def test_its_activities_are_recorded(open_store: StoreMaker) -> None:
         documents.append(current_activity().document_id)
         return one + other
 
-    @durable_activity
+    @durable_activity(retry=AT_ONCE)
     def publish(total: int) -> str:
         calls.append("publish")
         documents.append(current_activity().document_id)

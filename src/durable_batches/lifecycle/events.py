@@ -8,13 +8,14 @@ event, in their order here, as a JSON array; a field that is added later comes l
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from durable_batches.lifecycle.moments import from_micros
 from durable_batches.lifecycle.records import EventRecord
 from durable_batches.lifecycle.states import BatchId, Counts
+from durable_batches.lifecycle.values import Value
 
 __all__ = [
     "BatchCancelled",
@@ -36,14 +37,14 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Event:
+class _Event(Value):
+    """What every event has."""
+
     batch_id: BatchId
     seq: int
     at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
 class BatchCreated(_Event):
     """The batch was sealed: all of its documents are stored, and it may run."""
 
@@ -53,7 +54,6 @@ class BatchCreated(_Event):
     tag: Literal["batch_created"] = "batch_created"
 
 
-@dataclass(frozen=True, kw_only=True)
 class StateChanged(_Event):
     """The batch went from one state to another; both are tags."""
 
@@ -62,7 +62,6 @@ class StateChanged(_Event):
     tag: Literal["state_changed"] = "state_changed"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DocumentStarted(_Event):
     """A worker claimed the document: its attempt of this number (1 is the first) begins."""
 
@@ -71,7 +70,6 @@ class DocumentStarted(_Event):
     tag: Literal["document_started"] = "document_started"
 
 
-@dataclass(frozen=True, kw_only=True)
 class StageProgress(_Event):
     """A document entered a stage; `current` of `total` documents have entered it by now."""
 
@@ -84,7 +82,6 @@ class StageProgress(_Event):
     tag: Literal["stage_progress"] = "stage_progress"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DocumentCompleted(_Event):
     """A document's result is recorded."""
 
@@ -95,7 +92,6 @@ class DocumentCompleted(_Event):
     tag: Literal["document_completed"] = "document_completed"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DocumentRetrying(_Event):
     """A document failed and will run again, from its checkpoints, at `due`. It waits without holding a slot."""
 
@@ -107,7 +103,6 @@ class DocumentRetrying(_Event):
     tag: Literal["document_retrying"] = "document_retrying"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DocumentReleased(_Event):
     """A running document was given back, and waits for a worker again.
 
@@ -120,7 +115,6 @@ class DocumentReleased(_Event):
     tag: Literal["document_released"] = "document_released"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DocumentFailed(_Event):
     """A document failed for good in this run."""
 
@@ -130,7 +124,6 @@ class DocumentFailed(_Event):
     tag: Literal["document_failed"] = "document_failed"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ResolutionStarted(_Event):
     """A worker claimed the resolver; attempt 1 is the first."""
 
@@ -138,7 +131,6 @@ class ResolutionStarted(_Event):
     tag: Literal["resolution_started"] = "resolution_started"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ResolutionFailed(_Event):
     """An attempt of the resolver failed or its worker died; it runs again at `due`, unless that is None."""
 
@@ -147,14 +139,12 @@ class ResolutionFailed(_Event):
     tag: Literal["resolution_failed"] = "resolution_failed"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ResolutionCompleted(_Event):
     """The resolver's result is recorded."""
 
     tag: Literal["resolution_completed"] = "resolution_completed"
 
 
-@dataclass(frozen=True, kw_only=True)
 class BatchCompleted(_Event):
     """The run ended COMPLETED; its last event."""
 
@@ -162,7 +152,6 @@ class BatchCompleted(_Event):
     tag: Literal["batch_completed"] = "batch_completed"
 
 
-@dataclass(frozen=True, kw_only=True)
 class BatchFailed(_Event):
     """The run ended FAILED; its last event."""
 
@@ -171,7 +160,6 @@ class BatchFailed(_Event):
     tag: Literal["batch_failed"] = "batch_failed"
 
 
-@dataclass(frozen=True, kw_only=True)
 class BatchCancelled(_Event):
     """The run ended CANCELLED; its last event."""
 

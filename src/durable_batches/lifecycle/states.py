@@ -7,9 +7,11 @@ dataclass by inheriting, and type checkers see it as one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NewType, TypeAlias
+from typing import Final, Literal, NewType, TypeAlias
 
-from typing_extensions import TypeAliasType, TypeVar, dataclass_transform
+from typing_extensions import TypeAliasType, TypeVar
+
+from durable_batches.lifecycle.values import Value
 
 __all__ = [
     "ENDED_TAGS",
@@ -59,21 +61,14 @@ class Counts:
         return self.succeeded + self.failed + self.cancelled
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pending:
+class Pending(Value):
     """Sealed, and no document has been started."""
 
     total: int
     tag: Literal["pending"] = "pending"
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class _Tagged:
-    """Makes checkers treat each subclass of `Stage` as the frozen dataclass that it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage(_Tagged):
+class Stage(Value):
     """Base of every stage state; a subclass adds a `tag: Literal[...]` and is a frozen dataclass by inheriting.
 
     The batch is in the earliest stage that any of its unfinished documents is in; `done` of `total` documents
@@ -83,10 +78,6 @@ class Stage(_Tagged):
     done: int
     total: int
     tag: str
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        dataclass(frozen=True, kw_only=True)(cls)
 
 
 class Chunking(Stage):
@@ -119,24 +110,21 @@ class Assembling(Stage):
     tag: Literal["assembling"] = "assembling"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resolving:
+class Resolving(Value):
     """Every document has ended; the resolver works over all of the results."""
 
     counts: Counts
     tag: Literal["resolving"] = "resolving"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Completed:
+class Completed(Value):
     """The run is over: every document has ended, and the resolver, where there is one, too."""
 
     counts: Counts
     tag: Literal["completed"] = "completed"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failed:
+class Failed(Value):
     """The run is over before its purpose was reached; `error` says why."""
 
     counts: Counts
@@ -144,8 +132,7 @@ class Failed:
     tag: Literal["failed"] = "failed"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cancelled:
+class Cancelled(Value):
     """The run was cancelled."""
 
     counts: Counts

@@ -218,7 +218,9 @@ class Worker:
         dead = [worker.worker_id for worker in await self._store.workers() if is_dead(worker)]
         expired = await self._store.expire(dead=dead)
         if expired.workers:
-            _log.warning("declared dead: %s", ", ".join(expired.workers))
+            # A process that is gone was stopped by somebody; a lease that ran out is worth a look.
+            level = logging.INFO if set(expired.workers) <= set(dead) else logging.WARNING
+            _log.log(level, "declared dead, and freed what they held: %s", ", ".join(expired.workers))
             self.announce(Committed(events=expired.events))
 
     # ---- its life --------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import (
     BatchNotFoundError,
+    ConfigurationError,
     DuplicateDocumentError,
     StoreUnavailableError,
     WorkerFencedError,
@@ -72,10 +73,15 @@ class SQLiteStore:
     Args:
         path: The file.
         clock: The time it goes by.
+
+    Raises:
+        ConfigurationError: The path is that of a database without a file (`:memory:`).
     """
 
     def __init__(self, path: str | PathLike[str], *, clock: Clock | None = None) -> None:
-        self.path: Final = Path(path)
+        if str(path) in ("", ":memory:"):
+            raise ConfigurationError("a SQLiteStore needs a file, which its threads open; for none, use MemoryStore()")
+        self.path: Final = Path(path).absolute()  # since each of its connections opens it, whenever that is
         self._clock: Final[Clock] = clock or SystemClock()
         self._owned: dict[WorkerId, Owned] = {}
         self._opened = 0
@@ -95,13 +101,13 @@ class SQLiteStore:
         """See `Store.open`."""
         async with self._opening:
             if self._opened == 0:
-                writer = _Thread("writes", self.path)
+                writer, reader = _Thread("writes", self.path), _Thread("reads", self.path)
                 try:
                     await writer.start(reading=False)
                     await writer.run(migrate, self.path)
-                    reader = _Thread("reads", self.path)
                     await reader.start(reading=True)
                 except BaseException:
+                    await reader.stop()
                     await writer.stop()
                     raise
                 self._writer, self._reader = writer, reader
@@ -442,7 +448,11 @@ class _Thread:
         self._connection: sqlite3.Connection | None = None
 
     async def start(self, *, reading: bool) -> None:
-        self._connection = await self._hop(lambda: connect(self._path, reading=reading))
+        def call() -> None:
+            # On the thread, so that it is there to be closed when the caller was cancelled meanwhile.
+            self._connection = connect(self._path, reading=reading)
+
+        await self._hop(call)
 
     async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         connection = self._connection
@@ -461,7 +471,8 @@ class _Thread:
             if connection is not None:
                 await self._hop(connection.close)
         finally:
-            self._executor.shutdown(wait=False)
+            # What it had to do is done: it ends at once, and has ended when this returns.
+            self._executor.shutdown()
 
     async def _hop(self, call: Callable[[], T]) -> T:
         """A hop to the thread and back. Once begun it is seen through: a cancelled caller waits for its end."""

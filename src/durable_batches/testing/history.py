@@ -559,13 +559,14 @@ class HistoryChecker:
         for before, run in pairwise(runs):
             first = run.tries[0]
             picture = pictures.get(first.batch_id)
+            # A failure that ended its document's attempt is forgotten, so that the next one tries again.
+            forgotten = picture is not None and _failures(picture, first.document_id) > 0
+            failed = before.raised and not before.returned
+            if failed and (forgotten or before.process in self._left):
+                self.stats.retried += 1
+                continue
             if before.process in self._interrupted or {before.process, run.process} & self._fenced:
                 self.stats.repeated += 1
-                continue
-            forgotten = picture is not None and _failures(picture, first.document_id) > 0
-            if before.raised and not before.returned and (forgotten or before.process in self._left):
-                # A failure that ended its document's attempt is forgotten, so that the next one tries again.
-                self.stats.retried += 1
                 continue
             self._find(
                 7,

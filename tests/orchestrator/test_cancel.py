@@ -1,0 +1,281 @@
+"""Cancelling: who is told that it worked, what is stopped, and what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from durable_batches import (
+    BatchCancelled,
+    BatchCancelledError,
+    BatchConfig,
+    BatchOrchestrator,
+    Cancelled,
+    Completed,
+    Store,
+    Worker,
+    durable_activity,
+    map_activity,
+    workflow,
+)
+from tests.conftest import StoreMaker
+from tests.support import STAGES, eventually, everything, within
+
+
+async def test_of_many_calls_at_once_exactly_one_cancels(open_store: StoreMaker) -> None:
+    store = open_store(None)
+
+    @workflow(STAGES)
+    async def run(document: int) -> int:
+        await asyncio.Event().wait()
+        return document
+
+    async with (
+        BatchOrchestrator(run, store=store) as batches,
+        BatchOrchestrator(run, worker=Worker(store)) as others,
+    ):
+        batch_id = await batches.submit(range(3))
+        calls = [side.cancel(batch_id, reason=f"reason {number}") for number in range(8) for side in (batches, others)]
+        answers = await within(asyncio.gather(*calls))
+        assert sorted(answers) == [False] * 15 + [True]
+        assert await batches.cancel(batch_id) is False
+        state = await batches.state(batch_id)
+        assert isinstance(state, Cancelled)
+        assert state.reason == f"reason {answers.index(True) // 2}"
+        events = await everything(batches.progress(batch_id))
+        assert sum(isinstance(event, BatchCancelled) for event in events) == 1
+        result = await within(others.result(batch_id))
+        assert result.counts.cancelled == 3
+        with pytest.raises(BatchCancelledError, match="was cancelled: reason"):
+            _ = result.value
+        with pytest.raises(BatchCancelledError):
+            result.raise_for_failures()
+
+
+async def test_a_batch_that_has_ended_is_not_cancelled(store: Store) -> None:
+    @workflow(STAGES)
+    async def run(document: int) -> int:
+        return document
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        result = await within(batches.run([1]))
+        assert await batches.cancel(result.batch_id) is False
+        assert isinstance(await batches.state(result.batch_id), Completed)
+
+
+async def test_what_runs_is_cancelled_and_nothing_starts_afterwards(store: Store) -> None:
+    log: Counter[str] = Counter()
+
+    @durable_activity
+    async def long(number: int) -> None:
+        log["started"] += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            log["cancelled"] += 1
+            raise
+
+    @workflow(STAGES)
+    async def run(document: int) -> None:
+        try:
+            await map_activity(long, range(10), concurrency=2)
+        finally:
+            log["ended"] += 1
+            # Even now: no activity starts in a batch that has ended.
+            with pytest.raises(asyncio.CancelledError):
+                await long(-1)
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        batch_id = await batches.submit(range(20), config=BatchConfig(concurrency=3))
+        await eventually(lambda: log["started"] == 6)
+        assert await batches.cancel(batch_id)
+        await eventually(lambda: log["ended"] == 3)
+        assert log == {"started": 6, "cancelled": 6, "ended": 3}
+        result = await within(batches.result(batch_id))
+        assert (result.counts.cancelled, result.counts.running) == (20, 0)
+
+
+async def test_a_batch_that_has_not_begun_can_be_cancelled(open_store: StoreMaker) -> None:
+    started: list[int] = []
+
+    @workflow(STAGES)
+    async def run(document: int) -> None:
+        started.append(document)
+
+    async with BatchOrchestrator(run, store=open_store(None), max_in_flight=0) as batches:
+        batch_id = await batches.submit(range(5))
+        assert await batches.cancel(batch_id)
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        assert (await within(batches.result(batch_id))).counts.cancelled == 5
+        statuses = [info.status for info in await everything(batches.documents(batch_id))]
+        assert statuses == ["cancelled"] * 5
+    assert started == []
+
+
+async def test_a_result_that_comes_late_is_recorded_and_changes_nothing_else(store: Store) -> None:
+    started = asyncio.Event()
+
+    @durable_activity
+    async def paid_for() -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            # It was just about to return.
+            return "the expensive answer"
+        return ""
+
+    @workflow(STAGES)
+    async def run(document: int) -> str:
+        return await paid_for()
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        batch_id = await batches.submit([1])
+        await within(started.wait())
+        assert await batches.cancel(batch_id)
+        before = await batches.snapshot(batch_id)
+
+        async def recorded() -> bool:
+            return await batches.recorded_activities(batch_id) == 1
+
+        await eventually(recorded)
+        after = await batches.snapshot(batch_id)
+        assert (after.seq, after.counts, after.state) == (before.seq, before.counts, before.state)
+        assert await everything(batches.results(batch_id)) == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_cancelled_at_any_moment_no_activity_starts_afterwards(seed: int, store: Store) -> None:
+    started: list[int] = []
+
+    @durable_activity
+    async def step(document: int, number: int) -> int:
+        started.append(document)
+        await asyncio.sleep(0)
+        return number
+
+    @durable_activity
+    def step_sync(document: int, number: int) -> int:
+        started.append(document)
+        return number
+
+    @workflow(STAGES)
+    async def run(document: int) -> int:
+        total = 0
+        for number in range(4):
+            total += await step(document, number) + await step_sync(document, number)
+        return total
+
+    moment = random.Random(seed).uniform(0, 0.08)
+    async with BatchOrchestrator(run, store=store, max_in_flight=20) as batches:
+        batch_id = await batches.submit(range(300), config=BatchConfig(concurrency=10))
+        await asyncio.sleep(moment)
+        cancelled = await batches.cancel(batch_id)
+        count = len(started)
+        await asyncio.sleep(0.03)
+        assert len(started) == count
+        result = await within(batches.result(batch_id))
+        assert isinstance(result.state, Cancelled) == cancelled
+        events = await everything(batches.progress(batch_id))
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        # Ended runs absorb: the last event is the last that there will be.
+        assert (await batches.snapshot(batch_id)).seq == len(events)
+
+
+async def test_other_batches_go_on(store: Store) -> None:
+    @workflow(STAGES)
+    async def run(document: int) -> int:
+        await asyncio.sleep(0.01)
+        return document
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        doomed = await batches.submit(range(100))
+        kept = await batches.submit(range(20))
+        assert await batches.cancel(doomed)
+        assert (await within(batches.result(kept))).counts.succeeded == 20
+        assert isinstance(await batches.state(doomed), Cancelled)
+
+
+async def test_another_worker_s_cancel_stops_what_runs_here(open_store: StoreMaker) -> None:
+    store = open_store(None)
+    log: Counter[str] = Counter()
+
+    @durable_activity
+    async def long() -> None:
+        log["started"] += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            log["cancelled"] += 1
+            raise
+
+    @workflow(STAGES)
+    async def run(document: int) -> None:
+        await long()
+
+    async with (
+        BatchOrchestrator(run, store=store) as batches,
+        BatchOrchestrator(run, store=open_store(None), max_in_flight=0) as remote,
+    ):
+        batch_id = await batches.submit([1])
+        await eventually(lambda: log["started"] == 1)
+        assert await remote.cancel(batch_id)
+        await eventually(lambda: log["cancelled"] == 1)
+        result = await within(batches.result(batch_id))
+        assert isinstance(result.state, Cancelled)
+
+
+async def test_a_slot_is_free_again_after_an_activity_that_took_long_to_clean_up(store: Store) -> None:
+    """Longer than the interval at which a worker looks for batches that others have ended."""
+    started = asyncio.Event()
+
+    @durable_activity
+    async def stubborn() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(1.3)
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        if document == "stubborn":
+            await stubborn()
+        return document
+
+    async with BatchOrchestrator(run, store=store, max_in_flight=1) as batches:
+        batch_id = await batches.submit(["stubborn"])
+        await within(started.wait())
+        assert await batches.cancel(batch_id)
+        assert (await within(batches.run(["another"]))).counts.succeeded == 1
+
+
+async def test_a_workflow_that_swallows_its_cancellation_is_cancelled_all_the_same(store: Store) -> None:
+    log: Counter[str] = Counter()
+
+    @durable_activity
+    async def long() -> None:
+        log["started"] += 1
+        await asyncio.Event().wait()
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        for _ in range(3):
+            try:
+                await long()
+            except asyncio.CancelledError:
+                log["swallowed"] += 1
+        return "done nevertheless"
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        batch_id = await batches.submit(["a"])
+        await eventually(lambda: log["started"] == 1)
+        assert await batches.cancel(batch_id)
+        result = await within(batches.result(batch_id))
+        assert result.counts.cancelled == 1
+        assert await everything(batches.results(batch_id)) == []
+        await eventually(lambda: log["swallowed"] == 3)
+    assert log["started"] == 1
