@@ -95,7 +95,9 @@ async def test_deploy_after_deploy_counts_no_crash(scene: Scene) -> None:
 
 async def test_a_drain_is_bounded(scene: Scene) -> None:
     """What does not finish in time is cancelled, and its document is free at once all the same."""
-    first = scene._start(Job(process="first", folder=str(scene.folder), documents=DOCUMENTS, pace=100.0, drain=0.3))
+    first = scene._start(
+        Job(process="first", folder=str(scene.folder), documents=DOCUMENTS, pace=100.0, drain=0.3, stumbles=0.0)
+    )
     await until(lambda: len(scene.effects.read()) >= 8, "the first process to begin eight activities")
     first.send(signal.SIGTERM)
     assert (await first.result())["state"] == "left"
@@ -104,7 +106,7 @@ async def test_a_drain_is_bounded(scene: Scene) -> None:
     await scene.check(interrupted=["first"])
     assert await scene.releases() == {"shutdown": 8}
     assert scene.checker.stats.in_flight == 8
-    second = await scene.start("second", pace=0.003)
+    second = await scene.start("second", pace=0.003, stumbles=0.0)
     assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
     await scene.check(finished=True)
     assert scene.checker.stats.repeated == 8

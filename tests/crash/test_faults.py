@@ -52,7 +52,7 @@ class Faults:
         self._commit = store.commit
         self._heart = store.heart
         monkeypatch.setattr(store, "commit", self.commit)
-        monkeypatch.setattr(store, "heart", lambda worker: _FaultyHeart(self, self._heart(worker)))
+        monkeypatch.setattr(store, "heart", self.heart)
         for name in ("register", "workers", "expire", "leave", "create", "add", "control", "batch", "wait"):
             monkeypatch.setattr(store, name, self._reaching(getattr(store, name)))
 
@@ -71,6 +71,9 @@ class Faults:
         if fault == "after":
             raise CommitUnknownError("the reply was lost")
         return committed
+
+    def heart(self, worker: WorkerId) -> Heart:
+        return _FaultyHeart(self, self._heart(worker))
 
     def check(self) -> None:
         if self.away:

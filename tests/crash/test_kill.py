@@ -253,6 +253,13 @@ async def test_processes_that_share_a_batch_are_killed_again_and_again(tmp_path:
     assert kills >= 5
 
 
+async def _until_works(child: Child, effects: EffectsLog) -> None:
+    def works() -> bool:
+        return any(effect.process == child.job.process for effect in effects.read()[-300:])
+
+    await until(lambda: works() or not child.running, f"{child.job.process} to work")
+
+
 async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
     """Three processes on one batch, one of them killed now and then and replaced, while the others go on."""
     folder.mkdir()
@@ -276,13 +283,7 @@ async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
             killed = 0
             while killed < kills:
                 victim = chance.choice(crowd)
-                await until(
-                    lambda: (
-                        any(effect.process == victim.job.process for effect in effects.read()[-300:])
-                        or not victim.running
-                    ),
-                    f"{victim.job.process} to work",
-                )
+                await _until_works(victim, effects)
                 await asyncio.sleep(chance.uniform(0.0, 0.15))
                 if not victim.kill():
                     break
@@ -303,17 +304,20 @@ async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
 
 
 async def test_a_process_killed_while_it_makes_the_database_is_no_obstacle(tmp_path: Path) -> None:
-    chance = random.Random()
     for number in range(6):
         folder = tmp_path / str(number)
         folder.mkdir()
-        with children() as start:
-            first = start(Job(process="first", folder=str(folder), documents=4))
-            await until(lambda: database(folder).exists() or not first.running, "the file to be there")
-            await asyncio.sleep(chance.uniform(0.0, 0.01))
-            assert first.kill()
-            second = start(Job(process="second", folder=str(folder), documents=4, pace=0.001))
-            assert (await second.result())["resolution"] == asdict(tally_of(range(4)))
+        await _kill_at_birth(folder)
+
+
+async def _kill_at_birth(folder: Path) -> None:
+    with children() as start:
+        first = start(Job(process="first", folder=str(folder), documents=4))
+        await until(lambda: database(folder).exists() or not first.running, "the file to be there")
+        await asyncio.sleep(random.uniform(0.0, 0.01))
+        assert first.kill()
+        second = start(Job(process="second", folder=str(folder), documents=4, pace=0.001))
+        assert (await second.result())["resolution"] == asdict(tally_of(range(4)))
 
 
 @pytest.mark.soak

@@ -55,13 +55,13 @@ async def test_a_killed_process_is_succeeded_at_once(tmp_path: Path) -> None:
     checker = HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
     checker.acknowledged("batch", document_ids(20))
     with children() as start:
-        victim = start(Job(process="victim", folder=str(tmp_path), documents=20, pace=0.1))
+        victim = start(Job(process="victim", folder=str(tmp_path), documents=20, pace=0.1, stumbles=0.0))
         await until(lambda: len(effects.read()) > 20, "the first process to work")
         assert victim.kill()
         async with copy_of(tmp_path) as store:
             await checker.verify(store, interrupted=["victim"])
         assert checker.stats.in_flight > 0
-        heir = start(Job(process="heir", folder=str(tmp_path), documents=20, pace=0.1))
+        heir = start(Job(process="heir", folder=str(tmp_path), documents=20, pace=0.1, stumbles=0.0))
         result = await heir.result()
     assert result["state"] == "completed"
     entered = heir.marks("entered")[0]

@@ -362,7 +362,14 @@ class Process:
             drain=timedelta(seconds=job.drain),
         )
         told = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        loop = asyncio.get_running_loop()
+
+        def tell(*_: object) -> None:
+            # One that comes when all is done is of no interest any more; the loop's own handlers end with it.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(told.set)
+
+        signal.signal(signal.SIGTERM, tell)
         opening = SystemClock().boot()
         async with BatchOrchestrator(extract, worker=worker) as batches:
             marks.note("entered", worker=batches.worker.worker_id, opening=opening)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
+from tests.support import eventually
 
 from durable_batches import (
     ConfigurationError,
@@ -28,6 +29,7 @@ from durable_batches import (
     StoreUnavailableError,
 )
 from durable_batches.errors import FactRejectedError
+from durable_batches.lifecycle.facts import Cancel
 from durable_batches.lifecycle.records import NewDocument
 from durable_batches.stores import BatchQuery, sqlite_connection
 from durable_batches.testing import ManualClock
@@ -204,6 +206,18 @@ async def test_processes_share_a_file_from_its_first_moment(path: Path) -> None:
         assert await on_writer(
             store, lambda connection: connection.execute("SELECT * FROM schema_version").fetchall()
         ) == [(1, "0.1.0", VERSION)]
+
+
+async def test_wait_notices_another_process_at_its_next_look(path: Path) -> None:
+    clock = ManualClock()
+    async with opened(path, clock) as store, opened(path, clock) as other:
+        batch_id = await Scene(other, lambda _: asyncio.sleep(0)).batch(1)
+        waiting = asyncio.create_task(store.wait({batch_id: 1}, work=(), timeout=3_600_000_000))
+        await eventually(lambda: clock.waiting > 0)
+        assert not waiting.done()
+        await other.control(batch_id, Cancel("request", ""))
+        clock.advance(0.1)
+        await asyncio.wait_for(waiting, 10)
 
 
 async def test_a_transaction_that_stands_still_is_an_error_in_the_end(
@@ -543,7 +557,8 @@ async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 OPEN = """
 import asyncio, os, sys
-from durable_batches import SQLiteStore
+from durable_batches import DurableBatchesError, SQLiteStore
+from durable_batches.testing.suite.scene import Scene
 
 async def main(path, somewhere):
     # Once with all rights: what is imported late may be where only they lead to.
@@ -558,10 +573,11 @@ async def main(path, somewhere):
     store = SQLiteStore(path)
     try:
         await store.open()
-    except Exception as error:
+        # SQLite opens what it can only read; the first write tells.
+        await Scene(store, asyncio.sleep).worker()
+    except DurableBatchesError as error:
         print(type(error).__name__, error.code, error)
-    else:
-        print("opened")
+    finally:
         await store.close()
 
 asyncio.run(main(*sys.argv[1:]))

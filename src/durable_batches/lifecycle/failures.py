@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from durable_batches.errors import ActivityFailedError, qualified_name
 
@@ -54,8 +54,9 @@ class ActivityFailure(NamedTuple):
     @classmethod
     def decode(cls, payload: bytes) -> ActivityFailure:
         """From JSON."""
-        data = json.loads(payload)
-        return cls(**{**data, "kinds": tuple(data["kinds"])})
+        data: dict[str, Any] = json.loads(payload)
+        data["kinds"] = tuple(data["kinds"])
+        return cls(**data)
 
 
 class DocumentFailureRecord(NamedTuple):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Generic, get_args, overload
+from typing import Any, Final, Generic, cast, get_args, overload
 
 from typing_extensions import TypeVar
 
@@ -246,7 +246,7 @@ class BatchStateMachine(Generic[S_co]):
         if index is None:
             return None
         # Its tag has a default, which the base class cannot know.
-        stage: Callable[..., S_co] = self.stages[index]
+        stage = cast("Callable[..., S_co]", self.stages[index])
         return stage(done=done, total=total)
 
     def _check_type_argument(self, alias: Any) -> None:

@@ -228,7 +228,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
                 yield decode_event(record)
 
     async def _event_records(self, batch_id: str, after: int) -> AsyncGenerator[EventRecord, None]:
-        cursor = after
+        cursor = max(after, 0)
         await self._record(batch_id)
         with self._worker.subscriptions.to(BatchId(batch_id)) as subscription:
             while True:

@@ -159,17 +159,14 @@ def _iterated(documents: Any) -> AsyncIterator[Any]:
     Raises:
         ConfigurationError: This is no collection of documents (a string is one document, not many).
     """
+    kind = type(documents).__name__
     if isinstance(documents, str | bytes | bytearray | memoryview | BaseModel):
-        raise ConfigurationError(
-            f"submit() takes a collection of documents; this {type(documents).__name__} is one: submit([...])"
-        )
+        raise ConfigurationError(f"submit() takes a collection of documents; this {kind} is one: submit([...])")
     if isinstance(documents, AsyncIterable):
         return aiter(documents)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     if isinstance(documents, Iterable):
-        return _in_turn(documents)  # pyright: ignore[reportUnknownArgumentType]
-    raise ConfigurationError(
-        f"submit() takes an iterable or async iterable of documents, not {type(documents).__name__!r}"
-    )
+        return _in_turn(documents)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    raise ConfigurationError(f"submit() takes an iterable or async iterable of documents, not {kind!r}")
 
 
 async def _in_turn(documents: Iterable[D]) -> AsyncIterator[D]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -80,7 +80,7 @@ class Subscriptions:
         self._poller: asyncio.Task[None] | None = None
 
     @contextmanager
-    def to(self, batch_id: BatchId, *, ends_only: bool = False) -> Iterator[Subscription]:
+    def to(self, batch_id: BatchId, *, ends_only: bool = False) -> Generator[Subscription]:
         """Subscribe for the length of a block."""
         subscription = Subscription(ends_only=ends_only)
         self._subscriptions.setdefault(batch_id, []).append(subscription)

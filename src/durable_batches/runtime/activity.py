@@ -237,7 +237,7 @@ def durable_activity(
         ActivityDefinitionError: The function cannot be recorded: an annotation is missing or cannot be encoded.
     """
     # Types that are local to the calling function are found among its variables.
-    namespace = dict(sys._getframe(1).f_locals)
+    namespace = dict(sys._getframe(1).f_locals)  # pyright: ignore[reportPrivateUsage]
 
     def decorate(function: Callable[..., Any]) -> DurableActivity[..., Any]:
         return DurableActivity(

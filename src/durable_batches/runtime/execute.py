@@ -167,6 +167,9 @@ class Attempt:
         """Run the body in the current task, to its end and that of all the calls it made."""
         self._task = asyncio.current_task()
         outcome = await self._run(body)
+        if not isinstance(outcome, AttemptStopped):
+            # A stage that it entered last, and that no commit has taken along.
+            self._report_stage()
         self._ended = True
         grace = 0.0 if isinstance(outcome, AttemptStopped) else self._shared.grace
         while self._calls:
@@ -286,6 +289,7 @@ class Attempt:
         """See `WorkflowScope`."""
         if self._stopping is not None or self._ended:
             # The attempt is over: whoever still calls is unwound.
+            self._unwound = self._unwound or not self._ended
             raise asyncio.CancelledError
         base = activity.keys.base(args, kwargs)
         if activity.keys.explicit:
@@ -302,6 +306,10 @@ class Attempt:
             payload, value = await self._try(call, args, kwargs)
             await self._record(call, payload)
             return value
+        except asyncio.CancelledError:
+            # Should the body swallow this and return all the same, its result lacks this call's.
+            self._unwound = self._unwound or (self._stopping is not None and not self._ended)
+            raise
         finally:
             self._calls.discard(call)
             if call.reported:

@@ -264,7 +264,7 @@ def workflow(
     Raises:
         ActivityDefinitionError: The function is not async.
     """
-    namespace = dict(sys._getframe(1).f_locals)
+    namespace = dict(sys._getframe(1).f_locals)  # pyright: ignore[reportPrivateUsage]
 
     def decorate(fn: Callable[[Any], Awaitable[Any]]) -> Workflow[Any, Any, Any, Any]:
         return Workflow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -63,7 +63,7 @@ def connect(path: Path, *, reading: bool = False) -> sqlite3.Connection:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+def transaction(connection: sqlite3.Connection, path: Path) -> Generator[None]:
     """One write transaction; rolled back whole if anything goes wrong, with the error translated."""
     with translated(path):
         connection.execute("BEGIN IMMEDIATE")
@@ -101,7 +101,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 @contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Generator[None]:
     """Within: the driver's errors become the library's, with what to do about them."""
     try:
         yield

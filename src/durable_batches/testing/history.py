@@ -169,7 +169,7 @@ class HistoryChecker:
         self._interrupted: set[str] = set()
         self._fenced: set[str] = set()
         self._left: set[str] = set()
-        self._runs_when_recorded: dict[str, int] = {}
+        self._runs_when_recorded: dict[str, tuple[bytes, int]] = {}
         self._violations: list[str] = []
 
     # ---- what the test saw ---------------------------------------------------------------------------------
@@ -583,8 +583,11 @@ class HistoryChecker:
             return
         batch_id, checkpoint = recorded
         first = runs[0].tries[0]
-        if len(counted) > self._runs_when_recorded.setdefault(key, len(counted)):
+        digest = _digest(checkpoint.payload)
+        before = self._runs_when_recorded.get(key, (digest, len(counted)))
+        if before[0] == digest and len(counted) > before[1]:
             self._find(6, batch_id, f"{_call(first)} ran again in {runs[-1].process!r}, although it was recorded")
+        self._runs_when_recorded[key] = (digest, len(counted))
         ended = {name for run in runs for name in (run.returned if checkpoint.kind == "succeeded" else run.raised)}
         if not ended:
             self._find(6, batch_id, f"{_call(first)} is recorded as {checkpoint.kind}, and never did so")

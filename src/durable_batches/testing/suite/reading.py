@@ -253,7 +253,7 @@ class WaitingConformance(Conformance):
     async def _returns(waiting: asyncio.Task[None], scene: Scene) -> None:
         # Far less than the hour that was asked for; a store that polls needs some time to pass, on its own clock.
         for _ in range(100):
-            if (await asyncio.wait([waiting], timeout=0.02))[0]:
+            if (await asyncio.wait([waiting], timeout=0.01))[0]:
                 break
             await scene.pass_time(0.1)
         else:

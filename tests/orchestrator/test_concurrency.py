@@ -1,0 +1,359 @@
+"""How much runs at once: never more than was asked for, that much where there is work, and everybody in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, defaultdict
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from durable_batches import (
+    BatchConfig,
+    BatchOrchestrator,
+    Completed,
+    DocumentSucceeded,
+    RetryFailed,
+    Store,
+    Worker,
+    durable_activity,
+    workflow,
+)
+from tests.conftest import StoreMaker
+from tests.support import NO_DELAY, STAGES, Gauge, eventually, everything, within
+
+
+async def settle(gauge: Gauge, expected: int) -> None:
+    """Wait for as many as are to be inside, and a little for any that are not to."""
+    await eventually(lambda: gauge.inside == expected)
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert gauge.inside == expected
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "in_flight", "expected"), [(1, 100, 1), (5, 100, 5), (50, 7, 7), (100, 100, 40)], ids=str
+)
+async def test_the_bounds_are_reached_and_never_exceeded(
+    concurrency: int, in_flight: int, expected: int, store: Store
+) -> None:
+    gauge = Gauge()
+    gate = asyncio.Event()
+
+    @workflow(STAGES)
+    async def run(document: int) -> int:
+        with gauge:
+            await gate.wait()
+            await asyncio.sleep(0.001)
+        return document
+
+    async with BatchOrchestrator(run, store=store, max_in_flight=in_flight) as batches:
+        batch_id = await batches.submit(range(40), config=BatchConfig(concurrency=concurrency))
+        await settle(gauge, expected)
+        gate.set()
+        assert (await within(batches.result(batch_id))).counts.succeeded == 40
+    assert gauge.most == expected
+
+
+async def test_a_freed_slot_is_filled_at_once(store: Store) -> None:
+    gauge = Gauge()
+    gates: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+
+    @workflow(STAGES)
+    async def run(document: int) -> int:
+        with gauge:
+            await gates[document].wait()
+        return document
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        batch_id = await batches.submit(range(9), config=BatchConfig(concurrency=3))
+        await settle(gauge, 3)
+        for document in range(6):
+            gates[document].set()
+            await eventually(lambda following=document + 3: following in gates)  # type: ignore[misc]
+            await settle(gauge, 3)
+        for document in range(6, 9):
+            gates[document].set()
+        await within(batches.result(batch_id))
+    assert gauge.most == 3
+
+
+async def test_a_batch_s_bound_counts_over_all_workers(open_store: StoreMaker) -> None:
+    store = open_store(None)
+    gauge = Gauge()
+    gate = asyncio.Event()
+    ran: Counter[int] = Counter()
+
+    @workflow(STAGES)
+    async def run(document: int) -> int:
+        with gauge:
+            ran[document] += 1
+            await gate.wait()
+            await asyncio.sleep(0.003)
+        return document
+
+    workers = [BatchOrchestrator(run, worker=Worker(store, max_in_flight=4)) for _ in range(3)]
+    async with workers[0] as batches, workers[1], workers[2]:
+        batch_id = await batches.submit(range(60), config=BatchConfig(concurrency=6))
+        await settle(gauge, 6)
+        gate.set()
+        assert (await within(batches.result(batch_id))).counts.succeeded == 60
+    assert gauge.most == 6
+    assert all(times == 1 for times in ran.values())
+    assert sum(worker.stats.documents_run for worker in workers) == 60
+    assert sum(worker.stats.documents_run > 0 for worker in workers) >= 2
+
+
+async def test_one_budget_for_all_workflows_of_a_worker(store: Store) -> None:
+    gauge = Gauge()
+
+    @workflow(STAGES)
+    async def one(document: int) -> int:
+        with gauge:
+            await asyncio.sleep(0.002)
+        return document
+
+    @workflow(STAGES)
+    async def other(document: str) -> str:
+        with gauge:
+            await asyncio.sleep(0.002)
+        return document
+
+    worker = Worker(store, max_in_flight=5)
+    ones, others = BatchOrchestrator(one, worker=worker), BatchOrchestrator(other, worker=worker)
+    async with worker:
+        results: list[Any] = await within(
+            asyncio.gather(
+                ones.run(range(30), config=BatchConfig(concurrency=30)),
+                others.run(map(str, range(30)), config=BatchConfig(concurrency=30)),
+            )
+        )
+        assert [result.counts.succeeded for result in results] == [30, 30]
+        assert await everything(others.results(results[1].batch_id)) == [
+            DocumentSucceeded(document_id=str(n), value=str(n)) for n in range(30)
+        ]
+    assert gauge.most == 5
+
+
+@pytest.mark.parametrize("capacity", [1, 4])
+async def test_a_large_batch_does_not_starve_a_small_one(capacity: int, store: Store) -> None:
+    finished: list[str] = []
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        await asyncio.sleep(0)
+        finished.append(document)
+        return document
+
+    async with BatchOrchestrator(run, store=store, max_in_flight=capacity) as batches:
+        large = await batches.submit(["large"] * 500, config=BatchConfig(concurrency=100))
+        await eventually(lambda: len(finished) >= 10)
+        small = await batches.submit(["small"] * 5, config=BatchConfig(concurrency=100))
+        before = len(finished)
+        await within(batches.result(small))
+        # They take turns: by the time the small one is through, the large one has not had many more.
+        assert len(finished) - before <= 5 * 2 + 4 * capacity
+        assert not isinstance(await batches.state(large), Completed)
+        await within(batches.result(large))
+
+
+async def test_waiting_documents_of_many_batches_all_get_their_turn(store: Store) -> None:
+    attempts: Counter[str] = Counter()
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        attempts[document] += 1
+        if attempts[document] == 1:
+            raise ValueError
+        return document
+
+    config = BatchConfig(failure_policy=RetryFailed(backoff=NO_DELAY), concurrency=2)
+    async with BatchOrchestrator(run, store=store, max_in_flight=3, config=config) as batches:
+        ids = [await batches.submit([f"{batch}-{n}" for n in range(4)]) for batch in range(8)]
+        results = await within(asyncio.gather(*map(batches.result, ids)))
+    assert [result.counts.succeeded for result in results] == [4] * 8
+    assert set(attempts.values()) == {2}
+
+
+async def test_batches_of_a_workflow_that_nobody_here_has_are_left_alone(open_store: StoreMaker) -> None:
+    store = open_store(None)
+
+    @workflow(STAGES, name="here", version="2", accepts=("1",))
+    async def here(document: str) -> str:
+        return document + "2"
+
+    @workflow(STAGES, name="here")
+    async def older(document: str) -> str:
+        return document + "1"
+
+    @workflow(STAGES, name="here", version="3")
+    async def newer(document: str) -> str:
+        return document + "3"
+
+    @workflow(STAGES, name="elsewhere")
+    async def elsewhere(document: str) -> str:
+        return document
+
+    submitted: list[str] = []
+    for other in (older, newer, elsewhere):
+        async with BatchOrchestrator(other, store=store, max_in_flight=0) as batches:
+            submitted.append(await batches.submit(["a"]))
+    worker = Worker(store)
+    async with BatchOrchestrator(here, worker=worker) as batches:
+        result = await within(batches.result(submitted[0]))
+        assert await everything(batches.results(result.batch_id)) == [DocumentSucceeded(document_id="0", value="a2")]
+        await within(batches.run(["b"]))
+        assert (await batches.snapshot(submitted[1])).counts.pending == 1
+        # A workflow may come later.
+        others = BatchOrchestrator(elsewhere, worker=worker)
+        assert (await within(others.result(submitted[2]))).counts.succeeded == 1
+
+
+# ---- leaving -------------------------------------------------------------------------------------------------------------
+
+
+async def test_leaving_waits_for_what_runs_and_starts_nothing_more(open_store: StoreMaker) -> None:
+    calls: list[str] = []
+    started = asyncio.Event()
+
+    @durable_activity
+    async def step(name: str) -> str:
+        calls.append(name)
+        if name == "a":
+            started.set()
+            await asyncio.sleep(0.1)
+        return name
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await step("a") + await step("b")
+
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        batch_id = await batches.submit(["x", "y"], config=BatchConfig(concurrency=1))
+        await within(started.wait())
+    assert calls == ["a"]
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        # What was paid for while it was leaving is there.
+        assert await batches.recorded_activities(batch_id) >= 1
+        assert (await within(batches.result(batch_id))).counts.succeeded == 2
+    assert calls == ["a", "b", "a", "b"]
+
+
+async def test_leaving_does_not_wait_longer_than_the_drain(open_store: StoreMaker) -> None:
+    log: list[str] = []
+
+    @durable_activity
+    async def endless() -> None:
+        log.append("started")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            log.append("cancelled")
+
+    @workflow(STAGES)
+    async def run(document: str) -> None:
+        await endless()
+
+    worker = Worker(open_store(None), drain=timedelta(milliseconds=30))
+    async with asyncio.timeout(10):
+        async with BatchOrchestrator(run, worker=worker) as batches:
+            batch_id = await batches.submit(["x"])
+            await eventually(lambda: bool(log))
+    assert log == ["started", "cancelled"]
+    async with BatchOrchestrator(run, store=open_store(None), max_in_flight=0) as batches:
+        (info,) = await everything(batches.documents(batch_id))
+        # Given back at once, for the next worker, and no crash counted.
+        assert (info.status, info.attempts) == ("pending", 1)
+
+
+async def test_leaving_does_not_wait_for_a_retry_s_delay(open_store: StoreMaker) -> None:
+    failed = asyncio.Event()
+
+    @durable_activity
+    async def step() -> None:
+        failed.set()
+        raise ConnectionError
+
+    @workflow(STAGES)
+    async def run(document: str) -> None:
+        await step()
+
+    async with asyncio.timeout(10):
+        async with BatchOrchestrator(run, store=open_store(None)) as batches:
+            batch_id = await batches.submit(["x"])
+            await within(failed.wait())
+            await asyncio.sleep(0.01)
+    async with BatchOrchestrator(run, store=open_store(None), max_in_flight=0) as batches:
+        assert (await batches.snapshot(batch_id)).counts.pending == 1
+
+
+@pytest.mark.parametrize("way", ["gather", "suppress"])
+async def test_what_is_unwound_by_leaving_is_no_success(way: str, open_store: StoreMaker) -> None:
+    """A workflow that swallows the cancellation of its calls has not done its work."""
+    calls: list[str] = []
+    started = asyncio.Event()
+    leaving = False
+
+    @durable_activity
+    async def step(name: str) -> str:
+        calls.append(name)
+        if name.startswith("a") and not leaving:
+            started.set()
+            await asyncio.sleep(0.05)
+        return name
+
+    async def chain(number: int) -> str:
+        return await step(f"a{number}") + await step(f"b{number}")
+
+    @workflow(STAGES)
+    async def run(document: str) -> list[str]:
+        if way == "gather":
+            answers = await asyncio.gather(chain(1), chain(2), return_exceptions=True)
+            return [answer for answer in answers if isinstance(answer, str)]
+        done: list[str] = []
+        for number in (1, 2):
+            try:
+                done.append(await chain(number))
+            except asyncio.CancelledError:
+                continue
+        return done
+
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        batch_id = await batches.submit(["x"])
+        await within(started.wait())
+    leaving = True
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        await within(batches.result(batch_id))
+        assert await everything(batches.results(batch_id)) == [
+            DocumentSucceeded(document_id="0", value=["a1b1", "a2b2"])
+        ]
+
+
+async def test_leaving_with_an_error_passes_it_on(store: Store) -> None:
+    @workflow(STAGES)
+    async def run(document: str) -> None:
+        await asyncio.sleep(60)
+
+    with pytest.raises(ZeroDivisionError):
+        async with BatchOrchestrator(run, worker=Worker(store, drain=NO_DELAY)) as batches:
+            await batches.submit(["x"])
+            raise ZeroDivisionError
+
+
+async def test_nothing_is_left_behind(open_store: StoreMaker) -> None:
+    @durable_activity
+    def step(text: str) -> str:
+        return text
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await step(document)
+
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        await within(batches.run(["a"] * 20))
+        async for _ in batches.list_batches():
+            pass
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await eventually(lambda: not any(thread.name.startswith("durable-batches") for thread in threading.enumerate()))
