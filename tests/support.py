@@ -52,8 +52,12 @@ async def within(awaitable: Awaitable[T], *, seconds: float = PATIENCE) -> T:
         return await awaitable
 
 
-async def everything(items: AsyncIterable[T]) -> list[T]:
-    return [item async for item in items]
+async def everything(items: AsyncIterable[T], into: list[T] | None = None) -> list[T]:
+    """All items; `into` a list where they can be seen as they come."""
+    found: list[T] = [] if into is None else into
+    async for item in items:
+        found.append(item)  # noqa: PERF401  (one at a time, to be seen)
+    return found
 
 
 class Gauge:

@@ -370,9 +370,9 @@ class Process:
                 loop.call_soon_threadsafe(told.set)
 
         signal.signal(signal.SIGTERM, tell)
-        opening = SystemClock().boot()
+        marks.note("opening")
         async with BatchOrchestrator(extract, worker=worker) as batches:
-            marks.note("entered", worker=batches.worker.worker_id, opening=opening)
+            marks.note("entered", worker=batches.worker.worker_id)
             working = asyncio.create_task(self._work(batches))
             cancelling = asyncio.create_task(self._cancel(batches))
             await asyncio.wait([working, asyncio.create_task(told.wait())], return_when=asyncio.FIRST_COMPLETED)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from durable_batches import Stage, durable_activity
 from tests.support import Reading
+
+from durable_batches import Stage, durable_activity
 
 
 class Elsewhere(Stage):

@@ -7,6 +7,8 @@ import random
 from collections import Counter
 
 import pytest
+from tests.conftest import StoreMaker
+from tests.support import STAGES, eventually, everything, within
 
 from durable_batches import (
     BatchCancelled,
@@ -21,8 +23,6 @@ from durable_batches import (
     map_activity,
     workflow,
 )
-from tests.conftest import StoreMaker
-from tests.support import STAGES, eventually, everything, within
 
 
 async def test_of_many_calls_at_once_exactly_one_cancels(open_store: StoreMaker) -> None:

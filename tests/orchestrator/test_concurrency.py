@@ -6,9 +6,10 @@ import asyncio
 import threading
 from collections import Counter, defaultdict
 from datetime import timedelta
-from typing import Any
 
 import pytest
+from tests.conftest import StoreMaker
+from tests.support import NO_DELAY, STAGES, Gauge, eventually, everything, within
 
 from durable_batches import (
     BatchConfig,
@@ -21,8 +22,6 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, STAGES, Gauge, eventually, everything, within
 
 
 async def settle(gauge: Gauge, expected: int) -> None:
@@ -124,14 +123,14 @@ async def test_one_budget_for_all_workflows_of_a_worker(store: Store) -> None:
     worker = Worker(store, max_in_flight=5)
     ones, others = BatchOrchestrator(one, worker=worker), BatchOrchestrator(other, worker=worker)
     async with worker:
-        results: list[Any] = await within(
+        numbers, texts = await within(
             asyncio.gather(
                 ones.run(range(30), config=BatchConfig(concurrency=30)),
                 others.run(map(str, range(30)), config=BatchConfig(concurrency=30)),
             )
         )
-        assert [result.counts.succeeded for result in results] == [30, 30]
-        assert await everything(others.results(results[1].batch_id)) == [
+        assert numbers.counts.succeeded == texts.counts.succeeded == 30
+        assert await everything(others.results(texts.batch_id)) == [
             DocumentSucceeded(document_id=str(n), value=str(n)) for n in range(30)
         ]
     assert gauge.most == 5
@@ -211,7 +210,7 @@ async def test_batches_of_a_workflow_that_nobody_here_has_are_left_alone(open_st
         assert (await within(others.result(submitted[2]))).counts.succeeded == 1
 
 
-# ---- leaving -------------------------------------------------------------------------------------------------------------
+# ---- leaving -----------------------------------------------------------------------------------------------
 
 
 async def test_leaving_waits_for_what_runs_and_starts_nothing_more(open_store: StoreMaker) -> None:
@@ -336,10 +335,13 @@ async def test_leaving_with_an_error_passes_it_on(store: Store) -> None:
     async def run(document: str) -> None:
         await asyncio.sleep(60)
 
-    with pytest.raises(ZeroDivisionError):
+    async def leave_with_an_error() -> None:
         async with BatchOrchestrator(run, worker=Worker(store, drain=NO_DELAY)) as batches:
             await batches.submit(["x"])
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await leave_with_an_error()
 
 
 async def test_nothing_is_left_behind(open_store: StoreMaker) -> None:

@@ -8,9 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
-
 import tests.orchestrator.activities_elsewhere
+from pydantic import ValidationError
+from tests.conftest import StoreMaker
+from tests.orchestrator import activities_elsewhere as elsewhere
+from tests.orchestrator.activities_elsewhere import Elsewhere, foreign, native, split
+from tests.support import STAGES, Reading, eventually, everything, within
+
 from durable_batches import (
     EXTRACTION,
     AbortAll,
@@ -35,12 +39,8 @@ from durable_batches import (
 )
 from durable_batches.errors import ConfigurationError, DurableBatchesError, WorkerNotRunningError
 from durable_batches.testing import ManualClock
-from tests.conftest import StoreMaker
-from tests.orchestrator import activities_elsewhere as elsewhere
-from tests.orchestrator.activities_elsewhere import Elsewhere, foreign, native, split
-from tests.support import STAGES, Reading, eventually, everything, within
 
-# ---- stages that the machine does not have ---------------------------------------------------------------------------
+# ---- stages that the machine does not have -----------------------------------------------------------------
 
 
 def by_global_name() -> Workflow[Any, Any, Any, Any]:
@@ -194,7 +194,7 @@ async def test_a_foreign_stage_that_could_not_be_found_before_fails_the_document
             assert [(failure.error_type, failure.attempts) for failure in result.failures] == [("ForeignStageError", 1)]
 
 
-# ---- what orchestrators and workers are given ------------------------------------------------------------------------------
+# ---- what orchestrators and workers are given --------------------------------------------------------------
 
 
 @workflow(STAGES)
@@ -202,7 +202,9 @@ async def echo(document: str) -> str:
     return document
 
 
-@pytest.mark.parametrize("store", ["batches.db", None, object(), MemoryStore, {}], ids=repr)
+@pytest.mark.parametrize(
+    "store", ["batches.db", None, object(), MemoryStore, {}], ids=["path", "None", "object", "class", "dict"]
+)
 def test_a_store_that_is_none_is_refused(store: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"is no store|either store= or worker="):
         BatchOrchestrator(echo, store=store)
@@ -302,13 +304,13 @@ def test_a_policy_out_of_range_is_refused_at_construction(policy: Any, options: 
 
 def test_configs_and_policies_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        BatchConfig().concurrency = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+        BatchConfig().concurrency = 5  # pyright: ignore[reportAttributeAccessIssue]
     for policy in (AbortAll(), ContinueOnFailure(), RetryFailed(), RetryPolicy()):
         with pytest.raises(AttributeError):
-            policy.tag = "x"  # type: ignore[misc, union-attr, attr-defined]  # pyright: ignore
+            policy.tag = "x"  # type: ignore[misc, union-attr]  # pyright: ignore
 
 
-# ---- without an event loop ----------------------------------------------------------------------------------------------------
+# ---- without an event loop ---------------------------------------------------------------------------------
 
 # All of this is what a module of a service has at its top.
 SERVICE_STORE = MemoryStore()
@@ -409,14 +411,9 @@ async def test_who_waits_for_a_batch_is_told_when_the_worker_closes(store: Store
     async with BatchOrchestrator(run, store=store) as batches:
         batch_id = await batches.submit(["a"])
         seen: list[Any] = []
-
-        async def follow() -> None:
-            async for event in batches.progress(batch_id):
-                seen.append(event)
-
-        waiting = [
+        waiting: list[asyncio.Task[Any]] = [
             asyncio.create_task(batches.result(batch_id)),
-            asyncio.create_task(follow()),
+            asyncio.create_task(everything(batches.progress(batch_id), seen)),
             asyncio.create_task(everything(batches.watch(batch_id, interval=timedelta(milliseconds=1)))),
         ]
         await eventually(lambda: len(seen) >= 2)

@@ -8,6 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.conftest import StoreMaker
+from tests.support import NO_DELAY, ONCE, STAGES, Gauge, eventually, everything, within
 
 from durable_batches import (
     AbortAll,
@@ -26,6 +28,7 @@ from durable_batches import (
     DocumentSucceeded,
     Failed,
     FailurePolicy,
+    Results,
     RetryFailed,
     Store,
     Worker,
@@ -33,8 +36,6 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.testing import ManualClock
-from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, ONCE, STAGES, Gauge, eventually, everything, within
 
 
 @workflow(STAGES)
@@ -49,7 +50,7 @@ def config(policy: FailurePolicy, concurrency: int = 1) -> BatchConfig:
     return BatchConfig(failure_policy=policy, concurrency=concurrency)
 
 
-# ---- continuing ----------------------------------------------------------------------------------------------------------
+# ---- continuing --------------------------------------------------------------------------------------------
 
 
 async def test_by_default_the_others_go_on(store: Store) -> None:
@@ -129,7 +130,7 @@ async def test_thresholds(policy: FailurePolicy, failures: int, reason: str | No
 async def test_a_batch_whose_documents_all_failed_has_failed(store: Store) -> None:
     resolved: list[int] = []
 
-    async def resolver(results: Any) -> int:
+    async def resolver(results: Results[int]) -> int:
         resolved.append(1)
         return 1
 
@@ -148,7 +149,7 @@ async def test_a_batch_whose_documents_all_failed_has_failed(store: Store) -> No
     assert resolved == []
 
 
-# ---- aborting ----------------------------------------------------------------------------------------------------------------
+# ---- aborting ----------------------------------------------------------------------------------------------
 
 
 async def test_abort_all_stops_what_runs_and_starts_nothing_more(store: Store) -> None:
@@ -185,7 +186,7 @@ async def test_abort_all_stops_what_runs_and_starts_nothing_more(store: Store) -
     assert log["started"] == 3
 
 
-# ---- trying again ----------------------------------------------------------------------------------------------------------------
+# ---- trying again ------------------------------------------------------------------------------------------
 
 
 async def test_a_failed_document_is_tried_again_up_to_its_attempts(store: Store) -> None:
@@ -328,7 +329,7 @@ async def test_a_delay_that_passed_while_no_worker_was_there_is_over(open_store:
         assert (await within(batches.result(batch_id))).counts.succeeded == 1
 
 
-# ---- time limits -------------------------------------------------------------------------------------------------------------------
+# ---- time limits -------------------------------------------------------------------------------------------
 
 
 async def test_a_document_over_its_timeout_has_failed_and_is_tried_again(store: Store) -> None:
@@ -354,9 +355,7 @@ async def test_a_document_over_its_timeout_has_failed_and_is_tried_again(store: 
         document_timeout=timedelta(milliseconds=100), failure_policy=RetryFailed(max_attempts=2, backoff=NO_DELAY)
     )
     async with BatchOrchestrator(run, store=store, config=limited) as batches:
-        result = await within(
-            batches.run(["slow", "slow at first", "fast"], batch_id="b", document_id=str)
-        )
+        result = await within(batches.run(["slow", "slow at first", "fast"], batch_id="b", document_id=str))
         assert result.counts.succeeded == 2
         (failure,) = result.failures
     assert (failure.document_id, failure.error_type, failure.attempts) == ("slow", "DocumentTimeoutError", 2)

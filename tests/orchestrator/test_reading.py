@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
+from tests.conftest import StoreMaker
+from tests.support import NO_DELAY, NO_DRAIN, STAGES, Reading, Thinking, Writing, eventually, everything, within
 
 from durable_batches import (
     BatchCompleted,
@@ -43,8 +44,6 @@ from durable_batches import (
 )
 from durable_batches.lifecycle.progress import fold
 from durable_batches.testing import ManualClock
-from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, NO_DRAIN, STAGES, Reading, Thinking, Writing, eventually, everything, within
 
 
 @durable_activity(stage=Reading)
@@ -82,7 +81,7 @@ def gated() -> tuple[Any, asyncio.Event, list[str]]:
     return run, gate, waiting
 
 
-# ---- states and snapshots ----------------------------------------------------------------------------------------------
+# ---- states and snapshots ----------------------------------------------------------------------------------
 
 
 async def test_a_batch_s_states_from_beginning_to_end(store: Store) -> None:
@@ -127,7 +126,7 @@ async def test_the_batch_is_in_the_earliest_stage_of_its_unfinished_documents(st
     async with BatchOrchestrator(run, store=store) as batches:
         batch_id = await batches.submit(["a", "b"])
 
-        async def is_in(state: Any) -> bool:
+        async def is_in(state: Stage) -> bool:
             return await batches.state(batch_id) == state
 
         await eventually(lambda: is_in(Reading(done=0, total=2)))
@@ -196,10 +195,14 @@ async def test_an_older_deployment_s_stage_is_shown_as_the_nearest_before_it(ope
         await eventually(in_extra)
         async with BatchOrchestrator(new, store=open_store(None), max_in_flight=0) as readers:
             assert isinstance(await readers.state(batch_id), Reading)
-            assert [count.stage for count in (await readers.snapshot(batch_id)).stages] == ["reading", "extra", "writing"]
+            assert [count.stage for count in (await readers.snapshot(batch_id)).stages] == [
+                "reading",
+                "extra",
+                "writing",
+            ]
 
 
-# ---- progress ----------------------------------------------------------------------------------------------------------------
+# ---- progress ----------------------------------------------------------------------------------------------
 
 
 def assert_complete(events: list[BatchEvent], total: int) -> None:
@@ -313,19 +316,14 @@ async def test_a_subscriber_goes_on_in_the_next_process(open_store: StoreMaker) 
 
 
 async def test_a_subscriber_of_another_worker_sees_it_live(open_store: StoreMaker) -> None:
-    run, gate, waiting = gated()
+    run, gate, _ = gated()
     seen: list[BatchEvent] = []
     async with (
         BatchOrchestrator(run, store=open_store(None)) as batches,
         BatchOrchestrator(run, worker=Worker(open_store(None), max_in_flight=0)) as remote,
     ):
         batch_id = await batches.submit(["a", "b"])
-
-        async def follow() -> None:
-            async for event in remote.progress(batch_id):
-                seen.append(event)
-
-        following = asyncio.create_task(follow())
+        following = asyncio.create_task(everything(remote.progress(batch_id), seen))
         ending = asyncio.create_task(remote.result(batch_id))
         # It sees the first of it before the rest has happened.
         await eventually(lambda: sum(isinstance(event, StageProgress) for event in seen) == 2)
@@ -363,7 +361,7 @@ async def test_the_events_add_up_to_the_counts(store: Store) -> None:
     assert (folded.state, folded.percentage, folded.seq) == ("completed", 100, snapshot.seq)
 
 
-# ---- watching ------------------------------------------------------------------------------------------------------------------
+# ---- watching ----------------------------------------------------------------------------------------------
 
 
 async def test_watching_ends_with_the_end(store: Store) -> None:
@@ -386,15 +384,10 @@ async def test_watching_yields_only_what_is_new_and_not_more_often_than_asked(op
     clock = ManualClock()
     run, gate, waiting = gated()
     seen: list[BatchSnapshot[Any]] = []
-
-    async def watch(snapshots: AsyncGenerator[BatchSnapshot[Any], None]) -> None:
-        async for snapshot in snapshots:
-            seen.append(snapshot)
-
     worker = Worker(open_store(clock), clock=clock, lease=timedelta(days=1))
     async with BatchOrchestrator(run, worker=worker) as batches:
         batch_id = await batches.submit(["a"])
-        watching = asyncio.create_task(watch(batches.watch(batch_id, interval=timedelta(seconds=60))))
+        watching = asyncio.create_task(everything(batches.watch(batch_id, interval=timedelta(seconds=60)), seen))
         await eventually(lambda: bool(seen) and bool(waiting))
         gate.set()
         result = await within(batches.result(batch_id))
@@ -408,7 +401,7 @@ async def test_watching_yields_only_what_is_new_and_not_more_often_than_asked(op
     assert seen[-1].counts == result.counts
 
 
-# ---- results and documents -----------------------------------------------------------------------------------------------------
+# ---- results and documents ---------------------------------------------------------------------------------
 
 
 async def test_results_of_a_running_batch_are_those_there_are(store: Store) -> None:
@@ -544,15 +537,15 @@ async def test_what_the_code_cannot_read_any_more_is_an_error(open_store: StoreM
 
     async with BatchOrchestrator(old, store=open_store(None)) as batches:
         result = await within(batches.run(["a text of mine"]))
-    async with BatchOrchestrator(new, store=open_store(None)) as batches:
+    async with BatchOrchestrator(new, store=open_store(None)) as later:
         with pytest.raises(PayloadError, match="the result of workflow 'run'") as caught:
-            await everything(batches.results(result.batch_id))
+            await everything(later.results(result.batch_id))
         assert "a text of mine" not in str(caught.value)
         with pytest.raises(PayloadError, match="a document of workflow 'run'"):
-            await everything(batches.documents(result.batch_id))
+            await everything(later.documents(result.batch_id))
 
 
-# ---- lists -----------------------------------------------------------------------------------------------------------------------
+# ---- lists -------------------------------------------------------------------------------------------------
 
 
 async def test_batches_are_listed_newest_first_and_filtered(store: Store) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from tests.conftest import StoreMaker
+from tests.support import AT_ONCE, NO_DELAY, NO_DRAIN, ONCE, STAGES, Reading, eventually, everything, within
 
 from durable_batches import (
     AbortAll,
     ActivityFailedError,
+    BatchConfig,
     BatchFailedError,
     BatchOrchestrator,
     Cancelled,
     Completed,
     Counts,
-    DocumentSucceeded,
     Failed,
     NonRetryableError,
     ResolutionCompleted,
@@ -27,7 +28,6 @@ from durable_batches import (
     Resolving,
     Results,
     RetryPolicy,
-    Stage,
     StateChanged,
     Store,
     Worker,
@@ -37,9 +37,6 @@ from durable_batches import (
     enter_stage,
     workflow,
 )
-from durable_batches import BatchConfig, BatchId
-from tests.conftest import StoreMaker
-from tests.support import AT_ONCE, NO_DELAY, NO_DRAIN, ONCE, STAGES, Reading, eventually, everything, within
 
 
 class Total(BaseModel):
@@ -372,5 +369,3 @@ async def test_a_resolver_that_the_code_has_by_now_is_not_run_for_an_older_batch
         result = await within(batches.result(batch_id))
         assert isinstance(result.state, Completed)
         assert result.resolution is None
-
-

@@ -88,7 +88,7 @@ class Data:
     tags: list[Tags] = field(default_factory=list[Tags])
 
 
-TAGS = Tags(names=NAMES, counts={name: 1 for name in NAMES})
+TAGS = Tags(names=NAMES, counts=dict.fromkeys(NAMES, 1))
 DATA = Data(frozenset(NAMES), [TAGS])
 
 ARGUMENTS: dict[str, tuple[Any, Any]] = {
@@ -101,15 +101,15 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "set of enums": (set[Color], set(Color)),
     "list of sets": (list[set[str]], [NAMES]),
     "dict from a set": (dict[str, int], {name: len(name) for name in NAMES}),
-    "dict of sets": (dict[str, set[str]], {name: NAMES for name in NAMES}),
+    "dict of sets": (dict[str, set[str]], dict.fromkeys(NAMES, NAMES)),
     "dict with other keys": (dict[tuple[str, ...], int], {(name,): 1 for name in NAMES}),
-    "defaultdict": (defaultdict[str, set[str]], defaultdict[str, set[str]](set, {name: NAMES for name in NAMES})),
+    "defaultdict": (defaultdict[str, set[str]], defaultdict[str, set[str]](set, dict.fromkeys(NAMES, NAMES))),
     "Counter": (Counter[str], Counter(NAMES)),
-    "Mapping": (Mapping[str, set[str]], {name: NAMES for name in NAMES}),
+    "Mapping": (Mapping[str, set[str]], dict.fromkeys(NAMES, NAMES)),
     "Sequence": (Sequence[set[str]], [NAMES]),
     "model": (Tags, TAGS),
     "nested model": (Nested, Nested(tags=[TAGS], inner=Nested(tags=[TAGS]))),
-    "model with others' fields": (Open, Open.model_validate({name: NAMES for name in NAMES})),
+    "model with others' fields": (Open, Open.model_validate(dict.fromkeys(NAMES, NAMES))),
     "model with its own serializer": (OwnModel, OwnModel(names=NAMES)),
     "field with its own serializer": (OwnField, OwnField(names=NAMES)),
     "root model": (Names, Names(NAMES)),
@@ -122,11 +122,11 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "typed dict": (Movie, {"names": NAMES}),
     "dataclass": (Data, DATA),
     "anything: set": (Any, NAMES),
-    "anything: containers": (Any, {"a": [NAMES, (NAMES,)], "b": {name: NAMES for name in NAMES}}),
+    "anything: containers": (Any, {"a": [NAMES, (NAMES,)], "b": dict.fromkeys(NAMES, NAMES)}),
     "anything: model": (Any, [{"a": TAGS}]),
     "anything: dataclass": (Any, DATA),
     "anything: object": (object, [DATA, {"a": NAMES}]),
-    "dict of anything": (dict[str, Any], {name: TAGS for name in NAMES}),
+    "dict of anything": (dict[str, Any], dict.fromkeys(NAMES, TAGS)),
 }
 
 

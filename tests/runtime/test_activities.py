@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
+from tests.support import ONCE, STAGES, Gauge, Thinking, eventually, everything, within
 
 from durable_batches import (
     ActivityDefinitionError,
@@ -33,7 +34,6 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.errors import NotInActivityError
-from tests.support import ONCE, STAGES, Gauge, Thinking, eventually, everything, within
 
 
 class Chunk(BaseModel):
@@ -61,7 +61,7 @@ async def value_of(body: Callable[[str], Coroutine[Any, Any, Any]], store: Store
     return outcome.value
 
 
-# ---- in a workflow ---------------------------------------------------------------------------------------------------
+# ---- in a workflow -----------------------------------------------------------------------------------------
 
 
 async def test_an_async_activity_runs_on_the_loop(store: Store) -> None:
@@ -201,7 +201,7 @@ async def test_what_an_activity_leaves_behind_is_not_recorded_as_the_workflows(s
         assert await batches.recorded_activities(result.batch_id) == 1
 
 
-# ---- outside of one ------------------------------------------------------------------------------------------------------
+# ---- outside of one ----------------------------------------------------------------------------------------
 
 
 async def test_outside_an_orchestrator_everything_is_a_plain_call() -> None:
@@ -248,7 +248,7 @@ async def test_in_a_workflow_but_not_in_an_activity_there_is_no_current_activity
     assert outcome.error_type == "NotInActivityError"
 
 
-# ---- what it can know and say ------------------------------------------------------------------------------------------------
+# ---- what it can know and say ------------------------------------------------------------------------------
 
 
 async def test_the_current_activity_says_which_call_it_is(store: Store) -> None:
@@ -305,7 +305,7 @@ async def test_reports_are_seen_while_the_activity_runs_and_not_after(store: Sto
         assert batches.reports(batch_id) == []
 
 
-# ---- map_activity ----------------------------------------------------------------------------------------------------------
+# ---- map_activity ------------------------------------------------------------------------------------------
 
 
 async def test_map_activity_keeps_the_order_and_the_bound() -> None:
@@ -467,7 +467,7 @@ async def test_map_activity_is_recorded_call_by_call(store: Store) -> None:
         assert await batches.recorded_activities(result.batch_id) == 4
 
 
-# ---- when it is declared -----------------------------------------------------------------------------------------------------
+# ---- when it is declared -----------------------------------------------------------------------------------
 
 
 def test_a_result_needs_an_annotation() -> None:
@@ -631,7 +631,8 @@ def test_the_activity_keeps_the_functions_name_and_text() -> None:
         """What it does."""
         return number
 
-    assert (act.__name__, act.__doc__, act.name, act.version) == ("act", "What it does.", "act", "1")
+    names = [getattr(act, name) for name in ("__name__", "__doc__", "name", "version")]
+    assert names == ["act", "What it does.", "act", "1"]
     assert repr(act) == "<durable activity 'act'>"
 
 
@@ -642,17 +643,16 @@ def test_a_workflow_is_an_async_function_of_one_annotated_document() -> None:
     with pytest.raises(ActivityDefinitionError, match="async function"):
         workflow(STAGES)(sync)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-    @workflow(STAGES)
-    async def two(document: str, other: str) -> str:  # type: ignore[arg-type]  # pyright: ignore
+    async def two(document: str, other: str) -> str:
         return document
 
-    @workflow(STAGES)
     async def untyped(document):  # type: ignore[no-untyped-def]  # pyright: ignore
-        return document
+        return document  # pyright: ignore[reportUnknownVariableType]
 
-    for wrong in (two, untyped):
+    unchecked: Any = workflow(STAGES)
+    for wrong in (two, untyped):  # pyright: ignore[reportUnknownVariableType]
         with pytest.raises(ActivityDefinitionError, match="one parameter, the document"):
-            BatchOrchestrator(wrong, store=MemoryStore())  # pyright: ignore[reportUnknownArgumentType]
+            BatchOrchestrator(unchecked(wrong), store=MemoryStore())
 
 
 def test_a_workflow_s_types_are_checked_when_an_orchestrator_is_made() -> None:
@@ -668,6 +668,7 @@ def test_a_workflow_s_types_are_checked_when_an_orchestrator_is_made() -> None:
     async def undefined(document: str) -> Nowhere:  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore
         return document
 
-    for wrong in (takes, returns, undefined):
+    wrong: list[Any] = [takes, returns, undefined]
+    for run in wrong:
         with pytest.raises(ActivityDefinitionError):
-            BatchOrchestrator(wrong, store=MemoryStore())  # pyright: ignore[reportUnknownArgumentType]
+            BatchOrchestrator(run, store=MemoryStore())

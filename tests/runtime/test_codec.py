@@ -10,7 +10,7 @@ from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NotRequired, TypeVar
 from uuid import UUID
 
 import pytest
@@ -33,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from durable_batches import ActivityDefinitionError, PayloadError, PayloadTooLargeError
 from durable_batches.runtime.codec import Codec
@@ -102,7 +102,7 @@ class Tree(BaseModel):
 
 class Pair(NamedTuple):
     first: bytes
-    second: set[int] = set()
+    second: set[int] = set()  # noqa: RUF012
 
 
 class Movie(TypedDict):
@@ -138,7 +138,7 @@ class Computed(BaseModel):
     model_config = ConfigDict(extra="forbid")
     x: int
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def doubled(self) -> int:
         return 2 * self.x
@@ -297,7 +297,7 @@ ROUND_TRIPS = [
     Case(Aliased, Aliased.model_validate({"userName": "ada", "a": {"b": 5}})),
     Case(list[Aliased], [Aliased.model_validate({"userName": "ada"})]),
     Case(Generated, Generated.model_validate({"ONE_NAME": 1})),
-    Case(AliasedData, AliasedData(ONE=1)),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Case(AliasedData, AliasedData(ONE=1)),
     Case(AliasedDict, {"one": 1}),
     Case(Computed, Computed(x=2)),
     Case(Open, Open.model_validate({"x": 1, "y": [1, "z"]})),
@@ -377,7 +377,7 @@ def same_classes(one: Any, other: Any) -> bool:
     return True
 
 
-# ---- Hypothesis ------------------------------------------------------------------------------------------------
+# ---- Hypothesis --------------------------------------------------------------------------------------------
 
 
 class Everything(BaseModel):
@@ -451,7 +451,7 @@ def test_what_is_not_refused_comes_back(value: Any) -> None:
     assert read == value
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 
 def nested(depth: int) -> Any:
@@ -633,14 +633,14 @@ def test_a_long_path_is_shortened() -> None:
     assert "..." in caught.value.path
 
 
-# ---- types that cannot be recorded ---------------------------------------------------------------------------------
+# ---- types that cannot be recorded -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "annotation", [Foreign, list[Foreign], dict[str, Foreign | None], "Undefined", range, type[int] | range]
 )
 def test_a_type_that_cannot_be_recorded_is_found_when_it_is_named(annotation: Any) -> None:
-    with pytest.raises(ActivityDefinitionError, match="^value cannot be recorded"):
+    with pytest.raises(ActivityDefinitionError, match=r"^value cannot be recorded"):
         Codec[Any](annotation, "value")
 
 
@@ -667,7 +667,7 @@ def test_a_model_with_a_secret_is_refused() -> None:
         Codec[Any](list[Login], "value")
 
 
-# ---- across versions of the code -------------------------------------------------------------------------------------
+# ---- across versions of the code ---------------------------------------------------------------------------
 
 
 def test_what_was_written_before_a_class_had_others_beside_it_is_read() -> None:

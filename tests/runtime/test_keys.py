@@ -11,26 +11,26 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
-from typing_extensions import NotRequired, TypedDict
+from tests.runtime.hash_seeds import ARGUMENTS, key_of
+from typing_extensions import TypedDict
 
 from durable_batches import ActivityDefinitionError, PayloadError, durable_activity
 from durable_batches.lifecycle.records import CheckpointRecord
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.checkpoint import Recorded
-from tests.runtime.hash_seeds import ARGUMENTS, key_of
 
 
 def key(activity: DurableActivity[..., Any], *args: Any, **kwargs: Any) -> str:
     return activity.keys.base(args, kwargs)
 
 
-# ---- the same in every process ---------------------------------------------------------------------------------
+# ---- the same in every process -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_key_is_the_same_whatever_the_hash_seed(name: str, keys_by_seed: list[
     assert {keys[name] for keys in keys_by_seed} == {key_of(*ARGUMENTS[name])}
 
 
-# ---- what has no order, has none in the key ------------------------------------------------------------------------
+# ---- what has no order, has none in the key ----------------------------------------------------------------
 
 
 class Movie(TypedDict):
@@ -112,7 +112,7 @@ async def take_set(value: set[int]) -> None: ...
 UNTYPED, SETS = take_anything.keys, take_set.keys
 
 
-# ---- arguments are bound to names --------------------------------------------------------------------------------------
+# ---- arguments are bound to names --------------------------------------------------------------------------
 
 
 @durable_activity
@@ -183,11 +183,11 @@ def test_an_argument_that_cannot_be_encoded_is_named() -> None:
         key(act, "\ud800", None)
     endless: list[Any] = []
     endless.append(endless)
-    with pytest.raises(PayloadError, match="argument 'data'.*deeper than"):
+    with pytest.raises(PayloadError, match=r"argument 'data'.*deeper than"):
         key(act, "a", endless)
 
 
-# ---- fields equal to their defaults are left out -------------------------------------------------------------------------
+# ---- fields equal to their defaults are left out -----------------------------------------------------------
 
 
 class Inner(BaseModel):
@@ -202,7 +202,7 @@ class NewModel(BaseModel):
     text: str
     size: int = 3
     maybe: str | None = None
-    items: list[int] = Field(default_factory=list)
+    items: list[int] = Field(default_factory=list[int])
     names: set[str] = Field(default_factory=set)
     inner: Inner = Inner()
     choice: Literal["a", "b"] = "a"
@@ -263,7 +263,7 @@ def test_an_optional_field_that_is_used_changes_the_key() -> None:
     assert key_of(NewTuple, NewTuple("a")) != key_of(NewTuple, NewTuple("a", 4))
 
 
-# ---- members of a union ------------------------------------------------------------------------------------------------------
+# ---- members of a union ------------------------------------------------------------------------------------
 
 
 class Cat(BaseModel):
@@ -304,7 +304,7 @@ def test_different_members_of_a_union_have_different_keys(annotation: Any, value
     assert len({key_of(annotation, value) for value in values}) == len(values)
 
 
-# ---- names, versions, explicit keys --------------------------------------------------------------------------------------------
+# ---- names, versions, explicit keys ------------------------------------------------------------------------
 
 
 def test_the_key_names_the_activity_and_its_version_but_not_its_module() -> None:
@@ -362,7 +362,7 @@ def test_an_explicit_key_serves_for_input_that_cannot_be_encoded() -> None:
     assert key(train, "a", object()) == key(train, "a", object())
 
 
-# ---- occurrences -----------------------------------------------------------------------------------------------------------------
+# ---- occurrences -------------------------------------------------------------------------------------------
 
 
 def recorded(*keys: str) -> Recorded:

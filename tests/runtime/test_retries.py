@@ -11,6 +11,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
+from tests.conftest import StoreMaker
+from tests.support import AT_ONCE, NO_DELAY, NO_DRAIN, ONCE, STAGES, eventually, everything, within
 
 from durable_batches import (
     ActivityFailedError,
@@ -33,8 +35,6 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.testing import ManualClock
-from tests.conftest import StoreMaker
-from tests.support import AT_ONCE, NO_DELAY, NO_DRAIN, ONCE, STAGES, eventually, everything, within
 
 
 class RateLimited(Exception):
@@ -117,13 +117,11 @@ class Between:
         return f"{self.low:g} to {self.high:g}"
 
 
-# ---- delays ------------------------------------------------------------------------------------------------------------
+# ---- delays ------------------------------------------------------------------------------------------------
 
 
 async def test_the_delay_grows_up_to_the_maximum() -> None:
-    retry = RetryPolicy(
-        max_attempts=5, initial=timedelta(seconds=1), factor=3, maximum=timedelta(seconds=5), jitter=0
-    )
+    retry = RetryPolicy(max_attempts=5, initial=timedelta(seconds=1), factor=3, maximum=timedelta(seconds=5), jitter=0)
     times = await times_of(retry, *[ValueError()] * 4)
     assert times.attempts == seconds(0, 1, 4, 9, 14)
     assert times.outcome == DocumentSucceeded(document_id="0", value=5)
@@ -206,7 +204,7 @@ async def test_a_function_that_decides_may_fail_itself(store: Store) -> None:
     assert outcome.error_type == "LookupError"
 
 
-# ---- the end of trying -------------------------------------------------------------------------------------------------------
+# ---- the end of trying -------------------------------------------------------------------------------------
 
 
 async def outcome_of(act: Callable[[], Any], store: Store) -> DocumentSucceeded[Any] | DocumentFailure:
@@ -303,7 +301,7 @@ async def test_an_argument_that_cannot_be_recorded_is_the_workflow_s_own_error(s
     assert await outcome_of(body, store) == DocumentSucceeded(document_id="0", value="$")
 
 
-# ---- strange errors ------------------------------------------------------------------------------------------------------------
+# ---- strange errors ----------------------------------------------------------------------------------------
 
 
 class OddBase(BaseException):
@@ -315,7 +313,9 @@ class Mute(Exception):
         raise ValueError("this error cannot be shown")
 
 
-@pytest.mark.parametrize("error", [StopIteration(), SystemExit(3), OddBase("odd"), Mute(), StopAsyncIteration()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [StopIteration(), SystemExit(3), OddBase("odd"), Mute(), StopAsyncIteration()], ids=repr
+)
 @pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
 async def test_whatever_an_activity_raises_is_a_failure(error: BaseException, sync: bool, store: Store) -> None:
     @durable_activity(retry=ONCE)
@@ -367,7 +367,7 @@ async def test_what_an_activity_waits_for_may_be_cancelled_without_cancelling_th
     assert await outcome_of(act, store) == DocumentSucceeded(document_id="0", value=2)
 
 
-# ---- timeouts --------------------------------------------------------------------------------------------------------------------
+# ---- timeouts ----------------------------------------------------------------------------------------------
 
 
 async def test_an_attempt_over_its_timeout_is_cancelled_and_tried_again(store: Store) -> None:
@@ -432,7 +432,7 @@ async def test_a_timeout_of_the_function_s_own_is_an_error_as_any_other(store: S
     assert outcome.error_type == "TimeoutError"
 
 
-# ---- what the workflow gets ----------------------------------------------------------------------------------------------------------
+# ---- what the workflow gets --------------------------------------------------------------------------------
 
 
 async def test_the_workflow_gets_the_same_error_live_and_on_replay(open_store: StoreMaker) -> None:

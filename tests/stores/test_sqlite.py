@@ -180,14 +180,18 @@ def run_at_once(arguments: list[str]) -> list[tuple[int, str, str]]:
         )
         for number in range(PROCESSES)
     ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=60) for process in processes]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(process.returncode, *answer) for process, answer in zip(processes, answers, strict=True)]
 
 

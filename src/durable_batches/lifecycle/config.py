@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, ClassVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, RetryFailed
 
@@ -14,17 +14,14 @@ __all__ = ["BatchConfig"]
 Positive = Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=3650))]
 
 
-class BatchConfig(BaseModel):
+# As arguments of the class, because type checkers know them there only. The schema is built when the first
+# configuration is made: importing the library stays quick.
+class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="float", defer_build=True):
     """How a batch runs. Recorded at submission; attaching to an existing batch leaves its recorded one as it is.
 
     Raises:
         pydantic.ValidationError: A value is out of range, or a name is unknown.
     """
-
-    # The schema is built when the first configuration is made: importing the library stays quick.
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", ser_json_timedelta="float", defer_build=True
-    )
 
     concurrency: Annotated[int, Field(ge=1, le=100_000)] = 8
     """Documents in flight at once, over all workers."""

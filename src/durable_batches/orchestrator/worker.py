@@ -320,6 +320,7 @@ class _Incarnation:
         self._workflows = workflows
         self._lease = lease
         self._drain = drain
+        self._max_stall = max_stall
         self._clock = worker.clock
         self.journal = Journal(store, self.worker_id, self._clock, claim=self._claim_request, committed=self._committed)
         self.surroundings = Surroundings(
@@ -379,6 +380,7 @@ class _Incarnation:
         helpers = [
             asyncio.create_task(self.scheduler.run(), name="durable-batches scheduler"),
             asyncio.create_task(self._look_around(), name="durable-batches rescue"),
+            asyncio.create_task(self._tick(), name="durable-batches tick"),
         ]
         try:
             await asyncio.wait([journal, closed, lost, *helpers], return_when=asyncio.FIRST_COMPLETED)
@@ -426,11 +428,16 @@ class _Incarnation:
             # Where it only counted itself dead: what it held is free at once.
             await self._store.leave(self.worker_id)
 
+    async def _tick(self) -> None:
+        """Show that the loop turns, whatever the store does meanwhile."""
+        while True:
+            self._heartbeat.tick()
+            await self._clock.sleep(min(_RESCUE_SECONDS, self._max_stall.total_seconds() / 4))
+
     async def _look_around(self) -> None:
-        """Now and then: show that the loop turns, rescue, and notice what other processes decided."""
+        """Now and then: rescue, and notice what other processes decided."""
         while True:
             await self._clock.sleep(_RESCUE_SECONDS)
-            self._heartbeat.tick()
             try:
                 await self._worker.rescue()
                 for batch_id in self.scheduler.held_batches():

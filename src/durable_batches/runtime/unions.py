@@ -193,7 +193,7 @@ def _second(pair: tuple[str, Any]) -> Any:
     return pair[1]
 
 
-# ---- isinstance, for values of which nothing is known --------------------------------------------------------------
+# ---- isinstance, for values of which nothing is known ------------------------------------------------------
 
 
 def is_dict(value: object) -> TypeIs[dict[Any, Any]]:

@@ -1,0 +1,147 @@
+"""A lease outlives code that blocks the event loop; a loop that stands still for too long lets it go."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tests.crash.processes import database, opened
+from tests.support import STAGES
+
+from durable_batches import (
+    BatchConfig,
+    BatchNotFoundError,
+    BatchOrchestrator,
+    DocumentReleased,
+    SQLiteStore,
+    SubmissionInProgressError,
+    Worker,
+    durable_activity,
+    workflow,
+)
+from durable_batches.testing.history import HistoryChecker
+
+LEASE = timedelta(seconds=0.6)
+
+
+blocked_for: set[float] = set()
+
+
+@pytest.fixture(autouse=True)
+def _not_blocked_yet() -> None:
+    blocked_for.clear()
+
+
+@durable_activity
+async def block(seconds: float) -> int:
+    """Holds up the event loop the first time, as code does that was not written for one."""
+    if seconds not in blocked_for:
+        blocked_for.add(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251  (that is the point)
+    return 1
+
+
+@durable_activity
+async def nap(seconds: float) -> int:
+    await asyncio.sleep(seconds)
+    return 2
+
+
+@workflow(STAGES, name="blocking")
+async def blocking(seconds: float) -> int:
+    return await block(seconds) + await nap(0.01)
+
+
+@contextmanager
+def _somebody_else(path: Path) -> Generator[list[str]]:
+    """Another process's share of looking after the file, on a thread: whom it declares dead."""
+    dead: list[str] = []
+    stop = threading.Event()
+
+    async def look() -> None:
+        async with opened(path) as store:
+            while not stop.is_set():
+                dead.extend((await store.expire()).workers)
+                await asyncio.sleep(0.02)
+
+    thread = threading.Thread(target=lambda: asyncio.run(look()))
+    thread.start()
+    try:
+        yield dead
+    finally:
+        stop.set()
+        thread.join()
+
+
+async def test_code_that_blocks_the_event_loop_does_not_cost_the_lease(tmp_path: Path) -> None:
+    store = SQLiteStore(database(tmp_path))
+    worker = Worker(store, lease=LEASE)
+    async with BatchOrchestrator(blocking, worker=worker) as batches:
+        with _somebody_else(store.path) as dead:
+            first = worker.worker_id
+            result = await batches.run([2.0, 0.1], config=BatchConfig(concurrency=2))
+        assert result.counts.succeeded == 2
+        assert dead == []
+        assert worker.worker_id == first
+
+
+async def test_a_loop_that_stands_still_for_too_long_lets_its_lease_go(tmp_path: Path) -> None:
+    """So that others can go on; when it turns again it finds itself fenced, and begins anew."""
+    store = SQLiteStore(database(tmp_path))
+    worker = Worker(store, lease=LEASE, max_stall=timedelta(seconds=1.5))
+    async with BatchOrchestrator(blocking, worker=worker) as batches:
+        with _somebody_else(store.path) as dead:
+            first = worker.worker_id
+            batch_id = await batches.submit([4.0])
+            events = [event async for event in batches.progress(batch_id)]
+            assert dead == [first]
+            assert worker.worker_id != first
+        assert [event.reason for event in events if isinstance(event, DocumentReleased)] == ["crash"]
+        assert (await batches.result(batch_id)).counts.succeeded == 1
+        await HistoryChecker().verify(store, finished=True)
+
+
+async def test_a_short_stall_limit_does_not_end_a_worker_whose_loop_turns(tmp_path: Path) -> None:
+    worker = Worker(SQLiteStore(database(tmp_path)), lease=LEASE, max_stall=timedelta(seconds=0.7))
+    async with BatchOrchestrator(blocking, worker=worker) as batches:
+        first = worker.worker_id
+        assert (await batches.run([0.0, 0.0])).counts.succeeded == 2
+        await asyncio.sleep(2.5)
+        assert worker.worker_id == first
+
+
+async def test_a_submitter_that_was_declared_dead_spoils_nothing(tmp_path: Path) -> None:
+    """It was stopped for long, another one has loaded the batch meanwhile, and then it goes on where it was."""
+    path = database(tmp_path)
+    stopped, again = asyncio.Event(), asyncio.Event()
+
+    async def documents() -> object:
+        for number in range(2_000):
+            if number == 700:
+                stopped.set()
+                await again.wait()
+            yield number / 1_000_000
+
+    late, soon = (BatchOrchestrator(blocking, store=SQLiteStore(path), max_in_flight=0) for _ in range(2))
+    async with late, soon:
+        submitting = asyncio.create_task(late.submit(documents(), batch_id="batch"))  # type: ignore[arg-type]
+        await stopped.wait()
+        await soon.worker.store.expire(dead=[late.worker.worker_id])
+        await soon.submit([0.0, 0.001], batch_id="batch")
+        again.set()
+        with pytest.raises((BatchNotFoundError, SubmissionInProgressError)):
+            await submitting
+        assert (await soon.snapshot("batch")).counts.total == 2
+        assert [document.document async for document in soon.documents("batch")] == [0.0, 0.001]
+    async with BatchOrchestrator(blocking, store=SQLiteStore(path)) as batches:
+        assert (await batches.result("batch")).counts.succeeded == 2
+    checker = HistoryChecker()
+    checker.acknowledged("batch", ["0", "1"])
+    async with opened(path) as store:
+        await checker.verify(store, finished=True, everyone_left=True)

@@ -1,0 +1,799 @@
+"""What users write, and the types that mypy and pyright must both infer for it.
+
+Checked, and imported, but not run: `assert_type` does nothing at run time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, assert_never, assert_type
+from uuid import UUID
+
+from pydantic import BaseModel
+
+import durable_batches.testing as testing
+from durable_batches import (
+    EXTRACTION,
+    AbortAll,
+    ActivityContext,
+    ActivityFailedError,
+    ActivityReport,
+    Assembling,
+    BatchCancelled,
+    BatchCompleted,
+    BatchConfig,
+    BatchCreated,
+    BatchEvent,
+    BatchFailed,
+    BatchId,
+    BatchOrchestrator,
+    BatchResult,
+    BatchSnapshot,
+    BatchState,
+    BatchStateMachine,
+    Cancelled,
+    Chunking,
+    Completed,
+    ContinueOnFailure,
+    Counts,
+    DocumentCompleted,
+    DocumentFailed,
+    DocumentFailure,
+    DocumentInfo,
+    DocumentReleased,
+    DocumentRetrying,
+    DocumentStarted,
+    DocumentSucceeded,
+    DurableActivity,
+    ExtractingEntities,
+    ExtractingMentions,
+    ExtractingRelations,
+    ExtractionStage,
+    Failed,
+    FailurePolicy,
+    MemoryStore,
+    Outcome,
+    Pending,
+    ResolutionCompleted,
+    ResolutionFailed,
+    ResolutionStarted,
+    Resolver,
+    Resolving,
+    Results,
+    RetryFailed,
+    RetryLater,
+    RetryPolicy,
+    RunStats,
+    SQLiteStore,
+    Stage,
+    StageCount,
+    StageProgress,
+    StateChanged,
+    Store,
+    Worker,
+    Workflow,
+    current_activity,
+    durable_activity,
+    durable_now,
+    durable_uuid,
+    enter_stage,
+    map_activity,
+    workflow,
+)
+from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.records import (
+    BatchRecord,
+    CheckpointRecord,
+    ClaimRequest,
+    Committed,
+    DocumentRecord,
+    EventRecord,
+    ExecutionStatus,
+    Micros,
+    NewDocument,
+    WorkerId,
+    WorkerRecord,
+)
+from durable_batches.stores import BatchQuery, Capabilities, Heart
+from durable_batches.stores.protocol import Expired
+
+# ---- the example of the design ------------------------------------------------------------------------------------
+
+
+@durable_activity(stage=Chunking)
+async def split(text: str, size: int = 3) -> list[str]:
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+@durable_activity(stage=ExtractingMentions)
+def count(chunk: str) -> int:
+    return len(chunk)
+
+
+async def link(results: Results[dict[str, int]]) -> float:
+    total = 0.0
+    async for result in results:
+        assert_type(result, DocumentSucceeded[dict[str, int]])
+        assert_type(result.value, dict[str, int])
+        total += result.value["total"]
+    return total
+
+
+@workflow(EXTRACTION, resolver=link)
+async def extract(document: str) -> dict[str, int]:
+    chunks = await split(document, size=4)
+    assert_type(chunks, list[str])
+    counts = await map_activity(count, chunks)
+    assert_type(counts, list[int])
+    return {"total": sum(counts)}
+
+
+Extract: TypeAlias = Workflow[str, dict[str, int], ExtractionStage, float]
+
+assert_type(EXTRACTION, BatchStateMachine[ExtractionStage])
+assert_type(extract, Extract)
+
+
+async def of_the_design() -> None:
+    async with BatchOrchestrator(extract, store=SQLiteStore("batches.db")) as batches:
+        assert_type(batches, BatchOrchestrator[str, dict[str, int], ExtractionStage, float])
+        batch_id = await batches.submit(["a", "b"])
+        assert_type(batch_id, BatchId)
+        assert_type((await batches.result(batch_id)).raise_for_failures().value, float)
+        state = await batches.state(batch_id)
+        assert_type(
+            state,
+            Pending
+            | Chunking
+            | ExtractingMentions
+            | ExtractingEntities
+            | ExtractingRelations
+            | Assembling
+            | Resolving
+            | Completed
+            | Failed
+            | Cancelled,
+        )
+        match state:
+            case Pending() | Resolving():
+                pass
+            case Chunking(done=done, total=total):
+                assert_type((done, total), tuple[int, int])
+            case ExtractingMentions() | ExtractingEntities() | ExtractingRelations() | Assembling():
+                pass
+            case Completed() | Failed() | Cancelled():
+                pass
+            case _:
+                assert_never(state)
+        async for outcome in batches.results(batch_id):
+            match outcome:
+                case DocumentSucceeded(value=value):
+                    assert_type(value, dict[str, int])
+                case DocumentFailure(error=error):
+                    assert_type(error, str)
+                case _:
+                    assert_never(outcome)
+
+
+# ---- machines of one's own ----------------------------------------------------------------------------------------
+
+
+class A(Stage):
+    tag: Literal["a"] = "a"
+
+
+class B(Stage):
+    tag: Literal["b"] = "b"
+
+
+class C(Stage):
+    tag: Literal["c"] = "c"
+
+
+class D(Stage):
+    tag: Literal["d"] = "d"
+
+
+class E(Stage):
+    tag: Literal["e"] = "e"
+
+
+class F(Stage):
+    tag: Literal["f"] = "f"
+
+
+class G(Stage):
+    tag: Literal["g"] = "g"
+
+
+class H(Stage):
+    tag: Literal["h"] = "h"
+
+
+class I(Stage):  # noqa: E742  (the ninth letter of a row of letters)
+    tag: Literal["i"] = "i"
+
+
+class J(Stage):
+    tag: Literal["j"] = "j"
+
+
+class K(Stage):
+    tag: Literal["k"] = "k"
+
+
+class L(Stage):
+    tag: Literal["l"] = "l"
+
+
+ONE = BatchStateMachine(A)
+TWO = BatchStateMachine(A, B)
+THREE = BatchStateMachine(A, B, C)
+SIX = BatchStateMachine(A, B, C, D, E, F)
+TWELVE = BatchStateMachine(A, B, C, D, E, F, G, H, I, J, K, L)
+EXPLICIT = BatchStateMachine[A | B](A, B)
+
+assert_type(ONE, BatchStateMachine[A])
+assert_type(TWO, BatchStateMachine[A | B])
+assert_type(THREE, BatchStateMachine[A | B | C])
+assert_type(SIX, BatchStateMachine[A | B | C | D | E | F])
+assert_type(TWELVE, BatchStateMachine[A | B | C | D | E | F | G | H | I | J | K | L])
+assert_type(EXPLICIT, BatchStateMachine[A | B])
+assert_type(TWO.stages, Sequence[type[A | B]])
+assert_type(TWO.tags, tuple[str, ...])
+assert_type(TWO.transitions, Mapping[str, frozenset[str]])
+assert_type(TWO.can_transition("a", "b"), bool)
+assert_type(TWO.stage("a", done=0, total=1), A | B | None)
+
+# From a list, or more than there are overloads.
+LISTED: list[type[A | B]] = [A, B]
+assert_type(BatchStateMachine(*LISTED), BatchStateMachine[A | B])
+
+
+@workflow(ONE)
+async def of_one(document: str) -> str:
+    return document
+
+
+@workflow(TWO)
+async def of_two(document: str) -> str:
+    return document
+
+
+@workflow(THREE)
+async def of_three(document: str) -> str:
+    return document
+
+
+@workflow(SIX)
+async def of_six(document: str) -> str:
+    return document
+
+
+@workflow(TWELVE)
+async def of_twelve(document: str) -> str:
+    return document
+
+
+async def states_of(
+    one: BatchOrchestrator[str, str, A],
+    two: BatchOrchestrator[str, str, A | B],
+    three: BatchOrchestrator[str, str, A | B | C],
+) -> None:
+    first = await one.state("")
+    assert_type(first, Pending | A | Resolving | Completed | Failed | Cancelled)
+    match first:
+        case A(done=done) | Pending(total=done):
+            assert_type(done, int)
+        case Resolving(counts=counts) | Completed(counts=counts):
+            assert_type(counts, Counts)
+        case Failed(error=text) | Cancelled(reason=text):
+            assert_type(text, str)
+        case _:
+            assert_never(first)
+    assert_type(first.tag, Literal["pending", "a", "resolving", "completed", "failed", "cancelled"])
+    second: BatchState[A | B] = await two.state("")
+    assert_type(second, Pending | A | B | Resolving | Completed | Failed | Cancelled)
+    third = (await three.snapshot("")).state
+    assert_type(third, Pending | A | B | C | Resolving | Completed | Failed | Cancelled)
+    if third.tag == "b":
+        assert_type(third, B)
+
+
+async def states_of_many(store: Store) -> None:
+    six = BatchOrchestrator(of_six, store=store)
+    assert_type(await six.state(""), Pending | A | B | C | D | E | F | Resolving | Completed | Failed | Cancelled)
+    twelve = await BatchOrchestrator(of_twelve, store=store).state("")
+    assert_type(
+        twelve,
+        Pending | A | B | C | D | E | F | G | H | I | J | K | L | Resolving | Completed | Failed | Cancelled,
+    )
+    match twelve:
+        case A() | B() | C() | D() | E() | F() | G() | H() | I() | J() | K() | L():
+            assert_type(twelve.total, int)
+        case Pending() | Resolving() | Completed() | Failed() | Cancelled():
+            pass
+        case _:
+            assert_never(twelve)
+
+
+def states_are_dataclasses(anything: type[Stage]) -> None:
+    assert_type(anything.tag, str)
+    stage = A(done=1, total=2)
+    assert_type(A.tag, Literal["a"])
+    assert_type(dataclasses.replace(stage, done=2), A)
+    assert_type(dataclasses.asdict(stage), dict[str, Any])
+    assert_type(dataclasses.asdict(Pending(total=1)), dict[str, Any])
+    kinds: set[Stage | Pending] = {stage, Pending(total=1)}
+    assert_type(kinds.pop().total, int)
+
+
+# ---- activities ---------------------------------------------------------------------------------------------------
+
+
+class Query(BaseModel):
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+
+
+@durable_activity
+async def bare(query: Query) -> Answer:
+    return Answer(query.text)
+
+
+@durable_activity
+def bare_sync(query: Query, *, times: int = 1) -> Answer:
+    return Answer(query.text * times)
+
+
+@durable_activity()
+def no_options(query: Query) -> Answer:
+    return Answer(query.text)
+
+
+@durable_activity
+def eventual(number: int) -> Awaitable[str]:
+    return words(number)
+
+
+async def words(number: int) -> str:
+    return str(number)
+
+
+def text_of(query: Query, session: str) -> str:
+    return f"{session}:{query.text}"
+
+
+@durable_activity(key=text_of, stage=A, version="2")
+async def keyed(query: Query, session: str) -> Answer:
+    return Answer(query.text + session)
+
+
+def in_session(query: Query, *, session: str = "") -> str:
+    return f"{session}:{query.text}"
+
+
+@durable_activity(key=in_session)
+def keyed_sync(query: Query, *, session: str = "") -> Answer:
+    return Answer(query.text + session)
+
+
+@durable_activity(
+    name="ask",
+    ignore=("client",),
+    timeout=timedelta(seconds=30),
+    retry=RetryPolicy(max_attempts=5, non_retryable=(KeyError, ValueError), retryable=lambda error: bool(error.args)),
+)
+async def with_options(query: Query, client: object = None) -> tuple[Answer, ...]:
+    here = current_activity()
+    assert_type(here, ActivityContext)
+    assert_type(here.idempotency_key, str)
+    here.report(1, 2)
+    if here.attempt == 1:
+        raise RetryLater(timedelta(seconds=1))
+    return (Answer(query.text),)
+
+
+@durable_activity
+async def nothing() -> None:
+    return None
+
+
+ask_again = durable_activity(stage=B)(words)
+
+assert_type(nothing, DurableActivity[[], None])
+assert_type(bare.name, str)
+assert_type(bare.stage, type[Stage] | None)
+
+
+async def calls() -> None:
+    query = Query(text="")
+    pending = assert_type(split(text="a", size=4), Coroutine[Any, Any, list[str]])
+    assert_type(await pending, list[str])
+    assert_type(await split(text="a", size=4), list[str])
+    assert_type(await split("a", 4), list[str])
+    assert_type(await split("a"), list[str])
+    assert_type(await count("a"), int)
+    assert_type(await bare(query), Answer)
+    assert_type(await bare(query=query), Answer)
+    assert_type(await bare_sync(query, times=2), Answer)
+    assert_type(await no_options(query=query), Answer)
+    assert_type(await eventual(1), str)
+    assert_type(await ask_again(number=1), str)
+    assert_type(await nothing(), None)
+    assert_type(await keyed(query, "s"), Answer)
+    assert_type(await keyed(query=query, session="s"), Answer)
+    assert_type(await keyed_sync(query, session="s"), Answer)
+    assert_type(await with_options(query), tuple[Answer, ...])
+    assert_type(await map_activity(bare, [query]), list[Answer])
+    assert_type(await map_activity(bare_sync, (query for _ in range(3)), concurrency=2), list[Answer])
+    assert_type(await map_activity(words, {1, 2}), list[str])
+    assert_type(await durable_now(), datetime)
+    assert_type(await durable_uuid(), UUID)
+
+
+# ---- workflows ----------------------------------------------------------------------------------------------------
+
+
+@workflow(TWO, name="plain", version="3", accepts=("1", "2"))
+async def plain(query: Query) -> Answer:
+    enter_stage(A)
+    try:
+        return await bare(query)
+    except ActivityFailedError as error:
+        assert_type(error.caused_by(KeyError), bool)
+        return Answer(error.message)
+
+
+assert_type(plain, Workflow[Query, Answer, A | B, None])
+assert_type(plain.name, str)
+assert_type(plain.accepts, tuple[str, ...])
+
+
+async def gather(results: Results[Answer]) -> list[str]:
+    assert_type(results.batch_id, BatchId)
+    assert_type(results.counts.failed, int)
+    texts = [result.value.text async for result in results]
+    async for page in results.pages(100):
+        assert_type(page, list[DocumentSucceeded[Answer]])
+    async for failure in results.failures():
+        assert_type(failure, DocumentFailure)
+        assert_type(failure.activity, str | None)
+    return texts
+
+
+# A resolver that returns nothing is not the same as none.
+async def announce(results: Results[Answer]) -> None:
+    async for _ in results:
+        pass
+
+
+class Gatherer:
+    async def gather(self, results: Results[Answer]) -> Answer:
+        return Answer(" ".join([result.value.text async for result in results]))
+
+
+named: Resolver[Answer, list[str]] = gather
+
+
+@workflow(THREE, resolver=gather, resolver_retry=RetryPolicy(max_attempts=1))
+async def resolved(query: Query) -> Answer:
+    return Answer(query.text)
+
+
+@workflow(THREE, resolver=announce)
+async def announced(query: Query) -> Answer:
+    return Answer(query.text)
+
+
+@workflow(ONE, resolver=Gatherer().gather)
+async def by_method(query: Query) -> Answer:
+    return Answer(query.text)
+
+
+@workflow(ONE, resolver=named)
+async def by_name(query: Query) -> Answer:
+    return Answer(query.text)
+
+
+assert_type(resolved, Workflow[Query, Answer, A | B | C, list[str]])
+assert_type(announced, Workflow[Query, Answer, A | B | C, None])
+assert_type(by_method, Workflow[Query, Answer, A, Answer])
+assert_type(by_name, Workflow[Query, Answer, A, list[str]])
+
+
+class Known:
+    """Results for the unit test of a resolver."""
+
+    batch_id: BatchId = BatchId("")
+    counts: Counts = Counts(total=1, succeeded=1)
+    answer: DocumentSucceeded[Answer] = DocumentSucceeded(document_id="", value=Answer("a"))
+
+    async def __aiter__(self) -> AsyncIterator[DocumentSucceeded[Answer]]:
+        yield self.answer
+
+    async def pages(self, size: int) -> AsyncIterator[list[DocumentSucceeded[Answer]]]:
+        yield [self.answer][:size]
+
+    async def failures(self) -> AsyncIterator[DocumentFailure]:
+        for _ in range(self.counts.failed):
+            yield DocumentFailure(document_id="", error="", error_type="", activity=None, attempts=1)
+
+
+async def a_workflow_is_its_function() -> None:
+    assert_type(await gather(Known()), list[str])
+    pending = assert_type(plain(Query(text="")), Coroutine[Any, Any, Answer])
+    assert_type(await pending, Answer)
+    assert_type(await extract("a"), dict[str, int])
+
+
+# ---- orchestrators ------------------------------------------------------------------------------------------------
+
+
+async def submissions(batches: BatchOrchestrator[Query, Answer, A | B | C, list[str]], path: Path) -> None:
+    async def streamed() -> AsyncIterator[Query]:
+        yield Query(text="")
+
+    assert_type(await batches.submit(Query(text=line) for line in path.read_text().splitlines()), BatchId)
+    assert_type(await batches.submit(streamed(), if_exists="error"), BatchId)
+    assert_type(
+        await batches.submit((Query(text=""),), batch_id="nightly", document_id=lambda query: query.text), BatchId
+    )
+    result = await batches.run(streamed(), config=BatchConfig(concurrency=2), batch_id="nightly")
+    assert_type(result, BatchResult[list[str]])
+    assert_type(result.value, list[str])
+    assert_type(result.resolution, list[str] | None)
+    assert_type(result.raise_for_failures(), BatchResult[list[str]])
+    assert_type(result.failures, Sequence[DocumentFailure])
+    assert_type(result.state, Completed | Failed | Cancelled)
+    match result.state:
+        case Completed():
+            pass
+        case Failed(error=text) | Cancelled(reason=text):
+            assert_type(text, str)
+        case _:
+            assert_never(result.state)
+
+
+async def without_a_resolver(batches: BatchOrchestrator[Query, Answer, A | B]) -> None:
+    result = await batches.result("")
+    assert_type(result, BatchResult[None])
+    assert_type(result.resolution, None)
+
+
+async def readings(batches: BatchOrchestrator[Query, Answer, A | B, None]) -> None:
+    assert_type(batches.results(""), AsyncGenerator[Outcome[Answer], None])
+    async for outcome in batches.results(""):
+        assert_type(outcome, DocumentSucceeded[Answer] | DocumentFailure)
+        if outcome.tag == "succeeded":
+            assert_type(outcome, DocumentSucceeded[Answer])
+        else:
+            assert_type(outcome, DocumentFailure)
+    async for info in batches.documents("", status="failed"):
+        assert_type(info, DocumentInfo[Query])
+        assert_type(info.document, Query)
+        assert_type(info.failure, DocumentFailure | None)
+        assert_type(info.status, Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"])
+    async for event in batches.progress("", after=3):
+        assert_type(event, BatchEvent)
+        told(event)
+    async for snapshot in batches.watch("", interval=timedelta(seconds=1)):
+        assert_type(snapshot, BatchSnapshot[A | B])
+        assert_type(snapshot.state, Pending | A | B | Resolving | Completed | Failed | Cancelled)
+        assert_type(snapshot.stages, Sequence[StageCount])
+        assert_type(snapshot.eta, datetime | None)
+        assert_type(snapshot.metadata, dict[str, str])
+    async for snapshot in batches.list_batches(states=["failed"], metadata={"kind": "nightly"}):
+        assert_type(snapshot, BatchSnapshot[A | B])
+    assert_type(await batches.cancel("", reason="enough"), bool)
+    assert_type(batches.stats, RunStats)
+    assert_type(batches.reports(""), list[ActivityReport])
+
+
+def told(event: BatchEvent) -> str:
+    assert_type(event.batch_id, BatchId)
+    assert_type(event.seq, int)
+    assert_type(event.at, datetime)
+    assert_type(dataclasses.asdict(event), dict[str, Any])
+    match event:
+        case BatchCreated(workflow=name, version=version):
+            return name + version
+        case StateChanged(previous=previous, state=state):
+            return previous + state
+        case DocumentStarted(document_id=document_id, attempt=attempt):
+            return document_id * attempt
+        case StageProgress(stage=stage, current=current, total=total, percentage=percentage):
+            assert_type(percentage, float)
+            return stage * (current + total)
+        case DocumentCompleted(unused_checkpoints=number):
+            return "." * number
+        case DocumentRetrying(due=due):
+            assert_type(due, datetime)
+            return due.isoformat()
+        case DocumentReleased(reason=reason):
+            assert_type(reason, Literal["shutdown", "crash"])
+            return reason
+        case DocumentFailed(error=error) | ResolutionFailed(error=error):
+            return error
+        case ResolutionStarted() | ResolutionCompleted():
+            return event.tag
+        case BatchCompleted(counts=counts) | BatchFailed(counts=counts) | BatchCancelled(counts=counts):
+            assert_type(counts, Counts)
+            return str(counts.ended)
+        case _:
+            assert_never(event)
+
+
+def one_worker_for_two() -> None:
+    worker = Worker(MemoryStore(), max_in_flight=8, lease=timedelta(seconds=10), clock=testing.ManualClock())
+    assert_type(
+        BatchOrchestrator(extract, worker=worker), BatchOrchestrator[str, dict[str, int], ExtractionStage, float]
+    )
+    assert_type(BatchOrchestrator(plain, worker=worker).worker, Worker)
+    assert_type(
+        BatchOrchestrator(announced, worker=worker, config=BatchConfig(concurrency=1)),
+        BatchOrchestrator[Query, Answer, A | B | C, None],
+    )
+    BatchOrchestrator(plain, store=SQLiteStore(Path("batches.db")), max_in_flight=0)
+
+
+# ---- configurations -----------------------------------------------------------------------------------------------
+
+
+POLICIES: list[FailurePolicy] = [
+    ContinueOnFailure(max_failures=3, max_failure_ratio=0.5),
+    AbortAll(),
+    RetryFailed(max_attempts=2, backoff=timedelta(0), then=AbortAll()),
+]
+
+CONFIGS = [
+    BatchConfig(),
+    BatchConfig(concurrency=2, failure_policy=ContinueOnFailure()),
+    BatchConfig(failure_policy=AbortAll(), deadline=timedelta(hours=1)),
+    BatchConfig(failure_policy=RetryFailed(then=ContinueOnFailure()), document_timeout=timedelta(minutes=1)),
+    BatchConfig(max_crashes=2, metadata={"kind": "nightly"}),
+]
+
+
+def policies(config: BatchConfig) -> str:
+    match config.failure_policy:
+        case ContinueOnFailure(max_failures=most):
+            assert_type(most, int | None)
+            return "continue"
+        case AbortAll(tag=tag):
+            assert_type(tag, Literal["abort-all"])
+            return tag
+        case RetryFailed(then=then):
+            assert_type(then, ContinueOnFailure | AbortAll)
+            return "retry"
+        case _:
+            assert_never(config.failure_policy)
+
+
+# ---- covariance ---------------------------------------------------------------------------------------------------
+
+
+class Animal(BaseModel):
+    name: str
+
+
+class Dog(Animal):
+    tricks: int = 0
+
+
+def of_results(
+    succeeded: DocumentSucceeded[Dog],
+    outcome: Outcome[Dog],
+    result: BatchResult[Dog],
+    info: DocumentInfo[Dog],
+    machine: BatchStateMachine[A],
+    activity: DurableActivity[[int], Dog],
+) -> tuple[
+    DocumentSucceeded[Animal],
+    Outcome[Animal],
+    BatchResult[Animal],
+    DocumentInfo[Animal],
+    BatchStateMachine[A | B],
+    DurableActivity[[int], Animal],
+]:
+    return succeeded, outcome, result, info, machine, activity
+
+
+# ---- stores -------------------------------------------------------------------------------------------------------
+
+
+class Loud(MemoryStore):
+    async def open(self) -> None:
+        print("open")
+        await super().open()
+
+
+class Wrapped:
+    """A store by its methods alone."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(self._store.capabilities, pushes=False)
+
+    async def open(self) -> None:
+        await self._store.open()
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def register(self, worker: WorkerRecord, lease: Micros) -> None:
+        await self._store.register(worker, lease)
+
+    def heart(self, worker: WorkerId) -> Heart:
+        return self._store.heart(worker)
+
+    async def workers(self) -> Sequence[WorkerRecord]:
+        return await self._store.workers()
+
+    async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
+        return await self._store.expire(dead=dead)
+
+    async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
+        return await self._store.leave(worker)
+
+    async def create(self, batch: BatchRecord) -> BatchRecord | None:
+        return await self._store.create(batch)
+
+    async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
+        await self._store.add(batch_id, loader, documents)
+
+    async def commit(
+        self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
+    ) -> Committed:
+        return await self._store.commit(worker, number, facts, claim)
+
+    async def control(self, batch_id: BatchId, command: Command) -> Committed:
+        return await self._store.control(batch_id, command)
+
+    async def batch(self, batch_id: BatchId) -> BatchRecord | None:
+        return await self._store.batch(batch_id)
+
+    async def batches(self, query: BatchQuery, *, after: BatchId | None = None, limit: int) -> list[BatchRecord]:
+        return list(await self._store.batches(query, after=after, limit=limit))
+
+    async def documents(
+        self,
+        batch_id: BatchId,
+        *,
+        statuses: Collection[ExecutionStatus] = (),
+        after: int = -1,
+        limit: int,
+        inputs: bool = True,
+    ) -> Sequence[DocumentRecord]:
+        return await self._store.documents(batch_id, statuses=statuses, after=after, limit=limit, inputs=inputs)
+
+    async def checkpoints(
+        self, batch_id: BatchId, position: int, *, after: str = "", limit: int
+    ) -> Sequence[CheckpointRecord]:
+        return await self._store.checkpoints(batch_id, position, after=after, limit=limit)
+
+    async def count_checkpoints(self, batch_id: BatchId) -> int:
+        return await self._store.count_checkpoints(batch_id)
+
+    async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
+        return await self._store.events(batch_id, after=after, limit=limit)
+
+    async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
+        await self._store.wait(seen, work=work, timeout=timeout)
+
+
+STORES: list[Store] = [MemoryStore(), SQLiteStore("batches.db"), Loud(), Wrapped(MemoryStore())]
+MAKERS: list[Callable[[], Store]] = [MemoryStore, Loud]
+WORKERS = [Worker(Wrapped(MemoryStore())), Worker(Loud())]
+ORCHESTRATOR = BatchOrchestrator(plain, store=Wrapped(MemoryStore()))

@@ -1,0 +1,154 @@
+"""Orchestrators and workers that are given or asked for what they do not take or give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.typing.accepted import A, Answer, B, C, Query, Wrapped, extract, plain, words
+
+from durable_batches import (
+    BatchConfig,
+    BatchOrchestrator,
+    BatchResult,
+    DocumentSucceeded,
+    MemoryStore,
+    Pending,
+    SQLiteStore,
+    Store,
+    Worker,
+)
+from durable_batches.lifecycle.records import WorkerRecord
+from durable_batches.stores import BatchQuery, Capabilities
+
+# ---- stores -------------------------------------------------------------------------------------------------------
+
+
+class HalfAStore:
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class NotAsync(Wrapped):
+    def workers(self) -> Sequence[WorkerRecord]:  # error
+        return []
+
+
+class OtherParameters(Wrapped):
+    async def batches(self, query: BatchQuery, *, page: int) -> list[object]:  # error
+        return []
+
+
+Worker(object())  # error
+Worker("batches.db")  # error
+Worker(None)  # error
+Worker(MemoryStore)  # error
+Worker(HalfAStore())  # error
+Worker(SQLiteStore)  # error
+_half: Store = HalfAStore()  # error
+SQLiteStore()  # error
+SQLiteStore(3)  # error
+Capabilities(durable=True)  # error
+
+# ---- construction -------------------------------------------------------------------------------------------------
+
+STORE = MemoryStore()
+WORKER = Worker(STORE)
+
+Worker()  # error
+Worker(STORE, max_in_flight="8")  # error
+Worker(STORE, max_in_fligth=8)  # error
+Worker(STORE, lease=30)  # error
+Worker(STORE, 8)  # error
+
+BatchOrchestrator(extract)  # error
+BatchOrchestrator(store=STORE)  # error
+BatchOrchestrator(extract, STORE)  # error
+BatchOrchestrator(extract, store=STORE, worker=WORKER)  # error
+BatchOrchestrator(extract, store=WORKER)  # error
+BatchOrchestrator(extract, worker=STORE)  # error
+BatchOrchestrator(extract, store=HalfAStore())  # error
+BatchOrchestrator(extract, store="batches.db")  # error
+BatchOrchestrator(extract, store=STORE, max_in_flight="8")  # error
+BatchOrchestrator(extract, worker=WORKER, max_in_flight=8)  # error
+BatchOrchestrator(extract, store=STORE, config={"concurrency": 8})  # error
+BatchOrchestrator(extract, store=STORE, concurrency=8)  # error
+BatchOrchestrator(words, store=STORE)  # error
+_other: BatchOrchestrator[int, str, A, None] = BatchOrchestrator(plain, store=STORE)  # error
+
+# ---- submission ---------------------------------------------------------------------------------------------------
+
+
+async def wrong_documents(texts: BatchOrchestrator[str, str, A], queries: BatchOrchestrator[Query, str, A]) -> None:
+    numbers = [1, 2]
+    await texts.submit(numbers)  # error
+    await texts.submit(["a", 1])  # error
+    await texts.submit(3)  # error
+    await queries.submit(Query(text=""))  # error
+    await queries.submit("text")  # error
+    await queries.run(["text"])  # error
+    async with texts as entered:
+        await entered.submit(numbers)  # error
+
+
+async def wrong_options(batches: BatchOrchestrator[Query, str, A], queries: list[Query]) -> None:
+    await batches.submit(queries, conf=BatchConfig())  # error
+    await batches.submit(queries, BatchConfig())  # error
+    await batches.submit(queries, batch_id=3)  # error
+    await batches.submit(queries, document_id=len)  # error
+    await batches.submit(queries, document_id=lambda query: query.number)  # error
+    await batches.submit(queries, if_exists="ignore")  # error
+    await batches.run(queries, if_exists="ignore")  # error
+    _number: int = await batches.submit(queries)  # error
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+async def wrong_types(batches: BatchOrchestrator[Query, Answer, A | B, list[str]]) -> None:
+    _state: Pending = await batches.state("")  # error
+    _foreign: Pending | C = await batches.state("")  # error
+    result = await batches.result("")
+    _value: str = result.value  # error
+    print(len(result.resolution))  # error
+    _result: BatchResult[str] = result  # error
+    async for outcome in batches.results(""):
+        print(outcome.value)  # error
+        _outcome: DocumentSucceeded[Answer] = outcome  # error
+    async for info in batches.documents(""):
+        _document: Answer = info.document  # error
+        print(info.failure.error)  # error
+    async for event in batches.progress(""):
+        print(event.counts)  # error
+    async for snapshot in batches.watch(""):
+        print(snapshot.state.done)  # error
+        print(snapshot.eta.isoformat())  # error
+
+
+async def without_a_resolver(batches: BatchOrchestrator[Query, Answer, A | B]) -> None:
+    _text: str = (await batches.result("")).resolution  # error
+
+
+async def wrong_arguments(batches: BatchOrchestrator[Query, Answer, A | B]) -> None:
+    await batches.cancel("", "reason")  # error
+    await batches.cancel(3)  # error
+    batches.documents("", status="done")  # error
+    batches.progress("", after="3")  # error
+    batches.progress("", 3)  # error
+    batches.watch("", interval=1)  # error
+    batches.list_batches(states=[A])  # error
+
+
+async def awaited_the_wrong_thing(batches: BatchOrchestrator[Query, Answer, A | B]) -> None:
+    await batches.results("")  # error
+    await batches.progress("")  # error
+    await batches.worker  # error
+    await (await batches.state(""))  # error
+    batches.state("")  # error
+    batches.submit([])  # error
+    print(batches.state("").tag)  # error
+    for _ in batches.results(""):  # error
+        pass
+    with batches:  # error
+        pass
+    await BatchOrchestrator(plain, store=STORE)  # error
