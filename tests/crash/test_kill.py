@@ -144,7 +144,8 @@ class Campaign:
 
     def _next_moment(self) -> Moment:
         if not self._moments:
-            self._moments = ["opening", *["working"] * 10, "resolving", "leaving"]
+            self._moments = ["opening", "resolving", "leaving"]
+            self._moments += ["working" for _ in range(10)]
             self._random.shuffle(self._moments)
         return self._moments.pop()
 
@@ -182,7 +183,7 @@ class Campaign:
         held = await _held(store, child.job.batch_id, worker)
         self.kills.while_held += bool(held)
         self.kills.during_resolution += RESOLVER_POSITION in held
-        self.kills.during_drain += bool(child.marks("leaving"))
+        self.kills.during_drain += bool(child.marks("leaving")) and not child.marks("ended")
         unanswered = {mark["number"] for mark in child.marks("commit")} - {
             mark["number"] for mark in child.marks("committed")
         }

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from durable_batches.clock import Timer
@@ -240,23 +241,38 @@ class Scheduler:
         entry = _Held(attempt, window)
         self._held[(execution.batch_id, execution.position)] = entry
         run = self._resolve if resolver else self._run_document
-        entry.task = asyncio.create_task(self._guarded(run(entry, claim, workflow), claim))
+        entry.task = asyncio.create_task(self._guarded(run(entry, claim, workflow), entry, claim))
         self._tasks.add(entry.task)
         entry.task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, running: Coroutine[Any, Any, None], claim: Claim) -> None:
+    async def _guarded(self, running: Coroutine[Any, Any, None], entry: _Held, claim: Claim) -> None:
         try:
             await running
         except WorkerFencedError:
             # The incarnation is over, and with it everything it held; the worker starts another.
             pass
-        except DurableBatchesError as error:
-            _log.error(
-                "document %r of batch %r is given up by this worker: %s",
-                claim.execution.document_id,
-                claim.batch.batch_id,
-                error,
-            )
+        except Exception as error:  # noqa: BLE001  (whatever it is, the execution must not stay held for ever)
+            await self._give_up(error, entry, claim)
+
+    async def _give_up(self, error: Exception, entry: _Held, claim: Claim) -> None:
+        """Something failed that is no part of the user's own code: say so, and end the attempt all the same."""
+        execution = claim.execution
+        _log.error(
+            "document %r of batch %r is given up by this worker: %s",
+            execution.document_id,
+            execution.batch_id,
+            message_of(error),
+            exc_info=None if isinstance(error, DurableBatchesError) else error,
+        )
+        entry.finishing = True
+        identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
+        fact = (
+            ExecutionReleased(*identity)
+            if isinstance(error, StoreUnavailableError)
+            else _failed_to_record(identity, error, execution.attempt)
+        )
+        with suppress(DurableBatchesError):
+            await self._shared.recorder.record(fact)
 
     async def _run_document(self, entry: _Held, claim: Claim, workflow: AnyWorkflow) -> None:
         self._shared.stats.documents_run += 1
@@ -357,8 +373,6 @@ class Scheduler:
             )
 
 
-def _failed_to_record(
-    identity: tuple[BatchId, int, int, int], error: DurableBatchesError, attempts: int
-) -> ExecutionFailed:
+def _failed_to_record(identity: tuple[BatchId, int, int, int], error: Exception, attempts: int) -> ExecutionFailed:
     record = DocumentFailureRecord(message_of(error), type(error).__name__, None, attempts)
     return ExecutionFailed(*identity, outcome=record.encode(), error=record.error, retryable=False)

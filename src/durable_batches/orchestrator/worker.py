@@ -35,6 +35,10 @@ __all__ = ["Worker"]
 
 _log = logging.getLogger("durable_batches")
 
+_LEAST_THREADS: Final = 256
+"""Threads for sync activities, made as they are needed. One document may call many at once; what bounds them is what
+workflows call, not this number. Were it small, calls left behind by a timeout would keep others from beginning."""
+
 _RESCUE_SECONDS: Final = 1.0
 """How often a worker looks for others that have died, and for ends of its batches that others brought about."""
 
@@ -234,7 +238,9 @@ class Worker:
         await self._store.open()
         self._closing = False
         self._subscriptions = Subscriptions(self._store, self._clock)
-        self._threads = ThreadPoolExecutor(max(self._max_in_flight, 1), thread_name_prefix="durable-batches-activity")
+        self._threads = ThreadPoolExecutor(
+            max(self._max_in_flight, _LEAST_THREADS), thread_name_prefix="durable-batches-activity"
+        )
         began = asyncio.Event()
         self._life = asyncio.create_task(self._live(began), name="durable-batches worker")
         waiting = asyncio.create_task(began.wait())

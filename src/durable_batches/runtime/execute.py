@@ -308,7 +308,7 @@ class Attempt:
             return value
         except asyncio.CancelledError:
             # Should the body swallow this and return all the same, its result lacks this call's.
-            self._unwound = self._unwound or (self._stopping is not None and not self._ended)
+            self._unwound = self._unwound or (self._stop_reason() is not None and not self._ended)
             raise
         finally:
             self._calls.discard(call)

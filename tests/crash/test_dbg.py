@@ -1,0 +1,350 @@
+"""kill -9 at any moment: nothing that was acknowledged is lost, nothing that was recorded is paid for again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import sqlite3
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from tests.crash.processes import CLOCK, Child, children, copy_of, database, opened, snapshot_of, until
+from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
+
+from durable_batches import BatchId
+from durable_batches.lifecycle.records import RESOLVER_POSITION
+from durable_batches.stores.protocol import Store
+from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker
+
+DOCUMENTS = 40
+CONCURRENCY = 8
+CALLS_AT_ONCE = 2
+"""Of one document: the workflow's `map_activity` has this concurrency."""
+
+Moment = Literal["opening", "working", "resolving", "leaving"]
+
+ROUNDS = 60
+SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "1000"))
+
+
+@dataclass
+class Kills:
+    """What the kills of a campaign hit."""
+
+    total: int = 0
+    batches: int = 0
+    while_held: int = 0
+    within_commit: int = 0
+    applied_without_reply: int = 0
+    """Of those within a commit: the file had it already, the process never heard."""
+    during_resolution: int = 0
+    during_drain: int = 0
+    before_sealed: int = 0
+    runs: int = 0
+    repeated: int = 0
+    in_flight: int = 0
+    resumed_after: list[float] = field(default_factory=list[float])
+    """Seconds from when a process opened a batch that another had left to the first activity that it began."""
+
+    def add(self, other: Kills) -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total} kills over {self.batches} batches: {self.while_held} while work was held, "
+            f"{self.within_commit} within a commit ({self.applied_without_reply} of them applied, unanswered), "
+            f"{self.during_resolution} during the resolution, {self.during_drain} during a drain, "
+            f"{self.before_sealed} before the batch was sealed; "
+            f"{self.runs} runs of activities, {self.repeated} of them repetitions, {self.in_flight} in flight at "
+            f"the kills; first activity {statistics.median(self.resumed_after) * 1000:.0f} ms after the start "
+            f"(median; longest {max(self.resumed_after) * 1000:.0f} ms)"
+        )
+
+
+class Campaign:
+    """Batch after batch in one file, the processes that run them killed again and again."""
+
+    def __init__(self, folder: Path, seed: int, start: Callable[[Job], Child]) -> None:
+        self.kills = Kills()
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._start = start
+        self._effects = EffectsLog(folder / "effects.log")
+        self._checker = HistoryChecker(effects=self._effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        self._processes = 0
+        self._moments: list[Moment] = []
+
+    async def run(self, kills: int) -> Kills:
+        while self.kills.total < kills:
+            await self._run_batch(f"batch-{self.kills.batches}", kills)
+            self.kills.batches += 1
+        stats = self._checker.stats
+        self.kills.runs, self.kills.repeated, self.kills.in_flight = stats.runs, stats.repeated, stats.in_flight
+        return self.kills
+
+    async def _run_batch(self, batch_id: str, kills: int) -> None:
+        """Start, kill, look, start again, until a process survives to the end of the batch."""
+        seen = 0
+        while True:
+            self._processes += 1
+            child = self._start(
+                Job(
+                    process=f"process-{self._processes}",
+                    folder=str(self._folder),
+                    batch_id=batch_id,
+                    documents=DOCUMENTS,
+                    concurrency=CONCURRENCY,
+                    after=seen,
+                )
+            )
+            if self.kills.total < kills:
+                await self._wait_for_moment(child)
+                if child.kill():
+                    self.kills.total += 1
+                    await self._look_after_kill(child)
+                    seen = _seen(child, after=seen)
+                    continue
+            if (await child.result())["state"] == "left":
+                # It was told to, and was faster than the kill.
+                await self._check_left(child)
+                seen = _seen(child, after=seen)
+                continue
+            await self._look_at_end(child)
+            assert _seen(child, after=seen) == await self._last_event(batch_id)
+            return
+
+    async def _wait_for_moment(self, child: Child) -> None:
+        """Any moment; mostly one at which it works, since that is when something can be lost."""
+        self.m = self._next_moment()
+        match self.m:
+            case "opening":
+                # The file is opened, the batch submitted or found, the dead one's work taken over.
+                await self._until(child, lambda: bool(child.marks("opening")))
+                await self._pause(child, 0.05)
+            case "working":
+                await self._until(child, lambda: self._works(child))
+                await self._pause(child, 0.12)
+            case "resolving":
+                await self._until(child, lambda: self._works(child, resolving=True))
+                await self._pause(child, 0.02)
+            case "leaving":
+                await self._until(child, lambda: self._works(child))
+                await self._pause(child, 0.05)
+                child.send(signal.SIGTERM)
+                await self._pause(child, 0.02)
+
+    def _next_moment(self) -> Moment:
+        if not self._moments:
+            self._moments = ["opening", "resolving", "leaving"]
+            self._moments += ["working" for _ in range(10)]
+            self._random.shuffle(self._moments)
+        return self._moments.pop()
+
+    async def _until(self, child: Child, condition: Callable[[], bool]) -> None:
+        await until(lambda: not child.running or condition(), f"{child.job.process} to get there; {child.errors}")
+
+    async def _pause(self, child: Child, longest: float) -> None:
+        end = CLOCK.boot() + self._random.uniform(0.0, longest)
+        await self._until(child, lambda: CLOCK.boot() >= end)
+
+    def _works(self, child: Child, *, resolving: bool = False) -> bool:
+        return any(
+            effect.process == child.job.process and not (resolving and effect.document_id)
+            for effect in reversed(self._effects.read()[-200:])
+        )
+
+    async def _look_after_kill(self, child: Child) -> None:
+        batch_id = child.job.batch_id
+        if child.marks("submitted"):
+            self._checker.acknowledged(batch_id, document_ids(DOCUMENTS))
+        async with copy_of(self._folder) as store:
+            await self._count(store, child)
+            await self._checker.verify(store, interrupted=[child.job.process])
+
+    async def _count(self, store: SQLiteStore, child: Child) -> None:
+        record = await store.batch(BatchId(child.job.batch_id))
+        self.kills.before_sealed += record is None or not record.sealed
+        entered = child.marks("entered")
+        if not entered:
+            return
+        begins = [effect.at for effect in self._effects.read() if effect.process == child.job.process]
+        if begins:
+            self.kills.resumed_after.append(begins[0] - child.marks("opening")[0]["at"])
+        worker = entered[0]["worker"]
+        held = await _held(store, child.job.batch_id, worker)
+        self.kills.while_held += bool(held)
+        if not held: print("NOTHELD", self.m, [m["mark"] for m in child.marks() if m["mark"] in("opening","entered","submitted","ended","leaving","left")], record.state if record else None, record.counts.ended if record else None)
+        self.kills.during_resolution += RESOLVER_POSITION in held
+        self.kills.during_drain += bool(child.marks("leaving")) and not child.marks("ended")
+        unanswered = {mark["number"] for mark in child.marks("commit")} - {
+            mark["number"] for mark in child.marks("committed")
+        }
+        self.kills.within_commit += bool(unanswered)
+        self.kills.applied_without_reply += _commits(store, worker) in unanswered
+
+    async def _check_left(self, child: Child) -> None:
+        async with copy_of(self._folder) as store:
+            await self._checker.verify(store, left=[child.job.process], everyone_left=True)
+
+    async def _look_at_end(self, child: Child) -> None:
+        result = await child.result()
+        self._checker.acknowledged(child.job.batch_id, document_ids(DOCUMENTS))
+        assert result["state"] == "completed"
+        assert result["counts"]["succeeded"] == DOCUMENTS
+        assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
+        async with opened(database(self._folder)) as store:
+            await self._checker.verify(store, finished=True, everyone_left=True)
+
+    async def _last_event(self, batch_id: str) -> int:
+        async with opened(database(self._folder)) as store:
+            record = await store.batch(BatchId(batch_id))
+            assert record is not None
+            return record.seq
+
+
+def _seen(child: Child, *, after: int) -> int:
+    """The last event that the process was given; it was given them all, in order, once."""
+    numbers = [mark["seq"] for mark in child.marks("event")]
+    assert numbers == list(range(after + 1, after + 1 + len(numbers)))
+    return after + len(numbers)
+
+
+async def _held(store: Store, batch_id: str, worker: str) -> list[int]:
+    record = await store.batch(BatchId(batch_id))
+    if record is None or record.ended:
+        return []
+    documents = await store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=DOCUMENTS + 1, inputs=False)
+    return [document.execution.position for document in documents if document.execution.owner == worker]
+
+
+def _commits(store: SQLiteStore, worker: str) -> int:
+    connection = sqlite3.connect(store.path)
+    try:
+        row: Any = connection.execute("SELECT commits FROM worker WHERE worker_id = ?", (worker,)).fetchone()
+    finally:
+        connection.close()
+    return 0 if row is None else row[0]
+
+
+async def _campaign(folder: Path, seed: int, kills: int) -> Kills:
+    folder.mkdir()
+    with children() as start:
+        try:
+            return await Campaign(folder, seed, start).run(kills)
+        except BaseException as error:
+            error.add_note(f"the seed was {seed}")
+            raise
+
+
+def _judge(kills: Kills) -> None:
+    # Without these the test would pass as well if it killed processes that do nothing.
+    assert kills.while_held > 0.7 * kills.total
+    assert kills.within_commit > 0
+    # What was in flight at a kill runs again, and nothing else does; it is bounded by what ran at once.
+    assert 0 < kills.repeated <= kills.in_flight <= kills.total * CONCURRENCY * CALLS_AT_ONCE
+
+
+async def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    kills = await _campaign(tmp_path / "campaign", seed, ROUNDS)
+    print(f"seed {seed}: {kills}")
+    _judge(kills)
+
+
+async def test_processes_that_share_a_batch_are_killed_again_and_again(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    kills = await _crowd(tmp_path / "crowd", seed, kills=10, documents=250)
+    print(f"seed {seed}: {kills} of three processes killed and replaced")
+    assert kills >= 5
+
+
+async def _until_works(child: Child, effects: EffectsLog) -> None:
+    def works() -> bool:
+        return any(effect.process == child.job.process for effect in effects.read()[-300:])
+
+    await until(lambda: works() or not child.running, f"{child.job.process} to work")
+
+
+async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
+    """Three processes on one batch, one of them killed now and then and replaced, while the others go on."""
+    folder.mkdir()
+    chance = random.Random(seed)
+    effects = EffectsLog(folder / "effects.log")
+    checker = HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    jobs = (
+        Job(
+            process=f"process-{number}",
+            folder=str(folder),
+            documents=documents,
+            concurrency=10,
+            max_in_flight=4,
+            pace=0.02,
+        )
+        for number in itertools.count(1)
+    )
+    with children() as start:
+        try:
+            crowd = [start(next(jobs)) for _ in range(3)]
+            killed = 0
+            while killed < kills:
+                victim = chance.choice(crowd)
+                await _until_works(victim, effects)
+                await asyncio.sleep(chance.uniform(0.0, 0.15))
+                if not victim.kill():
+                    break
+                killed += 1
+                checker.acknowledged("batch", document_ids(documents))
+                async with snapshot_of(folder) as store:
+                    await checker.verify(store, interrupted=[victim.job.process])
+                crowd = [child for child in crowd if child is not victim] + [start(next(jobs))]
+            for child in crowd:
+                assert (await child.result())["resolution"] == asdict(tally_of(range(documents)))
+            async with opened(database(folder)) as store:
+                await checker.verify(store, finished=True, everyone_left=True)
+        except BaseException as error:
+            error.add_note(f"the seed was {seed}")
+            raise
+    assert checker.stats.repeated <= checker.stats.in_flight <= killed * 4 * CALLS_AT_ONCE
+    return killed
+
+
+async def test_a_process_killed_while_it_makes_the_database_is_no_obstacle(tmp_path: Path) -> None:
+    for number in range(6):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        await _kill_at_birth(folder)
+
+
+async def _kill_at_birth(folder: Path) -> None:
+    with children() as start:
+        first = start(Job(process="first", folder=str(folder), documents=4))
+        await until(lambda: database(folder).exists() or not first.running, "the file to be there")
+        await asyncio.sleep(random.uniform(0.0, 0.01))
+        assert first.kill()
+        second = start(Job(process="second", folder=str(folder), documents=4, pace=0.001))
+        assert (await second.result())["resolution"] == asdict(tally_of(range(4)))
+
+
+@pytest.mark.soak
+async def test_killed_processes_lose_nothing_for_long(tmp_path: Path) -> None:
+    """`DURABLE_BATCHES_SOAK_ROUNDS` kills; a fresh file now and then, so that the first moments are hit, too."""
+    seed = random.randrange(1 << 32)
+    kills = Kills()
+    while kills.total < SOAK_ROUNDS:
+        campaign = await _campaign(
+            tmp_path / str(kills.total), seed + kills.total, min(ROUNDS, SOAK_ROUNDS - kills.total)
+        )
+        kills.add(campaign)
+        print(f"seed {seed}: {kills}", flush=True)
+    _judge(kills)
+    assert min(kills.during_resolution, kills.during_drain, kills.before_sealed) > 0

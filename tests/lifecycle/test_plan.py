@@ -1,0 +1,340 @@
+"""What the plans decide, case by case: retries, deadlines, the resolver, and documents that kill their process."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from tests.lifecycle.driving import CAPACITY, START, WORKFLOW, World, identity, succeeded
+
+from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, RetryFailed
+from durable_batches.lifecycle.facts import (
+    ActivityCompleted,
+    ActivityFailed,
+    Cancel,
+    ExecutionFailed,
+    ExecutionReleased,
+    ExecutionSucceeded,
+    StageEntered,
+)
+from durable_batches.lifecycle.failures import DocumentFailureRecord
+from durable_batches.lifecycle.plan import SUSPECT_PATIENCE, Candidates, plan_claims
+from durable_batches.lifecycle.records import NOW, RESOLVER_POSITION, ClaimRequest, ExecutionRecord, WorkerId
+
+ME, OTHER = WorkerId("me"), WorkerId("other")
+SECOND = 1_000_000
+
+
+def resolver(world: World, batch_id: BatchId) -> ExecutionRecord:
+    return world.executions[(batch_id, RESOLVER_POSITION)]
+
+
+def held_positions(world: World, worker: WorkerId) -> list[int]:
+    return [execution.position for execution in world.held(worker)]
+
+
+# ---- failures and retries ------------------------------------------------------------------------------------------
+
+
+def test_a_retry_waits_as_its_policy_says() -> None:
+    world = World()
+    policy = RetryFailed(max_attempts=3, backoff=timedelta(seconds=10))
+    batch_id = world.batch("batch", 1, config=BatchConfig(failure_policy=policy))
+    for failures, seconds in ((1, 10), (2, 20)):
+        world.claim(ME)
+        world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+        (row,) = world.documents(batch_id)
+        assert (row.status, row.failures, row.due) == ("waiting", failures, world.now + seconds * SECOND)
+        assert world.batches[batch_id].counts.waiting == 1
+        world.now += seconds * SECOND
+    world.claim(ME)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    assert world.documents(batch_id)[0].status == "failed"
+    world.check()
+
+
+def test_a_retry_keeps_its_mark_and_its_checkpoints() -> None:
+    world = World()
+    batch_id = world.batch("batch", 1, config=BatchConfig(failure_policy=RetryFailed(backoff=timedelta(0))))
+    world.claim(ME)
+    target = identity(world.held(ME)[0])
+    world.commit(
+        ME,
+        StageEntered(*target, 1),
+        ActivityCompleted(*target, "paid", b"result"),
+        ActivityFailed(*target, "caught", b""),
+        ActivityFailed(*target, "fatal", b""),
+        ExecutionFailed(*target, b"", "no", forget=("fatal",)),
+    )
+    key = (batch_id, 0)
+    assert set(world.checkpoints) == {(key, "paid"), (key, "caught")}
+    assert world.executions[key].mark == 1
+    world.claim(ME)
+    assert world.held(ME)[0].mark == 1
+    world.check()
+
+
+def test_crashes_and_releases_are_no_failures() -> None:
+    world = World()
+    policy = RetryFailed(max_attempts=1)
+    batch_id = world.batch("batch", 1, config=BatchConfig(failure_policy=policy))
+    world.claim(ME)
+    world.commit(ME, ExecutionReleased(*identity(world.held(ME)[0])))
+    world.claim(ME)
+    world.release([ME], "crash")
+    assert world.documents(batch_id)[0].failures == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "state"),
+    [
+        (AbortAll(), "failed"),
+        (ContinueOnFailure(max_failures=0), "failed"),
+        (ContinueOnFailure(max_failure_ratio=0.3), "failed"),
+        (ContinueOnFailure(max_failures=1), "one"),
+        (RetryFailed(max_attempts=1, then=AbortAll()), "failed"),
+        (RetryFailed(max_attempts=2, then=AbortAll()), "one"),
+    ],
+    ids=str,
+)
+def test_a_failure_ends_the_batch_where_the_policy_says_so(
+    policy: AbortAll | ContinueOnFailure | RetryFailed, state: str
+) -> None:
+    world = World()
+    batch_id = world.batch("batch", 3, config=BatchConfig(failure_policy=policy))
+    world.claim(ME)
+    first, *others = world.held(ME)
+    writes = world.commit(ME, ExecutionFailed(*identity(first), b"", "no"), *succeeded(others[:1]))
+    assert world.batches[batch_id].state == state
+    assert writes.refused == ({1: "ended"} if state == "failed" else {})
+    world.check()
+
+
+def test_a_result_after_the_end_is_kept() -> None:
+    world = World()
+    batch_id = world.batch("batch", 1)
+    world.claim(ME)
+    target = identity(world.held(ME)[0])
+    world.command(batch_id, Cancel("request", ""))
+    late = world.commit(
+        ME,
+        ActivityCompleted(*target, "paid", b"result", 2),
+        ActivityFailed(*target, "failed", b"no"),
+        ExecutionSucceeded(*target, b"late"),
+        ActivityCompleted(*target, "after its end", b"result"),
+    )
+    assert late.refused == {0: "ended", 1: "ended", 2: "ended", 3: "superseded"}
+    assert world.checkpoints == {((batch_id, 0), "paid"): ("succeeded", b"result")}
+    assert not world.outcomes
+    assert world.documents(batch_id)[0].status == "cancelled"
+    world.check()
+
+
+def test_nothing_is_kept_of_whom_another_attempt_has_followed() -> None:
+    world = World()
+    batch_id = world.batch("batch", 1)
+    world.claim(ME)
+    old = identity(world.held(ME)[0])
+    world.commit(ME, ExecutionReleased(*old))
+    world.claim(ME)
+    world.command(batch_id, Cancel("request", ""))
+    assert world.commit(ME, ActivityCompleted(*old, "paid", b"")).refused == {0: "superseded"}
+    assert not world.checkpoints
+
+
+# ---- the resolver --------------------------------------------------------------------------------------------------
+
+
+def test_the_resolver_is_due_with_the_last_documents_end() -> None:
+    world = World()
+    batch_id = world.batch("batch", 2, resolver=True)
+    world.claim(ME)
+    one, two = world.held(ME)
+    world.commit(ME, *succeeded([one]))
+    assert resolver(world, batch_id).due is None
+    world.commit(ME, *succeeded([two]))
+    assert resolver(world, batch_id).due == NOW
+    world.check()
+
+
+def test_the_resolver_is_due_when_the_last_document_crashed() -> None:
+    world = World()
+    batch_id = world.batch("batch", 2, resolver=True, config=BatchConfig(max_crashes=1))
+    world.claim(ME, 1)
+    world.commit(ME, *succeeded(world.held(ME)))
+    for worker in (ME, OTHER):  # the second time alone
+        world.claim(worker)
+        world.release([worker], "crash")
+    assert world.documents(batch_id)[1].status == "failed"
+    assert resolver(world, batch_id).due == NOW
+    world.check()
+
+
+def test_a_failed_resolver_waits_as_it_asks() -> None:
+    world = World()
+    batch_id = world.batch("batch", 0, resolver=True)
+    world.claim(ME)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"no", "no", retry_in=60 * SECOND))
+    assert resolver(world, batch_id).due == START + 60 * SECOND
+    assert resolver(world, batch_id).failures == 1
+    assert not world.claim(ME).executions
+    world.now += 60 * SECOND
+    world.claim(ME)
+    assert held_positions(world, ME) == [RESOLVER_POSITION]
+    world.check()
+
+
+def test_a_resolver_that_kills_its_process_fails_the_batch() -> None:
+    world = World()
+    batch_id = world.batch("batch", 0, resolver=True, config=BatchConfig(max_crashes=2))
+    for number in range(2):
+        worker = WorkerId(f"worker-{number}")
+        world.claim(worker)
+        world.release([worker], "crash")
+        world.check()
+    assert world.batches[batch_id].state == "failed"
+    assert resolver(world, batch_id).crashes == 2
+
+
+# ---- deadlines -----------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_counts_from_the_seal() -> None:
+    world = World()
+    batch_id = world.batch("batch", 2, config=BatchConfig(deadline=timedelta(seconds=30), concurrency=1))
+    assert world.batches[batch_id].wake == START + 30 * SECOND
+    world.now += 30 * SECOND - 1
+    assert len(world.claim(ME).executions) == 1
+    world.now += 1
+    writes = world.claim(OTHER, 0)
+    assert not writes.executions
+    record = world.batches[batch_id]
+    assert (record.state, record.wake, record.free) == ("failed", None, 0)
+    world.check()
+
+
+def test_a_deadline_counts_for_the_resolver_too() -> None:
+    world = World()
+    batch_id = world.batch("batch", 0, resolver=True, config=BatchConfig(deadline=timedelta(seconds=30)))
+    world.claim(ME)
+    world.now += 30 * SECOND
+    world.claim(OTHER)
+    assert world.batches[batch_id].state == "failed"
+    assert world.commit(ME, *succeeded([resolver(world, batch_id)])).refused == {0: "ended"}
+    world.check()
+
+
+def test_an_ended_batch_has_no_deadline() -> None:
+    world = World()
+    batch_id = world.batch("batch", 0, config=BatchConfig(deadline=timedelta(seconds=30)))
+    assert world.batches[batch_id].wake is None
+
+
+# ---- suspects ------------------------------------------------------------------------------------------------------
+
+
+def crash(world: World, limit: int = CAPACITY) -> list[int]:
+    """A worker claims, and dies of it; what it held."""
+    worker = WorkerId(f"worker-{world.now}")
+    world.now += 1
+    world.claim(worker, limit)
+    held = held_positions(world, worker)
+    world.release([worker], "crash")
+    world.check()
+    return held
+
+
+def test_the_search_narrows_until_the_culprit_is_alone() -> None:
+    world = World()
+    batch_id = world.batch("batch", 4, config=BatchConfig(max_crashes=4))
+    # Every one of them crashes whatever it is with: capacity 4, then 4 ** (2/3), 4 ** (1/3), and 1.
+    assert [len(crash(world)) for _ in range(2)] == [4, 2]
+    while all(row.status == "pending" for row in world.documents(batch_id)):
+        crash(world)
+    failed = [row for row in world.documents(batch_id) if row.status == "failed"]
+    assert [row.crashes for row in failed] == [4]
+    outcome = DocumentFailureRecord.decode(world.outcomes[(batch_id, failed[0].position)])
+    assert outcome.error_type == "CrashLoopError"
+    assert "4 times" in outcome.error
+
+
+@pytest.mark.parametrize("max_crashes", [1, 2, 3, 5])
+def test_a_document_fails_after_exactly_its_crashes(max_crashes: int) -> None:
+    world = World()
+    batch_id = world.batch("batch", 1, config=BatchConfig(max_crashes=max_crashes))
+    crashes = 0
+    while world.documents(batch_id)[0].status == "pending":
+        crash(world)
+        crashes += 1
+    # The first of them is never known to be suffered alone, since others might have come.
+    assert crashes == max(max_crashes, 2)
+    assert world.batches[batch_id].state == "failed"
+
+
+def test_a_document_that_crashed_in_company_gets_a_chance_alone() -> None:
+    world = World()
+    batch_id = world.batch("batch", 2, config=BatchConfig(max_crashes=1))
+    assert crash(world) == [0, 1]
+    assert [row.status for row in world.documents(batch_id)] == ["pending"] * 2
+    assert crash(world) == [0]
+    assert [row.status for row in world.documents(batch_id)] == ["failed", "pending"]
+
+
+def test_the_innocent_come_first() -> None:
+    world = World()
+    world.batch("batch", 4, config=BatchConfig(max_crashes=2))
+    crash(world, 2)
+    world.claim(ME)
+    assert held_positions(world, ME) == [2, 3], "the suspects 0 and 1 queue behind what is innocent, and wait alone"
+    world.check()
+
+
+def test_a_suspect_takes_no_company() -> None:
+    world = World()
+    world.batch("batch", 3, config=BatchConfig(max_crashes=2))
+    crash(world, 3)
+    world.claim(ME)
+    assert held_positions(world, ME) == [0]
+    assert world.held(ME)[0].alone
+    world.claim(ME)
+    assert held_positions(world, ME) == [0]
+
+
+def test_a_suspect_narrows_the_claim_that_takes_it() -> None:
+    """Within one claim: beside a suspect that may have one neighbour, there is one, innocent or not."""
+    world = World()
+    config = BatchConfig(max_crashes=3)  # after one crash of capacity 4: 2 at once
+    batch_id = world.batch("batch", 6, config=config)
+    crash(world, 1)
+    world.commit(ME, *succeeded(world.held(ME)))
+    rows = world.documents(batch_id)
+    candidates = [Candidates(world.batches[batch_id], [rows[0], *rows[1:]])]
+    request = ClaimRequest(frozenset({WORKFLOW}), 4, 0, CAPACITY, CAPACITY, 0)
+    writes = plan_claims(world.now, ME, request, candidates, 1)
+    assert [execution.position for execution in writes.executions] == [0, 1]
+    assert not any(execution.alone for execution in writes.executions)
+
+
+def test_a_suspect_does_not_wait_for_ever() -> None:
+    """One that found no worker with few enough neighbours for some time holds up what comes after its batch."""
+    world = World()
+    config = BatchConfig(max_crashes=2)
+    world.batch("a", 1, config=config)
+    crash(world)
+    world.batch("b", 9, config=config)
+    world.claim(ME, 1)  # the suspect of `a` goes first to a worker that has nothing, so give it something
+    world.commit(ME, *[ExecutionReleased(*identity(row)) for row in world.held(ME)])
+    suspect = world.executions[(BatchId("a"), 0)]
+    candidates = [
+        Candidates(world.batches[BatchId("a")], [suspect]),
+        Candidates(world.batches[BatchId("b")], world.due(BatchId("b"))),
+    ]
+    request = ClaimRequest(frozenset({WORKFLOW}), 2, 1, CAPACITY, CAPACITY, 0)
+    assert suspect.due is not None
+    patient = plan_claims(suspect.due + SUSPECT_PATIENCE, ME, request, candidates, 1)
+    assert [execution.batch_id for execution in patient.executions] == ["b", "b"]
+    out_of_patience = plan_claims(suspect.due + SUSPECT_PATIENCE + 1, ME, request, candidates, 1)
+    assert not out_of_patience.executions
+    # And the worker that has run empty takes it.
+    empty = plan_claims(suspect.due + SUSPECT_PATIENCE + 1, ME, request._replace(held=0), candidates, 1)
+    assert [(execution.batch_id, execution.alone) for execution in empty.executions] == [("a", True)]
