@@ -1,87 +1,220 @@
-"""What `import durable_batches` brings along: pydantic, and nothing that only some users need."""
+"""What importing the library brings along, what it says where an extra is missing, and what it exports."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import os
+import re
 import subprocess
 import sys
-from importlib.metadata import requires
+from functools import cache
+from pathlib import Path
 
+import griffe
 import pytest
-from packaging.requirements import Requirement
 
 import durable_batches
 
-LOADED = "import json, sys; import {module}; print(json.dumps(sorted(sys.modules)))"
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+
+OPTIONAL = set(
+    "aiosqlite anyio asyncpg click dask fastapi httpx hypothesis logfire openai opentelemetry orjson psycopg "
+    "pydantic_ai pytest rapidfuzz ray requests rich sqlalchemy sqlite3 starlette typer uvicorn".split()
+)
+"""What nobody shall have to wait for, or to install, who does not use it."""
 
 
-def loaded_by(module: str) -> set[str]:
-    """The modules that a fresh interpreter has after importing this one."""
-    printed = subprocess.run(
-        [sys.executable, "-c", LOADED.format(module=module)], capture_output=True, text=True, timeout=60, check=True
+def run(
+    program: str, folder: Path, *options: str, measured: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A program in a process of its own, in which nothing else has been imported.
+
+    Not `measured` for coverage, if that would show: it brings modules along, sqlite3 for one.
+    """
+    inherited = {name: value for name, value in os.environ.items() if measured or not name.startswith("COVERAGE")}
+    return subprocess.run(
+        [sys.executable, *options, "-c", program],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT / "src"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    modules: list[str] = json.loads(printed.stdout)
-    return set(modules)
 
 
-@pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    return loaded_by("durable_batches")
-
-
-def optional_packages() -> set[str]:
-    """Everything that an extra brings, by the name that it is imported by."""
-    named = {Requirement(line).name for line in requires("durable-batches") or () if "extra ==" in line}
-    return {name.partition("-")[0].replace("pydantic", "pydantic_ai") for name in named} - {"durable"}
+# ---- what is imported, and when -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "package",
+    ("statement", "brings"),
     [
-        "_pytest",
-        "aiosqlite",
-        "asyncpg",
-        "distributed",
-        "greenlet",
-        "hypothesis",
-        "opentelemetry",
-        "pydantic_ai",
-        "pytest",
-        "rapidfuzz",
-        "ray",
-        "rich",
-        "sqlalchemy",
-        "sqlite3",
-        "sse_starlette",
-        "starlette",
-        "typer",
+        ("import durable_batches", set[str]()),
+        ("from durable_batches import *", {"sqlite3"}),
+        ("from durable_batches import BatchOrchestrator, MemoryStore, Worker", set[str]()),
+        ("from durable_batches import SQLiteStore", {"sqlite3"}),
+        ("import durable_batches.stores", set[str]()),
+        ("from durable_batches.stores import SQLiteStore", {"sqlite3"}),
+        ("import durable_batches.testing", set[str]()),
+        ("from durable_batches.testing import ManualClock", set[str]()),
+        ("import durable_batches.extraction", {"rapidfuzz"}),
+        ("import durable_batches.cli", set[str]()),
     ],
 )
-def test_what_only_some_need_is_not_imported(package: str, loaded: set[str]) -> None:
-    assert not {name for name in loaded if name == package or name.startswith(f"{package}.")}
+def test_only_what_is_used_is_imported(statement: str, brings: set[str], tmp_path: Path) -> None:
+    program = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
+    ran = run(program, tmp_path, "-W", "error", measured=False)
+    assert ran.returncode == 0, ran.stderr
+    imported = {name.partition(".")[0] for name in json.loads(ran.stdout)}
+    assert "durable_batches" in imported
+    assert imported & OPTIONAL == brings
 
 
-def test_no_extra_is_imported(loaded: set[str]) -> None:
-    optional = optional_packages()
-    assert {"rich", "typer", "rapidfuzz"} <= optional
-    assert not optional & {name.partition(".")[0] for name in loaded}
+@pytest.mark.parametrize("module", ["durable_batches", "durable_batches.stores", "durable_batches.testing"])
+def test_there_is_no_other_name_to_import(module: str) -> None:
+    name = "PaperStore"
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'PaperStore'"):
+        getattr(importlib.import_module(module), name)
 
 
-def test_of_the_library_itself_only_what_is_needed_is_imported(loaded: set[str]) -> None:
-    own = {name for name in loaded if name.startswith("durable_batches.")}
-    parts = {name.split(".")[1] for name in own}
-    assert parts.isdisjoint({"cli", "extraction", "testing", "web", "executors"})
-    assert "durable_batches.stores.memory" in own
-    assert not {name for name in own if "sqlite" in name or "postgres" in name}
+TIMED = """
+from time import perf_counter
+from pydantic import BaseModel, Field, TypeAdapter
+began = perf_counter()
+import durable_batches
+print(perf_counter() - began)
+"""
 
 
-def test_a_store_brings_its_driver_when_it_is_used() -> None:
-    assert "sqlite3" in loaded_by("durable_batches; durable_batches.SQLiteStore")
+def test_the_time_that_it_adds_to_importing_pydantic_is_shown(tmp_path: Path) -> None:
+    # Shown (pytest -rP) and not asserted: it is the machine's as much as the library's.
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    times = [float(run(TIMED, tmp_path, measured=False, **compiled).stdout) for _ in range(4)]
+    print(f"import durable_batches: {min(times) * 1000:.0f} ms more than pydantic")
+    assert all(time > 0 for time in times)
 
 
-def test_every_public_name_is_there() -> None:
-    assert len(set(durable_batches.__all__)) == len(durable_batches.__all__)
-    for name in durable_batches.__all__:
-        assert getattr(durable_batches, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = durable_batches.nonsense  # type: ignore[attr-defined]  # pyright: ignore
+# ---- missing extras -----------------------------------------------------------------------------------------------
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent!r} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+"""As if these packages were not installed."""
+
+
+def test_the_extraction_without_its_extra_names_it(tmp_path: Path) -> None:
+    program = """
+try:
+    import durable_batches.extraction
+except ImportError as error:
+    from durable_batches import MissingExtraError
+    assert isinstance(error, MissingExtraError)
+    print(error.code, error.extra, error.package)
+    print(error)
+"""
+    ran = run(WITHOUT.format(absent={"rapidfuzz"}) + program, tmp_path)
+    assert ran.stdout.splitlines() == [
+        "missing-extra extraction rapidfuzz",
+        "'rapidfuzz' is not installed; it comes with the extra 'extraction': pip install 'durable-batches[extraction]'",
+    ], ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "extra"),
+    [
+        ({"typer"}, ["--version"], "cli"),
+        ({"rich"}, ["--version"], "cli"),
+        ({"rich", "typer"}, [], "cli"),
+        ({"rich", "typer"}, ["demo"], "cli"),
+        ({"rapidfuzz"}, ["demo"], "extraction"),
+    ],
+)
+def test_the_command_without_its_extra_says_so_in_a_line(
+    absent: set[str], arguments: list[str], extra: str, tmp_path: Path
+) -> None:
+    program = f"sys.argv = {['durable-batches', *arguments]!r}\nfrom durable_batches.cli import main\nmain()"
+    ran = run(WITHOUT.format(absent=absent) + program, tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert re.fullmatch(
+        rf"durable-batches: '({'|'.join(absent)})' is not installed; .* pip install 'durable-batches\[{extra}\]'", line
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_an_extra_brings_is_not_asked_for_by_others(tmp_path: Path) -> None:
+    program = "sys.argv = ['durable-batches', '--version']\nfrom durable_batches.cli import main\nmain()"
+    ran = run(WITHOUT.format(absent={"rapidfuzz"}) + program, tmp_path)
+    assert (ran.returncode, ran.stdout.strip()) == (0, durable_batches.__version__), ran.stderr
+
+
+@pytest.mark.parametrize("absent", ["pytest", "pytest_asyncio"])
+def test_the_conformance_suite_without_pytest_says_so(absent: str, tmp_path: Path) -> None:
+    program = "import durable_batches.testing\ntry:\n    from durable_batches.testing import StoreConformance\n"
+    program += "except ImportError as error:\n    print(type(error).__bases__[0].__name__, error)\n"
+    ran = run(WITHOUT.format(absent={absent}) + program, tmp_path)
+    assert ran.stdout.startswith(f"DurableBatchesError {absent!r} is not installed; "), ran.stderr
+    assert ran.stdout.strip().endswith("pip install pytest pytest-asyncio")
+
+
+# ---- what is exported ---------------------------------------------------------------------------------------------
+
+PUBLIC = ["durable_batches", *(f"durable_batches.{name}" for name in ("errors", "extraction", "stores", "testing"))]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_exported_names_are_there_and_sorted(module: str) -> None:
+    names: list[str] = importlib.import_module(module).__all__
+    assert len(set(names)) == len(names)
+    assert names == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    for name in names:
+        assert getattr(importlib.import_module(module), name) is not None
+
+
+@pytest.mark.parametrize("name", durable_batches.__all__)
+def test_exported_classes_and_functions_say_what_they_are(name: str) -> None:
+    exported: object = getattr(durable_batches, name)
+    if inspect.isclass(exported) or inspect.isfunction(exported):
+        documentation = vars(exported).get("__doc__") or exported.__doc__
+        assert documentation
+        # What `dataclass` writes of itself.
+        assert not documentation.startswith(f"{name}(")
+
+
+def test_every_exported_name_is_in_the_reference() -> None:
+    shown = {name for page in REFERENCE.glob("*.md") for name in names_on(page)}
+    assert [name for name in durable_batches.__all__ if name not in shown] == []
+
+
+@cache
+def package() -> griffe.ModulesCollection:
+    """The package, as the documentation is made from it."""
+    loader = griffe.GriffeLoader(search_paths=[ROOT / "src"])
+    loader.load("durable_batches")
+    loader.resolve_aliases(implicit=False)
+    return loader.modules_collection
+
+
+def names_on(page: Path) -> list[str]:
+    """The names that a page of the reference shows: the module's that it names, unless filtered or without a word."""
+    text = page.read_text(encoding="utf-8")
+    (module,) = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+    filters: list[str] = json.loads(next(iter(re.findall(r"^ +filters: (\[.*\])$", text, re.MULTILINE)), "[]"))
+    hidden = [found.removeprefix("!") for found in filters]
+    described = package()[module]
+    return [
+        name
+        for name in importlib.import_module(module).__all__
+        if described[name].has_docstring and not any(re.search(pattern, name) for pattern in hidden)
+    ]

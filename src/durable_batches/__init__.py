@@ -213,12 +213,15 @@ __all__ = [
 
 
 __version__ = VERSION
+"""The version of the installed package."""
 
 
-def __getattr__(name: str) -> object:
-    # The database driver is imported only where it is used.
-    if name == "SQLiteStore":
-        from durable_batches.stores.sqlite import SQLiteStore
+if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
 
-        return SQLiteStore
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        # The database driver is imported only where it is used.
+        if name == "SQLiteStore":
+            from durable_batches.stores.sqlite import SQLiteStore
+
+            return SQLiteStore
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import random
 import signal
 import sqlite3
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,9 @@ CALLS_AT_ONCE = 2
 
 Moment = Literal["opening", "working", "resolving", "leaving"]
 
-ROUNDS = 60
+_WORKING: Sequence[Moment] = ("working",) * 10
+
+ROUNDS = 52
 SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "1000"))
 
 
@@ -144,8 +146,7 @@ class Campaign:
 
     def _next_moment(self) -> Moment:
         if not self._moments:
-            self._moments = ["opening", "resolving", "leaving"]
-            self._moments += ["working" for _ in range(10)]
+            self._moments = ["opening", "resolving", "leaving", *_WORKING]
             self._random.shuffle(self._moments)
         return self._moments.pop()
 
@@ -168,7 +169,7 @@ class Campaign:
             self._checker.acknowledged(batch_id, document_ids(DOCUMENTS))
         async with copy_of(self._folder) as store:
             await self._count(store, child)
-            await self._checker.verify(store, interrupted=[child.job.process])
+            await self._checker.verify(store, only=[batch_id], interrupted=[child.job.process])
 
     async def _count(self, store: SQLiteStore, child: Child) -> None:
         record = await store.batch(BatchId(child.job.batch_id))
@@ -192,7 +193,7 @@ class Campaign:
 
     async def _check_left(self, child: Child) -> None:
         async with copy_of(self._folder) as store:
-            await self._checker.verify(store, left=[child.job.process], everyone_left=True)
+            await self._checker.verify(store, only=[child.job.batch_id], left=[child.job.process], everyone_left=True)
 
     async def _look_at_end(self, child: Child) -> None:
         result = await child.result()

@@ -152,8 +152,9 @@ async def test_a_process_that_was_stopped_past_its_lease_is_fenced_and_begins_an
     zombie.send(signal.SIGCONT)
     await until(lambda: any(mark["worker"] != first for mark in zombie.marks("committed")), "the zombie to begin anew")
     await scene.check_completed(processes, 160, fenced=[zombie.job.process])
-    committed = [mark for mark in zombie.marks("committed") if mark["worker"] == first]
-    assert max(mark["at"] for mark in committed) < taken_over_at, "a worker wrote after it was declared dead"
+    late = {mark["number"] for mark in zombie.marks("commit") if mark["worker"] == first and mark["at"] > taken_over_at}
+    made = {mark["number"] for mark in zombie.marks("committed") if mark["worker"] == first}
+    assert not late & made, "a worker wrote after it was declared dead"
     assert "declared dead" in zombie.errors
 
 

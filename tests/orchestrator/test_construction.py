@@ -304,7 +304,7 @@ def test_a_policy_out_of_range_is_refused_at_construction(policy: Any, options: 
 
 def test_configs_and_policies_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        BatchConfig().concurrency = 5  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(BatchConfig(), "concurrency", 5)  # noqa: B010
     for policy in (AbortAll(), ContinueOnFailure(), RetryFailed(), RetryPolicy()):
         with pytest.raises(AttributeError):
             policy.tag = "x"  # type: ignore[misc, union-attr]  # pyright: ignore

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, cast
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer, field_validator
 from tests.conftest import StoreMaker
 from tests.support import STAGES, eventually, everything, within
 
@@ -24,6 +24,7 @@ from durable_batches import (
     DuplicateDocumentError,
     PayloadError,
     PayloadTooLargeError,
+    RetryFailed,
     Store,
     SubmissionInProgressError,
     Worker,
@@ -484,8 +485,6 @@ async def test_a_bad_result_fails_its_document_without_retries_and_no_other(stor
             "large": "x" * (16 * 1024 * 1024 + 1),
         }.get(document, document)
 
-    from durable_batches import RetryFailed
-
     config = BatchConfig(failure_policy=RetryFailed(max_attempts=3))
     documents = ["fine", "nan", "surrogate", "foreign", "deep", "unreadable", "large"]
     async with BatchOrchestrator(score, store=store, config=config) as batches:
@@ -495,6 +494,36 @@ async def test_a_bad_result_fails_its_document_without_retries_and_no_other(stor
         errors = {failure.document_id: failure for failure in result.failures}
     assert {failure.error_type for failure in errors.values()} == {"PayloadError", "PayloadTooLargeError"}
     assert "the result of workflow 'score' cannot be stored: at $['a'][0]: nan is no JSON number" in errors["nan"].error
+
+
+class Talkative(BaseModel):
+    """Its own code fails when it is written, or read."""
+
+    x: int
+
+    @field_serializer("x")
+    def _written(self, value: int) -> int:
+        if value == 1:
+            raise KeyError(value)
+        return value
+
+    @field_validator("x")
+    @classmethod
+    def _read(cls, value: int) -> int:
+        if value == 2:
+            raise KeyError(value)
+        return value
+
+
+async def test_a_result_whose_own_code_fails_fails_its_document(store: Store) -> None:
+    @workflow(STAGES)
+    async def run(document: int) -> Talkative:
+        return Talkative.model_construct(x=document)
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        result = await within(batches.run([1, 2, 3]))
+        assert [failure.error_type for failure in result.failures] == ["PayloadError"] * 2
+        assert result.counts.succeeded == 1
 
 
 async def test_a_result_of_another_type_fails_its_document(store: Store) -> None:

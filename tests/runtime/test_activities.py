@@ -104,6 +104,22 @@ async def test_sync_activities_run_side_by_side(store: Store) -> None:
     assert await value_of(lambda _: map_activity(act, range(4)), store) == [0, 1, 2, 3]
 
 
+async def test_one_document_may_run_many_sync_activities_at_once(store: Store) -> None:
+    together = threading.Barrier(20)
+
+    @durable_activity
+    def act(number: int) -> int:
+        together.wait(10)
+        return number
+
+    @workflow(STAGES)
+    async def run(document: str) -> int:
+        return sum(await map_activity(act, range(20), concurrency=20))
+
+    async with BatchOrchestrator(run, store=store, max_in_flight=1) as batches:
+        assert (await within(batches.run(["x"]))).counts.succeeded == 1
+
+
 async def test_a_sync_function_may_return_an_awaitable(store: Store) -> None:
     async def later(text: str) -> str:
         assert threading.current_thread() is threading.main_thread()

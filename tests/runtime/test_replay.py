@@ -20,6 +20,7 @@ from tests.support import NO_DELAY, NO_DRAIN, ONCE, STAGES, eventually, everythi
 from durable_batches import (
     ActivityFailedError,
     BatchConfig,
+    BatchId,
     BatchOrchestrator,
     DocumentCompleted,
     DocumentFailure,
@@ -29,6 +30,7 @@ from durable_batches import (
     RetryFailed,
     RetryPolicy,
     Store,
+    StoreUnavailableError,
     Worker,
     current_activity,
     durable_activity,
@@ -237,6 +239,69 @@ async def test_more_checkpoints_than_come_with_a_claim(open_store: StoreMaker) -
         DocumentSucceeded(document_id="0", value=2_300 * 2_299 // 2 - 1)
     ]
     assert len(log.calls) == 2_302
+
+
+async def test_a_document_whose_checkpoints_cannot_be_read_now_is_given_back(
+    open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log()
+
+    @durable_activity
+    async def step(number: int) -> int:
+        log.note(str(number))
+        if number == -1:
+            await log.gate.wait()
+        return number
+
+    @workflow(STAGES)
+    async def run(document: str) -> int:
+        return sum(await map_activity(step, range(1_100), concurrency=200)) + await step(-1)
+
+    batch_id = await interrupted(run, open_store, log, "-1")
+    log.gate.set()
+    store = open_store(None)
+    failures = iter([StoreUnavailableError("away for a moment")] * 2)
+    original = store.checkpoints
+
+    async def checkpoints(*args: Any, **kwargs: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return await original(*args, **kwargs)
+
+    monkeypatch.setattr(store, "checkpoints", checkpoints)
+    async with BatchOrchestrator(run, store=store) as batches:
+        assert (await within(batches.result(batch_id))).counts.succeeded == 1
+    assert len(log.calls) == 1_102
+
+
+async def test_a_call_that_the_workflow_itself_gives_up_is_not_recorded(open_store: StoreMaker) -> None:
+    log = Log()
+
+    @durable_activity
+    async def slow() -> str:
+        log.note("slow")
+        await log.gate.wait()
+        return "slow"
+
+    @durable_activity
+    async def last() -> None:
+        log.note("last")
+        await log.gate.wait()
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        try:
+            async with asyncio.timeout(0.02):
+                found = await slow()
+        except TimeoutError:
+            found = "gave up"
+        await last()
+        return found
+
+    batch_id = await interrupted(run, open_store, log, "last")
+    log.gate.set()
+    assert await resumed(run, open_store, batch_id) == [DocumentSucceeded(document_id="0", value="slow")]
+    assert log.counts == {"slow": 2, "last": 2}
 
 
 async def test_a_worker_that_was_declared_dead_starts_anew_and_repeats_nothing(open_store: StoreMaker) -> None:
@@ -813,8 +878,6 @@ async def test_facts_of_one_call_are_committed_before_the_workflow_goes_on(open_
             seen.append(await store.count_checkpoints(batch_id))
 
     async with BatchOrchestrator(run, store=store) as batches:
-        from durable_batches import BatchId
-
         batch_id = BatchId("b")
         await within(batches.run(["x"], batch_id=batch_id))
     assert seen == [1, 2, 3, 4, 5]

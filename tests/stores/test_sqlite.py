@@ -159,6 +159,8 @@ async def main(path, name, processes):
         assert not committed.refused, committed.refused
         done += len(claims)
         claims = committed.claims
+        if not claims:
+            await asyncio.sleep(0.02)
     await store.leave(hand.worker_id)
     await store.close()
     print(done, flush=True)

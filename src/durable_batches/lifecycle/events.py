@@ -8,7 +8,7 @@ event, in their order here, as a JSON array; a field that is added later comes l
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class _Event(Value):
     """What every event has."""
 
@@ -45,6 +46,7 @@ class _Event(Value):
     at: datetime
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchCreated(_Event):
     """The batch was sealed: all of its documents are stored, and it may run."""
 
@@ -54,6 +56,7 @@ class BatchCreated(_Event):
     tag: Literal["batch_created"] = "batch_created"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class StateChanged(_Event):
     """The batch went from one state to another; both are tags."""
 
@@ -62,6 +65,7 @@ class StateChanged(_Event):
     tag: Literal["state_changed"] = "state_changed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DocumentStarted(_Event):
     """A worker claimed the document: its attempt of this number (1 is the first) begins."""
 
@@ -70,6 +74,7 @@ class DocumentStarted(_Event):
     tag: Literal["document_started"] = "document_started"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class StageProgress(_Event):
     """A document entered a stage; `current` of `total` documents have entered it by now."""
 
@@ -82,6 +87,7 @@ class StageProgress(_Event):
     tag: Literal["stage_progress"] = "stage_progress"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DocumentCompleted(_Event):
     """A document's result is recorded."""
 
@@ -92,6 +98,7 @@ class DocumentCompleted(_Event):
     tag: Literal["document_completed"] = "document_completed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DocumentRetrying(_Event):
     """A document failed and will run again, from its checkpoints, at `due`. It waits without holding a slot."""
 
@@ -103,6 +110,7 @@ class DocumentRetrying(_Event):
     tag: Literal["document_retrying"] = "document_retrying"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DocumentReleased(_Event):
     """A running document was given back, and waits for a worker again.
 
@@ -115,6 +123,7 @@ class DocumentReleased(_Event):
     tag: Literal["document_released"] = "document_released"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DocumentFailed(_Event):
     """A document failed for good in this run."""
 
@@ -124,6 +133,7 @@ class DocumentFailed(_Event):
     tag: Literal["document_failed"] = "document_failed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ResolutionStarted(_Event):
     """A worker claimed the resolver; attempt 1 is the first."""
 
@@ -131,6 +141,7 @@ class ResolutionStarted(_Event):
     tag: Literal["resolution_started"] = "resolution_started"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ResolutionFailed(_Event):
     """An attempt of the resolver failed or its worker died; it runs again at `due`, unless that is None."""
 
@@ -139,12 +150,14 @@ class ResolutionFailed(_Event):
     tag: Literal["resolution_failed"] = "resolution_failed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ResolutionCompleted(_Event):
     """The resolver's result is recorded."""
 
     tag: Literal["resolution_completed"] = "resolution_completed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchCompleted(_Event):
     """The run ended COMPLETED; its last event."""
 
@@ -152,6 +165,7 @@ class BatchCompleted(_Event):
     tag: Literal["batch_completed"] = "batch_completed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchFailed(_Event):
     """The run ended FAILED; its last event."""
 
@@ -160,6 +174,7 @@ class BatchFailed(_Event):
     tag: Literal["batch_failed"] = "batch_failed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchCancelled(_Event):
     """The run ended CANCELLED; its last event."""
 
@@ -184,6 +199,7 @@ BatchEvent: TypeAlias = (
     | BatchFailed
     | BatchCancelled
 )
+"""An event of a batch's history: a closed union, to `match` over."""
 
 LAST_EVENT_TAGS: Final = frozenset({"batch_completed", "batch_failed", "batch_cancelled"})
 """The tags of the events that end a run."""

@@ -89,6 +89,7 @@ class RetryFailed:
 
 
 FailurePolicy: TypeAlias = ContinueOnFailure | AbortAll | RetryFailed
+"""What a failed document means for its batch; an argument of `BatchConfig`."""
 
 
 def document_retry_delay(policy: FailurePolicy, failures: int, *, retryable: bool) -> timedelta | None:

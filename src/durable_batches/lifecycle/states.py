@@ -6,10 +6,10 @@ dataclass by inheriting, and type checkers see it as one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal, NewType, TypeAlias
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Final, Literal, NewType, TypeAlias
 
-from typing_extensions import TypeAliasType, TypeVar
+from typing_extensions import TypeAliasType, TypeVar, dataclass_transform
 
 from durable_batches.lifecycle.values import Value
 
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 BatchId = NewType("BatchId", str)
+"""The id of a batch, as `submit` returns it. Every method that takes one takes any `str`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Counts:
         return self.succeeded + self.failed + self.cancelled
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Pending(Value):
     """Sealed, and no document has been started."""
 
@@ -68,7 +70,16 @@ class Pending(Value):
     tag: Literal["pending"] = "pending"
 
 
-class Stage(Value):
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class _Tagged(Value):
+    """Makes checkers treat each subclass of `Stage` as the frozen dataclass that it is."""
+
+    # Without it they would not let a stage be given to `dataclasses.asdict` and its kin.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Stage(_Tagged):
     """Base of every stage state; a subclass adds a `tag: Literal[...]` and is a frozen dataclass by inheriting.
 
     The batch is in the earliest stage that any of its unfinished documents is in; `done` of `total` documents
@@ -78,6 +89,10 @@ class Stage(Value):
     done: int
     total: int
     tag: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True, kw_only=True, repr=False, eq=False)(cls)
 
 
 class Chunking(Stage):
@@ -110,6 +125,7 @@ class Assembling(Stage):
     tag: Literal["assembling"] = "assembling"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Resolving(Value):
     """Every document has ended; the resolver works over all of the results."""
 
@@ -117,6 +133,7 @@ class Resolving(Value):
     tag: Literal["resolving"] = "resolving"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Completed(Value):
     """The run is over: every document has ended, and the resolver, where there is one, too."""
 
@@ -124,6 +141,7 @@ class Completed(Value):
     tag: Literal["completed"] = "completed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Failed(Value):
     """The run is over before its purpose was reached; `error` says why."""
 
@@ -132,6 +150,7 @@ class Failed(Value):
     tag: Literal["failed"] = "failed"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Cancelled(Value):
     """The run was cancelled."""
 
@@ -148,6 +167,7 @@ BatchState = TypeAliasType("BatchState", Pending | S | Resolving | Completed | F
 Ended: TypeAlias = Completed | Failed | Cancelled
 
 ExtractionStage: TypeAlias = Chunking | ExtractingMentions | ExtractingEntities | ExtractingRelations | Assembling
+"""The stages of `EXTRACTION`."""
 
 ENDED_TAGS: Final = frozenset({"completed", "failed", "cancelled"})
 RESERVED_TAGS: Final = ENDED_TAGS | {"pending", "resolving"}

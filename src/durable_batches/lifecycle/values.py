@@ -1,29 +1,16 @@
-"""What states and events are made of."""
+"""What states and events have in common."""
 
 from __future__ import annotations
-
-from dataclasses import Field, dataclass
-from typing import Any, ClassVar
-
-from typing_extensions import dataclass_transform
 
 __all__ = ["Value"]
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
 class Value:
-    """Each subclass is a frozen dataclass with keyword-only fields, by inheriting, at run time and to type checkers.
+    """Base of frozen dataclasses that leaves them less to generate: `@dataclass(..., repr=False, eq=False)`.
 
-    How values are compared, hashed and shown is written here once. `dataclass` would compile that for every class
-    anew, and for as many as there are, importing the library would take noticeably longer.
+    They are shown, compared and hashed as other frozen dataclasses are. But `dataclass` would compile that for each
+    class anew, and there are so many that importing the library would take noticeably longer.
     """
-
-    # Checkers know by it what may be given to `dataclasses.asdict` and its kin.
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        dataclass(frozen=True, kw_only=True, repr=False, eq=False)(cls)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 __all__ = ["BatchQuery", "Capabilities", "Heart", "MemoryStore", "SQLiteStore", "Store"]
 
 
-def __getattr__(name: str) -> object:
-    # A store's driver is imported only where that store is used.
-    if name == "SQLiteStore":
-        from durable_batches.stores.sqlite import SQLiteStore
+if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
 
-        return SQLiteStore
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        # A store's driver is imported only where that store is used.
+        if name == "SQLiteStore":
+            from durable_batches.stores.sqlite import SQLiteStore
+
+            return SQLiteStore
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

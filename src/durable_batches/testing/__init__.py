@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["ManualClock", "StoreConformance"]
 
 
-def __getattr__(name: str) -> object:
-    # pytest is no dependency of the library; it is imported only where the suite is used.
-    if name == "StoreConformance":
-        from durable_batches.testing.conformance import StoreConformance
+if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
 
-        return StoreConformance
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        # pytest is no dependency of the library; it is imported only where the suite is used.
+        if name == "StoreConformance":
+            from durable_batches.testing.conformance import StoreConformance
+
+            return StoreConformance
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,37 +32,23 @@ The promises, by the numbers that its messages have:
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from durable_batches.lifecycle.core import BatchInProgress, definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.progress import fold
-from durable_batches.lifecycle.records import (
-    RESOLVER_DOCUMENT_ID,
-    RESOLVER_POSITION,
-    BatchRecord,
-    CheckpointRecord,
-    DocumentRecord,
-    EventRecord,
-    ExecutionRecord,
-    WorkerId,
-)
-from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.protocol import BatchQuery, Store
+from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, DocumentRecord, ExecutionRecord
+from durable_batches.stores.protocol import Store
 from durable_batches.testing.effects import Effect, EffectsLog
+from durable_batches.testing.picture import Picture, batch_ids, effective_status, name_of, picture_of
 from durable_batches.testing.replay import Replay
+from durable_batches.testing.runs import ActivityRuns, Faults, RunSource, call_of
 
 __all__ = ["HistoryChecker", "HistoryStats", "HistoryViolation"]
-
-_PAGE: Final = 500
-_LOOKS: Final = 100
-"""How often a batch that others are writing to is looked at, until it stood still for one look."""
 
 
 class HistoryViolation(AssertionError):
@@ -77,36 +63,25 @@ class HistoryViolation(AssertionError):
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, kw_only=True)
 class HistoryStats:
-    """What the checker counted in the effects log."""
+    """What was counted in the effects log, as of the last checks."""
 
-    runs: int = 0
+    runs: int
     """Runs of activities: bodies that were begun, further tries of the retry policy not counted."""
-    repeated: int = 0
+    repeated: int
     """Runs of an activity after one that was interrupted."""
-    retried: int = 0
+    retried: int
     """Runs of an activity after one that failed, and was not tried to its end or failed its document with it."""
-    in_flight: int = 0
+    in_flight: int
     """Runs that were begun and not recorded when their process was interrupted, over all interruptions."""
 
 
-class _Picture(NamedTuple):
-    """A batch, read while nobody wrote to it."""
-
-    record: BatchRecord
-    log: Sequence[EventRecord]
-    resolver: DocumentRecord | None
-    documents: Mapping[str, DocumentRecord]
-    checkpoints: Mapping[tuple[str, str], CheckpointRecord]
-    """By document id (empty: the resolver) and key."""
-    alive: Collection[WorkerId]
-
-
-@dataclass(slots=True)
+@dataclass
 class _Known:
     """What was seen of a batch at earlier checks, in digests."""
 
+    runs: ActivityRuns
     documents: frozenset[str] = frozenset()
     log: list[bytes] = field(default_factory=list[bytes])
     results: dict[tuple[str, str], bytes] = field(default_factory=dict[tuple[str, str], bytes])
@@ -114,8 +89,6 @@ class _Known:
     failures: dict[tuple[str, str], tuple[bytes, int]] = field(default_factory=dict[tuple[str, str], tuple[bytes, int]])
     """Of recorded failures, and how often their document had failed then: its next attempt forgets some."""
     outcomes: dict[str, bytes] = field(default_factory=dict[str, bytes])
-    starts_when_ended: int | None = None
-    """How many activities the effects log had begun when the batch was first seen ended."""
 
 
 class _Cancel(NamedTuple):
@@ -128,17 +101,6 @@ class _Stream(NamedTuple):
     events: Sequence[BatchEvent]
     after: int
     ended: bool
-
-
-class _Run(NamedTuple):
-    """One run of an activity call: its tries, in one process."""
-
-    process: str
-    tries: list[Effect]
-    """Their first marks."""
-    returned: list[str]
-    """Which of them returned."""
-    raised: list[str]
 
 
 class HistoryChecker:
@@ -155,24 +117,33 @@ class HistoryChecker:
         self,
         *,
         effects: EffectsLog | None = None,
-        run_of: Callable[[CheckpointRecord], str | None] | None = None,
+        run_of: RunSource | None = None,
         max_attempts: Mapping[str, int] | None = None,
     ) -> None:
-        self.stats: Final = HistoryStats()
         self._effects = effects
         self._run_of = run_of
         self._max_attempts = max_attempts or {}
+        self._faults = Faults()
+        self._effects_read = 0
+        self._effects_by_batch: dict[str, list[Effect]] = {}
         self._acknowledged: dict[str, frozenset[str]] = {}
         self._cancels: dict[str, list[_Cancel]] = {}
         self._streams: dict[str, list[_Stream]] = {}
         self._known: dict[str, _Known] = {}
-        self._interrupted: set[str] = set()
-        self._fenced: set[str] = set()
-        self._left: set[str] = set()
-        self._runs_when_recorded: dict[str, tuple[bytes, int]] = {}
         self._violations: list[str] = []
 
-    # ---- what the test saw ---------------------------------------------------------------------------------
+    @property
+    def stats(self) -> HistoryStats:
+        """What was counted in the effects log so far."""
+        runs = [known.runs for known in self._known.values()]
+        return HistoryStats(
+            runs=sum(counted.runs for counted in runs),
+            repeated=sum(counted.repeated for counted in runs),
+            retried=sum(counted.retried for counted in runs),
+            in_flight=sum(counted.in_flight for counted in runs),
+        )
+
+    # ---- what the test saw -----------------------------------------------------------------------------------
 
     def acknowledged(self, batch_id: str, document_ids: Iterable[str]) -> None:
         """`submit` returned this batch, of these documents."""
@@ -189,12 +160,13 @@ class HistoryChecker:
         """`progress(batch_id, after=after)` gave these events; `ended`: and then it ended."""
         self._streams.setdefault(batch_id, []).append(_Stream(list(events), after, ended))
 
-    # ---- checking ------------------------------------------------------------------------------------------
+    # ---- checking --------------------------------------------------------------------------------------------
 
     async def verify(
         self,
         store: Store,
         *,
+        only: Collection[str] | None = None,
         interrupted: Collection[str] = (),
         fenced: Collection[str] = (),
         left: Collection[str] = (),
@@ -209,6 +181,7 @@ class HistoryChecker:
         """
         violations = await self.check(
             store,
+            only=only,
             interrupted=interrupted,
             fenced=fenced,
             left=left,
@@ -223,6 +196,7 @@ class HistoryChecker:
         self,
         store: Store,
         *,
+        only: Collection[str] | None = None,
         interrupted: Collection[str] = (),
         fenced: Collection[str] = (),
         left: Collection[str] = (),
@@ -233,65 +207,76 @@ class HistoryChecker:
         """Every broken promise, one line each; empty where all are kept.
 
         Args:
-            store: Open. May be in use by others meanwhile.
+            store: Open. May be in use by others meanwhile, if they leave it moments to look.
+            only: The batches to look at; all by default.
             interrupted: Processes of the effects log that have died since the last check, or gave up running
                 activities (a drain that took too long): what they had begun and not recorded may run again.
             fenced: Processes that were declared dead and live: what they began meanwhile counts for nothing.
             left: Processes that left in good order: they let what ran finish, but did not wait for the next try of
                 what had failed.
-            finished: All batches must have ended.
+            finished: The batches must have ended.
             everyone_left: No worker may be alive, and nothing may be owned.
             heartbeat: Seconds after an acknowledged cancel from which on other processes start none of its
                 activities.
+
+        Raises:
+            TimeoutError: A batch moves all the time; take a copy of the store, and check that.
         """
         self._violations = []
-        newly = set(interrupted) - self._interrupted
-        self._interrupted |= newly
-        self._fenced |= set(fenced)
-        self._left |= set(left)
-        pictures = await self._pictures(store)
-        # Read after the store: what is recorded there has left its marks before.
-        effects = [] if self._effects is None else list(self._effects.read())
-        for batch_id, picture in pictures.items():
-            known = self._known.setdefault(batch_id, _Known())
-            self._check_documents(picture, known)
-            self._check_log(picture, known)
-            self._check_checkpoints(picture, known)
-            self._check_leases(picture)
-            self._check_cancels(picture, effects, heartbeat)
-            self._check_streams(picture)
-            self._check_absorbed(picture, known, effects)
+        self._faults.interrupted |= set(interrupted)
+        self._faults.fenced |= set(fenced)
+        self._faults.left |= set(left)
+        stored = set(await batch_ids(store))
+        wanted = stored if only is None else stored & set(only)
+        for batch_id in sorted(wanted):
+            picture = await picture_of(store, batch_id)
+            if picture is None:
+                stored.discard(batch_id)
+                continue
+            # Read after the store: what is recorded there has left its marks before.
+            self._check(picture, self._effects_of(batch_id), heartbeat)
             if finished and not picture.record.ended:
                 self._find(2, batch_id, f"has not ended: it is in state {picture.record.state!r}")
-        for batch_id in (self._acknowledged.keys() | self._known.keys()) - pictures.keys():
-            self._find(1, batch_id, "was acknowledged, or seen, and is gone")
+            if everyone_left:
+                self._check_nothing_owned(picture)
+        for gone in (self._acknowledged.keys() | self._known.keys()) - stored:
+            self._find(1, gone, "was acknowledged, or seen, and is gone")
         if everyone_left:
-            await self._check_everyone_left(store, pictures)
-        self._check_effects(pictures, effects, newly)
+            alive = [worker.worker_id for worker in await store.workers()]
+            if alive:
+                self._violations.append(f"14: workers are alive after everyone left: {', '.join(alive)}")
         return self._violations
+
+    def _check(self, picture: Picture, effects: Sequence[Effect], heartbeat: float | None) -> None:
+        batch_id = picture.record.batch_id
+        known = self._known.get(batch_id)
+        if known is None:
+            runs = ActivityRuns(batch_id, self._faults, self._run_of, self._max_attempts)
+            known = self._known[batch_id] = _Known(runs)
+        self._check_documents(picture, known)
+        self._check_log(picture, known)
+        self._check_checkpoints(picture, known)
+        self._check_leases(picture)
+        self._check_cancels(picture, effects, heartbeat)
+        self._check_streams(picture)
+        for promise, problem in known.runs.check(picture, effects):
+            self._find(promise, batch_id, problem)
 
     def _find(self, promise: int, batch_id: str, problem: str) -> None:
         self._violations.append(f"{promise}: batch {batch_id!r}: {problem}")
 
-    # ---- reading -------------------------------------------------------------------------------------------
-
-    async def _pictures(self, store: Store) -> dict[str, _Picture]:
-        batch_ids: list[BatchId] = []
-        while True:
-            page = await store.batches(BatchQuery(), after=batch_ids[-1] if batch_ids else None, limit=_PAGE)
-            batch_ids += [record.batch_id for record in page]
-            if len(page) < _PAGE:
-                break
-        pictures: dict[str, _Picture] = {}
-        for batch_id in batch_ids:
-            picture = await _look(store, batch_id)
-            if picture is not None:
-                pictures[batch_id] = picture
-        return pictures
+    def _effects_of(self, batch_id: str) -> Sequence[Effect]:
+        if self._effects is None:
+            return ()
+        effects = self._effects.read()
+        for effect in effects[self._effects_read :]:
+            self._effects_by_batch.setdefault(effect.batch_id, []).append(effect)
+        self._effects_read = len(effects)
+        return self._effects_by_batch.get(batch_id, ())
 
     # ---- what the store holds ------------------------------------------------------------------------------
 
-    def _check_documents(self, picture: _Picture, known: _Known) -> None:
+    def _check_documents(self, picture: Picture, known: _Known) -> None:
         record = picture.record
         found = frozenset(picture.documents)
         expected = self._acknowledged.get(record.batch_id) or known.documents or found
@@ -305,7 +290,7 @@ class HistoryChecker:
             self._find(1, record.batch_id, "its documents' positions have gaps or are out of order")
         known.documents = known.documents or found
 
-    def _check_log(self, picture: _Picture, known: _Known) -> None:
+    def _check_log(self, picture: Picture, known: _Known) -> None:
         record, log = picture.record, picture.log
         if [event.seq for event in log] != list(range(1, record.seq + 1)):
             self._find(9, record.batch_id, f"its {len(log)} events are not numbered 1 to {record.seq}")
@@ -341,20 +326,18 @@ class HistoryChecker:
             ("state by the library's fold", record.state, folded.state),
             ("counts by the library's fold", record.counts, folded.counts),
             ("sequence number by the library's fold", record.seq, folded.seq),
+            ("percentage by the library's fold", batch.percentage, folded.percentage),
         ):
             if stored != told:
                 self._find(11, record.batch_id, f"{name}: its row says {stored!r}, its events {told!r}")
-        if not record.ended and record.counts.total and abs(batch.percentage - replay.percentage) > 0.001:
-            self._find(
-                11,
-                record.batch_id,
-                f"percentage: its row says {batch.percentage}, its events {replay.percentage}",
-            )
+        if not record.ended and abs(batch.percentage - replay.percentage) > 0.001:
+            told = f"its row says {batch.percentage}, its events {replay.percentage}"
+            self._find(11, record.batch_id, f"percentage: {told}")
 
     def _compare_row(self, batch: BatchRecord, replay: Replay, document: DocumentRecord, known: _Known) -> None:
         execution = document.execution
         told = replay.document(execution.document_id)
-        status = _effective(batch, execution)
+        status = effective_status(batch, execution)
         expected = "cancelled" if batch.ended and told.unfinished else told.status
         last_failure = told.status == "failed"
         for name, stored, wanted in (
@@ -371,7 +354,7 @@ class HistoryChecker:
                 self._find(
                     11,
                     batch.batch_id,
-                    f"{name} of {_name(execution)}: its row says {stored!r}, its events {wanted!r}",
+                    f"{name} of {name_of(execution)}: its row says {stored!r}, its events {wanted!r}",
                 )
         self._check_row(batch, execution)
         self._check_outcome(batch, document, known)
@@ -405,39 +388,39 @@ class HistoryChecker:
         unready = execution.position == RESOLVER_POSITION and batch.state != "resolving"
         waits_for_clock = execution.status in ("pending", "waiting") and not unready
         if (execution.owner is not None) != running:
-            self._find(14, batch.batch_id, f"{_name(execution)} is {execution.status}, owned by {execution.owner!r}")
+            self._find(14, batch.batch_id, f"{name_of(execution)} is {execution.status}, owned by {execution.owner!r}")
         if not batch.ended and (execution.due is not None) != waits_for_clock:
-            self._find(2, batch.batch_id, f"{_name(execution)} is {execution.status}, due {execution.due!r}")
+            self._find(2, batch.batch_id, f"{name_of(execution)} is {execution.status}, due {execution.due!r}")
 
     def _check_outcome(self, batch: BatchRecord, document: DocumentRecord, known: _Known) -> None:
         execution, outcome = document.execution, document.outcome
         if execution.status not in ("succeeded", "failed"):
             return
         if outcome is None:
-            self._find(1, batch.batch_id, f"{_name(execution)} has {execution.status}, and no outcome is stored")
+            self._find(1, batch.batch_id, f"{name_of(execution)} has {execution.status}, and no outcome is stored")
             return
         digest = _digest(execution.status.encode(), outcome)
         if known.outcomes.setdefault(execution.document_id, digest) != digest:
-            self._find(3, batch.batch_id, f"the outcome of {_name(execution)} is another one now")
+            self._find(3, batch.batch_id, f"the outcome of {name_of(execution)} is another one now")
         if execution.status == "failed":
             try:
                 failure = DocumentFailureRecord.decode(outcome)
             except (TypeError, ValueError) as error:
-                self._find(1, batch.batch_id, f"the failure of {_name(execution)} cannot be read: {error!r}")
+                self._find(1, batch.batch_id, f"the failure of {name_of(execution)} cannot be read: {error!r}")
                 return
             limit = definition_of(batch).config.max_crashes
             if failure.error_type == "CrashLoopError" and execution.crashes < limit:
                 self._find(
                     5,
                     batch.batch_id,
-                    f"{_name(execution)} was given up after {execution.crashes} of {limit} crashes",
+                    f"{name_of(execution)} was given up after {execution.crashes} of {limit} crashes",
                 )
 
-    def _check_checkpoints(self, picture: _Picture, known: _Known) -> None:
+    def _check_checkpoints(self, picture: Picture, known: _Known) -> None:
         batch_id = picture.record.batch_id
         for identity, checkpoint in picture.checkpoints.items():
             digest = _digest(checkpoint.kind.encode(), checkpoint.payload)
-            failures = _failures(picture, identity[0])
+            failures = picture.failures(identity[0])
             if identity in known.results:
                 if known.results[identity] != digest:
                     self._find(3, batch_id, f"the recorded result of {identity} is another one now")
@@ -451,31 +434,27 @@ class HistoryChecker:
         for identity in known.results.keys() - picture.checkpoints.keys():
             self._find(3, batch_id, f"the recorded result of {identity} is gone")
         for identity in known.failures.keys() - picture.checkpoints.keys():
-            if _failures(picture, identity[0]) == known.failures[identity][1]:
+            if picture.failures(identity[0]) == known.failures[identity][1]:
                 self._find(3, batch_id, f"the recorded failure of {identity} is gone")
             del known.failures[identity]
 
-    def _check_leases(self, picture: _Picture) -> None:
-        for execution in _executions(picture):
+    def _check_leases(self, picture: Picture) -> None:
+        for execution in picture.executions():
             if execution.owner is not None and execution.owner not in picture.alive:
                 self._find(
                     14,
                     picture.record.batch_id,
-                    f"{_name(execution)} is owned by {execution.owner!r}, who is dead",
+                    f"{name_of(execution)} is owned by {execution.owner!r}, who is dead",
                 )
 
-    async def _check_everyone_left(self, store: Store, pictures: Mapping[str, _Picture]) -> None:
-        alive = [worker.worker_id for worker in await store.workers()]
-        if alive:
-            self._violations.append(f"14: workers are alive after everyone left: {', '.join(alive)}")
-        for batch_id, picture in pictures.items():
-            owned = [_name(execution) for execution in _executions(picture) if execution.owner is not None]
-            if owned:
-                self._find(14, batch_id, f"still owned after everyone left: {', '.join(owned)}")
+    def _check_nothing_owned(self, picture: Picture) -> None:
+        owned = [name_of(execution) for execution in picture.executions() if execution.owner is not None]
+        if owned:
+            self._find(14, picture.record.batch_id, f"still owned after everyone left: {', '.join(owned)}")
 
     # ---- what the test saw ---------------------------------------------------------------------------------
 
-    def _check_cancels(self, picture: _Picture, effects: Sequence[Effect], heartbeat: float | None) -> None:
+    def _check_cancels(self, picture: Picture, effects: Sequence[Effect], heartbeat: float | None) -> None:
         record = picture.record
         cancels = self._cancels.get(record.batch_id, [])
         winners = [cancel for cancel in cancels if cancel.answer is True]
@@ -485,18 +464,16 @@ class HistoryChecker:
             self._find(13, record.batch_id, f"{len(winners)} cancels won, and it is in state {record.state!r}")
         for cancel in winners:
             for effect in effects:
-                if effect.batch_id != record.batch_id or effect.phase != "start":
-                    continue
                 allowed = 0.0 if effect.process == cancel.process else heartbeat
-                if allowed is not None and effect.at > cancel.at + allowed:
+                if effect.phase == "start" and allowed is not None and effect.at > cancel.at + allowed:
                     self._find(
                         12,
                         record.batch_id,
-                        f"{_call(effect)} began in {effect.process!r} {effect.at - cancel.at:.3f} s after "
+                        f"{call_of(effect)} began in {effect.process!r} {effect.at - cancel.at:.3f} s after "
                         f"the cancel in {cancel.process!r} was acknowledged",
                     )
 
-    def _check_streams(self, picture: _Picture) -> None:
+    def _check_streams(self, picture: Picture) -> None:
         record = picture.record
         log = {event.seq: event for event in picture.log}
         for stream in self._streams.get(record.batch_id, ()):
@@ -512,225 +489,6 @@ class HistoryChecker:
             if stream.ended and (last != record.seq or log[last].tag not in LAST_EVENT_TAGS):
                 self._find(10, record.batch_id, f"a stream ended with event {last} of {record.seq}")
 
-    # ---- what activities did -------------------------------------------------------------------------------
-
-    def _check_absorbed(self, picture: _Picture, known: _Known, effects: Sequence[Effect]) -> None:
-        """What was seen ended does nothing any more; a cancel is heard of a little later, and is 12's matter."""
-        batch_id = picture.record.batch_id
-        if not picture.record.ended or picture.record.state == "cancelled":
-            return
-        starts = [
-            effect
-            for effect in effects
-            if effect.batch_id == batch_id and effect.phase == "start" and effect.process not in self._fenced
-        ]
-        if known.starts_when_ended is None:
-            known.starts_when_ended = len(starts)
-        for effect in starts[known.starts_when_ended :]:
-            self._find(5, batch_id, f"{_call(effect)} began in {effect.process!r} after the run had ended")
-
-    def _check_effects(
-        self, pictures: Mapping[str, _Picture], effects: Sequence[Effect], newly: Collection[str]
-    ) -> None:
-        calls = _calls(effects)
-        recorded: dict[str, tuple[str, CheckpointRecord]] = {}
-        for batch_id, picture in pictures.items():
-            for (document_id, key), checkpoint in picture.checkpoints.items():
-                recorded[_idempotency_key(batch_id, document_id, key)] = (batch_id, checkpoint)
-        self.stats.repeated = self.stats.retried = 0
-        for key, runs in calls.items():
-            self._check_runs(key, runs, pictures)
-            self._check_recorded(key, runs, recorded.get(key))
-            for index, run in enumerate(runs):
-                if run.process in newly and (key not in recorded or index < len(runs) - 1):
-                    self.stats.in_flight += 1
-        self.stats.runs = sum(len(runs) for runs in calls.values())
-        self._check_resolver_effects(effects)
-        if effects and recorded and not calls.keys() & recorded.keys():
-            self._violations.append("the effects log knows none of the recorded calls: is it another history's?")
-
-    def _check_runs(self, key: str, runs: Sequence[_Run], pictures: Mapping[str, _Picture]) -> None:
-        for run in runs:
-            first = run.tries[0]
-            numbers = [effect.attempt for effect in run.tries]
-            limit = self._max_attempts.get(first.activity, len(numbers))
-            if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > limit:
-                self._find(7, first.batch_id, f"{_call(first)} has the tries {numbers}, of at most {limit}")
-        for before, run in pairwise(runs):
-            first = run.tries[0]
-            picture = pictures.get(first.batch_id)
-            # A failure that ended its document's attempt is forgotten, so that the next one tries again.
-            forgotten = picture is not None and _failures(picture, first.document_id) > 0
-            failed = before.raised and not before.returned
-            if failed and (forgotten or before.process in self._left):
-                self.stats.retried += 1
-                continue
-            if before.process in self._interrupted or {before.process, run.process} & self._fenced:
-                self.stats.repeated += 1
-                continue
-            self._find(
-                7,
-                first.batch_id,
-                f"{_call(first)} ran again in {run.process!r}, although nothing interrupted its run in "
-                f"{before.process!r} (call {key})",
-            )
-
-    def _check_recorded(self, key: str, runs: Sequence[_Run], recorded: tuple[str, CheckpointRecord] | None) -> None:
-        counted = [run for run in runs if run.process not in self._fenced]
-        if recorded is None:
-            # A failure that ended its document's attempt was forgotten.
-            self._runs_when_recorded.pop(key, None)
-            return
-        batch_id, checkpoint = recorded
-        first = runs[0].tries[0]
-        digest = _digest(checkpoint.payload)
-        before = self._runs_when_recorded.get(key, (digest, len(counted)))
-        if before[0] == digest and len(counted) > before[1]:
-            self._find(6, batch_id, f"{_call(first)} ran again in {runs[-1].process!r}, although it was recorded")
-        self._runs_when_recorded[key] = (digest, len(counted))
-        ended = {name for run in runs for name in (run.returned if checkpoint.kind == "succeeded" else run.raised)}
-        if not ended:
-            self._find(6, batch_id, f"{_call(first)} is recorded as {checkpoint.kind}, and never did so")
-        source = self._run_of(checkpoint) if self._run_of is not None else None
-        if source is None:
-            return
-        if source not in ended:
-            self._find(4, batch_id, f"{_call(first)} is recorded as from {source}, which never came to that")
-        later = [run for run in counted if source not in {effect.run for effect in run.tries}]
-        place = next((index for index, run in enumerate(runs) if source in run.returned + run.raised), None)
-        if place is not None and any(runs.index(run) > place for run in later):
-            self._find(6, batch_id, f"{_call(first)} is recorded as from {source}, and ran again after that")
-
-    def _check_resolver_effects(self, effects: Sequence[Effect]) -> None:
-        resolving: set[str] = set()
-        for effect in effects:
-            if effect.phase != "start" or effect.process in self._fenced:
-                continue
-            if effect.document_id == RESOLVER_DOCUMENT_ID:
-                resolving.add(effect.batch_id)
-            elif effect.batch_id in resolving:
-                self._find(8, effect.batch_id, f"{_call(effect)} began after the resolver had begun")
-
-
-# ---- reading a batch ---------------------------------------------------------------------------------------
-
-
-async def _look(store: Store, batch_id: BatchId) -> _Picture | None:
-    """The batch at one moment: looked at again while it moves; None: deleted, or not sealed."""
-    for _ in range(_LOOKS):
-        before = [worker.worker_id for worker in await store.workers()]
-        record = await store.batch(batch_id)
-        if record is None or not record.sealed:
-            return None
-        executions = await _all_executions(store, batch_id)
-        checkpoints = {
-            (document.execution.document_id, checkpoint.key): checkpoint
-            for document in executions
-            for checkpoint in await _all_checkpoints(store, batch_id, document.execution)
-        }
-        log = await _all_events(store, batch_id)
-        after = [worker.worker_id for worker in await store.workers()]
-        if await store.batch(batch_id) != record:
-            await asyncio.sleep(0.01)
-            continue
-        resolver = [doc for doc in executions if doc.execution.position == RESOLVER_POSITION]
-        documents = [doc for doc in executions if doc.execution.position != RESOLVER_POSITION]
-        return _Picture(
-            record=record,
-            log=log,
-            resolver=resolver[0] if resolver else None,
-            documents={document.execution.document_id: document for document in documents},
-            checkpoints=checkpoints,
-            alive={*before, *after},
-        )
-    raise TimeoutError(f"batch {batch_id!r} did not stand still for a look")
-
-
-async def _all_executions(store: Store, batch_id: BatchId) -> list[DocumentRecord]:
-    found: list[DocumentRecord] = []
-    while True:
-        after = found[-1].execution.position if found else RESOLVER_POSITION - 1
-        page = await store.documents(batch_id, after=after, limit=_PAGE, inputs=False)
-        found += page
-        if len(page) < _PAGE:
-            return found
-
-
-async def _all_checkpoints(store: Store, batch_id: BatchId, execution: ExecutionRecord) -> list[CheckpointRecord]:
-    found: list[CheckpointRecord] = []
-    if execution.attempt == 0:
-        return found
-    while True:
-        after = found[-1].key if found else ""
-        page = await store.checkpoints(batch_id, execution.position, after=after, limit=_PAGE)
-        found += page
-        if len(page) < _PAGE:
-            return found
-
-
-async def _all_events(store: Store, batch_id: BatchId) -> list[EventRecord]:
-    found: list[EventRecord] = []
-    while True:
-        page = await store.events(batch_id, after=found[-1].seq if found else 0, limit=_PAGE)
-        found += page
-        if len(page) < _PAGE:
-            return found
-
-
-# ---- small things ------------------------------------------------------------------------------------------
-
-
-def _executions(picture: _Picture) -> list[ExecutionRecord]:
-    documents = list(picture.documents.values())
-    if picture.resolver is not None:
-        documents.append(picture.resolver)
-    return [document.execution for document in documents]
-
-
-def _effective(batch: BatchRecord, execution: ExecutionRecord) -> str:
-    """An unfinished execution of an ended run is cancelled; its row is left as it was."""
-    unfinished = execution.status in ("pending", "running", "waiting")
-    return "cancelled" if batch.ended and unfinished else execution.status
-
-
-def _failures(picture: _Picture, document_id: str) -> int:
-    document = picture.documents.get(document_id, picture.resolver if not document_id else None)
-    return 0 if document is None else document.execution.failures
-
-
-def _calls(effects: Iterable[Effect]) -> dict[str, list[_Run]]:
-    """The runs of each call, in the order in which they began."""
-    calls: dict[str, list[_Run]] = {}
-    run_of: dict[str, _Run] = {}
-    for effect in effects:
-        runs = calls.setdefault(effect.key, [])
-        match effect.phase:
-            case "start":
-                if not runs or effect.attempt == 1 or runs[-1].process != effect.process:
-                    runs.append(_Run(effect.process, [], [], []))
-                runs[-1].tries.append(effect)
-                run_of[effect.run] = runs[-1]
-            case "end":
-                run_of[effect.run].returned.append(effect.run)
-            case "error":
-                run_of[effect.run].raised.append(effect.run)
-    return calls
-
-
-def _idempotency_key(batch_id: str, document_id: str, key: str) -> str:
-    """As `current_activity().idempotency_key` makes it."""
-    return blake2b("\0".join((batch_id, document_id, key)).encode(), digest_size=16).hexdigest()
-
 
 def _digest(*parts: bytes) -> bytes:
     return blake2b(b"\0".join(parts), digest_size=16).digest()
-
-
-def _name(execution: ExecutionRecord) -> str:
-    resolver = execution.position == RESOLVER_POSITION
-    return "the resolver" if resolver else f"document {execution.document_id!r}"
-
-
-def _call(effect: Effect) -> str:
-    where = f"document {effect.document_id!r}" if effect.document_id else "the resolver"
-    return f"activity {effect.activity!r} of {where}"
