@@ -106,11 +106,11 @@ from durable_batches.runtime.workflow import (
     enter_stage,
     workflow,
 )
-from durable_batches.stores.memory import MemoryStore
 from durable_batches.stores.protocol import Store
 from durable_batches.version import VERSION
 
 if TYPE_CHECKING:
+    from durable_batches.stores.memory import MemoryStore
     from durable_batches.stores.sqlite import SQLiteStore
 
 __all__ = [
@@ -219,9 +219,9 @@ __version__ = VERSION
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
 
     def __getattr__(name: str) -> object:
-        # The database driver is imported only where it is used.
-        if name == "SQLiteStore":
-            from durable_batches.stores.sqlite import SQLiteStore
+        # A store, and the driver of its database, is imported only where it is used.
+        if name in ("MemoryStore", "SQLiteStore"):
+            from durable_batches import stores
 
-            return SQLiteStore
+            return getattr(stores, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,10 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.workload import Job, marks_of
+from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Job, marks_of, run_of
 
 from durable_batches.clock import SystemClock
 from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.history import HistoryChecker
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -180,6 +182,11 @@ async def snapshot_of(folder: Path) -> AsyncGenerator[SQLiteStore]:
     await asyncio.to_thread(take)
     async with opened(copy) as store:
         yield store
+
+
+def checker_of(effects: EffectsLog) -> HistoryChecker:
+    """A checker that knows the workload."""
+    return HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS, calls_at_once=CALLS_AT_ONCE)
 
 
 async def is_alive(store: SQLiteStore, worker: str) -> bool:

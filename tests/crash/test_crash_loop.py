@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import children, copy_of, database, opened
-from tests.crash.workload import MAX_ATTEMPTS, RESOLVER, Job, document_ids, run_of, tally_of
+from tests.crash.processes import checker_of, children, copy_of, database, opened
+from tests.crash.workload import RESOLVER, Job, document_ids, tally_of
 
 from durable_batches import (
     BatchId,
@@ -21,7 +21,6 @@ from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.records import RESOLVER_POSITION
 from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker
 
 DOCUMENTS = 16
 MOST_STARTS = 40
@@ -31,7 +30,7 @@ async def _restart_until_ended(
     folder: Path, poison: tuple[int, ...], max_crashes: int
 ) -> tuple[int, dict[str, object]]:
     """As a supervisor does: start it again whenever it dies. Returns how often it died, and the result."""
-    checker = HistoryChecker(effects=EffectsLog(folder / "effects.log"), run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker = checker_of(EffectsLog(folder / "effects.log"))
     with children() as start:
         for number in range(MOST_STARTS):
             child = start(

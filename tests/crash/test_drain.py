@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.crash.processes import CLOCK, Child, children, database, open_files, opened, until
-from tests.crash.workload import MAX_ATTEMPTS, PATIENT, Job, Page, document_ids, extract, here, run_of
+from tests.crash.processes import CLOCK, Child, checker_of, children, database, open_files, opened, until
+from tests.crash.workload import PATIENT, Job, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchId, BatchOrchestrator, DocumentReleased, SQLiteStore, Worker
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker
 
 DOCUMENTS = 24
 
@@ -29,7 +28,7 @@ class Scene:
     def __init__(self, folder: Path, start: Callable[[Job], Child]) -> None:
         self.folder = folder
         self.effects = EffectsLog(folder / "effects.log")
-        self.checker = HistoryChecker(effects=self.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        self.checker = checker_of(self.effects)
         self.checker.acknowledged("batch", document_ids(DOCUMENTS))
         self._start = start
 
@@ -149,5 +148,5 @@ async def test_leaving_leaves_nothing_behind(tmp_path: Path, moment: str) -> Non
     assert open_files() <= files
     await until(lambda: set(threading.enumerate()) <= threads, "the threads to end")
     async with opened(database(tmp_path)) as store:
-        checker = HistoryChecker(effects=here.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        checker = checker_of(here.effects)
         await checker.verify(store, everyone_left=True)

@@ -13,8 +13,16 @@ from typing import Any, Literal
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.crash.processes import CLOCK, database, until
-from tests.crash.workload import MAX_ATTEMPTS, PATIENT, Batches, Page, document_ids, extract, here, run_of, tally_of
+from tests.crash.processes import CLOCK, checker_of, database, until
+from tests.crash.workload import (
+    PATIENT,
+    Batches,
+    Page,
+    document_ids,
+    extract,
+    here,
+    tally_of,
+)
 
 from durable_batches import (
     BatchConfig,
@@ -108,7 +116,7 @@ def faults(open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch) -> Faults:
 @pytest.fixture
 def checker(tmp_path: Path) -> HistoryChecker:
     here.effects, here.pace, here.poison = EffectsLog(tmp_path / "effects.log", "here"), 0.002, frozenset()
-    checker = HistoryChecker(effects=here.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker = checker_of(here.effects)
     checker.acknowledged("batch", document_ids(DOCUMENTS))
     return checker
 

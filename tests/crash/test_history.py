@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import database, opened
-from tests.crash.workload import MAX_ATTEMPTS, PATIENT, Page, document_ids, extract, here, run_of
+from tests.crash.processes import checker_of, database, opened
+from tests.crash.workload import PATIENT, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
@@ -34,7 +34,7 @@ class History:
         return self.folder / "effects.log"
 
     def checker(self) -> HistoryChecker:
-        checker = HistoryChecker(effects=EffectsLog(self.log), run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        checker = checker_of(EffectsLog(self.log))
         checker.acknowledged("batch", document_ids(DOCUMENTS))
         return checker
 
@@ -187,6 +187,13 @@ async def test_a_recorded_activity_that_runs_again_is_found_out_also_by_a_single
         violations = await checker.check(store, interrupted=["process-1"])
     # The interruption excuses the repetition, were it not that the first run was the recorded one.
     assert {violation.partition(":")[0] for violation in violations} == {"6", "8"}
+
+
+async def test_results_that_were_not_recorded_before_the_next_call_are_found_out(history: History) -> None:
+    history.change("DELETE FROM activity WHERE execution % 4294967296 = 4")
+    async with opened(database(history.folder)) as store:
+        violations = await history.checker().check(store, interrupted=["process-1"])
+    assert [violation for violation in violations if "lost with 'process-1'" in violation]
 
 
 async def test_a_fenced_process_may_begin_what_it_likes(history: History) -> None:

@@ -15,21 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from tests.crash.processes import CLOCK, Child, children, copy_of, database, opened, snapshot_of, until
-from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
+from tests.crash.processes import CLOCK, Child, checker_of, children, copy_of, database, opened, snapshot_of, until
+from tests.crash.workload import CALLS_AT_ONCE, Job, document_ids, tally_of
 
 from durable_batches import BatchId
 from durable_batches.lifecycle.records import RESOLVER_POSITION
 from durable_batches.stores.protocol import Store
 from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker
 
 DOCUMENTS = 40
 CONCURRENCY = 8
-CALLS_AT_ONCE = 2
-"""Of one document: the workflow's `map_activity` has this concurrency."""
-
 Moment = Literal["opening", "working", "resolving", "leaving"]
 
 _WORKING: Sequence[Moment] = ("working",) * 10
@@ -82,7 +78,7 @@ class Campaign:
         self._random = random.Random(seed)
         self._start = start
         self._effects = EffectsLog(folder / "effects.log")
-        self._checker = HistoryChecker(effects=self._effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        self._checker = checker_of(self._effects)
         self._processes = 0
         self._moments: list[Moment] = []
 
@@ -279,7 +275,7 @@ async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
     folder.mkdir()
     chance = random.Random(seed)
     effects = EffectsLog(folder / "effects.log")
-    checker = HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker = checker_of(effects)
     jobs = (
         Job(
             process=f"process-{number}",

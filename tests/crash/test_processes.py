@@ -12,6 +12,7 @@ import pytest
 from tests.crash.processes import (
     CLOCK,
     Child,
+    checker_of,
     children,
     database,
     is_alive,
@@ -21,11 +22,10 @@ from tests.crash.processes import (
     until,
     until_true,
 )
-from tests.crash.workload import MAX_ATTEMPTS, Job, document_ids, run_of, tally_of
+from tests.crash.workload import Job, document_ids, tally_of
 
 from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker
 
 HEARTBEAT = 2.5
 """Seconds after which every process must have heard of what another one decided: they look around each second,
@@ -38,7 +38,7 @@ class Scene:
     def __init__(self, folder: Path, start: Callable[[Job], Child]) -> None:
         self.folder = folder
         self.effects = EffectsLog(folder / "effects.log")
-        self.checker = HistoryChecker(effects=self.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+        self.checker = checker_of(self.effects)
         self._start = start
 
     def start(self, count: int, **job: Any) -> list[Child]:

@@ -10,8 +10,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import children, copy_of, database, opened, until
-from tests.crash.workload import MAX_ATTEMPTS, PATIENT, Batches, Job, Page, document_ids, extract, here, run_of
+from tests.crash.processes import checker_of, children, copy_of, database, opened, until
+from tests.crash.workload import (
+    PATIENT,
+    Batches,
+    Job,
+    Page,
+    document_ids,
+    extract,
+    here,
+)
 
 from durable_batches import (
     BatchConfig,
@@ -52,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ShiftedClock:
 async def test_a_killed_process_is_succeeded_at_once(tmp_path: Path) -> None:
     """Not after its lease of 30 s: on the same machine its death can be seen."""
     effects = EffectsLog(tmp_path / "effects.log")
-    checker = HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker = checker_of(effects)
     checker.acknowledged("batch", document_ids(20))
     with children() as start:
         victim = start(Job(process="victim", folder=str(tmp_path), documents=20, pace=0.1, stumbles=0.0))
@@ -101,7 +109,7 @@ async def _beside(
 ) -> AsyncGenerator[tuple[Batches, HistoryChecker, SQLiteStore]]:
     """A worker of this process, that comes when the stranger holds most of the batch."""
     here.effects, here.pace, here.poison = EffectsLog(folder / "effects.log", "heir"), 0.002, frozenset()
-    checker = HistoryChecker(effects=here.effects, run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker = checker_of(here.effects)
     checker.acknowledged("batch", document_ids(DOCUMENTS))
     store = SQLiteStore(database(folder), clock=clock)
     await _let_hold(store, stranger)

@@ -8,8 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import Child, children, database, opened, until
-from tests.crash.workload import MAX_ATTEMPTS, Batches, Job, Page, document_ids, extract, run_of, tally_of
+from tests.crash.processes import Child, checker_of, children, database, opened, until
+from tests.crash.workload import (
+    Batches,
+    Job,
+    Page,
+    document_ids,
+    extract,
+    tally_of,
+)
 
 from durable_batches import (
     BatchId,
@@ -74,7 +81,7 @@ async def test_a_batch_that_was_never_wholly_there_is_not_there(tmp_path: Path) 
         worker = start(Job(process="worker", folder=str(tmp_path)))
         await until(lambda: bool(worker.marks("committed")), "the worker to look for work")
         assert worker.kill()
-        checker = HistoryChecker(effects=EffectsLog(tmp_path / "effects.log"), run_of=run_of)
+        checker = checker_of(EffectsLog(tmp_path / "effects.log"))
         async with opened(database(tmp_path)) as store:
             await checker.verify(store)
         assert checker.stats.runs == 0
@@ -90,7 +97,7 @@ async def test_a_dead_submitters_batch_is_loaded_anew(tmp_path: Path) -> None:
         result = await heir.result()
     assert result["counts"]["total"] == result["counts"]["succeeded"] == DOCUMENTS
     assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
-    checker = HistoryChecker(effects=EffectsLog(tmp_path / "effects.log"), run_of=run_of, max_attempts=MAX_ATTEMPTS)
+    checker = HistoryChecker(effects=EffectsLog(tmp_path / "effects.log"))
     checker.acknowledged("batch", document_ids(DOCUMENTS))
     async with opened(database(tmp_path)) as store:
         await checker.verify(store, finished=True, everyone_left=True)

@@ -164,6 +164,9 @@ def run_of(checkpoint: CheckpointRecord) -> str | None:
     return str(run) or None
 
 
+CALLS_AT_ONCE = 2
+"""Activities of one document."""
+
 MAX_ATTEMPTS = {
     "split": 1,
     "measure": 1,
@@ -269,7 +272,8 @@ async def tally(results: Results[Summary]) -> Tally:
 @workflow(EXTRACTION, name="crash-test", resolver=tally)
 async def extract(page: Page) -> Summary:
     parts = await split(page.number)
-    measured = await map_activity(measure, [(page.number, part) for part in range(parts.value)], concurrency=2)
+    inputs = [(page.number, part) for part in range(parts.value)]
+    measured = await map_activity(measure, inputs, concurrency=CALLS_AT_ONCE)
     try:
         accepted = (await judge(page.number)).value == 1
     except ActivityFailedError as error:

@@ -228,9 +228,11 @@ async def test_another_worker_s_cancel_stops_what_runs_here(open_store: StoreMak
         assert isinstance(result.state, Cancelled)
 
 
-async def test_a_slot_is_free_again_after_an_activity_that_took_long_to_clean_up(store: Store) -> None:
+@pytest.mark.parametrize("where", ["in the workflow's task", "in one of its own"])
+async def test_an_activity_may_take_long_to_clean_up(where: str, store: Store) -> None:
     """Longer than the interval at which a worker looks for batches that others have ended."""
     started = asyncio.Event()
+    cleaned: list[str] = []
 
     @durable_activity
     async def stubborn() -> None:
@@ -239,18 +241,21 @@ async def test_a_slot_is_free_again_after_an_activity_that_took_long_to_clean_up
             await asyncio.Event().wait()
         finally:
             await asyncio.sleep(1.3)
+            cleaned.append("up")
 
     @workflow(STAGES)
     async def run(document: str) -> str:
         if document == "stubborn":
-            await stubborn()
+            await (asyncio.gather(stubborn()) if where == "in one of its own" else stubborn())
         return document
 
     async with BatchOrchestrator(run, store=store, max_in_flight=1) as batches:
         batch_id = await batches.submit(["stubborn"])
         await within(started.wait())
         assert await batches.cancel(batch_id)
+        # Only then its slot is free again.
         assert (await within(batches.run(["another"]))).counts.succeeded == 1
+        assert cleaned == ["up"]
 
 
 async def test_a_workflow_that_swallows_its_cancellation_is_cancelled_all_the_same(store: Store) -> None:

@@ -385,7 +385,7 @@ async def test_the_first_failure_stops_new_calls_and_lets_the_running_ones_finis
         return number
 
     with pytest.raises(ValueError, match="two"):
-        await map_activity(act, range(10), concurrency=4)
+        await within(map_activity(act, range(10), concurrency=4))
     assert sorted(started) == [0, 1, 2, 3]
     assert sorted(finished) == [0, 1, 3]
 

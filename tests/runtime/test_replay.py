@@ -759,6 +759,39 @@ async def test_a_failure_whose_record_is_on_its_way_when_a_sibling_s_ends_the_at
         ]
 
 
+async def test_a_failure_after_the_end_of_the_attempt_is_not_recorded(store: Store) -> None:
+    log = Log()
+    ended = asyncio.Event()
+
+    @durable_activity(retry=ONCE)
+    async def first() -> str:
+        log.note("first")
+        if log.counts["first"] == 1:
+            raise ConnectionError
+        return "first"
+
+    @durable_activity(retry=ONCE)
+    async def later() -> str:
+        log.note("later")
+        if log.counts["later"] == 1:
+            await ended.wait()
+            raise ConnectionError
+        return "later"
+
+    @workflow(STAGES)
+    async def run(document: str) -> list[str]:
+        try:
+            return list(await asyncio.gather(first(), later()))
+        finally:
+            asyncio.get_running_loop().call_later(0.01, ended.set)
+
+    async with BatchOrchestrator(run, store=store, config=retrying(2)) as batches:
+        result = await within(batches.run(["x"]))
+        assert await everything(batches.results(result.batch_id)) == [
+            DocumentSucceeded(document_id="0", value=["first", "later"])
+        ]
+
+
 # ---- an execution owns its calls ---------------------------------------------------------------------------
 
 

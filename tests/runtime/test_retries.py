@@ -328,6 +328,7 @@ async def test_whatever_an_activity_raises_is_a_failure(error: BaseException, sy
 
     outcome = await outcome_of(act_sync if sync else act, store)
     assert isinstance(outcome, DocumentFailure)
+    assert outcome.activity == ("act_sync" if sync else "act")
     if not isinstance(error, StopIteration | StopAsyncIteration):
         assert outcome.error_type == type(error).__name__
 

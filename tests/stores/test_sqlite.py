@@ -302,6 +302,18 @@ async def test_a_newer_schema_that_is_readable_is_used(path: Path) -> None:
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(99,)]
 
 
+async def test_versions_are_compared_as_numbers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await filled(path)
+    monkeypatch.setattr(sqlite_connection, "VERSION", "0.10.0")
+    set_schema(path, 99, "0.9.0")
+    async with opened(path):
+        pass
+    set_schema(path, 99, "0.11.0")
+    with pytest.raises(SchemaTooNewError):
+        async with opened(path):
+            pass
+
+
 async def test_somebody_elses_tables_are_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE batch (mine TEXT)")

@@ -226,6 +226,9 @@ class Attempt:
 
         With `drain`, calls that are running may finish and be recorded first; a second stop without it ends them.
         """
+        if reason == self._stopping and reason != "shutdown":
+            # Told so already; a second cancellation would only break into its cleaning up.
+            return
         self._stopping = self._stopping if self._stopping in ("ended", "fenced") else reason
         if drain:
             for call in self._calls:

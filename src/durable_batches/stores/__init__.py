@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable_batches.stores.memory import MemoryStore
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Heart, Store
 
 if TYPE_CHECKING:
+    from durable_batches.stores.memory import MemoryStore
     from durable_batches.stores.sqlite import SQLiteStore
 
 __all__ = ["BatchQuery", "Capabilities", "Heart", "MemoryStore", "SQLiteStore", "Store"]
@@ -16,7 +16,11 @@ __all__ = ["BatchQuery", "Capabilities", "Heart", "MemoryStore", "SQLiteStore", 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
 
     def __getattr__(name: str) -> object:
-        # A store's driver is imported only where that store is used.
+        # A store, and the driver of its database, is imported only where it is used.
+        if name == "MemoryStore":
+            from durable_batches.stores.memory import MemoryStore
+
+            return MemoryStore
         if name == "SQLiteStore":
             from durable_batches.stores.sqlite import SQLiteStore
 

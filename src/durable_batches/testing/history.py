@@ -111,6 +111,8 @@ class HistoryChecker:
         run_of: Gives the name of the run (`EffectsLog.activity`) that a recorded result or failure came from,
             where its payload holds it: then it is also checked which of several runs was recorded.
         max_attempts: The retry policies' `max_attempts`, by activity.
+        calls_at_once: How many activities one document's workflow has running at once at most: more than these
+            cannot be lost with a process.
     """
 
     def __init__(
@@ -119,10 +121,12 @@ class HistoryChecker:
         effects: EffectsLog | None = None,
         run_of: RunSource | None = None,
         max_attempts: Mapping[str, int] | None = None,
+        calls_at_once: int | None = None,
     ) -> None:
         self._effects = effects
         self._run_of = run_of
         self._max_attempts = max_attempts or {}
+        self._calls_at_once = calls_at_once
         self._faults = Faults()
         self._effects_read = 0
         self._effects_by_batch: dict[str, list[Effect]] = {}
@@ -251,7 +255,7 @@ class HistoryChecker:
         batch_id = picture.record.batch_id
         known = self._known.get(batch_id)
         if known is None:
-            runs = ActivityRuns(batch_id, self._faults, self._run_of, self._max_attempts)
+            runs = ActivityRuns(batch_id, self._faults, self._run_of, self._max_attempts, self._calls_at_once)
             known = self._known[batch_id] = _Known(runs)
         self._check_documents(picture, known)
         self._check_log(picture, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -50,10 +51,16 @@ class ActivityRuns:
         faults: Of the history; grows.
         run_of: See `HistoryChecker`.
         max_attempts: See `HistoryChecker`.
+        calls_at_once: See `HistoryChecker`.
     """
 
     def __init__(
-        self, batch_id: str, faults: Faults, run_of: RunSource | None, max_attempts: Mapping[str, int]
+        self,
+        batch_id: str,
+        faults: Faults,
+        run_of: RunSource | None,
+        max_attempts: Mapping[str, int],
+        calls_at_once: int | None,
     ) -> None:
         self.runs = 0
         self.repeated = 0
@@ -63,6 +70,7 @@ class ActivityRuns:
         self._faults = faults
         self._run_of = run_of
         self._max_attempts = max_attempts
+        self._calls_at_once = calls_at_once
         self._counted: set[str] = set()
         """The interrupted processes whose runs in flight are in `in_flight`."""
         self._recorded_with: dict[str, tuple[bytes, int]] = {}
@@ -86,10 +94,7 @@ class ActivityRuns:
             self._check_tries(runs)
             self._check_repetitions(runs, picture)
             self._check_recorded(key, runs, recorded.get(key))
-            self.in_flight += sum(
-                run.process in newly and (key not in recorded or index < len(runs) - 1)
-                for index, run in enumerate(runs)
-            )
+        self._count_in_flight(calls, recorded.keys(), newly)
         starts = [effect for effect in effects if effect.phase == "start" and effect.process not in self._faults.fenced]
         self._check_resolver(starts)
         self._check_absorbed(picture, starts)
@@ -99,6 +104,25 @@ class ActivityRuns:
 
     def _find(self, promise: int, problem: str) -> None:
         self._problems.append((promise, problem))
+
+    def _count_in_flight(
+        self, calls: Mapping[str, Sequence[_Run]], recorded: Collection[str], newly: Collection[str]
+    ) -> None:
+        """What the interrupted processes had begun, and never recorded: no more than a document can run at once."""
+        lost: Counter[tuple[str, str]] = Counter()
+        for key, runs in calls.items():
+            for index, run in enumerate(runs):
+                again = index < len(runs) - 1
+                if run.process in newly and (key not in recorded or again) and not (again and run.failed):
+                    lost[(run.process, run.tries[0].document_id)] += 1
+        self.in_flight += lost.total()
+        for (process, document_id), count in lost.items():
+            if self._calls_at_once is not None and count > self._calls_at_once:
+                self._find(
+                    7,
+                    f"{count} activities of document {document_id!r} were lost with {process!r}; it runs "
+                    f"{self._calls_at_once} at once: some had ended, were not recorded, and others begun",
+                )
 
     def _check_tries(self, runs: Sequence[_Run]) -> None:
         for run in runs:
