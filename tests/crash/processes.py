@@ -16,8 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Job, marks_of, run_of
+from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tally, marks_of, run_of
 
+from durable_batches import BatchResult
 from durable_batches.clock import SystemClock
 from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.effects import EffectsLog
@@ -133,6 +134,12 @@ async def until_true(condition: Callable[[], Awaitable[bool]], what: str, *, pat
     while not await condition():
         assert CLOCK.boot() < deadline, f"waited {patience:g} s for {what}"
         await asyncio.sleep(0.01)
+
+
+async def end_of(batches: Batches, batch_id: str = "batch") -> BatchResult[Tally]:
+    """The end of a batch; fails, rather than hang, where there is none."""
+    async with asyncio.timeout(PATIENCE):
+        return await batches.result(batch_id)
 
 
 def database(folder: Path) -> Path:

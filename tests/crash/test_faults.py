@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.crash.processes import CLOCK, checker_of, database, until
+from tests.crash.processes import CLOCK, checker_of, database, end_of, until
 from tests.crash.workload import (
     PATIENT,
     Batches,
@@ -23,6 +23,7 @@ from tests.crash.workload import (
     here,
     tally_of,
 )
+from tests.support import everything, within
 
 from durable_batches import (
     BatchConfig,
@@ -142,8 +143,9 @@ async def test_a_commit_is_made_once_whatever_became_of_its_reply(
     faults.fault = lambda claim: chance.choice(kinds) if chance.random() < 0.4 else None
     async with BatchOrchestrator(extract, store=faults.store) as batches:
         await _submit(batches)
-        events = [event async for event in batches.progress("batch")]
-        result = await batches.result("batch")
+        streaming = asyncio.create_task(everything(batches.progress("batch")))
+        result = await end_of(batches)
+        events = await within(streaming)
         checker.streamed("batch", events, ended=True)
         await checker.verify(faults.store, finished=True)
     assert result.value == tally_of(range(DOCUMENTS))
@@ -163,7 +165,7 @@ async def test_claims_whose_reply_was_lost_are_run(faults: Faults, checker: Hist
     faults.fault = fault
     async with BatchOrchestrator(extract, store=faults.store) as batches:
         await _submit(batches)
-        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
         attempts = [document.attempts async for document in batches.documents("batch")]
         await checker.verify(faults.store, finished=True)
     assert faults.made["after"] > 0
@@ -193,7 +195,7 @@ async def test_a_cancel_whose_reply_was_lost_still_returns_true(
         checker.cancel_answered("batch", answer, process="here", at=CLOCK.boot())
         assert answer is True
         assert lost == 0
-        assert isinstance((await batches.result("batch")).state, Cancelled)
+        assert isinstance((await end_of(batches)).state, Cancelled)
         await checker.verify(faults.store, finished=True)
 
 
@@ -214,7 +216,7 @@ async def test_a_submission_whose_reply_was_lost_is_one(
     async with BatchOrchestrator(extract, store=faults.store) as batches:
         monkeypatch.setattr(faults.store, "control", losing)
         await _submit(batches)
-        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
         await checker.verify(faults.store, finished=True)
 
 
@@ -230,7 +232,7 @@ async def test_work_goes_on_when_the_store_is_back_within_the_lease(faults: Faul
             await batches.snapshot("batch")
         await asyncio.sleep(0.5)
         faults.away = False
-        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
         await checker.verify(faults.store, finished=True)
     assert checker.stats.repeated == 0
 
@@ -245,7 +247,7 @@ async def test_work_goes_on_when_the_store_was_away_past_the_lease(faults: Fault
         faults.away = True
         await asyncio.sleep(2.0)
         faults.away = False
-        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
         assert worker.worker_id != first
         await checker.verify(faults.store, interrupted=["here"], finished=True)
     assert checker.stats.repeated <= checker.stats.in_flight
@@ -268,7 +270,7 @@ async def test_leaving_is_bounded_while_the_store_is_away(
     faults.away = False
     # The lease decides when the next one may go on: the first could not say goodbye.
     async with BatchOrchestrator(extract, store=faults.store) as batches:
-        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
         await checker.verify(faults.store, interrupted=["here"], finished=True)
 
 
@@ -295,7 +297,7 @@ async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path, c
         await until(lambda: len(here.effects.read()) > 40, "some work")
         with _held(store.path):
             await asyncio.sleep(1.5)
-        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
         await checker.verify(store, interrupted=["here"], finished=True)
 
 
@@ -311,7 +313,7 @@ async def test_work_goes_on_when_a_full_disk_has_room_again(
         await until(lambda: "disk is full" in caplog.text, "the store to notice")
         assert (await batches.snapshot("batch")).counts.ended < DOCUMENTS
         await store._writer.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchall())
-        assert (await batches.result("batch")).value == tally_of(range(DOCUMENTS))
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
         await checker.verify(store, finished=True)
     assert checker.stats.repeated == 0
 
@@ -340,7 +342,7 @@ async def test_one_documents_data_is_refused_and_its_neighbours_do_not_notice(
     connection.close()
     async with BatchOrchestrator(extract, store=store) as batches:
         await _submit(batches)
-        result = await batches.result("batch")
+        result = await end_of(batches)
         failures = [outcome async for outcome in batches.results("batch") if isinstance(outcome, DocumentFailure)]
         await checker.verify(store, finished=True)
     await store.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.crash.processes import database, opened
-from tests.support import STAGES
+from tests.support import STAGES, everything, within
 
 from durable_batches import (
     BatchConfig,
@@ -85,7 +85,7 @@ async def test_code_that_blocks_the_event_loop_does_not_cost_the_lease(tmp_path:
     async with BatchOrchestrator(blocking, worker=worker) as batches:
         with _somebody_else(store.path) as dead:
             first = worker.worker_id
-            result = await batches.run([2.0, 0.1], config=BatchConfig(concurrency=2))
+            result = await within(batches.run([2.0, 0.1], config=BatchConfig(concurrency=2)))
         assert result.counts.succeeded == 2
         assert dead == []
         assert worker.worker_id == first
@@ -99,11 +99,11 @@ async def test_a_loop_that_stands_still_for_too_long_lets_its_lease_go(tmp_path:
         with _somebody_else(store.path) as dead:
             first = worker.worker_id
             batch_id = await batches.submit([4.0])
-            events = [event async for event in batches.progress(batch_id)]
+            events = await within(everything(batches.progress(batch_id)))
             assert dead == [first]
             assert worker.worker_id != first
         assert [event.reason for event in events if isinstance(event, DocumentReleased)] == ["crash"]
-        assert (await batches.result(batch_id)).counts.succeeded == 1
+        assert (await within(batches.result(batch_id))).counts.succeeded == 1
         await HistoryChecker().verify(store, finished=True)
 
 
@@ -111,7 +111,7 @@ async def test_a_short_stall_limit_does_not_end_a_worker_whose_loop_turns(tmp_pa
     worker = Worker(SQLiteStore(database(tmp_path)), lease=LEASE, max_stall=timedelta(seconds=0.7))
     async with BatchOrchestrator(blocking, worker=worker) as batches:
         first = worker.worker_id
-        assert (await batches.run([0.0, 0.0])).counts.succeeded == 2
+        assert (await within(batches.run([0.0, 0.0]))).counts.succeeded == 2
         await asyncio.sleep(2.5)
         assert worker.worker_id == first
 
@@ -140,7 +140,7 @@ async def test_a_submitter_that_was_declared_dead_spoils_nothing(tmp_path: Path)
         assert (await soon.snapshot("batch")).counts.total == 2
         assert [document.document async for document in soon.documents("batch")] == [0.0, 0.001]
     async with BatchOrchestrator(blocking, store=SQLiteStore(path)) as batches:
-        assert (await batches.result("batch")).counts.succeeded == 2
+        assert (await within(batches.result("batch"))).counts.succeeded == 2
     checker = HistoryChecker()
     checker.acknowledged("batch", ["0", "1"])
     async with opened(path) as store:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import checker_of, children, copy_of, database, opened, until
+from tests.crash.processes import checker_of, children, copy_of, database, end_of, opened, until
 from tests.crash.workload import (
     PATIENT,
     Batches,
@@ -32,7 +32,7 @@ from durable_batches import (
 )
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.records import ClaimRequest, WorkerId, WorkerRecord
-from durable_batches.orchestrator.recovery import this_process
+from durable_batches.orchestrator.recovery import is_dead, this_process
 from durable_batches.testing.effects import EffectsLog
 from durable_batches.testing.history import HistoryChecker
 
@@ -156,8 +156,23 @@ async def test_where_a_death_cannot_be_seen_the_lease_decides(
         await asyncio.sleep(0.3)
         assert (await batches.snapshot("batch")).counts.running == HELD
         clock.shift = 31.0
-        assert (await batches.result("batch")).counts.succeeded == DOCUMENTS
+        assert (await end_of(batches)).counts.succeeded == DOCUMENTS
         await _check_succession(batches, checker, store)
+
+
+def test_a_process_that_proc_hides_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/proc` of other users' processes may be mounted invisible (hidepid, systemd's ProtectProc)."""
+    stranger = _stranger(pid=os.getppid(), started="1")
+    assert is_dead(stranger)
+    monkeypatch.setattr("durable_batches.orchestrator.recovery._started", lambda pid: None)
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not is_dead(stranger)
+    monkeypatch.undo()
+    assert is_dead(stranger)
 
 
 GONE = [
@@ -173,5 +188,5 @@ async def test_where_a_death_can_be_seen_nobody_waits(
     tmp_path: Path, clock: ShiftedClock, changes: dict[str, object], shift: float
 ) -> None:
     async with _beside(tmp_path, clock, _stranger(**changes), shift) as (batches, checker, store):
-        assert (await batches.result("batch")).counts.succeeded == DOCUMENTS
+        assert (await end_of(batches)).counts.succeeded == DOCUMENTS
         await _check_succession(batches, checker, store)

@@ -230,6 +230,22 @@ def test_an_ended_batch_has_no_deadline() -> None:
     assert world.batches[batch_id].wake is None
 
 
+# ---- turns ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_take_turns_also_when_the_clock_is_set_back() -> None:
+    world = World()
+    for batch_id in ("a", "b"):
+        world.batch(batch_id, 9)
+    world.claim(ME, 2, most=1)
+    world.now -= 3600 * SECOND
+    served: list[str] = []
+    for number in range(4):
+        writes = world.claim(WorkerId(f"worker-{number}"), 1)
+        served += [execution.batch_id for execution in writes.executions]
+    assert served == ["a", "b", "a", "b"]
+
+
 # ---- suspects ------------------------------------------------------------------------------------------------------
 
 

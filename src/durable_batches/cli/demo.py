@@ -28,7 +28,7 @@ from durable_batches import (
     Failed,
     SQLiteStore,
 )
-from durable_batches.cli.live import Output, follow
+from durable_batches.cli.live import follow, output
 from durable_batches.cli.summary import print_summary
 from durable_batches.extraction import (
     Chunk,
@@ -119,7 +119,7 @@ class Demo:
     concurrency: int
     pace: float
     fresh: bool
-    console: Console = field(default_factory=Output)
+    console: Console = field(default_factory=output)
     _batches: int = field(default=0, init=False)
     """Batches of this source that the database has had before."""
 

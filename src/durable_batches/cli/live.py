@@ -17,14 +17,14 @@ from rich.text import Text
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import ENDED_TAGS, Counts, Stage
 
-__all__ = ["Output", "follow", "panel", "status_line"]
+__all__ = ["follow", "output", "panel", "status_line"]
 
 SECONDS_BETWEEN_LINES = 2.0
 
 S = TypeVar("S", bound=Stage)
 
 
-class Output(Console):
+class _Output(Console):
     """A console whose reader may leave (`| head`): it says no more, and the work goes on to its end."""
 
     def on_broken_pipe(self) -> None:
@@ -33,6 +33,11 @@ class Output(Console):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def output() -> Console:
+    """Where the command writes to."""
+    return _Output()
 
 
 async def follow(snapshots: AsyncIterable[BatchSnapshot[S]], console: Console) -> BatchSnapshot[S] | None:

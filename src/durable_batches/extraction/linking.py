@@ -17,8 +17,8 @@ from durable_batches.extraction.unionfind import UnionFind
 
 try:
     from rapidfuzz import fuzz
-except ModuleNotFoundError as error:
-    raise MissingExtraError("extraction", "rapidfuzz") from error
+except ModuleNotFoundError as _error:
+    raise MissingExtraError("extraction", "rapidfuzz") from _error
 
 __all__ = [
     "Link",

@@ -371,8 +371,8 @@ class BatchInProgress:
         self.events.append(EventRecord(self._record.batch_id, self._seq, self.now, tag, to_json(fields)))
 
     def serve(self, turn: int) -> None:
-        """Note the turn at which a claim took from this batch."""
-        self._served = turn
+        """Note the turn at which a claim took from this batch; later than the last one, whatever the clock says."""
+        self._served = max(turn, self._served + 1)
 
     def closed(self) -> BatchRecord:
         """The record as it is to be written."""

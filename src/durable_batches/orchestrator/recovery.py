@@ -44,7 +44,7 @@ class ProcessIdentity(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _identity(pid: int) -> ProcessIdentity:
-    return ProcessIdentity(_read("/proc/sys/kernel/random/boot_id"), _namespace(), pid, _started(pid))
+    return ProcessIdentity(_read("/proc/sys/kernel/random/boot_id"), _namespace(), pid, _started(pid) or "")
 
 
 def this_process() -> ProcessIdentity:
@@ -59,15 +59,30 @@ def is_dead(worker: WorkerRecord) -> bool:
         return False
     if worker.boot_id != here.boot_id or worker.pid_namespace != here.pid_namespace or not here.pid_namespace:
         return False
-    return _started(worker.pid) != worker.started
+    started = _started(worker.pid)
+    if started is None:
+        return not _is_hidden(worker.pid)
+    return started != worker.started
 
 
-def _started(pid: int) -> str:
-    """When the process started, in clock ticks since boot; empty where there is none."""
-    stat = _read(f"/proc/{pid}/stat")
+def _started(pid: int) -> str | None:
+    """When the process started, in clock ticks since boot; empty where it has ended, None where there is nothing."""
     # The name, in parentheses, may itself hold spaces and parentheses; the state follows it. A zombie is dead.
-    fields = stat.rpartition(")")[2].split()
-    return "" if len(fields) < 20 or fields[0] in ("Z", "X") else fields[19]
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if len(fields) < 20:
+        return None
+    return "" if fields[0] in ("Z", "X") else fields[19]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether it is there all the same: /proc can be mounted so that it shows no other user's processes."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _namespace() -> str:

@@ -191,6 +191,8 @@ class MemoryStore:
             for document_id, count in Counter(document.document_id for document in fresh).items():
                 if count > 1 or document_id in batch.document_ids:
                     raise DuplicateDocumentError(batch_id, document_id)
+            if any(document.position in batch.executions for document in fresh):
+                raise FactRejectedError(f"a position in batch {batch_id!r} has another document already")
             now = self._clock.now()
             for document in fresh:
                 execution = new_execution(batch_id, document, now)

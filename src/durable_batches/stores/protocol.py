@@ -148,6 +148,7 @@ class Store(Protocol):
 
         Raises:
             DuplicateDocumentError: A document id is in the batch already, or twice in the chunk.
+            FactRejectedError: A position has another document already (they count from 0 without a gap).
             BatchNotFoundError: The batch is gone, or sealed, or another loader's.
         """
         ...

@@ -55,7 +55,7 @@ class HistoryViolation(AssertionError):
     """The history breaks promises; `violations` says which, one line each."""
 
     def __init__(self, violations: Sequence[str]) -> None:
-        self.violations = tuple(violations)
+        self.violations: tuple[str, ...] = tuple(violations)
         lines = "".join(f"\n  {violation}" for violation in self.violations[:50])
         more = len(self.violations) - 50
         super().__init__(

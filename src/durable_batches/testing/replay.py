@@ -56,14 +56,14 @@ class Replay:
 
     def __init__(self, definition: Definition) -> None:
         self.problems: Final[list[str]] = []
-        self.state = "pending"
-        self.total = 0
-        self.percentage = 0.0
+        self.state: str = "pending"
+        self.total: int = 0
+        self.percentage: float = 0.0
         self.documents: Final[dict[str, ReplayedDocument]] = {}
         """Those that were started."""
-        self.resolver_attempts = 0
+        self.resolver_attempts: int = 0
         self.resolver: Literal["idle", "running", "failed", "succeeded"] = "idle"
-        self.closed = False
+        self.closed: bool = False
         """Whether the run's last event was there."""
         self._definition = definition
         self._table = transitions(definition.stages)

@@ -62,10 +62,10 @@ class ActivityRuns:
         max_attempts: Mapping[str, int],
         calls_at_once: int | None,
     ) -> None:
-        self.runs = 0
-        self.repeated = 0
-        self.retried = 0
-        self.in_flight = 0
+        self.runs: int = 0
+        self.repeated: int = 0
+        self.retried: int = 0
+        self.in_flight: int = 0
         self._batch_id: Final = batch_id
         self._faults = faults
         self._run_of = run_of

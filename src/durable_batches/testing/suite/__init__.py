@@ -5,6 +5,8 @@ Importing this is importing pytest, which is no dependency of the library.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from durable_batches.errors import DurableBatchesError, MissingExtraError
 
 __all__: list[str] = []
@@ -13,17 +15,17 @@ __all__: list[str] = []
 class PytestMissingError(DurableBatchesError, ImportError):
     """pytest, or its plugin for asyncio, is not installed."""
 
-    code = MissingExtraError.code
+    code: ClassVar[str] = MissingExtraError.code
 
 
 try:
     import pytest
     import pytest_asyncio as _pytest_asyncio  # noqa: F401  # pyright: ignore[reportUnusedImport]
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise PytestMissingError(
-        f"{error.name!r} is not installed; the conformance suite needs pytest and pytest-asyncio: "
+        f"{_error.name!r} is not installed; the conformance suite needs pytest and pytest-asyncio: "
         "pip install pytest pytest-asyncio"
-    ) from error
+    ) from _error
 
 # Before they are imported: so that a failing assertion shows the values that it compared.
 pytest.register_assert_rewrite(

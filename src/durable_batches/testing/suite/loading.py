@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError
+from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError, FactRejectedError
 from durable_batches.lifecycle.facts import Cancel, Discard, Seal
 from durable_batches.lifecycle.records import NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
@@ -144,6 +144,14 @@ class LoadingConformance(Conformance):
         assert caught.value.document_id == "document-1"
         assert len(await scene.store.documents(batch_id, limit=10)) == 2
         await scene.store.add(batch_id, LOADER, _chunk(2, 3))
+
+    async def test_a_position_has_one_document(self, scene: Scene) -> None:
+        """Another document at a position that is taken raises FactRejectedError, and none of the chunk is stored."""
+        batch_id = await scene.load(scene.record(), _chunk(0, 2))
+        with pytest.raises(FactRejectedError):
+            await scene.store.add(batch_id, LOADER, [*_chunk(2, 3), NewDocument(1, "another", b"")])
+        found = await scene.store.documents(batch_id, limit=10)
+        assert [item.execution.document_id for item in found] == ["document-0", "document-1"]
 
     async def test_document_ids_are_unique_in_their_batch_only(self, scene: Scene) -> None:
         """Two batches may have documents of the same ids."""

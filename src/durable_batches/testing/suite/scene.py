@@ -89,8 +89,8 @@ class Scene:
     """
 
     def __init__(self, store: Store, pass_time: PassTime) -> None:
-        self.store = store
-        self.pass_time = pass_time
+        self.store: Store = store
+        self.pass_time: PassTime = pass_time
         self._batches: list[BatchId] = []
         self._numbers = count(1)
 
@@ -282,9 +282,9 @@ class Hand:
 
     def __init__(self, scene: Scene, store: Store, worker_id: WorkerId) -> None:
         self._scene = scene
-        self.store = store
-        self.worker_id = worker_id
-        self.number = 0
+        self.store: Store = store
+        self.worker_id: WorkerId = worker_id
+        self.number: int = 0
 
     async def commit(self, *facts: Fact, claim: ClaimRequest | None = None) -> Committed:
         """The next commit."""
