@@ -10,13 +10,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tally, marks_of, run_of
+from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tally, calls_of, marks_of, run_of
 
 from durable_batches import BatchResult
 from durable_batches.clock import SystemClock
@@ -194,6 +195,12 @@ async def snapshot_of(folder: Path) -> AsyncGenerator[SQLiteStore]:
 def checker_of(effects: EffectsLog) -> HistoryChecker:
     """A checker that knows the workload."""
     return HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS, calls_at_once=CALLS_AT_ONCE)
+
+
+def check_calls(effects: EffectsLog, documents: int, batch_id: str = "batch") -> None:
+    """Each document has made the calls that its workflow makes, and no other: what was recorded was found again."""
+    keys = {(mark.document_id, mark.activity, mark.key) for mark in effects.read() if mark.batch_id == batch_id}
+    assert Counter((document_id, activity) for document_id, activity, _ in keys) == calls_of(range(documents))
 
 
 async def is_alive(store: SQLiteStore, worker: str) -> bool:

@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from tests.crash.processes import CLOCK, Child, checker_of, children, copy_of, database, opened, snapshot_of, until
+from tests.crash.processes import (
+    CLOCK,
+    Child,
+    check_calls,
+    checker_of,
+    children,
+    copy_of,
+    database,
+    opened,
+    snapshot_of,
+    until,
+)
 from tests.crash.workload import CALLS_AT_ONCE, Job, document_ids, tally_of
 
 from durable_batches import BatchId
@@ -197,6 +208,7 @@ class Campaign:
         assert result["state"] == "completed"
         assert result["counts"]["succeeded"] == DOCUMENTS
         assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
+        check_calls(self._effects, DOCUMENTS, child.job.batch_id)
         async with opened(database(self._folder)) as store:
             await self._checker.verify(store, finished=True, everyone_left=True)
 
@@ -304,6 +316,7 @@ async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
                 crowd = [child for child in crowd if child is not victim] + [start(next(jobs))]
             for child in crowd:
                 assert (await child.result())["resolution"] == asdict(tally_of(range(documents)))
+            check_calls(effects, documents)
             async with opened(database(folder)) as store:
                 await checker.verify(store, finished=True, everyone_left=True)
         except BaseException as error:

@@ -12,6 +12,7 @@ import pytest
 from tests.crash.processes import (
     CLOCK,
     Child,
+    check_calls,
     checker_of,
     children,
     database,
@@ -60,6 +61,7 @@ class Scene:
             assert result["state"] == "completed", child.job.process
             assert result["counts"]["succeeded"] == documents
             assert result["resolution"] == asdict(tally_of(range(documents)))
+        check_calls(self.effects, documents)
         self.checker.acknowledged("batch", document_ids(documents))
         async with opened(database(self.folder)) as store:
             await self.checker.verify(store, finished=True, everyone_left=True, **check)
@@ -120,9 +122,9 @@ async def test_one_of_many_cancels_wins_and_all_processes_stop(scene: Scene) -> 
 
 
 async def test_a_cancel_reaches_a_process_that_did_not_call_it(scene: Scene) -> None:
-    """The other one neither calls nor asks: it finds out by itself, and stops what runs."""
+    """The other one neither calls nor asks, nor has it anything to record: it looks, and stops what runs."""
     caller = scene.start_one("caller", documents=100, concurrency=8, max_in_flight=4, pace=0.2, cancels=1)
-    other = scene.start_one("other", max_in_flight=4, pace=0.2)
+    other = scene.start_one("other", max_in_flight=4, pace=100.0)
     await scene.all_work([caller, other])
     (scene.folder / "cancel").touch()
     for child in (caller, other):

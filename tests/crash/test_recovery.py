@@ -164,12 +164,15 @@ def test_a_process_that_proc_hides_is_not_dead(monkeypatch: pytest.MonkeyPatch) 
     """`/proc` of other users' processes may be mounted invisible (hidepid, systemd's ProtectProc)."""
     stranger = _stranger(pid=os.getppid(), started="1")
     assert is_dead(stranger)
-    monkeypatch.setattr("durable_batches.orchestrator.recovery._started", lambda pid: None)
 
-    def refuse(pid: int, number: int) -> None:
+    def unreadable(_: int) -> None:
+        return None
+
+    def refused(_: int, __: int) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(os, "kill", refuse)
+    monkeypatch.setattr("durable_batches.orchestrator.recovery._started", unreadable)
+    monkeypatch.setattr(os, "kill", refused)
     assert not is_dead(stranger)
     monkeypatch.undo()
     assert is_dead(stranger)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -96,11 +97,18 @@ async def test_a_dead_submitters_batch_is_loaded_anew(tmp_path: Path) -> None:
         heir = start(Job(process="heir", folder=str(tmp_path), documents=DOCUMENTS, pace=0.003))
         result = await heir.result()
     assert result["counts"]["total"] == result["counts"]["succeeded"] == DOCUMENTS
+    assert _rows(tmp_path, "execution") == _rows(tmp_path, "document") == DOCUMENTS + 1
     assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
     checker = HistoryChecker(effects=EffectsLog(tmp_path / "effects.log"))
     checker.acknowledged("batch", document_ids(DOCUMENTS))
     async with opened(database(tmp_path)) as store:
         await checker.verify(store, finished=True, everyone_left=True)
+
+
+def _rows(folder: Path, table: str) -> int:
+    with closing(sqlite3.connect(database(folder))) as connection:
+        (count,) = connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
+    return int(count)
 
 
 async def test_a_living_submitter_is_not_pushed_aside(tmp_path: Path) -> None:

@@ -153,6 +153,23 @@ def tally_of(numbers: Sequence[int]) -> Tally:
     return Tally(len(summaries), 1 + sum(summary.value for summary in summaries), accepted)
 
 
+def calls_of(numbers: Sequence[int]) -> dict[tuple[str, str], int]:
+    """How many different calls each document (and the resolver) makes of each activity, all crashes notwithstanding.
+
+    One that was recorded and is not found again would be made a second time, as the next one of the same input.
+    """
+    calls = {("", "add_up"): 2}
+    for number in numbers:
+        page = f"page-{number}"
+        calls |= {(page, activity): 1 for activity in ("split", "judge", "relate", "assemble")}
+        calls[(page, "measure")] = parts_of(number)
+        if number % 4 == 0:
+            calls[(page, "fetch")] = 1
+        if number % 5 == 2:
+            calls[(page, "stumble")] = 1
+    return calls
+
+
 def document_ids(count: int) -> list[str]:
     return [f"page-{number}" for number in range(count)]
 

@@ -152,7 +152,9 @@ async def test_a_batch_whose_documents_all_failed_has_failed(store: Store) -> No
 # ---- aborting ----------------------------------------------------------------------------------------------
 
 
-async def test_abort_all_stops_what_runs_and_starts_nothing_more(store: Store) -> None:
+async def test_abort_all_stops_what_runs_and_starts_nothing_more(open_store: StoreMaker) -> None:
+    # A clock that stands still: it happens at once, and not because somebody looks after a while.
+    clock = ManualClock()
     log: Counter[str] = Counter()
     running = asyncio.Event()
 
@@ -175,7 +177,7 @@ async def test_abort_all_stops_what_runs_and_starts_nothing_more(store: Store) -
         await long()
 
     documents = ["good", "good", "bad", "good", "good", "good"]
-    async with BatchOrchestrator(run, store=store) as batches:
+    async with BatchOrchestrator(run, worker=Worker(open_store(clock), clock=clock)) as batches:
         result = await within(batches.run(documents, config=config(AbortAll(), concurrency=4)))
         assert isinstance(result.state, Failed)
         assert result.state.error == "a document failed, and the failure policy is to abort all"

@@ -98,7 +98,7 @@ class Writes(NamedTuple):
     checkpoints: Sequence[CheckpointWrite] = ()
     """To be inserted, unless the execution has this key already: the first record wins."""
     forget: Sequence[tuple[ExecutionKey, str]] = ()
-    """Checkpoints to be deleted."""
+    """Recorded failures to be deleted; a success of the same key stays."""
     events: Sequence[EventRecord] = ()
     refused: Mapping[int, Refusal] = {}
     discard: BatchId | None = None

@@ -326,7 +326,9 @@ class MemoryStore:
             recorded = self._batches[write.batch_id].checkpoints.setdefault(write.position, {})
             recorded.setdefault(write.key, CheckpointRecord(write.key, write.kind, write.payload))
         for key, checkpoint in writes.forget:
-            self._batches[key[0]].checkpoints.get(key[1], {}).pop(checkpoint, None)
+            recorded = self._batches[key[0]].checkpoints.get(key[1], {})
+            if checkpoint in recorded and recorded[checkpoint].kind == "failed":
+                del recorded[checkpoint]
         for event in writes.events:
             self._batches[event.batch_id].events.append(event)
         if writes.discard is not None:

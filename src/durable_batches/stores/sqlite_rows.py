@@ -345,7 +345,7 @@ def apply(
     )
     if writes.forget:
         connection.executemany(
-            "DELETE FROM activity WHERE execution = ? AND key = ?",
+            "DELETE FROM activity WHERE execution = ? AND key = ? AND failed",
             [(execution_key(keys[batch], position), name) for (batch, position), name in writes.forget],
         )
     _many(

@@ -94,7 +94,7 @@ class ActivityRuns:
             self._check_tries(runs)
             self._check_repetitions(runs, picture)
             self._check_recorded(key, runs, recorded.get(key))
-        self._count_in_flight(calls, recorded.keys(), newly)
+        self._count_in_flight(calls, picture, recorded.keys(), newly)
         starts = [effect for effect in effects if effect.phase == "start" and effect.process not in self._faults.fenced]
         self._check_resolver(starts)
         self._check_absorbed(picture, starts)
@@ -106,15 +106,21 @@ class ActivityRuns:
         self._problems.append((promise, problem))
 
     def _count_in_flight(
-        self, calls: Mapping[str, Sequence[_Run]], recorded: Collection[str], newly: Collection[str]
+        self,
+        calls: Mapping[str, Sequence[_Run]],
+        picture: Picture,
+        recorded: Collection[str],
+        newly: Collection[str],
     ) -> None:
         """What the interrupted processes had begun, and never recorded: no more than a document can run at once."""
         lost: Counter[tuple[str, str]] = Counter()
         for key, runs in calls.items():
             for index, run in enumerate(runs):
+                document_id = run.tries[0].document_id
                 again = index < len(runs) - 1
-                if run.process in newly and (key not in recorded or again) and not (again and run.failed):
-                    lost[(run.process, run.tries[0].document_id)] += 1
+                retried = again and run.failed and picture.failures(document_id) > 0
+                if run.process in newly and (again or key not in recorded) and not retried:
+                    lost[(run.process, document_id)] += 1
         self.in_flight += lost.total()
         for (process, document_id), count in lost.items():
             if self._calls_at_once is not None and count > self._calls_at_once:

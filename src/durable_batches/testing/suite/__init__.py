@@ -24,7 +24,7 @@ try:
 except ModuleNotFoundError as _error:
     raise PytestMissingError(
         f"{_error.name!r} is not installed; the conformance suite needs pytest and pytest-asyncio: "
-        "pip install pytest pytest-asyncio"
+        "pip install 'durable-batches[testing]'"
     ) from _error
 
 # Before they are imported: so that a failing assertion shows the values that it compared.
