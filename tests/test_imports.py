@@ -165,7 +165,7 @@ def test_the_conformance_suite_without_pytest_says_so(absent: str, tmp_path: Pat
     program += "except ImportError as error:\n    print(type(error).__bases__[0].__name__, error)\n"
     ran = run(WITHOUT.format(absent={absent}) + program, tmp_path)
     assert ran.stdout.startswith(f"DurableBatchesError {absent!r} is not installed; "), ran.stderr
-    assert ran.stdout.strip().endswith("pip install pytest pytest-asyncio")
+    assert ran.stdout.strip().endswith("pip install 'durable-batches[testing]'")
 
 
 # ---- what is exported ---------------------------------------------------------------------------------------------

@@ -429,5 +429,5 @@ def test_without_pytest_it_says_what_to_install() -> None:
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout == (
         "missing-extra 'pytest' is not installed; the conformance suite needs pytest and pytest-asyncio: "
-        "pip install pytest pytest-asyncio\n"
+        "pip install 'durable-batches[testing]'\n"
     )
