@@ -7,7 +7,6 @@ import random
 from collections import Counter
 
 import pytest
-from durable_batches.testing import ManualClock
 from tests.conftest import StoreMaker
 from tests.support import STAGES, eventually, everything, within
 
@@ -24,6 +23,7 @@ from durable_batches import (
     map_activity,
     workflow,
 )
+from durable_batches.testing import ManualClock
 
 
 async def test_of_many_calls_at_once_exactly_one_cancels(open_store: StoreMaker) -> None:
