@@ -266,7 +266,7 @@ def test_the_vocabulary_of_what_is_installed() -> None:
     assert "pydantic" in vocabulary
     assert "typing_extensions" in vocabulary
     assert "dataclasses" not in vocabulary
-    assert vocabulary.spelling("SQLALCHEMY") == "SQLAlchemy"
+    assert vocabulary.spelling("RAPIDFUZZ") == "RapidFuzz"
     assert vocabulary.package_of_module("rapidfuzz.fuzz") == "RapidFuzz"
     assert vocabulary.package_of_module("no_such_module") is None
     assert len(vocabulary) > 10

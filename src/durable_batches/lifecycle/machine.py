@@ -208,11 +208,12 @@ class BatchStateMachine(Generic[S_co]):
         self._indexes = {tag: index for index, tag in enumerate(self._tags)}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # `BatchStateMachine[A | B](...)` sets this attribute after __init__: the first moment at which the type
-        # argument and the classes can be compared.
-        if name == "__orig_class__":
-            self._check_type_argument(value)
         super().__setattr__(name, value)
+        # `BatchStateMachine[A | B](...)` sets this attribute after __init__: the first moment at which the type
+        # argument and the classes can be compared. From Python 3.12.4 on `typing` swallows what is raised here; then
+        # the machine's first use raises it.
+        if name == "__orig_class__":
+            self._check_type_argument()
 
     def __repr__(self) -> str:
         return f"BatchStateMachine({', '.join(stage.__name__ for stage in self._stages)})"
@@ -225,12 +226,13 @@ class BatchStateMachine(Generic[S_co]):
     @property
     def tags(self) -> tuple[str, ...]:
         """The stages' tags, in order; what is stored with each batch."""
+        self._check_type_argument()
         return self._tags
 
     @property
     def transitions(self) -> Mapping[str, frozenset[str]]:
         """Each state's tag, and the tags that may follow it within a run."""
-        return transitions(self._tags)
+        return transitions(self.tags)
 
     def can_transition(self, current: str, following: str) -> bool:
         """Whether a batch in the state `current` may go to `following` (both are tags)."""
@@ -249,7 +251,10 @@ class BatchStateMachine(Generic[S_co]):
         stage = cast("Callable[..., S_co]", self.stages[index])
         return stage(done=done, total=total)
 
-    def _check_type_argument(self, alias: Any) -> None:
+    def _check_type_argument(self) -> None:
+        alias = getattr(self, "__orig_class__", None)
+        if alias is None:
+            return
         (argument,) = get_args(alias)
         if isinstance(argument, TypeVar):
             return

@@ -108,6 +108,8 @@ class Workflow(Generic[D, R, S, V]):
         self.name: str = name or fn.__name__
         self.version: str = version
         self.accepts: tuple[str, ...] = accepts
+        # Its first use, at which a machine that is not what its type says is refused at the latest.
+        _ = machine.tags
         self.machine: BatchStateMachine[S] = machine
         self.resolver = resolver
         self.resolver_retry: RetryPolicy = resolver_retry
