@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from inspect import isawaitable
 from typing import Final, Literal, TypeVar
 
 from durable_batches import BatchStateMachine, RetryPolicy, Stage
+from durable_batches.testing import ManualClock
 
 T = TypeVar("T")
 
@@ -50,6 +52,24 @@ async def within(awaitable: Awaitable[T], *, seconds: float = PATIENCE) -> T:
     """What it awaits to; fails, rather than hang, once that has taken too long."""
     async with asyncio.timeout(seconds):
         return await awaitable
+
+
+@asynccontextmanager
+async def moving(clock: ManualClock, step: float) -> AsyncGenerator[None]:
+    """Within: the clock moves, so many seconds each time that the loop has turned a few times."""
+
+    async def move() -> None:
+        while True:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            clock.advance(step)
+
+    mover = asyncio.create_task(move())
+    try:
+        yield
+    finally:
+        mover.cancel()
+        await asyncio.wait([mover])
 
 
 async def everything(items: AsyncIterable[T], into: list[T] | None = None) -> list[T]:

@@ -117,7 +117,7 @@ class Campaign:
                 )
             )
             if self.kills.total < kills:
-                await self._wait_for_moment(child)
+                await self._wait_for_moment(child, self._next_moment(first=seen == 0))
                 if child.kill():
                     self.kills.total += 1
                     await self._look_after_kill(child)
@@ -132,9 +132,8 @@ class Campaign:
             assert _seen(child, after=seen) == await self._last_event(batch_id)
             return
 
-    async def _wait_for_moment(self, child: Child) -> None:
-        """Any moment; mostly one at which it works, since that is when something can be lost."""
-        match self._next_moment():
+    async def _wait_for_moment(self, child: Child, moment: Moment) -> None:
+        match moment:
             case "opening":
                 # The file is opened, the batch submitted or found, the dead one's work taken over.
                 await self._until(child, lambda: bool(child.marks("opening")))
@@ -151,7 +150,11 @@ class Campaign:
                 child.send(signal.SIGTERM)
                 await self._pause(child, 0.02)
 
-    def _next_moment(self) -> Moment:
+    def _next_moment(self, *, first: bool) -> Moment:
+        """Any moment; mostly one at which it works, since that is when something can be lost."""
+        if first and self._random.random() < 0.3:
+            # Before the batch is there.
+            return "opening"
         if not self._moments:
             self._moments = ["opening", "resolving", "leaving", *_WORKING]
             self._random.shuffle(self._moments)

@@ -463,4 +463,4 @@ class Process:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(Process(Job(**json.loads(sys.argv[1]))).run())))
+    print(json.dumps(asyncio.run(Process(Job(**json.loads(sys.argv[1]))).run())), flush=True)

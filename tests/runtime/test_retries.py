@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import AT_ONCE, NO_DELAY, NO_DRAIN, ONCE, STAGES, eventually, everything, within
+from tests.support import AT_ONCE, NO_DELAY, NO_DRAIN, ONCE, STAGES, eventually, everything, moving, within
 
 from durable_batches import (
     ActivityFailedError,
@@ -52,24 +51,6 @@ class Times(NamedTuple):
     outcome: DocumentSucceeded[Any] | DocumentFailure
 
 
-@asynccontextmanager
-async def moving(clock: ManualClock, step: float = 0.05) -> AsyncGenerator[None]:
-    """Within: the clock moves in small steps, as fast as the loop turns."""
-
-    async def move() -> None:
-        while True:
-            for _ in range(5):
-                await asyncio.sleep(0)
-            clock.advance(step)
-
-    mover = asyncio.create_task(move())
-    try:
-        yield
-    finally:
-        mover.cancel()
-        await asyncio.wait([mover])
-
-
 async def times_of(retry: RetryPolicy, *errors: Exception) -> Times:
     """Run an activity that raises these errors, one an attempt, and then returns."""
     clock = ManualClock()
@@ -89,7 +70,7 @@ async def times_of(retry: RetryPolicy, *errors: Exception) -> Times:
         return await act()
 
     worker = Worker(MemoryStore(clock=clock), clock=clock, lease=timedelta(days=1))
-    async with BatchOrchestrator(run, worker=worker) as batches, moving(clock):
+    async with BatchOrchestrator(run, worker=worker) as batches, moving(clock, 0.05):
         result = await within(batches.run(["x"]))
         (outcome,) = await everything(batches.results(result.batch_id))
     return Times([attempt - attempts[0] for attempt in attempts], outcome)
