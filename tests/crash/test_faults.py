@@ -274,6 +274,29 @@ async def test_leaving_is_bounded_while_the_store_is_away(
         await checker.verify(faults.store, interrupted=["here"], finished=True)
 
 
+async def test_what_a_store_did_not_mean_to_raise_is_told_and_survived(
+    faults: Faults, checker: HistoryChecker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An adapter with a mistake in it: the worker begins anew, and the log says why."""
+    broken = 1
+
+    def fault(_: ClaimRequest | None) -> Fault | None:
+        nonlocal broken
+        if broken and len(here.effects.read()) > 40:
+            broken -= 1
+            raise ZeroDivisionError("a mistake in the adapter")
+        return None
+
+    faults.fault = fault
+    async with BatchOrchestrator(extract, store=faults.store) as batches:
+        await _submit(batches)
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
+        await checker.verify(faults.store, interrupted=["here"], finished=True)
+    assert broken == 0
+    assert "a mistake in the adapter" in caplog.text
+    assert "declared dead" not in caplog.text
+
+
 # ---- one file, and what can be the matter with it ----------------------------------------------------------------
 
 

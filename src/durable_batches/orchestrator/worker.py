@@ -394,9 +394,10 @@ class _Incarnation:
                 await self._wind_up(journal, lost)
             else:
                 await self._give_up(journal)
-                for helper in helpers:
-                    if helper.done():
-                        helper.result()
+                for broken in (journal, *helpers):
+                    if broken.done() and not broken.cancelled():
+                        # What broke it is told; it need not be that it was declared dead.
+                        broken.result()
                 raise WorkerFencedError(self.worker_id)
         finally:
             for task in (journal, closed, lost, *helpers):
