@@ -77,7 +77,7 @@ bench: $(VENV)/.installed-dev  ## Run the benchmarks; options for them in ARGS
 		echo "== $$benchmark"; $(BIN)/python "$$benchmark" $(ARGS) || exit 1; done
 
 soak: $(VENV)/.installed-dev  ## Run the long tests that `make test` leaves out
-	$(BIN)/pytest -m soak $(ARGS)
+	$(BIN)/pytest -m soak --timeout 0 $(ARGS)
 
 format: $(VENV)/.installed-dev  ## Format the code and mend what can be mended by machine
 	$(BIN)/ruff check --fix
