@@ -20,6 +20,7 @@ from durable_batches.errors import (
     CheckpointMismatchError,
     ConfigurationError,
     CrashLoopError,
+    DependencyError,
     DocumentsFailedError,
     DocumentTimeoutError,
     DuplicateDocumentError,
@@ -29,6 +30,8 @@ from durable_batches.errors import (
     MachineError,
     MissingExtraError,
     NonRetryableError,
+    NotInActivityError,
+    NotInWorkflowError,
     PayloadError,
     PayloadTooLargeError,
     RetryLater,
@@ -88,15 +91,17 @@ from durable_batches.lifecycle.states import (
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.activity import DurableActivity, durable_activity, map_activity
+from durable_batches.runtime.dependencies import dependency
 from durable_batches.runtime.execute import ActivityReport, RunStats
 from durable_batches.runtime.outcomes import (
     BatchResult,
+    DocumentCancelled,
     DocumentFailure,
     DocumentInfo,
     DocumentSucceeded,
     Outcome,
 )
-from durable_batches.runtime.scope import ActivityContext, current_activity
+from durable_batches.runtime.scope import ActivityContext, ExecutionContext, current_activity, current_execution
 from durable_batches.runtime.workflow import (
     Resolver,
     Results,
@@ -146,6 +151,8 @@ __all__ = [
     "ContinueOnFailure",
     "Counts",
     "CrashLoopError",
+    "DependencyError",
+    "DocumentCancelled",
     "DocumentCompleted",
     "DocumentFailed",
     "DocumentFailure",
@@ -159,6 +166,7 @@ __all__ = [
     "DuplicateDocumentError",
     "DurableActivity",
     "DurableBatchesError",
+    "ExecutionContext",
     "ExtractingEntities",
     "ExtractingMentions",
     "ExtractingRelations",
@@ -171,6 +179,8 @@ __all__ = [
     "MemoryStore",
     "MissingExtraError",
     "NonRetryableError",
+    "NotInActivityError",
+    "NotInWorkflowError",
     "Outcome",
     "PayloadError",
     "PayloadTooLargeError",
@@ -203,6 +213,8 @@ __all__ = [
     "WorkflowMismatchError",
     "__version__",
     "current_activity",
+    "current_execution",
+    "dependency",
     "durable_activity",
     "durable_now",
     "durable_uuid",

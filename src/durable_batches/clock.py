@@ -3,17 +3,22 @@
 That is what lets a test or a simulation own time. Two clocks are told apart: the wall clock, in whole
 microseconds since the epoch (UTC), dates events and due times and is stored; the boot clock, in seconds,
 never jumps, runs on through a suspended machine, and measures leases and durations.
+
+Two kinds of timers are told apart, too. Most are waited for: a retry, a timeout, a due time. The others are
+housekeeping: a look around every second, a limit to how long nothing is looked at. Nothing that a user waits for
+hangs on their exact moment, so that a clock that is moved by hand through a month need not stop at each of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-__all__ = ["Clock", "Deadline", "SystemClock", "Timer"]
+__all__ = ["Alarm", "Clock", "Deadline", "SystemClock", "Timer"]
 
 
 class Timer(Protocol):
@@ -24,8 +29,25 @@ class Timer(Protocol):
         ...
 
 
+class Alarm(Protocol):
+    """A `threading.Event` whose waiting goes by a clock of the library; for code on threads of its own."""
+
+    def set(self) -> None:
+        """Wake whoever waits, now and from now on."""
+        ...
+
+    def wait(self, timeout: float, /) -> bool:
+        """Block for so many seconds, or until it is set; whether it is."""
+        ...
+
+
 class Clock(Protocol):
     """The time that the library goes by."""
+
+    @property
+    def tolerance(self) -> float:
+        """How many seconds too early, by the wall clock, a timer may be called."""
+        ...
 
     def now(self) -> int:
         """The wall clock: microseconds since the epoch."""
@@ -35,17 +57,26 @@ class Clock(Protocol):
         """The boot clock: seconds since some fixed moment, never going back."""
         ...
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait so many seconds."""
+    async def sleep(self, seconds: float, *, housekeeping: bool = False) -> None:
+        """Wait so many seconds; for `housekeeping` see the module."""
         ...
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Call back on the running event loop after so many seconds."""
+    def call_later(self, seconds: float, callback: Callable[[], object], *, housekeeping: bool = False) -> Timer:
+        """Call back on the running event loop after so many seconds; for `housekeeping` see the module."""
+        ...
+
+    def alarm(self) -> Alarm:
+        """What a thread waits with."""
         ...
 
 
 class SystemClock:
     """The machine's clocks and the event loop's timers."""
+
+    @property
+    def tolerance(self) -> float:
+        """The event loop's clock and the wall clock differ by less than this over any delay."""
+        return 0.001
 
     def now(self) -> int:
         """Microseconds since the epoch."""
@@ -55,13 +86,17 @@ class SystemClock:
         """Seconds on the clock that counts through suspension where the system has one (Linux)."""
         return _boot_clock()
 
-    async def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float, *, housekeeping: bool = False) -> None:
         """Sleep on the event loop."""
         await asyncio.sleep(seconds)
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+    def call_later(self, seconds: float, callback: Callable[[], object], *, housekeeping: bool = False) -> Timer:
         """`loop.call_later`."""
         return asyncio.get_running_loop().call_later(seconds, callback)
+
+    def alarm(self) -> Alarm:
+        """A `threading.Event`."""
+        return threading.Event()
 
 
 def _boot_clock() -> float:

@@ -1,14 +1,15 @@
 """Every error of the library: one base class, a stable code each, and its data as attributes.
 
 Messages say what happened, to which batch and document, and what to do next. They never hold payloads:
-a document's text or a credential must not travel into a log because something failed.
+a document's text or a credential must not travel into a log because something failed. Each code has a page of its
+own in the documentation, `errors/<code>`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from durable_batches.lifecycle.states import Counts
@@ -25,6 +26,7 @@ __all__ = [
     "CommitUnknownError",
     "ConfigurationError",
     "CrashLoopError",
+    "DependencyError",
     "DocumentTimeoutError",
     "DocumentsFailedError",
     "DuplicateDocumentError",
@@ -36,6 +38,7 @@ __all__ = [
     "MissingExtraError",
     "NonRetryableError",
     "NotInActivityError",
+    "NotInWorkflowError",
     "PayloadError",
     "PayloadTooLargeError",
     "RetryLater",
@@ -56,6 +59,15 @@ class DurableBatchesError(Exception):
     """Base of every error that the library raises. `code` is stable: alert on it, search for it."""
 
     code: ClassVar[str] = "durable-batches"
+
+    @property
+    def help_page(self) -> str:
+        """The page of the documentation that tells its usual causes, and what to do about them."""
+        return f"errors/{self.code}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Most take other arguments than their message. An error has to survive the way from process to process.
+        return _restored, (type(self), self.args), self.__dict__
 
 
 # ---- how the library is used -------------------------------------------------------------------------
@@ -81,11 +93,12 @@ class ForeignStageError(ConfigurationError):
     def __init__(self, stage: str, workflow: str, stages: Sequence[str], activity: str | None = None) -> None:
         self.stage = stage
         self.workflow = workflow
+        self.stages: tuple[str, ...] = tuple(stages)
         self.activity = activity
         subject = f"activity {activity!r} belongs to" if activity else "enter_stage() names"
         super().__init__(
             f"{subject} stage {stage!r}, which the machine of workflow {workflow!r} does not have; "
-            f"its stages are {', '.join(stages)}"
+            f"its stages are {', '.join(stages)}. Use one of those, or add it to the machine"
         )
 
 
@@ -114,6 +127,23 @@ class NotInActivityError(DurableBatchesError, RuntimeError):
     code = "not-in-activity"
 
 
+class NotInWorkflowError(DurableBatchesError, RuntimeError):
+    """`current_execution()` was called outside a workflow that an orchestrator runs."""
+
+    code = "not-in-workflow"
+
+
+class DependencyError(DurableBatchesError):
+    """A dependency could not be opened, or is used where nobody opens it; `__cause__` is the provider's own error."""
+
+    code = "dependency"
+
+    def __init__(self, provider: str, reason: str) -> None:
+        self.provider = provider
+        self.reason = reason
+        super().__init__(f"dependency {provider!r} is not there: {reason}")
+
+
 class WorkerNotRunningError(DurableBatchesError, RuntimeError):
     """The orchestrator's worker is not running: use it inside `async with`."""
 
@@ -126,17 +156,28 @@ class WorkerNotRunningError(DurableBatchesError, RuntimeError):
 class PayloadError(DurableBatchesError, ValueError):
     """A value cannot be stored exactly: NaN, a lone surrogate, an unknown type, too deep, another type.
 
-    `path` leads to the value inside the payload (`$` is the payload itself); the value itself is not shown.
+    Or what is stored cannot be read, since its type has changed. `path` leads to the value inside the payload (`$` is
+    the payload itself); the value itself is not shown. `batch_id` and `document_id` are empty where the value
+    belongs to none; a resolver's `document_id` always is.
     """
 
     code = "payload"
 
-    def __init__(self, what: str, path: str, reason: str) -> None:
+    def __init__(self, what: str, path: str, reason: str, *, reading: bool = False) -> None:
         self.what = what
         self.path: str = path if len(path) <= 200 else f"{path[:150]}...{path[-40:]}"
         self.reason = reason
+        self.batch_id = ""
+        self.document_id = ""
         path = self.path
-        super().__init__(f"{what} cannot be stored: at {path}: {reason}")
+        super().__init__(f"{what} cannot be {'read' if reading else 'stored'}: at {path}: {reason}")
+
+    def locate(self, batch_id: str, document_id: str) -> None:
+        """Say whose value it is; whoever said so first was nearest to it."""
+        if not self.batch_id:
+            self.batch_id = batch_id
+            self.document_id = document_id
+            self.args = (f"{self} ({place_of(batch_id, document_id)})",)
 
 
 class PayloadTooLargeError(PayloadError):
@@ -147,7 +188,11 @@ class PayloadTooLargeError(PayloadError):
     def __init__(self, what: str, size: int, limit: int) -> None:
         self.size = size
         self.limit = limit
-        super().__init__(what, "$", f"{size:,} bytes encoded, over the limit of {limit:,}")
+        super().__init__(
+            what,
+            "$",
+            f"{size:,} bytes encoded, over the limit of {limit:,}; keep it elsewhere, and pass a reference to it",
+        )
 
 
 # ---- activities and workflows ----------------------------------------------------------------------------
@@ -160,6 +205,9 @@ class RetryLater(Exception):
         self.after = after
         super().__init__(f"retry after {after.total_seconds():g} s")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RetryLater, (self.after,), self.__dict__
+
 
 class NonRetryableError(Exception):
     """Raised by an activity: no further attempt, neither of the activity nor of its document."""
@@ -169,7 +217,8 @@ class ActivityFailedError(DurableBatchesError):
     """An activity's attempts are used up; what a workflow may catch.
 
     Holds only recordable data, the same live and on replay, so that a workflow that caught it takes the same
-    branch again. Live, `__cause__` is the original exception; on replay there is none.
+    branch again. Live, `__cause__` is the original exception; on replay there is none. A resolver's `document_id` is
+    empty.
     """
 
     code = "activity-failed"
@@ -183,6 +232,8 @@ class ActivityFailedError(DurableBatchesError):
         attempts: int,
         retryable: bool = True,
         kinds: Sequence[str] = (),
+        batch_id: str = "",
+        document_id: str = "",
     ) -> None:
         self.activity = activity
         self.error_type = error_type
@@ -190,10 +241,15 @@ class ActivityFailedError(DurableBatchesError):
         self.attempts = attempts
         self.retryable = retryable
         self.kinds: tuple[str, ...] = tuple(kinds)
+        self.batch_id = batch_id
+        self.document_id = document_id
         super().__init__(
-            f"activity {activity!r} failed after {attempts} attempt{'s' if attempts != 1 else ''}: "
-            f"{error_type}: {message}"
+            f"activity {activity!r} failed after {attempts} attempt{'s' if attempts != 1 else ''}"
+            f"{'' if retryable else ' (this error is not tried again)'}: "
+            f"{error_type if message == error_type else f'{error_type}: {message}'}"
         )
+        # Not in the message, which is recorded as the document's: there everybody knows whose it is.
+        _note_place(self, batch_id, document_id)
 
     def caused_by(self, kind: type[BaseException]) -> bool:
         """Whether the last error was of this class or a subclass of it, also when it is only a record by now."""
@@ -201,18 +257,27 @@ class ActivityFailedError(DurableBatchesError):
 
 
 class ActivityTimeoutError(DurableBatchesError, TimeoutError):
-    """One attempt of an activity ran longer than the activity's `timeout`."""
+    """One attempt of an activity ran longer than the activity's `timeout`.
+
+    `__cause__` is where it was at that moment, unless it ran in a thread, which goes on.
+    """
 
     code = "activity-timeout"
 
-    def __init__(self, activity: str, seconds: float) -> None:
+    def __init__(
+        self, activity: str, seconds: float, *, attempt: int = 1, batch_id: str = "", document_id: str = ""
+    ) -> None:
         self.activity = activity
         self.seconds = seconds
-        super().__init__(f"an attempt of activity {activity!r} ran longer than its timeout of {seconds:g} s")
+        self.attempt = attempt
+        self.batch_id = batch_id
+        self.document_id = document_id
+        super().__init__(f"attempt {attempt} of activity {activity!r} ran longer than its timeout of {seconds:g} s")
+        _note_place(self, batch_id, document_id)
 
 
 class DocumentTimeoutError(DurableBatchesError, TimeoutError):
-    """One attempt of a document ran longer than the batch's `document_timeout`."""
+    """One attempt of a document ran longer than the batch's `document_timeout`; `__cause__` is where it was then."""
 
     code = "document-timeout"
 
@@ -246,6 +311,16 @@ class CrashLoopError(DurableBatchesError):
 
     code = "crash-loop"
 
+    def __init__(self, batch_id: str, document_id: str, crashes: int) -> None:
+        self.batch_id = batch_id
+        self.document_id = document_id
+        self.crashes = crashes
+        times = "once" if crashes == 1 else f"{crashes} times"
+        super().__init__(
+            f"the worker of {place_of(batch_id, document_id)} died {times} while it ran, the last time with nothing "
+            "else beside it; find out what it does to the process (memory, native code) by running it alone"
+        )
+
 
 # ---- batches -------------------------------------------------------------------------------------------
 
@@ -271,7 +346,10 @@ class BatchNotFoundError(DurableBatchesError, LookupError):
 
     def __init__(self, batch_id: str) -> None:
         self.batch_id = batch_id
-        super().__init__(f"there is no batch {batch_id!r} in this store")
+        super().__init__(
+            f"there is no batch {batch_id!r} in this store; check the id, and whether this is the database that it "
+            "was submitted to"
+        )
 
 
 class BatchExistsError(DurableBatchesError, ValueError):
@@ -303,6 +381,7 @@ class WorkflowNotFoundError(DurableBatchesError, LookupError):
 
     def __init__(self, workflow: str, known: Sequence[str]) -> None:
         self.workflow = workflow
+        self.known: tuple[str, ...] = tuple(known)
         super().__init__(f"workflow {workflow!r} is not known here; known are: {', '.join(known) or 'none'}")
 
 
@@ -315,7 +394,10 @@ class WorkflowMismatchError(DurableBatchesError, ValueError):
         self.batch_id = batch_id
         self.workflow = workflow
         self.recorded = recorded
-        super().__init__(f"batch {batch_id!r} belongs to workflow {recorded!r}, not to {workflow!r}")
+        super().__init__(
+            f"batch {batch_id!r} belongs to workflow {recorded!r}, not to {workflow!r}; ask an orchestrator of "
+            f"{recorded!r} about it, or submit under another batch_id"
+        )
 
 
 class InvalidTransitionError(DurableBatchesError):
@@ -323,23 +405,30 @@ class InvalidTransitionError(DurableBatchesError):
 
     code = "invalid-transition"
 
-    def __init__(self, batch_id: str, current: str, attempted: str) -> None:
+    def __init__(self, batch_id: str, current: str, attempted: str, possible: Sequence[str] = ()) -> None:
         self.batch_id = batch_id
         self.current = current
         self.attempted = attempted
-        super().__init__(f"batch {batch_id!r} cannot go from {current!r} to {attempted!r}")
+        self.possible: tuple[str, ...] = tuple(possible)
+        super().__init__(
+            f"batch {batch_id!r} cannot go from {current!r} to {attempted!r}; "
+            f"what can follow is {', '.join(possible) or 'nothing in this run'}"
+        )
 
 
 class BatchFailedError(DurableBatchesError):
-    """The run of this batch ended FAILED."""
+    """The run of this batch ended FAILED; `failures` holds the first of its failed documents."""
 
     code = "batch-failed"
 
-    def __init__(self, batch_id: str, error: str, counts: Counts) -> None:
+    def __init__(self, batch_id: str, error: str, counts: Counts, failures: Sequence[tuple[str, str]] = ()) -> None:
         self.batch_id = batch_id
         self.error = error
         self.counts = counts
-        super().__init__(f"batch {batch_id!r} failed: {error} ({_summary(counts)})")
+        self.failures: tuple[tuple[str, str], ...] = tuple(failures)
+        super().__init__(
+            f"batch {batch_id!r} failed: {error} ({_summary(counts)})" + listed(self.failures, counts.failed)
+        )
 
 
 class BatchCancelledError(DurableBatchesError):
@@ -363,11 +452,9 @@ class DocumentsFailedError(DurableBatchesError):
         self.batch_id = batch_id
         self.counts = counts
         self.failures: tuple[tuple[str, str], ...] = tuple(failures)
-        shown = "".join(f"\n  {document_id}: {error}" for document_id, error in self.failures)
-        more = counts.failed - len(self.failures)
         super().__init__(
-            f"{counts.failed} of {counts.total} documents of batch {batch_id!r} failed:{shown}"
-            + (f"\n  ... and {more} more" if more > 0 else "")
+            f"{counts.failed} of {counts.total} documents of batch {batch_id!r} failed"
+            + listed(self.failures, counts.failed)
         )
 
 
@@ -404,6 +491,7 @@ class SchemaTooNewError(StoreUnavailableError):
     code = "schema-too-new"
 
     def __init__(self, where: str, readable_since: str, version: str) -> None:
+        self.where = where
         self.readable_since = readable_since
         self.version = version
         super().__init__(
@@ -431,12 +519,50 @@ class WorkerFencedError(DurableBatchesError):
 
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
-        super().__init__(f"worker {worker_id!r} was declared dead by another one; nothing was written")
+        super().__init__(
+            f"worker {worker_id!r} was declared dead, since its lease was not renewed in time; nothing was written, "
+            "and others go on with its documents"
+        )
 
 
 def qualified_name(kind: type[BaseException]) -> str:
     """The name under which an exception class is recorded: module and qualified name."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def place_of(batch_id: str, document_id: str) -> str:
+    """Where something happened, in words; no document's id is empty, but a resolver's is."""
+    return f"document {document_id!r} of batch {batch_id!r}" if document_id else f"the resolver of batch {batch_id!r}"
+
+
+def _note_place(error: BaseException, batch_id: str, document_id: str) -> None:
+    if batch_id:
+        error.add_note(f"in {place_of(batch_id, document_id)}")
+
+
+def _restored(kind: type[DurableBatchesError], args: tuple[Any, ...]) -> DurableBatchesError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
+
+_LONGEST_ID = 60
+_LONGEST_MESSAGE = 200
+
+
+def listed(failures: Sequence[tuple[str, str]], failed: int) -> str:
+    """The first failed documents (id and error), a line of bounded length each, and how many more there are."""
+    shown = "".join(f"\n  {shortened(document_id, _LONGEST_ID)}: {shortened(error)}" for document_id, error in failures)
+    more = failed - len(failures)
+    if not shown:
+        return ""
+    return f":{shown}" + (f"\n  ... and {more} more; results() of the orchestrator has them all" if more > 0 else "")
+
+
+def shortened(text: str, limit: int = _LONGEST_MESSAGE) -> str:
+    """A text as one line of bounded length, without what a terminal would obey rather than show."""
+    line = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def _summary(counts: Counts) -> str:

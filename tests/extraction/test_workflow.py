@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
 from tests.extraction.examples import VOCABULARY, parrot
 
 from durable_batches import (
-    BatchId,
     BatchOrchestrator,
     Completed,
-    Counts,
     DocumentFailure,
     DocumentSucceeded,
     ExtractionStage,
     MemoryStore,
     NonRetryableError,
-    Results,
     SQLiteStore,
     Store,
 )
@@ -38,6 +34,7 @@ from durable_batches.extraction import (
     package_document,
     write_graph,
 )
+from durable_batches.testing import results_of
 
 CAGE = """\
 Metadata-Version: 2.1
@@ -65,32 +62,6 @@ def documents() -> list[SourceDocument]:
     return [parrot(), package_document(CAGE), package_document(SEED)]
 
 
-class Fixed(Results[KnowledgeGraph]):
-    """Results that need no orchestrator."""
-
-    def __init__(self, graphs: Iterable[KnowledgeGraph]) -> None:
-        self._graphs = list(graphs)
-
-    @property
-    def batch_id(self) -> BatchId:
-        return BatchId("fixed")
-
-    @property
-    def counts(self) -> Counts:
-        return Counts(total=len(self._graphs), succeeded=len(self._graphs))
-
-    async def __aiter__(self) -> AsyncIterator[DocumentSucceeded[KnowledgeGraph]]:
-        for graph in self._graphs:
-            yield DocumentSucceeded(document_id=graph.document.id, value=graph)
-
-    async def pages(self, size: int) -> AsyncIterator[list[DocumentSucceeded[KnowledgeGraph]]]:
-        yield [result async for result in self][:size]
-
-    async def failures(self) -> AsyncIterator[DocumentFailure]:
-        for failure in list[DocumentFailure]():
-            yield failure
-
-
 @pytest.fixture
 def workflow() -> ExtractionWorkflow:
     return extraction_workflow(RuleExtractor(VOCABULARY))
@@ -109,12 +80,12 @@ async def test_the_workflow_is_a_plain_function(workflow: ExtractionWorkflow) ->
 
 
 async def test_the_resolver_is_a_plain_function(workflow: ExtractionWorkflow) -> None:
-    resolution = await link_documents(Fixed([await workflow(document) for document in documents()]))
+    resolution = await link_documents(results_of([await workflow(document) for document in documents()]))
     check(resolution)
 
 
 async def test_no_documents_are_resolved_to_nothing() -> None:
-    resolution = await link_documents(Fixed([]))
+    resolution = await link_documents(results_of([]))
     assert resolution.people == []
     assert resolution.summary.documents == 0
     assert resolution.summary.entities == {}

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import pytest
 
 from durable_batches import EXTRACTION, BatchStateMachine, ConfigurationError, MachineError, Stage
+
+
+S = TypeVar("S", bound=Stage)
 
 
 class Ocr(Stage):
@@ -109,6 +112,15 @@ def test_a_type_argument_that_names_the_stages_is_fine() -> None:
     assert BatchStateMachine[Ocr | Translate](Ocr, Translate).tags == ("ocr", "translate")
     assert BatchStateMachine[Ocr](Ocr).tags == ("ocr",)
     assert BatchStateMachine[Stage](Ocr, Translate).tags == ("ocr", "translate")
+
+
+def test_a_type_argument_may_be_a_variable() -> None:
+    """In a function that is generic itself, nothing is known that could be compared."""
+
+    def made(*stages: type[S]) -> BatchStateMachine[S]:
+        return BatchStateMachine[S](*stages)
+
+    assert made(Ocr, Translate).tags == ("ocr", "translate")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from durable_batches.lifecycle.facts import (
     StageEntered,
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord
-from durable_batches.lifecycle.plan import SUSPECT_PATIENCE, Candidates, plan_claims
+from durable_batches.lifecycle.plan import SUSPECT_PATIENCE, Candidates, Loaded, Writes, plan_claims, plan_facts
 from durable_batches.lifecycle.records import NOW, RESOLVER_POSITION, ClaimRequest, ExecutionRecord, WorkerId
 
 ME, OTHER = WorkerId("me"), WorkerId("other")
@@ -140,6 +140,15 @@ def test_nothing_is_kept_of_whom_another_attempt_has_followed() -> None:
     world.command(batch_id, Cancel("request", ""))
     assert world.commit(ME, ActivityCompleted(*old, "paid", b"")).refused == {0: "superseded"}
     assert not world.checkpoints
+
+
+def test_an_execution_without_its_batch_is_unknown() -> None:
+    world = World()
+    world.batch("batch", 1)
+    world.claim(ME)
+    (row,) = world.held(ME)
+    loaded = Loaded(world.now, {}, {(row.batch_id, row.position): row})
+    assert plan_facts(loaded, ME, succeeded([row])) == Writes(batches=[], executions=[], marks=[], outcomes=[], checkpoints=[], forget=[], events=[], refused={0: "unknown"})
 
 
 # ---- the resolver --------------------------------------------------------------------------------------------------

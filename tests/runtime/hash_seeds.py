@@ -134,7 +134,7 @@ def key_of(annotation: Any, value: Any) -> str:
     async def activity(value: Any) -> None: ...
 
     activity.__annotations__["value"] = annotation
-    return durable_activity(activity).keys.base((value,), {})
+    return durable_activity(activity).base_key((value,), {})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from durable_batches import (
     DurableActivity,
     MachineError,
     MemoryStore,
+    Outcome,
     Stage,
     Store,
     current_activity,
@@ -42,7 +43,7 @@ class Chunk(BaseModel):
 
 async def outcome_of(
     body: Callable[[str], Coroutine[Any, Any, Any]], store: Store, document: str = "text"
-) -> DocumentSucceeded[Any] | DocumentFailure:
+) -> Outcome[Any]:
     """How a workflow of this body ends on one document."""
 
     @workflow(STAGES, name="one")

@@ -27,6 +27,7 @@ from durable_batches import (
     DocumentRetrying,
     DocumentSucceeded,
     MemoryStore,
+    Outcome,
     RetryFailed,
     RetryPolicy,
     Store,
@@ -69,7 +70,7 @@ async def interrupted(run: Any, open_store: StoreMaker, log: Log, last: str, doc
     return batch_id
 
 
-async def resumed(run: Any, open_store: StoreMaker, batch_id: str) -> list[DocumentSucceeded[Any] | DocumentFailure]:
+async def resumed(run: Any, open_store: StoreMaker, batch_id: str) -> list[Outcome[Any]]:
     async with BatchOrchestrator(run, store=open_store(None)) as batches:
         await within(batches.result(batch_id))
         return await everything(batches.results(batch_id))

@@ -23,6 +23,7 @@ from durable_batches import (
     DocumentSucceeded,
     MemoryStore,
     NonRetryableError,
+    Outcome,
     PayloadError,
     RetryFailed,
     RetryLater,
@@ -48,7 +49,7 @@ class Times(NamedTuple):
     """When each attempt was made, in seconds since the first."""
 
     attempts: list[float]
-    outcome: DocumentSucceeded[Any] | DocumentFailure
+    outcome: Outcome[Any]
 
 
 async def times_of(retry: RetryPolicy, *errors: Exception) -> Times:
@@ -188,7 +189,7 @@ async def test_a_function_that_decides_may_fail_itself(store: Store) -> None:
 # ---- the end of trying -------------------------------------------------------------------------------------
 
 
-async def outcome_of(act: Callable[[], Any], store: Store) -> DocumentSucceeded[Any] | DocumentFailure:
+async def outcome_of(act: Callable[[], Any], store: Store) -> Outcome[Any]:
     @workflow(STAGES, name="one")
     async def run(document: str) -> Any:
         return await act()

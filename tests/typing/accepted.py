@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,6 +41,7 @@ from durable_batches import (
     Completed,
     ContinueOnFailure,
     Counts,
+    DocumentCancelled,
     DocumentCompleted,
     DocumentFailed,
     DocumentFailure,
@@ -100,6 +102,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.stores import BatchQuery, Capabilities, Heart
 from durable_batches.stores.protocol import Expired
+from durable_batches.testing import results_of
 
 # ---- the example of the design ------------------------------------------------------------------------------------
 
@@ -175,6 +178,8 @@ async def of_the_design() -> None:
                     assert_type(value, dict[str, int])
                 case DocumentFailure(error=error):
                     assert_type(error, str)
+                case DocumentCancelled():
+                    pass
                 case _:
                     assert_never(outcome)
 
@@ -461,11 +466,17 @@ async def gather(results: Results[Answer]) -> list[str]:
     assert_type(results.batch_id, BatchId)
     assert_type(results.counts.failed, int)
     texts = [result.value.text async for result in results]
-    async for page in results.pages(100):
-        assert_type(page, list[DocumentSucceeded[Answer]])
-    async for failure in results.failures():
-        assert_type(failure, DocumentFailure)
-        assert_type(failure.activity, str | None)
+    async with aclosing(aiter(results)) as found, aclosing(results.again()) as again:
+        assert_type(await anext(found), DocumentSucceeded[Answer])
+        async for result in again:
+            assert_type(result, DocumentSucceeded[Answer])
+    async with aclosing(results.pages(100)) as pages:
+        async for page in pages:
+            assert_type(page, list[DocumentSucceeded[Answer]])
+    async with aclosing(results.failures()) as failures:
+        async for failure in failures:
+            assert_type(failure, DocumentFailure)
+            assert_type(failure.activity, str | None)
     return texts
 
 
@@ -516,19 +527,26 @@ class Known:
     counts: Counts = Counts(total=1, succeeded=1)
     answer: DocumentSucceeded[Answer] = DocumentSucceeded(document_id="", value=Answer("a"))
 
-    async def __aiter__(self) -> AsyncIterator[DocumentSucceeded[Answer]]:
+    def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[Answer], None]:
+        return self.again()
+
+    async def again(self) -> AsyncGenerator[DocumentSucceeded[Answer], None]:
         yield self.answer
 
-    async def pages(self, size: int) -> AsyncIterator[list[DocumentSucceeded[Answer]]]:
+    async def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[Answer]], None]:
         yield [self.answer][:size]
 
-    async def failures(self) -> AsyncIterator[DocumentFailure]:
+    async def failures(self) -> AsyncGenerator[DocumentFailure, None]:
         for _ in range(self.counts.failed):
             yield DocumentFailure(document_id="", error="", error_type="", activity=None, attempts=1)
 
 
 async def a_workflow_is_its_function() -> None:
     assert_type(await gather(Known()), list[str])
+    assert_type(await gather(results_of([Answer("a"), Answer("b")])), list[str])
+    known = results_of({"a": 1, "b": 2}, failures={"c": ValueError("no")}, batch_id="nightly")
+    assert_type(known, Results[int])
+    assert_type(results_of(range(3), failures=[failure async for failure in known.failures()]), Results[int])
     pending = assert_type(plain(Query(text="")), Coroutine[Any, Any, Answer])
     assert_type(await pending, Answer)
     assert_type(await extract("a"), dict[str, int])
@@ -571,11 +589,24 @@ async def without_a_resolver(batches: BatchOrchestrator[Query, Answer, A | B]) -
 async def readings(batches: BatchOrchestrator[Query, Answer, A | B, None]) -> None:
     assert_type(batches.results(""), AsyncGenerator[Outcome[Answer], None])
     async for outcome in batches.results(""):
-        assert_type(outcome, DocumentSucceeded[Answer] | DocumentFailure)
+        assert_type(outcome, DocumentSucceeded[Answer] | DocumentFailure | DocumentCancelled)
         if outcome.tag == "succeeded":
             assert_type(outcome, DocumentSucceeded[Answer])
-        else:
+        elif outcome.tag == "failed":
             assert_type(outcome, DocumentFailure)
+        else:
+            assert_type(outcome, DocumentCancelled)
+    async with aclosing(batches.results("")) as outcomes:
+        async for outcome in outcomes:
+            match outcome:
+                case DocumentSucceeded(value=answer):
+                    assert_type(answer, Answer)
+                case DocumentFailure(error=error):
+                    assert_type(error, str)
+                case DocumentCancelled(document_id=document_id):
+                    assert_type(document_id, str)
+                case _:
+                    assert_never(outcome)
     async for info in batches.documents("", status="failed"):
         assert_type(info, DocumentInfo[Query])
         assert_type(info.document, Query)

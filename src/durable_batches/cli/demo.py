@@ -22,6 +22,7 @@ from durable_batches import (
     BatchSnapshot,
     Cancelled,
     Completed,
+    DocumentCancelled,
     DocumentFailure,
     DocumentSucceeded,
     ExtractionStage,
@@ -234,6 +235,8 @@ class Demo:
                         graph.add(value)
                     case DocumentFailure():
                         failures.append(outcome)
+                    case DocumentCancelled():
+                        pass  # not in a batch that completed
         print_summary(resolution, self.console)
         self._say("")
         run, recorded = batches.stats.activities_run, await batches.recorded_activities(batch_id)

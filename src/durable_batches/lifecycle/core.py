@@ -358,10 +358,8 @@ class BatchInProgress:
 
     def _earliest_stage(self) -> str:
         """The smallest mark over the unfinished documents; one that has none counts as the first."""
-        for mark, count in enumerate(self.at):
-            if count:
-                return self.definition.stages[max(mark - 1, 0)]
-        return self.definition.stages[-1]
+        first = next(mark for mark, count in enumerate(self.at) if count)
+        return self.definition.stages[max(first - 1, 0)]
 
     # ---- writing ---------------------------------------------------------------------------------------------
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from durable_batches.errors import ActivityFailedError, qualified_name
+from durable_batches.errors import ActivityFailedError, qualified_name, shortened
 
-__all__ = ["ActivityFailure", "DocumentFailureRecord"]
+__all__ = ["ActivityFailure", "DocumentFailureRecord", "in_a_line", "message_of", "message_of_group"]
 
 MESSAGE_LIMIT = 2_000
 """Characters kept of an error's message: enough to act on, and no way to fill a database."""
+
+_LINE_LIMIT: Final = 400
+"""Characters of it in a line of a log."""
 
 
 class ActivityFailure(NamedTuple):
@@ -36,7 +39,7 @@ class ActivityFailure(NamedTuple):
             kinds=tuple(qualified_name(kind) for kind in type(error).__mro__ if issubclass(kind, BaseException)),
         )
 
-    def error(self) -> ActivityFailedError:
+    def error(self, batch_id: str = "", document_id: str = "") -> ActivityFailedError:
         """What the workflow gets, live and on replay."""
         return ActivityFailedError(
             activity=self.activity,
@@ -45,6 +48,8 @@ class ActivityFailure(NamedTuple):
             attempts=self.attempts,
             retryable=self.retryable,
             kinds=self.kinds,
+            batch_id=batch_id,
+            document_id=document_id,
         )
 
     def encode(self) -> bytes:
@@ -84,5 +89,19 @@ def message_of(error: BaseException) -> str:
     except Exception:  # noqa: BLE001  (a user's __str__ may raise anything, and must not hide the error itself)
         message = ""
     # What a provider sent may hold what UTF-8 cannot; it must not hide the error either.
-    message = message.encode(errors="replace").decode() or type(error).__name__
-    return message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1] + "…"
+    return _cut(message.encode(errors="replace").decode() or type(error).__name__, MESSAGE_LIMIT)
+
+
+def message_of_group(group: BaseException, first: BaseException) -> str:
+    """The message of a group of errors, which alone would not say what happened, and the first of them."""
+    return _cut(f"{message_of(group)}: {in_a_line(type(first).__name__, message_of(first))}", MESSAGE_LIMIT)
+
+
+def in_a_line(error_type: str, message: str) -> str:
+    """An error for a log that has one line for it: its type and its message, which may be long and have many lines."""
+    text = shortened(message, _LINE_LIMIT)
+    return f"{error_type}: {text}" if error_type and text not in ("", error_type) else text or error_type
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -66,8 +66,11 @@ def transitions(stages: tuple[str, ...]) -> Mapping[str, frozenset[str]]:
 
 def check_transition(batch_id: str, stages: tuple[str, ...], current: str, following: str) -> None:
     """Raise `InvalidTransitionError` unless the table has this move."""
-    if following not in transitions(stages).get(current, frozenset()):
-        raise InvalidTransitionError(batch_id, current, following)
+    table = transitions(stages)
+    possible = table.get(current, frozenset())
+    if following not in possible:
+        # In the table's order, which is that of a batch's life.
+        raise InvalidTransitionError(batch_id, current, following, [state for state in table if state in possible])
 
 
 class BatchStateMachine(Generic[S_co]):

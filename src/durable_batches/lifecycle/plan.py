@@ -20,8 +20,9 @@ Which facts apply
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, assert_never
 
+from durable_batches.errors import CrashLoopError
 from durable_batches.lifecycle.core import BatchInProgress
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
@@ -189,6 +190,8 @@ class _FactsPlan:
                 self._fail(key, execution, batch, fact)
             case ExecutionReleased():
                 self._update(key, _released(execution, batch, self._now, crashed=False))
+            case _:
+                assert_never(fact)
         return None
 
     def _keep_what_was_paid(self, key: ExecutionKey, execution: ExecutionRecord, fact: Fact) -> Refusal:
@@ -199,6 +202,8 @@ class _FactsPlan:
                 pass
             case ExecutionSucceeded() | ExecutionFailed() | ExecutionReleased():
                 self._update(key, _freed(execution, self._now))
+            case _:
+                assert_never(fact)
         return "ended"
 
     def _record(self, fact: ActivityCompleted | ActivityFailed, kind: Literal["succeeded", "failed"]) -> None:
@@ -372,8 +377,8 @@ def _is_crash_loop(execution: ExecutionRecord, batch: BatchInProgress) -> bool:
 
 def _crash_looped(execution: ExecutionRecord, batch: BatchInProgress, now: Micros) -> tuple[ExecutionRecord, bytes]:
     crashes = execution.crashes + 1
-    error = f"its worker died {crashes} times while it ran, the last time with nothing else beside it"
-    failure = DocumentFailureRecord(error, "CrashLoopError", None, execution.attempt)
+    error = str(CrashLoopError(execution.batch_id, execution.document_id, crashes))
+    failure = DocumentFailureRecord(error, CrashLoopError.__name__, None, execution.attempt)
     if execution.position == RESOLVER_POSITION:
         batch.fail_resolver(error)
     else:
@@ -422,6 +427,8 @@ def plan_command(loaded: Loaded, batch_id: BatchId, command: Command) -> Writes:
             if batch.ended:
                 return Writes(applied=batch.core["cancelled_by"] == request_id)
             batch.cancel(request_id, reason)
+        case _:
+            assert_never(command)
     _wake_resolver(batch, loaded.executions, changed)
     return Writes(batches=[batch.closed()], executions=list(changed.values()), events=batch.events)
 

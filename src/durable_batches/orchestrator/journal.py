@@ -72,6 +72,7 @@ class Journal:
         self._reminders: list[Callable[[], None]] = []
         self._in_commit: Sequence[_Entry] = ()
         self._wake = asyncio.Event()
+        self._waiting = self._pausing = False
         self._closing = False
         self._failed: BaseException | None = None
         self._number = 0
@@ -108,6 +109,11 @@ class Journal:
         self._closing = True
         self._wake.set()
 
+    @property
+    def idle(self) -> bool:
+        """Whether it commits nothing now: there is nothing to commit, or the store is away and it pauses."""
+        return self._pausing or (self._waiting and not self._wake.is_set())
+
     # ---- committing ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -118,7 +124,9 @@ class Journal:
         """
         try:
             while True:
+                self._waiting = True
                 await self._wake.wait()
+                self._waiting = False
                 # One turn for those whose facts were just committed: what they report next goes along.
                 await asyncio.sleep(0)
                 self._wake.clear()
@@ -155,6 +163,9 @@ class Journal:
             committed = await self._write(facts, request)
         except FactRejectedError as error:
             await self._isolate(entries, error)
+            if request is not None:
+                # What was to be claimed along with them is asked for with the next commit.
+                self._wake.set()
             return
         self._committed(facts, committed, request)
         refused = committed.refused
@@ -171,7 +182,9 @@ class Journal:
                 committed = await self._store.commit(self._worker, number, facts, request)
             except StoreUnavailableError as error:
                 _log.warning("commit %d of worker %s waits: %s", number, self._worker, error)
+                self._pausing = True
                 await self._clock.sleep(pause)
+                self._pausing = False
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 self._number = number
@@ -185,6 +198,7 @@ class Journal:
         if len(entries) == 1:
             fact, verdict = entries[0]
             _log.error("a fact of %s was refused: %s", _where(fact), error)
+            error.add_note(f"in {_where(fact)}")
             if verdict is not None and not verdict.done():
                 verdict.set_exception(error)
             return

@@ -31,9 +31,11 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
 )
 from durable_batches.lifecycle.states import BatchId, BatchState, Cancelled, Completed, Failed, Stage
-from durable_batches.orchestrator.resolution import PAGE, document_pages, failure_of, success_of
+from durable_batches.orchestrator.resolution import PAGE, document_pages, failure_of, outcome_of
 from durable_batches.orchestrator.submission import Submission
 from durable_batches.orchestrator.worker import Worker
+from durable_batches.runtime.codec import payload_of
+from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.execute import ActivityReport, RunStats
 from durable_batches.runtime.outcomes import BatchResult, DocumentFailure, DocumentInfo, Outcome
 from durable_batches.runtime.workflow import Workflow
@@ -62,6 +64,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         worker: Who runs them.
         config: Of batches that are submitted without one.
         max_in_flight: Documents in flight in this process at once. 0: submits and reads only.
+        dependencies: By provider, what to give in its place; see `Worker`.
 
     Raises:
         ConfigurationError: `store` is no store, or neither or both of `store` and `worker` are given.
@@ -77,6 +80,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         store: Store,
         config: BatchConfig | None = None,
         max_in_flight: int = 100,
+        dependencies: Mapping[Provider, object] | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -90,6 +94,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         worker: Worker | None = None,
         config: BatchConfig | None = None,
         max_in_flight: int = 100,
+        dependencies: Mapping[Provider, object] | None = None,
     ) -> None:
         if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"{workflow!r} is no workflow; decorate it with @workflow(machine)")
@@ -100,7 +105,9 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         self._config = config or BatchConfig()
         if worker is None:
             assert store is not None
-            worker = Worker(store, max_in_flight=max_in_flight)
+            worker = Worker(store, max_in_flight=max_in_flight, dependencies=dependencies)
+        elif dependencies is not None:
+            raise ConfigurationError("the worker's dependencies are given to the worker: Worker(dependencies=...)")
         self._worker = worker
         worker.serve(workflow)
 
@@ -144,7 +151,8 @@ class BatchOrchestrator(Generic[D, R, S, V]):
             batch_id: Makes it idempotent: where there is a sealed batch of this id and workflow, that one is
                 attached to, without consuming the documents, and with the configuration that it was submitted
                 with. Random by default.
-            document_id: A document's id, unique in its batch; its place in the order (from 0) by default.
+            document_id: A document's id, unique in its batch. By default the document's `document_id` or `id`
+                attribute (a str, int or UUID), else its place in the order, from 0.
             if_exists: "error" refuses a batch id that exists.
 
         Raises:
@@ -282,18 +290,24 @@ class BatchOrchestrator(Generic[D, R, S, V]):
     async def results(self, batch_id: str) -> AsyncGenerator[Outcome[R], None]:
         """The documents that have ended so far, in submission order, a page in memory at a time.
 
+        Of a run that has ended, these are all of them: what it left unfinished is cancelled.
+
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        await self._record(batch_id)
-        async for document in self._documents(batch_id, ["succeeded", "failed"], inputs=False):
-            if document.execution.status == "succeeded":
-                yield success_of(document, self._workflow.result_codec)
-            else:
-                yield failure_of(document)
+        record = await self._record(batch_id)
+        statuses: Collection[ExecutionStatus] = () if record.ended else ("succeeded", "failed", "cancelled")
+        async with aclosing(self._documents(batch_id, statuses, inputs=False)) as documents:
+            async for document in documents:
+                outcome = outcome_of(document, self._workflow.result_codec, ended=record.ended)
+                if outcome is not None:
+                    yield outcome
 
     async def documents(
-        self, batch_id: str, *, status: ExecutionStatus | None = None
+        self,
+        batch_id: str,
+        *,
+        status: Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"] | None = None,
     ) -> AsyncGenerator[DocumentInfo[D], None]:
         """The documents and where they are, in submission order, a page in memory at a time.
 
@@ -313,8 +327,9 @@ class BatchOrchestrator(Generic[D, R, S, V]):
             if not statuses:
                 return
         stages = definition_of(record).stages
-        async for document in self._documents(batch_id, statuses, inputs=True):
-            yield self._info(record, document, stages)
+        async with aclosing(self._documents(batch_id, statuses, inputs=True)) as documents:
+            async for document in documents:
+                yield self._info(record, document, stages)
 
     async def list_batches(
         self,
@@ -377,9 +392,12 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         self, batch_id: str, statuses: Collection[ExecutionStatus], *, inputs: bool
     ) -> AsyncGenerator[DocumentRecord, None]:
         pages = document_pages(self._worker.store, BatchId(batch_id), statuses, PAGE, inputs=inputs)
-        async for page in pages:
-            for document in page:
-                yield document
+        async with aclosing(pages):
+            async for page in pages:
+                for document in page:
+                    yield document
+                # The store may be open for others: what is read is this orchestrator's, inside its own block.
+                self._check_running()
 
     def _info(self, batch: BatchRecord, document: DocumentRecord, stages: tuple[str, ...]) -> DocumentInfo[D]:
         execution = document.execution
@@ -387,9 +405,11 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         if batch.ended and status in _UNFINISHED:
             status = "cancelled"
         failed = document.outcome is not None and status != "succeeded"
+        with payload_of(batch.batch_id, execution.document_id):
+            value = self._workflow.document_codec.decode(document.input)
         return DocumentInfo(
             document_id=execution.document_id,
-            document=self._workflow.document_codec.decode(document.input),
+            document=value,
             status=status,
             stage=stages[execution.mark] if execution.mark >= 0 else None,
             attempts=execution.attempt,
@@ -404,7 +424,8 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         if isinstance(state, Completed) and definition_of(record).resolver:
             (resolver,) = await self._worker.store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=1)
             assert resolver.outcome is not None
-            resolution = self._workflow.resolution_codec.decode(resolver.outcome)
+            with payload_of(record.batch_id, resolver.execution.document_id):
+                resolution = self._workflow.resolution_codec.decode(resolver.outcome)
         return BatchResult(
             batch_id=record.batch_id,
             state=state,

@@ -126,7 +126,7 @@ class Heartbeat:
         self._max_stall = max_stall.total_seconds()
         self._clock = clock
         self._lost = lost
-        self._stop = threading.Event()
+        self._stop = clock.alarm()
         self._ticked = clock.boot()
         self._thread = threading.Thread(target=self._run, name="durable-batches-heartbeat", daemon=True)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
 from typing import Final, Generic, TypeVar
 
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.records import RESOLVER_POSITION, DocumentRecord, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, Counts
-from durable_batches.runtime.codec import Codec
-from durable_batches.runtime.outcomes import DocumentFailure, DocumentSucceeded
+from durable_batches.runtime.codec import Codec, payload_of
+from durable_batches.runtime.outcomes import DocumentCancelled, DocumentFailure, DocumentSucceeded, Outcome
 from durable_batches.stores.protocol import Store
 
-__all__ = ["StoredResults", "document_pages", "failure_of"]
+__all__ = ["StoredResults", "checked_page_size", "document_pages", "failure_of", "outcome_of"]
 
 R = TypeVar("R")
 
@@ -29,29 +30,50 @@ class StoredResults(Generic[R]):
         self.batch_id: Final = batch_id
         self.counts: Final = counts
 
-    async def __aiter__(self) -> AsyncIterator[DocumentSucceeded[R]]:
-        async for page in self.pages(PAGE):
-            for result in page:
-                yield result
+    def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
+        return self.again()
 
-    async def pages(self, size: int) -> AsyncIterator[list[DocumentSucceeded[R]]]:
+    async def again(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
+        """See `Results.again`."""
+        async with aclosing(self.pages(PAGE)) as pages:
+            async for page in pages:
+                for result in page:
+                    yield result
+
+    def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R]], None]:
         """See `Results.pages`."""
-        async for page in document_pages(self._store, self.batch_id, ["succeeded"], size, inputs=False):
-            yield [success_of(document, self._codec) for document in page]
+        # Not a generator itself: it refuses a size where it is called, and not where it is iterated.
+        return self._pages(checked_page_size(size))
 
-    async def failures(self) -> AsyncIterator[DocumentFailure]:
+    async def _pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R]], None]:
+        pages = document_pages(self._store, self.batch_id, ["succeeded"], size, inputs=False)
+        async with aclosing(pages):
+            async for page in pages:
+                yield [success_of(document, self._codec) for document in page]
+
+    async def failures(self) -> AsyncGenerator[DocumentFailure, None]:
         """See `Results.failures`."""
-        async for page in document_pages(self._store, self.batch_id, ["failed"], PAGE, inputs=False):
-            for document in page:
-                yield failure_of(document)
+        async with aclosing(document_pages(self._store, self.batch_id, ["failed"], PAGE, inputs=False)) as pages:
+            async for page in pages:
+                for document in page:
+                    yield failure_of(document)
+
+
+def checked_page_size(size: int) -> int:
+    """The size of a page.
+
+    Raises:
+        ValueError: Nothing fits into it.
+    """
+    if size < 1:
+        raise ValueError(f"a page holds 1 document or more, not {size}")
+    return size
 
 
 async def document_pages(
     store: Store, batch_id: BatchId, statuses: Collection[ExecutionStatus], size: int, *, inputs: bool
-) -> AsyncIterator[list[DocumentRecord]]:
-    """A batch's documents in submission order, a page at a time."""
-    if size < 1:
-        raise ValueError("a page holds 1 document or more")
+) -> AsyncGenerator[list[DocumentRecord], None]:
+    """A batch's documents in submission order, a page at a time. Between pages it holds nothing of the store's."""
     after = RESOLVER_POSITION
     while True:
         page = list(await store.documents(batch_id, statuses=statuses, after=after, limit=size, inputs=inputs))
@@ -65,7 +87,29 @@ async def document_pages(
 def success_of(document: DocumentRecord, codec: Codec[R]) -> DocumentSucceeded[R]:
     """A succeeded document's record as its outcome."""
     assert document.outcome is not None
-    return DocumentSucceeded(document_id=document.execution.document_id, value=codec.decode(document.outcome))
+    execution = document.execution
+    with payload_of(execution.batch_id, execution.document_id):
+        value = codec.decode(document.outcome)
+    return DocumentSucceeded(document_id=execution.document_id, value=value)
+
+
+def outcome_of(document: DocumentRecord, codec: Codec[R], *, ended: bool) -> Outcome[R] | None:
+    """A document's record as its outcome; None: it has none yet.
+
+    Args:
+        document: The record.
+        codec: Of results.
+        ended: Whether its batch's run has ended. What has not ended by then is cancelled, whatever its row says.
+    """
+    match document.execution.status:
+        case "succeeded":
+            return success_of(document, codec)
+        case "failed":
+            return failure_of(document)
+        case "cancelled":
+            return DocumentCancelled(document_id=document.execution.document_id)
+        case "pending" | "running" | "waiting":
+            return DocumentCancelled(document_id=document.execution.document_id) if ended else None
 
 
 def failure_of(document: DocumentRecord) -> DocumentFailure:

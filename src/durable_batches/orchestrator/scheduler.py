@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
 from durable_batches.clock import Timer
 from durable_batches.errors import (
+    ConfigurationError,
     DurableBatchesError,
     FactRejectedError,
     PayloadError,
     StoreUnavailableError,
     WorkerFencedError,
+    place_of,
 )
 from durable_batches.lifecycle.core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
@@ -25,8 +28,8 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     Fact,
 )
-from durable_batches.lifecycle.failures import DocumentFailureRecord, message_of
-from durable_batches.lifecycle.policies import neighbours_allowed
+from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line, message_of
+from durable_batches.lifecycle.policies import document_retry_delay, neighbours_allowed
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     CheckpointRecord,
@@ -37,8 +40,10 @@ from durable_batches.lifecycle.records import (
     Micros,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.orchestrator.failure_log import FailureLog
 from durable_batches.orchestrator.resolution import StoredResults
-from durable_batches.runtime.codec import Codec
+from durable_batches.runtime.codec import Codec, payload_of
+from durable_batches.runtime.dependencies import dependencies_of
 from durable_batches.runtime.execute import (
     Attempt,
     AttemptFailed,
@@ -60,8 +65,6 @@ _ENDING: Final = frozenset({ExecutionSucceeded, ExecutionFailed, ExecutionReleas
 _CHECKPOINTS_A_CLAIM: Final = 1_000
 _IDLE_MICROS: Final = 5_000_000
 _POLL_SECONDS: Final = 0.1
-_AFTER_DUE_SECONDS: Final = 0.001
-"""The loop's clock and the store's may differ by less than this: better just after a due time than just before."""
 
 
 class _Held:
@@ -101,6 +104,7 @@ class Scheduler:
         self._shared = surroundings
         self._capacity = capacity
         self._poke = poke
+        self._failures = FailureLog()
         self._held: dict[ExecutionKey, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._hungry = True
@@ -122,7 +126,7 @@ class Scheduler:
             if self._workflows and self._room() > 0:
                 await self._wait_for_work()
                 self.hint()
-            await self._shared.clock.sleep(_POLL_SECONDS)
+            await self._shared.clock.sleep(_POLL_SECONDS, housekeeping=True)
 
     async def _wait_for_work(self) -> None:
         try:
@@ -133,6 +137,16 @@ class Scheduler:
     def _room(self) -> int:
         return self._capacity - len(self._held)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it asks for nothing now: it has no room, or nothing was due when it last asked."""
+        return not self._due and not (self._hungry and len(self._held) < self._window(()))
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """What runs here now, less those that are reporting their end."""
+        return [entry.attempt for entry in self._held.values() if not entry.finishing]
+
     def claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
         """What to claim with the commit of these facts."""
         ending = {(fact.batch_id, fact.position) for fact in facts if type(fact) in _ENDING}
@@ -141,8 +155,8 @@ class Scheduler:
         if not self._hungry or self._closing or not self._workflows:
             return None
         held = len(self._held.keys() - ending)
-        window = min((entry.window for key, entry in self._held.items() if key not in ending), default=self._capacity)
-        limit = max(min(self._capacity, window) - held, 0)
+        window = self._window(ending)
+        limit = max(window - held, 0)
         if limit == 0 and not self._due:
             return None
         # With no room either: a deadline may have passed.
@@ -155,6 +169,11 @@ class Scheduler:
             capacity=self._capacity,
             checkpoints=_CHECKPOINTS_A_CLAIM,
         )
+
+    def _window(self, ending: Collection[ExecutionKey]) -> int:
+        """How many executions it may hold once these have ended: few while a suspect is among them."""
+        windows = (entry.window for key, entry in self._held.items() if key not in ending)
+        return min(self._capacity, min(windows, default=self._capacity))
 
     def committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
         """A commit is through: let go of what ended, stop what its batch does not want any more, start the claims."""
@@ -176,7 +195,9 @@ class Scheduler:
             self._timer.cancel()
             self._timer = None
         if delay is not None and not self._closing:
-            self._timer = self._shared.clock.call_later(delay / 1_000_000 + _AFTER_DUE_SECONDS, self._fall_due)
+            clock = self._shared.clock
+            # Better just after a due time than just before.
+            self._timer = clock.call_later(delay / 1_000_000 + clock.tolerance, self._fall_due)
 
     def _fall_due(self) -> None:
         self._due = True
@@ -208,9 +229,13 @@ class Scheduler:
         finally:
             timer.cancel()
 
+    def halt(self) -> None:
+        """The worker is dead: nothing begins from here on, and what runs is cancelled."""
+        self._stop("fenced", drain=False)
+
     async def abandon(self) -> None:
         """The worker was declared dead: end everything, and say nothing about it."""
-        self._stop("fenced", drain=False)
+        self.halt()
         await self._all_ended()
 
     def _stop(self, reason: StopReason, *, drain: bool) -> None:
@@ -236,6 +261,7 @@ class Scheduler:
             checkpoints=list(claim.checkpoints),
             surroundings=self._shared,
             timeout=None if timeout is None or resolver else timeout.total_seconds(),
+            metadata=config.metadata,
         )
         window = neighbours_allowed(execution.crashes, config.max_crashes, self._capacity)
         entry = _Held(attempt, window)
@@ -258,10 +284,10 @@ class Scheduler:
         """Something failed that is no part of the user's own code: say so, and end the attempt all the same."""
         execution = claim.execution
         _log.error(
-            "document %r of batch %r is given up by this worker: %s",
-            execution.document_id,
-            execution.batch_id,
-            message_of(error),
+            "%s is given up by this worker in attempt %d: %s",
+            place_of(execution.batch_id, execution.document_id),
+            execution.attempt,
+            in_a_line(type(error).__name__, message_of(error)),
             exc_info=None if isinstance(error, DurableBatchesError) else error,
         )
         entry.finishing = True
@@ -269,7 +295,7 @@ class Scheduler:
         fact = (
             ExecutionReleased(*identity)
             if isinstance(error, StoreUnavailableError)
-            else _failed_to_record(identity, error, execution.attempt)
+            else _failed(identity, _failure_of(error, execution.attempt))
         )
         with suppress(DurableBatchesError):
             await self._shared.recorder.record(fact)
@@ -279,7 +305,9 @@ class Scheduler:
         await self._load_more(entry, claim)
 
         async def body() -> Any:
-            return await workflow.fn(workflow.document_codec.decode(claim.input))
+            with payload_of(claim.execution.batch_id, claim.execution.document_id):
+                document = workflow.document_codec.decode(claim.input)
+            return await workflow.fn(document)
 
         outcome = await entry.attempt.run(body)
         await self._conclude(entry, claim, outcome, workflow.result_codec)
@@ -291,8 +319,12 @@ class Scheduler:
 
         async def body() -> Any:
             if resolver is None:
-                raise PayloadError(f"workflow {workflow.name!r}", "$", "it has no resolver any more")
-            return await resolver(results)
+                raise ConfigurationError(
+                    f"workflow {workflow.name!r} has no resolver any more, and batch {claim.batch.batch_id!r} was "
+                    "submitted when it had one; run the batch with code that has it"
+                )
+            wanted = dependencies_of(resolver)
+            return await resolver(results, **await self._shared.dependencies.filled(wanted, {}))
 
         outcome = await entry.attempt.run(body)
         retry_in = None
@@ -346,10 +378,14 @@ class Scheduler:
                     fact = ExecutionSucceeded(*identity, codec.recoded(value)[0], unused)
                     await self._shared.recorder.record(fact)
                 except (PayloadError, FactRejectedError) as error:
-                    await self._shared.recorder.record(_failed_to_record(identity, error, execution.attempt))
+                    unrecorded = _failure_of(error, execution.attempt)
+                    self._failures.failed(execution, error, unrecorded, None)
+                    await self._shared.recorder.record(_failed(identity, unrecorded))
                 else:
                     self._warn_of_unused(claim, unused)
-            case AttemptFailed(record=record, retryable=retryable, forget=forget):
+            case AttemptFailed(error=error, record=record, retryable=retryable, forget=forget):
+                # Before it is committed: the store may be away, or the process about to end.
+                self._failures.failed(execution, error, record, _again_in(claim, retry_in, retryable=retryable))
                 await self._shared.recorder.record(
                     ExecutionFailed(
                         *identity,
@@ -373,6 +409,18 @@ class Scheduler:
             )
 
 
-def _failed_to_record(identity: tuple[BatchId, int, int, int], error: Exception, attempts: int) -> ExecutionFailed:
-    record = DocumentFailureRecord(message_of(error), type(error).__name__, None, attempts)
+def _failure_of(error: Exception, attempts: int) -> DocumentFailureRecord:
+    return DocumentFailureRecord(message_of(error), type(error).__name__, None, attempts)
+
+
+def _failed(identity: tuple[BatchId, int, int, int], record: DocumentFailureRecord) -> ExecutionFailed:
     return ExecutionFailed(*identity, outcome=record.encode(), error=record.error, retryable=False)
+
+
+def _again_in(claim: Claim, retry_in: Micros | None, *, retryable: bool) -> timedelta | None:
+    """When a failed attempt will be followed by another, as the commit is going to decide; None: by none."""
+    execution = claim.execution
+    if execution.position == RESOLVER_POSITION:
+        return None if retry_in is None else timedelta(microseconds=retry_in)
+    policy = definition_of(claim.batch).config.failure_policy
+    return document_retry_delay(policy, execution.failures + 1, retryable=retryable)

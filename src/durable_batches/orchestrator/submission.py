@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final, Generic, Literal, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from pydantic import BaseModel
 
@@ -14,6 +15,7 @@ from durable_batches.errors import (
     BatchExistsError,
     BatchNotFoundError,
     ConfigurationError,
+    PayloadError,
     StoreUnavailableError,
     SubmissionInProgressError,
     WorkflowMismatchError,
@@ -135,9 +137,13 @@ class Submission(Generic[D]):
         if self._workflow.resolver is not None:
             chunk.append(NewDocument(RESOLVER_POSITION, RESOLVER_DOCUMENT_ID, b""))
         async for document in source:
-            # Read again, too: better to refuse a document now than to find that no attempt can read it.
-            payload, _ = self._workflow.document_codec.recoded(document)
-            chunk.append(NewDocument(position, self._id_of(document, position), payload))
+            payload = self._encoded(document, position)
+            try:
+                document_id = self._id_of(document, position)
+            except Exception as error:
+                error.add_note(f"in the id of the document at position {position} of batch {self._batch_id!r}")
+                raise
+            chunk.append(NewDocument(position, document_id, payload))
             position += 1
             size += len(payload)
             if len(chunk) >= _CHUNK_DOCUMENTS or size >= _CHUNK_BYTES:
@@ -147,10 +153,22 @@ class Submission(Generic[D]):
             await store.add(self._batch_id, loader, chunk)
         return position
 
+    def _encoded(self, document: D, position: int) -> bytes:
+        try:
+            # Read again, too: better to refuse a document now than to find that no attempt can read it.
+            return self._workflow.document_codec.recoded(document)[0]
+        except PayloadError as error:
+            document_id = str(position)
+            with suppress(Exception):
+                # It may be the very thing that is wrong with the document.
+                document_id = self._id_of(document, position)
+            error.locate(self._batch_id, document_id)
+            raise
+
     def _id_of(self, document: D, position: int) -> str:
-        if self._document_id is None:
-            return str(position)
-        return _checked_id(self._document_id(document), "document_id")
+        if self._document_id is not None:
+            return _checked_id(self._document_id(document), "document_id")
+        return _own_id(document) or str(position)
 
 
 def _iterated(documents: Any) -> AsyncIterator[Any]:
@@ -172,6 +190,17 @@ def _iterated(documents: Any) -> AsyncIterator[Any]:
 async def _in_turn(documents: Iterable[D]) -> AsyncIterator[D]:
     for document in documents:
         yield document
+
+
+def _own_id(document: object) -> str | None:
+    """What the document itself says it is called; None where it says nothing."""
+    for name in ("document_id", "id"):
+        own = getattr(document, name, None)
+        if isinstance(own, str):
+            return _checked_id(own, f"the documents' {name}")
+        if isinstance(own, int | UUID) and not isinstance(own, bool):
+            return str(own)
+    return None
 
 
 def _checked_id(value: Any, what: str) -> str:

@@ -122,7 +122,7 @@ class Subscriptions:
         """Notice what other processes commit."""
         while True:
             if not self._subscriptions:
-                await self._clock.sleep(0.1)
+                await self._clock.sleep(0.1, housekeeping=True)
                 continue
             seen = {batch_id: self._latest.get(batch_id, 0) for batch_id in self._subscriptions}
             try:
@@ -137,4 +137,4 @@ class Subscriptions:
                             subscription.wake()
             except StoreUnavailableError as error:
                 _log.warning("watching batches waits: %s", error)
-                await self._clock.sleep(1.0)
+                await self._clock.sleep(1.0, housekeeping=True)

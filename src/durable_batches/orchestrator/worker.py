@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -24,10 +24,12 @@ from durable_batches.lifecycle.facts import Cancel, Command, Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId, WorkerRecord
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.locks import ReusableLock
+from durable_batches.orchestrator.failure_log import tell_of_crash_loops
 from durable_batches.orchestrator.journal import Journal
 from durable_batches.orchestrator.recovery import Heartbeat, is_dead, this_process
 from durable_batches.orchestrator.scheduler import AnyWorkflow, Scheduler
 from durable_batches.orchestrator.subscriptions import Subscriptions
+from durable_batches.runtime.dependencies import Dependencies, Provider
 from durable_batches.runtime.execute import ActivityReport, RunStats, Surroundings
 from durable_batches.stores.protocol import Store
 
@@ -63,6 +65,8 @@ class Worker:
         drain: How long activities may go on when the worker is closed; then they are cancelled. Unfinished
             documents are given back, with everything that they have recorded.
         max_stall: How long the event loop may stand still before the lease is let go.
+        dependencies: By provider, what activities and resolvers get in place of what it opens: the value itself,
+            or `dependency(other)` to have another one opened. For tests.
         clock: The time it goes by.
 
     Raises:
@@ -77,6 +81,7 @@ class Worker:
         lease: timedelta = _DEFAULT_LEASE,
         drain: timedelta = _DEFAULT_DRAIN,
         max_stall: timedelta = _DEFAULT_STALL,
+        dependencies: Mapping[Provider, object] | None = None,
         clock: Clock | None = None,
     ) -> None:
         # A class has the methods, too: the parentheses are easily forgotten.
@@ -95,6 +100,7 @@ class Worker:
         self._drain = drain
         self._max_stall = max_stall
         self._clock: Final[Clock] = clock or SystemClock()
+        self._dependencies = Dependencies(dependencies)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
         self._stats = RunStats()
         self._entered = 0
@@ -109,7 +115,14 @@ class Worker:
     # ---- for users -------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        """Open the store, register, take back what dead workers held, and begin to work. Entering nests."""
+        """Open the store and the dependencies, register, take back what dead workers held, and begin to work.
+
+        Entering nests.
+
+        Raises:
+            DependencyError: A dependency could not be opened.
+            StoreUnavailableError: The store could not.
+        """
         async with self._entering:
             if self._entered == 0:
                 await self._open()
@@ -160,6 +173,11 @@ class Worker:
         return self._subscriptions
 
     @property
+    def dependencies(self) -> Dependencies:
+        """What its activities and resolvers are given."""
+        return self._dependencies
+
+    @property
     def loading(self) -> set[BatchId]:
         """The batches that are being submitted through it at this moment."""
         return self._loading
@@ -172,7 +190,10 @@ class Worker:
         """
         for pair in workflow.versions:
             if self._workflows.get(pair, workflow) is not workflow:
-                raise ConfigurationError(f"the worker serves another workflow {pair[0]!r} of version {pair[1]!r}")
+                raise ConfigurationError(
+                    f"the worker serves another workflow {pair[0]!r} of version {pair[1]!r}; give one of them a name "
+                    "of its own: workflow(..., name=...)"
+                )
         for pair in workflow.versions:
             self._workflows[pair] = workflow
         self.hint()
@@ -225,6 +246,7 @@ class Worker:
             # A process that is gone was stopped by somebody; a lease that ran out is worth a look.
             level = logging.INFO if set(expired.workers) <= set(dead) else logging.WARNING
             _log.log(level, "declared dead, and freed what they held: %s", ", ".join(expired.workers))
+            tell_of_crash_loops(expired.events)
             self.announce(Committed(events=expired.events))
 
     # ---- its life --------------------------------------------------------------------------------------------
@@ -241,6 +263,17 @@ class Worker:
         self._threads = ThreadPoolExecutor(
             max(self._max_in_flight, _LEAST_THREADS), thread_name_prefix="durable-batches-activity"
         )
+        self._dependencies.start()
+        try:
+            if self._max_in_flight:
+                workflows = dict.fromkeys(self._workflows.values())
+                await self._dependencies.open(provider for workflow in workflows for provider in workflow.providers())
+            await self._begin()
+        except BaseException:
+            await self._close()
+            raise
+
+    async def _begin(self) -> None:
         began = asyncio.Event()
         self._life = asyncio.create_task(self._live(began), name="durable-batches worker")
         waiting = asyncio.create_task(began.wait())
@@ -248,9 +281,6 @@ class Worker:
             await asyncio.wait([self._life, waiting], return_when=asyncio.FIRST_COMPLETED)
             if self._life.done():
                 self._life.result()
-        except BaseException:
-            await self._close()
-            raise
         finally:
             waiting.cancel()
 
@@ -263,6 +293,13 @@ class Worker:
             if life is not None:
                 await _seen_through(life)
         finally:
+            try:
+                await self._dependencies.close()
+            finally:
+                await self._let_go()
+
+    async def _let_go(self) -> None:
+        try:
             if self._subscriptions is not None:
                 await self._subscriptions.close()
                 self._subscriptions = None
@@ -270,6 +307,7 @@ class Worker:
                 # A thread cannot be cancelled; one that a timeout left behind ends in its own time.
                 self._threads.shutdown(wait=False, cancel_futures=True)
                 self._threads = None
+        finally:
             await self._store.close()
 
     async def _live(self, began: asyncio.Event) -> None:
@@ -334,6 +372,7 @@ class _Incarnation:
             clock=self._clock,
             threads=threads,
             stats=worker.stats,
+            dependencies=worker.dependencies,
         )
         self.scheduler = Scheduler(store, workflows, self.surroundings, capacity=capacity, poke=self.journal.poke)
         self._closed = asyncio.Event()
@@ -439,12 +478,12 @@ class _Incarnation:
         """Show that the loop turns, whatever the store does meanwhile."""
         while True:
             self._heartbeat.tick()
-            await self._clock.sleep(min(_RESCUE_SECONDS, self._max_stall.total_seconds() / 4))
+            await self._clock.sleep(min(_RESCUE_SECONDS, self._max_stall.total_seconds() / 4), housekeeping=True)
 
     async def _look_around(self) -> None:
         """Now and then: rescue, and notice what other processes decided."""
         while True:
-            await self._clock.sleep(_RESCUE_SECONDS)
+            await self._clock.sleep(_RESCUE_SECONDS, housekeeping=True)
             try:
                 await self._worker.rescue()
                 for batch_id in self.scheduler.held_batches():

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import update_wrapper
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypeVar, get_args, get_origin, get_type_hints, overload
+from types import MethodType
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from durable_batches.errors import ActivityDefinitionError
 from durable_batches.lifecycle.machine import tag_of
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.states import Stage
-from durable_batches.runtime.checkpoint import CallKeys
 from durable_batches.runtime.codec import Codec
-from durable_batches.runtime.scope import workflow_scope
+from durable_batches.runtime.definition import ActivityDefinition, Replacement
+from durable_batches.runtime.dependencies import Dependency
+from durable_batches.runtime.scope import current_dependencies, workflow_scope
 
 __all__ = [
     "ActivityDecorator",
@@ -27,6 +30,8 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+P2 = ParamSpec("P2")
+O = TypeVar("O")  # noqa: E741  (the instance that a method is bound to)
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 X = TypeVar("X")
@@ -40,8 +45,10 @@ class DurableActivity(Generic[P, T_co]):
     In a workflow that an orchestrator runs, a call is recorded: its result is in the store before the workflow
     goes on, and no later attempt runs it again. Anywhere else, and inside another activity, it is the plain call.
 
+    A function in a class body is a method: the instance is bound, and no part of the key.
+
     Attributes:
-        name: Part of every checkpoint's key; the function's own name by default.
+        name: Part of every checkpoint's key; the function's own name by default, a method's with its class.
         version: Part of every checkpoint's key; a new one invalidates what was recorded, on purpose.
         stage: The stage that a document is in from the first call on.
         retry: What to do about an error.
@@ -61,19 +68,18 @@ class DurableActivity(Generic[P, T_co]):
         timeout: timedelta | None = None,
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
-        self.fn: Callable[P, Any] = fn
-        self.name: str = name or getattr(fn, "__name__", "") or type(fn).__name__
+        definition = ActivityDefinition[T_co](
+            fn, name=name, version=version, key=key, ignore=ignore, namespace=namespace
+        )
+        self.name: str = definition.name
         self.version: str = version
         self.stage: type[Stage] | None = stage
         self.retry: RetryPolicy = retry
         self.timeout: timedelta | None = timeout
-        self.is_async: bool = inspect.iscoroutinefunction(fn)
-        self._key = key
-        self._ignore = ignore
-        self._namespace = namespace
-        self._keys: CallKeys | None = None
-        self._codec: Codec[T_co] | None = None
-        self._check()
+        self._definition = definition
+        self._instance: object | None = None
+        self._own_key: str | None = None
+        self._check_options()
         update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]:
@@ -83,6 +89,10 @@ class DurableActivity(Generic[P, T_co]):
             ActivityFailedError: Recorded calls only: the attempts are used up.
             PayloadError: Recorded calls only: an argument cannot be encoded.
         """
+        if self._instance is None and self._definition.is_method and args:
+            # `Class.method(instance, ...)`
+            bound: Callable[..., Coroutine[Any, Any, T_co]] = self._bound_to(args[0])
+            return bound(*args[1:], **kwargs)
         workflow = workflow_scope()
         if workflow is None:
             return self._plain(args, kwargs)
@@ -91,73 +101,144 @@ class DurableActivity(Generic[P, T_co]):
     def __repr__(self) -> str:
         return f"<durable activity {self.name!r}>"
 
+    @overload
+    def __get__(self, instance: None, owner: type[Any], /) -> Self: ...
+    @overload
+    def __get__(
+        self: DurableActivity[Concatenate[O, P2], T], instance: O, owner: type[Any], /
+    ) -> DurableActivity[P2, T]: ...
+    def __get__(self, instance: Any, owner: Any, /) -> Any:
+        """As a method: `self` is bound, and no part of the key."""
+        if instance is None or not self._definition.is_method or self._instance is not None:
+            return self
+        return self._bound_to(instance)
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        """A class has it as an attribute."""
+        self._definition.became_method()
+
+    def with_options(
+        self,
+        *,
+        stage: type[Stage] | None = None,
+        key: str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: timedelta | None = None,
+    ) -> DurableActivity[P, T_co]:
+        """The same activity, called otherwise; name and version stay, they are its identity.
+
+        Args:
+            stage: Of the calls; as it is, where it is not given.
+            key: In place of the input's digest: on replay the key alone decides. Of two calls in one document with
+                the same key, the second is the second of its key on replay, too, and must have the same input.
+            retry: What to do about an error; as it is, where it is not given.
+            timeout: Of one attempt; as it is, where it is not given.
+
+        Raises:
+            ConfigurationError: `stage` is no stage, `key` is empty, or `timeout` is not positive.
+        """
+        other = self._copy()
+        other.stage = stage or self.stage
+        other.retry = retry or self.retry
+        other.timeout = self.timeout if timeout is None else timeout
+        other._own_key = self._own_key if key is None else key
+        other._check_options()
+        return other
+
+    @contextmanager
+    def replaced(self, fake: Callable[P, T_co] | Callable[P, Awaitable[T_co]]) -> Generator[None]:
+        """For tests: within the block, calls go to `fake`, sync or async, in all forms of the activity.
+
+        Name, key and recording stay; dependencies are not filled in, so that `fake` gets what the caller gives.
+        """
+        definition = self._definition
+        before = definition.replacement
+        definition.replacement = Replacement(fake, takes_instance=self._instance is None)
+        try:
+            yield
+        finally:
+            definition.replacement = before
+
+    # ---- for who runs it ---------------------------------------------------------------------------------------
+
+    @property
+    def definition(self) -> ActivityDefinition[T_co]:
+        """What it has in common with its other forms."""
+        return self._definition
+
+    @property
+    def codec(self) -> Codec[T_co]:
+        """What encodes its results."""
+        return self._definition.codec
+
+    @property
+    def has_explicit_key(self) -> bool:
+        """Whether not the input's digest, but a key of the user's own tells its calls apart."""
+        return self._own_key is not None or self._definition.key is not None
+
+    def base_key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """The key of a call but for its occurrence.
+
+        Raises:
+            PayloadError: An argument, or the explicit key, cannot be encoded.
+            TypeError: The arguments do not fit the function.
+        """
+        definition = self._definition
+        if self._own_key is not None:
+            return definition.keys.named(self._own_key)
+        if definition.key is not None:
+            own = args if self._instance is None else (self._instance, *args)
+            return definition.keys.named(definition.key(*own, **kwargs))
+        return definition.keys.base(args, kwargs) if definition.all_input else self._key_of_inputs(args, kwargs)
+
+    def _key_of_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        return self._definition.keys.base(*self._definition.inputs(args, kwargs))
+
+    def input_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        """The digest of the input of a call whose key is explicit; None where it cannot have one."""
+        definition = self._definition
+        return definition.keys.input_digest(*definition.inputs(args, kwargs))
+
+    def target(self) -> tuple[Callable[..., Any], bool]:
+        """The function to call, and whether it is async."""
+        return self._definition.function(self._instance)
+
+    def missing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Dependency]:
+        """The dependencies that a call leaves open."""
+        return self._definition.missing(args, kwargs)
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
     async def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T_co:
-        function: Callable[..., Any] = self.fn
-        result = function(*args, **kwargs) if self.is_async else await asyncio.to_thread(function, *args, **kwargs)
+        missing = self.missing(args, kwargs)
+        if missing:
+            kwargs = await current_dependencies().filled(missing, kwargs)
+        function, is_async = self.target()
+        result = function(*args, **kwargs) if is_async else await asyncio.to_thread(function, *args, **kwargs)
         if inspect.isawaitable(result):
             result = await result
         value: T_co = result
         return value
 
-    @property
-    def keys(self) -> CallKeys:
-        """What makes the keys of its calls."""
-        if self._keys is None:
-            self._prepare()
-        assert self._keys is not None
-        return self._keys
+    def _copy(self) -> DurableActivity[P, T_co]:
+        copy: DurableActivity[P, T_co] = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        return copy
 
-    @property
-    def codec(self) -> Codec[T_co]:
-        """What encodes its results."""
-        if self._codec is None:
-            self._prepare()
-        assert self._codec is not None
-        return self._codec
+    def _bound_to(self, instance: object) -> DurableActivity[..., T_co]:
+        bound = self._copy()
+        bound._instance = instance
+        # So that its signature is shown without the instance.
+        bound.__dict__["__wrapped__"] = MethodType(self._definition.fn, instance)
+        return bound
 
-    def _check(self) -> None:
-        if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
-            raise ActivityDefinitionError(
-                f"activity {self.name!r} is a generator; an activity returns one result, a list for example"
-            )
+    def _check_options(self) -> None:
         if self.stage is not None:
             tag_of(self.stage)
         if self.timeout is not None and self.timeout <= timedelta(0):
             raise ActivityDefinitionError(f"activity {self.name!r}: timeout must be positive")
-        unknown = [name for name in self._ignore if name not in inspect.signature(self.fn).parameters]
-        if unknown:
-            raise ActivityDefinitionError(f"activity {self.name!r} has no parameter {unknown[0]!r} to ignore")
-        # A name that is defined further down in the module is looked up at the first call.
-        self._prepare(tolerate_missing_names=True)
-
-    def _prepare(self, *, tolerate_missing_names: bool = False) -> None:
-        try:
-            hints = annotations_of(self.fn, self._namespace)
-        except NameError as error:
-            if tolerate_missing_names:
-                return
-            raise ActivityDefinitionError(
-                f"activity {self.name!r} has an annotation that cannot be resolved: {error}"
-            ) from None
-        if "return" not in hints:
-            raise ActivityDefinitionError(
-                f"activity {self.name!r} has no return annotation; its results are recorded and read as that type"
-            )
-        returned = hints.pop("return")
-        signature = inspect.signature(self.fn)
-        digested = {name: hint for name, hint in hints.items() if name not in self._ignore}
-        missing = [name for name in signature.parameters if name not in hints and name not in self._ignore]
-        if missing and self._key is None:
-            raise ActivityDefinitionError(
-                f"parameter {missing[0]!r} of activity {self.name!r} has no annotation; annotate it, or leave it "
-                f"out of the checkpoint's key with ignore=({missing[0]!r},)"
-            )
-        if self._key is not None:
-            # The input's digest only backs up the explicit key: parameters that cannot have one are left out.
-            digested = {name: hint for name, hint in digested.items() if _is_encodable(hint)}
-        self._keys = CallKeys(self.name, self.version, signature, digested, self._key)
-        self._codec = Codec(_awaited(returned), f"the result of activity {self.name!r}")
-        self._namespace = None
+        if self._own_key == "":
+            raise ActivityDefinitionError(f"activity {self.name!r}: a key must not be empty")
 
 
 class ActivityDecorator(Protocol):
@@ -302,23 +383,3 @@ async def map_activity(activity: Callable[[X], Awaitable[T]], items: Iterable[X]
     if failures:
         raise min(failures, key=lambda failure: failure[0])[1]
     return [results[index] for index in range(len(results))]
-
-
-def annotations_of(fn: Callable[..., Any], namespace: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The function's resolved annotations; names local to where it was defined are known, too."""
-    target = fn if inspect.isroutine(fn) else type(fn).__call__
-    return get_type_hints(target, localns=dict(namespace) if namespace else None, include_extras=True)
-
-
-def _awaited(annotation: Any) -> Any:
-    """What a value of this type awaits to: a function that is not async may return an awaitable."""
-    origin = get_origin(annotation)
-    return get_args(annotation)[-1] if isinstance(origin, type) and issubclass(origin, Awaitable) else annotation
-
-
-def _is_encodable(annotation: Any) -> bool:
-    try:
-        Codec[Any](annotation, "argument")
-    except ActivityDefinitionError:
-        return False
-    return True

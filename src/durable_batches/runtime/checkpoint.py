@@ -28,12 +28,11 @@ class CallKeys:
     Args:
         name: The activity's name.
         version: Its version.
-        signature: Of the function.
+        signature: Of the function, without what is no input (`self`, dependencies).
         hints: The parameters' annotations; those without one are no part of the digest.
-        key: The user's own key function, in place of the input's digest.
     """
 
-    __slots__ = ("_digesters", "_key", "_names", "_prefix", "_signature", "_simple", "_single")
+    __slots__ = ("_digesters", "_names", "_prefix", "_signature", "_simple", "_single")
 
     def __init__(
         self,
@@ -41,11 +40,9 @@ class CallKeys:
         version: str,
         signature: Signature,
         hints: Mapping[str, Any],
-        key: Callable[..., str] | None = None,
     ) -> None:
         self._prefix = f"{name}:{version}:"
         self._signature = signature
-        self._key = key
         parameters = signature.parameters.values()
         self._names = tuple(signature.parameters)
         # Calls that give every positional parameter in order and nothing else need no binding.
@@ -69,26 +66,21 @@ class CallKeys:
         single = self._simple and len(self._names) == 1 and len(digesters) == 1
         self._single = self._of_one(*digesters[0][1:]) if single else None
 
-    @property
-    def explicit(self) -> bool:
-        """Whether the user's own function makes the keys."""
-        return self._key is not None
-
     def base(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        """The key of a call but for its occurrence.
+        """The key of a call but for its occurrence: of its input.
 
         Raises:
             PayloadError: An argument cannot be encoded.
             TypeError: The arguments do not fit the function.
         """
-        if self._key is None:
-            return self._prefix + _digest(self._canonical(args, kwargs))
-        return f"{self._prefix}key={_digest(self._key(*args, **kwargs).encode())}"
+        return self._prefix + _digest(self._canonical(args, kwargs))
+
+    def named(self, key: str) -> str:
+        """The key of a call but for its occurrence: of the user's own making."""
+        return f"{self._prefix}key={_digest(key.encode())}"
 
     def input_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """The digest of the input of a call whose key is explicit; None where it has none."""
-        if self._key is None:
-            return None
         try:
             return _digest(self._canonical(args, kwargs))
         except PayloadError:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -40,7 +41,7 @@ from durable_batches.runtime.unions import (
     without_names,
 )
 
-__all__ = ["MAX_PAYLOAD_BYTES", "Codec", "Digester"]
+__all__ = ["MAX_PAYLOAD_BYTES", "Codec", "Digester", "payload_of"]
 
 T = TypeVar("T")
 
@@ -108,17 +109,27 @@ class Codec(Generic[T]):
         try:
             value: T = self._validator.validate_json(payload, by_alias=False, by_name=True)
         except ValidationError as error:
-            raise PayloadError(self._what, *_first_problem(error)) from None
+            raise PayloadError(self._what, *_first_problem(error), reading=True) from None
         except Exception as error:
             # A validator of the type's own may raise anything.
             reason = f"the type's own validation raised {type(error).__name__}"
-            raise PayloadError(self._what, "$", reason) from error
+            raise PayloadError(self._what, "$", reason, reading=True) from error
         return value
 
     def recoded(self, value: T) -> tuple[bytes, T]:
         """The value's bytes, and the value as everybody else will read it: what a replay returns."""
         payload = self.encode(value)
         return payload, self.decode(payload)
+
+
+@contextmanager
+def payload_of(batch_id: str, document_id: str) -> Generator[None]:
+    """Within: a payload that cannot be stored or read is said to be this document's, or this batch's resolver's."""
+    try:
+        yield
+    except PayloadError as error:
+        error.locate(batch_id, document_id)
+        raise
 
 
 class Digester:

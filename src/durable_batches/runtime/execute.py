@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -21,15 +22,25 @@ from durable_batches.errors import (
     ActivityFailedError,
     ActivityTimeoutError,
     DocumentTimeoutError,
+    place_of,
 )
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, Fact, StageEntered
-from durable_batches.lifecycle.failures import ActivityFailure, DocumentFailureRecord, message_of
+from durable_batches.lifecycle.failures import (
+    ActivityFailure,
+    DocumentFailureRecord,
+    in_a_line,
+    message_of,
+    message_of_group,
+)
 from durable_batches.lifecycle.policies import is_retryable
 from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord, Refusal
 from durable_batches.lifecycle.states import BatchId, Stage
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.checkpoint import Recorded
-from durable_batches.runtime.scope import enter_activity, enter_workflow, leave
+from durable_batches.runtime.codec import payload_of
+from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.scope import ExecutionContext, enter_activity, enter_workflow, leave
+from durable_batches.runtime.tracebacks import related, trim
 
 __all__ = [
     "ActivityReport",
@@ -40,6 +51,8 @@ __all__ = [
     "Recorder",
     "RunStats",
 ]
+
+_log = logging.getLogger("durable_batches")
 
 GRACE_SECONDS: Final = 30.0
 """How long calls that a workflow left running may take to finish: they are paid for."""
@@ -117,6 +130,7 @@ class Surroundings:
     clock: Clock
     threads: Executor
     stats: RunStats
+    dependencies: Dependencies = field(default_factory=Dependencies)
     reports: dict[tuple[BatchId, str, str], ActivityReport] = field(
         default_factory=dict[tuple[BatchId, str, str], ActivityReport]
     )
@@ -128,10 +142,12 @@ class Attempt:
 
     Args:
         execution: Whose attempt it is.
-        stage_index: Gives a stage's place in the machine, or raises ForeignStageError.
+        stage_index: Gives a stage's place in the machine, or raises ForeignStageError; None where the execution
+            has no stages (the resolver).
         checkpoints: What earlier attempts recorded.
         surroundings: What it shares with others.
-        on_mark: None where the execution has no stages (the resolver).
+        timeout: Of the attempt, in seconds.
+        metadata: Of the batch.
     """
 
     def __init__(
@@ -142,8 +158,10 @@ class Attempt:
         checkpoints: list[CheckpointRecord],
         surroundings: Surroundings,
         timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.execution = execution
+        self._metadata = metadata or {}
         self.recorded: Recorded = Recorded(checkpoints)
         self._stage_index = stage_index
         self._mark = self._reported = execution.mark
@@ -212,7 +230,11 @@ class Attempt:
             if deadline is not None and deadline.expired and isinstance(error, TimeoutError):
                 assert self._timeout is not None
                 batch_id, document_id = self.execution.batch_id, self.execution.document_id
-                error = DocumentTimeoutError(batch_id, document_id, self._timeout)
+                late = self._failed(DocumentTimeoutError(batch_id, document_id, self._timeout))
+                # Where it was at that moment; for whoever reads it, and no part of what failed.
+                late.error.__cause__ = error.__cause__
+                trim(late.error)
+                return late
             return self._failed(error)
         finally:
             leave(tokens)
@@ -262,6 +284,19 @@ class Attempt:
         for call in self._calls:
             call.task.cancel()
 
+    @property
+    def context(self) -> ExecutionContext:
+        """See `WorkflowScope`."""
+        execution = self.execution
+        return ExecutionContext(
+            batch_id=execution.batch_id,
+            document_id=execution.document_id,
+            ordinal=execution.position,
+            attempt=execution.attempt,
+            run=execution.run,
+            metadata=self._metadata,
+        )
+
     # ---- stages ----------------------------------------------------------------------------------------------
 
     def enter_stage(self, stage: type[Stage]) -> None:
@@ -294,8 +329,9 @@ class Attempt:
             # The attempt is over: whoever still calls is unwound.
             self._unwound = self._unwound or not self._ended
             raise asyncio.CancelledError
-        base = activity.keys.base(args, kwargs)
-        if activity.keys.explicit:
+        with payload_of(self.execution.batch_id, self.execution.document_id):
+            base = activity.base_key(args, kwargs)
+        if activity.has_explicit_key:
             self._check_input(activity, base, args, kwargs)
         if activity.stage is not None:
             self._enter(activity.stage, activity.name)
@@ -327,7 +363,7 @@ class Attempt:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        digest = activity.keys.input_digest(args, kwargs)
+        digest = activity.input_digest(args, kwargs)
         if digest is not None:
             batch_id, document_id = self.execution.batch_id, self.execution.document_id
             self.recorded.check_input(base, digest, activity.name, batch_id, document_id)
@@ -341,9 +377,11 @@ class Attempt:
 
     def _replay(self, activity: DurableActivity[Any, Any], checkpoint: CheckpointRecord) -> Any:
         self._shared.stats.activities_replayed += 1
+        batch_id, document_id = self.execution.batch_id, self.execution.document_id
         if checkpoint.kind == "succeeded":
-            return activity.codec.decode(checkpoint.payload)
-        error = ActivityFailure.decode(checkpoint.payload).error()
+            with payload_of(batch_id, document_id):
+                return activity.codec.decode(checkpoint.payload)
+        error = ActivityFailure.decode(checkpoint.payload).error(batch_id, document_id)
         self._note_failure(error, checkpoint.key)
         raise error
 
@@ -354,10 +392,13 @@ class Attempt:
             call.attempt += 1
             tokens = enter_activity(call)
             try:
-                if activity.timeout is None and activity.is_async:
-                    result = await activity.fn(*args, **kwargs)
+                missing = activity.missing(args, kwargs)
+                filled = await self._shared.dependencies.filled(missing, kwargs) if missing else kwargs
+                function, is_async = activity.target()
+                if activity.timeout is None and is_async:
+                    result = await function(*args, **filled)
                 else:
-                    result = await self._run_aside(activity, args, kwargs)
+                    result = await self._run_aside(call, function, args, filled, is_async=is_async)
                 return activity.codec.recoded(result)
             except asyncio.CancelledError:
                 if _cancelling(call.task) or self._stopping is not None or self._ended:
@@ -374,7 +415,10 @@ class Attempt:
             if delay is None:
                 retryable = activity.retry.verdict(error) is not False
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
+                trim(error)
                 raise await self._recorded_failure(call.key, failure) from error
+            if _log.isEnabledFor(logging.INFO):
+                call.tell_of_retry(error, delay.total_seconds())
             await call.wait(self._shared.clock, delay.total_seconds())
 
     async def _record(self, call: _Call, payload: bytes) -> None:
@@ -398,7 +442,7 @@ class Attempt:
 
     async def _recorded_failure(self, key: str, failure: ActivityFailure) -> ActivityFailedError:
         execution = self.execution
-        error = failure.error()
+        error = failure.error(execution.batch_id, execution.document_id)
         # In the grace after the attempt's end only results are worth recording: nobody will catch a failure.
         if not self._ended:
             # Noted at once, for a sibling may end the attempt before this is committed; and again when it is.
@@ -424,21 +468,36 @@ class Attempt:
         raise asyncio.CancelledError
 
     async def _run_aside(
-        self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        call: _Call,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_async: bool,
     ) -> Any:
-        """Run the function once, under its timeout, and in a thread where it is a sync one."""
+        """Run the function once, under the activity's timeout, and in a thread where it is a sync one."""
+        activity = call.activity
         if activity.timeout is None:
-            return await self._in_thread(activity.fn, args, kwargs)
+            return await self._in_thread(function, args, kwargs)
         seconds = activity.timeout.total_seconds()
         deadline = Deadline(self._shared.clock, seconds)
         try:
             async with deadline:
-                if activity.is_async:
-                    return await activity.fn(*args, **kwargs)
-                return await self._in_thread(activity.fn, args, kwargs)
+                if is_async:
+                    return await function(*args, **kwargs)
+                return await self._in_thread(function, args, kwargs)
         except TimeoutError as error:
             if deadline.expired:
-                raise ActivityTimeoutError(activity.name, seconds) from error
+                late = ActivityTimeoutError(
+                    activity.name,
+                    seconds,
+                    attempt=call.attempt,
+                    batch_id=call.batch_id,
+                    document_id=call.document_id,
+                )
+                # Where it was at that moment.
+                raise late from error.__cause__
             raise
 
     async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -461,6 +520,7 @@ class Attempt:
         error.__dict__["_checkpoint"] = key
 
     def _failed(self, error: BaseException) -> AttemptFailed:
+        trim(error)
         leaves = list(_leaves(error))
         first = next((leaf for leaf in leaves if isinstance(leaf, ActivityFailedError)), error)
         if isinstance(first, ActivityFailedError):
@@ -468,7 +528,7 @@ class Attempt:
         else:
             error_type, activity = type(error).__name__, None
         record = DocumentFailureRecord(
-            error=message_of(first if isinstance(error, BaseExceptionGroup) else error),
+            error=message_of_group(error, leaves[0]) if isinstance(first, BaseExceptionGroup) else message_of(first),
             error_type=error_type,
             activity=activity,
             attempts=self.execution.attempt,
@@ -487,7 +547,7 @@ class Attempt:
         `gather`, of which only one is raised). One that it caught and went on from stays, and is replayed.
         """
         keys = {key for key, started in self._failures.items() if started == self._calls_started}
-        for part in _chain(error):
+        for part in related(error):
             key = part.__dict__.get("_checkpoint")
             if key is not None:
                 keys.add(key)
@@ -523,6 +583,14 @@ class _Call:
         return self._attempt_of._shared.clock  # pyright: ignore[reportPrivateUsage]
 
     @property
+    def dependencies(self) -> Dependencies:
+        return self._attempt_of._shared.dependencies  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def context(self) -> ExecutionContext:
+        return self._attempt_of.context
+
+    @property
     def identity(self) -> tuple[BatchId, str, str]:
         return self.batch_id, self.document_id, self.key
 
@@ -543,6 +611,18 @@ class _Call:
             await clock.sleep(seconds)
         finally:
             self._waiting = False
+
+    def tell_of_retry(self, error: BaseException, seconds: float) -> None:
+        """Log it, in a line."""
+        _log.info(
+            "activity %r in %s: try %d of %d failed: %s; again in %.3g s",
+            self.activity.name,
+            place_of(self.batch_id, self.document_id),
+            self.attempt,
+            self.activity.retry.max_attempts,
+            in_a_line(type(error).__name__, message_of(error)),
+            seconds,
+        )
 
     def stop_waiting(self) -> None:
         if self._waiting:
@@ -565,18 +645,3 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(part)  # pyright: ignore[reportUnknownArgumentType]
     else:
         yield error
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came from, and what its groups hold; each once."""
-    waiting: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while waiting:
-        part = waiting.pop()
-        if part is None or id(part) in seen:
-            continue
-        seen.add(id(part))
-        yield part
-        waiting += [part.__cause__, part.__context__]
-        if isinstance(part, BaseExceptionGroup):
-            waiting += part.exceptions  # pyright: ignore[reportUnknownMemberType]

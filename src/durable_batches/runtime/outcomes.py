@@ -9,7 +9,13 @@ from typing import Generic, Literal, Self
 
 from typing_extensions import TypeAliasType, TypeVar
 
-from durable_batches.errors import BatchCancelledError, BatchFailedError, DocumentsFailedError
+from durable_batches.errors import (
+    BatchCancelledError,
+    BatchFailedError,
+    DocumentsFailedError,
+    listed,
+    shortened,
+)
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Counts, Failed
 
@@ -61,8 +67,8 @@ class DocumentCancelled:
     tag: Literal["cancelled"] = "cancelled"
 
 
-Outcome = TypeAliasType("Outcome", DocumentSucceeded[R] | DocumentFailure, type_params=(R,))
-"""How a document ended of itself: a closed union, to `match` over."""
+Outcome = TypeAliasType("Outcome", DocumentSucceeded[R] | DocumentFailure | DocumentCancelled, type_params=(R,))
+"""How a document ended: a closed union, to `match` over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,7 @@ class DocumentInfo(Generic[D_co]):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult(Generic[V_co]):
-    """The end of a run.
+    """The end of a run; printed, it is a summary for people, the first failures included, without any payload.
 
     Attributes:
         batch_id: The batch.
@@ -98,6 +104,40 @@ class BatchResult(Generic[V_co]):
     resolution: V_co | None
     failures: Sequence[DocumentFailure] = ()
 
+    def __str__(self) -> str:
+        counts = self.counts
+        parts = {"failed": counts.failed, "cancelled": counts.cancelled}
+        others = "".join(f", {number} {name}" for name, number in parts.items() if number)
+        failures = [(failure.document_id, f"{failure.error_type}: {failure.error}") for failure in self.failures]
+        return (
+            f"batch {self.batch_id!r} {self._end()}: {counts.succeeded} of {counts.total} documents succeeded{others}"
+            + listed(failures, counts.failed)
+        )
+
+    def _end(self) -> str:
+        match self.state:
+            case Completed():
+                return "completed"
+            case Failed(error=error):
+                return f"failed ({shortened(error)})"
+            case Cancelled(reason=reason):
+                return f"was cancelled ({shortened(reason)})" if reason else "was cancelled"
+
+    @property
+    def exit_code(self) -> int:
+        """The end in a number, for `sys.exit`.
+
+        0: every document succeeded. 3: the batch completed, but documents failed. 4: the batch failed. 5: it was
+        cancelled. None of them is one that Python (1), a wrong command line (2) or a signal (128 and more) gives.
+        """
+        match self.state:
+            case Completed():
+                return 3 if self.counts.failed else 0
+            case Failed():
+                return 4
+            case Cancelled():
+                return 5
+
     @property
     def value(self) -> V_co:
         """What the resolver returned.
@@ -108,7 +148,7 @@ class BatchResult(Generic[V_co]):
         """
         match self.state:
             case Failed(error=error):
-                raise BatchFailedError(self.batch_id, error, self.counts)
+                raise BatchFailedError(self.batch_id, error, self.counts, self._shown_failures())
             case Cancelled(reason=reason):
                 raise BatchCancelledError(self.batch_id, reason, self.counts)
             case Completed():
@@ -124,7 +164,9 @@ class BatchResult(Generic[V_co]):
             DocumentsFailedError: It completed, but documents failed; it shows the first of them.
         """
         if isinstance(self.state, Completed) and self.counts.failed:
-            shown = [(failure.document_id, failure.error) for failure in self.failures]
-            raise DocumentsFailedError(self.batch_id, self.counts, shown)
+            raise DocumentsFailedError(self.batch_id, self.counts, self._shown_failures())
         _ = self.value
         return self
+
+    def _shown_failures(self) -> list[tuple[str, str]]:
+        return [(failure.document_id, failure.error) for failure in self.failures]

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from durable_batches.clock import Clock, SystemClock
-from durable_batches.errors import NotInActivityError
+from durable_batches.errors import NotInActivityError, NotInWorkflowError
 from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.runtime.dependencies import Dependencies
 
 if TYPE_CHECKING:
     from durable_batches.runtime.activity import DurableActivity
 
 __all__ = [
     "ActivityContext",
+    "ExecutionContext",
     "WorkflowScope",
     "current_activity",
     "current_clock",
+    "current_dependencies",
+    "current_execution",
     "enter_activity",
     "enter_workflow",
     "leave",
+    "leave_stand_in",
+    "stand_in",
     "workflow_scope",
 ]
 
@@ -53,8 +60,30 @@ class ActivityContext(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExecutionContext:
+    """What workflow code can know about the attempt that it runs in."""
+
+    batch_id: BatchId
+    document_id: str
+    """Empty in a resolver."""
+    ordinal: int
+    """The document's place in the submission's order, from 0; -1 in a resolver."""
+    attempt: int
+    """Of the document, from 1; crashes and deploys count. Not the same on every attempt: decide nothing by it."""
+    run: int
+    """Of the batch, from 1."""
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The labels that the batch was submitted with (`BatchConfig.metadata`)."""
+
+
 class WorkflowScope(Protocol):
     """What activities need of the execution that they are called in."""
+
+    @property
+    def context(self) -> ExecutionContext:
+        """Which execution it is."""
+        ...
 
     async def call(self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the call's recorded result, or run and record it."""
@@ -67,6 +96,9 @@ class WorkflowScope(Protocol):
 
 _workflow: Final[ContextVar[WorkflowScope | None]] = ContextVar("durable_batches_workflow", default=None)
 _activity: Final[ContextVar[ActivityContext | None]] = ContextVar("durable_batches_activity", default=None)
+
+_stand_in: Final[ContextVar[ExecutionContext | None]] = ContextVar("durable_batches_execution", default=None)
+"""For unit tests: the context of workflow code that no orchestrator runs."""
 
 workflow_scope: Callable[[], WorkflowScope | None] = _workflow.get
 """The execution whose workflow code is running; None outside of one, and inside an activity."""
@@ -100,6 +132,37 @@ def current_activity() -> ActivityContext:
     if call is None:
         raise NotInActivityError("current_activity() was called outside an activity that an orchestrator runs")
     return call
+
+
+def current_execution() -> ExecutionContext:
+    """The execution whose workflow, resolver or activity is running: ids, attempt, metadata.
+
+    Raises:
+        NotInWorkflowError: The code is not running in a workflow within an orchestrator.
+    """
+    scope = _workflow.get()
+    if scope is not None:
+        return scope.context
+    context: ExecutionContext | None = getattr(_activity.get(), "context", None) or _stand_in.get()
+    if context is None:
+        raise NotInWorkflowError("current_execution() was called outside a workflow that an orchestrator runs")
+    return context
+
+
+def stand_in(context: ExecutionContext) -> Token[ExecutionContext | None]:
+    """For unit tests: from here on `current_execution()` is this, where no orchestrator says otherwise."""
+    return _stand_in.set(context)
+
+
+def leave_stand_in(token: Token[ExecutionContext | None]) -> None:
+    """Back to where it was before `stand_in`."""
+    _stand_in.reset(token)
+
+
+def current_dependencies() -> Dependencies:
+    """Those of the worker that runs the activity; outside of one, none."""
+    dependencies: Dependencies | None = getattr(_activity.get(), "dependencies", None)
+    return dependencies or Dependencies()
 
 
 def current_clock() -> Clock:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dis
 import inspect
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from datetime import datetime
 from functools import cache, update_wrapper
-from types import CellType, CodeType, ModuleType
-from typing import Any, Final, Generic, NamedTuple, Protocol, cast, overload
+from typing import Any, Final, Generic, Protocol, overload
 from uuid import UUID, uuid4
 
 from typing_extensions import TypeAliasType, TypeVar
@@ -20,8 +17,11 @@ from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
 from durable_batches.lifecycle.moments import from_micros
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
-from durable_batches.runtime.activity import DurableActivity, annotations_of, durable_activity
+from durable_batches.runtime.activity import DurableActivity, durable_activity
 from durable_batches.runtime.codec import Codec
+from durable_batches.runtime.definition import annotations_of
+from durable_batches.runtime.dependencies import Provider, dependencies_of
+from durable_batches.runtime.discovery import activities_named_in
 from durable_batches.runtime.outcomes import DocumentFailure, DocumentSucceeded
 from durable_batches.runtime.scope import current_clock, workflow_scope
 
@@ -50,7 +50,9 @@ _DEFAULT_RETRY: Final = RetryPolicy()
 class Results(Protocol[R]):
     """What a resolver gets: the results of all documents that succeeded, in submission order, streamed.
 
-    However many there are, a page of them is in memory at a time.
+    However many there are, a page of them is in memory at a time. Every way through them is an async generator: one
+    that is left early is best closed, `async with aclosing(results.again()) as found: ...`. A unit test makes some
+    with `durable_batches.testing.results_of`.
     """
 
     @property
@@ -63,15 +65,23 @@ class Results(Protocol[R]):
         """Where its documents ended."""
         ...
 
-    def __aiter__(self) -> AsyncIterator[DocumentSucceeded[R]]:
+    def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
         """The results, from the first; can be iterated again."""
         ...
 
-    def pages(self, size: int) -> AsyncIterator[list[DocumentSucceeded[R]]]:
-        """The results in lists of at most `size`."""
+    def again(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
+        """The results from the first again: a pass of its own, whatever other passes are under way."""
         ...
 
-    def failures(self) -> AsyncIterator[DocumentFailure]:
+    def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R]], None]:
+        """The results in lists of at most `size`.
+
+        Raises:
+            ValueError: `size` is less than 1; at the call already.
+        """
+        ...
+
+    def failures(self) -> AsyncGenerator[DocumentFailure, None]:
         """The documents that failed, in submission order."""
         ...
 
@@ -153,9 +163,25 @@ class Workflow(Generic[D, R, S, V]):
             ForeignStageError: The function names an activity whose stage is foreign.
         """
         self._prepared()
-        for activity in activities_named_in(self.fn):
+        activities = _told_apart(self.fn, f"workflow {self.name!r}")
+        for activity in activities:
             if activity.stage is not None:
                 self.stage_index(activity.stage, activity.name)
+        if self.resolver is not None:
+            _told_apart(self.resolver, f"the resolver of workflow {self.name!r}")
+
+    def providers(self) -> Iterator[Provider]:
+        """What a worker opens for it before it begins: what its activities and its resolver name as dependencies.
+
+        An activity that only a variable leads to is not found here; what it depends on is opened at its first call.
+        """
+        functions: list[Callable[..., Any]] = [self.fn]
+        if self.resolver is not None:
+            functions.append(self.resolver)
+            yield from (wanted.provider for wanted in dependencies_of(self.resolver).values())
+        for function in functions:
+            for activity in activities_named_in(function):
+                yield from (wanted.provider for wanted in activity.missing((), {}).values())
 
     def stage_index(self, stage: type[Stage], activity: str | None = None) -> int:
         """The stage's place in the machine.
@@ -204,6 +230,20 @@ class Workflow(Generic[D, R, S, V]):
 
 
 _MISSING: Final = object()
+
+
+def _told_apart(fn: Callable[..., Any], what: str) -> list[DurableActivity[..., Any]]:
+    """The activities that a function names, of which no two have one name."""
+    known: dict[tuple[str, str], DurableActivity[..., Any]] = {}
+    found = list(activities_named_in(fn))
+    for activity in found:
+        other = known.setdefault((activity.name, activity.version), activity)
+        if other.definition is not activity.definition:
+            raise ActivityDefinitionError(
+                f"{what} calls two activities of the name {activity.name!r}, whose recorded results could not be "
+                "told apart; give one of them another name: durable_activity(name=...)"
+            )
+    return found
 
 
 async def _coroutine(awaitable: Awaitable[R]) -> R:
@@ -328,58 +368,3 @@ def _uuid_activity() -> DurableActivity[[], UUID]:
         return uuid4()
 
     return uuid
-
-
-# ---- what a function names -----------------------------------------------------------------------------------------
-
-
-def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[..., Any]]:
-    """The activities that a function's code names, directly or as an attribute of a module or class."""
-    fn = inspect.unwrap(fn)
-    code: CodeType | None = getattr(fn, "__code__", None)
-    if code is not None:
-        known = _Names(fn.__globals__, _closure(fn, code))
-        for part in _all_code(code):
-            yield from _activities_in(part, known)
-
-
-class _Names(NamedTuple):
-    """What a function's names stand for."""
-
-    of_module: Mapping[str, Any]
-    of_closure: Mapping[str, Any]
-
-
-def _activities_in(code: CodeType, names: _Names) -> Iterator[DurableActivity[..., Any]]:
-    found: Any = _MISSING
-    for instruction in dis.get_instructions(code):
-        match instruction.opname:
-            case "LOAD_GLOBAL" | "LOAD_NAME":
-                found = names.of_module.get(instruction.argval, _MISSING)
-            case "LOAD_DEREF" | "LOAD_CLASSDEREF":
-                found = names.of_closure.get(instruction.argval, _MISSING)
-            case "LOAD_ATTR" | "LOAD_METHOD" if isinstance(found, ModuleType | type):
-                found = inspect.getattr_static(found, instruction.argval, _MISSING)
-            case "EXTENDED_ARG":
-                continue
-            case _:
-                found = _MISSING
-        if isinstance(found, DurableActivity):
-            yield cast(DurableActivity[..., Any], found)
-
-
-def _all_code(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _all_code(constant)
-
-
-def _closure(fn: Callable[..., Any], code: CodeType) -> dict[str, Any]:
-    cells: tuple[CellType, ...] = getattr(fn, "__closure__", None) or ()
-    found: dict[str, Any] = {}
-    for name, cell in zip(code.co_freevars, cells, strict=True):
-        # A variable that is not set yet has an empty cell.
-        with suppress(ValueError):
-            found[name] = cell.cell_contents
-    return found

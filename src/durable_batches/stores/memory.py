@@ -413,7 +413,7 @@ class MemoryStore:
             ended = True
             self._notify()
 
-        timer = self._clock.call_later(timeout / 1_000_000, time_is_up)
+        timer = self._clock.call_later(timeout / 1_000_000, time_is_up, housekeeping=True)
         try:
             while not ended and not self._may_interest(seen, work):
                 changed = asyncio.get_running_loop().create_future()

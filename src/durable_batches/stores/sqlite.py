@@ -417,7 +417,7 @@ class SQLiteStore:
             left = end - self._clock.boot()
             if left <= 0:
                 return
-            await self._clock.sleep(min(_POLL_SECONDS, left))
+            await self._clock.sleep(min(_POLL_SECONDS, left), housekeeping=True)
 
     # ---- the threads -------------------------------------------------------------------------------------------
 
@@ -425,14 +425,14 @@ class SQLiteStore:
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         if self._writer is None:
-            raise StoreUnavailableError(f"{self!r} is not open")
+            raise StoreUnavailableError(f"{self!r} is not open; use it inside `async with` its orchestrator or worker")
         return await self._writer.run(work, *args, **kwargs)
 
     async def _read(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         if self._reader is None:
-            raise StoreUnavailableError(f"{self!r} is not open")
+            raise StoreUnavailableError(f"{self!r} is not open; use it inside `async with` its orchestrator or worker")
         return await self._reader.run(work, *args, **kwargs)
 
     def _boot(self) -> Micros:
@@ -457,7 +457,7 @@ class _Thread:
     async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         connection = self._connection
         if connection is None:
-            raise StoreUnavailableError(f"the database {self._path} is closed")
+            raise StoreUnavailableError(f"the database {self._path} was closed while it was in use")
 
         def call() -> T:
             with translated(self._path):

@@ -135,7 +135,9 @@ def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
         case sqlite3.SQLITE_CORRUPT:
             return StoreCorruptError(f"the database {path} is damaged ({error}); restore it from a backup")
         case sqlite3.SQLITE_NOTADB:
-            return StoreCorruptError(f"the file {path} is not a SQLite database; it was left as it is")
+            return StoreCorruptError(
+                f"the file {path} is not a SQLite database; it was left as it is, so give another path"
+            )
         case sqlite3.SQLITE_CONSTRAINT | sqlite3.SQLITE_MISMATCH | sqlite3.SQLITE_TOOBIG | sqlite3.SQLITE_RANGE:
             return FactRejectedError(f"the database {path} refuses a value: {error}")
         case _:

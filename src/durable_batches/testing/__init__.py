@@ -1,15 +1,16 @@
-"""What tests need: a clock that is moved by hand, and the conformance suite for authors of stores."""
+"""What tests need: a clock that is moved by hand, results for a resolver, and the conformance suite for authors of stores."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from durable_batches.testing.clock import ManualClock
+from durable_batches.testing.results import results_of
 
 if TYPE_CHECKING:
     from durable_batches.testing.conformance import StoreConformance
 
-__all__ = ["ManualClock", "StoreConformance"]
+__all__ = ["ManualClock", "StoreConformance", "results_of"]
 
 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Final
 
-from durable_batches.clock import Timer
+from durable_batches.clock import Alarm, Timer
 from durable_batches.lifecycle.moments import to_micros
 
 __all__ = ["ManualClock"]
@@ -24,7 +24,8 @@ class ManualClock:
     """A `durable_batches.clock.Clock` that is moved by hand.
 
     Nothing happens by itself: who sleeps on it sleeps until `advance`. All methods may be called from any
-    thread; a timer calls back on the event loop that it was set on, as real ones do.
+    thread; a timer calls back on the event loop that it was set on, as real ones do. An activity of a test that
+    is to take a while sleeps on it, too: `await clock.sleep(30)`.
 
     Args:
         start: What the wall clock shows at first; an aware moment.
@@ -39,10 +40,12 @@ class ManualClock:
 
     def __init__(self, start: datetime = _START) -> None:
         self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
         self._wall_start = to_micros(start)
         self._elapsed = 0
         self._calls: list[_Call] = []
         self._numbers = count()
+        self._sleepers: set[asyncio.Task[object]] = set()
 
     def __repr__(self) -> str:
         return f"<ManualClock, advanced by {timedelta(microseconds=self._elapsed)}>"
@@ -57,34 +60,61 @@ class ManualClock:
         with self._lock:
             return (_BOOTED_BEFORE + self._elapsed) / 1_000_000
 
-    async def sleep(self, seconds: float) -> None:
+    @property
+    def tolerance(self) -> float:
+        """None: a timer is called at its moment."""
+        return 0.0
+
+    async def sleep(self, seconds: float, *, housekeeping: bool = False) -> None:
         """Wait until the clock has been moved so many seconds; not at all for none."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
         woken = asyncio.Event()
-        timer = self.call_later(seconds, woken.set)
+        timer = self.call_later(seconds, woken.set, housekeeping=housekeeping)
+        task = asyncio.current_task()
+        assert task is not None
+        self._sleepers.add(task)
         try:
             await woken.wait()
         finally:
+            self._sleepers.discard(task)
             timer.cancel()
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+    def call_later(self, seconds: float, callback: Callable[[], object], *, housekeeping: bool = False) -> Timer:
         """Call back on the running event loop once the clock has been moved so many seconds."""
         loop = asyncio.get_running_loop()
         if seconds <= 0:
             return loop.call_soon(callback)
         with self._lock:
             due = self._elapsed + _micros(seconds)
-            call = _Call(due, next(self._numbers), loop, callback)
+            call = _Call(due, next(self._numbers), loop, callback, housekeeping=housekeeping)
             heapq.heappush(self._calls, call)
         return call
+
+    def alarm(self) -> Alarm:
+        """Wakes its threads when it is set or the clock has been moved so far; no real time need pass."""
+        return _ManualAlarm(self._moved, lambda: self._elapsed)
 
     @property
     def waiting(self) -> int:
         """How many timers (sleeps included) are set: whether the code under test has got to its sleep yet."""
         with self._lock:
             return sum(not call.cancelled for call in self._calls)
+
+    @property
+    def next_timer(self) -> timedelta | None:
+        """How far the next timer is away on which something hangs (no housekeeping); None: none is set."""
+        with self._lock:
+            # Most timers are cancelled before they are due, and would stay here until then.
+            self._calls = [call for call in self._calls if not call.cancelled]
+            heapq.heapify(self._calls)
+            due = min((call.due for call in self._calls if not call.housekeeping), default=None)
+            return None if due is None else timedelta(microseconds=due - self._elapsed)
+
+    def is_sleeping(self, task: asyncio.Task[object]) -> bool:
+        """Whether the task sleeps on this clock now."""
+        return task in self._sleepers
 
     def advance(self, seconds: float) -> None:
         """Move both clocks on. Timers that fall due are called in their order, each at its own moment.
@@ -102,6 +132,7 @@ class ManualClock:
             with self._lock:
                 if not self._calls or self._calls[0].due > end:
                     self._elapsed = max(self._elapsed, end)
+                    self._moved.notify_all()
                     return
                 call = heapq.heappop(self._calls)
                 self._elapsed = max(self._elapsed, call.due)
@@ -113,11 +144,38 @@ class ManualClock:
             self._wall_start += _micros(seconds)
 
 
-class _Call:
-    __slots__ = ("callback", "cancelled", "due", "loop", "number")
+class _ManualAlarm:
+    def __init__(self, moved: threading.Condition, elapsed: Callable[[], int]) -> None:
+        self._moved = moved
+        self._elapsed = elapsed
+        self._set = False
 
-    def __init__(self, due: int, number: int, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
+    def set(self) -> None:
+        with self._moved:
+            self._set = True
+            self._moved.notify_all()
+
+    def wait(self, timeout: float, /) -> bool:
+        with self._moved:
+            end = self._elapsed() + _micros(timeout)
+            self._moved.wait_for(lambda: self._set or self._elapsed() >= end)
+            return self._set
+
+
+class _Call:
+    __slots__ = ("callback", "cancelled", "due", "housekeeping", "loop", "number")
+
+    def __init__(
+        self,
+        due: int,
+        number: int,
+        loop: asyncio.AbstractEventLoop,
+        callback: Callable[[], object],
+        *,
+        housekeeping: bool,
+    ) -> None:
         self.due = due
+        self.housekeeping = housekeeping
         self.number = number
         self.loop = loop
         self.callback = callback

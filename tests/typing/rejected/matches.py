@@ -20,8 +20,10 @@ from durable_batches import (
     Chunking,
     Completed,
     ContinueOnFailure,
+    DocumentCancelled,
     DocumentCompleted,
     DocumentFailed,
+    DocumentFailure,
     DocumentReleased,
     DocumentRetrying,
     DocumentStarted,
@@ -87,7 +89,16 @@ async def names_a_foreign_stage(batches: BatchOrchestrator[str, str, A | B]) -> 
 async def forgets_failures(batches: BatchOrchestrator[Query, Answer, A]) -> None:
     async for outcome in batches.results(""):
         match outcome:
-            case DocumentSucceeded():
+            case DocumentSucceeded() | DocumentCancelled():
+                pass
+            case _:
+                assert_never(outcome)  # error
+
+
+async def forgets_cancelled_documents(batches: BatchOrchestrator[Query, Answer, A]) -> None:
+    async for outcome in batches.results(""):
+        match outcome:
+            case DocumentSucceeded() | DocumentFailure():
                 pass
             case _:
                 assert_never(outcome)  # error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 from tests.typing.accepted import ONE, A, Answer, B, Query, extract, gather, link, plain
 
 from durable_batches import EXTRACTION, BatchStateMachine, Results, Stage, Workflow, enter_stage, workflow
+from durable_batches.testing import results_of
 
 # ---- machines -----------------------------------------------------------------------------------------------------
 
@@ -92,7 +95,19 @@ async def reads_them_wrongly(results: Results[Answer]) -> None:
     await anext(results.pages())  # error
     async for failure in results.failures():
         print(failure.value)  # error
+    async for result in results.again():
+        _again: str = result.value  # error
+    results.again().pages(3)  # error
+    async with aclosing(results):  # error
+        pass
     print(len(results))  # error
+
+
+link(results_of([Answer("a")]))  # error
+results_of(failures={"a": ValueError()})  # error
+results_of([1], failures={"a": "no"})  # error
+results_of([1], failures=["a"])  # error
+results_of(1)  # error
 
 
 class Mistagged(Stage):

@@ -1,0 +1,215 @@
+"""What an activity is, whatever form a call of it has: bound to an instance, with other options, or replaced."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from types import MethodType
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+from durable_batches.errors import ActivityDefinitionError
+from durable_batches.runtime.checkpoint import CallKeys
+from durable_batches.runtime.codec import Codec
+from durable_batches.runtime.dependencies import Dependency, dependencies_of
+
+__all__ = ["ActivityDefinition", "Replacement", "annotations_of"]
+
+T = TypeVar("T")
+
+
+class Replacement(NamedTuple):
+    """What a test has put in the function's place."""
+
+    fn: Callable[..., Any]
+    takes_instance: bool
+    """Whether it gets the instance of a method, as the function itself does."""
+
+
+class ActivityDefinition(Generic[T]):
+    """A function, and how its calls are told apart and its results recorded.
+
+    Args:
+        fn: The function.
+        name: The activity's name, where it is not the function's own.
+        version: Its version.
+        key: The user's own key function, in place of the input's digest.
+        ignore: Parameters that are no part of the digest.
+        namespace: The names that annotations may use beyond those of the function's module.
+
+    Raises:
+        ActivityDefinitionError: Its calls cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str | None,
+        version: str,
+        key: Callable[..., str] | None,
+        ignore: tuple[str, ...],
+        namespace: Mapping[str, Any] | None,
+    ) -> None:
+        self.fn = fn
+        self.name: str = name or _name_of(fn)
+        self.version = version
+        self.key = key
+        self.is_async: bool = inspect.iscoroutinefunction(fn)
+        self.replacement: Replacement | None = None
+        self.dependencies: dict[str, Dependency] = dependencies_of(fn)
+        self.is_method = False
+        self._ignore = ignore
+        self._namespace = namespace
+        self._signature = inspect.signature(fn)
+        # What looks like a method is one once a class has it as an attribute; a static method looks like one, too.
+        self._takes_instance = _is_in_class(fn) and _first_is_instance(self._signature)
+        self._positional = _positional(self._signature)[1 if self._takes_instance else 0 :]
+        self._prepared: tuple[CallKeys, Codec[T]] | None = None
+        self._check()
+
+    @property
+    def keys(self) -> CallKeys:
+        """What makes the keys of its calls."""
+        return (self._prepared or self._prepared_late())[0]
+
+    @property
+    def codec(self) -> Codec[T]:
+        """What encodes its results."""
+        return (self._prepared or self._prepared_late())[1]
+
+    @property
+    def all_input(self) -> bool:
+        """Whether each argument of a call is an input: no instance, no dependency."""
+        return not self._takes_instance and not self.dependencies
+
+    def became_method(self) -> None:
+        """A class has it as an attribute: what looks like a method is one. Another function stays what it is."""
+        self.is_method = self._takes_instance
+
+    def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Of a call's arguments (without the instance), those that are inputs."""
+        if self._takes_instance and not self.is_method:
+            first = next(iter(self._signature.parameters))
+            raise ActivityDefinitionError(
+                f"parameter {first!r} of activity {self.name!r} has no annotation, and it is no method: annotate it; "
+                "for a static or class method, define the activity outside of the class"
+            )
+        positional = self._positional
+        kept = [value for name, value in zip(positional, args, strict=False) if name not in self.dependencies]
+        named = {name: value for name, value in kwargs.items() if name not in self.dependencies}
+        return (*kept, *args[len(positional) :]), named
+
+    def missing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Dependency]:
+        """The dependencies that a call's arguments (without the instance) leave open."""
+        if not self.dependencies or self.replacement is not None:
+            # What a test put in its place is called as the caller calls it.
+            return {}
+        given = {*self._positional[: len(args)], *kwargs}
+        return {name: wanted for name, wanted in self.dependencies.items() if name not in given}
+
+    def function(self, instance: object | None) -> tuple[Callable[..., Any], bool]:
+        """What a call calls, without the instance; and whether it is async."""
+        if self.replacement is None:
+            return (self.fn if instance is None else MethodType(self.fn, instance)), self.is_async
+        fake, takes_instance = self.replacement
+        if instance is not None and takes_instance:
+            fake = MethodType(fake, instance)
+        return fake, inspect.iscoroutinefunction(fake)
+
+    # ---- checks ----------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
+            raise ActivityDefinitionError(
+                f"activity {self.name!r} is a generator; an activity returns one result, a list for example"
+            )
+        unknown = [name for name in self._ignore if name not in self._signature.parameters]
+        if unknown:
+            raise ActivityDefinitionError(f"activity {self.name!r} has no parameter {unknown[0]!r} to ignore")
+        # A name that is defined further down in the module is looked up at the first call.
+        with suppress(NameError):
+            self._prepare()
+
+    def _prepared_late(self) -> tuple[CallKeys, Codec[T]]:
+        try:
+            return self._prepare()
+        except NameError as error:
+            raise ActivityDefinitionError(
+                f"activity {self.name!r} has an annotation that cannot be resolved: {error}"
+            ) from None
+
+    def _prepare(self) -> tuple[CallKeys, Codec[T]]:
+        hints = annotations_of(self.fn, self._namespace)
+        if "return" not in hints:
+            raise ActivityDefinitionError(
+                f"activity {self.name!r} has no return annotation; its results are recorded and read as that type"
+            )
+        returned = hints.pop("return")
+        signature = self._signature_of_inputs()
+        digested = {name: hint for name, hint in hints.items() if name not in self._ignore}
+        missing = [name for name in signature.parameters if name not in hints and name not in self._ignore]
+        if missing and self.key is None:
+            raise ActivityDefinitionError(
+                f"parameter {missing[0]!r} of activity {self.name!r} has no annotation; annotate it, or leave it "
+                f"out of the checkpoint's key with ignore=({missing[0]!r},)"
+            )
+        if self.key is not None:
+            # The input's digest only backs up the explicit key: parameters that cannot have one are left out.
+            digested = {name: hint for name, hint in digested.items() if _is_encodable(hint)}
+        keys = CallKeys(self.name, self.version, signature, digested)
+        codec = Codec[T](_awaited(returned), f"the result of activity {self.name!r}")
+        self._prepared = keys, codec
+        self._namespace = None
+        return self._prepared
+
+    def _signature_of_inputs(self) -> inspect.Signature:
+        parameters = list(self._signature.parameters.values())[1 if self._takes_instance else 0 :]
+        return self._signature.replace(
+            parameters=[parameter for parameter in parameters if parameter.name not in self.dependencies]
+        )
+
+
+def annotations_of(fn: Callable[..., Any], namespace: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The function's resolved annotations; names local to where it was defined are known, too."""
+    target = fn if inspect.isroutine(fn) else type(fn).__call__
+    return get_type_hints(target, localns=dict(namespace) if namespace else None, include_extras=True)
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    """The function's own name (not its module: code may move); of a method, with its class."""
+    name = getattr(fn, "__name__", "") or type(fn).__name__
+    return f"{fn.__qualname__.split('.')[-2]}.{name}" if _is_in_class(fn) else name
+
+
+def _is_in_class(fn: Callable[..., Any]) -> bool:
+    within = getattr(fn, "__qualname__", "").rpartition(".")[0]
+    return bool(within) and not within.endswith("<locals>")
+
+
+def _first_is_instance(signature: inspect.Signature) -> bool:
+    first = next(iter(signature.parameters.values()), None)
+    return first is not None and (first.name == "self" or first.annotation is first.empty)
+
+
+def _positional(signature: inspect.Signature) -> tuple[str, ...]:
+    """The parameters that can be given in their place."""
+    return tuple(
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    )
+
+
+def _awaited(annotation: Any) -> Any:
+    """What a value of this type awaits to: a function that is not async may return an awaitable."""
+    origin = get_origin(annotation)
+    return get_args(annotation)[-1] if isinstance(origin, type) and issubclass(origin, Awaitable) else annotation
+
+
+def _is_encodable(annotation: Any) -> bool:
+    try:
+        Codec[Any](annotation, "argument")
+    except ActivityDefinitionError:
+        return False
+    return True

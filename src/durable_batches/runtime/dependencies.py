@@ -1,0 +1,255 @@
+"""`dependency(provider)`: clients, pools and sessions reach activities and resolvers without globals.
+
+A provider is opened once a worker, closed after the worker's drain, and never part of a checkpoint's key. All
+providers of a worker are opened and closed by one task of its own, since what an async generator opens (a task
+group, say) often has to be closed by the task that opened it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeAlias, TypeVar, overload
+
+from durable_batches.errors import ConfigurationError, DependencyError
+
+__all__ = ["Dependencies", "Dependency", "Provider", "dependencies_of", "dependency"]
+
+T = TypeVar("T")
+
+Provider: TypeAlias = Callable[[], object]
+Closer: TypeAlias = Callable[[], object]
+
+
+class Dependency:
+    """What `dependency(...)` puts into a signature: the default that a worker replaces by the opened value."""
+
+    __slots__ = ("provider",)
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+
+    def __repr__(self) -> str:
+        return f"dependency({name_of(self.provider)})"
+
+
+@overload
+def dependency(provider: Callable[[], AsyncIterator[T]], /) -> T: ...
+@overload
+def dependency(provider: Callable[[], Coroutine[Any, Any, T]], /) -> T: ...
+@overload
+def dependency(provider: Callable[[], Generator[T, Any, Any]], /) -> T: ...
+@overload
+def dependency(provider: Callable[[], T], /) -> T: ...
+def dependency(provider: Callable[[], Any], /) -> Any:
+    """As the default of a parameter of an activity or a resolver: what the provider opens, once a worker.
+
+    It is opened when the worker starts, closed after its drain in the reverse order, and never part of a key.
+    `Worker(dependencies={provider: replacement})` puts something else in its place, in tests for example. Called
+    outside a worker, the function wants the parameter passed.
+
+    Args:
+        provider: A function without required parameters: an async generator (or a generator) that yields once, and
+            closes after the `yield`; or a function, sync or async, that returns the value, which is then not
+            closed. It may have dependencies of its own, as the defaults of its parameters. Sync ones run on the
+            event loop, so they should be quick.
+
+    Raises:
+        ConfigurationError: It is no such function.
+
+    Example::
+
+        async def http() -> AsyncIterator[httpx.AsyncClient]:
+            async with httpx.AsyncClient() as client:
+                yield client
+
+
+        @durable_activity
+        async def fetch(url: str, client: httpx.AsyncClient = dependency(http)) -> str: ...
+    """
+    if not callable(provider):
+        raise ConfigurationError(f"dependency() takes a function that opens the value, not {type(provider).__name__!r}")
+    required = [
+        parameter.name
+        for parameter in _parameters(provider).values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if required:
+        raise ConfigurationError(
+            f"dependency provider {name_of(provider)!r} has a required parameter {required[0]!r}; nobody passes it"
+        )
+    wrapped = getattr(provider, "__wrapped__", None)
+    if wrapped is not None and (inspect.isasyncgenfunction(wrapped) or inspect.isgeneratorfunction(wrapped)):
+        raise ConfigurationError(
+            f"dependency provider {name_of(provider)!r} is a context manager; give the generator function itself, "
+            "without @asynccontextmanager or @contextmanager"
+        )
+    return Dependency(provider)
+
+
+def dependencies_of(fn: Callable[..., Any]) -> dict[str, Dependency]:
+    """The function's parameters that are filled in, by name."""
+    return {
+        parameter.name: parameter.default
+        for parameter in _parameters(fn).values()
+        if isinstance(parameter.default, Dependency)
+    }
+
+
+def name_of(provider: Provider) -> str:
+    """What messages call it."""
+    return getattr(provider, "__qualname__", None) or type(provider).__qualname__
+
+
+class Dependencies:
+    """The opened dependencies of one worker.
+
+    Args:
+        replacements: By provider, what to use in its place: the value itself, or `dependency(other)` to have
+            another one opened.
+    """
+
+    def __init__(self, replacements: Mapping[Provider, object] | None = None) -> None:
+        self._replacements = dict(replacements or {})
+        self._opened: dict[Provider, Any] = {}
+        self._opening: dict[Provider, asyncio.Future[Any]] = {}
+        self._wanted: asyncio.Queue[Provider | None] | None = None
+        self._owner: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """From here on providers are opened, as they are asked for, until `close`."""
+        # One for each start, since a queue belongs to an event loop. Bounded by the providers that there are: each is
+        # wanted once at a time.
+        self._wanted = asyncio.Queue()
+        self._owner = asyncio.create_task(self._own(self._wanted), name="durable-batches dependencies")
+
+    async def open(self, providers: Iterable[Provider]) -> None:
+        """Open these now.
+
+        Raises:
+            DependencyError: One of them could not be; its own error is the cause.
+        """
+        for provider in providers:
+            await self.get(provider)
+
+    async def close(self) -> None:
+        """Close what was opened, the last one first; what the closing raises is raised when all are closed."""
+        owner, wanted = self._owner, self._wanted
+        self._owner = self._wanted = None
+        if owner is None or wanted is None:
+            return
+        wanted.put_nowait(None)
+        cancelled: asyncio.CancelledError | None = None
+        while not owner.done():
+            try:
+                await asyncio.wait([owner])
+            except asyncio.CancelledError as error:
+                # Half-closed is worse than late; it is passed on when all are closed.
+                cancelled = error
+        self._opened.clear()
+        owner.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def get(self, provider: Provider) -> Any:
+        """The value of a provider, opened now if it was not yet.
+
+        Raises:
+            DependencyError: It could not be opened, or nobody opens anything here.
+        """
+        if provider in self._opened:
+            return self._opened[provider]
+        replacement = self._replacements.get(provider, self)
+        if replacement is not self and not isinstance(replacement, Dependency):
+            return replacement
+        if self._wanted is None:
+            raise DependencyError(name_of(provider), "nothing opens it outside a worker; pass it as an argument")
+        opening = self._opening.get(provider)
+        if opening is None:
+            opening = self._opening[provider] = asyncio.get_running_loop().create_future()
+            self._wanted.put_nowait(provider)
+        # Others may wait for the same one.
+        return await asyncio.shield(opening)
+
+    async def filled(self, missing: Mapping[str, Dependency], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments, with the dependencies that the caller did not give."""
+        filled = dict(kwargs)
+        for name, wanted in missing.items():
+            if name not in filled:
+                filled[name] = await self.get(wanted.provider)
+        return filled
+
+    # ---- the owner -------------------------------------------------------------------------------------------
+
+    async def _own(self, wanted: asyncio.Queue[Provider | None]) -> None:
+        closers: list[Closer] = []
+        try:
+            while (provider := await wanted.get()) is not None:
+                opening = self._opening[provider]
+                try:
+                    opening.set_result(await self._value(closers, provider))
+                except Exception as error:  # noqa: BLE001  (a provider may raise anything; whoever asked is told)
+                    failed = DependencyError(name_of(provider), f"opening it raised {type(error).__name__}")
+                    failed.__cause__ = error
+                    opening.set_exception(failed)
+                    # Whoever asked may have been cancelled meanwhile; then nobody looks.
+                    opening.exception()
+                finally:
+                    del self._opening[provider]
+        finally:
+            await _close_all(closers)
+
+    async def _value(self, closers: list[Closer], provider: Provider) -> Any:
+        if provider in self._opened:
+            return self._opened[provider]
+        source = self._replacements.get(provider, provider)
+        if isinstance(source, Dependency):
+            source = source.provider
+        elif provider in self._replacements:
+            return source
+        assert callable(source)
+        arguments = {name: await self._value(closers, own.provider) for name, own in dependencies_of(source).items()}
+        value = self._opened[provider] = await _opened(closers, source, arguments)
+        return value
+
+
+async def _opened(closers: list[Closer], provider: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    if inspect.isasyncgenfunction(provider):
+        opened = asynccontextmanager(provider)(**arguments)
+        value = await opened.__aenter__()
+        closers.append(lambda: opened.__aexit__(None, None, None))
+        return value
+    if inspect.isgeneratorfunction(provider):
+        held = contextmanager(provider)(**arguments)
+        value = held.__enter__()
+        closers.append(lambda: held.__exit__(None, None, None))
+        return value
+    value = provider(**arguments)
+    return await value if inspect.iscoroutine(value) else value
+
+
+async def _close_all(closers: list[Closer]) -> None:
+    """The last one first. Each as if nothing had happened: what one raises is no other one's business."""
+    errors: list[Exception] = []
+    while closers:
+        try:
+            closing = closers.pop()()
+            if inspect.isawaitable(closing):
+                await closing
+        except Exception as error:  # noqa: BLE001  (raised below, when all are closed)
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup("dependencies could not be closed", errors)
+
+
+def _parameters(fn: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(fn).parameters
+    except (TypeError, ValueError):
+        # Some classes and functions written in C have no signature to look at.
+        return {}

@@ -1,0 +1,86 @@
+"""Which activities a function names: what can be found out before it runs.
+
+Nothing is executed: its code is read, and that of the functions of its own module that it names.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import CellType, CodeType, FunctionType
+from typing import Any, Final, NamedTuple, cast
+
+from durable_batches.runtime.activity import DurableActivity
+
+__all__ = ["activities_named_in"]
+
+_MISSING: Final = object()
+
+
+def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[..., Any]]:
+    """The activities that a function's code names: directly, as an attribute, or by way of another function."""
+    waiting = [inspect.unwrap(fn)]
+    seen: set[int] = set()
+    while waiting:
+        function = waiting.pop()
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
+        for found in _named_in(function):
+            # By `type`, since asking a proxy for its class may run code.
+            if issubclass(type(found), DurableActivity):
+                yield cast(DurableActivity[..., Any], found)
+            elif type(found) is FunctionType and found.__module__ == function.__module__:
+                waiting.append(found)
+
+
+def _named_in(fn: Callable[..., Any]) -> Iterator[object]:
+    code: CodeType | None = getattr(fn, "__code__", None)
+    if code is not None:
+        known = _Names(fn.__globals__, _closure(fn, code))
+        for part in _all_code(code):
+            yield from _objects_in(part, known)
+
+
+class _Names(NamedTuple):
+    """What a function's names stand for."""
+
+    of_module: Mapping[str, Any]
+    of_closure: Mapping[str, Any]
+
+
+def _objects_in(code: CodeType, names: _Names) -> Iterator[object]:
+    found: Any = _MISSING
+    for instruction in dis.get_instructions(code):
+        match instruction.opname:
+            case "LOAD_GLOBAL" | "LOAD_NAME":
+                found = names.of_module.get(instruction.argval, _MISSING)
+            case "LOAD_DEREF" | "LOAD_CLASSDEREF":
+                found = names.of_closure.get(instruction.argval, _MISSING)
+            case "LOAD_ATTR" | "LOAD_METHOD" if found is not _MISSING:
+                found = inspect.getattr_static(found, instruction.argval, _MISSING)
+            case "EXTENDED_ARG":
+                continue
+            case _:
+                found = _MISSING
+        if found is not _MISSING:
+            yield found
+
+
+def _all_code(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _all_code(constant)
+
+
+def _closure(fn: Callable[..., Any], code: CodeType) -> dict[str, Any]:
+    cells: tuple[CellType, ...] = getattr(fn, "__closure__", None) or ()
+    found: dict[str, Any] = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        # A variable that is not set yet has an empty cell.
+        with suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
