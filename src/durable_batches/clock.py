@@ -12,6 +12,7 @@ hangs on their exact moment, so that a clock that is moved by hand through a mon
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -69,6 +70,10 @@ class Clock(Protocol):
         """What a thread waits with."""
         ...
 
+    def jitter(self) -> float:
+        """A random number in [0, 1), for delays that are not to be in step."""
+        ...
+
 
 class SystemClock:
     """The machine's clocks and the event loop's timers."""
@@ -97,6 +102,10 @@ class SystemClock:
     def alarm(self) -> Alarm:
         """A `threading.Event`."""
         return threading.Event()
+
+    def jitter(self) -> float:
+        """`random.random()`."""
+        return random.random()
 
 
 def _boot_clock() -> float:

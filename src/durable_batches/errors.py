@@ -98,7 +98,7 @@ class ForeignStageError(ConfigurationError):
         subject = f"activity {activity!r} belongs to" if activity else "enter_stage() names"
         super().__init__(
             f"{subject} stage {stage!r}, which the machine of workflow {workflow!r} does not have; "
-            f"its stages are {', '.join(stages)}. Use one of those, or add it to the machine"
+            f"its stages are {', '.join(stages)}"
         )
 
 

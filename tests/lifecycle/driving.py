@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.core import Definition, definition_of, new_batch
+from durable_batches.lifecycle.core import BatchInProgress, Definition, definition_of, new_batch
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
@@ -207,6 +207,7 @@ class World:
         for key, execution in zip(keys, changed, strict=True):
             before = self.executions[key]
             assert execution.document_id == before.document_id
+            assert execution.updated_at == self.now
             if execution in writes.marks:
                 assert before._replace(mark=execution.mark, updated_at=execution.updated_at) == execution
             self.executions[key] = execution
@@ -247,6 +248,11 @@ class World:
     # ---- what always has to hold -----------------------------------------------------------------------------
 
     def check(self) -> None:
+        for execution in self.executions.values():
+            owned = execution.owner is not None
+            assert owned == (execution.status == "running")
+            assert execution.alone in ((True, False) if owned else (False,))
+            assert (execution.due is None) or execution.status in ("pending", "waiting")
         for batch_id, record in self.batches.items():
             self._check_events(record)
             if record.loader is None:
@@ -337,6 +343,11 @@ class World:
 
     def _check_resolver(self, record: BatchRecord) -> None:
         resolver = self.executions.get((record.batch_id, RESOLVER_POSITION))
+        phase = BatchInProgress(record, self.now).phase
+        if resolver is None or record.state != "resolving":
+            assert phase == "idle"
+        else:
+            assert phase == ("due" if resolver.owner is None else "running")
         if resolver is None:
             assert record.state != "resolving"
         elif not record.ended:

@@ -6,7 +6,6 @@ import pytest
 
 from durable_batches import EXTRACTION, BatchStateMachine, ConfigurationError, MachineError, Stage
 
-
 S = TypeVar("S", bound=Stage)
 
 
@@ -85,7 +84,7 @@ def test_machines_of_any_size(size: int) -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([], "at least one stage"),
+        ([], "^a machine needs at least one stage$"),
         ([Untagged], "Untagged has no tag"),
         ([Empty], "Empty has no tag"),
         ([Stage], "Stage has no tag"),
@@ -130,6 +129,7 @@ def test_a_type_argument_may_be_a_variable() -> None:
         (Ocr, (Ocr, Translate), "names Ocr, its stages are Ocr, Translate$"),
         (Ocr | Index, (Ocr, Translate), "names Index, Ocr, its stages are Ocr, Translate$"),
         (int, (Ocr,), "names int, its stages are Ocr$"),
+        (Literal["ocr"], (Ocr,), "names ocr, its stages are Ocr$"),
     ],
 )
 def test_a_type_argument_that_names_others_is_refused(argument: Any, stages: Any, message: str) -> None:

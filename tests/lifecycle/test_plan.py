@@ -148,7 +148,9 @@ def test_an_execution_without_its_batch_is_unknown() -> None:
     world.claim(ME)
     (row,) = world.held(ME)
     loaded = Loaded(world.now, {}, {(row.batch_id, row.position): row})
-    assert plan_facts(loaded, ME, succeeded([row])) == Writes(batches=[], executions=[], marks=[], outcomes=[], checkpoints=[], forget=[], events=[], refused={0: "unknown"})
+    assert plan_facts(loaded, ME, succeeded([row])) == Writes(
+        batches=[], executions=[], marks=[], outcomes=[], checkpoints=[], forget=[], events=[], refused={0: "unknown"}
+    )
 
 
 # ---- the resolver --------------------------------------------------------------------------------------------------

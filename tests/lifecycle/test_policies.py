@@ -255,6 +255,7 @@ WISHES: dict[str, tuple[Exception, float]] = {
     "a delta in the past": (ApiError(retry_after=-timedelta(minutes=1)), 0),
     "a header": (answered(Retry_After="30"), 30),
     "a header in lower case": (answered(retry_after="0.5"), 0.5),
+    "a header of a mapping": (ApiError(response=SimpleNamespace(headers={"retry-after": "9"})), 9),
     "an attribute and a header": (ApiError(retry_after=5, response=SimpleNamespace(headers={"retry-after": "9"})), 5),
 }
 

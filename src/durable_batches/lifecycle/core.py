@@ -304,13 +304,11 @@ class BatchInProgress:
         self.emit("resolution_failed", _storable(error), due)
 
     def complete_resolver(self) -> None:
-        self._core["phase"] = "idle"
         self.emit("resolution_completed")
         self.complete()
 
     def fail_resolver(self, error: str) -> None:
         error = _storable(error)
-        self._core["phase"] = "idle"
         self.emit("resolution_failed", error, None)
         self.fail(f"the resolver failed: {error}")
 

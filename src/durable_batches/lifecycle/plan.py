@@ -454,10 +454,11 @@ def new_execution(batch_id: BatchId, document: NewDocument, now: Micros) -> Exec
 
 
 # ---- what several of them do -------------------------------------------------------------------------------------
+# To executions that are owned: those have no due time.
 
 
 def _ended(execution: ExecutionRecord, status: Literal["succeeded", "failed"], now: Micros) -> ExecutionRecord:
-    return execution._replace(status=status, alone=False, owner=None, due=None, updated_at=now)
+    return execution._replace(status=status, alone=False, owner=None, updated_at=now)
 
 
 def marked(execution: ExecutionRecord, mark: int, now: Micros) -> ExecutionRecord:
@@ -467,7 +468,7 @@ def marked(execution: ExecutionRecord, mark: int, now: Micros) -> ExecutionRecor
 
 def _freed(execution: ExecutionRecord, now: Micros) -> ExecutionRecord:
     """Of a run that has ended without it."""
-    return execution._replace(status="cancelled", alone=False, owner=None, due=None, updated_at=now)
+    return execution._replace(status="cancelled", alone=False, owner=None, updated_at=now)
 
 
 def _wake_resolver(

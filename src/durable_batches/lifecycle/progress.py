@@ -43,6 +43,7 @@ from durable_batches.lifecycle.states import (
 __all__ = ["BatchSnapshot", "Folded", "StageCount", "fold", "snapshot_of", "state_of"]
 
 S = TypeVar("S", bound=Stage, default=Stage)
+S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,11 @@ class StageCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchSnapshot(Generic[S]):
+class BatchSnapshot(Generic[S_co]):
     """A batch at one moment."""
 
     batch_id: BatchId
-    state: BatchState[S]
+    state: BatchState[S_co]
     paused: bool
     counts: Counts
     """The parts sum to `total`."""

@@ -44,15 +44,15 @@ from durable_batches.stores.protocol import BatchQuery, Store
 __all__ = ["BatchOrchestrator"]
 
 D = TypeVar("D")
-R = TypeVar("R")
-S = TypeVar("S", bound=Stage, default=Stage)
-V = TypeVar("V", default=None)
+R_co = TypeVar("R_co", covariant=True)
+S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
+V_co = TypeVar("V_co", default=None, covariant=True)
 
 _UNFINISHED: tuple[ExecutionStatus, ...] = ("pending", "running", "waiting")
 _FAILURES_SHOWN = 10
 
 
-class BatchOrchestrator(Generic[D, R, S, V]):
+class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
     """Runs a workflow's batches, inside `async with`; constructing it needs no event loop.
 
     With `store=` it has a worker of its own; with `worker=` it shares one with other orchestrators, and entering
@@ -75,7 +75,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
     @overload
     def __init__(
         self,
-        workflow: Workflow[D, R, S, V],
+        workflow: Workflow[D, R_co, S_co, V_co],
         *,
         store: Store,
         config: BatchConfig | None = None,
@@ -84,11 +84,11 @@ class BatchOrchestrator(Generic[D, R, S, V]):
     ) -> None: ...
     @overload
     def __init__(
-        self, workflow: Workflow[D, R, S, V], *, worker: Worker, config: BatchConfig | None = None
+        self, workflow: Workflow[D, R_co, S_co, V_co], *, worker: Worker, config: BatchConfig | None = None
     ) -> None: ...
     def __init__(
         self,
-        workflow: Workflow[D, R, S, V],
+        workflow: Workflow[D, R_co, S_co, V_co],
         *,
         store: Store | None = None,
         worker: Worker | None = None,
@@ -181,7 +181,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         batch_id: str | None = None,
         document_id: Callable[[D], str] | None = None,
         if_exists: Literal["attach", "error"] = "attach",
-    ) -> BatchResult[V]:
+    ) -> BatchResult[V_co]:
         """`submit`, and then `result`."""
         submitted = await self.submit(
             documents, config=config, batch_id=batch_id, document_id=document_id, if_exists=if_exists
@@ -203,7 +203,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
 
     # ---- looking ---------------------------------------------------------------------------------------------
 
-    async def state(self, batch_id: str) -> BatchState[S]:
+    async def state(self, batch_id: str) -> BatchState[S_co]:
         """The batch's state, typed: a `match` over it that forgets one is a type error.
 
         Raises:
@@ -211,7 +211,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         """
         return state_of(await self._record(batch_id), self._workflow.machine)
 
-    async def snapshot(self, batch_id: str) -> BatchSnapshot[S]:
+    async def snapshot(self, batch_id: str) -> BatchSnapshot[S_co]:
         """The batch at this moment: state, counts, stages, percentage, rate.
 
         Raises:
@@ -255,7 +255,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
 
     async def watch(
         self, batch_id: str, *, interval: timedelta = timedelta(milliseconds=250)
-    ) -> AsyncGenerator[BatchSnapshot[S], None]:
+    ) -> AsyncGenerator[BatchSnapshot[S_co], None]:
         """The latest snapshot, whenever there is a new one, at most every `interval`; the last one is of the end.
 
         Raises:
@@ -274,7 +274,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
                     await subscription.moved()
                     record = await self._record(batch_id)
 
-    async def result(self, batch_id: str) -> BatchResult[V]:
+    async def result(self, batch_id: str) -> BatchResult[V_co]:
         """Wait for the end of the current run.
 
         Raises:
@@ -287,7 +287,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
                 record = await self._record(batch_id)
         return await self._result(record)
 
-    async def results(self, batch_id: str) -> AsyncGenerator[Outcome[R], None]:
+    async def results(self, batch_id: str) -> AsyncGenerator[Outcome[R_co], None]:
         """The documents that have ended so far, in submission order, a page in memory at a time.
 
         Of a run that has ended, these are all of them: what it left unfinished is cancelled.
@@ -337,7 +337,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
         states: Collection[str] = (),
         metadata: Mapping[str, str] | None = None,
         created_before: datetime | None = None,
-    ) -> AsyncGenerator[BatchSnapshot[S], None]:
+    ) -> AsyncGenerator[BatchSnapshot[S_co], None]:
         """This workflow's batches, newest first, a page in memory at a time.
 
         Args:
@@ -385,7 +385,7 @@ class BatchOrchestrator(Generic[D, R, S, V]):
             raise WorkflowMismatchError(batch_id, self._workflow.name, record.workflow)
         return record
 
-    def _snapshot(self, record: BatchRecord) -> BatchSnapshot[S]:
+    def _snapshot(self, record: BatchRecord) -> BatchSnapshot[S_co]:
         return snapshot_of(record, self._workflow.machine, self._worker.clock.now())
 
     async def _documents(
@@ -417,10 +417,10 @@ class BatchOrchestrator(Generic[D, R, S, V]):
             updated_at=from_micros(execution.updated_at),
         )
 
-    async def _result(self, record: BatchRecord) -> BatchResult[V]:
+    async def _result(self, record: BatchRecord) -> BatchResult[V_co]:
         state: Any = state_of(record, self._workflow.machine)
         assert isinstance(state, Completed | Failed | Cancelled)
-        resolution: V | None = None
+        resolution: V_co | None = None
         if isinstance(state, Completed) and definition_of(record).resolver:
             (resolver,) = await self._worker.store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=1)
             assert resolver.outcome is not None

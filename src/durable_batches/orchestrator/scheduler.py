@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -332,7 +331,7 @@ class Scheduler:
             delay = workflow.resolver_retry.delay(
                 outcome.error,
                 claim.execution.failures + 1,
-                random.random(),
+                self._shared.clock.jitter(),
             )
             retry_in = None if delay is None else int(delay.total_seconds() * 1_000_000)
         await self._conclude(entry, claim, outcome, workflow.resolution_codec, retry_in)

@@ -34,7 +34,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.workflow import Workflow
 
-__all__ = ["Submission"]
+__all__ = ["Submission", "iterated"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -67,7 +67,7 @@ class Submission(Generic[D]):
 
     async def run(self, documents: Iterable[D] | AsyncIterable[D]) -> BatchId:
         """See `BatchOrchestrator.submit`."""
-        source = _iterated(documents)
+        source = iterated(documents)
         loader = self._worker.worker_id
         if await self._attached(loader):
             return self._batch_id
@@ -171,7 +171,7 @@ class Submission(Generic[D]):
         return _own_id(document) or str(position)
 
 
-def _iterated(documents: Any) -> AsyncIterator[Any]:
+def iterated(documents: Any) -> AsyncIterator[Any]:
     """The documents, one by one.
 
     Raises:

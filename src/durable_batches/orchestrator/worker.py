@@ -30,7 +30,7 @@ from durable_batches.orchestrator.recovery import Heartbeat, is_dead, this_proce
 from durable_batches.orchestrator.scheduler import AnyWorkflow, Scheduler
 from durable_batches.orchestrator.subscriptions import Subscriptions
 from durable_batches.runtime.dependencies import Dependencies, Provider
-from durable_batches.runtime.execute import ActivityReport, RunStats, Surroundings
+from durable_batches.runtime.execute import ActivityReport, Attempt, RunStats, Surroundings
 from durable_batches.stores.protocol import Store
 
 __all__ = ["Worker"]
@@ -249,6 +249,37 @@ class Worker:
             tell_of_crash_loops(expired.events)
             self.announce(Committed(events=expired.events))
 
+    def end_drain(self) -> None:
+        """Where it is being closed, wait no longer for what runs: cancel it, and give its documents back."""
+        if self._incarnation is not None:
+            self._incarnation.end_drain()
+
+    # ---- for tests ---------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether it writes nothing and claims nothing now; what runs may run."""
+        return self._incarnation is None or self._incarnation.idle
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """What runs here now."""
+        return [] if self._incarnation is None else self._incarnation.scheduler.attempts
+
+    def halt(self) -> None:
+        """As if it had died: no activity begins any more, what runs is cancelled, and nothing is waited for.
+
+        It goes on as one that was declared dead does: with a new incarnation, unless it is being closed.
+        """
+        if self._incarnation is not None:
+            self._incarnation.halt()
+
+    async def reborn(self) -> None:
+        """After `halt`, wait until the next incarnation has begun."""
+        dead = self._alive()
+        await dead.over.wait()
+        await self._alive().begun.wait()
+
     # ---- its life --------------------------------------------------------------------------------------------
 
     def _alive(self) -> _Incarnation:
@@ -326,6 +357,7 @@ class Worker:
                 await self._clock.sleep(_RESCUE_SECONDS)
             finally:
                 self._incarnation = None
+                incarnation.over.set()
             if self._closing:
                 return
 
@@ -375,6 +407,8 @@ class _Incarnation:
             dependencies=worker.dependencies,
         )
         self.scheduler = Scheduler(store, workflows, self.surroundings, capacity=capacity, poke=self.journal.poke)
+        self.begun = asyncio.Event()
+        self.over = asyncio.Event()
         self._closed = asyncio.Event()
         self._lost = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -387,9 +421,27 @@ class _Incarnation:
             lost=lambda: loop.call_soon_threadsafe(self._lost.set),
         )
 
+    @property
+    def idle(self) -> bool:
+        """See `Worker.idle`."""
+        return self.begun.is_set() and self.journal.idle and self.scheduler.idle
+
     def close(self) -> None:
         """Wind up."""
         self._closed.set()
+
+    def end_drain(self) -> None:
+        """See `Worker.end_drain`."""
+        # Also where the drain has yet to begin.
+        self._drain = timedelta(0)
+        if self._closed.is_set():
+            self.scheduler.end_drain()
+
+    def halt(self) -> None:
+        """See `Worker.halt`."""
+        self.scheduler.close()
+        self.scheduler.halt()
+        self._lost.set()
 
     async def run(self, began: asyncio.Event) -> None:
         """Live.
@@ -413,6 +465,7 @@ class _Incarnation:
         try:
             await self._worker.rescue()
             began.set()
+            self.begun.set()
             await self._work()
         finally:
             self._heartbeat.signal_stop()

@@ -106,20 +106,23 @@ class Codec(Generic[T]):
         Raises:
             PayloadError: They are not of that type (the annotation has changed, say).
         """
+        return self._decoded(payload, reading=True)
+
+    def _decoded(self, payload: bytes, *, reading: bool) -> T:
         try:
             value: T = self._validator.validate_json(payload, by_alias=False, by_name=True)
         except ValidationError as error:
-            raise PayloadError(self._what, *_first_problem(error), reading=True) from None
+            raise PayloadError(self._what, *_first_problem(error), reading=reading) from None
         except Exception as error:
             # A validator of the type's own may raise anything.
             reason = f"the type's own validation raised {type(error).__name__}"
-            raise PayloadError(self._what, "$", reason, reading=True) from error
+            raise PayloadError(self._what, "$", reason, reading=reading) from error
         return value
 
     def recoded(self, value: T) -> tuple[bytes, T]:
         """The value's bytes, and the value as everybody else will read it: what a replay returns."""
         payload = self.encode(value)
-        return payload, self.decode(payload)
+        return payload, self._decoded(payload, reading=False)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Executor
 from contextvars import copy_context
@@ -120,6 +119,14 @@ class AttemptStopped(NamedTuple):
     """The attempt was stopped from outside."""
 
     reason: StopReason
+
+
+class RunningCall(NamedTuple):
+    """An activity call, seen from outside."""
+
+    task: asyncio.Task[Any]
+    """Where it runs; of the workflow's, not its alone."""
+    attempt: int
 
 
 @dataclass
@@ -297,6 +304,16 @@ class Attempt:
             metadata=self._metadata,
         )
 
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """What runs it; None before it has begun."""
+        return self._task
+
+    @property
+    def calls(self) -> list[RunningCall]:
+        """The activity calls that it has running now, those that wait for their next try included."""
+        return [RunningCall(call.task, call.attempt) for call in self._calls]
+
     # ---- stages ----------------------------------------------------------------------------------------------
 
     def enter_stage(self, stage: type[Stage]) -> None:
@@ -411,7 +428,7 @@ class Attempt:
                 error = raised
             finally:
                 leave(tokens)
-            delay = activity.retry.delay(error, call.attempt, random.random())
+            delay = activity.retry.delay(error, call.attempt, self._shared.clock.jitter())
             if delay is None:
                 retryable = activity.retry.verdict(error) is not False
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)

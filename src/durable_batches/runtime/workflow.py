@@ -39,15 +39,20 @@ __all__ = [
 
 D = TypeVar("D")
 R = TypeVar("R")
-S = TypeVar("S", bound=Stage, default=Stage)
+R_co = TypeVar("R_co", covariant=True)
+S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
 V = TypeVar("V", default=None)
+V_co = TypeVar("V_co", default=None, covariant=True)
 Sx = TypeVar("Sx", bound=Stage)
+Sx_co = TypeVar("Sx_co", bound=Stage, covariant=True)
 Vx = TypeVar("Vx")
+Vx_co = TypeVar("Vx_co", covariant=True)
 
 _DEFAULT_RETRY: Final = RetryPolicy()
 
 
-class Results(Protocol[R]):
+# Covariant, although a page is a list: each is made for its one reader, who may do with it as it likes.
+class Results(Protocol[R_co]):  # type: ignore[misc]
     """What a resolver gets: the results of all documents that succeeded, in submission order, streamed.
 
     However many there are, a page of them is in memory at a time. Every way through them is an async generator: one
@@ -65,15 +70,15 @@ class Results(Protocol[R]):
         """Where its documents ended."""
         ...
 
-    def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
+    def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R_co], None]:
         """The results, from the first; can be iterated again."""
         ...
 
-    def again(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
+    def again(self) -> AsyncGenerator[DocumentSucceeded[R_co], None]:
         """The results from the first again: a pass of its own, whatever other passes are under way."""
         ...
 
-    def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R]], None]:
+    def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R_co]], None]:
         """The results in lists of at most `size`.
 
         Raises:
@@ -90,7 +95,7 @@ Resolver = TypeAliasType("Resolver", Callable[[Results[R]], Awaitable[V]], type_
 """The step that runs once a run, after all documents have ended, over all of the results."""
 
 
-class Workflow(Generic[D, R, S, V]):
+class Workflow(Generic[D, R_co, S_co, V_co]):
     """A workflow: called outside an orchestrator it is the plain function, for unit tests.
 
     Attributes:
@@ -102,13 +107,13 @@ class Workflow(Generic[D, R, S, V]):
 
     def __init__(
         self,
-        fn: Callable[[D], Awaitable[R]],
-        machine: BatchStateMachine[S],
+        fn: Callable[[D], Awaitable[R_co]],
+        machine: BatchStateMachine[S_co],
         *,
         name: str | None = None,
         version: str = "1",
         accepts: tuple[str, ...] = (),
-        resolver: Callable[[Results[R]], Awaitable[V]] | None = None,
+        resolver: Callable[[Results[R_co]], Awaitable[V_co]] | None = None,
         resolver_retry: RetryPolicy = _DEFAULT_RETRY,
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
@@ -120,15 +125,15 @@ class Workflow(Generic[D, R, S, V]):
         self.accepts: tuple[str, ...] = accepts
         # Its first use, at which a machine that is not what its type says is refused at the latest.
         _ = machine.tags
-        self.machine: BatchStateMachine[S] = machine
+        self.machine: BatchStateMachine[S_co] = machine
         self.resolver = resolver
         self.resolver_retry: RetryPolicy = resolver_retry
         self._namespace = namespace
         self._indexes: dict[type[Stage], int] = {}
-        self._codecs: tuple[Codec[D], Codec[R], Codec[V | None]] | None = None
+        self._codecs: tuple[Codec[D], Codec[R_co], Codec[V_co | None]] | None = None
         update_wrapper(self, fn)
 
-    def __call__(self, document: D) -> Coroutine[Any, Any, R]:
+    def __call__(self, document: D) -> Coroutine[Any, Any, R_co]:
         """Run it on a document; its activities are plain calls unless an orchestrator runs it."""
         return _coroutine(self.fn(document))
 
@@ -146,12 +151,12 @@ class Workflow(Generic[D, R, S, V]):
         return self._prepared()[0]
 
     @property
-    def result_codec(self) -> Codec[R]:
+    def result_codec(self) -> Codec[R_co]:
         """What encodes its results."""
         return self._prepared()[1]
 
     @property
-    def resolution_codec(self) -> Codec[V | None]:
+    def resolution_codec(self) -> Codec[V_co | None]:
         """What encodes its resolver's result."""
         return self._prepared()[2]
 
@@ -198,13 +203,13 @@ class Workflow(Generic[D, R, S, V]):
             self._indexes[stage] = index
         return index
 
-    def _prepared(self) -> tuple[Codec[D], Codec[R], Codec[V | None]]:
+    def _prepared(self) -> tuple[Codec[D], Codec[R_co], Codec[V_co | None]]:
         if self._codecs is None:
             self._codecs = self._prepare()
             self._namespace = None
         return self._codecs
 
-    def _prepare(self) -> tuple[Codec[D], Codec[R], Codec[V | None]]:
+    def _prepare(self) -> tuple[Codec[D], Codec[R_co], Codec[V_co | None]]:
         hints = self._annotations(self.fn, f"workflow {self.name!r}")
         parameters = list(inspect.signature(self.fn).parameters)
         if len(parameters) != 1 or parameters[0] not in hints or "return" not in hints:
@@ -250,18 +255,18 @@ async def _coroutine(awaitable: Awaitable[R]) -> R:
     return await awaitable
 
 
-class WorkflowDecorator(Protocol[Sx]):
+class WorkflowDecorator(Protocol[Sx_co]):
     """What `workflow(machine)` returns."""
 
-    def __call__(self, fn: Callable[[D], Coroutine[Any, Any, R]], /) -> Workflow[D, R, Sx, None]:
+    def __call__(self, fn: Callable[[D], Coroutine[Any, Any, R]], /) -> Workflow[D, R, Sx_co, None]:
         """Make the function a workflow."""
         ...
 
 
-class ResolvedWorkflowDecorator(Protocol[R, Sx, Vx]):
+class ResolvedWorkflowDecorator(Protocol[R, Sx_co, Vx_co]):
     """What `workflow(machine, resolver=...)` returns: the function's result is what the resolver reads."""
 
-    def __call__(self, fn: Callable[[D], Coroutine[Any, Any, R]], /) -> Workflow[D, R, Sx, Vx]:
+    def __call__(self, fn: Callable[[D], Coroutine[Any, Any, R]], /) -> Workflow[D, R, Sx_co, Vx_co]:
         """Make the function a workflow."""
         ...
 

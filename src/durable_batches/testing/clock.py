@@ -29,6 +29,8 @@ class ManualClock:
 
     Args:
         start: What the wall clock shows at first; an aware moment.
+        jitter: How much of each delay's jitter there is: none (0), so that a retry is made when its policy says, up
+            to all of it (1).
 
     Example::
 
@@ -38,7 +40,7 @@ class ManualClock:
         clock.advance(31)  # the lease of 30 s is over
     """
 
-    def __init__(self, start: datetime = _START) -> None:
+    def __init__(self, start: datetime = _START, *, jitter: float = 0.0) -> None:
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         self._wall_start = to_micros(start)
@@ -46,6 +48,7 @@ class ManualClock:
         self._calls: list[_Call] = []
         self._numbers = count()
         self._sleepers: set[asyncio.Task[object]] = set()
+        self._jitter = jitter
 
     def __repr__(self) -> str:
         return f"<ManualClock, advanced by {timedelta(microseconds=self._elapsed)}>"
@@ -95,6 +98,10 @@ class ManualClock:
     def alarm(self) -> Alarm:
         """Wakes its threads when it is set or the clock has been moved so far; no real time need pass."""
         return _ManualAlarm(self._moved, lambda: self._elapsed)
+
+    def jitter(self) -> float:
+        """Always the same."""
+        return self._jitter
 
     @property
     def waiting(self) -> int:

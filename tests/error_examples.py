@@ -1,0 +1,391 @@
+"""One real instance of each error, for `docs/errors/`; raised by the library wherever that is no long story."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from durable_batches import (
+    ActivityFailedError,
+    ActivityTimeoutError,
+    BatchConfig,
+    BatchOrchestrator,
+    BatchStateMachine,
+    DocumentTimeoutError,
+    DurableBatchesError,
+    MemoryStore,
+    MissingExtraError,
+    RetryPolicy,
+    SQLiteStore,
+    Stage,
+    SubmissionInProgressError,
+    Worker,
+    WorkerFencedError,
+    current_activity,
+    current_execution,
+    dependency,
+    durable_activity,
+    workflow,
+)
+from durable_batches.errors import CommitUnknownError, CrashLoopError, WorkflowNotFoundError
+from durable_batches.lifecycle.machine import check_transition
+from durable_batches.stores.sqlite_connection import connect, transaction
+from durable_batches.testing import ManualClock
+from tests.support import moving
+
+Example: TypeAlias = Callable[[Path], Awaitable[object]]
+
+BATCH: Final = "invoices-2031-05"
+DOCUMENT: Final = "inv-0017"
+
+
+class Reading(Stage):
+    tag: Literal["reading"] = "reading"
+
+
+class Summing(Stage):
+    tag: Literal["summing"] = "summing"
+
+
+MACHINE = BatchStateMachine(Reading, Summing)
+ONCE = RetryPolicy(max_attempts=1)
+
+
+@durable_activity(stage=Reading, retry=RetryPolicy(max_attempts=3, initial=timedelta(0)))
+async def read_amounts(invoice: str) -> list[float]:
+    if invoice != "fine":
+        raise ConnectionError("the service did not answer")
+    return [1.5]
+
+
+@workflow(MACHINE)
+async def invoices(invoice: str) -> float:
+    return sum(await read_amounts(invoice))
+
+
+@workflow(MACHINE)
+async def letters(letter: str) -> str:
+    return letter
+
+
+def batches_of(of: Any, *, worker: Worker | None = None) -> BatchOrchestrator[Any, Any, Any, Any]:
+    return BatchOrchestrator(of, worker=worker) if worker else BatchOrchestrator(of, store=MemoryStore())
+
+
+async def caught_in_a_workflow(body: Callable[[], Awaitable[Any]], worker: Worker | None = None) -> None:
+    """Raise what an invoice's workflow gets."""
+    errors: list[Exception] = []
+
+    @workflow(MACHINE, name="invoices")
+    async def run(invoice: str) -> None:
+        try:
+            await body()
+        except Exception as error:  # noqa: BLE001  (raised below, outside)
+            errors.append(error)
+
+    async with batches_of(run, worker=worker) as batches:
+        await batches.run(["an invoice"], batch_id=BATCH, document_id=lambda _: DOCUMENT)
+    raise errors[0]
+
+
+async def submitted(documents: list[Any], **options: Any) -> object:
+    async with batches_of(invoices) as batches:
+        return await batches.submit(documents, batch_id=BATCH, **options)
+
+
+# ---- how the library is used ---------------------------------------------------------------------------------
+
+
+async def configuration(_: Path) -> object:
+    return await submitted("a single invoice")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def machine(_: Path) -> object:
+    return BatchStateMachine(Reading, Reading).tags
+
+
+async def foreign_stage(_: Path) -> object:
+    @workflow(BatchStateMachine(Summing), name="totals")
+    async def run(invoice: str) -> float:
+        return sum(await read_amounts(invoice))
+
+    return batches_of(run)
+
+
+async def activity_definition(_: Path) -> object:
+    def read_header(invoice: str):  # type: ignore[no-untyped-def]  # noqa: ANN202, RUF100
+        return invoice
+
+    return durable_activity(read_header)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+async def missing_extra(_: Path) -> object:
+    raise MissingExtraError("extraction", "rapidfuzz")
+
+
+async def not_in_activity(_: Path) -> object:
+    return current_activity()
+
+
+async def not_in_workflow(_: Path) -> object:
+    return current_execution()
+
+
+async def broken_client() -> AsyncIterator[str]:
+    raise ConnectionError("no route to the host")
+    yield "never"
+
+
+async def dependency_example(_: Path) -> object:
+    @durable_activity
+    async def ask(text: str, client: str = dependency(broken_client)) -> str:
+        return client
+
+    @workflow(MACHINE)
+    async def run(text: str) -> str:
+        return await ask(text)
+
+    async with batches_of(run):
+        return None
+
+
+async def worker_not_running(_: Path) -> object:
+    return await batches_of(invoices).state(BATCH)
+
+
+# ---- payloads ------------------------------------------------------------------------------------------------
+
+
+async def payload(_: Path) -> object:
+    return await submitted(["an invoice with a \ud800"], document_id=lambda _: DOCUMENT)
+
+
+async def payload_too_large(_: Path) -> object:
+    return await submitted(["x" * (16 * 1024 * 1024)], document_id=lambda _: DOCUMENT)
+
+
+# ---- activities and workflows --------------------------------------------------------------------------------
+
+
+async def activity_failed(_: Path) -> object:
+    return await caught_in_a_workflow(lambda: read_amounts("an invoice"))
+
+
+async def activity_timeout(_: Path) -> object:
+    @durable_activity(timeout=timedelta(seconds=30), retry=ONCE, name="read_amounts")
+    async def slow(invoice: str) -> None:
+        await asyncio.Event().wait()
+
+    clock = ManualClock()
+    async with moving(clock, 1):
+        try:
+            return await caught_in_a_workflow(lambda: slow("an invoice"), Worker(MemoryStore(clock=clock), clock=clock))
+        except ActivityFailedError as error:
+            assert isinstance(error.__cause__, ActivityTimeoutError)
+            raise error.__cause__ from None
+
+
+async def document_timeout(_: Path) -> object:
+    raise DocumentTimeoutError(BATCH, DOCUMENT, 600)
+
+
+async def checkpoint_mismatch(_: Path) -> object:
+    def by_customer(customer: str, invoice: str) -> str:
+        return customer
+
+    @durable_activity(key=by_customer, name="read_amounts")
+    async def read(customer: str, invoice: str) -> str:
+        return invoice
+
+    async def body() -> None:
+        await read("ACME", "first")
+        await read("ACME", "second")
+
+    return await caught_in_a_workflow(body)
+
+
+async def crash_loop(_: Path) -> object:
+    raise CrashLoopError(BATCH, DOCUMENT, 3)
+
+
+# ---- batches -------------------------------------------------------------------------------------------------
+
+
+async def duplicate_document(_: Path) -> object:
+    return await submitted(["first", "second"], document_id=lambda _: DOCUMENT)
+
+
+async def batch_not_found(_: Path) -> object:
+    async with batches_of(invoices) as batches:
+        return await batches.state("invoices-2013-05")
+
+
+async def batch_exists(_: Path) -> object:
+    async with batches_of(invoices) as batches:
+        await batches.run(["fine"], batch_id=BATCH)
+        return await batches.submit(["fine"], batch_id=BATCH, if_exists="error")
+
+
+async def submission_in_progress(_: Path) -> object:
+    raise SubmissionInProgressError(BATCH)
+
+
+async def workflow_not_found(_: Path) -> object:
+    raise WorkflowNotFoundError("invoice", ["invoices", "letters"])
+
+
+async def workflow_mismatch(_: Path) -> object:
+    worker = Worker(MemoryStore())
+    async with batches_of(invoices, worker=worker) as batches, batches_of(letters, worker=worker) as others:
+        await batches.run(["fine"], batch_id=BATCH)
+        return await others.state(BATCH)
+
+
+async def invalid_transition(_: Path) -> object:
+    return check_transition(BATCH, MACHINE.tags, "summing", "reading")
+
+
+async def batch_failed(_: Path) -> object:
+    async with batches_of(invoices) as batches:
+        return (await batches.run(["a", "b"], batch_id=BATCH)).value
+
+
+async def batch_cancelled(_: Path) -> object:
+    go_on = asyncio.Event()
+
+    @workflow(MACHINE, name="invoices")
+    async def run(invoice: str) -> None:
+        await go_on.wait()
+
+    async with batches_of(run) as batches:
+        await batches.submit(["a", "b"], batch_id=BATCH)
+        await batches.cancel(BATCH, reason="the wrong month")
+        go_on.set()
+        return (await batches.result(BATCH)).value
+
+
+async def documents_failed(_: Path) -> object:
+    async with batches_of(invoices) as batches:
+        config = BatchConfig(concurrency=1)
+        return (await batches.run(["fine", "b", "c"], batch_id=BATCH, config=config)).raise_for_failures()
+
+
+# ---- the store -----------------------------------------------------------------------------------------------
+
+
+async def store_unavailable(folder: Path) -> object:
+    return connect(folder / "missing" / "batches.db")
+
+
+async def store_read_only(folder: Path) -> object:
+    connection = connect(folder / "batches.db", reading=True)
+    try:
+        with transaction(connection, folder / "batches.db"):
+            return connection.execute("CREATE TABLE one (a)")
+    finally:
+        connection.close()
+
+
+async def store_full(folder: Path) -> object:
+    connection = connect(folder / "batches.db")
+    try:
+        connection.execute("PRAGMA max_page_count = 2").fetchall()
+        with transaction(connection, folder / "batches.db"):
+            connection.execute("CREATE TABLE one (a)")
+            return connection.execute("INSERT INTO one VALUES (randomblob(100000))")
+    finally:
+        connection.close()
+
+
+async def store_corrupt(folder: Path) -> object:
+    path = folder / "batches.db"
+    path.write_text("this is a text, and as long as a database's header; that much is looked at " * 4)
+    return connect(path)
+
+
+async def schema_too_new(folder: Path) -> object:
+    store = SQLiteStore(folder / "batches.db")
+    await store.open()
+    await store.close()
+    with sqlite3.connect(folder / "batches.db") as connection:
+        connection.execute("UPDATE schema_version SET readable_since = '9.1.0'")
+    connection.close()
+    return await store.open()
+
+
+async def fact_rejected(folder: Path) -> object:
+    connection = connect(folder / "batches.db")
+    try:
+        with transaction(connection, folder / "batches.db"):
+            connection.execute("CREATE TABLE one (a NOT NULL)")
+            return connection.execute("INSERT INTO one VALUES (NULL)")
+    finally:
+        connection.close()
+
+
+async def commit_unknown(_: Path) -> object:
+    raise CommitUnknownError("the connection was lost before the reply to commit 4711 came")
+
+
+async def worker_fenced(_: Path) -> object:
+    raise WorkerFencedError("5f0c2b9d7a5e4c1f8a3b")
+
+
+EXAMPLES: Final[dict[str, Example]] = {
+    "configuration": configuration,
+    "machine": machine,
+    "foreign-stage": foreign_stage,
+    "activity-definition": activity_definition,
+    "missing-extra": missing_extra,
+    "not-in-activity": not_in_activity,
+    "not-in-workflow": not_in_workflow,
+    "dependency": dependency_example,
+    "worker-not-running": worker_not_running,
+    "payload": payload,
+    "payload-too-large": payload_too_large,
+    "activity-failed": activity_failed,
+    "activity-timeout": activity_timeout,
+    "document-timeout": document_timeout,
+    "checkpoint-mismatch": checkpoint_mismatch,
+    "crash-loop": crash_loop,
+    "duplicate-document": duplicate_document,
+    "batch-not-found": batch_not_found,
+    "batch-exists": batch_exists,
+    "submission-in-progress": submission_in_progress,
+    "workflow-not-found": workflow_not_found,
+    "workflow-mismatch": workflow_mismatch,
+    "invalid-transition": invalid_transition,
+    "batch-failed": batch_failed,
+    "batch-cancelled": batch_cancelled,
+    "documents-failed": documents_failed,
+    "store-unavailable": store_unavailable,
+    "store-read-only": store_read_only,
+    "store-full": store_full,
+    "store-corrupt": store_corrupt,
+    "schema-too-new": schema_too_new,
+    "fact-rejected": fact_rejected,
+    "commit-unknown": commit_unknown,
+    "worker-fenced": worker_fenced,
+}
+
+
+async def example_of(code: str, folder: Path) -> DurableBatchesError:
+    """The instance, as the library raised it."""
+    with suppress(DurableBatchesError):
+        try:
+            await EXAMPLES[code](folder)
+        except DurableBatchesError as error:
+            assert error.code == code, repr(error)
+            return error
+    raise AssertionError(f"no error of the code {code} was raised")
+
+
+def as_printed(error: DurableBatchesError, folder: Path) -> str:
+    """What the end of its traceback shows; the folder of the test is no part of it."""
+    return "".join(traceback.format_exception_only(error)).strip().replace(str(folder), "/srv")
