@@ -111,6 +111,7 @@ from durable_batches.runtime.workflow import (
     enter_stage,
     workflow,
 )
+from durable_batches.script.runner import run_batch
 from durable_batches.stores.protocol import Store
 from durable_batches.version import VERSION
 
@@ -220,6 +221,7 @@ __all__ = [
     "durable_uuid",
     "enter_stage",
     "map_activity",
+    "run_batch",
     "workflow",
 ]
 

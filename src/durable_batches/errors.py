@@ -353,13 +353,13 @@ class BatchNotFoundError(DurableBatchesError, LookupError):
 
 
 class BatchExistsError(DurableBatchesError, ValueError):
-    """`submit(..., if_exists="error")` found a batch of this id."""
+    """`submit(..., if_exists="error")` found a batch of this id, or `run_batch` one that has ended, of other documents."""
 
     code = "batch-exists"
 
-    def __init__(self, batch_id: str) -> None:
+    def __init__(self, batch_id: str, advice: str = "leave out if_exists='error' to attach to it") -> None:
         self.batch_id = batch_id
-        super().__init__(f"batch {batch_id!r} exists already; leave out if_exists='error' to attach to it")
+        super().__init__(f"batch {batch_id!r} exists already; {advice}")
 
 
 class SubmissionInProgressError(DurableBatchesError):

@@ -4,7 +4,9 @@ from durable_batches.lifecycle.failures import (
     MESSAGE_LIMIT,
     ActivityFailure,
     DocumentFailureRecord,
+    in_a_line,
     message_of,
+    message_of_group,
 )
 
 
@@ -23,6 +25,23 @@ def test_an_activitys_failure_is_the_same_on_every_read() -> None:
     error = ActivityFailure.decode(failure.encode()).error()
     assert (error.activity, error.error_type, error.message, error.attempts) == ("ask", "Refused", "nö\x00", 3)
     assert error.retryable
+    assert (error.batch_id, error.document_id) == ("", "")
+
+
+def test_a_replayed_failure_is_told_where_it_happens() -> None:
+    error = ActivityFailure.of("ask", Refused("no"), 3, retryable=True).error("batch", "document")
+    assert (error.batch_id, error.document_id) == ("batch", "document")
+
+
+def test_failures_are_stored_in_a_form_that_stays() -> None:
+    """What is in databases by now has to be read by every later version; and it is compact."""
+    activity = ActivityFailure("ask", "Refused", "nö", 3, True, ("Refused", "OSError"))
+    assert activity.encode() == (
+        b'{"activity":"ask","error_type":"Refused","message":"n\\u00f6","attempts":3,"retryable":true,'
+        b'"kinds":["Refused","OSError"]}'
+    )
+    document = DocumentFailureRecord("no", "Refused", None, 2)
+    assert document.encode() == b'{"error":"no","error_type":"Refused","activity":null,"attempts":2}'
 
 
 def test_a_recorded_failure_knows_its_kin() -> None:
@@ -45,10 +64,26 @@ def test_messages_are_bounded_and_never_fail() -> None:
     assert message_of(Refused("no")) == "no"
     assert message_of(Refused()) == "Refused"
     assert message_of(Unspeakable()) == "Unspeakable"
-    long = message_of(Refused("x" * 10_000))
-    assert len(long) == MESSAGE_LIMIT
-    assert long.endswith("…")
+    assert message_of(Refused("x" * MESSAGE_LIMIT)) == "x" * MESSAGE_LIMIT
+    assert message_of(Refused("x" * (MESSAGE_LIMIT + 1))) == "x" * (MESSAGE_LIMIT - 1) + "…"
 
 
 def test_a_message_that_utf8_cannot_hold_is_made_to_fit() -> None:
     assert message_of(Refused("a\ud800b")) == "a?b"
+
+
+def test_the_message_of_a_group_names_its_first_error() -> None:
+    first = Refused("no\nway")
+    group = ExceptionGroup("two failed", [first, Unspeakable()])
+    assert message_of_group(group, first) == "two failed (2 sub-exceptions): Refused: no way"
+    assert len(message_of_group(ExceptionGroup("x" * MESSAGE_LIMIT, [first]), first)) == MESSAGE_LIMIT
+
+
+def test_an_error_in_a_line() -> None:
+    assert in_a_line("Refused", "no\n  way\x1b") == "Refused: no way"
+    assert in_a_line("Refused", "") == "Refused"
+    assert in_a_line("Refused", "Refused") == "Refused"
+    assert in_a_line("", "no") == "no"
+    assert in_a_line("", "") == ""
+    assert in_a_line("Refused", "x" * 401) == f"Refused: {'x' * 399}…"
+    assert in_a_line("Refused", "x" * 400) == f"Refused: {'x' * 400}"

@@ -8,6 +8,7 @@ import pytest
 from tests.lifecycle.driving import CAPACITY, START, WORKFLOW, World, identity, succeeded
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, RetryFailed
+from durable_batches.errors import CrashLoopError
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -281,8 +282,8 @@ def test_the_search_narrows_until_the_culprit_is_alone() -> None:
     failed = [row for row in world.documents(batch_id) if row.status == "failed"]
     assert [row.crashes for row in failed] == [4]
     outcome = DocumentFailureRecord.decode(world.outcomes[(batch_id, failed[0].position)])
-    assert outcome.error_type == "CrashLoopError"
-    assert "4 times" in outcome.error
+    error = str(CrashLoopError(batch_id, failed[0].document_id, 4))
+    assert outcome == DocumentFailureRecord(error, "CrashLoopError", None, failed[0].attempt)
 
 
 @pytest.mark.parametrize("max_crashes", [1, 2, 3, 5])

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.properties import modest
 
-from durable_batches import BatchCompleted, BatchId, Chunking, Completed, Counts, ExtractingMentions, Pending, Resolving
+from durable_batches import (
+    BatchCompleted,
+    BatchId,
+    Chunking,
+    Completed,
+    Counts,
+    ExtractingMentions,
+    Pending,
+    Resolving,
+    Stage,
+)
 from durable_batches.lifecycle.moments import from_micros, to_micros
 
 # ---- values --------------------------------------------------------------------------------------------------------
@@ -38,10 +48,29 @@ def test_equal_values_count_once() -> None:
     assert Completed(counts=Counts(total=2, succeeded=2)) in values
 
 
-def test_values_are_frozen() -> None:
-    event: Any = BatchCompleted(batch_id=BatchId("batch"), seq=1, at=from_micros(0), counts=Counts())
-    with pytest.raises(FrozenInstanceError):
-        event.seq = 2
+class Mine(Stage):
+    tag: Literal["mine"] = "mine"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        BatchCompleted(batch_id=BatchId("batch"), seq=1, at=from_micros(0), counts=Counts()),
+        Completed(counts=Counts()),
+        Mine(done=1, total=3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_are_frozen(value: object) -> None:
+    for name in vars(value):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, None)
+
+
+def test_values_are_made_by_name() -> None:
+    stage: Any = Mine
+    with pytest.raises(TypeError):
+        stage(1, 3)
 
 
 def test_counts_tell_what_has_ended() -> None:

@@ -6,7 +6,17 @@ Checked, and imported, but not run: `assert_type` does nothing at run time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -51,6 +61,7 @@ from durable_batches import (
     DocumentStarted,
     DocumentSucceeded,
     DurableActivity,
+    ExecutionContext,
     ExtractingEntities,
     ExtractingMentions,
     ExtractingRelations,
@@ -79,6 +90,8 @@ from durable_batches import (
     Worker,
     Workflow,
     current_activity,
+    current_execution,
+    dependency,
     durable_activity,
     durable_now,
     durable_uuid,
@@ -822,6 +835,95 @@ class Wrapped:
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         await self._store.wait(seen, work=work, timeout=timeout)
 
+
+# ---- dependencies, methods, options ---------------------------------------------------------------------------------
+
+
+class Http:
+    async def get(self, url: str) -> bytes:
+        return url.encode()
+
+
+async def http() -> AsyncIterator[Http]:
+    yield Http()
+
+
+async def connected() -> Http:
+    return Http()
+
+
+def held() -> Generator[Http]:
+    yield Http()
+
+
+async def nested(client: Http = dependency(http)) -> AsyncGenerator[bytes]:
+    yield await client.get("/")
+
+
+assert_type(dependency(http), Http)
+assert_type(dependency(connected), Http)
+assert_type(dependency(held), Http)
+assert_type(dependency(Http), Http)
+assert_type(dependency(nested), bytes)
+
+
+@durable_activity
+async def fetch(url: str, client: Http = dependency(http)) -> bytes:
+    return await client.get(url)
+
+
+class Service:
+    @durable_activity
+    async def ask(self, question: str, loud: bool = False) -> list[str]:
+        return [question] * (2 if loud else 1)
+
+    @durable_activity(stage=Chunking)
+    def think(self, number: int) -> float:
+        return number / 2
+
+
+async def uses_forms(service: Service) -> None:
+    assert_type(await fetch("u"), bytes)
+    assert_type(await fetch("u", client=Http()), bytes)
+    assert_type(await service.ask("q", loud=True), list[str])
+    assert_type(await Service.ask(service, "q"), list[str])
+    assert_type(await service.think(3), float)
+    assert_type(await map_activity(service.think, [1, 2]), list[float])
+    assert_type(await fetch.with_options(key="k", timeout=timedelta(seconds=1))("u"), bytes)
+    assert_type(await service.ask.with_options(stage=Chunking)("q"), list[str])
+    assert_type(current_execution(), ExecutionContext)
+    assert_type(current_execution().metadata, Mapping[str, str])
+
+
+async def fake_fetch(url: str, client: Http = dependency(http)) -> bytes:
+    return url.encode() + str(client).encode()
+
+
+def fake_ask(question: str, loud: bool = False) -> list[str]:
+    return [question, str(loud)]
+
+
+def replaces(service: Service) -> None:
+    with fetch.replaced(fake_fetch), service.ask.replaced(fake_ask):
+        pass
+
+
+async def count_all(results: Results[object], client: Http = dependency(http)) -> int:
+    return len([result async for result in results]) + len(await client.get("/"))
+
+
+@workflow(EXTRACTION, resolver=count_all)
+async def counted(document: str) -> list[str]:
+    return [document]
+
+
+WITH_DEPENDENCIES = Worker(MemoryStore(), dependencies={http: Http(), held: dependency(connected)})
+WITH_ITS_OWN = BatchOrchestrator(counted, store=MemoryStore(), dependencies={http: Http()})
+assert_type(WITH_ITS_OWN, BatchOrchestrator[str, object, ExtractionStage, int])
+
+# Where values only come out, what gives a narrower one will do.
+OF_ANY_STAGE: BatchOrchestrator[str, object, Stage, object] = WITH_ITS_OWN
+WORKFLOWS: list[Workflow[str, object, Stage, object]] = [counted]
 
 STORES: list[Store] = [MemoryStore(), SQLiteStore("batches.db"), Loud(), Wrapped(MemoryStore())]
 MAKERS: list[Callable[[], Store]] = [MemoryStore, Loud]

@@ -454,10 +454,10 @@ def new_execution(batch_id: BatchId, document: NewDocument, now: Micros) -> Exec
 
 
 # ---- what several of them do -------------------------------------------------------------------------------------
-# To executions that are owned: those have no due time.
 
 
 def _ended(execution: ExecutionRecord, status: Literal["succeeded", "failed"], now: Micros) -> ExecutionRecord:
+    # It was owned until now, and so has no due time that would have to be cleared.
     return execution._replace(status=status, alone=False, owner=None, updated_at=now)
 
 
@@ -467,7 +467,7 @@ def marked(execution: ExecutionRecord, mark: int, now: Micros) -> ExecutionRecor
 
 
 def _freed(execution: ExecutionRecord, now: Micros) -> ExecutionRecord:
-    """Of a run that has ended without it."""
+    """Of a run that has ended without it; it was owned until now, too."""
     return execution._replace(status="cancelled", alone=False, owner=None, updated_at=now)
 
 

@@ -222,11 +222,15 @@ class Scheduler:
     async def drain(self, seconds: float) -> None:
         """Let running calls finish for so many seconds, then end them; then give everything back."""
         self._stop("shutdown", drain=True)
-        timer = self._shared.clock.call_later(seconds, lambda: self._stop("shutdown", drain=False))
+        timer = self._shared.clock.call_later(seconds, self.end_drain)
         try:
             await self._all_ended()
         finally:
             timer.cancel()
+
+    def end_drain(self) -> None:
+        """End running calls now."""
+        self._stop("shutdown", drain=False)
 
     def halt(self) -> None:
         """The worker is dead: nothing begins from here on, and what runs is cancelled."""

@@ -274,11 +274,11 @@ class Worker:
         if self._incarnation is not None:
             self._incarnation.halt()
 
-    async def reborn(self) -> None:
-        """After `halt`, wait until the next incarnation has begun."""
-        dead = self._alive()
-        await dead.over.wait()
-        await self._alive().begun.wait()
+    async def reborn(self, dead: WorkerId) -> None:
+        """Wait until the incarnation that follows this one has begun."""
+        while (incarnation := self._alive()).worker_id == dead:
+            await incarnation.over.wait()
+        await incarnation.begun.wait()
 
     # ---- its life --------------------------------------------------------------------------------------------
 

@@ -125,7 +125,8 @@ class RunningCall(NamedTuple):
     """An activity call, seen from outside."""
 
     task: asyncio.Task[Any]
-    """Where it runs; of the workflow's, not its alone."""
+    """Where it was made, and runs."""
+    key: str
     attempt: int
 
 
@@ -312,7 +313,7 @@ class Attempt:
     @property
     def calls(self) -> list[RunningCall]:
         """The activity calls that it has running now, those that wait for their next try included."""
-        return [RunningCall(call.task, call.attempt) for call in self._calls]
+        return [RunningCall(call.task, call.key, call.attempt) for call in self._calls]
 
     # ---- stages ----------------------------------------------------------------------------------------------
 

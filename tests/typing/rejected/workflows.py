@@ -46,7 +46,7 @@ workflow(ONE, version=1)(of_query)  # error
 workflow(ONE, accepts=[1])(of_query)  # error
 _other_document: Workflow[int, str, A, None] = workflow(ONE)(of_text)  # error
 _other_result: Workflow[str, int, A, None] = workflow(ONE)(of_text)  # error
-_other_stages: Workflow[str, str, A | B, None] = workflow(ONE)(of_text)  # error
+_other_stages: Workflow[str, str, B, None] = workflow(ONE)(of_text)  # error
 _other_resolution: Workflow[Query, Answer, A, str] = workflow(ONE, resolver=gather)(of_query)  # error
 
 

@@ -1,0 +1,280 @@
+"""`run_batch`: from the first document to the end, or to a signal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from datetime import timedelta
+from os import PathLike
+from typing import Final, Generic
+from uuid import uuid4
+
+from typing_extensions import TypeVar
+
+from durable_batches.errors import ConfigurationError
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.records import BatchRecord
+from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.orchestrator.orchestrator import BatchOrchestrator
+from durable_batches.orchestrator.worker import Worker
+from durable_batches.runtime.dependencies import Provider
+from durable_batches.runtime.outcomes import BatchResult
+from durable_batches.runtime.workflow import Workflow
+from durable_batches.script.earlier import LABEL, Earlier, Found
+from durable_batches.script.signals import StopSignals
+from durable_batches.script.telling import say, show
+from durable_batches.stores.protocol import Store
+
+__all__ = ["run_batch"]
+
+D = TypeVar("D")
+R = TypeVar("R")
+S = TypeVar("S", bound=Stage, default=Stage)
+V = TypeVar("V", default=None)
+
+_DEFAULT_DRAIN: Final = timedelta(seconds=30)
+_BETWEEN_LOOKS: Final = timedelta(milliseconds=250)
+
+
+def run_batch(
+    workflow: Workflow[D, R, S, V],
+    documents: Iterable[D] | AsyncIterable[D],
+    *,
+    store: str | PathLike[str] | Store,
+    batch_id: str | None = None,
+    config: BatchConfig | None = None,
+    document_id: Callable[[D], str] | None = None,
+    max_in_flight: int = 100,
+    drain: timedelta = _DEFAULT_DRAIN,
+    dependencies: Mapping[Provider, object] | None = None,
+    progress: bool = True,
+) -> BatchResult[V]:
+    """Run a batch from a script, without asyncio: `sys.exit(run_batch(extract, texts, store="x.db").exit_code)`.
+
+    **Run again**, an interrupted script goes on where it was. Without `batch_id`, it resumes the unfinished batch
+    that has exactly these documents, if the store has one that this function began. Any other call begins a new
+    batch: other documents are not what was asked for before, and after the end, a call is a new wish (with a prompt
+    that has changed, say), so that neither is given the results of an earlier batch. With `batch_id`, it goes on with
+    the batch of that id, whatever documents there are now; once that has ended, its result is returned, and
+    documents that are not its own are refused. The configuration of a batch is that of its beginning.
+
+    **Told to stop**, by SIGINT (Ctrl-C) or SIGTERM, it finishes and records what is running, for as long as `drain`
+    allows, says on stderr how to go on, and raises `SystemExit` with 130 or 143. A second signal ends the waiting at
+    once, a third one the process. If the batch has ended by then, its result is returned as ever. Outside the main
+    thread, signals do what they did before.
+
+    Args:
+        workflow: What to run.
+        documents: Any number; consumed lazily.
+        store: Where the batch is kept: the path of an SQLite file, made where there is none, or a store.
+        batch_id: A name of your own for the batch: that of the night, for a job that is to run anew every night.
+        config: How a new batch runs.
+        document_id: A document's id, unique in its batch; its place in the order (from 0) by default.
+        max_in_flight: Documents in flight in this process at once.
+        drain: How long running activities may go on when it is told to stop.
+        dependencies: By provider, what activities and resolvers get in place of what it opens; see `Worker`.
+        progress: Whether to show it on stderr: as bars on a terminal where rich is installed (the extra `cli`), and
+            as a line now and then elsewhere. Without, nothing is said but how to go on after an interruption.
+
+    Returns:
+        The end of the run. `raise_for_failures()`, `value` and `exit_code` say the rest.
+
+    Raises:
+        ConfigurationError: It is called inside a running event loop, where `await batches.run(documents)` of a
+            `BatchOrchestrator` is what to use; or something that it was given cannot work.
+        BatchExistsError: The batch of this id has ended, and is of other documents.
+        SystemExit: A signal said to stop.
+        DuplicateDocumentError, PayloadError, WorkflowMismatchError, SubmissionInProgressError: See
+            `BatchOrchestrator.submit`.
+    """
+    _refuse_a_running_loop()
+    if max_in_flight < 1:
+        raise ConfigurationError("max_in_flight must be 1 or more: this is who runs the batch")
+    script = _Script(
+        workflow,
+        documents,
+        worker=Worker(_opened(store), max_in_flight=max_in_flight, drain=drain, dependencies=dependencies),
+        where="the store" if isinstance(store, Store) else str(store),
+        batch_id=batch_id,
+        config=config or BatchConfig(),
+        document_id=document_id,
+        drain=drain,
+        progress=progress,
+    )
+    with StopSignals() as signals:
+        result = asyncio.run(script.run(signals))
+    if result is None:
+        raise SystemExit(signals.exit_code)
+    return result
+
+
+def _refuse_a_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ConfigurationError(
+        "run_batch() runs an event loop of its own, and one is running here already; use `async with "
+        "BatchOrchestrator(workflow, store=...) as batches: await batches.run(documents)`"
+    )
+
+
+def _opened(store: str | PathLike[str] | Store) -> Store:
+    if not isinstance(store, str | PathLike):
+        return store
+    # sqlite3 is imported only where it is used.
+    from durable_batches.stores.sqlite import SQLiteStore
+
+    return SQLiteStore(store)
+
+
+class _Script(Generic[D, R, S, V]):
+    """One call of `run_batch`."""
+
+    def __init__(
+        self,
+        workflow: Workflow[D, R, S, V],
+        documents: Iterable[D] | AsyncIterable[D],
+        *,
+        worker: Worker,
+        where: str,
+        batch_id: str | None,
+        config: BatchConfig,
+        document_id: Callable[[D], str] | None,
+        drain: timedelta,
+        progress: bool,
+    ) -> None:
+        self._workflow = workflow
+        self._documents = documents
+        self._worker = worker
+        self._batches = BatchOrchestrator(workflow, worker=worker)
+        self._where = where
+        self._given_id = batch_id
+        self._config = config
+        self._document_id = document_id
+        self._drain = drain
+        self._progress = progress
+        self._batch_id: BatchId | None = None
+
+    async def run(self, signals: StopSignals) -> BatchResult[V] | None:
+        """The batch's end; None: it was told to stop before."""
+        hurrying = asyncio.create_task(self._hurry(signals))
+        try:
+            async with self._batches:
+                work = asyncio.create_task(self._work())
+                await self._until_told(work, signals)
+        finally:
+            hurrying.cancel()
+            await asyncio.wait([hurrying])
+        return await self._stopped(signals) if work.cancelled() else work.result()
+
+    # ---- the batch -------------------------------------------------------------------------------------------
+
+    async def _work(self) -> BatchResult[V]:
+        found = await self._found()
+        if found.record is None:
+            self._batch_id = await self._submit(found)
+        else:
+            self._batch_id = found.record.batch_id
+        if self._progress:
+            await self._tell(self._batch_id, found)
+            if found.record is None or not found.record.ended:
+                snapshots = self._batches.watch(self._batch_id, interval=_BETWEEN_LOOKS)
+                async with aclosing(snapshots):
+                    await show(snapshots, resolver=self._workflow.resolver is not None)
+        result = await self._batches.result(self._batch_id)
+        if self._progress:
+            say(str(result))
+        return result
+
+    async def _found(self) -> Found[D]:
+        earlier = Earlier(self._worker.store, self._workflow, self._document_id)
+        if self._given_id is not None:
+            return await earlier.of_id(self._given_id, self._documents)
+        return await earlier.unfinished(self._documents)
+
+    async def _submit(self, found: Found[D]) -> BatchId:
+        config, batch_id = self._config, self._given_id
+        if batch_id is None:
+            # Told from batches that somebody has named, or that a service has submitted: those are not touched.
+            config = config.model_copy(update={"metadata": {**config.metadata, LABEL: "run_batch"}})
+            batch_id = f"{self._workflow.name[:64]}-{uuid4().hex[:12]}"
+        return await self._batches.submit(
+            found.documents, config=config, batch_id=batch_id, document_id=self._document_id
+        )
+
+    async def _tell(self, batch_id: BatchId, found: Found[D]) -> None:
+        record = found.record
+        if record is None:
+            total = (await self._batches.snapshot(batch_id)).counts.total
+            say(f"batch {batch_id!r} in {self._where}: {total} documents")
+        elif record.ended:
+            say(f"batch {batch_id!r} in {self._where} has ended before; nothing is run")
+        else:
+            recorded = await self._batches.recorded_activities(batch_id)
+            say(f"resuming batch {batch_id!r} in {self._where}: {_words(record, recorded)}")
+        for other in found.others:
+            say(
+                f"batch {other.batch_id!r} of other documents is unfinished, too, and goes on beside this one; "
+                f"batch_id={other.batch_id!r} waits for it"
+            )
+
+    # ---- the end ---------------------------------------------------------------------------------------------
+
+    async def _until_told(self, work: asyncio.Task[BatchResult[V]], signals: StopSignals) -> None:
+        """Wait for the work's end; cancel it where a signal comes first."""
+        told = asyncio.create_task(signals.told())
+        try:
+            await asyncio.wait([work, told], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                say(
+                    f"{signals.name}: what is running is finished and recorded first, for {_seconds(self._drain)} at "
+                    "most (again: stop at once)"
+                )
+        finally:
+            work.cancel()
+            told.cancel()
+            await asyncio.wait([work, told])
+
+    async def _hurry(self, signals: StopSignals) -> None:
+        await signals.told(2)
+        say("stopping at once")
+        self._worker.end_drain()
+
+    async def _stopped(self, signals: StopSignals) -> BatchResult[V] | None:
+        """Say what was done and how to go on; the result, where the batch has ended while the worker left."""
+        if self._batch_id is None:
+            say(f"stopped by {signals.name} before all documents were submitted; nothing was run, run it again")
+            return None
+        store = self._worker.store
+        await store.open()
+        try:
+            record = await store.batch(self._batch_id)
+            recorded = await store.count_checkpoints(self._batch_id)
+        finally:
+            await store.close()
+        if record is None:
+            say(f"stopped by {signals.name}; the batch {self._batch_id!r} was deleted meanwhile")
+            return None
+        if record.ended:
+            # A worker that only reads.
+            async with BatchOrchestrator(self._workflow, store=store, max_in_flight=0) as reader:
+                return await reader.result(self._batch_id)
+        say(f"stopped by {signals.name}: {_words(record, recorded)}")
+        if not store.capabilities.durable:
+            say("the store is gone with this process; with the path of a file as store=, it could be resumed")
+        elif self._given_id is None:
+            say(f"to resume it, run the same again; or, whatever the documents, with batch_id={self._batch_id!r}")
+        else:
+            say(f"to resume it, run the same again, with batch_id={self._batch_id!r}")
+        return None
+
+
+def _words(record: BatchRecord, recorded: int) -> str:
+    counts = record.counts
+    return f"{counts.ended} of {counts.total} documents have ended, {recorded} recorded activities will not be repeated"
+
+
+def _seconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds():g} s"

@@ -1,0 +1,135 @@
+"""Moves the time of one worker: knows when nothing happens any more by itself, and goes on to the next timer then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from datetime import timedelta
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from durable_batches.orchestrator.worker import Worker
+from durable_batches.testing.clock import ManualClock
+from durable_batches.testing.mortal import MortalStore
+
+__all__ = ["FOR_EVER", "PATIENCE", "Driver", "Stuck"]
+
+FOR_EVER: Final = timedelta(days=36_500)
+"""A lease that no test outlasts, however far it moves the clock."""
+
+PATIENCE: Final = timedelta(seconds=0.2)
+
+_SLICES: Final = 100
+"""Looks within the patience. Where a busy machine makes each take longer, the patience grows with them."""
+
+_MOST_TURNS: Final = 1_000
+
+_Run: TypeAlias = "tuple[asyncio.Task[Any], str, int]"
+"""Something that runs: the task, the activity call's key and try, or for workflow code "" and what it came after."""
+
+
+class Stuck(Exception):
+    """Something is waited for that the passing of time does not bring."""
+
+
+class _View(NamedTuple):
+    busy: bool
+    """The library itself has something to do."""
+    running: frozenset[_Run]
+    """The user's own code that neither sleeps on the clock nor is known to hang."""
+
+
+class Driver:
+    """Of one worker's time.
+
+    Args:
+        worker: Whose.
+        store: Between it and its store.
+        clock: The worker's.
+        patience: For how long, in real time, the user's own code may show nothing until it counts as waiting.
+    """
+
+    def __init__(self, worker: Worker, store: MortalStore, clock: ManualClock, patience: timedelta) -> None:
+        self._worker = worker
+        self._store = store
+        self._clock = clock
+        self._slice = patience.total_seconds() / _SLICES
+        self._hanging: Collection[_Run] = frozenset()
+
+    async def settled(self) -> None:
+        """Return when everything has ended or waits."""
+        before, looks = None, 0
+        while (view := await self._look()).busy or view.running:
+            # What happened meanwhile: a call to the store, or of an activity.
+            now = (self._store.calls, view)
+            looks = looks + 1 if now == before and not view.busy else 0
+            if looks >= _SLICES:
+                self._hanging = view.running.union(self._hanging)
+                return
+            before = now
+            await asyncio.sleep(self._slice)
+
+    async def advance(self, by: timedelta) -> None:
+        """Move on, timer by timer, each when everything that comes before it is done."""
+        left = by
+        await self.settled()
+        while (step := self._clock.next_timer) is not None and step <= left:
+            left -= step
+            self._clock.advance(step.total_seconds())
+            await self.settled()
+        self._clock.advance(left.total_seconds())
+        await self.settled()
+
+    async def through(self, task: asyncio.Task[Any]) -> None:
+        """Move on until the task is done.
+
+        Raises:
+            Stuck: It is not, and no timer is set.
+        """
+        while True:
+            await self.settled()
+            if task.done():
+                return
+            step = self._clock.next_timer or await self._next_timer(task)
+            if step is not None:
+                self._clock.advance(step.total_seconds())
+
+    async def _next_timer(self, task: asyncio.Task[Any]) -> timedelta | None:
+        """What is waited for is no timer; it may be a thread, or a connection."""
+        for _ in range(_SLICES):
+            await asyncio.sleep(self._slice)
+            if task.done() or (await self._look()).busy:
+                return None
+            if (step := self._clock.next_timer) is not None:
+                return step
+        raise Stuck
+
+    async def _look(self) -> _View:
+        await _nothing_else_to_run()
+        running = self._running()
+        # What hung, and does not any more, is looked at anew when it hangs again.
+        self._hanging = running.intersection(self._hanging)
+        return _View(bool(self._store.under_way) or not self._worker.idle, running - self._hanging)
+
+    def _running(self) -> frozenset[_Run]:
+        running: set[_Run] = set()
+        for attempt in self._worker.attempts:
+            calls = attempt.calls
+            running.update((call.task, call.key, call.attempt) for call in calls if not self._sleeps(call.task))
+            if not calls and attempt.task is not None and not self._sleeps(attempt.task):
+                running.add((attempt.task, "", self._store.calls))
+        return frozenset(running)
+
+    def _sleeps(self, task: asyncio.Task[Any]) -> bool:
+        return self._clock.is_sleeping(task)
+
+
+async def _nothing_else_to_run() -> None:
+    """Give way until no other task has anything to do but to wait: for a timer, a thread or a connection.
+
+    The standard event loops tell; of another one (uvloop), a fixed number of turns has to do.
+    """
+    ready: Collection[object] | None = getattr(asyncio.get_running_loop(), "_ready", None)
+    for _ in range(_MOST_TURNS if ready is not None else _SLICES):
+        await asyncio.sleep(0)
+        if ready is not None and not ready:
+            return

@@ -1,0 +1,196 @@
+"""Between a worker and its store: what tells whether a write is under way, and what lets a process die.
+
+A process that dies hears no reply any more, and nothing that it had not handed to the store by then gets there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Final, TypeVar
+
+from durable_batches.errors import WorkerFencedError
+from durable_batches.lifecycle.facts import Command, Discard, Fact, Seal
+from durable_batches.lifecycle.records import (
+    BatchRecord,
+    CheckpointRecord,
+    ClaimRequest,
+    Committed,
+    DocumentRecord,
+    EventRecord,
+    ExecutionStatus,
+    Micros,
+    NewDocument,
+    WorkerId,
+    WorkerRecord,
+)
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, Heart, Store
+
+__all__ = ["MortalStore"]
+
+T = TypeVar("T")
+
+
+class MortalStore:
+    """A store as one process sees it.
+
+    Args:
+        store: Where everything goes to.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.inner: Final = store
+        self.calls: int = 0
+        """How many calls were made so far."""
+        self.under_way: int = 0
+        """How many are not answered yet; `wait`, which is a kind of sleep, is not among them."""
+        self._buried: set[WorkerId] = set()
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    def bury(self, worker: WorkerId) -> None:
+        """From here on nothing that this worker (or who submits through it) asks for is done, or answered."""
+        self._buried.add(worker)
+
+    # ---- every call ------------------------------------------------------------------------------------------
+
+    async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
+        self.check(None)
+        return await self._answered(call)
+
+    async def _write(self, method: str, call: Callable[[], Awaitable[T]], by: WorkerId | None = None) -> T:
+        self.check(by)
+        self.before_write(method)
+        answer = await self._answered(call)
+        self.after_write(method)
+        self.check(by)
+        return answer
+
+    async def _answered(self, call: Callable[[], Awaitable[T]]) -> T:
+        self.calls += 1
+        self.under_way += 1
+        try:
+            return await call()
+        finally:
+            self.under_way -= 1
+
+    def check(self, by: WorkerId | None) -> None:
+        """Refuse the dead.
+
+        Raises:
+            WorkerFencedError: `by` is buried.
+        """
+        if by in self._buried:
+            assert by is not None
+            raise WorkerFencedError(by)
+
+    def before_write(self, method: str) -> None:
+        """Called before each write; what this raises it raises."""
+
+    def after_write(self, method: str) -> None:
+        """Called when a write was applied, before it is answered; what this raises it raises."""
+
+    def committed(self, facts: Sequence[Fact], committed: Committed) -> None:
+        """Called when a commit was applied, before it is answered."""
+
+    # ---- the store's methods ---------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Store.capabilities`."""
+        return self.inner.capabilities
+
+    async def open(self) -> None:
+        """See `Store.open`; the dead may, to end in good order."""
+        await self._answered(self.inner.open)
+
+    async def close(self) -> None:
+        """See `Store.close`; the dead may, to end in good order."""
+        await self._answered(self.inner.close)
+
+    async def register(self, worker: WorkerRecord, lease: Micros) -> None:
+        """See `Store.register`."""
+        await self._write("register", lambda: self.inner.register(worker, lease), worker.worker_id)
+
+    def heart(self, worker: WorkerId) -> Heart:
+        """See `Store.heart`."""
+        return self.inner.heart(worker)
+
+    async def workers(self) -> Sequence[WorkerRecord]:
+        """See `Store.workers`."""
+        return await self._read(self.inner.workers)
+
+    async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
+        """See `Store.expire`."""
+        return await self._write("expire", lambda: self.inner.expire(dead=dead))
+
+    async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
+        """See `Store.leave`."""
+        return await self._write("leave", lambda: self.inner.leave(worker), worker)
+
+    async def create(self, batch: BatchRecord) -> BatchRecord | None:
+        """See `Store.create`."""
+        return await self._write("create", lambda: self.inner.create(batch), batch.loader)
+
+    async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
+        """See `Store.add`."""
+        await self._write("add", lambda: self.inner.add(batch_id, loader, documents), loader)
+
+    async def commit(
+        self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
+    ) -> Committed:
+        """See `Store.commit`."""
+
+        async def call() -> Committed:
+            committed = await self.inner.commit(worker, number, facts, claim)
+            self.committed(facts, committed)
+            return committed
+
+        return await self._write("commit", call, worker)
+
+    async def control(self, batch_id: BatchId, command: Command) -> Committed:
+        """See `Store.control`."""
+        by = command.loader if isinstance(command, Seal | Discard) else None
+        return await self._write("control", lambda: self.inner.control(batch_id, command), by)
+
+    async def batch(self, batch_id: BatchId) -> BatchRecord | None:
+        """See `Store.batch`."""
+        return await self._read(lambda: self.inner.batch(batch_id))
+
+    async def batches(self, query: BatchQuery, *, after: BatchId | None = None, limit: int) -> Sequence[BatchRecord]:
+        """See `Store.batches`."""
+        return await self._read(lambda: self.inner.batches(query, after=after, limit=limit))
+
+    async def documents(
+        self,
+        batch_id: BatchId,
+        *,
+        statuses: Collection[ExecutionStatus] = (),
+        after: int = -1,
+        limit: int,
+        inputs: bool = True,
+    ) -> Sequence[DocumentRecord]:
+        """See `Store.documents`."""
+        return await self._read(
+            lambda: self.inner.documents(batch_id, statuses=statuses, after=after, limit=limit, inputs=inputs)
+        )
+
+    async def checkpoints(
+        self, batch_id: BatchId, position: int, *, after: str = "", limit: int
+    ) -> Sequence[CheckpointRecord]:
+        """See `Store.checkpoints`."""
+        return await self._read(lambda: self.inner.checkpoints(batch_id, position, after=after, limit=limit))
+
+    async def count_checkpoints(self, batch_id: BatchId) -> int:
+        """See `Store.count_checkpoints`."""
+        return await self._read(lambda: self.inner.count_checkpoints(batch_id))
+
+    async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
+        """See `Store.events`."""
+        return await self._read(lambda: self.inner.events(batch_id, after=after, limit=limit))
+
+    async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
+        """See `Store.wait`."""
+        self.check(None)
+        await self.inner.wait(seen, work=work, timeout=timeout)
