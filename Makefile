@@ -7,6 +7,8 @@ MAKEFLAGS += --no-builtin-rules
 
 VENV := .venv
 BIN := $(VENV)/bin
+# An environment of its own, since nobody needs mutmut and what it brings along but who asks for it.
+MUTATION := $(VENV)/mutation
 # Neither pyright nor the documentation's theme shall tell of newer releases: constraints.txt decides.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
@@ -33,7 +35,7 @@ WANTED_FOR := folder=$(CURDIR) python=$(shell "$(PYTHON)" -c 'import sys; print(
 CODE := $(wildcard src tests examples benchmarks)
 ARGS ?=
 
-.PHONY: help demo test lint types unit docs coverage bench soak format clean distclean
+.PHONY: help demo test lint types unit docs coverage mutation bench soak format clean distclean
 
 help:  ## Show this list
 	@echo 'Usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -66,11 +68,18 @@ unit: $(VENV)/.installed-dev  ## Run the tests; options for pytest in ARGS
 docs: $(VENV)/.installed-dev  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
+# Where the tests have to take every branch; separated by commas.
+COVERED := src/durable_batches/lifecycle/*
+
 coverage: $(VENV)/.installed-dev  ## Run the tests and report the branches that none takes
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 2 $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+	$(BIN)/coverage report --include='$(COVERED)' --fail-under=100
+
+mutation: $(MUTATION)/.installed  ## Look for changes of lifecycle/ that no test notices; modules in ARGS
+	$(MUTATION)/bin/python tests/mutation/run.py $(ARGS)
 
 bench: $(VENV)/.installed-dev  ## Run the benchmarks; options for them in ARGS
 	@for benchmark in $(wildcard benchmarks/*.py); do \
@@ -105,6 +114,13 @@ $(VENV)/.installed-dev: $(VENV)/.made-for pyproject.toml constraints.txt
 	@echo 'Installing what the checks need ...'
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $(VENV)/.installed-demo $@
+
+$(MUTATION)/.installed: $(VENV)/.made-for tests/mutation/requirements.txt constraints.txt
+	@echo 'Installing what mutation testing needs ...'
+	@"$(BIN)/python" -m venv --clear $(MUTATION)
+	@$(MUTATION)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
+		--requirement tests/mutation/requirements.txt
+	@touch $@
 
 ifneq ($(MADE_FOR),$(WANTED_FOR))
 .PHONY: $(VENV)/.made-for

@@ -353,7 +353,7 @@ class BatchNotFoundError(DurableBatchesError, LookupError):
 
 
 class BatchExistsError(DurableBatchesError, ValueError):
-    """`submit(..., if_exists="error")` found a batch of this id, or `run_batch` one that has ended, of other documents."""
+    """`submit(..., if_exists="error")` found a batch of this id; or `run_batch` one that has ended, of others."""
 
     code = "batch-exists"
 

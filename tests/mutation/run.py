@@ -37,6 +37,7 @@ SETTINGS: Final = f"""\
 source_paths=src
 only_mutate={PACKAGE}/*
 pytest_add_cli_args_test_selection={TESTS}
+do_not_mutate_patterns=assert_never
 use_git_change_detection=false
 """
 

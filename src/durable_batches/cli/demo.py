@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import os
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 from rich.console import Console
 
@@ -50,6 +47,7 @@ from durable_batches.extraction import (
     text_files,
     write_graph,
 )
+from durable_batches.script.signals import StopSignals
 
 __all__ = ["Demo", "Paced"]
 
@@ -130,10 +128,11 @@ class Demo:
         Returns:
             The exit code: 0, 1 where something failed, or 128 and the signal's number.
         """
-        with _StopSignals() as signals:
+        with StopSignals() as signals:
             workflow = extraction_workflow(Paced(RuleExtractor(), self.pace))
             earlier = await self._look_for_earlier(workflow)
-            async with BatchOrchestrator(workflow, store=SQLiteStore(self.db)) as batches:
+            batches = BatchOrchestrator(workflow, store=SQLiteStore(self.db))
+            async with signals.hurrying(batches.worker), batches:
                 work = asyncio.create_task(self._work(batches, earlier))
                 await signals.interrupting(work)
                 if work.cancelled():
@@ -270,44 +269,3 @@ class Demo:
 
 def _has_ended(snapshot: Snapshot) -> bool:
     return snapshot.state.tag in _ENDED
-
-
-class _StopSignals:
-    """Turns Ctrl-C and SIGTERM into an orderly stop; the second one ends the process at once, as safely."""
-
-    def __init__(self) -> None:
-        self._received: int | None = None
-        self._event = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def __enter__(self) -> Self:
-        # Where a loop cannot handle signals (Windows), Ctrl-C is a KeyboardInterrupt: less orderly, as safe.
-        with suppress(NotImplementedError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._loop.add_signal_handler(number, self._receive, number)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(NotImplementedError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._loop.remove_signal_handler(number)
-
-    @property
-    def exit_code(self) -> int:
-        """The code that shells give to what a signal has ended."""
-        return 128 + (self._received or signal.SIGINT)
-
-    async def interrupting(self, work: asyncio.Task[int]) -> None:
-        """Wait for the work's end; cancel it when a signal comes, or has come before."""
-        stopping = asyncio.create_task(self._event.wait())
-        await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            work.cancel()
-            await asyncio.wait([work])
-        stopping.cancel()
-
-    def _receive(self, number: int) -> None:
-        if self._received is not None:
-            os._exit(128 + number)
-        self._received = number
-        self._event.set()

@@ -349,7 +349,8 @@ class Worker:
                 await incarnation.run(began)
                 return
             except WorkerFencedError as error:
-                _log.error("%s; it drops its documents and starts anew", error)
+                if not incarnation.halted:
+                    _log.error("%s; it drops its documents and starts anew", error)
             except Exception:
                 if not began.is_set():
                     raise
@@ -409,6 +410,7 @@ class _Incarnation:
         self.scheduler = Scheduler(store, workflows, self.surroundings, capacity=capacity, poke=self.journal.poke)
         self.begun = asyncio.Event()
         self.over = asyncio.Event()
+        self.halted = False
         self._closed = asyncio.Event()
         self._lost = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -439,6 +441,7 @@ class _Incarnation:
 
     def halt(self) -> None:
         """See `Worker.halt`."""
+        self.halted = True
         self.scheduler.close()
         self.scheduler.halt()
         self._lost.set()

@@ -18,7 +18,7 @@ from durable_batches.stores.protocol import BatchQuery, Store
 __all__ = ["LABEL", "Earlier", "Found"]
 
 LABEL: Final = "submitted-by"
-"""The label of batches whose id `run_batch` has made up; with others it has nothing to do unless it is told their id."""
+"""The label of batches whose ids `run_batch` has made up. Others it leaves alone, unless it is told their ids."""
 
 _PAGE: Final = 100
 

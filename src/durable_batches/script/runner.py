@@ -159,31 +159,28 @@ class _Script(Generic[D, R, S, V]):
 
     async def run(self, signals: StopSignals) -> BatchResult[V] | None:
         """The batch's end; None: it was told to stop before."""
-        hurrying = asyncio.create_task(self._hurry(signals))
-        try:
-            async with self._batches:
-                work = asyncio.create_task(self._work())
-                await self._until_told(work, signals)
-        finally:
-            hurrying.cancel()
-            await asyncio.wait([hurrying])
+        async with signals.hurrying(self._worker), self._batches:
+            work = asyncio.create_task(self._work())
+            await signals.interrupting(work)
+            if work.cancelled():
+                say(
+                    f"{signals.name}: what is running is finished and recorded first, for {_seconds(self._drain)} at "
+                    "most (again: stop at once)"
+                )
         return await self._stopped(signals) if work.cancelled() else work.result()
 
     # ---- the batch -------------------------------------------------------------------------------------------
 
     async def _work(self) -> BatchResult[V]:
         found = await self._found()
-        if found.record is None:
-            self._batch_id = await self._submit(found)
-        else:
-            self._batch_id = found.record.batch_id
+        batch_id = await self._submit(found) if found.record is None else found.record.batch_id
+        self._batch_id = batch_id
         if self._progress:
-            await self._tell(self._batch_id, found)
+            await self._tell(batch_id, found)
             if found.record is None or not found.record.ended:
-                snapshots = self._batches.watch(self._batch_id, interval=_BETWEEN_LOOKS)
-                async with aclosing(snapshots):
+                async with aclosing(self._batches.watch(batch_id, interval=_BETWEEN_LOOKS)) as snapshots:
                     await show(snapshots, resolver=self._workflow.resolver is not None)
-        result = await self._batches.result(self._batch_id)
+        result = await self._batches.result(batch_id)
         if self._progress:
             say(str(result))
         return result
@@ -200,6 +197,8 @@ class _Script(Generic[D, R, S, V]):
             # Told from batches that somebody has named, or that a service has submitted: those are not touched.
             config = config.model_copy(update={"metadata": {**config.metadata, LABEL: "run_batch"}})
             batch_id = f"{self._workflow.name[:64]}-{uuid4().hex[:12]}"
+        # Known already while the documents go in: a signal may come just as the last one is there.
+        self._batch_id = BatchId(batch_id)
         return await self._batches.submit(
             found.documents, config=config, batch_id=batch_id, document_id=self._document_id
         )
@@ -222,52 +221,31 @@ class _Script(Generic[D, R, S, V]):
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
-    async def _until_told(self, work: asyncio.Task[BatchResult[V]], signals: StopSignals) -> None:
-        """Wait for the work's end; cancel it where a signal comes first."""
-        told = asyncio.create_task(signals.told())
-        try:
-            await asyncio.wait([work, told], return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                say(
-                    f"{signals.name}: what is running is finished and recorded first, for {_seconds(self._drain)} at "
-                    "most (again: stop at once)"
-                )
-        finally:
-            work.cancel()
-            told.cancel()
-            await asyncio.wait([work, told])
-
-    async def _hurry(self, signals: StopSignals) -> None:
-        await signals.told(2)
-        say("stopping at once")
-        self._worker.end_drain()
-
     async def _stopped(self, signals: StopSignals) -> BatchResult[V] | None:
         """Say what was done and how to go on; the result, where the batch has ended while the worker left."""
-        if self._batch_id is None:
-            say(f"stopped by {signals.name} before all documents were submitted; nothing was run, run it again")
-            return None
         store = self._worker.store
+        record, recorded = None, 0
         await store.open()
         try:
-            record = await store.batch(self._batch_id)
-            recorded = await store.count_checkpoints(self._batch_id)
+            if self._batch_id is not None:
+                record = await store.batch(self._batch_id)
+                recorded = await store.count_checkpoints(self._batch_id)
         finally:
             await store.close()
-        if record is None:
-            say(f"stopped by {signals.name}; the batch {self._batch_id!r} was deleted meanwhile")
+        if record is None or not record.sealed:
+            say(f"stopped by {signals.name} before all documents were submitted; nothing was run; run it again")
             return None
         if record.ended:
             # A worker that only reads.
             async with BatchOrchestrator(self._workflow, store=store, max_in_flight=0) as reader:
-                return await reader.result(self._batch_id)
+                return await reader.result(record.batch_id)
         say(f"stopped by {signals.name}: {_words(record, recorded)}")
         if not store.capabilities.durable:
             say("the store is gone with this process; with the path of a file as store=, it could be resumed")
         elif self._given_id is None:
-            say(f"to resume it, run the same again; or, whatever the documents, with batch_id={self._batch_id!r}")
+            say(f"to resume it, run the same again; or, whatever the documents, with batch_id={record.batch_id!r}")
         else:
-            say(f"to resume it, run the same again, with batch_id={self._batch_id!r}")
+            say(f"to resume it, run the same again, with batch_id={record.batch_id!r}")
         return None
 
 

@@ -6,14 +6,22 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any, Final, Self
+
+from durable_batches.clock import SystemClock
+from durable_batches.orchestrator.worker import Worker
 
 __all__ = ["StopSignals"]
 
 _NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
 _TOO_MANY: Final = 3
 """So many say that the good order takes too long, or does not come to its end."""
+
+_ECHO_SECONDS: Final = 0.5
+"""What follows so soon is the same wish: `timeout` and others signal a process, and its group with it once more."""
 
 
 class StopSignals:
@@ -24,7 +32,9 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
+        self._clock = SystemClock()
         self._received: list[int] = []
+        self._latest = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._came = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,8 +69,36 @@ class StopSignals:
             self._came.clear()
             await self._came.wait()
 
+    async def interrupting(self, work: asyncio.Task[Any]) -> None:
+        """Wait for the work's end; cancel it when a signal comes, or has come before."""
+        told = asyncio.create_task(self.told())
+        try:
+            await asyncio.wait([work, told], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+            told.cancel()
+            await asyncio.wait([work, told])
+
+    @asynccontextmanager
+    async def hurrying(self, worker: Worker) -> AsyncGenerator[None]:
+        """Within, a second signal ends the worker's drain."""
+        task = asyncio.create_task(self._hurry(worker))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _hurry(self, worker: Worker) -> None:
+        await self.told(2)
+        worker.end_drain()
+
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         # Between two instructions of whatever runs, be it the loop or something that blocks it.
+        now = self._clock.boot()
+        if self._received and now - self._latest < _ECHO_SECONDS:
+            return
+        self._latest = now
         self._received.append(number)
         if len(self._received) >= _TOO_MANY:
             os._exit(128 + number)

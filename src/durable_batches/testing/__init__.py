@@ -1,4 +1,4 @@
-"""What tests need: a clock that is moved by hand, results for a resolver, and the conformance suite for authors of stores."""
+"""What tests need: a clock moved by hand, results for a resolver, and the conformance suite for authors of stores."""
 
 from __future__ import annotations
 

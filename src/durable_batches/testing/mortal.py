@@ -42,6 +42,8 @@ class MortalStore:
         self.inner: Final = store
         self.calls: int = 0
         """How many calls were made so far."""
+        self.writes: int = 0
+        """How many of them write."""
         self.under_way: int = 0
         """How many are not answered yet; `wait`, which is a kind of sleep, is not among them."""
         self._buried: set[WorkerId] = set()
@@ -61,9 +63,11 @@ class MortalStore:
 
     async def _write(self, method: str, call: Callable[[], Awaitable[T]], by: WorkerId | None = None) -> T:
         self.check(by)
-        self.before_write(method)
+        self.writes += 1
+        number = self.writes
+        self.before_write(number, method)
         answer = await self._answered(call)
-        self.after_write(method)
+        self.after_write(number, method)
         self.check(by)
         return answer
 
@@ -85,10 +89,10 @@ class MortalStore:
             assert by is not None
             raise WorkerFencedError(by)
 
-    def before_write(self, method: str) -> None:
-        """Called before each write; what this raises it raises."""
+    def before_write(self, number: int, method: str) -> None:
+        """Called before each write, with its number; what this raises it raises."""
 
-    def after_write(self, method: str) -> None:
+    def after_write(self, number: int, method: str) -> None:
         """Called when a write was applied, before it is answered; what this raises it raises."""
 
     def committed(self, facts: Sequence[Fact], committed: Committed) -> None:
