@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -95,8 +95,12 @@ async def caught_in_a_workflow(body: Callable[[], Awaitable[Any]], worker: Worke
             errors.append(error)
 
     async with batches_of(run, worker=worker) as batches:
-        await batches.run(["an invoice"], batch_id=BATCH, document_id=lambda _: DOCUMENT)
+        await batches.run(["an invoice"], batch_id=BATCH, document_id=its_id)
     raise errors[0]
+
+
+def its_id(_: object) -> str:
+    return DOCUMENT
 
 
 async def submitted(documents: list[Any], **options: Any) -> object:
@@ -142,9 +146,8 @@ async def not_in_workflow(_: Path) -> object:
     return current_execution()
 
 
-async def broken_client() -> AsyncIterator[str]:
+async def broken_client() -> str:
     raise ConnectionError("no route to the host")
-    yield "never"
 
 
 async def dependency_example(_: Path) -> object:
@@ -168,21 +171,21 @@ async def worker_not_running(_: Path) -> object:
 
 
 async def payload(_: Path) -> object:
-    return await submitted(["an invoice with a \ud800"], document_id=lambda _: DOCUMENT)
+    return await submitted(["an invoice with a \ud800"], document_id=its_id)
 
 
 async def payload_too_large(_: Path) -> object:
-    return await submitted(["x" * (16 * 1024 * 1024)], document_id=lambda _: DOCUMENT)
+    return await submitted(["x" * (16 * 1024 * 1024)], document_id=its_id)
 
 
 # ---- activities and workflows --------------------------------------------------------------------------------
 
 
-async def activity_failed(_: Path) -> object:
-    return await caught_in_a_workflow(lambda: read_amounts("an invoice"))
+async def activity_failed(_: Path) -> None:
+    await caught_in_a_workflow(lambda: read_amounts("an invoice"))
 
 
-async def activity_timeout(_: Path) -> object:
+async def activity_timeout(_: Path) -> None:
     @durable_activity(timeout=timedelta(seconds=30), retry=ONCE, name="read_amounts")
     async def slow(invoice: str) -> None:
         await asyncio.Event().wait()
@@ -190,7 +193,7 @@ async def activity_timeout(_: Path) -> object:
     clock = ManualClock()
     async with moving(clock, 1):
         try:
-            return await caught_in_a_workflow(lambda: slow("an invoice"), Worker(MemoryStore(clock=clock), clock=clock))
+            await caught_in_a_workflow(lambda: slow("an invoice"), Worker(MemoryStore(clock=clock), clock=clock))
         except ActivityFailedError as error:
             raise error.__cause__ or error from None
 
@@ -199,7 +202,7 @@ async def document_timeout(_: Path) -> object:
     raise DocumentTimeoutError(BATCH, DOCUMENT, 600)
 
 
-async def checkpoint_mismatch(_: Path) -> object:
+async def checkpoint_mismatch(_: Path) -> None:
     def by_customer(customer: str, invoice: str) -> str:
         return customer
 
@@ -211,7 +214,7 @@ async def checkpoint_mismatch(_: Path) -> object:
         await read("ACME", "first")
         await read("ACME", "second")
 
-    return await caught_in_a_workflow(body)
+    await caught_in_a_workflow(body)
 
 
 async def crash_loop(_: Path) -> object:
@@ -222,7 +225,7 @@ async def crash_loop(_: Path) -> object:
 
 
 async def duplicate_document(_: Path) -> object:
-    return await submitted(["first", "second"], document_id=lambda _: DOCUMENT)
+    return await submitted(["first", "second"], document_id=its_id)
 
 
 async def batch_not_found(_: Path) -> object:
@@ -251,8 +254,8 @@ async def workflow_mismatch(_: Path) -> object:
         return await others.state(BATCH)
 
 
-async def invalid_transition(_: Path) -> object:
-    return check_transition(BATCH, MACHINE.tags, "summing", "reading")
+async def invalid_transition(_: Path) -> None:
+    check_transition(BATCH, MACHINE.tags, "summing", "reading")
 
 
 async def batch_failed(_: Path) -> object:
@@ -313,14 +316,14 @@ async def store_corrupt(folder: Path) -> object:
     return connect(path)
 
 
-async def schema_too_new(folder: Path) -> object:
+async def schema_too_new(folder: Path) -> None:
     store = SQLiteStore(folder / "batches.db")
     await store.open()
     await store.close()
     with sqlite3.connect(folder / "batches.db") as connection:
         connection.execute("UPDATE schema_version SET readable_since = '9.1.0'")
     connection.close()
-    return await store.open()
+    await store.open()
 
 
 async def fact_rejected(folder: Path) -> object:

@@ -191,7 +191,10 @@ class Dependencies:
                 opening = self._opening[provider]
                 try:
                     opening.set_result(await self._value(closers, provider))
-                except Exception as error:  # noqa: BLE001  (a provider may raise anything; whoever asked is told)
+                except (Exception, asyncio.CancelledError) as error:
+                    if _being_cancelled():
+                        raise
+                    # A provider may raise anything; whoever asked is told.
                     failed = DependencyError(name_of(provider), f"opening it raised {type(error).__name__}")
                     failed.__cause__ = error
                     opening.set_exception(failed)
@@ -214,6 +217,11 @@ class Dependencies:
         arguments = {name: await self._value(closers, own.provider) for name, own in dependencies_of(source).items()}
         value = self._opened[provider] = await _opened(closers, source, arguments)
         return value
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _opened(closers: list[Closer], provider: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -180,7 +180,9 @@ class _Script(Generic[D, R, S, V]):
             if found.record is None or not found.record.ended:
                 async with aclosing(self._batches.watch(batch_id, interval=_BETWEEN_LOOKS)) as snapshots:
                     await show(snapshots, resolver=self._workflow.resolver is not None)
-        result = await self._batches.result(batch_id)
+        return self._told(await self._batches.result(batch_id))
+
+    def _told(self, result: BatchResult[V]) -> BatchResult[V]:
         if self._progress:
             say(str(result))
         return result
@@ -238,7 +240,7 @@ class _Script(Generic[D, R, S, V]):
         if record.ended:
             # A worker that only reads.
             async with BatchOrchestrator(self._workflow, store=store, max_in_flight=0) as reader:
-                return await reader.result(record.batch_id)
+                return self._told(await reader.result(record.batch_id))
         say(f"stopped by {signals.name}: {_words(record, recorded)}")
         if not store.capabilities.durable:
             say("the store is gone with this process; with the path of a file as store=, it could be resumed")

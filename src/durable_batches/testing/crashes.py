@@ -127,11 +127,11 @@ async def survives_crashes(
         patience,
     )
     logger = logging.getLogger("durable_batches")
-    logger.addFilter(_of_the_living)
+    logger.addFilter(_said_once)
     try:
         return await trial.run(limit)
     finally:
-        logger.removeFilter(_of_the_living)
+        logger.removeFilter(_said_once)
 
 
 class _Point(NamedTuple):
@@ -145,9 +145,10 @@ class _Point(NamedTuple):
 class _Life(MortalStore):
     """A store as a process sees it that is killed at a point."""
 
-    def __init__(self, store: Store, point: _Point | None) -> None:
+    def __init__(self, store: Store, point: _Point | None, *, first: bool) -> None:
         super().__init__(store)
         self._point = point
+        self.first: Final = first
         self.killed: str | None = None
         """At which method."""
         self.acknowledged = False
@@ -185,10 +186,10 @@ class _Life(MortalStore):
 _life: Final[ContextVar[_Life | None]] = ContextVar("durable_batches_life", default=None)
 
 
-def _of_the_living(_: logging.LogRecord) -> bool:
-    """A log filter: what a killed process still has to say is not to be heard."""
+def _said_once(_: logging.LogRecord) -> bool:
+    """A log filter: what the undisturbed run had to say is not to be heard again from each further one."""
     life = _life.get()
-    return life is None or life.killed is None
+    return life is None or life.first
 
 
 class _Trial(Generic[D, R, S, V]):
@@ -223,7 +224,7 @@ class _Trial(Generic[D, R, S, V]):
     async def run(self, limit: int) -> CrashReport:
         """Everything."""
         clock, store = await self._fresh()
-        life = await self._live(store, clock, None)
+        life = await self._live(store, clock, None, first=True)
         picture = await self._picture(store, HistoryChecker())
         tried = 0
         for point in _points(life.writes, limit):
@@ -248,7 +249,7 @@ class _Trial(Generic[D, R, S, V]):
             checker.acknowledged(_BATCH, undisturbed.documents)
         try:
             await self._bury(store, checker)
-            after = await self._live(store, clock, None)
+            after = await self._live(store, clock)
             picture = await self._picture(store, checker)
             problems = [*self._differences(picture, undisturbed), *_repetitions(before, after, picture, undisturbed)]
         except Exception as error:
@@ -274,9 +275,11 @@ class _Trial(Generic[D, R, S, V]):
             await store.close()
         return clock, store
 
-    async def _live(self, store: Store, clock: ManualClock, point: _Point | None) -> _Life:
+    async def _live(
+        self, store: Store, clock: ManualClock, point: _Point | None = None, *, first: bool = False
+    ) -> _Life:
         """One process: from its start to its end, or to its death."""
-        life = _Life(store, point)
+        life = _Life(store, point, first=first)
         worker = Worker(
             life,
             max_in_flight=self._max_in_flight,
