@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -451,3 +452,113 @@ async def test_a_failure_of_the_batch_is_not_hidden_by_what_it_depends_on() -> N
     assert isinstance(outcome, DocumentFailure)
     assert outcome.error_type == "ValueError"
     assert LOG == ["open client", "close client"]
+
+
+# ---- the rest of its life ----------------------------------------------------------------------------------------
+
+
+async def test_several_that_raise_when_they_are_closed_are_all_told() -> None:
+    async def one() -> AsyncIterator[int]:
+        yield 1
+        raise OSError("one")
+
+    async def two() -> AsyncIterator[int]:
+        yield 2
+        raise ValueError("two")
+
+    @durable_activity
+    async def act(_: str, first: int = dependency(one), second: int = dependency(two)) -> int:
+        return first + second
+
+    @workflow(STAGES)
+    async def run(document: str) -> int:
+        return await act(document)
+
+    with pytest.raises(ExceptionGroup, match="dependencies could not be closed") as caught:
+        async with BatchOrchestrator(run, store=MemoryStore()) as batches:
+            assert (await batches.run(["a"])).counts.succeeded == 1
+    assert [str(error) for error in caught.value.exceptions] == ["two", "one"]
+
+
+async def test_leaving_that_is_cancelled_still_closes_what_is_open() -> None:
+    closing = asyncio.Event()
+
+    async def slow() -> AsyncIterator[int]:
+        yield 1
+        closing.set()
+        await asyncio.sleep(0.02)
+        LOG.append("closed")
+
+    @durable_activity
+    async def act(_: str, number: int = dependency(slow)) -> int:
+        return number
+
+    @workflow(STAGES)
+    async def run(document: str) -> int:
+        return await act(document)
+
+    async def serve() -> None:
+        async with BatchOrchestrator(run, store=MemoryStore()):
+            pass
+
+    serving = asyncio.create_task(serve())
+    await within(closing.wait())
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert LOG == ["closed"]
+
+
+async def test_a_provider_whose_own_work_is_cancelled_has_failed() -> None:
+    async def lost() -> AsyncIterator[int]:
+        raise asyncio.CancelledError
+        yield 1
+
+    @durable_activity
+    async def act(_: str, number: int = dependency(lost)) -> int:
+        return number
+
+    @workflow(STAGES)
+    async def run(document: str) -> int:
+        return await act(document)
+
+    with pytest.raises(DependencyError, match="opening it raised CancelledError"):
+        async with BatchOrchestrator(run, store=MemoryStore()):
+            pytest.fail("it must not begin")
+
+
+async def test_a_start_that_is_cancelled_gives_up_what_it_was_opening() -> None:
+    opening = asyncio.Event()
+
+    async def endless(client: Client = dependency(opened_client)) -> AsyncIterator[Client]:
+        opening.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            LOG.append("given up")
+            raise
+        yield client
+
+    @durable_activity
+    async def act(_: str, client: Client = dependency(endless)) -> str:
+        return client.name
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await act(document)
+
+    async def serve() -> None:
+        async with BatchOrchestrator(run, store=MemoryStore()):
+            pytest.fail("it must not begin")
+
+    serving = asyncio.create_task(serve())
+    await within(opening.wait())
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(serving)
+    assert LOG == ["open client", "given up", "close client"]
+
+
+def test_a_signature_shows_what_it_depends_on() -> None:
+    assert "dependency(opened_client)" in str(inspect.signature(ask))
+    assert repr(dependency(Factory())) == "dependency(Factory)"

@@ -113,15 +113,16 @@ class LanguageServer:
         position = {"line": PROGRAM.splitlines().index(line), "character": column}
         return {"textDocument": {"uri": self._uri}, "position": position}
 
-    def ask(self, method: str, **parameters: Any) -> Any:
+    def ask(self, method: str, **asked: Any) -> Any:
         self._number += 1
-        self._write({"id": self._number, "method": method, "params": parameters})
+        self._write({"id": self._number, "method": method, "params": asked})
         while True:
             message = self._read()
             if message.get("id") != self._number:
                 if "id" in message and "method" in message:
                     # It asks for its configuration: there is none.
-                    items: list[object] = (message.get("params") or {}).get("items", [])
+                    parameters: dict[str, list[object]] = message.get("params") or {}
+                    items = parameters.get("items", [])
                     self._write({"id": message["id"], "result": [None] * len(items) or None})
                 continue
             assert "error" not in message, message

@@ -142,6 +142,9 @@ class Dependencies:
         if owner is None or wanted is None:
             return
         wanted.put_nowait(None)
+        if self._opening:
+            # Nobody wants any more what is only being opened.
+            owner.cancel()
         cancelled: asyncio.CancelledError | None = None
         while not owner.done():
             try:
@@ -150,7 +153,8 @@ class Dependencies:
                 # Half-closed is worse than late; it is passed on when all are closed.
                 cancelled = error
         self._opened.clear()
-        owner.result()
+        if not owner.cancelled():
+            owner.result()
         if cancelled is not None:
             raise cancelled
 
@@ -192,14 +196,13 @@ class Dependencies:
                 try:
                     opening.set_result(await self._value(closers, provider))
                 except (Exception, asyncio.CancelledError) as error:
-                    if _being_cancelled():
-                        raise
-                    # A provider may raise anything; whoever asked is told.
+                    # A provider may raise anything; whoever asked is told, and may be gone.
                     failed = DependencyError(name_of(provider), f"opening it raised {type(error).__name__}")
                     failed.__cause__ = error
                     opening.set_exception(failed)
-                    # Whoever asked may have been cancelled meanwhile; then nobody looks.
                     opening.exception()
+                    if _being_cancelled():
+                        raise
                 finally:
                     del self._opening[provider]
         finally:
