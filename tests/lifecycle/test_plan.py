@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from tests.lifecycle.driving import CAPACITY, START, WORKFLOW, World, identity, succeeded
+from tests.lifecycle.driving import CAPACITY, LOADER, START, WORKFLOW, World, identity, succeeded
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, RetryFailed
 from durable_batches.errors import CrashLoopError
+from durable_batches.lifecycle.events import BatchFailed, ResolutionFailed, decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -16,6 +17,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
+    Seal,
     StageEntered,
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord
@@ -50,7 +52,8 @@ def test_a_retry_waits_as_its_policy_says() -> None:
         world.now += seconds * SECOND
     world.claim(ME)
     world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
-    assert world.documents(batch_id)[0].status == "failed"
+    (row,) = world.documents(batch_id)
+    assert (row.status, row.failures) == ("failed", 3)
     world.check()
 
 
@@ -108,6 +111,46 @@ def test_a_failure_ends_the_batch_where_the_policy_says_so(
     writes = world.commit(ME, ExecutionFailed(*identity(first), b"", "no"), *succeeded(others[:1]))
     assert world.batches[batch_id].state == state
     assert writes.refused == ({1: "ended"} if state == "failed" else {})
+    world.check()
+
+
+def test_every_failure_counts() -> None:
+    world = World()
+    config = BatchConfig(failure_policy=ContinueOnFailure(max_failures=2))
+    batch_id = world.batch("batch", 4, config=config)
+    world.claim(ME)
+    for failed, row in enumerate(world.held(ME)[:3], 1):
+        assert not world.batches[batch_id].ended
+        world.commit(ME, ExecutionFailed(*identity(row), b"", "no"))
+        assert world.batches[batch_id].counts.failed == failed
+    assert world.batches[batch_id].state == "failed"
+    world.check()
+
+
+def test_what_became_of_a_document_is_recorded() -> None:
+    world = World()
+    batch_id = world.batch("batch", 2, resolver=True)
+    world.claim(ME)
+    one, two = world.held(ME)
+    world.commit(ME, ExecutionSucceeded(*identity(one), b"result"), ExecutionFailed(*identity(two), b"failure", "no"))
+    world.claim(ME)
+    world.commit(ME, ExecutionSucceeded(*identity(resolver(world, batch_id)), b"resolution"))
+    assert world.outcomes == {
+        (batch_id, 0): b"result",
+        (batch_id, 1): b"failure",
+        (batch_id, RESOLVER_POSITION): b"resolution",
+    }
+
+
+def test_a_stage_is_entered_once() -> None:
+    world = World()
+    batch_id = world.batch("batch", 1)
+    world.claim(ME)
+    target = identity(world.held(ME)[0])
+    world.commit(ME, StageEntered(*target, 1))
+    before = world.copy()
+    assert not world.commit(ME, StageEntered(*target, 1), StageEntered(*target, 0), StageEntered(*target, 3)).refused
+    assert world.events[batch_id] == before.events[batch_id]
     world.check()
 
 
@@ -206,6 +249,8 @@ def test_a_resolver_that_kills_its_process_fails_the_batch() -> None:
         world.check()
     assert world.batches[batch_id].state == "failed"
     assert resolver(world, batch_id).crashes == 2
+    told = [event for event in map(decode_event, world.events[batch_id]) if isinstance(event, ResolutionFailed)]
+    assert [event.error for event in told] == ["its worker died", str(CrashLoopError(batch_id, "", 2))]
 
 
 # ---- deadlines -----------------------------------------------------------------------------------------------------
@@ -222,6 +267,9 @@ def test_a_deadline_counts_from_the_seal() -> None:
     assert not writes.executions
     record = world.batches[batch_id]
     assert (record.state, record.wake, record.free) == ("failed", None, 0)
+    last = decode_event(world.events[batch_id][-1])
+    assert isinstance(last, BatchFailed)
+    assert last.error == "the batch's deadline has passed"
     world.check()
 
 
@@ -242,6 +290,20 @@ def test_an_ended_batch_has_no_deadline() -> None:
     assert world.batches[batch_id].wake is None
 
 
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_not_sealed_is_not_there_yet() -> None:
+    world = World()
+    batch_id = world.load("batch", 2)
+    record = world.batches[batch_id]
+    assert (record.sealed, record.free, record.seq) == (False, 0, 0)
+    assert not world.claim(ME).executions
+    world.command(batch_id, Seal(LOADER, 2))
+    assert world.batches[batch_id].sealed
+    assert len(world.claim(ME).executions) == 2
+
+
 # ---- turns ---------------------------------------------------------------------------------------------------------
 
 
@@ -251,11 +313,13 @@ def test_batches_take_turns_also_when_the_clock_is_set_back() -> None:
         world.batch(batch_id, 9)
     world.claim(ME, 2, most=1)
     world.now -= 3600 * SECOND
+    turn = world.batches[BatchId("a")].served
     served: list[str] = []
     for number in range(4):
         writes = world.claim(WorkerId(f"worker-{number}"), 1)
         served += [execution.batch_id for execution in writes.executions]
     assert served == ["a", "b", "a", "b"]
+    assert world.batches[BatchId("a")].served == turn + 2
 
 
 # ---- suspects ------------------------------------------------------------------------------------------------------

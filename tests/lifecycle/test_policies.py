@@ -170,6 +170,26 @@ def test_a_value_out_of_range_is_refused(kind: type[Any], name: str, value: Any)
         kind(**{name: value})
 
 
+LONGEST = timedelta(days=3650)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (ContinueOnFailure, {"max_failures": 0, "max_failure_ratio": 0}),
+        (ContinueOnFailure, {"max_failure_ratio": 1}),
+        (RetryFailed, {"max_attempts": 1, "backoff": timedelta(0)}),
+        (RetryFailed, {"backoff": LONGEST}),
+        (RetryPolicy, {"max_attempts": 1, "initial": timedelta(0), "maximum": timedelta(0), "factor": 1, "jitter": 0}),
+        (RetryPolicy, {"initial": LONGEST, "maximum": LONGEST, "jitter": 1}),
+    ],
+    ids=str,
+)
+def test_the_bounds_themselves_are_allowed(kind: type[Any], values: dict[str, Any]) -> None:
+    policy = kind(**values)
+    assert {name: getattr(policy, name) for name in values} == values
+
+
 # ---- when an activity is tried again -------------------------------------------------------------------------------
 
 
@@ -183,6 +203,15 @@ def test_delays_grow_to_their_maximum_and_end() -> None:
     assert delays(RetryPolicy(max_attempts=4, factor=1)) == [1, 1, 1, None]
     assert delays(RetryPolicy(max_attempts=1)) == [None]
     assert delays(RetryPolicy(max_attempts=3, initial=timedelta(0))) == [0, 0, None]
+
+
+def test_delays_grow_however_slowly_and_however_long() -> None:
+    policy = RetryPolicy(max_attempts=10**9, factor=1.001, maximum=HOUR)
+    grown = policy.delay(ApiError(), 2_001, 0)
+    assert grown is not None
+    assert grown.total_seconds() == pytest.approx(1.001**2_000)
+    assert policy.delay(ApiError(), 10**9 - 1, 0) == HOUR
+    assert RetryPolicy(max_attempts=10**9, initial=timedelta(0)).delay(ApiError(), 10**9 - 1, 0) == timedelta(0)
 
 
 def test_a_maximum_below_the_first_delay_holds_for_it() -> None:
@@ -311,3 +340,4 @@ def test_each_crash_leaves_fewer_neighbours(capacity: int, max_crashes: int) -> 
 
 def test_the_search_is_geometric() -> None:
     assert [neighbours_allowed(crashes, 4, 1_000) for crashes in range(4)] == [1_000, 100, 10, 1]
+    assert [neighbours_allowed(crashes, 4, 4) for crashes in range(4)] == [4, 2, 1, 1]

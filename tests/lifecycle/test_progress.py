@@ -131,6 +131,14 @@ def test_a_stage_that_the_code_has_lost(machine: BatchStateMachine[Stage], expec
     assert state_of(world.batches[batch_id], machine) == expected
 
 
+def test_a_stage_whose_predecessors_the_code_has_lost_is_pending() -> None:
+    world = World()
+    batch_id = world.batch("batch", 2)
+    world.claim(ME)
+    assert state_of(world.batches[batch_id], MACHINE) == One(done=0, total=2)
+    assert state_of(world.batches[batch_id], BatchStateMachine(Two, Three)) == Pending(total=2)
+
+
 # ---- snapshots -----------------------------------------------------------------------------------------------------
 
 

@@ -32,11 +32,17 @@ QUICK: Final = "0.1"
 THOROUGH: Final = "0.5"
 """HYPOTHESIS_SCALE: for every mutant, and for those that seem to survive."""
 
+# What pytest has for unraisable exceptions collects garbage, which would take a third of the time of each mutant.
 SETTINGS: Final = f"""\
 [mutmut]
 source_paths=src
 only_mutate={PACKAGE}/*
 pytest_add_cli_args_test_selection={TESTS}
+pytest_add_cli_args=
+    -p
+    no:cacheprovider
+    -p
+    no:unraisableexception
 do_not_mutate_patterns=assert_never
 use_git_change_detection=false
 """

@@ -511,7 +511,8 @@ async def test_leaving_that_is_cancelled_still_closes_what_is_open() -> None:
 
 async def test_a_provider_whose_own_work_is_cancelled_has_failed() -> None:
     async def lost() -> AsyncIterator[int]:
-        raise asyncio.CancelledError
+        if not LOG:
+            raise asyncio.CancelledError
         yield 1
 
     @durable_activity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from durable_batches import (
     BatchConfig,
     BatchOrchestrator,
     ContinueOnFailure,
+    DependencyError,
     DocumentTimeoutError,
     MemoryStore,
     PayloadError,
@@ -25,6 +26,7 @@ from durable_batches import (
     RetryFailed,
     Store,
     Worker,
+    dependency,
     durable_activity,
     map_activity,
     workflow,
@@ -175,6 +177,33 @@ async def test_what_a_resolver_raises(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
     assert record.exc_info is not None
     assert frames(record.exc_info[1]) == ["link", "deeper"]
+
+
+@pytest.mark.parametrize("kind", ["function", "generator", "async generator"])
+async def test_what_the_provider_of_a_dependency_raises(kind: str) -> None:
+    async def function() -> str:
+        return deeper("x")
+
+    def generator() -> Iterator[str]:
+        yield deeper("x")
+
+    async def async_generator() -> AsyncIterator[str]:
+        yield deeper("x")
+
+    provider: Any = {"function": function, "generator": generator, "async generator": async_generator}[kind]
+
+    @durable_activity
+    async def ask_it(client: str = dependency(provider)) -> str:
+        return client
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await ask_it()
+
+    with pytest.raises(DependencyError) as failed:
+        async with BatchOrchestrator(run, store=MemoryStore()):
+            pass
+    assert frames(failed.value.__cause__) == [provider.__name__, "deeper"]
 
 
 # ---- timeouts: where it was at that moment -------------------------------------------------------------------

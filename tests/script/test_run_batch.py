@@ -400,7 +400,10 @@ class Terminal:
 def test_without_rich_a_terminal_has_lines(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setitem(sys.modules, "durable_batches.script.live", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    # As if nobody had imported it before.
+    monkeypatch.delitem(sys.modules, "durable_batches.script.live", raising=False)
+    monkeypatch.delattr("durable_batches.script.live", raising=False)
     desk.run(["a"], progress=True)
     assert "1/1 documents  1 succeeded" in terminal.text
     assert "\x1b" not in terminal.text

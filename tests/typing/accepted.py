@@ -97,6 +97,7 @@ from durable_batches import (
     durable_uuid,
     enter_stage,
     map_activity,
+    run_batch,
     workflow,
 )
 from durable_batches.lifecycle.facts import Command, Fact
@@ -597,6 +598,24 @@ async def without_a_resolver(batches: BatchOrchestrator[Query, Answer, A | B]) -
     result = await batches.result("")
     assert_type(result, BatchResult[None])
     assert_type(result.resolution, None)
+
+
+def in_a_script(path: Path) -> None:
+    assert_type(run_batch(extract, ["a", "b"], store="batches.db"), BatchResult[float])
+    assert_type(run_batch(plain, [Query(text="")], store=path), BatchResult[None])
+    result = run_batch(
+        resolved,
+        (Query(text=line) for line in path.read_text().splitlines()),
+        store=MemoryStore(),
+        batch_id="nightly",
+        config=BatchConfig(concurrency=2),
+        document_id=lambda query: query.text,
+        max_in_flight=8,
+        drain=timedelta(minutes=1),
+        progress=False,
+    )
+    assert_type(result.raise_for_failures().value, list[str])
+    assert_type(result.exit_code, int)
 
 
 async def readings(batches: BatchOrchestrator[Query, Answer, A | B, None]) -> None:

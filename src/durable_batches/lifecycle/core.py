@@ -340,7 +340,6 @@ class BatchInProgress:
         self.cancelled += self.pending + self.running + self.waiting
         self.pending = self.running = self.waiting = 0
         self.at = [0] * len(self.at)
-        self._passed = self._count_passed()
         self._core["ended_at"] = self.now
         self._core["phase"] = "idle"
         self.wake = None

@@ -230,10 +230,10 @@ def _doubled(delay: timedelta, times: int) -> timedelta:
 
 
 def _grown(delay: timedelta, factor: float, times: int, maximum: timedelta) -> timedelta:
-    """`delay * factor ** times`, at most `maximum`; in logarithms' stead a bound, so that no power overflows."""
-    seconds, limit = delay.total_seconds(), maximum.total_seconds()
-    for _ in range(min(times, 1024)):
-        if seconds >= limit or factor == 1:
-            break
-        seconds *= factor
-    return timedelta(seconds=min(seconds, limit))
+    """`delay * factor ** times`, at most `maximum`."""
+    try:
+        seconds = delay.total_seconds() * math.pow(factor, times)
+    except OverflowError:
+        # More than any maximum; but no delay at all stays none, however often it is doubled.
+        return maximum if delay else delay
+    return timedelta(seconds=min(seconds, maximum.total_seconds()))

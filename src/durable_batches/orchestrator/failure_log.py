@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from durable_batches.errors import place_of
+from durable_batches.errors import WorkerFencedError, place_of
 from durable_batches.lifecycle.events import BatchFailed, DocumentFailed, decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line
 from durable_batches.lifecycle.records import RESOLVER_POSITION, EventRecord, ExecutionRecord
+from durable_batches.runtime.tracebacks import related
 
 __all__ = ["FailureLog", "tell_of_crash_loops"]
 
@@ -43,6 +44,9 @@ class FailureLog:
         again_in: timedelta | None,
     ) -> None:
         """An attempt failed; None: it was the last one."""
+        if any(isinstance(part, WorkerFencedError) for part in related(error)):
+            # It is the worker's end, which is told elsewhere; the document goes on with another.
+            return
         number = self._counted(execution, record)
         plain = _made_plain(error) if number <= TRACEBACKS_OF_A_KIND else None
         resolver = execution.position == RESOLVER_POSITION

@@ -1,4 +1,4 @@
-"""Behind the barrier: what a resolver is given."""
+"""From records to outcomes: what a resolver is given, and whoever reads results."""
 
 from __future__ import annotations
 

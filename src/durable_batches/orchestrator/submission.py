@@ -34,7 +34,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.workflow import Workflow
 
-__all__ = ["Submission", "iterated"]
+__all__ = ["Submission", "id_of", "iterated"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -166,9 +166,14 @@ class Submission(Generic[D]):
             raise
 
     def _id_of(self, document: D, position: int) -> str:
-        if self._document_id is not None:
-            return _checked_id(self._document_id(document), "document_id")
-        return _own_id(document) or str(position)
+        return id_of(document, position, self._document_id)
+
+
+def id_of(document: D, position: int, document_id: Callable[[D], str] | None) -> str:
+    """The id of the document at this position, by the function that was given, or by none."""
+    if document_id is not None:
+        return _checked_id(document_id(document), "document_id")
+    return _own_id(document) or str(position)
 
 
 def iterated(documents: Any) -> AsyncIterator[Any]:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 from uuid import uuid4
 
-from durable_batches.clock import Clock, SystemClock
+from durable_batches.clock import Clock, Deadline, SystemClock
 from durable_batches.errors import (
     CommitUnknownError,
     ConfigurationError,
@@ -355,7 +355,7 @@ class Worker:
                 if not began.is_set():
                     raise
                 _log.exception("worker %s broke down; it starts anew", incarnation.worker_id)
-                await self._clock.sleep(_RESCUE_SECONDS)
+                await incarnation.rest(_RESCUE_SECONDS)
             finally:
                 self._incarnation = None
                 incarnation.over.set()
@@ -411,6 +411,7 @@ class _Incarnation:
         self.begun = asyncio.Event()
         self.over = asyncio.Event()
         self.halted = False
+        self._resting = False
         self._closed = asyncio.Event()
         self._lost = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -426,7 +427,7 @@ class _Incarnation:
     @property
     def idle(self) -> bool:
         """See `Worker.idle`."""
-        return self.begun.is_set() and self.journal.idle and self.scheduler.idle
+        return self._resting or (self.begun.is_set() and self.journal.idle and self.scheduler.idle)
 
     def close(self) -> None:
         """Wind up."""
@@ -438,6 +439,13 @@ class _Incarnation:
         self._drain = timedelta(0)
         if self._closed.is_set():
             self.scheduler.end_drain()
+
+    async def rest(self, seconds: float) -> None:
+        """It broke down, and the next one may, too: wait a little, unless it is being closed."""
+        self._resting = True
+        with suppress(TimeoutError):
+            async with Deadline(self._clock, seconds):
+                await self._closed.wait()
 
     def halt(self) -> None:
         """See `Worker.halt`."""

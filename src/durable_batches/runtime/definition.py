@@ -183,6 +183,9 @@ def _name_of(fn: Callable[..., Any]) -> str:
 
 
 def _is_in_class(fn: Callable[..., Any]) -> bool:
+    """Whether its definition stands in a class's body (a method that is bound already has its instance)."""
+    if not inspect.isfunction(fn):
+        return False
     within = getattr(fn, "__qualname__", "").rpartition(".")[0]
     return bool(within) and not within.endswith("<locals>")
 

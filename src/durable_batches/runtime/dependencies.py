@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias, TypeVar, overload
 
 from durable_batches.errors import ConfigurationError, DependencyError
+from durable_batches.runtime.tracebacks import trim
 
 __all__ = ["Dependencies", "Dependency", "Provider", "dependencies_of", "dependency"]
 
@@ -199,6 +200,7 @@ class Dependencies:
                     # A provider may raise anything; whoever asked is told, and may be gone.
                     failed = DependencyError(name_of(provider), f"opening it raised {type(error).__name__}")
                     failed.__cause__ = error
+                    trim(failed)
                     opening.set_exception(failed)
                     opening.exception()
                     if _being_cancelled():

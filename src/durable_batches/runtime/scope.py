@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import NotInActivityError, NotInWorkflowError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActivityContext",
     "ExecutionContext",
+    "StandIn",
     "WorkflowScope",
     "current_activity",
     "current_clock",
@@ -77,6 +78,13 @@ class ExecutionContext:
     """The labels that the batch was submitted with (`BatchConfig.metadata`)."""
 
 
+class StandIn(NamedTuple):
+    """For unit tests: what an orchestrator would provide."""
+
+    context: ExecutionContext
+    dependencies: Dependencies
+
+
 class WorkflowScope(Protocol):
     """What activities need of the execution that they are called in."""
 
@@ -97,8 +105,8 @@ class WorkflowScope(Protocol):
 _workflow: Final[ContextVar[WorkflowScope | None]] = ContextVar("durable_batches_workflow", default=None)
 _activity: Final[ContextVar[ActivityContext | None]] = ContextVar("durable_batches_activity", default=None)
 
-_stand_in: Final[ContextVar[ExecutionContext | None]] = ContextVar("durable_batches_execution", default=None)
-"""For unit tests: the context of workflow code that no orchestrator runs."""
+_stand_in: Final[ContextVar[StandIn | None]] = ContextVar("durable_batches_stand_in", default=None)
+"""For unit tests: what workflow code finds that no orchestrator runs."""
 
 workflow_scope: Callable[[], WorkflowScope | None] = _workflow.get
 """The execution whose workflow code is running; None outside of one, and inside an activity."""
@@ -143,26 +151,30 @@ def current_execution() -> ExecutionContext:
     scope = _workflow.get()
     if scope is not None:
         return scope.context
-    context: ExecutionContext | None = getattr(_activity.get(), "context", None) or _stand_in.get()
+    context: ExecutionContext | None = _provided("context")
     if context is None:
         raise NotInWorkflowError("current_execution() was called outside a workflow that an orchestrator runs")
     return context
 
 
-def stand_in(context: ExecutionContext) -> Token[ExecutionContext | None]:
-    """For unit tests: from here on `current_execution()` is this, where no orchestrator says otherwise."""
-    return _stand_in.set(context)
+def stand_in(context: ExecutionContext, dependencies: Dependencies) -> Token[StandIn | None]:
+    """For unit tests: from here on there are these, where no orchestrator says otherwise."""
+    return _stand_in.set(StandIn(context, dependencies))
 
 
-def leave_stand_in(token: Token[ExecutionContext | None]) -> None:
+def leave_stand_in(token: Token[StandIn | None]) -> None:
     """Back to where it was before `stand_in`."""
     _stand_in.reset(token)
 
 
 def current_dependencies() -> Dependencies:
-    """Those of the worker that runs the activity; outside of one, none."""
-    dependencies: Dependencies | None = getattr(_activity.get(), "dependencies", None)
+    """Those of the worker that runs the activity; outside of one, those of a unit test, or none."""
+    dependencies: Dependencies | None = _provided("dependencies")
     return dependencies or Dependencies()
+
+
+def _provided(name: str) -> Any:
+    return getattr(_activity.get(), name, None) or getattr(_stand_in.get(), name, None)
 
 
 def current_clock() -> Clock:

@@ -20,8 +20,8 @@ _MACHINERY: Final = tuple(
 )
 """The library's own code. What it ships as an example or for tests is as the user's."""
 
-_BETWEEN: Final = ("asyncio", "concurrent", "threading")
-"""What lies between two parts of the library: the thread that a sync activity runs in, for one."""
+_BETWEEN: Final = ("asyncio", "concurrent", "contextlib", "threading")
+"""What may lie between the library and the user's code: the thread that a sync activity runs in, for one."""
 
 
 def trim(error: BaseException) -> None:

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from durable_batches.errors import BatchExistsError, ConfigurationError
+from durable_batches.errors import BatchExistsError, ConfigurationError, PayloadError
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.orchestrator.resolution import document_pages
-from durable_batches.orchestrator.submission import iterated
+from durable_batches.orchestrator.submission import id_of, iterated
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import BatchQuery, Store
 
@@ -107,8 +107,7 @@ class Earlier(Generic[D]):
             left = [(record, await stack.enter_async_context(aclosing(self._stored(record)))) for record in candidates]
             position = 0
             async for document in source:
-                payload, _ = self._workflow.document_codec.recoded(document)
-                given = (str(position) if self._document_id is None else self._document_id(document), payload)
+                given = (id_of(document, position, self._document_id), self._encoded(document))
                 having = left[0][0]
                 left = [(record, stored) for record, stored in left if await _next(stored) == given]
                 if not left:
@@ -120,6 +119,13 @@ class Earlier(Generic[D]):
                 others = [other for other in candidates if other is not record]
                 return Found(record=record, documents=documents, others=others)
         return Found(record=None, documents=self._first(left[0][0], position), others=candidates)
+
+    def _encoded(self, document: D) -> bytes | None:
+        try:
+            return self._workflow.document_codec.recoded(document)[0]
+        except PayloadError:
+            # It is in no batch. To submit it says what is wrong with it.
+            return None
 
     async def _stored(self, record: BatchRecord) -> AsyncGenerator[DocumentRecord, None]:
         async with aclosing(document_pages(self._store, record.batch_id, (), _PAGE, inputs=True)) as pages:

@@ -70,7 +70,7 @@ def run_batch(
         store: Where the batch is kept: the path of an SQLite file, made where there is none, or a store.
         batch_id: A name of your own for the batch: that of the night, for a job that is to run anew every night.
         config: How a new batch runs.
-        document_id: A document's id, unique in its batch; its place in the order (from 0) by default.
+        document_id: A document's id, unique in its batch; see `BatchOrchestrator.submit` for the default.
         max_in_flight: Documents in flight in this process at once.
         drain: How long running activities may go on when it is told to stop.
         dependencies: By provider, what activities and resolvers get in place of what it opens; see `Worker`.

@@ -1,16 +1,95 @@
-"""Where batches are kept: the persistence protocol and its backends."""
+"""Where batches are kept: the persistence protocol, its backends, and what a store of your own is made of.
+
+`Store` is the protocol. A store keeps the records (`BatchRecord`, `ExecutionRecord`, ...), and asks the `plan_...`
+functions what to write; `durable_batches.testing.StoreConformance` tests it. Its errors are in
+`durable_batches.errors`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable_batches.stores.protocol import BatchQuery, Capabilities, Heart, Store
+from durable_batches.clock import Clock, SystemClock
+from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.plan import (
+    Candidates,
+    Loaded,
+    Writes,
+    executions_to_load,
+    new_execution,
+    plan_claims,
+    plan_command,
+    plan_facts,
+    plan_release,
+)
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    BatchRecord,
+    CheckpointRecord,
+    CheckpointWrite,
+    Claim,
+    ClaimRequest,
+    Committed,
+    DocumentRecord,
+    EventRecord,
+    ExecutionKey,
+    ExecutionRecord,
+    ExecutionStatus,
+    Micros,
+    NewDocument,
+    Refusal,
+    WorkerId,
+    WorkerRecord,
+)
+from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, Heart, Store
+from durable_batches.stores.sharing import Share, fair_shares, overdue
 
 if TYPE_CHECKING:
     from durable_batches.stores.memory import MemoryStore
     from durable_batches.stores.sqlite import SQLiteStore
 
-__all__ = ["BatchQuery", "Capabilities", "Heart", "MemoryStore", "SQLiteStore", "Store"]
+__all__ = [
+    "RESOLVER_POSITION",
+    "BatchQuery",
+    "BatchRecord",
+    "Candidates",
+    "Capabilities",
+    "CheckpointRecord",
+    "CheckpointWrite",
+    "Claim",
+    "ClaimRequest",
+    "Clock",
+    "Command",
+    "Committed",
+    "DocumentRecord",
+    "EventRecord",
+    "ExecutionKey",
+    "ExecutionRecord",
+    "ExecutionStatus",
+    "Expired",
+    "Fact",
+    "Heart",
+    "Loaded",
+    "MemoryStore",
+    "Micros",
+    "NewDocument",
+    "Refusal",
+    "SQLiteStore",
+    "Share",
+    "Store",
+    "SystemClock",
+    "WorkerId",
+    "WorkerRecord",
+    "Writes",
+    "executions_to_load",
+    "fair_shares",
+    "new_execution",
+    "overdue",
+    "plan_claims",
+    "plan_command",
+    "plan_facts",
+    "plan_release",
+]
 
 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's

@@ -1,16 +1,39 @@
-"""What tests need: a clock moved by hand, results for a resolver, and the conformance suite for authors of stores."""
+"""What tests need: workflows in virtual time, crashes on demand, stand-ins for unit tests, a suite for stores."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from durable_batches.testing.clock import ManualClock
+from durable_batches.testing.contexts import RecordingActivityContext, activity_context, execution_context
+from durable_batches.testing.crashes import CrashReport, survives_crashes
+from durable_batches.testing.effects import Effect, EffectsLog
+from durable_batches.testing.environment import BatchEnvironment, Environment, StoreMaker, environment
+from durable_batches.testing.history import HistoryChecker, HistoryStats, HistoryViolation
 from durable_batches.testing.results import results_of
 
 if TYPE_CHECKING:
     from durable_batches.testing.conformance import StoreConformance
 
-__all__ = ["ManualClock", "StoreConformance", "results_of"]
+__all__ = [
+    "BatchEnvironment",
+    "CrashReport",
+    "Effect",
+    "EffectsLog",
+    "Environment",
+    "HistoryChecker",
+    "HistoryStats",
+    "HistoryViolation",
+    "ManualClock",
+    "RecordingActivityContext",
+    "StoreConformance",
+    "StoreMaker",
+    "activity_context",
+    "environment",
+    "execution_context",
+    "results_of",
+    "survives_crashes",
+]
 
 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's

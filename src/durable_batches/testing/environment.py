@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from typing import Final, Generic, TypeAlias
+from typing import Final, Generic, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -25,7 +25,7 @@ from durable_batches.testing.clock import ManualClock
 from durable_batches.testing.driving import FOR_EVER, PATIENCE, Driver, Stuck
 from durable_batches.testing.mortal import MortalStore
 
-__all__ = ["Environment", "StoreMaker", "environment"]
+__all__ = ["BatchEnvironment", "Environment", "StoreMaker", "environment"]
 
 D = TypeVar("D")
 R = TypeVar("R")
@@ -176,6 +176,27 @@ async def environment(
     )
     async with BatchOrchestrator(workflow, worker=worker, config=config) as batches:
         yield Environment(batches, clock, mortal, Driver(worker, mortal, clock, patience))
+
+
+class BatchEnvironment(Protocol):
+    """The type of the pytest fixture `batch_environment`: `environment`, on a SQLite file of the test's own.
+
+    Called again within one test, it opens the same file, as the next process would, and time goes on.
+    """
+
+    def __call__(
+        self,
+        workflow: Workflow[D, R, S, V],
+        *,
+        store: Store | StoreMaker | None = None,
+        clock: ManualClock | None = None,
+        config: BatchConfig | None = None,
+        max_in_flight: int = 100,
+        dependencies: Mapping[Provider, object] | None = None,
+        patience: timedelta = PATIENCE,
+    ) -> AbstractAsyncContextManager[Environment[D, R, S, V]]:
+        """See `environment`."""
+        ...
 
 
 def _made(store: Store | StoreMaker | None, clock: ManualClock) -> Store:

@@ -16,6 +16,7 @@ from durable_batches import (
     SQLiteStore,
     Store,
     Worker,
+    run_batch,
 )
 from durable_batches.lifecycle.records import WorkerRecord
 from durable_batches.stores import BatchQuery, Capabilities
@@ -100,6 +101,28 @@ async def wrong_options(batches: BatchOrchestrator[Query, str, A], queries: list
     await batches.submit(queries, if_exists="ignore")  # error
     await batches.run(queries, if_exists="ignore")  # error
     _number: int = await batches.submit(queries)  # error
+
+
+# ---- scripts ------------------------------------------------------------------------------------------------------
+
+
+def wrong_scripts(queries: list[Query]) -> None:
+    run_batch(extract, [1], store="batches.db")  # error
+    run_batch(plain, ["text"], store="batches.db")  # error
+    run_batch(plain, queries)  # error
+    run_batch(plain, queries, "batches.db")  # error
+    run_batch(plain, queries, store=3)  # error
+    run_batch(plain, queries, store=SQLiteStore)  # error
+    run_batch(plain, queries, store=STORE, document_id=lambda query: query.number)  # error
+    run_batch(plain, queries, store=STORE, progress="yes")  # error
+    run_batch(plain, queries, store=STORE, drain=30)  # error
+    run_batch(words, ["text"], store=STORE)  # error
+    _text: str = run_batch(plain, queries, store=STORE).value  # error
+    _result: BatchResult[str] = run_batch(extract, ["text"], store=STORE)  # error
+
+
+async def awaited_a_script(queries: list[Query]) -> None:
+    await run_batch(plain, queries, store=STORE)  # error
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
