@@ -22,11 +22,12 @@ import fcntl
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from itertools import islice
 from pathlib import Path
+from types import CoroutineType
 from typing import Any, BinaryIO, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -125,7 +126,7 @@ class WorkerRow:
 
 def transaction(
     method: Callable[Concatenate[JournalStore, P], T],
-) -> Callable[Concatenate[JournalStore, P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[JournalStore, P], CoroutineType[Any, Any, T]]:
     """One at a time, in a thread: the event loop never waits for the disk."""
 
     @wraps(method)
@@ -548,7 +549,7 @@ def matches(query: BatchQuery, record: BatchRecord) -> bool:
     )
 
 
-# ---- a batch on it ----------------------------------------------------------------------------------------------------
+# ---- a batch on it -------------------------------------------------------------------------------------------------
 
 
 class Counting(Stage):

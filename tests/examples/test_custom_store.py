@@ -6,11 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from examples.custom_store import JournalStore, word_count
 
 from durable_batches import BatchOrchestrator, StoreCorruptError, StoreUnavailableError, Worker
 from durable_batches.stores import Clock, Store
 from durable_batches.testing import StoreConformance
-from examples.custom_store import JournalStore, word_count
 
 
 class TestJournalStore(StoreConformance):

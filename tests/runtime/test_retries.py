@@ -52,9 +52,9 @@ class Times(NamedTuple):
     outcome: Outcome[Any]
 
 
-async def times_of(retry: RetryPolicy, *errors: Exception) -> Times:
+async def times_of(retry: RetryPolicy, *errors: Exception, jitter: float = 0.0) -> Times:
     """Run an activity that raises these errors, one an attempt, and then returns."""
-    clock = ManualClock()
+    clock = ManualClock(jitter=jitter)
     attempts: list[float] = []
     waiting = list(errors)
 
@@ -111,9 +111,8 @@ async def test_the_delay_grows_up_to_the_maximum() -> None:
 
 async def test_jitter_makes_a_delay_longer_by_up_to_its_share() -> None:
     retry = RetryPolicy(max_attempts=2, initial=timedelta(seconds=4), jitter=0.5)
-    delays = [(await times_of(retry, ValueError())).attempts[1] for _ in range(12)]
-    assert all(delay == Between(4, 6 + STEP) for delay in delays)
-    assert len({round(delay, 1) for delay in delays}) > 3
+    delays = [(await times_of(retry, ValueError(), jitter=jitter)).attempts[1] for jitter in (0.0, 0.5, 1.0)]
+    assert delays == seconds(4, 5, 6)
 
 
 class WithDelay(Exception):

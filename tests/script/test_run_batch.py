@@ -191,6 +191,36 @@ def test_documents_with_other_ids_are_others(desk: Desk) -> None:
     assert len(desk.batches()) == 2
 
 
+@dataclass(frozen=True)
+class Page:
+    id: str
+    text: str
+
+
+def test_documents_are_compared_by_ids_of_their_own(tmp_path: Path) -> None:
+    stops = iter([True])
+
+    @workflow(STAGES)
+    async def run(page: Page) -> str:
+        if next(stops, False):
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(10)
+        return page.text
+
+    def attempt(*pages: Page) -> BatchResult[None]:
+        return run_batch(run, pages, store=tmp_path / "pages.db", progress=False, config=ONE_BY_ONE)
+
+    async def batches() -> list[str]:
+        async with BatchOrchestrator(run, store=SQLiteStore(tmp_path / "pages.db"), max_in_flight=0) as reader:
+            return [snapshot.batch_id for snapshot in await everything(reader.list_batches())]
+
+    with pytest.raises(SystemExit):
+        attempt(Page("a", "text"), Page("b", "text"))
+    resumed = attempt(Page("a", "text"), Page("b", "text"))
+    assert resumed.counts == Counts(total=2, succeeded=2)
+    assert asyncio.run(batches()) == [resumed.batch_id]
+
+
 def test_of_several_unfinished_batches_the_right_one_is_resumed(desk: Desk) -> None:
     """Those that have more documents than are read at once, and differ only at their ends."""
     many = [f"{number}" for number in range(250)]

@@ -24,8 +24,13 @@ from durable_batches.stores import BatchQuery
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
-DOCUMENTS = 8
-CALLS = Counter(f"document-{number} {step}" for number in range(DOCUMENTS) for step in STEPS)
+
+
+def calls_of(documents: int) -> Counter[str]:
+    return Counter(f"document-{number} {step}" for number in range(documents) for step in STEPS)
+
+
+CALLS = calls_of(8)
 
 
 class Scene:
@@ -103,7 +108,7 @@ def test_what_runs_is_finished_and_nothing_is_run_again(
     scene: Scene, number: signal.Signals, code: int, named: bool
 ) -> None:
     options = ["batch_id=nightly"] if named else []
-    process = scene.start("pace=0.2", *options)
+    process = scene.start("pace=0.4", *options)
     scene.until_begun(6)
     process.send_signal(number)
     returned, output, errors = scene.end(process)
@@ -150,12 +155,12 @@ def test_stopped_again_and_again_it_comes_to_its_end(scene: Scene) -> None:
     """More often than a document may crash: leaving in good order is none."""
     for _ in range(4):
         begun = scene.marks.counts("begin").total()
-        process = scene.start("pace=0.2")
+        process = scene.start("pace=0.2", "documents=24")
         scene.until_begun(begun + 1)
         process.send_signal(signal.SIGTERM)
         assert scene.end(process)[0] == 143
-    assert scene.run()[1] == "8 succeeded, resolved to 8\n"
-    assert scene.marks.counts("begin") == CALLS
+    assert scene.run("documents=24")[1] == "24 succeeded, resolved to 24\n"
+    assert scene.marks.counts("begin") == calls_of(24)
     assert scene.releases().keys() == {"shutdown"}
 
 

@@ -52,7 +52,6 @@ class ActivityDefinition(Generic[T]):
         namespace: Mapping[str, Any] | None,
     ) -> None:
         self.fn = fn
-        self.name: str = name or _name_of(fn)
         self.version = version
         self.key = key
         self.is_async: bool = inspect.iscoroutinefunction(fn)
@@ -64,6 +63,7 @@ class ActivityDefinition(Generic[T]):
         self._signature = inspect.signature(fn)
         # What looks like a method is one once a class has it as an attribute; a static method looks like one, too.
         self._takes_instance = _is_in_class(fn) and _first_is_instance(self._signature)
+        self.name: str = name or _name_of(fn, in_class=self._takes_instance)
         self._positional = _positional(self._signature)[1 if self._takes_instance else 0 :]
         self._prepared: tuple[CallKeys, Codec[T]] | None = None
         self._check()
@@ -176,10 +176,10 @@ def annotations_of(fn: Callable[..., Any], namespace: Mapping[str, Any] | None) 
     return get_type_hints(target, localns=dict(namespace) if namespace else None, include_extras=True)
 
 
-def _name_of(fn: Callable[..., Any]) -> str:
+def _name_of(fn: Callable[..., Any], *, in_class: bool) -> str:
     """The function's own name (not its module: code may move); of a method, with its class."""
     name = getattr(fn, "__name__", "") or type(fn).__name__
-    return f"{fn.__qualname__.split('.')[-2]}.{name}" if _is_in_class(fn) else name
+    return f"{fn.__qualname__.split('.')[-2]}.{name}" if in_class else name
 
 
 def _is_in_class(fn: Callable[..., Any]) -> bool:
