@@ -133,7 +133,7 @@ def transaction(
     async def call(self: JournalStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.to_thread(self.locked, method, *args, **kwargs)
 
-    return call
+    return call  # type: ignore[return-value]  # to mypy, what an async function returns is less than it is
 
 
 class JournalStore:

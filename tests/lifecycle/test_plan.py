@@ -71,7 +71,7 @@ def test_a_retry_keeps_its_mark_and_its_checkpoints() -> None:
         ExecutionFailed(*target, b"", "no", forget=("fatal",)),
     )
     key = (batch_id, 0)
-    assert set(world.checkpoints) == {(key, "paid"), (key, "caught")}
+    assert world.checkpoints == {(key, "paid"): ("succeeded", b"result"), (key, "caught"): ("failed", b"")}
     assert world.executions[key].mark == 1
     world.claim(ME)
     assert world.held(ME)[0].mark == 1
@@ -284,6 +284,16 @@ def test_a_deadline_counts_for_the_resolver_too() -> None:
     world.check()
 
 
+def test_a_deadline_holds_up_no_other_batch() -> None:
+    world = World()
+    late = world.batch("a", 1, config=BatchConfig(deadline=timedelta(seconds=30)))
+    world.batch("b", 1)
+    world.now += 30 * SECOND
+    writes = world.claim(ME)
+    assert world.batches[late].state == "failed"
+    assert [execution.batch_id for execution in writes.executions] == ["b"]
+
+
 def test_an_ended_batch_has_no_deadline() -> None:
     world = World()
     batch_id = world.batch("batch", 0, config=BatchConfig(deadline=timedelta(seconds=30)))
@@ -430,3 +440,36 @@ def test_a_suspect_does_not_wait_for_ever() -> None:
     # And the worker that has run empty takes it.
     empty = plan_claims(suspect.due + SUSPECT_PATIENCE + 1, ME, request._replace(held=0), candidates, 1)
     assert [(execution.batch_id, execution.alone) for execution in empty.executions] == [("a", True)]
+
+
+def suspect_and_innocent(world: World) -> list[ExecutionRecord]:
+    """Two documents that are due: one that has crashed, and then one that has failed since, and has waited long."""
+    config = BatchConfig(max_crashes=2, failure_policy=RetryFailed(max_attempts=2))
+    batch_id = world.batch("a", 2, config=config)
+    assert crash(world, 1) == [0]
+    world.claim(ME, 1)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    world.now += SECOND + SUSPECT_PATIENCE
+    assert [row.position for row in world.due(batch_id)] == [0, 1]
+    return world.due(batch_id)
+
+
+def test_an_innocent_document_does_not_wait_behind_a_suspect() -> None:
+    world = World()
+    rows = suspect_and_innocent(world)
+    candidates = [Candidates(world.batches[BatchId("a")], rows)]
+    request = ClaimRequest(frozenset({WORKFLOW}), 3, 1, CAPACITY, CAPACITY, 0)
+    writes = plan_claims(world.now, ME, request, candidates, 1)
+    assert [execution.position for execution in writes.executions] == [1]
+
+
+def test_a_claim_without_room_still_ends_a_batch_whose_deadline_has_passed() -> None:
+    world = World()
+    rows = suspect_and_innocent(world)
+    late = world.batch("b", 1, config=BatchConfig(deadline=timedelta(seconds=1)))
+    world.now += SECOND
+    candidates = [Candidates(world.batches[BatchId("a")], rows), Candidates(world.batches[late], world.due(late))]
+    request = ClaimRequest(frozenset({WORKFLOW}), 4, 0, CAPACITY, CAPACITY, 0)
+    writes = plan_claims(world.now, ME, request, candidates, 1)
+    assert [(execution.position, execution.alone) for execution in writes.executions] == [(0, True)]
+    assert [(record.batch_id, record.state) for record in writes.batches] == [("a", "one"), ("b", "failed")]

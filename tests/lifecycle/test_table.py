@@ -22,6 +22,7 @@ from tests.lifecycle.driving import (
 
 from durable_batches.errors import InvalidTransitionError
 from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.core import BatchInProgress
 from durable_batches.lifecycle.facts import Cancel, Command, Discard, ExecutionFailed, Fact, Seal, StageEntered
 from durable_batches.lifecycle.machine import check_transition, transitions
 from durable_batches.lifecycle.plan import Departure
@@ -72,6 +73,16 @@ def test_the_table_is_its_rules(size: int) -> None:
 def test_unknown_states_have_no_moves(current: str, following: str) -> None:
     with pytest.raises(InvalidTransitionError):
         check_transition(BATCH, ("one",), current, following)
+
+
+def test_no_batch_makes_a_move_that_the_table_does_not_have() -> None:
+    """Whatever the plan may get wrong: nothing leaves an ended run."""
+    world = World()
+    world.batch(BATCH, 0)
+    batch = BatchInProgress(world.batches[BATCH], world.now)
+    with pytest.raises(InvalidTransitionError) as caught:
+        batch.move("one")
+    assert (caught.value.batch_id, caught.value.current, caught.value.attempted) == (BATCH, "completed", "one")
 
 
 # ---- situations: a batch in each state, with documents in every condition that the state can have -----------------

@@ -347,7 +347,7 @@ class BatchInProgress:
         self.ended = True
 
     def _advance(self) -> None:
-        if self.state in ("pending", "resolving"):
+        if self.state == "pending":
             return
         stage = self._earliest_stage()
         if stage != self.state:

@@ -177,8 +177,7 @@ class _FactsPlan:
             return self._keep_what_was_paid(key, execution, fact)
         match fact:
             case ActivityCompleted():
-                if fact.mark > execution.mark:
-                    self._mark(key, execution, batch, fact.mark)
+                self._mark(key, execution, batch, fact.mark)
                 self._record(fact, "succeeded")
             case StageEntered():
                 self._mark(key, execution, batch, fact.mark)

@@ -193,7 +193,7 @@ class _Folder:
             case DocumentStarted(document_id=document_id):
                 self._documents[document_id] = "running"
             case DocumentReleased(document_id=document_id):
-                self._documents[document_id] = "pending"
+                del self._documents[document_id]
             case DocumentRetrying(document_id=document_id):
                 self._documents[document_id] = "waiting"
             case StageProgress(percentage=percentage):

@@ -18,8 +18,11 @@ FOR_EVER: Final = timedelta(days=36_500)
 
 PATIENCE: Final = timedelta(seconds=0.2)
 
-_SLICES: Final = 100
-"""Looks within the patience. Where a busy machine makes each take longer, the patience grows with them."""
+_LOOKS: Final = 100
+"""How often it looks at least until its patience is over. Where a busy machine makes a look take longer, so it does."""
+
+_LONGEST_PAUSE: Final = 0.002
+"""Seconds between two looks."""
 
 _MOST_TURNS: Final = 1_000
 
@@ -52,7 +55,8 @@ class Driver:
         self._worker = worker
         self._store = store
         self._clock = clock
-        self._slice = patience.total_seconds() / _SLICES
+        self._pause = min(patience.total_seconds() / _LOOKS, _LONGEST_PAUSE)
+        self._looks = max(round(patience.total_seconds() / self._pause), _LOOKS) if self._pause else _LOOKS
         self._hanging: Collection[_Run] = frozenset()
 
     async def settled(self) -> None:
@@ -62,11 +66,11 @@ class Driver:
             # What happened meanwhile: a call to the store, or of an activity.
             now = (self._store.calls, view)
             looks = looks + 1 if now == before and not view.busy else 0
-            if looks >= _SLICES:
+            if looks >= self._looks:
                 self._hanging = view.running.union(self._hanging)
                 return
             before = now
-            await asyncio.sleep(self._slice)
+            await asyncio.sleep(self._pause)
 
     async def advance(self, by: timedelta) -> None:
         """Move on, timer by timer, each when everything that comes before it is done."""
@@ -95,8 +99,8 @@ class Driver:
 
     async def _next_timer(self, task: asyncio.Task[Any]) -> timedelta | None:
         """What is waited for is no timer; it may be a thread, or a connection."""
-        for _ in range(_SLICES):
-            await asyncio.sleep(self._slice)
+        for _ in range(self._looks):
+            await asyncio.sleep(self._pause)
             if task.done() or (await self._look()).busy:
                 return None
             if (step := self._clock.next_timer) is not None:
@@ -129,7 +133,7 @@ async def _nothing_else_to_run() -> None:
     The standard event loops tell; of another one (uvloop), a fixed number of turns has to do.
     """
     ready: Collection[object] | None = getattr(asyncio.get_running_loop(), "_ready", None)
-    for _ in range(_MOST_TURNS if ready is not None else _SLICES):
+    for _ in range(_MOST_TURNS if ready is not None else _LOOKS):
         await asyncio.sleep(0)
         if ready is not None and not ready:
             return

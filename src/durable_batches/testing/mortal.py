@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
 from durable_batches.errors import WorkerFencedError
-from durable_batches.lifecycle.facts import Command, Discard, Fact, Seal
+from durable_batches.lifecycle.facts import Command, Fact, Seal
 from durable_batches.lifecycle.records import (
     BatchRecord,
     CheckpointRecord,
@@ -155,7 +155,8 @@ class MortalStore:
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
         """See `Store.control`."""
-        by = command.loader if isinstance(command, Seal | Discard) else None
+        # Not `Discard`: its loader may well be dead, and somebody else wipes what it left behind.
+        by = command.loader if isinstance(command, Seal) else None
         return await self._write("control", lambda: self.inner.control(batch_id, command), by)
 
     async def batch(self, batch_id: BatchId) -> BatchRecord | None:
