@@ -78,7 +78,6 @@ class Model:
     """
 
     def __init__(self, *, seed: int = 7, latency: float = 0.03) -> None:
-        self.calls = 0
         self._seed = seed
         self._latency = latency
         self._asked: Counter[str] = Counter()
@@ -100,9 +99,12 @@ class Model:
             raise TooManyRequestsError(retry_after=0.1)
         if trouble < 0.1:
             raise OverloadedError("529: overloaded")
+        return self.answer(instruction, text)
+
+    def answer(self, instruction: str, text: str) -> str:
+        """What a model would have to think about."""
         if "Burn this" in text:
             raise ContentRefusedError("400: this text is not for me")
-        self.calls += 1
         match instruction.split()[0]:
             case "List":
                 return json.dumps(sorted(set(self._people(text))))

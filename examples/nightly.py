@@ -22,7 +22,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Literal
@@ -77,7 +77,7 @@ class Classifier:
 LATENCY = 0.05
 
 
-def classifier() -> Iterator[Classifier]:
+def classifier() -> Generator[Classifier]:
     """Opened when the job begins, closed when it ends. A generator, because something has to be closed."""
     client = Classifier(LATENCY)
     yield client

@@ -37,7 +37,8 @@ async def link(results: Results[set[str]]) -> dict[str, int]:  # once, after ALL
 @workflow(EXTRACTION, name="names", resolver=link)
 async def extract(text: str) -> set[str]:
     sentences = await split(text)
-    return set().union(*await map_activity(find_names, sentences, concurrency=16))
+    found = await map_activity(find_names, sentences, concurrency=16)
+    return {name for names in found for name in names}
 
 
 async def main() -> None:

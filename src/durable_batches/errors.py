@@ -167,8 +167,8 @@ class PayloadError(DurableBatchesError, ValueError):
         self.what = what
         self.path: str = path if len(path) <= 200 else f"{path[:150]}...{path[-40:]}"
         self.reason = reason
-        self.batch_id = ""
-        self.document_id = ""
+        self.batch_id: str = ""
+        self.document_id: str = ""
         path = self.path
         super().__init__(f"{what} cannot be {'read' if reading else 'stored'}: at {path}: {reason}")
 
@@ -177,7 +177,7 @@ class PayloadError(DurableBatchesError, ValueError):
         if not self.batch_id:
             self.batch_id = batch_id
             self.document_id = document_id
-            self.args = (f"{self} ({place_of(batch_id, document_id)})",)
+            super().__init__(f"{self} ({place_of(batch_id, document_id)})")
 
 
 class PayloadTooLargeError(PayloadError):

@@ -17,6 +17,7 @@ from durable_batches import (
     BatchOrchestrator,
     Cancelled,
     Completed,
+    DocumentCancelled,
     Store,
     Worker,
     durable_activity,
@@ -147,7 +148,7 @@ async def test_a_result_that_comes_late_is_recorded_and_changes_nothing_else(sto
         await eventually(recorded)
         after = await batches.snapshot(batch_id)
         assert (after.seq, after.counts, after.state) == (before.seq, before.counts, before.state)
-        assert await everything(batches.results(batch_id)) == []
+        assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -284,6 +285,6 @@ async def test_a_workflow_that_swallows_its_cancellation_is_cancelled_all_the_sa
         assert await batches.cancel(batch_id)
         result = await within(batches.result(batch_id))
         assert result.counts.cancelled == 1
-        assert await everything(batches.results(batch_id)) == []
+        assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
         await eventually(lambda: log["swallowed"] == 3)
     assert log["started"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -30,8 +31,9 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.plan import Writes
 from durable_batches.lifecycle.records import Claim, ClaimRequest, ExecutionRecord, WorkerId
 from durable_batches.stores.protocol import Expired
-from durable_batches.testing import CrashReport, ManualClock, StoreMaker, survives_crashes
+from durable_batches.testing import ManualClock, StoreMaker, survives_crashes
 from durable_batches.testing.crashes import _BATCH as BATCH
+from durable_batches.testing.crashes import _points
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -95,14 +97,20 @@ async def test_every_point_is_another_moment_of_the_batchs_life() -> None:
 
 
 async def test_these_many_points_are_spread_evenly() -> None:
-    assert await survives_crashes(squares, [2], limit=1) == CrashReport(points=1, writes=(await _writes()))
-    assert (await survives_crashes(squares, [2], limit=7)).points == 7
+    @workflow(STAGES)
+    async def reading(number: int) -> int:
+        return sum(await read(number))
+
+    everywhere = await survives_crashes(reading, [1, 2])
+    assert everywhere.points == 2 * everywhere.writes
+    for limit in (1, 7):
+        assert await survives_crashes(reading, [1, 2], limit=limit) == replace(everywhere, points=limit)
+    assert list(_points(5, 1)) == [(3, "before")]
+    assert list(_points(6, 3)) == [(2, "before"), (4, "after"), (6, "before")]
+    assert list(_points(2, 3)) == [(1, "before"), (2, "after"), (2, "before")]
+    assert list(_points(1, 3)) == [(1, "before"), (1, "after"), (2, "before")]
     with pytest.raises(ConfigurationError, match="limit must be 1"):
-        await survives_crashes(squares, [2], limit=0)
-
-
-async def _writes() -> int:
-    return (await survives_crashes(squares, [2], limit=2)).writes
+        await survives_crashes(reading, [2], limit=0)
 
 
 async def test_prepare_comes_before_each_run_and_not_before_its_second_process() -> None:

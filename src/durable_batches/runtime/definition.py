@@ -52,12 +52,12 @@ class ActivityDefinition(Generic[T]):
         namespace: Mapping[str, Any] | None,
     ) -> None:
         self.fn = fn
-        self.version = version
-        self.key = key
+        self.version: str = version
+        self.key: Callable[..., str] | None = key
         self.is_async: bool = inspect.iscoroutinefunction(fn)
         self.replacement: Replacement | None = None
         self.dependencies: dict[str, Dependency] = dependencies_of(fn)
-        self.is_method = False
+        self.is_method: bool = False
         self._ignore = ignore
         self._namespace = namespace
         self._signature = inspect.signature(fn)

@@ -30,7 +30,7 @@ class Dependency:
     __slots__ = ("provider",)
 
     def __init__(self, provider: Provider) -> None:
-        self.provider = provider
+        self.provider: Provider = provider
 
     def __repr__(self) -> str:
         return f"dependency({name_of(self.provider)})"

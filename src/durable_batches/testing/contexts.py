@@ -38,7 +38,7 @@ class RecordingActivityContext:
         idempotency_key: str,
         dependencies: Dependencies | None,
     ) -> None:
-        self.batch_id = BatchId(batch_id)
+        self.batch_id: BatchId = BatchId(batch_id)
         self.document_id = document_id
         self.attempt = attempt
         self.idempotency_key = idempotency_key

@@ -383,14 +383,14 @@ def _in_memory(clock: ManualClock) -> Store:
 
 def _points(writes: int, limit: int) -> Iterator[_Point]:
     """Where to kill: everywhere, or where that is too often, evenly over a run of so many writes."""
-    everywhere = (_Point(number, moment) for number in count(1) for moment in _MOMENTS)
-    total = writes * len(_MOMENTS)
-    if total <= limit:
+    if writes * len(_MOMENTS) <= limit:
+        everywhere = (_Point(number, moment) for number in count(1) for moment in _MOMENTS)
         # A run may take a few more writes than another: it ends when one was over before it was killed.
-        yield from islice(everywhere, max(limit, total))
+        yield from islice(everywhere, limit)
         return
-    wanted = {round(index * (total - 1) / max(limit - 1, 1)) for index in range(limit)}
-    yield from (point for index, point in enumerate(islice(everywhere, total)) if index in wanted)
+    for index in range(limit):
+        # Alternately before and after, since an even stride alone would come upon one of them only.
+        yield _Point(int((index + 0.5) * writes / limit) + 1, _MOMENTS[index % 2])
 
 
 _MOMENTS: Final[tuple[Literal["before", "after"], ...]] = ("before", "after")
