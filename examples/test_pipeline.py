@@ -13,20 +13,6 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
-
-from durable_batches import (
-    AbortAll,
-    BatchConfig,
-    BatchOrchestrator,
-    Completed,
-    DocumentFailure,
-    DocumentSucceeded,
-    Failed,
-    MemoryStore,
-    RetryLater,
-    Worker,
-)
-from durable_batches.testing import BatchEnvironment, environment, results_of, survives_crashes
 from examples.llm_extraction import (
     CONFIG,
     ContentRefusedError,
@@ -46,6 +32,20 @@ from examples.llm_extraction import (
     same_person,
     split,
 )
+
+from durable_batches import (
+    AbortAll,
+    BatchConfig,
+    BatchOrchestrator,
+    Completed,
+    DocumentFailure,
+    DocumentSucceeded,
+    Failed,
+    MemoryStore,
+    RetryLater,
+    Worker,
+)
+from durable_batches.testing import BatchEnvironment, environment, results_of, survives_crashes
 
 
 class ScriptedModel(Model):
@@ -72,7 +72,7 @@ NOTES = Letter(id="notes", text="Luigi Menabrea wrote to A. Lovelace. Luigi Mena
 REFUSED = Letter(id="refused", text="Burn this. It is about a debt.")
 
 
-# ---- functions: an activity, a workflow and a resolver are what you wrote ------------------------------------------
+# ---- functions: an activity, a workflow and a resolver are what you wrote -------------------------------------------
 
 
 async def test_a_letter_is_split_after_sentences_and_not_after_initials() -> None:
@@ -131,7 +131,7 @@ async def test_the_resolver_links_names() -> None:
     assert network.relations == [Relation(source="Ada Lovelace", relation="met", target="Charles Babbage")]
 
 
-# ---- batches: results are stored and read back, failures are counted ----------------------------------------------
+# ---- batches: results are stored and read back, failures are counted ------------------------------------------------
 
 
 async def test_a_batch_in_memory() -> None:
@@ -171,7 +171,7 @@ async def test_or_with_the_whole_batch() -> None:
         assert isinstance(result.state, Failed)
 
 
-# ---- time: nothing waits, and everything comes when it is due --------------------------------------------------------
+# ---- time: nothing waits, and everything comes when it is due -------------------------------------------------------
 
 
 async def test_a_retry_after_is_obeyed() -> None:
@@ -208,7 +208,7 @@ async def test_a_crash_repeats_nothing_that_was_recorded(batch_environment: Batc
     async with batch_environment(extract, dependencies={model: client}) as env:
 
         async def slow(sentence: str, client: Model | None = None) -> list[Relation]:
-            await env.clock.sleep(60)
+            await env.clock.sleep(5)
             return []
 
         with find_relations.replaced(slow):

@@ -92,7 +92,6 @@ from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.activity import DurableActivity, durable_activity, map_activity
 from durable_batches.runtime.dependencies import dependency
-from durable_batches.runtime.execute import ActivityReport, RunStats
 from durable_batches.runtime.outcomes import (
     BatchResult,
     DocumentCancelled,
@@ -102,6 +101,7 @@ from durable_batches.runtime.outcomes import (
     Outcome,
 )
 from durable_batches.runtime.scope import ActivityContext, ExecutionContext, current_activity, current_execution
+from durable_batches.runtime.surroundings import ActivityReport, RunStats
 from durable_batches.runtime.workflow import (
     Resolver,
     Results,

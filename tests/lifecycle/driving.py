@@ -351,6 +351,7 @@ class World:
         if resolver is None:
             assert record.state != "resolving"
         elif not record.ended:
+            assert resolver.status == ("waiting" if resolver.owner is None else "running")
             claimable = resolver.due is not None
             assert claimable == (record.state == "resolving" and resolver.owner is None)
             assert resolver.owner is None or record.state == "resolving"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,6 +11,7 @@ from tests.lifecycle.driving import CAPACITY, LOADER, START, WORKFLOW, World, id
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, RetryFailed
 from durable_batches.errors import CrashLoopError
+from durable_batches.lifecycle.core import BatchInProgress
 from durable_batches.lifecycle.events import BatchFailed, ResolutionFailed, decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
@@ -314,6 +317,29 @@ def test_a_batch_that_is_not_sealed_is_not_there_yet() -> None:
     assert len(world.claim(ME).executions) == 2
 
 
+def test_a_batch_is_stored_in_a_form_that_stays() -> None:
+    """What is in databases by now has to be read by every later version."""
+    world = World()
+    config = BatchConfig(deadline=timedelta(seconds=30), failure_policy=RetryFailed(backoff=timedelta(seconds=1)))
+    record = world.batches[world.load("batch", 2, stages=2, resolver=True, config=config)]
+    core = json.loads(record.core)
+    definition = json.loads(core.pop("definition"))
+    assert core == {
+        "at": [0, 0, 0],
+        "phase": "idle",
+        "error": "",
+        "reason": "",
+        "sealed_by": None,
+        "cancelled_by": None,
+        "started_at": None,
+        "ended_at": None,
+    }
+    assert (definition["stages"], definition["resolver"]) == (["one", "two"], True)
+    stored = definition["config"]
+    assert (stored["deadline"], stored["failure_policy"]["backoff"]) == (30.0, 1.0)
+    assert (stored["failure_policy"]["tag"], stored["document_timeout"]) == ("retry-failed", None)
+
+
 # ---- turns ---------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +356,19 @@ def test_batches_take_turns_also_when_the_clock_is_set_back() -> None:
         served += [execution.batch_id for execution in writes.executions]
     assert served == ["a", "b", "a", "b"]
     assert world.batches[BatchId("a")].served == turn + 2
+
+
+def test_nothing_is_claimed_of_a_paused_batch() -> None:
+    world = World()
+    batch_id = world.batch("batch", 2, resolver=True)
+    for _ in ("documents", "resolver"):
+        going, paused = world.batches[batch_id], replace(world.batches[batch_id], paused=True)
+        world.batches[batch_id] = BatchInProgress(paused, world.now).closed()
+        assert world.batches[batch_id].free == 0
+        assert not world.claim(ME).executions
+        world.batches[batch_id] = going
+        world.commit(ME, *succeeded(world.claim(ME).executions))
+    assert world.batches[batch_id].state == "completed"
 
 
 # ---- suspects ------------------------------------------------------------------------------------------------------

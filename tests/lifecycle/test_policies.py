@@ -103,7 +103,8 @@ def test_both_limits_hold() -> None:
 
 
 def test_one_failure_aborts_all() -> None:
-    assert abort_reason(AbortAll(), counts(failed=1, pending=9)) is not None
+    reason = abort_reason(AbortAll(), counts(failed=1, pending=9))
+    assert reason == "a document failed, and the failure policy is to abort all"
 
 
 def test_exhausted_retries_mean_what_then_says() -> None:

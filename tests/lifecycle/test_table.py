@@ -213,6 +213,12 @@ def _made(state: str, stages: int, resolver: bool, make: Maker) -> World:
     return world
 
 
+@every_situation
+def test_a_batch_is_written_as_it_was_read(state: str, stages: int, resolver: bool, make: Maker) -> None:
+    world = _made(state, stages, resolver, make)
+    assert BatchInProgress(world.batches[BATCH], world.now).closed() == world.batches[BATCH]
+
+
 # ---- what can happen ---------------------------------------------------------------------------------------------
 
 

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.support import eventually
 
+from durable_batches import MemoryStore
 from durable_batches.clock import Clock, Deadline
 from durable_batches.lifecycle.moments import to_micros
+from durable_batches.lifecycle.records import WorkerId, WorkerRecord
+from durable_batches.orchestrator.recovery import Heartbeat
 from durable_batches.testing import ManualClock
 
 
@@ -153,3 +157,106 @@ async def test_another_thread_may_read_and_move_it() -> None:
     await asyncio.to_thread(thread.join)
     await asyncio.wait_for(task, 5)
     assert readings == [start]
+
+
+# ---- what nobody waits for, and what threads wait with -----------------------------------------------------------
+
+
+async def test_housekeeping_is_no_timer_to_stop_at() -> None:
+    clock = ManualClock()
+    woken: list[str] = []
+
+    async def look_around() -> None:
+        while True:
+            await clock.sleep(1, housekeeping=True)
+            woken.append("looked")
+
+    task = asyncio.create_task(look_around())
+    timer = clock.call_later(5, lambda: woken.append("housekeeping"), housekeeping=True)
+    await turns()
+    assert clock.next_timer is None
+    late = clock.call_later(20, lambda: woken.append("late"))
+    clock.call_later(10, lambda: woken.append("called"))
+    assert clock.next_timer == timedelta(seconds=10)
+    clock.advance(10)
+    await turns()
+    assert woken == ["housekeeping", "called", "looked"]
+    assert clock.next_timer == timedelta(seconds=10)
+    late.cancel()
+    timer.cancel()
+    assert clock.next_timer is None
+    task.cancel()
+
+
+async def test_it_knows_who_sleeps() -> None:
+    clock = ManualClock()
+    task = asyncio.create_task(clock.sleep(10))
+    assert not clock.is_sleeping(task)
+    await turns()
+    assert clock.is_sleeping(task)
+    clock.advance(10)
+    await task
+    assert not clock.is_sleeping(task)
+
+
+@pytest.mark.parametrize("end", ["set", "moved", "set before"])
+def test_a_thread_waits_without_real_time(end: str) -> None:
+    clock = ManualClock()
+    alarm = clock.alarm()
+    answers: list[bool] = []
+    if end == "set before":
+        alarm.set()
+    thread = threading.Thread(target=lambda: answers.append(alarm.wait(3600)))
+    thread.start()
+    if end == "set":
+        alarm.set()
+    while thread.is_alive() and end == "moved":
+        # Again and again: the thread may begin to wait only after the clock was moved.
+        clock.advance(3600)
+    thread.join()
+    assert clock.waiting_threads == 0
+    assert answers == [end != "moved"]
+
+
+async def test_a_lease_is_kept_in_virtual_time() -> None:
+    """And let go by a loop that has not turned for too long, by the same clock."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    worker = WorkerId("w")
+    await store.register(WorkerRecord(worker, "", "", 0, "", frozenset()), 30_000_000)
+    lost = threading.Event()
+    heartbeat = Heartbeat(store, worker, timedelta(seconds=30), timedelta(minutes=5), clock, lost.set)
+    beats: list[float] = []
+    beat = store.beat
+
+    def noted(worker: WorkerId) -> bool:
+        beats.append(clock.boot())
+        return beat(worker)
+
+    store.beat = noted  # type: ignore[method-assign]
+    heartbeat.start()
+    for number in range(1, 7):
+        await eventually(lambda: clock.waiting_threads == 1)
+        heartbeat.tick()
+        clock.advance(10)
+        await eventually(lambda: len(beats) == number)  # noqa: B023  (awaited here)
+        assert (await store.expire()).workers == []
+    await eventually(lambda: clock.waiting_threads == 1)
+    clock.advance(301)
+    await eventually(lost.is_set)
+    heartbeat.join()
+    assert len(beats) == 6
+    assert (await store.expire()).workers == [worker]
+
+
+async def test_a_heart_stops_without_waiting() -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    lost = threading.Event()
+    heartbeat = Heartbeat(store, WorkerId("w"), timedelta(days=1), timedelta(days=1), clock, lost.set)
+    heartbeat.start()
+    await eventually(lambda: clock.waiting_threads == 1)
+    heartbeat.signal_stop()
+    heartbeat.join()
+    assert clock.waiting_threads == 0
+    assert not lost.is_set()

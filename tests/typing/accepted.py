@@ -944,6 +944,59 @@ assert_type(WITH_ITS_OWN, BatchOrchestrator[str, object, ExtractionStage, int])
 OF_ANY_STAGE: BatchOrchestrator[str, object, Stage, object] = WITH_ITS_OWN
 WORKFLOWS: list[Workflow[str, object, Stage, object]] = [counted]
 
+# ---- testing ------------------------------------------------------------------------------------------------------
+
+
+async def in_virtual_time(batch_environment: testing.BatchEnvironment, path: Path) -> None:
+    async with testing.environment(extract) as env:
+        assert_type(env, testing.Environment[str, dict[str, int], ExtractionStage, float])
+        assert_type(env.batches, BatchOrchestrator[str, dict[str, int], ExtractionStage, float])
+        assert_type(env.clock, testing.ManualClock)
+        assert_type(env.store, Store)
+        batch_id = await env.batches.submit(["a"])
+        await env.settled()
+        await env.advance(timedelta(hours=1))
+        await env.crash()
+        assert_type(await env.finished(batch_id), BatchResult[float])
+        async for outcome in env.batches.results(batch_id):
+            assert_type(outcome, Outcome[dict[str, int]])
+        of_any_stage: testing.Environment[str, object, Stage, object] = env
+        print(of_any_stage)
+    clock = testing.ManualClock(jitter=0.5)
+    async with (
+        testing.environment(plain, store=lambda clock: SQLiteStore(path, clock=clock)) as one,
+        testing.environment(plain, store=MemoryStore(clock=clock), clock=clock, dependencies={http: Http()}) as two,
+        batch_environment(plain, config=BatchConfig(concurrency=1), patience=timedelta(seconds=1)) as three,
+    ):
+        assert_type(one, testing.Environment[Query, Answer, A | B, None])
+        assert_type(two, testing.Environment[Query, Answer, A | B, None])
+        assert_type(three, testing.Environment[Query, Answer, A | B, None])
+
+
+async def crashes(new_batch_store: testing.StoreMaker) -> None:
+    queries = (Query(text=text) for text in "ab")
+    assert_type(await testing.survives_crashes(plain, queries, store=new_batch_store), testing.CrashReport)
+    await testing.survives_crashes(
+        extract,
+        ["a", "b"],
+        comparing=lambda counts: counts.keys(),
+        comparing_resolution=lambda number: number.is_integer(),
+        document_id=lambda text: text.upper(),
+        dependencies={http: Http()},
+        limit=10,
+    )
+
+
+def stand_ins() -> None:
+    with testing.activity_context(attempt=2, dependencies={http: Http()}) as activity:
+        assert_type(activity, testing.RecordingActivityContext)
+        assert_type(activity.reports, list[tuple[int, int]])
+        as_activities_see_it: ActivityContext = activity
+        print(as_activities_see_it)
+    with testing.execution_context(metadata={"customer": "acme"}, dependencies={http: Http()}) as execution:
+        assert_type(execution, ExecutionContext)
+
+
 STORES: list[Store] = [MemoryStore(), SQLiteStore("batches.db"), Loud(), Wrapped(MemoryStore())]
 MAKERS: list[Callable[[], Store]] = [MemoryStore, Loud]
 WORKERS = [Worker(Wrapped(MemoryStore())), Worker(Loud())]

@@ -179,7 +179,7 @@ class BatchInProgress:
     @property
     def free(self) -> int:
         """How many more executions may be owned now."""
-        if self.loader is not None or self.ended or self._record.paused:
+        if self._record.paused:
             return 0
         if self.state == "resolving":
             return 1 if self.phase == "due" else 0

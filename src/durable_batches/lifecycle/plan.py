@@ -476,7 +476,7 @@ def _wake_resolver(
     changed: dict[ExecutionKey, ExecutionRecord],
 ) -> None:
     """Where this write moved the batch to `resolving`, its resolver can be claimed from the same moment."""
-    if batch.state != "resolving" or batch.phase != "due":
+    if batch.phase != "due":
         return
     key = (batch.batch_id, RESOLVER_POSITION)
     resolver = executions.get(key)

@@ -36,8 +36,8 @@ from durable_batches.orchestrator.submission import Submission
 from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.codec import payload_of
 from durable_batches.runtime.dependencies import Provider
-from durable_batches.runtime.execute import ActivityReport, RunStats
 from durable_batches.runtime.outcomes import BatchResult, DocumentFailure, DocumentInfo, Outcome
+from durable_batches.runtime.surroundings import ActivityReport, RunStats
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import BatchQuery, Store
 

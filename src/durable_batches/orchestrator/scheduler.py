@@ -43,14 +43,9 @@ from durable_batches.orchestrator.failure_log import FailureLog
 from durable_batches.orchestrator.resolution import StoredResults
 from durable_batches.runtime.codec import Codec, payload_of
 from durable_batches.runtime.dependencies import dependencies_of
-from durable_batches.runtime.execute import (
-    Attempt,
-    AttemptFailed,
-    AttemptStopped,
-    AttemptSucceeded,
-    StopReason,
-    Surroundings,
-)
+from durable_batches.runtime.endings import AttemptFailed, AttemptStopped, AttemptSucceeded, StopReason
+from durable_batches.runtime.execute import Attempt
+from durable_batches.runtime.surroundings import Surroundings
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import Store
 

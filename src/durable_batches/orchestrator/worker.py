@@ -30,7 +30,8 @@ from durable_batches.orchestrator.recovery import Heartbeat, is_dead, this_proce
 from durable_batches.orchestrator.scheduler import AnyWorkflow, Scheduler
 from durable_batches.orchestrator.subscriptions import Subscriptions
 from durable_batches.runtime.dependencies import Dependencies, Provider
-from durable_batches.runtime.execute import ActivityReport, Attempt, RunStats, Surroundings
+from durable_batches.runtime.execute import Attempt
+from durable_batches.runtime.surroundings import ActivityReport, RunStats, Surroundings
 from durable_batches.stores.protocol import Store
 
 __all__ = ["Worker"]

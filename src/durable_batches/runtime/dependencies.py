@@ -52,8 +52,8 @@ def dependency(provider: Callable[[], Any], /) -> Any:
     outside a worker, the function wants the parameter passed.
 
     Args:
-        provider: A function without required parameters: an async generator (or a generator) that yields once, and
-            closes after the `yield`; or a function, sync or async, that returns the value, which is then not
+        provider: A function without required parameters: an async generator (or a generator, annotated `Generator`,
+            since an `Iterator` may be a value) that yields once, and closes after the `yield`; or a function, sync or async, that returns the value, which is then not
             closed. It may have dependencies of its own, as the defaults of its parameters. Sync ones run on the
             event loop, so they should be quick.
 

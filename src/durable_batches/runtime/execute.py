@@ -7,142 +7,32 @@ ended and is recorded, or was cancelled and awaited.
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Executor
-from contextvars import copy_context
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
-from durable_batches.clock import Clock, Deadline
-from durable_batches.errors import (
-    ActivityFailedError,
-    ActivityTimeoutError,
-    DocumentTimeoutError,
-    place_of,
-)
-from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, Fact, StageEntered
-from durable_batches.lifecycle.failures import (
-    ActivityFailure,
-    DocumentFailureRecord,
-    in_a_line,
-    message_of,
-    message_of_group,
-)
-from durable_batches.lifecycle.policies import is_retryable
+from durable_batches.clock import Deadline
+from durable_batches.errors import ActivityFailedError, DocumentTimeoutError
+from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, StageEntered
+from durable_batches.lifecycle.failures import ActivityFailure
 from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord, Refusal
-from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.lifecycle.states import Stage
 from durable_batches.runtime.activity import DurableActivity
+from durable_batches.runtime.call import Call, RunningCall
 from durable_batches.runtime.checkpoint import Recorded
 from durable_batches.runtime.codec import payload_of
-from durable_batches.runtime.dependencies import Dependencies
-from durable_batches.runtime.scope import ExecutionContext, enter_activity, enter_workflow, leave
-from durable_batches.runtime.tracebacks import related, trim
+from durable_batches.runtime.endings import (
+    AttemptFailed,
+    AttemptStopped,
+    AttemptSucceeded,
+    StopReason,
+    failed,
+    note_checkpoint,
+)
+from durable_batches.runtime.scope import ExecutionContext, enter_workflow, leave
+from durable_batches.runtime.surroundings import Surroundings
+from durable_batches.runtime.tracebacks import trim
 
-__all__ = [
-    "ActivityReport",
-    "Attempt",
-    "AttemptFailed",
-    "AttemptStopped",
-    "AttemptSucceeded",
-    "Recorder",
-    "RunStats",
-]
-
-_log = logging.getLogger("durable_batches")
-
-GRACE_SECONDS: Final = 30.0
-"""How long calls that a workflow left running may take to finish: they are paid for."""
-
-StopReason: TypeAlias = Literal["shutdown", "ended", "fenced"]
-
-
-class Recorder(Protocol):
-    """Where an attempt's facts go: the journal."""
-
-    def post(self, fact: Fact) -> None:
-        """Hand a fact in; it rides on the next commit."""
-        ...
-
-    def record(self, fact: Fact) -> Awaitable[Refusal | None]:
-        """Hand a fact in; awaits to its verdict once the store has committed it."""
-        ...
-
-    def remind(self, callback: Callable[[], None]) -> None:
-        """Call back just before the next commit is put together."""
-        ...
-
-
-@dataclass
-class RunStats:
-    """What this process has done, in numbers."""
-
-    activities_run: int = 0
-    """Activity calls that were run and recorded."""
-    activities_replayed: int = 0
-    """Activity calls that were answered from their checkpoints."""
-    checkpoints_unused: int = 0
-    """Recorded activities that a successful attempt did not ask for."""
-    documents_run: int = 0
-    """Attempts of documents."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivityReport:
-    """How far a long activity says it is (`current_activity().report`), in this process."""
-
-    document_id: str
-    activity: str
-    current: int
-    total: int
-
-
-class AttemptSucceeded(NamedTuple):
-    """The body returned."""
-
-    value: Any
-    unused_checkpoints: int
-
-
-class AttemptFailed(NamedTuple):
-    """The body raised."""
-
-    error: BaseException
-    record: DocumentFailureRecord
-    retryable: bool
-    forget: tuple[str, ...]
-
-
-class AttemptStopped(NamedTuple):
-    """The attempt was stopped from outside."""
-
-    reason: StopReason
-
-
-class RunningCall(NamedTuple):
-    """An activity call, seen from outside."""
-
-    task: asyncio.Task[Any]
-    """Where it was made, and runs."""
-    key: str
-    attempt: int
-
-
-@dataclass
-class Surroundings:
-    """What all attempts of a worker share."""
-
-    recorder: Recorder
-    clock: Clock
-    threads: Executor
-    stats: RunStats
-    dependencies: Dependencies = field(default_factory=Dependencies)
-    reports: dict[tuple[BatchId, str, str], ActivityReport] = field(
-        default_factory=dict[tuple[BatchId, str, str], ActivityReport]
-    )
-    grace: float = GRACE_SECONDS
+__all__ = ["Attempt"]
 
 
 class Attempt:
@@ -178,7 +68,7 @@ class Attempt:
         self._task: asyncio.Task[Any] | None = None
         self._stopping: StopReason | None = None
         self._ended = False
-        self._calls: set[_Call] = set()
+        self._calls: set[Call] = set()
         self._calls_started = 0
         self._idle: asyncio.Future[None] | None = None
         self._cancel_when_idle = False
@@ -295,6 +185,9 @@ class Attempt:
     @property
     def context(self) -> ExecutionContext:
         """See `WorkflowScope`."""
+        return self._own_context()
+
+    def _own_context(self) -> ExecutionContext:
         execution = self.execution
         return ExecutionContext(
             batch_id=execution.batch_id,
@@ -357,7 +250,7 @@ class Attempt:
         if checkpoint is not None:
             return self._replay(activity, checkpoint)
         self._calls_started += 1
-        call = _Call(self, activity, self.recorded.new_key(base))
+        call = Call(self.execution, self._shared, activity, self.recorded.new_key(base), self._own_context)
         self._calls.add(call)
         try:
             payload, value = await self._try(call, args, kwargs)
@@ -403,23 +296,14 @@ class Attempt:
         self._note_failure(error, checkpoint.key)
         raise error
 
-    async def _try(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
+    async def _try(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
         """Call the function until it returns or its retries are used up: its result, encoded and as it is read."""
         activity = call.activity
         while True:
-            call.attempt += 1
-            tokens = enter_activity(call)
             try:
-                missing = activity.missing(args, kwargs)
-                filled = await self._shared.dependencies.filled(missing, kwargs) if missing else kwargs
-                function, is_async = activity.target()
-                if activity.timeout is None and is_async:
-                    result = await function(*args, **filled)
-                else:
-                    result = await self._run_aside(call, function, args, filled, is_async=is_async)
-                return activity.codec.recoded(result)
+                return await call.once(args, kwargs)
             except asyncio.CancelledError:
-                if _cancelling(call.task) or self._stopping is not None or self._ended:
+                if call.task.cancelling() > 0 or self._stopping is not None or self._ended:
                     raise
                 # Not we were cancelled, but something that the function waited for.
                 error: BaseException = RuntimeError("the activity's own work was cancelled")
@@ -427,19 +311,16 @@ class Attempt:
                 raise
             except BaseException as raised:  # noqa: BLE001  (also sys.exit(): the retry policy judges it)
                 error = raised
-            finally:
-                leave(tokens)
             delay = activity.retry.delay(error, call.attempt, self._shared.clock.jitter())
             if delay is None:
                 retryable = activity.retry.verdict(error) is not False
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 trim(error)
                 raise await self._recorded_failure(call.key, failure) from error
-            if _log.isEnabledFor(logging.INFO):
-                call.tell_of_retry(error, delay.total_seconds())
-            await call.wait(self._shared.clock, delay.total_seconds())
+            call.tell_of_retry(error, delay.total_seconds())
+            await call.wait(delay.total_seconds())
 
-    async def _record(self, call: _Call, payload: bytes) -> None:
+    async def _record(self, call: Call, payload: bytes) -> None:
         """Have the result committed, and with it the stage that the document is in."""
         execution = self.execution
         self._reported = self._mark
@@ -485,181 +366,12 @@ class Attempt:
         self.stop("ended" if refusal == "ended" else "fenced")
         raise asyncio.CancelledError
 
-    async def _run_aside(
-        self,
-        call: _Call,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        is_async: bool,
-    ) -> Any:
-        """Run the function once, under the activity's timeout, and in a thread where it is a sync one."""
-        activity = call.activity
-        if activity.timeout is None:
-            return await self._in_thread(function, args, kwargs)
-        seconds = activity.timeout.total_seconds()
-        deadline = Deadline(self._shared.clock, seconds)
-        try:
-            async with deadline:
-                if is_async:
-                    return await function(*args, **kwargs)
-                return await self._in_thread(function, args, kwargs)
-        except TimeoutError as error:
-            if deadline.expired:
-                late = ActivityTimeoutError(
-                    activity.name,
-                    seconds,
-                    attempt=call.attempt,
-                    batch_id=call.batch_id,
-                    document_id=call.document_id,
-                )
-                # Where it was at that moment.
-                raise late from error.__cause__
-            raise
-
-    async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        context = copy_context()
-
-        def call() -> Any:
-            try:
-                return context.run(fn, *args, **kwargs)
-            except StopIteration as error:
-                # No future can carry it; this is what a generator makes of one.
-                raise RuntimeError("the function raised StopIteration") from error
-
-        result: Any = await asyncio.get_running_loop().run_in_executor(self._shared.threads, call)
-        return await result if inspect.isawaitable(result) else result
-
     # ---- failures --------------------------------------------------------------------------------------------
 
     def _note_failure(self, error: ActivityFailedError, key: str) -> None:
         self._failures[key] = self._calls_started
-        error.__dict__["_checkpoint"] = key
+        note_checkpoint(error, key)
 
     def _failed(self, error: BaseException) -> AttemptFailed:
-        trim(error)
-        leaves = list(_leaves(error))
-        first = next((leaf for leaf in leaves if isinstance(leaf, ActivityFailedError)), error)
-        if isinstance(first, ActivityFailedError):
-            error_type, activity = first.error_type, first.activity
-        else:
-            error_type, activity = type(error).__name__, None
-        record = DocumentFailureRecord(
-            error=message_of_group(error, leaves[0]) if isinstance(first, BaseExceptionGroup) else message_of(first),
-            error_type=error_type,
-            activity=activity,
-            attempts=self.execution.attempt,
-        )
-        return AttemptFailed(
-            error=error,
-            record=record,
-            retryable=all(_leaves_room(leaf) for leaf in leaves),
-            forget=self._ending_failures(error),  # pyright: ignore[reportUnknownArgumentType]
-        )
-
-    def _ending_failures(self, error: BaseException) -> tuple[str, ...]:
-        """The recorded failures that ended this attempt: the next one is to run those activities again.
-
-        Those that the error comes from; and those after which the workflow called nothing any more (siblings in a
-        `gather`, of which only one is raised). One that it caught and went on from stays, and is replayed.
-        """
-        keys = {key for key, started in self._failures.items() if started == self._calls_started}
-        for part in related(error):
-            key = part.__dict__.get("_checkpoint")
-            if key is not None:
-                keys.add(key)
-        return tuple(sorted(keys))
-
-
-class _Call:
-    """One running activity call; what `current_activity()` gives its body."""
-
-    __slots__ = ("_attempt_of", "_waiting", "activity", "attempt", "key", "reported", "task")
-
-    def __init__(self, attempt_of: Attempt, activity: DurableActivity[Any, Any], key: str) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.task: asyncio.Task[Any] = task
-        self.activity = activity
-        self.key = key
-        self.attempt = 0
-        self._attempt_of = attempt_of
-        self.reported = False
-        self._waiting = False
-
-    @property
-    def batch_id(self) -> BatchId:
-        return self._attempt_of.execution.batch_id
-
-    @property
-    def document_id(self) -> str:
-        return self._attempt_of.execution.document_id
-
-    @property
-    def clock(self) -> Clock:
-        return self._attempt_of._shared.clock  # pyright: ignore[reportPrivateUsage]
-
-    @property
-    def dependencies(self) -> Dependencies:
-        return self._attempt_of._shared.dependencies  # pyright: ignore[reportPrivateUsage]
-
-    @property
-    def context(self) -> ExecutionContext:
-        return self._attempt_of.context
-
-    @property
-    def identity(self) -> tuple[BatchId, str, str]:
-        return self.batch_id, self.document_id, self.key
-
-    @property
-    def idempotency_key(self) -> str:
-        return blake2b("\0".join(self.identity).encode(), digest_size=16).hexdigest()
-
-    def report(self, current: int, total: int) -> None:
-        self.reported = True
-        self._attempt_of._shared.reports[self.identity] = ActivityReport(  # pyright: ignore[reportPrivateUsage]
-            document_id=self.document_id, activity=self.activity.name, current=current, total=total
-        )
-
-    async def wait(self, clock: Clock, seconds: float) -> None:
-        """Wait before the next attempt; nothing is running meanwhile, so nothing is lost by stopping."""
-        self._waiting = True
-        try:
-            await clock.sleep(seconds)
-        finally:
-            self._waiting = False
-
-    def tell_of_retry(self, error: BaseException, seconds: float) -> None:
-        """Log it, in a line."""
-        _log.info(
-            "activity %r in %s: try %d of %d failed: %s; again in %.3g s",
-            self.activity.name,
-            place_of(self.batch_id, self.document_id),
-            self.attempt,
-            self.activity.retry.max_attempts,
-            in_a_line(type(error).__name__, message_of(error)),
-            seconds,
-        )
-
-    def stop_waiting(self) -> None:
-        if self._waiting:
-            self.task.cancel()
-
-
-def _cancelling(task: asyncio.Task[Any]) -> bool:
-    return task.cancelling() > 0
-
-
-def _leaves_room(error: BaseException) -> bool:
-    if isinstance(error, ActivityFailedError):
-        return error.retryable
-    return is_retryable(error)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            yield from _leaves(part)  # pyright: ignore[reportUnknownArgumentType]
-    else:
-        yield error
+        last = (key for key, started in self._failures.items() if started == self._calls_started)
+        return failed(error, self.execution.attempt, last)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Final
+from weakref import WeakSet
 
 from durable_batches.clock import Alarm, Timer
 from durable_batches.lifecycle.moments import to_micros
@@ -48,6 +49,7 @@ class ManualClock:
         self._calls: list[_Call] = []
         self._numbers = count()
         self._sleepers: set[asyncio.Task[object]] = set()
+        self._alarms: WeakSet[_ManualAlarm] = WeakSet()
         self._jitter = jitter
 
     def __repr__(self) -> str:
@@ -97,7 +99,9 @@ class ManualClock:
 
     def alarm(self) -> Alarm:
         """Wakes its threads when it is set or the clock has been moved so far; no real time need pass."""
-        return _ManualAlarm(self._moved, lambda: self._elapsed)
+        alarm = _ManualAlarm(self._moved, lambda: self._elapsed)
+        self._alarms.add(alarm)
+        return alarm
 
     def jitter(self) -> float:
         """Always the same."""
@@ -108,6 +112,12 @@ class ManualClock:
         """How many timers (sleeps included) are set: whether the code under test has got to its sleep yet."""
         with self._lock:
             return sum(not call.cancelled for call in self._calls)
+
+    @property
+    def waiting_threads(self) -> int:
+        """How many threads wait with alarms of this clock, a worker's heartbeat for example."""
+        with self._lock:
+            return sum(alarm.waiting for alarm in self._alarms)
 
     @property
     def next_timer(self) -> timedelta | None:
@@ -156,6 +166,7 @@ class _ManualAlarm:
         self._moved = moved
         self._elapsed = elapsed
         self._set = False
+        self.waiting = 0
 
     def set(self) -> None:
         with self._moved:
@@ -165,7 +176,9 @@ class _ManualAlarm:
     def wait(self, timeout: float, /) -> bool:
         with self._moved:
             end = self._elapsed() + _micros(timeout)
+            self.waiting += 1
             self._moved.wait_for(lambda: self._set or self._elapsed() >= end)
+            self.waiting -= 1
             return self._set
 
 

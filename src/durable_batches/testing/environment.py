@@ -31,12 +31,15 @@ D = TypeVar("D")
 R = TypeVar("R")
 S = TypeVar("S", bound=Stage, default=Stage)
 V = TypeVar("V", default=None)
+R_co = TypeVar("R_co", covariant=True)
+S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
+V_co = TypeVar("V_co", default=None, covariant=True)
 
 StoreMaker: TypeAlias = Callable[[ManualClock], Store]
 """Makes a store that goes by the clock: `lambda clock: SQLiteStore("batches.db", clock=clock)`."""
 
 
-class Environment(Generic[D, R, S, V]):
+class Environment(Generic[D, R_co, S_co, V_co]):
     """What `environment(workflow)` gives.
 
     Attributes:
@@ -48,12 +51,12 @@ class Environment(Generic[D, R, S, V]):
 
     def __init__(
         self,
-        batches: BatchOrchestrator[D, R, S, V],
+        batches: BatchOrchestrator[D, R_co, S_co, V_co],
         clock: ManualClock,
         store: MortalStore,
         driver: Driver,
     ) -> None:
-        self.batches: Final = batches
+        self.batches: Final[BatchOrchestrator[D, R_co, S_co, V_co]] = batches
         self.clock: Final = clock
         self.store: Final[Store] = store.inner
         self._mortal = store
@@ -87,7 +90,7 @@ class Environment(Generic[D, R, S, V]):
         self._worker.hint()
         await self._driver.advance(by)
 
-    async def finished(self, batch_id: str) -> BatchResult[V]:
+    async def finished(self, batch_id: str) -> BatchResult[V_co]:
         """Let as much time pass as it takes, until the batch's current run has ended; `batches.result(batch_id)`.
 
         Raises:

@@ -1,0 +1,203 @@
+"""One running activity call: what its body sees of it, and how the function is run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from contextvars import copy_context
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from durable_batches.clock import Clock, Deadline
+from durable_batches.errors import ActivityTimeoutError, place_of
+from durable_batches.lifecycle.failures import in_a_line, message_of
+from durable_batches.lifecycle.records import ExecutionRecord
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.runtime.activity import DurableActivity
+from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.scope import ExecutionContext, enter_activity, leave
+from durable_batches.runtime.surroundings import ActivityReport, Surroundings
+
+__all__ = ["Call", "RunningCall"]
+
+_log = logging.getLogger("durable_batches")
+
+
+class RunningCall(NamedTuple):
+    """An activity call, seen from outside."""
+
+    task: asyncio.Task[Any]
+    """Where it was made, and runs."""
+    key: str
+    attempt: int
+
+
+class Call:
+    """One running activity call; what `current_activity()` gives its body.
+
+    Args:
+        execution: Whose it is.
+        shared: What all calls of a worker share.
+        activity: What is called.
+        key: Of the checkpoint that it will be recorded under.
+        context: Gives the context of the execution.
+    """
+
+    __slots__ = ("_context", "_execution", "_shared", "_waiting", "activity", "attempt", "key", "reported", "task")
+
+    def __init__(
+        self,
+        execution: ExecutionRecord,
+        shared: Surroundings,
+        activity: DurableActivity[Any, Any],
+        key: str,
+        context: Callable[[], ExecutionContext],
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task: asyncio.Task[Any] = task
+        self.activity = activity
+        self.key = key
+        self.attempt = 0
+        self._execution = execution
+        self._shared = shared
+        self._context = context
+        self.reported = False
+        self._waiting = False
+
+    # ---- as the body sees it -----------------------------------------------------------------------------------
+
+    @property
+    def batch_id(self) -> BatchId:
+        """See `ActivityContext`."""
+        return self._execution.batch_id
+
+    @property
+    def document_id(self) -> str:
+        """See `ActivityContext`."""
+        return self._execution.document_id
+
+    @property
+    def clock(self) -> Clock:
+        """The worker's."""
+        return self._shared.clock
+
+    @property
+    def dependencies(self) -> Dependencies:
+        """The worker's."""
+        return self._shared.dependencies
+
+    @property
+    def context(self) -> ExecutionContext:
+        """Of the execution that made the call."""
+        return self._context()
+
+    @property
+    def identity(self) -> tuple[BatchId, str, str]:
+        """What tells it from all other calls: batch, document and key."""
+        return self.batch_id, self.document_id, self.key
+
+    @property
+    def idempotency_key(self) -> str:
+        """See `ActivityContext`."""
+        return blake2b("\0".join(self.identity).encode(), digest_size=16).hexdigest()
+
+    def report(self, current: int, total: int) -> None:
+        """See `ActivityContext`."""
+        self.reported = True
+        self._shared.reports[self.identity] = ActivityReport(
+            document_id=self.document_id, activity=self.activity.name, current=current, total=total
+        )
+
+    # ---- as the attempt runs it --------------------------------------------------------------------------------
+
+    async def once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
+        """Call the function once more: its result, encoded and as it is read."""
+        activity = self.activity
+        self.attempt += 1
+        tokens = enter_activity(self)
+        try:
+            missing = activity.missing(args, kwargs)
+            filled = await self._shared.dependencies.filled(missing, kwargs) if missing else kwargs
+            function, is_async = activity.target()
+            if activity.timeout is None and is_async:
+                result = await function(*args, **filled)
+            else:
+                result = await self._aside(function, args, filled, is_async=is_async)
+            return activity.codec.recoded(result)
+        finally:
+            leave(tokens)
+
+    async def _aside(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_async: bool,
+    ) -> Any:
+        """Run the function once, under the activity's timeout, and in a thread where it is a sync one."""
+        activity = self.activity
+        if activity.timeout is None:
+            return await self._in_thread(function, args, kwargs)
+        seconds = activity.timeout.total_seconds()
+        deadline = Deadline(self._shared.clock, seconds)
+        try:
+            async with deadline:
+                if is_async:
+                    return await function(*args, **kwargs)
+                return await self._in_thread(function, args, kwargs)
+        except TimeoutError as error:
+            if deadline.expired:
+                late = ActivityTimeoutError(
+                    activity.name,
+                    seconds,
+                    attempt=self.attempt,
+                    batch_id=self.batch_id,
+                    document_id=self.document_id,
+                )
+                # Where it was at that moment.
+                raise late from error.__cause__
+            raise
+
+    async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        context = copy_context()
+
+        def call() -> Any:
+            try:
+                return context.run(fn, *args, **kwargs)
+            except StopIteration as error:
+                # No future can carry it; this is what a generator makes of one.
+                raise RuntimeError("the function raised StopIteration") from error
+
+        result: Any = await asyncio.get_running_loop().run_in_executor(self._shared.threads, call)
+        return await result if inspect.isawaitable(result) else result
+
+    async def wait(self, seconds: float) -> None:
+        """Wait before the next attempt; nothing is running meanwhile, so nothing is lost by stopping."""
+        self._waiting = True
+        try:
+            await self._shared.clock.sleep(seconds)
+        finally:
+            self._waiting = False
+
+    def tell_of_retry(self, error: BaseException, seconds: float) -> None:
+        """Log it, in a line."""
+        if not _log.isEnabledFor(logging.INFO):
+            return
+        _log.info(
+            "activity %r in %s: try %d of %d failed: %s; again in %.3g s",
+            self.activity.name,
+            place_of(self.batch_id, self.document_id),
+            self.attempt,
+            self.activity.retry.max_attempts,
+            in_a_line(type(error).__name__, message_of(error)),
+            seconds,
+        )
+
+    def stop_waiting(self) -> None:
+        """Wait no longer for the next attempt."""
+        if self._waiting:
+            self.task.cancel()

@@ -1,0 +1,95 @@
+"""How an attempt can end, and what is recorded of one that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from durable_batches.errors import ActivityFailedError
+from durable_batches.lifecycle.failures import DocumentFailureRecord, message_of, message_of_group
+from durable_batches.lifecycle.policies import is_retryable
+from durable_batches.runtime.tracebacks import related, trim
+
+__all__ = ["AttemptFailed", "AttemptStopped", "AttemptSucceeded", "StopReason", "failed", "note_checkpoint"]
+
+StopReason: TypeAlias = Literal["shutdown", "ended", "fenced"]
+
+
+class AttemptSucceeded(NamedTuple):
+    """The body returned."""
+
+    value: Any
+    unused_checkpoints: int
+
+
+class AttemptFailed(NamedTuple):
+    """The body raised."""
+
+    error: BaseException
+    record: DocumentFailureRecord
+    retryable: bool
+    forget: tuple[str, ...]
+
+
+class AttemptStopped(NamedTuple):
+    """The attempt was stopped from outside."""
+
+    reason: StopReason
+
+
+def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) -> AttemptFailed:
+    """The end of an attempt whose body raised.
+
+    Args:
+        error: What it raised.
+        attempts: Of the document, this one included.
+        last_failures: The keys of the recorded failures after which the body called nothing any more (siblings in
+            a `gather`, of which only one is raised).
+    """
+    trim(error)
+    leaves = list(_leaves(error))
+    first = next((leaf for leaf in leaves if isinstance(leaf, ActivityFailedError)), error)
+    if isinstance(first, ActivityFailedError):
+        error_type, activity = first.error_type, first.activity
+    else:
+        error_type, activity = type(error).__name__, None
+    record = DocumentFailureRecord(
+        error=message_of_group(error, leaves[0]) if isinstance(first, BaseExceptionGroup) else message_of(first),
+        error_type=error_type,
+        activity=activity,
+        attempts=attempts,
+    )
+    return AttemptFailed(
+        error=error,
+        record=record,
+        retryable=all(_leaves_room(leaf) for leaf in leaves),
+        # The failures that ended the attempt: the next one is to run those activities again. One that the body
+        # caught and went on from stays, and is replayed.
+        forget=tuple(sorted({*last_failures, *_checkpoints_behind(error)})),
+    )
+
+
+def note_checkpoint(error: ActivityFailedError, key: str) -> None:
+    """Remember which recorded failure an error tells of."""
+    error.__dict__["_checkpoint"] = key
+
+
+def _checkpoints_behind(error: BaseException) -> Iterator[str]:
+    for part in related(error):
+        key: str | None = part.__dict__.get("_checkpoint")
+        if key is not None:
+            yield key
+
+
+def _leaves_room(error: BaseException) -> bool:
+    if isinstance(error, ActivityFailedError):
+        return error.retryable
+    return is_retryable(error)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            yield from _leaves(part)  # pyright: ignore[reportUnknownArgumentType]
+    else:
+        yield error
