@@ -254,9 +254,9 @@ async def extract(letter: Letter) -> LetterGraph:
     try:
         relations = await map_activity(find_relations, telling, concurrency=4)
     except ActivityFailedError as error:
-        if not error.caused_by(OverloadedError):
+        if not error.caused_by(RetryLater):
             raise
-        relations = []  # better a letter without relations than none
+        relations = []  # overloaded to the last: better a letter without relations than none
 
     enter_stage(Assembling)
     return LetterGraph(people=dict(people), relations=[relation for found in relations for relation in found])

@@ -165,6 +165,17 @@ async def test_a_letter_that_the_model_refuses_fails_alone() -> None:
                 raise AssertionError(other)
 
 
+async def test_a_letter_without_relations_is_better_than_none() -> None:
+    async def overloaded(sentence: str, client: Model | None = None) -> list[Relation]:
+        await ask(ScriptedModel(OverloadedError("529")), "Relate", sentence)
+        raise AssertionError("unreachable")
+
+    async with environment(extract, dependencies={model: ScriptedModel()}) as env:
+        with find_relations.replaced(overloaded):
+            result = await env.finished(await env.batches.submit([MEETING]))
+    assert result.raise_for_failures().value.relations == []
+
+
 async def test_or_with_the_whole_batch() -> None:
     async with environment(extract, dependencies={model: ScriptedModel()}) as env:
         result = await env.finished(await env.batches.submit([REFUSED], config=BatchConfig(failure_policy=AbortAll())))

@@ -36,6 +36,7 @@ THOROUGH: Final = "0.5"
 SETTINGS: Final = f"""\
 [mutmut]
 source_paths=src
+also_copy=conftest.py
 only_mutate={PACKAGE}/*
 pytest_add_cli_args_test_selection={TESTS}
 pytest_add_cli_args=
@@ -45,6 +46,14 @@ pytest_add_cli_args=
     no:unraisableexception
 do_not_mutate_patterns=assert_never
 use_git_change_detection=false
+"""
+
+CONFTEST: Final = """\
+from hypothesis import Phase, settings
+
+# A failure is enough here: to look for its simplest form can take minutes.
+settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate])
+settings.load_profile("mutation")
 """
 
 KILLED: Final = (1, 3)
@@ -66,9 +75,9 @@ class Mutant(NamedTuple):
 
 
 def main() -> int:
-    modules = sys.argv[1:] or sorted(path.stem for path in (ROOT / PACKAGE).glob("*.py"))
     prepare()
-    run_mutmut(modules)
+    run_mutmut(sys.argv[1:])
+    modules = sys.argv[1:] or sorted(path.stem for path in (ROOT / PACKAGE).glob("*.py"))
     found = results(modules)
     explained = explanations(modules)
     survivors: dict[str, Mutant] = {}
@@ -90,6 +99,7 @@ def prepare() -> None:
         shutil.copytree(ROOT / folder, WORK / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", WORK)
     (WORK / "setup.cfg").write_text(SETTINGS)
+    (WORK / "conftest.py").write_text(CONFTEST)
     for path in (WORK / PACKAGE).glob("*.py"):
         path.write_text(undecorated(path.read_text()))
 
@@ -121,6 +131,7 @@ def _decorated(source: str) -> Iterator[ast.FunctionDef]:
 
 
 def run_mutmut(modules: list[str]) -> None:
+    """Try all mutants of these modules, or of all where none is named."""
     names = [f"durable_batches.lifecycle.{module}.*" for module in modules]
     subprocess.run([*_mutmut("run"), "--max-children", "2", *names], cwd=WORK, env=_environment(QUICK), check=True)
 

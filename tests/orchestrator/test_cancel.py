@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from tests.conftest import StoreMaker
@@ -24,7 +25,7 @@ from durable_batches import (
     map_activity,
     workflow,
 )
-from durable_batches.testing import ManualClock
+from durable_batches.testing import ManualClock, environment
 
 
 async def test_of_many_calls_at_once_exactly_one_cancels(open_store: StoreMaker) -> None:
@@ -233,18 +234,17 @@ async def test_another_worker_s_cancel_stops_what_runs_here(open_store: StoreMak
 
 
 @pytest.mark.parametrize("where", ["in the workflow's task", "in one of its own"])
-async def test_an_activity_may_take_long_to_clean_up(where: str, store: Store) -> None:
+async def test_an_activity_may_take_long_to_clean_up(where: str, open_store: StoreMaker) -> None:
     """Longer than the interval at which a worker looks for batches that others have ended."""
-    started = asyncio.Event()
+    clock = ManualClock()
     cleaned: list[str] = []
 
     @durable_activity
     async def stubborn() -> None:
-        started.set()
         try:
-            await asyncio.Event().wait()
+            await clock.sleep(3600)
         finally:
-            await asyncio.sleep(1.3)
+            await clock.sleep(3.5)
             cleaned.append("up")
 
     @workflow(STAGES)
@@ -253,13 +253,19 @@ async def test_an_activity_may_take_long_to_clean_up(where: str, store: Store) -
             await (asyncio.gather(stubborn()) if where == "in one of its own" else stubborn())
         return document
 
-    async with BatchOrchestrator(run, store=store, max_in_flight=1) as batches:
-        batch_id = await batches.submit(["stubborn"])
-        await within(started.wait())
-        assert await batches.cancel(batch_id)
+    async with environment(run, store=open_store, clock=clock, max_in_flight=1) as env:
+        batch_id = await env.batches.submit(["stubborn"])
+        await env.settled()
+        assert await env.batches.cancel(batch_id)
+        another = await env.batches.submit(["another"])
+        for _ in range(3):
+            await env.advance(timedelta(seconds=1))
+            assert not cleaned
+            assert (await env.batches.snapshot(another)).counts.pending == 1
         # Only then its slot is free again.
-        assert (await within(batches.run(["another"]))).counts.succeeded == 1
+        await env.advance(timedelta(seconds=1))
         assert cleaned == ["up"]
+        assert (await env.batches.snapshot(another)).counts.succeeded == 1
 
 
 async def test_a_workflow_that_swallows_its_cancellation_is_cancelled_all_the_same(store: Store) -> None:

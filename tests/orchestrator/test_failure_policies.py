@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, ONCE, STAGES, Gauge, eventually, everything, moving, within
+from tests.support import NO_DELAY, ONCE, STAGES, Gauge, eventually, everything, within
 
 from durable_batches import (
     AbortAll,
@@ -35,7 +34,7 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from durable_batches.testing import ManualClock
+from durable_batches.testing import ManualClock, environment
 
 
 @workflow(STAGES)
@@ -229,7 +228,6 @@ async def test_when_the_attempts_are_used_up_it_is_as_then_says(store: Store) ->
 
 
 async def test_a_document_that_waits_for_its_next_attempt_holds_no_slot(open_store: StoreMaker) -> None:
-    clock = ManualClock()
     attempts: Counter[int] = Counter()
     gauge = Gauge()
 
@@ -243,32 +241,23 @@ async def test_a_document_that_waits_for_its_next_attempt_holds_no_slot(open_sto
         return document
 
     policy = RetryFailed(max_attempts=3, backoff=timedelta(minutes=10))
-    worker = Worker(open_store(clock), clock=clock, lease=timedelta(days=1))
-    async with BatchOrchestrator(run, worker=worker) as batches:
-        batch_id = await batches.submit(range(5), config=config(policy))
-
-        async def all_but_one() -> bool:
-            counts = (await batches.snapshot(batch_id)).counts
-            return (counts.succeeded, counts.waiting, counts.running) == (4, 1, 0)
-
-        await eventually(all_but_one)
-        (waiting,) = await everything(batches.documents(batch_id, status="waiting"))
+    async with environment(run, store=open_store, config=config(policy)) as env:
+        batch_id = await env.batches.submit(range(5))
+        await env.settled()
+        counts = (await env.batches.snapshot(batch_id)).counts
+        assert (counts.succeeded, counts.waiting, counts.running) == (4, 1, 0)
+        (waiting,) = await everything(env.batches.documents(batch_id, status="waiting"))
         assert waiting.failure is not None
         assert (waiting.failure.error_type, waiting.attempts) == ("ValueError", 1)
-        clock.advance(599)
-        for _ in range(50):
-            await asyncio.sleep(0.001)
+        await env.advance(timedelta(seconds=599))
         assert attempts[0] == 1
-        async with moving(clock, 0.1):
-            await eventually(lambda: attempts[0] == 2)
-        # The delay doubles.
-        await eventually(all_but_one)
-        clock.advance(1_000)
-        for _ in range(50):
-            await asyncio.sleep(0.001)
+        await env.advance(timedelta(seconds=1))
         assert attempts[0] == 2
-        async with moving(clock, 0.1):
-            assert (await within(batches.result(batch_id))).counts.succeeded == 5
+        # The delay doubles.
+        await env.advance(timedelta(seconds=1_199))
+        assert attempts[0] == 2
+        await env.advance(timedelta(seconds=1))
+        assert (await env.batches.snapshot(batch_id)).counts.succeeded == 5
     assert gauge.most == 1
 
 
@@ -283,26 +272,17 @@ async def test_the_delay_outlives_the_worker(open_store: StoreMaker) -> None:
             raise ValueError
         return document
 
-    policy = RetryFailed(backoff=timedelta(hours=1))
-
-    def orchestrator() -> BatchOrchestrator[int, int, Any, None]:
-        return BatchOrchestrator(run, worker=Worker(open_store(clock), clock=clock, lease=timedelta(days=1)))
-
-    async with orchestrator() as batches:
-        batch_id = await batches.submit([1], config=config(policy))
-
-        async def waits() -> bool:
-            return (await batches.snapshot(batch_id)).counts.waiting == 1
-
-        await eventually(waits)
-    clock.advance(3_000)
-    async with orchestrator() as batches:
-        for _ in range(50):
-            await asyncio.sleep(0.001)
+    async with environment(run, store=open_store, clock=clock) as env:
+        batch_id = await env.batches.submit([1], config=config(RetryFailed(backoff=timedelta(hours=1))))
+        await env.advance(timedelta(minutes=20))
+        assert (await env.batches.snapshot(batch_id)).counts.waiting == 1
+    clock.advance(20 * 60)
+    async with environment(run, store=open_store, clock=clock) as env:
+        await env.advance(timedelta(minutes=20) - timedelta(seconds=1))
         assert len(attempts) == 1
-        async with moving(clock, 1):
-            assert (await within(batches.result(batch_id))).counts.succeeded == 1
-    assert attempts[1] - attempts[0] >= 3_600
+        await env.advance(timedelta(seconds=1))
+        assert (await env.batches.snapshot(batch_id)).counts.succeeded == 1
+    assert attempts[1] - attempts[0] == 3_600
 
 
 async def test_a_delay_that_passed_while_no_worker_was_there_is_over(open_store: StoreMaker) -> None:
@@ -316,19 +296,14 @@ async def test_a_delay_that_passed_while_no_worker_was_there_is_over(open_store:
             raise ValueError
         return document
 
-    def orchestrator() -> BatchOrchestrator[int, int, Any, None]:
-        return BatchOrchestrator(run, worker=Worker(open_store(clock), clock=clock))
-
-    async with orchestrator() as batches:
-        batch_id = await batches.submit([1], config=config(RetryFailed(backoff=timedelta(hours=1))))
-
-        async def waits() -> bool:
-            return (await batches.snapshot(batch_id)).counts.waiting == 1
-
-        await eventually(waits)
+    async with environment(run, store=open_store, clock=clock) as env:
+        batch_id = await env.batches.submit([1], config=config(RetryFailed(backoff=timedelta(hours=1))))
+        await env.settled()
+        assert (await env.batches.snapshot(batch_id)).counts.waiting == 1
     clock.advance(4_000)
-    async with orchestrator() as batches:
-        assert (await within(batches.result(batch_id))).counts.succeeded == 1
+    async with environment(run, store=open_store, clock=clock) as env:
+        await env.settled()
+        assert (await env.batches.snapshot(batch_id)).counts.succeeded == 1
 
 
 # ---- time limits -------------------------------------------------------------------------------------------
@@ -367,7 +342,6 @@ async def test_a_document_over_its_timeout_has_failed_and_is_tried_again(store: 
 
 @pytest.mark.parametrize("capacity", [10, 2, 1], ids=["room left", "full", "nothing running but one"])
 async def test_a_batch_over_its_deadline_has_failed(capacity: int, open_store: StoreMaker) -> None:
-    clock = ManualClock()
     log: Counter[str] = Counter()
 
     @workflow(STAGES)
@@ -380,20 +354,17 @@ async def test_a_batch_over_its_deadline_has_failed(capacity: int, open_store: S
             raise
         return document
 
-    worker = Worker(open_store(clock), clock=clock, max_in_flight=capacity, lease=timedelta(days=1))
-    async with BatchOrchestrator(run, worker=worker) as batches:
-        batch_id = await batches.submit(range(5), config=BatchConfig(concurrency=2, deadline=timedelta(minutes=5)))
-        await eventually(lambda: log["started"] == min(capacity, 2))
-        clock.advance(299)
-        for _ in range(50):
-            await asyncio.sleep(0.001)
+    limits = BatchConfig(concurrency=2, deadline=timedelta(minutes=5))
+    async with environment(run, store=open_store, max_in_flight=capacity, config=limits) as env:
+        batch_id = await env.batches.submit(range(5))
+        await env.advance(timedelta(seconds=299))
+        assert log["started"] == min(capacity, 2)
         assert log["cancelled"] == 0
-        # A full worker looks from time to time; an idle one at the moment itself.
-        async with moving(clock, 0.1):
-            result = await within(batches.result(batch_id))
-        assert isinstance(result.state, Failed)
-        assert result.state.error == "the batch's deadline has passed"
-        await eventually(lambda: log["cancelled"] == log["started"])
+        await env.advance(timedelta(seconds=1))
+        state = await env.batches.state(batch_id)
+        assert isinstance(state, Failed)
+        assert state.error == "the batch's deadline has passed"
+        assert log["cancelled"] == log["started"]
 
 
 async def test_a_deadline_that_passed_while_no_worker_was_there(open_store: StoreMaker) -> None:

@@ -205,7 +205,7 @@ async def read_in_every_way(results: Results[int]) -> list[int]:
     """A resolver that leaves nothing out, and stops half-way wherever it can; what it returns is the sum, twice."""
     async with aclosing(aiter(results)) as first:
         begin = await anext(first)
-    async with aclosing(results.again()) as found, aclosing(results.pages(7)) as pages:
+    async with aclosing(aiter(results.again())) as found, aclosing(results.pages(7)) as pages:
         # Passes of their own, at once.
         assert await anext(found) == begin
         assert [result.value for result in await anext(pages)] == [number * 2 for number in range(7)]

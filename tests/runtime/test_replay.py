@@ -42,7 +42,7 @@ from durable_batches import (
 )
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId
-from durable_batches.testing import ManualClock
+from durable_batches.testing import ManualClock, environment
 
 
 class Log:
@@ -856,7 +856,6 @@ async def test_what_a_workflow_leaves_running_is_recorded_before_its_end(store: 
 
 
 async def test_after_the_grace_what_still_runs_is_cancelled(open_store: StoreMaker) -> None:
-    clock = ManualClock()
     log = Log()
 
     @durable_activity
@@ -877,29 +876,15 @@ async def test_after_the_grace_what_still_runs_is_cancelled(open_store: StoreMak
     async def run(document: str) -> None:
         await asyncio.gather(endless(), failing())
 
-    worker = Worker(open_store(clock), clock=clock, lease=timedelta(days=1))
-    async with BatchOrchestrator(run, worker=worker) as batches:
-        batch_id = await batches.submit(["x"])
-        await eventually(lambda: len(log.calls) == 2)
-
-        async def recorded() -> bool:
-            return await batches.recorded_activities(batch_id) == 1
-
-        await eventually(recorded)
-        clock.advance(29)
-        for _ in range(20):
-            await asyncio.sleep(0.001)
-        assert "cancelled" not in log.calls
-        assert (await batches.snapshot(batch_id)).counts.running == 1
-
-        async def cancelled() -> bool:
-            # Again and again: the grace may have begun only after the clock was moved.
-            clock.advance(1.1)
-            return "cancelled" in log.calls
-
-        await eventually(cancelled)
-        result = await within(batches.result(batch_id))
-        assert result.counts.failed == 1
+    async with environment(run, store=open_store) as env:
+        batch_id = await env.batches.submit(["x"])
+        await env.advance(timedelta(seconds=29))
+        assert sorted(log.calls) == ["endless", "failing"]
+        assert await env.batches.recorded_activities(batch_id) == 1
+        assert (await env.batches.snapshot(batch_id)).counts.running == 1
+        await env.advance(timedelta(seconds=1))
+        assert log.calls[2:] == ["cancelled"]
+        assert (await env.batches.snapshot(batch_id)).counts.failed == 1
 
 
 async def test_facts_of_one_call_are_committed_before_the_workflow_goes_on(open_store: StoreMaker) -> None:

@@ -480,7 +480,7 @@ async def gather(results: Results[Answer]) -> list[str]:
     assert_type(results.batch_id, BatchId)
     assert_type(results.counts.failed, int)
     texts = [result.value.text async for result in results]
-    async with aclosing(aiter(results)) as found, aclosing(results.again()) as again:
+    async with aclosing(aiter(results)) as found, aclosing(aiter(results.again())) as again:
         assert_type(await anext(found), DocumentSucceeded[Answer])
         async for result in again:
             assert_type(result, DocumentSucceeded[Answer])
@@ -541,10 +541,10 @@ class Known:
     counts: Counts = Counts(total=1, succeeded=1)
     answer: DocumentSucceeded[Answer] = DocumentSucceeded(document_id="", value=Answer("a"))
 
-    def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[Answer], None]:
-        return self.again()
+    def again(self) -> Known:
+        return self
 
-    async def again(self) -> AsyncGenerator[DocumentSucceeded[Answer], None]:
+    async def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[Answer], None]:
         yield self.answer
 
     async def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[Answer]], None]:

@@ -183,7 +183,7 @@ class BatchInProgress:
             return 0
         if self.state == "resolving":
             return 1 if self.phase == "due" else 0
-        if not self.pending and not self.waiting:
+        if not self.pending and not self.waiting:  # as in a batch that is being loaded, or has ended
             return 0
         return max(self.definition.config.concurrency - self.running, 0)
 

@@ -30,11 +30,11 @@ class StoredResults(Generic[R]):
         self.batch_id: Final = batch_id
         self.counts: Final = counts
 
-    def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
-        return self.again()
-
-    async def again(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
+    def again(self) -> StoredResults[R]:
         """See `Results.again`."""
+        return StoredResults(self._store, self.batch_id, self.counts, self._codec)
+
+    async def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
         async with aclosing(self.pages(PAGE)) as pages:
             async for page in pages:
                 for result in page:

@@ -53,9 +53,9 @@ def dependency(provider: Callable[[], Any], /) -> Any:
 
     Args:
         provider: A function without required parameters: an async generator (or a generator, annotated `Generator`,
-            since an `Iterator` may be a value) that yields once, and closes after the `yield`; or a function, sync or async, that returns the value, which is then not
-            closed. It may have dependencies of its own, as the defaults of its parameters. Sync ones run on the
-            event loop, so they should be quick.
+            since an `Iterator` may be a value) that yields once, and closes after the `yield`; or a function, sync
+            or async, that returns the value, which is then not closed. It may have dependencies of its own, as the
+            defaults of its parameters. Sync ones run on the event loop, so they should be quick.
 
     Raises:
         ConfigurationError: It is no such function.
@@ -180,11 +180,10 @@ class Dependencies:
         return await asyncio.shield(opening)
 
     async def filled(self, missing: Mapping[str, Dependency], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments, with the dependencies that the caller did not give."""
+        """The keyword arguments, and with them the dependencies that they leave open."""
         filled = dict(kwargs)
         for name, wanted in missing.items():
-            if name not in filled:
-                filled[name] = await self.get(wanted.provider)
+            filled[name] = await self.get(wanted.provider)
         return filled
 
     # ---- the owner -------------------------------------------------------------------------------------------

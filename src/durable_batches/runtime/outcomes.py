@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Literal, Self
+from typing import Generic, Literal, Self, assert_never
 
 from typing_extensions import TypeAliasType, TypeVar
 
@@ -122,6 +122,8 @@ class BatchResult(Generic[V_co]):
                 return f"failed ({shortened(error)})"
             case Cancelled(reason=reason):
                 return f"was cancelled ({shortened(reason)})" if reason else "was cancelled"
+            case _:
+                assert_never(self.state)
 
     @property
     def exit_code(self) -> int:
@@ -137,6 +139,8 @@ class BatchResult(Generic[V_co]):
                 return 4
             case Cancelled():
                 return 5
+            case _:
+                assert_never(self.state)
 
     @property
     def value(self) -> V_co:
@@ -154,6 +158,8 @@ class BatchResult(Generic[V_co]):
             case Completed():
                 # None is the resolution of a workflow without a resolver, whose V is None.
                 return self.resolution  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+            case _:
+                assert_never(self.state)
 
     def raise_for_failures(self) -> Self:
         """The result itself, if every document succeeded.

@@ -157,10 +157,8 @@ def _class_of(schema: Any, classes: Mapping[str, type[Any]]) -> type[Any] | None
         case "literal":
             kinds: set[type[Any]] = {type(value) for value in schema["expected"]}
             return kinds.pop() if len(kinds) == 1 else None
-        case str(kind):
+        case kind:
             return _CLASSES.get(kind)
-        case _:
-            return None
 
 
 def _names(members: Mapping[type[Any], Any]) -> dict[type[Any], str]:

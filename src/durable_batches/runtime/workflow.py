@@ -56,7 +56,7 @@ class Results(Protocol[R_co]):  # type: ignore[misc]
     """What a resolver gets: the results of all documents that succeeded, in submission order, streamed.
 
     However many there are, a page of them is in memory at a time. Every way through them is an async generator: one
-    that is left early is best closed, `async with aclosing(results.again()) as found: ...`. A unit test makes some
+    that is left early is best closed, `async with aclosing(aiter(results)) as found: ...`. A unit test makes some
     with `durable_batches.testing.results_of`.
     """
 
@@ -74,8 +74,8 @@ class Results(Protocol[R_co]):  # type: ignore[misc]
         """The results, from the first; can be iterated again."""
         ...
 
-    def again(self) -> AsyncGenerator[DocumentSucceeded[R_co], None]:
-        """The results from the first again: a pass of its own, whatever other passes are under way."""
+    def again(self) -> Results[R_co]:
+        """The same results, from the first: for a pass of its own, whatever other passes are under way."""
         ...
 
     def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R_co]], None]:

@@ -54,10 +54,10 @@ class _KnownResults(Generic[R]):
         self._succeeded = succeeded
         self._failed = failed
 
-    def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
-        return self.again()
+    def again(self) -> _KnownResults[R]:
+        return self
 
-    async def again(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
+    async def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
         for result in self._succeeded:
             yield result
 

@@ -97,7 +97,7 @@ async def reads_them_wrongly(results: Results[Answer]) -> None:
         print(failure.value)  # error
     async for result in results.again():
         _again: str = result.value  # error
-    results.again().pages(3)  # error
+    await anext(results.again())  # error
     async with aclosing(results):  # error
         pass
     print(len(results))  # error
