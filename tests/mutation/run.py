@@ -56,11 +56,8 @@ settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate])
 settings.load_profile("mutation")
 """
 
-KILLED: Final = (1, 3)
-"""mutmut's exit codes: a test failed, or could not even be started."""
-TIMED_OUT: Final = (36, 24, -24, 152, 255)
-NEVER_REACHED: Final = (5, 33)
-SURVIVED: Final = 0
+KILLED: Final = {1, 3, 36, 24, -24, 152, 255}
+"""mutmut's exit codes: a test failed, or could not even be started, or took far too long."""
 
 
 class Mutant(NamedTuple):
@@ -78,15 +75,14 @@ def main() -> int:
     prepare()
     run_mutmut(sys.argv[1:])
     modules = sys.argv[1:] or sorted(path.stem for path in (ROOT / PACKAGE).glob("*.py"))
-    found = results(modules)
     explained = explanations(modules)
-    survivors: dict[str, Mutant] = {}
-    for name, code in found.items():
-        if code not in KILLED and code not in TIMED_OUT:
-            mutant = shown(name)
-            if mutant in explained or survives(name):
-                survivors[name] = mutant
-    return report(len(found), list(survivors.values()), explained)
+    found = results(modules)
+    survivors: list[Mutant] = []
+    for name in (name for name, code in found.items() if code not in KILLED):
+        mutant = shown(name)
+        if mutant in explained or survives(name):
+            survivors.append(mutant)
+    return report(len(found), survivors, explained)
 
 
 # ---- the copy --------------------------------------------------------------------------------------------------
