@@ -254,7 +254,7 @@ async def extract(letter: Letter) -> LetterGraph:
     try:
         relations = await map_activity(find_relations, telling, concurrency=4)
     except ActivityFailedError as error:
-        if not error.caused_by(RetryLater):
+        if not error.caused_by(OverloadedError):
             raise
         relations = []  # overloaded to the last: better a letter without relations than none
 

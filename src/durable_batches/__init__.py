@@ -42,6 +42,7 @@ from durable_batches.errors import (
     StoreUnavailableError,
     SubmissionInProgressError,
     WorkerFencedError,
+    WorkerNotRunningError,
     WorkflowMismatchError,
 )
 from durable_batches.lifecycle.config import BatchConfig
@@ -210,6 +211,7 @@ __all__ = [
     "SubmissionInProgressError",
     "Worker",
     "WorkerFencedError",
+    "WorkerNotRunningError",
     "Workflow",
     "WorkflowMismatchError",
     "__version__",

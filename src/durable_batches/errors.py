@@ -199,7 +199,11 @@ class PayloadTooLargeError(PayloadError):
 
 
 class RetryLater(Exception):
-    """Raised by an activity: try again after this delay (a provider's Retry-After). It uses an attempt."""
+    """Raised by an activity: try again after this delay (a provider's Retry-After). It uses an attempt.
+
+    Raised from the provider's own error, `raise RetryLater(delay) from error`, that one is recorded when the attempts
+    are used up.
+    """
 
     def __init__(self, after: timedelta) -> None:
         self.after = after

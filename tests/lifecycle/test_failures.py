@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
+from durable_batches import RetryLater
 from durable_batches.lifecycle.failures import (
     MESSAGE_LIMIT,
     ActivityFailure,
@@ -87,3 +90,22 @@ def test_an_error_in_a_line() -> None:
     assert in_a_line("", "") == ""
     assert in_a_line("Refused", "x" * 401) == f"Refused: {'x' * 399}…"
     assert in_a_line("Refused", "x" * 400) == f"Refused: {'x' * 400}"
+
+
+def test_of_an_error_that_only_asks_for_a_delay_the_one_behind_it_is_recorded() -> None:
+    later = RetryLater(timedelta(seconds=2))
+    alone = ActivityFailure.of("ask", later, 3, retryable=True)
+    assert (alone.error_type, alone.message) == ("RetryLater", "retry after 2 s")
+    later.__cause__ = ConnectionError("overloaded")
+    record = ActivityFailure.of("ask", later, 3, retryable=True)
+    assert (record.error_type, record.message) == ("ConnectionError", "overloaded")
+    error = record.error()
+    assert all(error.caused_by(kind) for kind in (ConnectionError, OSError, RetryLater))
+    assert not error.caused_by(ValueError)
+
+    class Overloaded(RetryLater):
+        pass
+
+    own = Overloaded(timedelta(seconds=2))
+    own.__cause__ = ConnectionError("overloaded")
+    assert ActivityFailure.of("ask", own, 3, retryable=True).error_type == "Overloaded"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, field_serializer, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, RootModel, SerializeAsAny, field_serializer, model_serializer
 from typing_extensions import TypedDict
 
 from durable_batches.runtime.activity import durable_activity
@@ -88,6 +88,18 @@ class Data:
     tags: list[Tags] = field(default_factory=list[Tags])
 
 
+class Handle:
+    """No data."""
+
+
+@dataclass
+class Job:
+    """Cannot be recorded, because of one of its annotations; what it holds can."""
+
+    names: set[str]
+    handle: Handle | None = None
+
+
 TAGS = Tags(names=NAMES, counts=dict.fromkeys(NAMES, 1))
 DATA = Data(frozenset(NAMES), [TAGS])
 
@@ -119,12 +131,16 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "union of containers": (set[str] | list[str], NAMES),
     "discriminated union": (Annotated[Cat | Dog, Field(discriminator="kind")], Dog(names=NAMES)),
     "named tuple": (Pair, Pair(frozenset(NAMES), TAGS)),
+    "set, whatever it holds": (SerializeAsAny[set[str]], NAMES),
+    "iterable": (Iterable[str], NAMES),
     "typed dict": (Movie, {"names": NAMES}),
     "dataclass": (Data, DATA),
     "anything: set": (Any, NAMES),
     "anything: containers": (Any, {"a": [NAMES, (NAMES,)], "b": dict.fromkeys(NAMES, NAMES)}),
     "anything: model": (Any, [{"a": TAGS}]),
     "anything: dataclass": (Any, DATA),
+    "anything: dataclass that cannot be recorded": (Any, [Job(NAMES)]),
+    "anything: deque": (Any, deque([NAMES])),
     "anything: object": (object, [DATA, {"a": NAMES}]),
     "dict of anything": (dict[str, Any], dict.fromkeys(NAMES, TAGS)),
 }

@@ -24,6 +24,7 @@ from pydantic import (
     ConfigDict,
     Field,
     Json,
+    JsonValue,
     RootModel,
     SecretBytes,
     SecretStr,
@@ -352,6 +353,16 @@ ROUND_TRIPS = [
     Case(Pair | list[bytes], Pair(NOT_UTF8)),
     Case(dict[str, bytes | str], {"a": NOT_UTF8, "b": "b"}),
     Case(Annotated[str, AfterValidator(str.upper)] | datetime, "A"),
+    Case(Literal["2026-11-22"] | date, "2026-11-22"),
+    Case(Literal["2026-11-22"] | date, date(2026, 11, 22)),
+    Case(Literal["2026-11-22", 5] | date, "2026-11-22"),
+    Case(Literal["2026-11-22", 5] | date, date(2026, 11, 22)),
+    # a member that may be anything
+    Case(Point | Any, Point(x=1)),
+    Case(Point | Any, {"x": 1}),
+    Case(JsonValue | Point, Point(x=1)),
+    Case(JsonValue | Point, ["Point", {"x": 1}]),
+    Case(JsonValue | Point, ["[]", ["Point", {"x": 1}]]),
 ]
 
 

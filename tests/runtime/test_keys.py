@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -185,6 +186,22 @@ def test_an_argument_that_cannot_be_encoded_is_named() -> None:
     endless.append(endless)
     with pytest.raises(PayloadError, match=r"argument 'data'.*deeper than"):
         key(act, "a", endless)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "path"), [(Any, "$"), (Iterable[str], "$"), (dict[str, Any], "$['x']"), (list[Iterable[str]], "$[0]")]
+)
+def test_an_iterator_is_refused_before_it_is_used_up(annotation: Any, path: str) -> None:
+    words = iter(["a", "b"])
+    value = {"$": words, "$['x']": {"x": words}, "$[0]": [words]}[path]
+    with pytest.raises(PayloadError, match=f"at {re.escape(path)}: an iterator is used up by reading it"):
+        key_of(annotation, value)
+    assert list(words) == ["a", "b"]
+
+
+def test_an_iterable_that_is_none_is_a_list_like_any_other() -> None:
+    keys = [key_of(Iterable[str], value) for value in (["a", "b"], ("a", "b"), deque(["a", "b"]))]
+    assert len({*keys, key_of(Iterable[str], ["b", "a"])}) == 2
 
 
 # ---- fields equal to their defaults are left out -----------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-from durable_batches.errors import ActivityFailedError, qualified_name, shortened
+from durable_batches.errors import ActivityFailedError, RetryLater, qualified_name, shortened
 
 __all__ = ["ActivityFailure", "DocumentFailureRecord", "in_a_line", "message_of", "message_of_group"]
 
@@ -29,14 +29,15 @@ class ActivityFailure(NamedTuple):
 
     @classmethod
     def of(cls, activity: str, error: BaseException, attempts: int, *, retryable: bool) -> ActivityFailure:
-        """The record of an error."""
+        """The record of an error. Of a bare `RetryLater` that came from another error, that one is what went wrong."""
+        told = error.__cause__ if type(error) is RetryLater and error.__cause__ is not None else error
         return cls(
             activity=activity,
-            error_type=type(error).__name__,
-            message=message_of(error),
+            error_type=type(told).__name__,
+            message=message_of(told),
             attempts=attempts,
             retryable=retryable,
-            kinds=tuple(qualified_name(kind) for kind in type(error).__mro__ if issubclass(kind, BaseException)),
+            kinds=tuple(dict.fromkeys((*_kinds_of(told), *_kinds_of(error)))),
         )
 
     def error(self, batch_id: str = "", document_id: str = "") -> ActivityFailedError:
@@ -80,6 +81,10 @@ class DocumentFailureRecord(NamedTuple):
     def decode(cls, payload: bytes) -> DocumentFailureRecord:
         """From JSON."""
         return cls(**json.loads(payload))
+
+
+def _kinds_of(error: BaseException) -> tuple[str, ...]:
+    return tuple(qualified_name(kind) for kind in type(error).__mro__ if issubclass(kind, BaseException))
 
 
 def message_of(error: BaseException) -> str:

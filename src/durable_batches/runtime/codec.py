@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from decimal import Decimal
@@ -53,6 +54,8 @@ _MAX_DEPTH: Final = 200
 
 _REPLACEMENT: Final = "\ufffd".encode()
 """What pydantic makes of a lone surrogate in a dict's key."""
+
+_USED_UP: Final = "an iterator is used up by reading it, and the activity would find it empty; pass a list"
 
 _CONFIG: Final = core_schema.CoreConfig(
     ser_json_bytes="base64",
@@ -156,7 +159,7 @@ class Digester:
                 value, by_alias=False, round_trip=True, exclude_defaults=True, warnings=False
             )
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
-            raise _refusal(self._what, value, error) from None
+            raise _refusal(self._what, value, error, iterators=False) from None
         if b"NaN" in payload or b"Infinity" in payload or _REPLACEMENT in payload:
             _refuse_unstorable(self._what, value)
         return payload
@@ -242,6 +245,8 @@ def _canonical(schema: Any) -> Any:
                 return _serialized_by(_with_extras(part), _sorted_dict)
             case "any":
                 return _serialized_by(part, _sorted_anything)
+            case "generator":
+                return _serialized_by(part, _listed)
             case "union" | "tagged-union":
                 return _serialized_by(part, _tagged_member)
             case "default" if part["schema"].get("type") == "literal" and len(part["schema"]["expected"]) == 1:
@@ -284,6 +289,11 @@ def _sorted_dict(value: Any, handler: Callable[[Any], Any]) -> Any:
     return {key: plain[key] for key in sorted(plain, key=str)}
 
 
+def _listed(value: Any, handler: Callable[[Any], Any]) -> Any:
+    _refuse_iterator(value)
+    return _sorted_set(value, handler) if is_set(value) else list(handler(value))
+
+
 def _named_without_defaults(value: Any, handler: Callable[[Any], Any]) -> Any:
     defaults: Mapping[str, Any] = value._field_defaults
     written = zip(value._fields, value, handler(value), strict=True)
@@ -308,12 +318,22 @@ def _plain(value: Any) -> Any:
         return sorted((_plain(item) for item in value), key=_canonical_text)
     if is_dict(value):
         return {key: _plain(item) for key, item in value.items()}
-    if is_sequence(value):
+    if is_sequence(value) or isinstance(value, deque):
         return [_plain(item) for item in value]
     if isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
         digester = _digester_of(type(value))
-        return value if digester is None else json.loads(digester.encode(value))
+        if digester is not None:
+            return json.loads(digester.encode(value))
+        # Its class cannot be recorded, because of an annotation; its values perhaps can.
+        return {name: _plain(part) for name, part in _parts_of(value)}
+    _refuse_iterator(value)
     return value
+
+
+def _refuse_iterator(value: Any) -> None:
+    """Reading an iterator uses it up: the activity would find it empty."""
+    if isinstance(value, Iterator):
+        raise PydanticSerializationError(_USED_UP)
 
 
 @lru_cache(maxsize=1024)
@@ -334,8 +354,8 @@ _ANYTHING: Final = _serialized_by(dict(core_schema.any_schema()), _sorted_anythi
 # ---- what went wrong, without showing it -------------------------------------------------------------------------
 
 
-def _refusal(what: str, value: Any, error: Exception) -> PayloadError:
-    path, reason = _find_unstorable(value) or ("$", _without_values(error))
+def _refusal(what: str, value: Any, error: Exception, *, iterators: bool = True) -> PayloadError:
+    path, reason = _find_unstorable(value, iterators=iterators) or ("$", _without_values(error))
     return PayloadError(what, path, reason)
 
 
@@ -346,8 +366,11 @@ def _refuse_unstorable(what: str, value: Any) -> None:
         raise PayloadError(what, *culprit)
 
 
-def _find_unstorable(value: Any) -> tuple[str, str] | None:
-    """The path to the first part of a value that JSON cannot hold, and why not."""
+def _find_unstorable(value: Any, *, iterators: bool = True) -> tuple[str, str] | None:
+    """The path to the first part of a value that JSON cannot hold, and why not.
+
+    `iterators` are read and written as lists, or are none of what can be held.
+    """
     open_paths: list[tuple[str, Any, int]] = [("$", value, 0)]
     while open_paths:
         path, item, depth = open_paths.pop()
@@ -355,6 +378,8 @@ def _find_unstorable(value: Any) -> tuple[str, str] | None:
             return path, f"nested deeper than {_MAX_DEPTH} levels (or within itself)"
         if isinstance(item, float | Decimal) and not math.isfinite(item):
             return path, f"{item} is no JSON number"
+        if isinstance(item, Iterator) and not iterators:
+            return path, _USED_UP
         if isinstance(item, str) and not _is_encodable(item):
             return path, "the text has a lone surrogate, which UTF-8 cannot encode"
         if is_dict(item):

@@ -50,6 +50,8 @@ _CLASSES: Final[Mapping[str, type[Any]]] = {
 }
 
 _OTHER: Final = ""
+_LIST: Final = "[]"
+"""In a name's place before a list that itself looks like a name and a value."""
 
 
 def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) -> dict[str, Any]:
@@ -71,17 +73,17 @@ def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) 
     if not _look_alike(members, unknown):
         return union
     names = _names(members)
-    named: dict[Any, Any] = {_OTHER: union}
+    named: dict[Any, Any] = {_OTHER: union, _LIST: _with_name(union)}
     for cls, alternatives in members.items():
         member = alternatives[0] if len(alternatives) == 1 else core_schema.union_schema(alternatives)
-        pair = core_schema.tuple_schema([core_schema.str_schema(), member], strict=False)
-        named[names[cls]] = core_schema.no_info_after_validator_function(_second, pair)
+        named[names[cls]] = _with_name(member)
+    name_in = _name_in(frozenset({*names.values(), _LIST}))
     return {
         "type": "json-or-python",
-        "json_schema": core_schema.tagged_union_schema(named, _name_in(frozenset(names.values()))),
+        "json_schema": core_schema.tagged_union_schema(named, name_in),
         "python_schema": union,
         "serialization": core_schema.wrap_serializer_function_ser_schema(
-            _name_giver(names), schema=cast(core_schema.CoreSchema, union)
+            _name_giver(names, name_in), schema=cast(core_schema.CoreSchema, union)
         ),
     }
 
@@ -169,10 +171,19 @@ def _names(members: Mapping[type[Any], Any]) -> dict[type[Any], str]:
     }
 
 
-def _name_giver(names: Mapping[type[Any], str]) -> Callable[[Any, Callable[[Any], Any]], Any]:
+def _with_name(schema: Any) -> Any:
+    pair = core_schema.tuple_schema([core_schema.str_schema(), schema], strict=False)
+    return core_schema.no_info_after_validator_function(_second, pair)
+
+
+def _name_giver(
+    names: Mapping[type[Any], str], name_in: Callable[[Any], str]
+) -> Callable[[Any, Callable[[Any], Any]], Any]:
     def serialized(value: Any, handler: Callable[[Any], Any]) -> Any:
         written = handler(value)
         name = next((names[cls] for cls in type(value).__mro__ if cls in names), None)
+        if name is None and name_in(written) != _OTHER:
+            name = _LIST
         return written if name is None else [name, written]
 
     return serialized
