@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -189,7 +191,8 @@ def test_an_argument_that_cannot_be_encoded_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotation", "path"), [(Any, "$"), (Iterable[str], "$"), (dict[str, Any], "$['x']"), (list[Iterable[str]], "$[0]")]
+    ("annotation", "path"),
+    [(Any, "$"), (Iterable[str], "$"), (dict[str, Any], "$['x']"), (list[Iterable[str]], "$[0]")],
 )
 def test_an_iterator_is_refused_before_it_is_used_up(annotation: Any, path: str) -> None:
     words = iter(["a", "b"])

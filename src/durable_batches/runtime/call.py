@@ -60,11 +60,11 @@ class Call:
         self.task: asyncio.Task[Any] = task
         self.activity = activity
         self.key = key
-        self.attempt = 0
+        self.attempt: int = 0
         self._execution = execution
         self._shared = shared
         self._context = context
-        self.reported = False
+        self.reported: bool = False
         self._waiting = False
 
     # ---- as the body sees it -----------------------------------------------------------------------------------
