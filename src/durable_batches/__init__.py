@@ -233,6 +233,9 @@ __version__ = VERSION
 
 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
+    # A pytest plugin comes along, and pytest warns of packages beside a plugin that were imported before it could
+    # rewrite their assertions, unless they say that they do not want it.
+    __doc__ = f"{__doc__}\nPYTEST_DONT_REWRITE\n"
 
     def __getattr__(name: str) -> object:
         # A store, and the driver of its database, is imported only where it is used.

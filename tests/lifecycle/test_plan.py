@@ -310,7 +310,8 @@ def test_a_batch_that_is_not_sealed_is_not_there_yet() -> None:
     world = World()
     batch_id = world.load("batch", 2)
     record = world.batches[batch_id]
-    assert (record.sealed, record.free, record.seq) == (False, 0, 0)
+    assert (record.state, record.run, record.sealed, record.paused) == ("pending", 1, False, False)
+    assert (record.free, record.seq, record.served, record.wake) == (0, 0, 0, None)
     assert not world.claim(ME).executions
     world.command(batch_id, Seal(LOADER, 2))
     assert world.batches[batch_id].sealed

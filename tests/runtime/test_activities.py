@@ -24,6 +24,7 @@ from durable_batches import (
     MachineError,
     MemoryStore,
     Outcome,
+    Results,
     Stage,
     Store,
     current_activity,
@@ -642,6 +643,10 @@ def test_a_partial_function_is_refused_with_a_reason() -> None:
         durable_activity(partial(act, by=2))
 
 
+async def lonely(document: str) -> str:
+    return document
+
+
 def test_the_activity_keeps_the_functions_name_and_text() -> None:
     @durable_activity
     async def act(number: int) -> int:
@@ -651,6 +656,7 @@ def test_the_activity_keeps_the_functions_name_and_text() -> None:
     names = [getattr(act, name) for name in ("__name__", "__doc__", "name", "version")]
     assert names == ["act", "What it does.", "act", "1"]
     assert repr(act) == "<durable activity 'act'>"
+    assert repr(workflow(STAGES)(lonely)) == "<workflow 'lonely'>"
 
 
 def test_a_workflow_is_an_async_function_of_one_annotated_document() -> None:
@@ -685,6 +691,17 @@ def test_a_workflow_s_types_are_checked_when_an_orchestrator_is_made() -> None:
     async def undefined(document: str) -> Nowhere:  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore
         return document
 
+    async def resolves(results: Results[str]):  # type: ignore[no-untyped-def]  # pyright: ignore[reportUnknownParameterType]
+        return Foreign()
+
+    unchecked: Any = resolves  # pyright: ignore[reportUnknownVariableType]
+
+    @workflow(STAGES, resolver=unchecked)
+    async def resolved(document: str) -> str:
+        return document
+
+    with pytest.raises(ActivityDefinitionError, match="the resolver of workflow 'resolved' has no return annotation"):
+        BatchOrchestrator(resolved, store=MemoryStore())
     wrong: list[Any] = [takes, returns, undefined]
     for run in wrong:
         with pytest.raises(ActivityDefinitionError):

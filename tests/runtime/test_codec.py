@@ -362,7 +362,9 @@ ROUND_TRIPS = [
     Case(Point | Any, {"x": 1}),
     Case(JsonValue | Point, Point(x=1)),
     Case(JsonValue | Point, ["Point", {"x": 1}]),
-    Case(JsonValue | Point, ["[]", ["Point", {"x": 1}]]),
+    Case(JsonValue | Point, ["?", {"x": 1}]),
+    Case(JsonValue | Point | Vector, {"x": 1}),
+    Case(dict[str, Point | Any], {"a": Point(x=1), "b": {"x": 1}, "c": None}),
 ]
 
 

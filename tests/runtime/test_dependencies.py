@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
+from durable_batches.runtime.dependencies import Dependencies
 
 
 @dataclass
@@ -128,6 +130,26 @@ async def test_one_may_depend_on_another_and_they_are_closed_in_the_reverse_orde
     assert LOG == ["open client", "open session of real", "close session", "close client"]
 
 
+async def test_what_several_depend_on_is_opened_once() -> None:
+    async def other_session(client: Client = dependency(opened_client)) -> str:
+        return f"another session of {client.name}"
+
+    @durable_activity
+    async def act(question: str, one: str = dependency(session), other: str = dependency(other_session)) -> str:
+        return f"{question} in {one} and {other}"
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await act(document)
+
+    async with BatchOrchestrator(run, store=MemoryStore()) as batches:
+        result = await batches.run(["a"])
+        (outcome,) = await everything(batches.results(result.batch_id))
+    assert isinstance(outcome, DocumentSucceeded)
+    assert outcome.value == "a in session of real and another session of real"
+    assert LOG == ["open client", "open session of real", "close session", "close client"]
+
+
 async def test_a_worker_that_is_used_again_opens_it_again() -> None:
     worker = Worker(MemoryStore())
     for _ in range(2):
@@ -186,6 +208,44 @@ async def test_a_resolver_gets_its_own(open_store: StoreMaker) -> None:
 
     async with BatchOrchestrator(run, store=open_store(None)) as batches:
         assert (await batches.run(["a", "b"])).value == "real: a b"
+    assert LOG == ["open client", "close client"]
+
+
+class Linker:
+    """A resolver that is an object; what its code names is known before it runs, as of a function."""
+
+    async def __call__(self, results: Results[str]) -> str:
+        return await ask(" ".join([result.value async for result in results]))
+
+
+async def test_a_resolver_may_be_an_object_that_can_be_called(open_store: StoreMaker) -> None:
+    @workflow(STAGES, resolver=Linker())
+    async def run(document: str) -> str:
+        return document
+
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        assert LOG == ["open client"]
+        assert (await batches.run(["a", "b"])).value == "real: a b"
+    assert LOG == ["open client", "close client"]
+
+
+async def test_code_that_cannot_be_looked_into_has_it_opened_at_the_first_call(open_store: StoreMaker) -> None:
+    async def link(_: object, greeting: str) -> str:
+        return await ask(greeting)
+
+    greets = partial(link, greeting="hello")
+
+    @wraps(greets)
+    async def resolver(results: object) -> str:
+        return await greets(results)
+
+    @workflow(STAGES, resolver=resolver)
+    async def run(document: str) -> str:
+        return document
+
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        assert LOG == []
+        assert (await batches.run(["a"])).value == "real: hello"
     assert LOG == ["open client", "close client"]
 
 
@@ -455,6 +515,16 @@ async def test_a_failure_of_the_batch_is_not_hidden_by_what_it_depends_on() -> N
 
 
 # ---- the rest of its life ----------------------------------------------------------------------------------------
+
+
+async def test_closing_what_is_closed_or_was_never_started_does_nothing() -> None:
+    dependencies = Dependencies()
+    await dependencies.close()
+    dependencies.start()
+    await dependencies.open([opened_client])
+    await dependencies.close()
+    await dependencies.close()
+    assert LOG == ["open client", "close client"]
 
 
 async def test_several_that_raise_when_they_are_closed_are_all_told() -> None:

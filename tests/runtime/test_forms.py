@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 import pytest
@@ -38,6 +38,7 @@ from durable_batches import (
     map_activity,
     workflow,
 )
+from durable_batches.testing import execution_context
 
 
 async def values_of(run: Workflow[str, list[str]], store: Store, documents: list[str] | None = None) -> list[list[str]]:
@@ -215,6 +216,40 @@ def test_two_activities_of_one_name_in_a_workflow_are_refused() -> None:
 
     with pytest.raises(ActivityDefinitionError, match="the resolver of workflow 'fine' calls two"):
         BatchOrchestrator(fine, store=MemoryStore())
+
+
+class Handle:
+    """No data: a model in memory, say, that only the process itself can use."""
+
+
+async def test_an_explicit_key_serves_where_the_input_cannot_be_recorded(open_store: StoreMaker) -> None:
+    calls: list[str] = []
+    broken = [True]
+
+    def by_name(name: str, handle: Handle, more: Any) -> str:
+        return name
+
+    @durable_activity(key=by_name)
+    async def act(name: str, handle: Handle, more: Any) -> str:
+        assert isinstance(handle, Handle)
+        calls.append(name)
+        return name.upper()
+
+    @workflow(STAGES)
+    async def run(document: str) -> list[str]:
+        # Neither the type of the one nor the value of the other can be encoded.
+        answers = [await act(name, Handle(), object()) for name in ("a", "b", "a")]
+        if broken:
+            broken.clear()
+            raise ValueError
+        return answers
+
+    config = BatchConfig(failure_policy=RetryFailed(backoff=timedelta(0)))
+    async with BatchOrchestrator(run, store=open_store(None), config=config) as batches:
+        result = await batches.run(["x"])
+        (outcome,) = await everything(batches.results(result.batch_id))
+    assert outcome == DocumentSucceeded(document_id="0", value=["A", "B", "A"])
+    assert calls == ["a", "b", "a"]
 
 
 # ---- with_options ------------------------------------------------------------------------------------------------
@@ -399,9 +434,17 @@ async def test_a_workflow_its_activities_and_its_resolver_know_their_execution(o
     assert seen["resolver"].metadata == {"tenant": "acme"}
 
 
-def test_outside_of_an_orchestrator_there_is_no_execution() -> None:
+async def test_outside_of_an_orchestrator_there_is_no_execution_but_a_unit_test_s() -> None:
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return f"{document} for {current_execution().metadata['customer']}"
+
+    with execution_context(metadata={"customer": "acme"}):
+        assert await run("x") == "x for acme"
     with pytest.raises(NotInWorkflowError):
         current_execution()
+    with pytest.raises(NotInWorkflowError):
+        await run("x")
 
 
 # ---- what documents are called -----------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from tests.support import STAGES, Reading
 
+import durable_batches
 from durable_batches import SQLiteStore, durable_activity, workflow
 from durable_batches.testing import BatchEnvironment, ManualClock, StoreMaker, survives_crashes
 
@@ -105,8 +107,11 @@ def test_no_plugin_for_async_tests_is_needed(tmp_path: Path) -> None:
     assert "1 passed" in ran.stdout
 
 
-def test_it_is_installed_as_a_plugin() -> None:
-    from importlib.metadata import entry_points
+def test_pytest_is_not_to_warn_of_a_library_that_was_imported_before_it() -> None:
+    """It does where the library is installed, not in this editable form, and is told so by this word."""
+    assert "PYTEST_DONT_REWRITE" in (durable_batches.__doc__ or "")
 
+
+def test_it_is_installed_as_a_plugin() -> None:
     found = [point.value for point in entry_points(group="pytest11") if point.name == "durable_batches"]
     assert found == ["_durable_batches_pytest"]

@@ -58,8 +58,8 @@ class Call:
         task = asyncio.current_task()
         assert task is not None
         self.task: asyncio.Task[Any] = task
-        self.activity = activity
-        self.key = key
+        self.activity: DurableActivity[Any, Any] = activity
+        self.key: str = key
         self.attempt: int = 0
         self._execution = execution
         self._shared = shared

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from decimal import Decimal
@@ -35,7 +34,9 @@ from pydantic_core import (
 from durable_batches.errors import ActivityDefinitionError, PayloadError, PayloadTooLargeError
 from durable_batches.runtime.unions import (
     classes_by_ref,
+    is_deque,
     is_dict,
+    is_iterator,
     is_sequence,
     is_set,
     with_members_named,
@@ -318,7 +319,7 @@ def _plain(value: Any) -> Any:
         return sorted((_plain(item) for item in value), key=_canonical_text)
     if is_dict(value):
         return {key: _plain(item) for key, item in value.items()}
-    if is_sequence(value) or isinstance(value, deque):
+    if is_sequence(value) or is_deque(value):
         return [_plain(item) for item in value]
     if isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
         digester = _digester_of(type(value))
@@ -332,7 +333,7 @@ def _plain(value: Any) -> Any:
 
 def _refuse_iterator(value: Any) -> None:
     """Reading an iterator uses it up: the activity would find it empty."""
-    if isinstance(value, Iterator):
+    if is_iterator(value):
         raise PydanticSerializationError(_USED_UP)
 
 
@@ -378,7 +379,7 @@ def _find_unstorable(value: Any, *, iterators: bool = True) -> tuple[str, str] |
             return path, f"nested deeper than {_MAX_DEPTH} levels (or within itself)"
         if isinstance(item, float | Decimal) and not math.isfinite(item):
             return path, f"{item} is no JSON number"
-        if isinstance(item, Iterator) and not iterators:
+        if is_iterator(item) and not iterators:
             return path, _USED_UP
         if isinstance(item, str) and not _is_encodable(item):
             return path, "the text has a lone surrogate, which UTF-8 cannot encode"

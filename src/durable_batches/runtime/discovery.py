@@ -37,9 +37,11 @@ def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[...,
 
 
 def _named_in(fn: Callable[..., Any]) -> Iterator[object]:
-    code: CodeType | None = getattr(fn, "__code__", None)
+    # An object that can be called has its code in its class.
+    function = fn if hasattr(fn, "__code__") else type(fn).__call__
+    code: CodeType | None = getattr(function, "__code__", None)
     if code is not None:
-        known = _Names(fn.__globals__, _closure(fn, code))
+        known = _Names(function.__globals__, _closure(function, code))
         for part in _all_code(code):
             yield from _objects_in(part, known)
 

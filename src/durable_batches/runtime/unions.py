@@ -9,7 +9,7 @@ member only, say) is read as the union reads it.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -21,7 +21,16 @@ from pydantic import BaseModel
 from pydantic_core import core_schema
 from typing_extensions import TypeIs
 
-__all__ = ["classes_by_ref", "is_dict", "is_sequence", "is_set", "with_members_named", "without_names"]
+__all__ = [
+    "classes_by_ref",
+    "is_deque",
+    "is_dict",
+    "is_iterator",
+    "is_sequence",
+    "is_set",
+    "with_members_named",
+    "without_names",
+]
 
 _CLASSES: Final[Mapping[str, type[Any]]] = {
     "bool": bool,
@@ -50,8 +59,8 @@ _CLASSES: Final[Mapping[str, type[Any]]] = {
 }
 
 _OTHER: Final = ""
-_LIST: Final = "[]"
-"""In a name's place before a list that itself looks like a name and a value."""
+_ANY: Final = "?"
+"""In a name's place before a value of a member whose class cannot be told (`Any`), which may look like any other."""
 
 
 def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) -> dict[str, Any]:
@@ -63,27 +72,27 @@ def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) 
     if _is_part_of_a_type(union, choices):
         return union
     members: dict[type[Any], list[Any]] = {}
-    unknown = False
+    unknown: list[Any] = []
     for choice in choices:
         cls = _class_of(choice, classes)
         if cls is None:
-            unknown = True
+            unknown.append(choice)
         else:
             members.setdefault(cls, []).append(choice)
-    if not _look_alike(members, unknown):
+    if not _look_alike(members, unknown=bool(unknown)):
         return union
     names = _names(members)
-    named: dict[Any, Any] = {_OTHER: union, _LIST: _with_name(union)}
-    for cls, alternatives in members.items():
-        member = alternatives[0] if len(alternatives) == 1 else core_schema.union_schema(alternatives)
-        named[names[cls]] = _with_name(member)
-    name_in = _name_in(frozenset({*names.values(), _LIST}))
+    named: dict[Any, Any] = {names[cls]: _with_name(alternatives) for cls, alternatives in members.items()}
+    if unknown:
+        named[_ANY] = _with_name(unknown)
+    name_in = _name_in(frozenset(named))
+    named[_OTHER] = union
     return {
         "type": "json-or-python",
         "json_schema": core_schema.tagged_union_schema(named, name_in),
         "python_schema": union,
         "serialization": core_schema.wrap_serializer_function_ser_schema(
-            _name_giver(names, name_in), schema=cast(core_schema.CoreSchema, union)
+            _name_giver(names, _ANY if unknown else None), schema=cast(core_schema.CoreSchema, union)
         ),
     }
 
@@ -171,19 +180,17 @@ def _names(members: Mapping[type[Any], Any]) -> dict[type[Any], str]:
     }
 
 
-def _with_name(schema: Any) -> Any:
-    pair = core_schema.tuple_schema([core_schema.str_schema(), schema], strict=False)
+def _with_name(alternatives: list[Any]) -> Any:
+    """The schema of a pair: the name, and a value of one of these."""
+    member = alternatives[0] if len(alternatives) == 1 else core_schema.union_schema(alternatives)
+    pair = core_schema.tuple_schema([core_schema.str_schema(), member], strict=False)
     return core_schema.no_info_after_validator_function(_second, pair)
 
 
-def _name_giver(
-    names: Mapping[type[Any], str], name_in: Callable[[Any], str]
-) -> Callable[[Any, Callable[[Any], Any]], Any]:
+def _name_giver(names: Mapping[type[Any], str], otherwise: str | None) -> Callable[[Any, Callable[[Any], Any]], Any]:
     def serialized(value: Any, handler: Callable[[Any], Any]) -> Any:
         written = handler(value)
-        name = next((names[cls] for cls in type(value).__mro__ if cls in names), None)
-        if name is None and name_in(written) != _OTHER:
-            name = _LIST
+        name = next((names[cls] for cls in type(value).__mro__ if cls in names), otherwise)
         return written if name is None else [name, written]
 
     return serialized
@@ -213,6 +220,16 @@ def is_dict(value: object) -> TypeIs[dict[Any, Any]]:
 def is_sequence(value: object) -> TypeIs[list[Any] | tuple[Any, ...]]:
     """Whether it is a list or a tuple."""
     return isinstance(value, list | tuple)
+
+
+def is_deque(value: object) -> TypeIs[deque[Any]]:
+    """Whether it is a deque."""
+    return isinstance(value, deque)
+
+
+def is_iterator(value: object) -> TypeIs[Iterator[Any]]:
+    """Whether it is an iterator, a generator for example."""
+    return isinstance(value, Iterator)
 
 
 def is_set(value: object) -> TypeIs[set[Any] | frozenset[Any]]:
