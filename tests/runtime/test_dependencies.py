@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -239,7 +239,9 @@ async def test_code_that_cannot_be_looked_into_has_it_opened_at_the_first_call(o
     async def resolver(results: object) -> str:
         return await greets(results)
 
-    @workflow(STAGES, resolver=resolver)
+    resolves: Callable[[Results[str]], Awaitable[str]] = resolver
+
+    @workflow(STAGES, resolver=resolves)
     async def run(document: str) -> str:
         return document
 

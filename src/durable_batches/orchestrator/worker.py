@@ -23,7 +23,6 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.facts import Cancel, Command, Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId, WorkerRecord
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.locks import ReusableLock
 from durable_batches.orchestrator.failure_log import tell_of_crash_loops
 from durable_batches.orchestrator.journal import Journal
 from durable_batches.orchestrator.recovery import Heartbeat, is_dead, this_process
@@ -33,6 +32,7 @@ from durable_batches.runtime.dependencies import Dependencies, Provider
 from durable_batches.runtime.execute import Attempt
 from durable_batches.runtime.surroundings import ActivityReport, RunStats, Surroundings
 from durable_batches.stores.protocol import Store
+from durable_batches.tasks import ReusableLock, seen_through
 
 __all__ = ["Worker"]
 
@@ -323,7 +323,7 @@ class Worker:
             if self._incarnation is not None:
                 self._incarnation.close()
             if life is not None:
-                await _seen_through(life)
+                await seen_through(life)
         finally:
             try:
                 await self._dependencies.close()
@@ -564,16 +564,3 @@ class _Incarnation:
     def _committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
         self._worker.subscriptions.deliver(committed.events)
         self.scheduler.committed(facts, committed, request)
-
-
-async def _seen_through(task: asyncio.Task[None]) -> None:
-    """Await a task's end; a cancellation that arrives meanwhile is passed on when it has come."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 
 from durable_batches.errors import ConfigurationError, DependencyError
 from durable_batches.runtime.tracebacks import trim
+from durable_batches.tasks import seen_through
 
 __all__ = ["Dependencies", "Dependency", "Provider", "dependencies_of", "dependency"]
 
@@ -146,18 +147,11 @@ class Dependencies:
         if self._opening:
             # Nobody wants any more what is only being opened.
             owner.cancel()
-        cancelled: asyncio.CancelledError | None = None
-        while not owner.done():
-            try:
-                await asyncio.wait([owner])
-            except asyncio.CancelledError as error:
-                # Half-closed is worse than late; it is passed on when all are closed.
-                cancelled = error
-        self._opened.clear()
-        if not owner.cancelled():
-            owner.result()
-        if cancelled is not None:
-            raise cancelled
+        try:
+            # Half-closed is worse than late.
+            await seen_through(owner)
+        finally:
+            self._opened.clear()
 
     async def get(self, provider: Provider) -> Any:
         """The value of a provider, opened now if it was not yet.

@@ -16,7 +16,7 @@ from durable_batches.errors import DurableBatchesError
 __all__ = ["related", "trim"]
 
 _MACHINERY: Final = tuple(
-    f"durable_batches.{name}" for name in "clock errors lifecycle locks orchestrator runtime stores".split()
+    f"durable_batches.{name}" for name in "clock errors lifecycle orchestrator runtime stores tasks".split()
 )
 """The library's own code. What it ships as an example or for tests is as the user's."""
 

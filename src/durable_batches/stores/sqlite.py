@@ -49,11 +49,11 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.locks import ReusableLock
 from durable_batches.stores import sqlite_rows as rows
 from durable_batches.stores.owned import Owned
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
 from durable_batches.stores.sqlite_connection import connect, migrate, transaction, translated
+from durable_batches.tasks import ReusableLock
 
 __all__ = ["SQLiteStore"]
 

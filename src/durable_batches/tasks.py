@@ -1,11 +1,11 @@
-"""A lock that outlives the event loop."""
+"""What asyncio lacks: a lock that outlives its event loop, and a task that is seen through to its end."""
 
 from __future__ import annotations
 
 import asyncio
 from types import TracebackType
 
-__all__ = ["ReusableLock"]
+__all__ = ["ReusableLock", "seen_through"]
 
 
 class ReusableLock:
@@ -30,3 +30,20 @@ class ReusableLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
+
+
+async def seen_through(task: asyncio.Task[None]) -> None:
+    """Await a task's end, whatever it raises; a cancellation that arrives meanwhile is passed on when it has come.
+
+    A task that was cancelled itself has ended, too.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not task.cancelled():
+        task.result()
+    if cancelled is not None:
+        raise cancelled
