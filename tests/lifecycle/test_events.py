@@ -183,4 +183,12 @@ def test_an_older_event_lacks_what_was_added_since() -> None:
 
 def test_a_newer_event_has_what_is_passed_over() -> None:
     record = EventRecord(BatchId("batch"), 1, START, "document_started", json.dumps(["a", 1, "new"]).encode())
-    assert fields_of(decode_event(record)) == {"document_id": "a", "attempt": 1}
+    event = decode_event(record)
+    assert fields_of(event) == {"document_id": "a", "attempt": 1}
+    assert event.tag == "document_started"
+
+
+@pytest.mark.parametrize("stored", [[3, 0, 0, 0, 2, 1], [3, 0, 0, 0, 2, 1, 0, 7]], ids=["older", "newer"])
+def test_counts_may_have_been_fewer_or_more(stored: list[int]) -> None:
+    record = EventRecord(BatchId("batch"), 1, START, "batch_completed", json.dumps([stored]).encode())
+    assert fields_of(decode_event(record)) == {"counts": Counts(total=3, succeeded=2, failed=1)}

@@ -67,6 +67,7 @@ def test_the_table_is_its_rules(size: int) -> None:
                 check_transition(BATCH, stages, current, following)
             error = caught.value
             assert (error.batch_id, error.current, error.attempted) == (BATCH, current, following)
+            assert error.possible == tuple(state for state in states if _allowed(current, state, stages))
 
 
 @pytest.mark.parametrize(("current", "following"), [("nowhere", "one"), ("one", "nowhere")])

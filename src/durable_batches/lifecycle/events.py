@@ -210,7 +210,7 @@ def decode_event(record: EventRecord) -> BatchEvent:
     kind, names = _SHAPES[record.tag]
     values: dict[str, Any] = dict(zip(names, json.loads(record.data), strict=False))
     if "counts" in values:
-        values["counts"] = Counts(**dict(zip(_COUNT_NAMES, values["counts"], strict=True)))
+        values["counts"] = Counts(**dict(zip(_COUNT_NAMES, values["counts"], strict=False)))
     if values.get("due") is not None:
         values["due"] = from_micros(values["due"])
     event: BatchEvent = kind(batch_id=record.batch_id, seq=record.seq, at=from_micros(record.at), **values)

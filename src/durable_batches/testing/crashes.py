@@ -229,10 +229,11 @@ class _Trial(Generic[D, R, S, V]):
         picture = await self._picture(store, HistoryChecker())
         tried = 0
         for point in _points(life.writes, limit):
-            if not await self._survives(point, picture):
-                # The run was over before it came to this point, and would be before any later one.
+            if await self._survives(point, picture):
+                tried += 1
+            elif point.number > life.writes:
+                # The run was over before it came to this point, and another one will not come to a later one.
                 break
-            tried += 1
         return CrashReport(points=tried, writes=life.writes)
 
     async def _survives(self, point: _Point, undisturbed: Picture) -> bool:
