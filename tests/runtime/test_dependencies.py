@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.conftest import StoreMaker
@@ -22,6 +22,7 @@ from durable_batches import (
     DocumentFailure,
     DocumentSucceeded,
     MemoryStore,
+    Resolver,
     Results,
     Worker,
     dependency,
@@ -239,14 +240,13 @@ async def test_code_that_cannot_be_looked_into_has_it_opened_at_the_first_call(o
     async def resolver(results: object) -> str:
         return await greets(results)
 
+    wrapped: Resolver[str, str] = cast(Any, resolver)
+
+    @workflow(STAGES, resolver=wrapped)
     async def run(document: str) -> str:
         return document
 
-    # The checkers do not see what of the two is the resolver.
-    wrapped: Any = resolver
-    greeting = workflow(STAGES, resolver=wrapped)(run)
-
-    async with BatchOrchestrator(greeting, store=open_store(None)) as batches:
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
         assert LOG == []
         assert (await batches.run(["a"])).value == "real: hello"
     assert LOG == ["open client", "close client"]

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import Stage
 from durable_batches.script import live
-from durable_batches.script.telling import status_line
+from durable_batches.script.lines import status_line
 
 __all__ = ["follow", "output", "panel", "status_line"]
 

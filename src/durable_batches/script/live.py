@@ -14,7 +14,7 @@ from rich.text import Text
 
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import Stage
-from durable_batches.script.telling import follow_in_lines, is_terminal, numbers_of, words
+from durable_batches.script.lines import follow_in_lines, is_terminal, numbers_of, words
 
 __all__ = ["errors", "follow", "panel"]
 

@@ -22,8 +22,9 @@ from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.outcomes import BatchResult
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.script.earlier import LABEL, Earlier, Found
+from durable_batches.script.lines import say
 from durable_batches.script.signals import StopSignals
-from durable_batches.script.telling import say, show
+from durable_batches.script.telling import show
 from durable_batches.stores.protocol import Store
 
 __all__ = ["run_batch"]
