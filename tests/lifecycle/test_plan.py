@@ -48,6 +48,7 @@ def test_a_retry_waits_as_its_policy_says() -> None:
     batch_id = world.batch("batch", 1, config=BatchConfig(failure_policy=policy))
     for failures, seconds in ((1, 10), (2, 20)):
         world.claim(ME)
+        world.now += SECOND
         world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
         (row,) = world.documents(batch_id)
         assert (row.status, row.failures, row.due) == ("waiting", failures, world.now + seconds * SECOND)
@@ -440,6 +441,19 @@ def test_a_suspect_takes_no_company() -> None:
     assert world.held(ME)[0].alone
     world.claim(ME)
     assert held_positions(world, ME) == [0]
+
+
+def test_a_suspect_that_fails_by_itself_does_not_stay_alone() -> None:
+    world = World()
+    config = BatchConfig(max_crashes=2, failure_policy=RetryFailed(max_attempts=2))
+    batch_id = world.batch("batch", 1, config=config)
+    crash(world)
+    world.claim(ME)
+    (suspect,) = world.held(ME)
+    assert suspect.alone
+    world.commit(ME, ExecutionFailed(*identity(suspect), b"", "no"))
+    (row,) = world.documents(batch_id)
+    assert (row.status, row.alone, row.crashes) == ("waiting", False, 1)
 
 
 def test_a_suspect_narrows_the_claim_that_takes_it() -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, NO_DRAIN, ONCE, STAGES, eventually, everything, within
+from tests.support import NO_DELAY, NO_DRAIN, ONCE, STAGES, Thinking, Writing, eventually, everything, within
 
 from durable_batches import (
     ActivityFailedError,
@@ -37,10 +37,11 @@ from durable_batches import (
     durable_activity,
     durable_now,
     durable_uuid,
+    enter_stage,
     map_activity,
     workflow,
 )
-from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, Fact
+from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, Fact, StageEntered
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId
 from durable_batches.testing import ManualClock, environment
 
@@ -951,3 +952,25 @@ async def test_a_replayed_call_is_not_reported_again(way: Literal["return", "rai
         fact.key.partition(":")[0] for fact in store.facts if isinstance(fact, ActivityCompleted | ActivityFailed)
     ]
     assert reported == ["step", "last"]
+
+
+async def test_stages_that_follow_each_other_at_once_are_reported_once() -> None:
+    store = Recording()
+    gate = asyncio.Event()
+
+    @workflow(STAGES)
+    async def run(document: str) -> None:
+        enter_stage(Thinking)
+        enter_stage(Writing)
+        await gate.wait()
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        batch_id = await batches.submit(["x"])
+
+        async def is_writing() -> bool:
+            return isinstance(await batches.state(batch_id), Writing)
+
+        await eventually(is_writing)
+        gate.set()
+        await within(batches.result(batch_id))
+    assert [fact.mark for fact in store.facts if isinstance(fact, StageEntered)] == [2]

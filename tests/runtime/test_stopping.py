@@ -81,6 +81,37 @@ async def test_what_is_stopped_before_it_begins_does_not_begin(
             assert (await within(batches.result(batch_id))).counts.succeeded == 1
 
 
+# ---- while it runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["cancelled", "left"])
+async def test_what_a_workflow_raises_because_it_is_stopped_is_no_failure(how: str, open_store: StoreMaker) -> None:
+    log: Counter[str] = Counter()
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        log["run"] += 1
+        if log["run"] == 1:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise RuntimeError("the connection was lost") from None
+        return document.upper()
+
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        batch_id = await batches.submit(["x"])
+        await eventually(lambda: log["run"] == 1)
+        if how == "cancelled":
+            assert await batches.cancel(batch_id)
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        await within(batches.result(batch_id))
+        (outcome,) = await everything(batches.results(batch_id))
+    if how == "cancelled":
+        assert outcome == DocumentCancelled(document_id="0")
+    else:
+        assert outcome == DocumentSucceeded(document_id="0", value="X")
+
+
 # ---- in its last moments -----------------------------------------------------------------------------------------
 
 
@@ -216,6 +247,7 @@ async def test_a_failure_that_comes_after_the_end_of_the_run_stops_the_workflow(
 @pytest.mark.parametrize("where", ["in a workflow", "in an activity"])
 def test_ctrl_c_ends_the_program_and_fails_no_document(where: str, open_store: StoreMaker) -> None:
     log: Counter[str] = Counter()
+    left: list[asyncio.Task[str]] = []
 
     def interrupted(place: str) -> None:
         log[place] += 1
@@ -224,16 +256,21 @@ def test_ctrl_c_ends_the_program_and_fails_no_document(where: str, open_store: S
 
     @durable_activity
     async def act(document: str) -> str:
-        if document == "bystander" and log[where] == 0:
+        if document == "x":
+            await eventually(lambda: log["waits"] == 2)
+            interrupted("in an activity")
+        elif log[where] == 0:
             log["waits"] += 1
             await asyncio.Event().wait()
-        if document == "x":
-            await eventually(lambda: log["waits"] == 1)
-            interrupted("in an activity")
         return document.upper()
 
     @workflow(STAGES)
     async def run(document: str) -> str:
+        if document == "leaver":
+            # Waited for after the workflow's end, for as long as the grace lasts.
+            left.append(asyncio.create_task(act(document)))
+            await asyncio.sleep(0)
+            return "LEFT"
         upper = await act(document)
         if document == "x":
             interrupted("in a workflow")
@@ -241,7 +278,7 @@ def test_ctrl_c_ends_the_program_and_fails_no_document(where: str, open_store: S
 
     async def serve() -> None:
         async with BatchOrchestrator(run, worker=Worker(open_store(None), drain=NO_DRAIN)) as batches:
-            await batches.run(["bystander", "x"], batch_id="b")
+            await batches.run(["bystander", "leaver", "x"], batch_id="b")
 
     async def resume() -> list[Any]:
         store = open_store(None)
@@ -258,12 +295,14 @@ def test_ctrl_c_ends_the_program_and_fails_no_document(where: str, open_store: S
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(serve())
     # What asyncio logs of tasks that nobody awaited it logs now, and not within whatever comes next.
+    left.clear()
     gc.collect()
     assert asyncio.run(resume()) == [
         DocumentSucceeded(document_id="0", value="BYSTANDER"),
-        DocumentSucceeded(document_id="1", value="X"),
+        DocumentSucceeded(document_id="1", value="LEFT"),
+        DocumentSucceeded(document_id="2", value="X"),
     ]
-    assert log["waits"] == 1
+    assert log["waits"] == 2
 
 
 # ---- seen from outside -----------------------------------------------------------------------------------------------

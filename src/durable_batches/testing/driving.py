@@ -98,8 +98,11 @@ class Driver:
                 self._clock.advance(step.total_seconds())
 
     async def _next_timer(self, task: asyncio.Task[Any]) -> timedelta | None:
-        """What is waited for is no timer; it may be a thread, or a connection."""
-        for _ in range(self._looks):
+        """What is waited for is no timer; it may be a thread that has yet to end, or a connection.
+
+        With more patience than otherwise, for its end is a failed test.
+        """
+        for _ in range(self._looks * 10):
             await asyncio.sleep(self._pause)
             if task.done() or (await self._look()).busy:
                 return None
