@@ -69,7 +69,7 @@ docs: $(VENV)/.installed-dev  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
 # Where the tests have to take every branch; separated by commas.
-COVERED := src/durable_batches/lifecycle/*
+COVERED := src/durable_batches/lifecycle/*,src/durable_batches/runtime/*
 
 coverage: $(VENV)/.installed-dev  ## Run the tests and report the branches that none takes
 	$(BIN)/coverage erase

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -10,6 +11,10 @@ import pytest
 
 from durable_batches import MemoryStore, SQLiteStore, Store
 from durable_batches.clock import Clock
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In the background of a shell Ctrl-C is ignored, also by all children; those of the tests are sent it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 StoreMaker: TypeAlias = Callable[[Clock | None], Store]
 

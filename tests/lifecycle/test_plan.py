@@ -87,10 +87,13 @@ def test_crashes_and_releases_are_no_failures() -> None:
     policy = RetryFailed(max_attempts=1)
     batch_id = world.batch("batch", 1, config=BatchConfig(failure_policy=policy))
     world.claim(ME)
+    world.now += SECOND
     world.commit(ME, ExecutionReleased(*identity(world.held(ME)[0])))
     world.claim(ME)
+    world.now += SECOND
     world.release([ME], "crash")
     assert world.documents(batch_id)[0].failures == 0
+    world.check()
 
 
 @pytest.mark.parametrize(
@@ -313,6 +316,7 @@ def test_a_batch_that_is_not_sealed_is_not_there_yet() -> None:
     record = world.batches[batch_id]
     assert (record.state, record.run, record.sealed, record.paused) == ("pending", 1, False, False)
     assert (record.free, record.seq, record.served, record.wake) == (0, 0, 0, None)
+    assert {row.updated_at for row in world.documents(batch_id)} == {START}
     assert not world.claim(ME).executions
     world.command(batch_id, Seal(LOADER, 2))
     assert world.batches[batch_id].sealed
@@ -454,6 +458,19 @@ def test_a_suspect_that_fails_by_itself_does_not_stay_alone() -> None:
     world.commit(ME, ExecutionFailed(*identity(suspect), b"", "no"))
     (row,) = world.documents(batch_id)
     assert (row.status, row.alone, row.crashes) == ("waiting", False, 1)
+
+
+def test_a_suspect_whose_run_has_ended_does_not_stay_alone() -> None:
+    world = World()
+    batch_id = world.batch("batch", 1, config=BatchConfig(max_crashes=2))
+    crash(world)
+    world.claim(ME)
+    (suspect,) = world.held(ME)
+    world.command(batch_id, Cancel("request", ""))
+    world.commit(ME, ExecutionReleased(*identity(suspect)))
+    (row,) = world.documents(batch_id)
+    assert (row.status, row.alone) == ("cancelled", False)
+    world.check()
 
 
 def test_a_suspect_narrows_the_claim_that_takes_it() -> None:

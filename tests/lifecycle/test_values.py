@@ -70,7 +70,7 @@ def test_values_are_frozen(value: object) -> None:
 def test_values_are_made_by_name() -> None:
     stage: Any = Mine
     with pytest.raises(TypeError):
-        stage(1, 3)
+        stage("mine", done=1, total=3)
 
 
 def test_counts_tell_what_has_ended() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial, wraps
@@ -24,6 +24,7 @@ from durable_batches import (
     MachineError,
     MemoryStore,
     Outcome,
+    PayloadError,
     Results,
     Stage,
     Store,
@@ -158,6 +159,23 @@ async def test_a_model_comes_back_as_one(store: Store) -> None:
         return await act(Chunk(text=text)) == {"a": [Chunk(text=text)]}
 
     assert await value_of(body, store) is True
+
+
+async def test_an_iterator_is_no_input_but_may_be_ignored(store: Store) -> None:
+    @durable_activity
+    async def act(words: Iterable[str]) -> list[str]:
+        return list(words)
+
+    @durable_activity(ignore=("words",))
+    async def act_ignoring(name: str, words: Iterator[str]) -> list[str]:
+        return list(words)
+
+    async def body(text: str) -> list[list[str]]:
+        with pytest.raises(PayloadError, match="an iterator is used up by reading it"):
+            await act(word for word in text.split())
+        return [await act(text.split()), await act_ignoring("a", iter(text.split()))]
+
+    assert await value_of(body, store, "a b") == [["a", "b"], ["a", "b"]]
 
 
 async def test_an_activity_in_an_activity_is_a_plain_call(store: Store) -> None:

@@ -172,7 +172,6 @@ async def test_a_result_stands_though_the_worker_is_left(drain: timedelta, open_
     assert scene.log == ({"started": 1} if drain else {"started": 1, "cancelled": 1})
 
 
-@pytest.mark.xfail(reason="Attempt._settle cancels calls twice where there is no grace")
 async def test_what_a_stopped_workflow_left_running_may_clean_up(store: Store) -> None:
     started = asyncio.Event()
     cleaned: list[str] = []

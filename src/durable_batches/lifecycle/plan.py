@@ -481,4 +481,4 @@ def _wake_resolver(
     key = (batch.batch_id, RESOLVER_POSITION)
     resolver = executions.get(key)
     if resolver is not None and resolver.owner is None and resolver.due is None:
-        changed[key] = resolver._replace(status="waiting", due=NOW, updated_at=batch.now)
+        changed[key] = resolver._replace(due=NOW, updated_at=batch.now)

@@ -315,6 +315,8 @@ def _tagged_member(value: Any, handler: Callable[[Any], Any]) -> Any:
 
 def _plain(value: Any) -> Any:
     """The value with everything that has an order of its own, or none, put in one that depends on nothing else."""
+    if value is None or isinstance(value, str | int | float):
+        return value
     if is_set(value):
         return sorted((_plain(item) for item in value), key=_canonical_text)
     if is_dict(value):

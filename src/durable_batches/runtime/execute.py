@@ -158,19 +158,13 @@ class Attempt:
         elif self._task is not None:
             self._task.cancel()
 
-    @property
-    def stopping(self) -> bool:
-        """Whether it was told to stop."""
-        return self._stopping is not None
-
     def _cancelled_from_outside(self) -> bool:
         return self._task is not None and self._task.cancelling() > 0
 
     async def _settle(self, grace: float) -> None:
         """Let the calls that the body left behind finish for so many seconds; then cancel and await them."""
         self._idle = asyncio.get_running_loop().create_future()
-        if grace <= 0:
-            self._cancel_calls()
+        # Once each: a second cancellation would break into their cleaning up.
         timer = self._shared.clock.call_later(grace, self._cancel_calls)
         try:
             await self._idle
