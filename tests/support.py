@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -52,6 +53,11 @@ async def within(awaitable: Awaitable[T], *, seconds: float = PATIENCE) -> T:
     """What it awaits to; fails, rather than hang, once that has taken too long."""
     async with asyncio.timeout(seconds):
         return await awaitable
+
+
+def unmeasured() -> dict[str, str]:
+    """The environment for a process that must not be measured: measuring imports much, and writes files."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
 
 
 @asynccontextmanager

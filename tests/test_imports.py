@@ -14,6 +14,7 @@ from pathlib import Path
 
 import griffe
 import pytest
+from tests.support import unmeasured
 
 import durable_batches
 
@@ -34,7 +35,7 @@ def run(
 
     Not `measured` for coverage, if that would show: it brings modules along, sqlite3 for one.
     """
-    inherited = {name: value for name, value in os.environ.items() if measured or not name.startswith("COVERAGE")}
+    inherited = os.environ if measured else unmeasured()
     return subprocess.run(
         [sys.executable, *options, "-c", program],
         cwd=folder,

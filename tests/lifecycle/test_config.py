@@ -59,6 +59,17 @@ def test_the_bounds_themselves_are_allowed(values: dict[str, Any]) -> None:
     assert {name: getattr(config, name) for name in values} == values
 
 
+def test_what_is_not_said_is_what_the_documentation_says() -> None:
+    assert BatchConfig() == BatchConfig(
+        concurrency=8,
+        failure_policy=ContinueOnFailure(),
+        document_timeout=None,
+        deadline=None,
+        max_crashes=3,
+        metadata={},
+    )
+
+
 def test_it_is_frozen() -> None:
     config: Any = BatchConfig()
     with pytest.raises(ValidationError):

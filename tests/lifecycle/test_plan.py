@@ -149,6 +149,18 @@ def test_what_became_of_a_document_is_recorded() -> None:
     }
 
 
+def test_what_a_fact_does_not_say_changes_nothing() -> None:
+    world = World()
+    batch_id = world.batch("batch", 1)
+    world.claim(ME)
+    target = identity(world.held(ME)[0])
+    world.commit(ME, ActivityCompleted(*target, "key", b"result"))
+    assert world.documents(batch_id)[0].mark == -1
+    world.commit(ME, ExecutionSucceeded(*target, b"result"))
+    (completed,) = [event for event in map(decode_event, world.events[batch_id]) if event.tag == "document_completed"]
+    assert completed.unused_checkpoints == 0
+
+
 def test_a_stage_is_entered_once() -> None:
     world = World()
     batch_id = world.batch("batch", 1)

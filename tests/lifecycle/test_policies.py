@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from email.message import Message
 from types import SimpleNamespace
@@ -169,6 +170,24 @@ OUT_OF_RANGE: list[tuple[type[Any], str, Any]] = [
 def test_a_value_out_of_range_is_refused(kind: type[Any], name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} must "):
         kind(**{name: value})
+
+
+def test_what_is_not_said_is_what_the_documentation_says() -> None:
+    minute = timedelta(minutes=1)
+    assert ContinueOnFailure() == ContinueOnFailure(max_failures=None, max_failure_ratio=None)
+    assert RetryFailed() == RetryFailed(max_attempts=3, backoff=SECOND, then=ContinueOnFailure())
+    assert RetryPolicy() == RetryPolicy(max_attempts=3, initial=SECOND, factor=2, maximum=minute, jitter=0.1)
+
+
+@pytest.mark.parametrize("kind", [ContinueOnFailure, AbortAll, RetryFailed, RetryPolicy])
+def test_policies_are_frozen_and_made_by_name(kind: type[Any]) -> None:
+    policy = kind()
+    names: list[str] = list(vars(policy))
+    for name in names:
+        with pytest.raises(FrozenInstanceError):
+            setattr(policy, name, None)
+    with pytest.raises(TypeError):
+        kind(1)
 
 
 LONGEST = timedelta(days=3650)

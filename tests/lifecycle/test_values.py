@@ -46,6 +46,7 @@ def test_equal_values_count_once() -> None:
     values = {Chunking(done=1, total=3), Chunking(done=1, total=3), Chunking(done=3, total=1), Completed(counts=counts)}
     assert len(values) == 3
     assert Completed(counts=Counts(total=2, succeeded=2)) in values
+    assert len({hash(Pending(total=total)) for total in range(100)}) > 1, "a hash that tells values apart"
 
 
 class Mine(Stage):

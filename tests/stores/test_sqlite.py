@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
-from tests.support import eventually
+from tests.support import eventually, unmeasured
 
 from durable_batches import (
     ConfigurationError,
@@ -605,7 +605,14 @@ asyncio.run(main(*sys.argv[1:]))
 async def open_as_nobody(path: Path, somewhere: Path) -> str:
     """What somebody gets who has no rights but those that everybody has (root has all, whatever the mode says)."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", OPEN, str(path), str(somewhere), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        sys.executable,
+        "-c",
+        OPEN,
+        str(path),
+        str(somewhere),
+        env=unmeasured(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     output, errors = await process.communicate()
     assert not errors

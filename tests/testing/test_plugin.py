@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from tests.support import STAGES, Reading
+from tests.support import STAGES, Reading, unmeasured
 
 import durable_batches
 from durable_batches import SQLiteStore, durable_activity, workflow
@@ -56,7 +55,7 @@ assert not loaded & {"durable_batches", "pydantic", "pytest_asyncio", "sqlite3"}
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # Without what was installed for this suite.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {**unmeasured(), "PYTHONPATH": str(ROOT / "src"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=folder,
