@@ -25,7 +25,14 @@ from durable_batches.lifecycle.facts import (
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.plan import SUSPECT_PATIENCE, Candidates, Loaded, Writes, plan_claims, plan_facts
-from durable_batches.lifecycle.records import NOW, RESOLVER_POSITION, ClaimRequest, ExecutionRecord, WorkerId
+from durable_batches.lifecycle.records import (
+    NOW,
+    RESOLVER_DOCUMENT_ID,
+    RESOLVER_POSITION,
+    ClaimRequest,
+    ExecutionRecord,
+    WorkerId,
+)
 
 ME, OTHER = WorkerId("me"), WorkerId("other")
 SECOND = 1_000_000
@@ -337,6 +344,7 @@ def test_a_batch_that_is_not_sealed_is_not_there_yet() -> None:
 
 def test_a_batch_is_stored_in_a_form_that_stays() -> None:
     """What is in databases by now has to be read by every later version."""
+    assert (NOW, RESOLVER_POSITION, RESOLVER_DOCUMENT_ID) == (0, -1, "")
     world = World()
     config = BatchConfig(deadline=timedelta(seconds=30), failure_policy=RetryFailed(backoff=timedelta(seconds=1)))
     record = world.batches[world.load("batch", 2, stages=2, resolver=True, config=config)]
