@@ -189,10 +189,9 @@ class DurableActivity(Generic[P, T_co]):
         if definition.key is not None:
             own = args if self._instance is None else (self._instance, *args)
             return definition.keys.named(definition.key(*own, **kwargs))
-        return definition.keys.base(args, kwargs) if definition.all_input else self._key_of_inputs(args, kwargs)
-
-    def _key_of_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        return self._definition.keys.base(*self._definition.inputs(args, kwargs))
+        if definition.all_input:
+            return definition.keys.base(args, kwargs)
+        return definition.keys.base(*definition.inputs(args, kwargs))
 
     def input_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """The digest of the input of a call whose key is explicit; None where it cannot have one."""

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ActivityTimeoutError, place_of
 from durable_batches.lifecycle.failures import in_a_line, message_of
-from durable_batches.lifecycle.records import ExecutionRecord
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.dependencies import Dependencies
@@ -38,22 +37,20 @@ class Call:
     """One running activity call; what `current_activity()` gives its body.
 
     Args:
-        execution: Whose it is.
         shared: What all calls of a worker share.
         activity: What is called.
         key: Of the checkpoint that it will be recorded under.
-        context: Gives the context of the execution.
+        context: Of the execution that makes the call.
     """
 
-    __slots__ = ("_context", "_execution", "_shared", "_waiting", "activity", "attempt", "key", "reported", "task")
+    __slots__ = ("_shared", "_waiting", "activity", "attempt", "context", "key", "reported", "task")
 
     def __init__(
         self,
-        execution: ExecutionRecord,
         shared: Surroundings,
         activity: DurableActivity[Any, Any],
         key: str,
-        context: Callable[[], ExecutionContext],
+        context: ExecutionContext,
     ) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -61,9 +58,8 @@ class Call:
         self.activity: DurableActivity[Any, Any] = activity
         self.key: str = key
         self.attempt: int = 0
-        self._execution = execution
+        self.context: ExecutionContext = context
         self._shared = shared
-        self._context = context
         self.reported: bool = False
         self._waiting = False
 
@@ -72,12 +68,12 @@ class Call:
     @property
     def batch_id(self) -> BatchId:
         """See `ActivityContext`."""
-        return self._execution.batch_id
+        return self.context.batch_id
 
     @property
     def document_id(self) -> str:
         """See `ActivityContext`."""
-        return self._execution.document_id
+        return self.context.document_id
 
     @property
     def clock(self) -> Clock:
@@ -88,11 +84,6 @@ class Call:
     def dependencies(self) -> Dependencies:
         """The worker's."""
         return self._shared.dependencies
-
-    @property
-    def context(self) -> ExecutionContext:
-        """Of the execution that made the call."""
-        return self._context()
 
     @property
     def identity(self) -> tuple[BatchId, str, str]:

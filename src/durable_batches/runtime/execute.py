@@ -59,7 +59,14 @@ class Attempt:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.execution = execution
-        self._metadata = metadata or {}
+        self.context: ExecutionContext = ExecutionContext(
+            batch_id=execution.batch_id,
+            document_id=execution.document_id,
+            ordinal=execution.position,
+            attempt=execution.attempt,
+            run=execution.run,
+            metadata=metadata or {},
+        )
         self.recorded: Recorded = Recorded(checkpoints)
         self._stage_index = stage_index
         self._mark = self._reported = execution.mark
@@ -177,22 +184,6 @@ class Attempt:
             call.task.cancel()
 
     @property
-    def context(self) -> ExecutionContext:
-        """See `WorkflowScope`."""
-        return self._own_context()
-
-    def _own_context(self) -> ExecutionContext:
-        execution = self.execution
-        return ExecutionContext(
-            batch_id=execution.batch_id,
-            document_id=execution.document_id,
-            ordinal=execution.position,
-            attempt=execution.attempt,
-            run=execution.run,
-            metadata=self._metadata,
-        )
-
-    @property
     def task(self) -> asyncio.Task[Any] | None:
         """What runs it; None before it has begun."""
         return self._task
@@ -244,7 +235,7 @@ class Attempt:
         if checkpoint is not None:
             return self._replay(activity, checkpoint)
         self._calls_started += 1
-        call = Call(self.execution, self._shared, activity, self.recorded.new_key(base), self._own_context)
+        call = Call(self._shared, activity, self.recorded.new_key(base), self.context)
         self._calls.add(call)
         try:
             payload, value = await self._try(call, args, kwargs)
