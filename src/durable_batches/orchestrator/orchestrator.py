@@ -31,7 +31,14 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
 )
 from durable_batches.lifecycle.states import BatchId, BatchState, Cancelled, Completed, Failed, Stage
-from durable_batches.orchestrator.resolution import PAGE, document_pages, failure_of, outcome_of
+from durable_batches.orchestrator.resolution import (
+    PAGE,
+    UNFINISHED,
+    document_pages,
+    failure_of,
+    outcome_of,
+    status_of,
+)
 from durable_batches.orchestrator.submission import Submission
 from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.codec import payload_of
@@ -48,7 +55,6 @@ R_co = TypeVar("R_co", covariant=True)
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
 V_co = TypeVar("V_co", default=None, covariant=True)
 
-_UNFINISHED: tuple[ExecutionStatus, ...] = ("pending", "running", "waiting")
 _FAILURES_SHOWN = 10
 
 
@@ -322,8 +328,8 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
         if record.ended and status is not None:
             # An unfinished document of an ended run is cancelled; its row is left as it was.
-            statuses = () if status in _UNFINISHED else statuses
-            statuses = (*_UNFINISHED, "cancelled") if status == "cancelled" else statuses
+            statuses = () if status in UNFINISHED else statuses
+            statuses = (*UNFINISHED, "cancelled") if status == "cancelled" else statuses
             if not statuses:
                 return
         stages = definition_of(record).stages
@@ -401,9 +407,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
 
     def _info(self, batch: BatchRecord, document: DocumentRecord, stages: tuple[str, ...]) -> DocumentInfo[D]:
         execution = document.execution
-        status = execution.status
-        if batch.ended and status in _UNFINISHED:
-            status = "cancelled"
+        status = status_of(execution, ended=batch.ended)
         failed = document.outcome is not None and status != "succeeded"
         with payload_of(batch.batch_id, execution.document_id):
             value = self._workflow.document_codec.decode(document.input)

@@ -7,18 +7,29 @@ from contextlib import aclosing
 from typing import Final, Generic, TypeVar
 
 from durable_batches.lifecycle.failures import DocumentFailureRecord
-from durable_batches.lifecycle.records import RESOLVER_POSITION, DocumentRecord, ExecutionStatus
+from durable_batches.lifecycle.records import RESOLVER_POSITION, DocumentRecord, ExecutionRecord, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, Counts
 from durable_batches.runtime.codec import Codec, payload_of
 from durable_batches.runtime.outcomes import DocumentCancelled, DocumentFailure, DocumentSucceeded, Outcome
 from durable_batches.stores.protocol import Store
 
-__all__ = ["StoredResults", "checked_page_size", "document_pages", "failure_of", "outcome_of"]
+__all__ = [
+    "UNFINISHED",
+    "StoredResults",
+    "checked_page_size",
+    "document_pages",
+    "each_document",
+    "failure_of",
+    "outcome_of",
+    "status_of",
+]
 
 R = TypeVar("R")
 
 PAGE: Final = 200
 """Documents read at once."""
+
+UNFINISHED: Final[tuple[ExecutionStatus, ...]] = ("pending", "running", "waiting")
 
 
 class StoredResults(Generic[R]):
@@ -35,10 +46,9 @@ class StoredResults(Generic[R]):
         return StoredResults(self._store, self.batch_id, self.counts, self._codec)
 
     async def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
-        async with aclosing(self.pages(PAGE)) as pages:
-            async for page in pages:
-                for result in page:
-                    yield result
+        async with aclosing(each_document(self._store, self.batch_id, ["succeeded"])) as documents:
+            async for document in documents:
+                yield success_of(document, self._codec)
 
     def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R]], None]:
         """See `Results.pages`."""
@@ -53,10 +63,9 @@ class StoredResults(Generic[R]):
 
     async def failures(self) -> AsyncGenerator[DocumentFailure, None]:
         """See `Results.failures`."""
-        async with aclosing(document_pages(self._store, self.batch_id, ["failed"], PAGE, inputs=False)) as pages:
-            async for page in pages:
-                for document in page:
-                    yield failure_of(document)
+        async with aclosing(each_document(self._store, self.batch_id, ["failed"])) as documents:
+            async for document in documents:
+                yield failure_of(document)
 
 
 def checked_page_size(size: int) -> int:
@@ -84,6 +93,21 @@ async def document_pages(
             return
 
 
+async def each_document(
+    store: Store, batch_id: BatchId, statuses: Collection[ExecutionStatus] = (), *, inputs: bool = False
+) -> AsyncGenerator[DocumentRecord, None]:
+    """A batch's documents in submission order, a page in memory at a time."""
+    async with aclosing(document_pages(store, batch_id, statuses, PAGE, inputs=inputs)) as pages:
+        async for page in pages:
+            for document in page:
+                yield document
+
+
+def status_of(execution: ExecutionRecord, *, ended: bool) -> ExecutionStatus:
+    """Where a document is. What had not ended when its run did is cancelled, whatever its row says."""
+    return "cancelled" if ended and execution.status in UNFINISHED else execution.status
+
+
 def success_of(document: DocumentRecord, codec: Codec[R]) -> DocumentSucceeded[R]:
     """A succeeded document's record as its outcome."""
     assert document.outcome is not None
@@ -99,9 +123,9 @@ def outcome_of(document: DocumentRecord, codec: Codec[R], *, ended: bool) -> Out
     Args:
         document: The record.
         codec: Of results.
-        ended: Whether its batch's run has ended. What has not ended by then is cancelled, whatever its row says.
+        ended: Whether its batch's run has ended.
     """
-    match document.execution.status:
+    match status_of(document.execution, ended=ended):
         case "succeeded":
             return success_of(document, codec)
         case "failed":
@@ -109,7 +133,7 @@ def outcome_of(document: DocumentRecord, codec: Codec[R], *, ended: bool) -> Out
         case "cancelled":
             return DocumentCancelled(document_id=document.execution.document_id)
         case "pending" | "running" | "waiting":
-            return DocumentCancelled(document_id=document.execution.document_id) if ended else None
+            return None
 
 
 def failure_of(document: DocumentRecord) -> DocumentFailure:

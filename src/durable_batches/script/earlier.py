@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from durable_batches.errors import BatchExistsError, ConfigurationError, PayloadError
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.orchestrator.resolution import document_pages
+from durable_batches.orchestrator.resolution import each_document
 from durable_batches.orchestrator.submission import id_of, iterated
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import BatchQuery, Store
@@ -127,11 +127,8 @@ class Earlier(Generic[D]):
             # It is in no batch. To submit it says what is wrong with it.
             return None
 
-    async def _stored(self, record: BatchRecord) -> AsyncGenerator[DocumentRecord, None]:
-        async with aclosing(document_pages(self._store, record.batch_id, (), _PAGE, inputs=True)) as pages:
-            async for page in pages:
-                for document in page:
-                    yield document
+    def _stored(self, record: BatchRecord) -> AsyncGenerator[DocumentRecord, None]:
+        return each_document(self._store, record.batch_id, inputs=True)
 
     async def _first(self, record: BatchRecord, count: int) -> AsyncGenerator[D, None]:
         """The first so many documents of a batch, as they were given."""
