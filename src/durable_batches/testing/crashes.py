@@ -31,7 +31,7 @@ from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.memory import MemoryStore
 from durable_batches.stores.protocol import Store
 from durable_batches.testing.clock import ManualClock
-from durable_batches.testing.driving import FOR_EVER, PATIENCE, Driver, Stuck
+from durable_batches.testing.driving import PATIENCE, Driver, Stuck, virtual_worker
 from durable_batches.testing.environment import StoreMaker
 from durable_batches.testing.history import HistoryChecker
 from durable_batches.testing.mortal import MortalStore
@@ -114,17 +114,17 @@ async def survives_crashes(
     if limit < 1:
         raise ConfigurationError("limit must be 1 or more")
     trial = _Trial(
-        workflow,
-        list(documents),
-        store or _in_memory,
-        config,
-        document_id,
-        max_in_flight,
-        dependencies,
-        prepare,
-        comparing,
-        comparing_resolution,
-        patience,
+        workflow=workflow,
+        documents=list(documents),
+        store=store or _in_memory,
+        config=config,
+        document_id=document_id,
+        max_in_flight=max_in_flight,
+        dependencies=dependencies,
+        prepare=prepare,
+        comparing=comparing,
+        comparing_resolution=comparing_resolution,
+        patience=patience,
     )
     logger = logging.getLogger("durable_batches")
     logger.addFilter(_said_once)
@@ -192,35 +192,23 @@ def _said_once(_: logging.LogRecord) -> bool:
     return life is None or life.first
 
 
+@dataclass(kw_only=True)
 class _Trial(Generic[D, R, S, V]):
-    """One call of `survives_crashes`."""
+    """One call of `survives_crashes`, with its arguments."""
 
-    def __init__(
-        self,
-        workflow: Workflow[D, R, S, V],
-        documents: list[D],
-        store: StoreMaker,
-        config: BatchConfig | None,
-        document_id: Callable[[D], str] | None,
-        max_in_flight: int,
-        dependencies: Mapping[Provider, object] | None,
-        prepare: Callable[[], object] | None,
-        comparing: Callable[[R], object] | None,
-        comparing_resolution: Callable[[V], object] | None,
-        patience: timedelta,
-    ) -> None:
-        self._workflow = workflow
-        self._documents = documents
-        self._store = store
-        self._config = config
-        self._document_id = document_id
-        self._max_in_flight = max_in_flight
-        self._dependencies = dependencies
-        self._prepare = prepare
-        self._comparing = comparing
-        self._comparing_resolution = comparing_resolution
-        self._patience = patience
-        self._made = 0
+    workflow: Workflow[D, R, S, V]
+    documents: list[D]
+    store: StoreMaker
+    config: BatchConfig | None
+    document_id: Callable[[D], str] | None
+    max_in_flight: int
+    dependencies: Mapping[Provider, object] | None
+    prepare: Callable[[], object] | None
+    comparing: Callable[[R], object] | None
+    comparing_resolution: Callable[[V], object] | None
+    patience: timedelta
+    made: int = 0
+    """Stores."""
 
     async def run(self, limit: int) -> CrashReport:
         """Everything."""
@@ -265,13 +253,13 @@ class _Trial(Generic[D, R, S, V]):
     # ---- one life after the other ----------------------------------------------------------------------------
 
     async def _fresh(self) -> tuple[ManualClock, Store]:
-        if self._prepare is not None:
-            self._prepare()
+        if self.prepare is not None:
+            self.prepare()
         clock = ManualClock()
-        store = self._store(clock)
-        self._made += 1
+        store = self.store(clock)
+        self.made += 1
         # The first may be full of something else, and the second the first once more; then it is not looked any more.
-        if self._made <= 2 and not await _is_empty(store):
+        if self.made <= 2 and not await _is_empty(store):
             raise ConfigurationError("store= must make a new, empty store each time that it is called")
         return clock, store
 
@@ -280,15 +268,7 @@ class _Trial(Generic[D, R, S, V]):
     ) -> _Life:
         """One process: from its start to its end, or to its death."""
         life = _Life(store, point, first=first)
-        worker = Worker(
-            life,
-            max_in_flight=self._max_in_flight,
-            lease=FOR_EVER,
-            drain=timedelta(0),
-            max_stall=FOR_EVER,
-            dependencies=self._dependencies,
-            clock=clock,
-        )
+        worker = virtual_worker(life, clock, max_in_flight=self.max_in_flight, dependencies=self.dependencies)
         process = asyncio.create_task(self._process(worker, life))
 
         def die() -> None:
@@ -297,7 +277,7 @@ class _Trial(Generic[D, R, S, V]):
 
         life.at_death = die
         try:
-            await Driver(worker, life, clock, self._patience).through(process)
+            await Driver(worker, life, clock, self.patience).through(process)
         except Stuck:
             raise AssertionError("the batch does not end, however much time passes") from None
         finally:
@@ -311,8 +291,8 @@ class _Trial(Generic[D, R, S, V]):
     async def _process(self, worker: Worker, life: _Life) -> None:
         """What the user's program does, each time that it is started."""
         _life.set(life)
-        async with BatchOrchestrator(self._workflow, worker=worker, config=self._config) as batches:
-            await batches.submit(self._documents, batch_id=_BATCH, document_id=self._document_id)
+        async with BatchOrchestrator(self.workflow, worker=worker, config=self.config) as batches:
+            await batches.submit(self.documents, batch_id=_BATCH, document_id=self.document_id)
             life.acknowledged = life.killed is None
             await batches.result(_BATCH)
 
@@ -347,15 +327,15 @@ class _Trial(Generic[D, R, S, V]):
 
     def _outline(self, picture: Picture) -> dict[str, object]:
         """All that has to be the same, by what it is."""
-        state: Any = state_of(picture.record, self._workflow.machine)
+        state: Any = state_of(picture.record, self.workflow.machine)
         outline: dict[str, object] = {"the batch": state}
         for document_id, document in picture.documents.items():
             status = effective_status(picture.record, document.execution)
             detail: object = None
             if status == "succeeded":
                 assert document.outcome is not None
-                value = self._workflow.result_codec.decode(document.outcome)
-                detail = value if self._comparing is None else self._comparing(value)
+                value = self.workflow.result_codec.decode(document.outcome)
+                detail = value if self.comparing is None else self.comparing(value)
             elif status == "failed":
                 assert document.outcome is not None
                 # A crash is an attempt, too; everything else is as it was.
@@ -364,8 +344,8 @@ class _Trial(Generic[D, R, S, V]):
         if isinstance(state, Completed) and definition_of(picture.record).resolver:
             assert picture.resolver is not None
             assert picture.resolver.outcome is not None
-            resolution: Any = self._workflow.resolution_codec.decode(picture.resolver.outcome)
-            compared = self._comparing_resolution
+            resolution: Any = self.workflow.resolution_codec.decode(picture.resolver.outcome)
+            compared = self.comparing_resolution
             outline["the resolution"] = resolution if compared is None else compared(resolution)
         return outline
 

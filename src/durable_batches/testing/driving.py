@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from durable_batches.orchestrator.worker import Worker
+from durable_batches.runtime.dependencies import Provider
 from durable_batches.testing.clock import ManualClock
 from durable_batches.testing.mortal import MortalStore
 
-__all__ = ["FOR_EVER", "PATIENCE", "Driver", "Stuck"]
+__all__ = ["PATIENCE", "Driver", "Stuck", "virtual_worker"]
 
-FOR_EVER: Final = timedelta(days=36_500)
+_FOR_EVER: Final = timedelta(days=36_500)
 """A lease that no test outlasts, however far it moves the clock."""
 
 PATIENCE: Final = timedelta(seconds=0.2)
@@ -28,6 +29,25 @@ _MOST_TURNS: Final = 1_000
 
 _Run: TypeAlias = "tuple[asyncio.Task[Any], str, int]"
 """Something that runs: the task, the activity call's key and try, or for workflow code "" and what it came after."""
+
+
+def virtual_worker(
+    store: MortalStore,
+    clock: ManualClock,
+    *,
+    max_in_flight: int,
+    dependencies: Mapping[Provider, object] | None,
+) -> Worker:
+    """A worker that time alone never ends, and that nothing is waited for when it is closed."""
+    return Worker(
+        store,
+        max_in_flight=max_in_flight,
+        lease=_FOR_EVER,
+        drain=timedelta(0),
+        max_stall=_FOR_EVER,
+        dependencies=dependencies,
+        clock=clock,
+    )
 
 
 class Stuck(Exception):

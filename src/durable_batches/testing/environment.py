@@ -15,14 +15,13 @@ from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.records import Committed
 from durable_batches.lifecycle.states import Stage
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
-from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.outcomes import BatchResult
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.memory import MemoryStore
 from durable_batches.stores.protocol import Store
 from durable_batches.testing.clock import ManualClock
-from durable_batches.testing.driving import FOR_EVER, PATIENCE, Driver, Stuck
+from durable_batches.testing.driving import PATIENCE, Driver, Stuck, virtual_worker
 from durable_batches.testing.mortal import MortalStore
 
 __all__ = ["BatchEnvironment", "Environment", "StoreMaker", "environment"]
@@ -168,15 +167,7 @@ async def environment(
         )
     clock = clock or ManualClock()
     mortal = MortalStore(_made(store, clock))
-    worker = Worker(
-        mortal,
-        max_in_flight=max_in_flight,
-        lease=FOR_EVER,
-        drain=timedelta(0),
-        max_stall=FOR_EVER,
-        dependencies=dependencies,
-        clock=clock,
-    )
+    worker = virtual_worker(mortal, clock, max_in_flight=max_in_flight, dependencies=dependencies)
     async with BatchOrchestrator(workflow, worker=worker, config=config) as batches:
         yield Environment(batches, clock, mortal, Driver(worker, mortal, clock, patience))
 
