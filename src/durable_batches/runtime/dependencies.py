@@ -115,8 +115,10 @@ class Dependencies:
     """
 
     def __init__(self, replacements: Mapping[Provider, object] | None = None) -> None:
-        self._replacements = dict(replacements or {})
-        self._opened: dict[Provider, Any] = {}
+        given = replacements or {}
+        self._given = {provider: value for provider, value in given.items() if not isinstance(value, Dependency)}
+        self._instead = {provider: other.provider for provider, other in given.items() if isinstance(other, Dependency)}
+        self._values: dict[Provider, Any] = dict(self._given)
         self._opening: dict[Provider, asyncio.Future[Any]] = {}
         self._wanted: asyncio.Queue[Provider | None] | None = None
         self._owner: asyncio.Task[None] | None = None
@@ -151,7 +153,7 @@ class Dependencies:
             # Half-closed is worse than late.
             await seen_through(owner)
         finally:
-            self._opened.clear()
+            self._values = dict(self._given)
 
     async def get(self, provider: Provider) -> Any:
         """The value of a provider, opened now if it was not yet.
@@ -159,11 +161,8 @@ class Dependencies:
         Raises:
             DependencyError: It could not be opened, or nobody opens anything here.
         """
-        if provider in self._opened:
-            return self._opened[provider]
-        replacement = self._replacements.get(provider, self)
-        if replacement is not self and not isinstance(replacement, Dependency):
-            return replacement
+        if provider in self._values:
+            return self._values[provider]
         if self._wanted is None:
             raise DependencyError(name_of(provider), "nothing opens it outside a worker; pass it as an argument")
         opening = self._opening.get(provider)
@@ -204,16 +203,11 @@ class Dependencies:
             await _close_all(closers)
 
     async def _value(self, closers: list[Closer], provider: Provider) -> Any:
-        if provider in self._opened:
-            return self._opened[provider]
-        source = self._replacements.get(provider, provider)
-        if isinstance(source, Dependency):
-            source = source.provider
-        elif provider in self._replacements:
-            return source
-        assert callable(source)
+        if provider in self._values:
+            return self._values[provider]
+        source = self._instead.get(provider, provider)
         arguments = {name: await self._value(closers, own.provider) for name, own in dependencies_of(source).items()}
-        value = self._opened[provider] = await _opened(closers, source, arguments)
+        value = self._values[provider] = await _opened(closers, source, arguments)
         return value
 
 
