@@ -461,7 +461,7 @@ class JournalStore:
         if after is not None:
             newest = newest[newest.index(after) + 1 :] if after in self._batches else []
         found = (self._batches[batch_id].record for batch_id in newest)
-        return list(islice((record for record in found if matches(query, record)), limit))
+        return list(islice((record for record in found if query.matches(record)), limit))
 
     @transaction
     def documents(
@@ -537,16 +537,6 @@ def due_now(batch: BatchRows, now: Micros) -> list[ExecutionRecord]:
         if execution.due is not None and execution.due <= now
     ]
     return [execution for *_, execution in sorted(due, key=lambda item: item[:2])]
-
-
-def matches(query: BatchQuery, record: BatchRecord) -> bool:
-    return (
-        record.sealed
-        and (query.workflow is None or record.workflow == query.workflow)
-        and (not query.states or record.state in query.states)
-        and all(record.metadata.get(name) == value for name, value in query.metadata.items())
-        and (query.created_before is None or record.created_at < query.created_before)
-    )
 
 
 # ---- a batch on it --------------------------------------------------------------------------------------------------

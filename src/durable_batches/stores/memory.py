@@ -358,7 +358,7 @@ class MemoryStore:
                 # After one that is gone by now there is nothing, rather than everything again.
                 bound = self._batches[after].order if after in self._batches else 0
                 newest = (batch for batch in newest if batch.order < bound)
-            return list(islice((batch.record for batch in newest if _matches(query, batch.record)), limit))
+            return list(islice((batch.record for batch in newest if query.matches(batch.record)), limit))
 
     async def documents(
         self,
@@ -457,13 +457,3 @@ class _MemoryHeart:
 
     def close(self) -> None:
         pass
-
-
-def _matches(query: BatchQuery, record: BatchRecord) -> bool:
-    return (
-        record.sealed
-        and (query.workflow is None or record.workflow == query.workflow)
-        and (not query.states or record.state in query.states)
-        and all(record.metadata.get(name) == value for name, value in query.metadata.items())
-        and (query.created_before is None or record.created_at < query.created_before)
-    )

@@ -56,6 +56,16 @@ class BatchQuery:
     """Each of these labels with this value."""
     created_before: Micros | None = None
 
+    def matches(self, record: BatchRecord) -> bool:
+        """Whether the batch is one of them; for stores that have no query language of their own."""
+        return (
+            record.sealed
+            and (self.workflow is None or record.workflow == self.workflow)
+            and (not self.states or record.state in self.states)
+            and all(record.metadata.get(name) == value for name, value in self.metadata.items())
+            and (self.created_before is None or record.created_at < self.created_before)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Expired:
