@@ -33,7 +33,7 @@ from durable_batches.lifecycle.records import Claim, ClaimRequest, ExecutionReco
 from durable_batches.stores.protocol import Expired
 from durable_batches.testing import ManualClock, StoreMaker, survives_crashes
 from durable_batches.testing.crashes import _BATCH as BATCH
-from durable_batches.testing.crashes import _points
+from durable_batches.testing.crashes import _MISSES, _points
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -134,7 +134,8 @@ async def test_prepare_comes_before_each_run_and_not_before_its_second_process()
         tries.clear()
 
     report = await survives_crashes(run, [1], prepare=prepare)
-    assert report.points <= len(prepared) - 1 <= report.points + 1
+    # Beside the undisturbed run, some at the end are over before the point where they were to be killed.
+    assert report.points <= len(prepared) - 1 <= report.points + _MISSES
 
 
 async def test_what_the_undisturbed_run_raises_is_raised() -> None:

@@ -47,6 +47,9 @@ V = TypeVar("V", default=None)
 _BATCH: Final = BatchId("crashes")
 _SHOWN: Final = 10
 """Differences in a message."""
+_MISSES: Final = 4
+"""There are no more points when so many runs in a row were over before they came to theirs. One is not enough: threads
+end when they like, so some runs take fewer writes than others, and the last moments of a batch must not be missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,13 +218,15 @@ class _Trial(Generic[D, R, S, V]):
         clock, store = await self._fresh()
         life = await self._live(store, clock, None, first=True)
         picture = await self._picture(store, HistoryChecker())
-        tried = 0
+        tried = missed = 0
         for point in _points(life.writes, limit):
             if await self._survives(point, picture):
-                tried += 1
+                tried, missed = tried + 1, 0
             elif point.number > life.writes:
-                # The run was over before it came to this point, and another one will not come to a later one.
-                break
+                missed += 1
+                if missed == _MISSES:
+                    # So many runs were over before they came to this point; others will not come to a later one.
+                    break
         return CrashReport(points=tried, writes=life.writes)
 
     async def _survives(self, point: _Point, undisturbed: Picture) -> bool:
@@ -366,7 +371,7 @@ def _points(writes: int, limit: int) -> Iterator[_Point]:
     """Where to kill: everywhere, or where that is too often, evenly over a run of so many writes."""
     if writes * len(_MOMENTS) <= limit:
         everywhere = (_Point(number, moment) for number in count(1) for moment in _MOMENTS)
-        # A run may take a few more writes than another: it ends when one was over before it was killed.
+        # A run may take a few more writes than another: it ends when some were over before they were killed.
         yield from islice(everywhere, limit)
         return
     for index in range(limit):
