@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import TypeVar
 
-__all__ = ["ReusableLock", "seen_through"]
+__all__ = ["ReusableLock", "completed", "seen_through"]
+
+T = TypeVar("T")
 
 
 class ReusableLock:
@@ -32,18 +35,37 @@ class ReusableLock:
         self._lock.release()
 
 
+async def completed(future: asyncio.Future[T]) -> T:
+    """The result of what must not be left alone once it has begun.
+
+    Cancellations that arrive meanwhile, also several, are passed on when it has ended.
+    """
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await _ended(future)
+        if not future.cancelled():
+            future.exception()  # so that nobody is told of it who could do nothing about it
+        raise
+
+
 async def seen_through(task: asyncio.Task[None]) -> None:
     """Await a task's end, whatever it raises; a cancellation that arrives meanwhile is passed on when it has come.
 
     A task that was cancelled itself has ended, too.
     """
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
+    cancelled = await _ended(task)
     if not task.cancelled():
         task.result()
     if cancelled is not None:
         raise cancelled
+
+
+async def _ended(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled

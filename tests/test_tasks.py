@@ -1,0 +1,59 @@
+"""What is begun is seen through, however often those who wait for it are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from durable_batches.tasks import completed
+
+
+async def _cancelled_often(task: asyncio.Task[int]) -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+
+
+async def test_the_result_is_handed_on() -> None:
+    work: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(completed(work))
+    await asyncio.sleep(0)
+    work.set_result(1)
+    assert await waiting == 1
+
+
+async def test_an_error_is_handed_on() -> None:
+    work: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(completed(work))
+    await asyncio.sleep(0)
+    work.set_exception(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        await waiting
+
+
+async def test_cancellations_come_after_the_end() -> None:
+    work: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(completed(work))
+    await _cancelled_often(waiting)
+    assert not work.done()
+    work.set_result(1)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_an_error_that_nobody_waits_for_any_more_is_not_complained_about() -> None:
+    """It would be, as one that was never retrieved."""
+    loop = asyncio.get_running_loop()
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    work: asyncio.Future[int] = loop.create_future()
+    waiting = asyncio.create_task(completed(work))
+    await _cancelled_often(waiting)
+    work.set_exception(ValueError("no"))
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    del work, waiting
+    assert complaints == []
