@@ -36,8 +36,10 @@ from durable_batches.errors import (
     PayloadTooLargeError,
     RetryLater,
     SchemaTooNewError,
+    StoreAccessError,
     StoreCorruptError,
     StoreFullError,
+    StoreLockedError,
     StoreReadOnlyError,
     StoreUnavailableError,
     SubmissionInProgressError,
@@ -118,6 +120,9 @@ from durable_batches.version import VERSION
 
 if TYPE_CHECKING:
     from durable_batches.stores.memory import MemoryStore
+
+    # Not in `__all__`, or `import *` would fail where the extra is not installed.
+    from durable_batches.stores.postgres import PostgresStore as PostgresStore
     from durable_batches.stores.sqlite import SQLiteStore
 
 __all__ = [
@@ -204,8 +209,10 @@ __all__ = [
     "StageProgress",
     "StateChanged",
     "Store",
+    "StoreAccessError",
     "StoreCorruptError",
     "StoreFullError",
+    "StoreLockedError",
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "SubmissionInProgressError",
@@ -239,7 +246,7 @@ if not TYPE_CHECKING:  # to checkers, it would make every name one of the module
 
     def __getattr__(name: str) -> object:
         # A store, and the driver of its database, is imported only where it is used.
-        if name in ("MemoryStore", "SQLiteStore"):
+        if name in ("MemoryStore", "PostgresStore", "SQLiteStore"):
             from durable_batches import stores
 
             return getattr(stores, name)

@@ -7,7 +7,7 @@ own in the documentation, `errors/<code>`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,8 +43,10 @@ __all__ = [
     "PayloadTooLargeError",
     "RetryLater",
     "SchemaTooNewError",
+    "StoreAccessError",
     "StoreCorruptError",
     "StoreFullError",
+    "StoreLockedError",
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "SubmissionInProgressError",
@@ -475,6 +477,30 @@ class StoreReadOnlyError(StoreUnavailableError):
     """The store can be read but not written."""
 
     code = "store-read-only"
+
+
+class StoreAccessError(StoreUnavailableError):
+    """The database server refuses: the login, the database's name, or a right that the role lacks."""
+
+    code = "store-access"
+
+
+class StoreLockedError(StoreUnavailableError):
+    """Another session holds locks on rows of the store, and has not let go of them in time; nothing was written.
+
+    `batch_ids` are the batches whose rows those are, as far as that is known.
+    """
+
+    code = "store-locked"
+
+    def __init__(self, where: str, batch_ids: Iterable[str] = ()) -> None:
+        self.where = where
+        self.batch_ids: tuple[str, ...] = tuple(batch_ids)
+        about = f" of {', '.join(repr(batch_id) for batch_id in self.batch_ids)}" if self.batch_ids else ""
+        super().__init__(
+            f"rows{about} in the database {where} are locked by another session; find the one that is idle in a "
+            "transaction (pg_stat_activity), and end it"
+        )
 
 
 class StoreFullError(StoreUnavailableError):

@@ -57,6 +57,7 @@ from durable_batches.lifecycle.states import BatchId
 
 __all__ = [
     "Candidates",
+    "Departure",
     "Loaded",
     "Writes",
     "executions_to_load",

@@ -41,11 +41,23 @@ from durable_batches.lifecycle.records import (
     WorkerId,
     WorkerRecord,
 )
-from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, Heart, Store
+from durable_batches.stores.protocol import (
+    BatchQuery,
+    Capabilities,
+    Expired,
+    Heart,
+    HostTransaction,
+    HostTransactions,
+    Loading,
+    Store,
+)
 from durable_batches.stores.sharing import Share, fair_shares, overdue
 
 if TYPE_CHECKING:
     from durable_batches.stores.memory import MemoryStore
+
+    # Not in `__all__`, or `import *` would fail where the extra is not installed.
+    from durable_batches.stores.postgres import PostgresStore as PostgresStore
     from durable_batches.stores.sqlite import SQLiteStore
 
 __all__ = [
@@ -69,7 +81,10 @@ __all__ = [
     "Expired",
     "Fact",
     "Heart",
+    "HostTransaction",
+    "HostTransactions",
     "Loaded",
+    "Loading",
     "MemoryStore",
     "Micros",
     "NewDocument",
@@ -100,6 +115,10 @@ if not TYPE_CHECKING:  # to checkers, it would make every name one of the module
             from durable_batches.stores.memory import MemoryStore
 
             return MemoryStore
+        if name == "PostgresStore":
+            from durable_batches.stores.postgres import PostgresStore
+
+            return PostgresStore
         if name == "SQLiteStore":
             from durable_batches.stores.sqlite import SQLiteStore
 

@@ -6,14 +6,15 @@ steps in one transaction: lock, load, ask the pure `plan_...` function of `durab
 to write, write that. Lock order: the worker's row, batches by id, executions by position.
 
 An adapter is done when it passes `durable_batches.testing.StoreConformance`, which reads its `capabilities`.
-The protocol is provisional until it has seen a server database.
+It has seen a file, a server and plain memory, and is kept stable from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from durable_batches.lifecycle.facts import Command, Fact
 from durable_batches.lifecycle.records import (
@@ -31,7 +32,16 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 
-__all__ = ["BatchQuery", "Capabilities", "Expired", "Heart", "Store"]
+__all__ = [
+    "BatchQuery",
+    "Capabilities",
+    "Expired",
+    "Heart",
+    "HostTransaction",
+    "HostTransactions",
+    "Loading",
+    "Store",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,8 @@ class Capabilities:
     """It survives its process."""
     pushes: bool
     """`wait` wakes before its timeout for a commit of another process."""
+    host_transactions: bool = False
+    """It is a `HostTransactions`, too: a batch can be submitted within a transaction of the host application."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +103,47 @@ class Heart(Protocol):
 
     def close(self) -> None:
         """Give the connection back."""
+        ...
+
+
+class Loading(Protocol):
+    """What it takes to load a batch; every store has it."""
+
+    async def create(self, batch: BatchRecord) -> BatchRecord | None:
+        """See `Store.create`."""
+        ...
+
+    async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
+        """See `Store.add`."""
+        ...
+
+    async def control(self, batch_id: BatchId, command: Command) -> Committed:
+        """See `Store.control`."""
+        ...
+
+
+class _InTransaction(Protocol):
+    def in_transaction(self) -> bool: ...
+
+
+class _IsInTransaction(Protocol):
+    def is_in_transaction(self) -> bool: ...
+
+
+HostTransaction: TypeAlias = _InTransaction | _IsInTransaction
+"""A connection (or session) of the host application that is in a transaction: SQLAlchemy's, or the driver's."""
+
+
+@runtime_checkable
+class HostTransactions(Protocol):
+    """Of a store that declares `host_transactions`: loading within a transaction of the host application."""
+
+    def joined(self, connection: HostTransaction) -> AbstractAsyncContextManager[Loading]:
+        """Load on this connection, on the running loop. What an exception leaves is nothing; the rest is the host's.
+
+        Raises:
+            ConfigurationError: This is no connection that the store can use, or it is in no transaction.
+        """
         ...
 
 

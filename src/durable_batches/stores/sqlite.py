@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import (
@@ -52,8 +52,15 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores import sqlite_rows as rows
 from durable_batches.stores.owned import Owned
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
+from durable_batches.stores.sql import (
+    execution_key,
+    refusals_as_text,
+    refusals_of,
+    worker_of,
+    workflows_as_text,
+)
 from durable_batches.stores.sqlite_connection import connect, migrate, transaction, translated
-from durable_batches.tasks import ReusableLock
+from durable_batches.tasks import ReusableLock, completed
 
 __all__ = ["SQLiteStore"]
 
@@ -141,7 +148,7 @@ class SQLiteStore:
                         worker.pid_namespace,
                         worker.pid,
                         worker.started,
-                        json.dumps(sorted(worker.workflows)),
+                        workflows_as_text(worker.workflows),
                         lease,
                         self._boot() + lease,
                     ),
@@ -158,7 +165,7 @@ class SQLiteStore:
 
         def work(connection: sqlite3.Connection) -> list[WorkerRecord]:
             found = connection.execute("SELECT worker_id, boot_id, pid_namespace, pid, started, workflows FROM worker")
-            return [_worker(row) for row in found]
+            return [worker_of(row) for row in found]
 
         return await self._read(work)
 
@@ -276,7 +283,7 @@ class SQLiteStore:
                 if writes.refused:
                     connection.execute(
                         "UPDATE worker SET refused = ? WHERE worker_id = ?",
-                        (json.dumps([number, dict(writes.refused)]), worker),
+                        (refusals_as_text(number, writes.refused), worker),
                     )
             if claim is not None:
                 committed = self._claim(connection, worker, number, claim, now, committed)
@@ -303,9 +310,7 @@ class SQLiteStore:
     ) -> Committed:
         """The answer to a number that was committed already: its refusals, and the claims it made."""
         (text,) = connection.execute("SELECT refused FROM worker WHERE worker_id = ?", (worker,)).fetchone()
-        recorded = json.loads(text)
-        known = recorded and recorded[0] == number
-        refused = {int(index): reason for index, reason in recorded[1].items()} if known else {}
+        refused = refusals_of(text, number)
         if claim is None:
             return Committed(refused=refused)
         owned = rows.claimed_by(connection, worker, number)
@@ -381,7 +386,7 @@ class SQLiteStore:
             found = rows.load_batch(connection, batch_id)
             if found is None:
                 return []
-            return rows.load_checkpoints(connection, rows.execution_key(found[0], position), after, limit)
+            return rows.load_checkpoints(connection, execution_key(found[0], position), after, limit)
 
         return await self._read(work)
 
@@ -476,12 +481,7 @@ class _Thread:
 
     async def _hop(self, call: Callable[[], T]) -> T:
         """A hop to the thread and back. Once begun it is seen through: a cancelled caller waits for its end."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, call)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+        return await completed(asyncio.get_running_loop().run_in_executor(self._executor, call))
 
 
 class _SQLiteHeart:
@@ -505,12 +505,6 @@ class _SQLiteHeart:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def _worker(row: tuple[Any, ...]) -> WorkerRecord:
-    worker_id, boot_id, pid_namespace, pid, started, workflows = row
-    served = frozenset((name, version) for name, version in json.loads(workflows))
-    return WorkerRecord(worker_id, boot_id, pid_namespace, pid, started, served)
 
 
 def _data_version(connection: sqlite3.Connection) -> int:

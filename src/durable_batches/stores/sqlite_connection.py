@@ -5,28 +5,24 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from durable_batches.errors import (
     DurableBatchesError,
     FactRejectedError,
-    SchemaTooNewError,
     StoreCorruptError,
     StoreFullError,
     StoreReadOnlyError,
     StoreUnavailableError,
 )
+from durable_batches.stores.migrations import READABLE_SINCE, newer_scripts
 from durable_batches.version import VERSION
 
 __all__ = ["connect", "migrate", "transaction", "translated"]
 
 BUSY_SECONDS: Final = 60.0
 """How long a transaction waits for another process's. Ours take milliseconds; this long means a stuck one."""
-
-READABLE_SINCE: Final = "0.1.0"
-"""The oldest library version that can work on the schema that this version writes."""
 
 _SETTINGS: Final = (
     "PRAGMA journal_mode = WAL",
@@ -89,9 +85,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         )
         row = connection.execute("SELECT version, readable_since FROM schema_version").fetchone()
         version, readable_since = row or (0, "0")
-        if _parts(readable_since) > _parts(VERSION):
-            raise SchemaTooNewError(str(path), readable_since, VERSION)
-        newer = [migration for migration in _migrations() if migration[0] > version]
+        newer = newer_scripts("sqlite", str(path), version, readable_since)
         for _, script in newer:
             for statement in _statements(script):
                 connection.execute(statement)
@@ -146,14 +140,6 @@ def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
             return StoreUnavailableError(f"the database {path} cannot be used now: {name} {error}".strip())
 
 
-def _migrations() -> list[tuple[int, str]]:
-    folder = resources.files("durable_batches.stores.migrations") / "sqlite"
-    scripts = sorted(
-        (entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql")
-    )
-    return [(int(name.partition("_")[0]), script) for name, script in scripts]
-
-
 def _statements(script: str) -> Iterator[str]:
     """The script's statements, one by one: `executescript` would commit the transaction that they belong to."""
     statement = ""
@@ -162,7 +148,3 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
-
-
-def _parts(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from durable_batches.lifecycle.plan import Candidates, Loaded, Writes
 from durable_batches.lifecycle.records import (
@@ -24,36 +24,34 @@ from durable_batches.lifecycle.records import (
     SignalRecord,
     WorkerId,
 )
-from durable_batches.lifecycle.states import BatchId, Counts
+from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import BatchQuery
 from durable_batches.stores.sharing import fair_shares, overdue
-
-_BATCH: Final = (
-    "key, batch_id, workflow, version, loader, run, state, paused, total, pending, running, waiting, succeeded, "
-    "failed, cancelled, seq, free, wake, served, core, metadata, created_at"
+from durable_batches.stores.sql import (
+    BATCH_COLUMNS,
+    EXECUTION_COLUMNS,
+    MOST_BATCHES_A_CLAIM,
+    Row,
+    batch_changes,
+    batch_of,
+    batch_of_execution,
+    checkpoint_of,
+    claims_of,
+    execution_key,
+    execution_keys,
+    execution_of,
+    position_of,
+    workflows_as_text,
 )
-_EXECUTION: Final = "document_id, run, status, mark, attempt, failures, crashes, alone, owner, due, updated_at"
-_POSITIONS: Final = 1 << 32
-_MOST_BATCHES_A_CLAIM: Final = 64
+
 _ROWS_A_STEP: Final = (64, 16, 4, 1)
-
-Row = tuple[Any, ...]
-
-
-def execution_key(batch: int, position: int) -> int:
-    """The integer key of an execution: its batch's key, and its position counted from the resolver's."""
-    return batch * _POSITIONS + position - RESOLVER_POSITION
-
-
-def _position(key: int) -> int:
-    return key % _POSITIONS + RESOLVER_POSITION
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------
 
 
 def insert_batch(connection: sqlite3.Connection, record: BatchRecord) -> None:
-    values = (record.batch_id, record.workflow, record.version, record.created_at, *_changing(record))
+    values = (record.batch_id, record.workflow, record.version, record.created_at, *batch_changes(record))
     connection.execute(
         "INSERT INTO batch (batch_id, workflow, version, created_at, metadata, loader, run, state, paused, total, "
         "pending, running, waiting, succeeded, failed, cancelled, seq, free, wake, served, core) "
@@ -62,84 +60,9 @@ def insert_batch(connection: sqlite3.Connection, record: BatchRecord) -> None:
     )
 
 
-def _changing(record: BatchRecord) -> Row:
-    counts = record.counts
-    return (
-        json.dumps(dict(record.metadata)),
-        record.loader,
-        record.run,
-        record.state,
-        record.paused,
-        counts.total,
-        counts.pending,
-        counts.running,
-        counts.waiting,
-        counts.succeeded,
-        counts.failed,
-        counts.cancelled,
-        record.seq,
-        record.free,
-        record.wake,
-        record.served,
-        record.core,
-    )
-
-
-def _batch(row: Row) -> BatchRecord:
-    (
-        _,
-        batch_id,
-        workflow,
-        version,
-        loader,
-        run,
-        state,
-        paused,
-        total,
-        pending,
-        running,
-        waiting,
-        succeeded,
-        failed,
-        cancelled,
-        seq,
-        free,
-        wake,
-        served,
-        core,
-        metadata,
-        created_at,
-    ) = row
-    return BatchRecord(
-        batch_id=batch_id,
-        workflow=workflow,
-        version=version,
-        loader=loader,
-        run=run,
-        state=state,
-        paused=bool(paused),
-        counts=Counts(
-            total=total,
-            pending=pending,
-            running=running,
-            waiting=waiting,
-            succeeded=succeeded,
-            failed=failed,
-            cancelled=cancelled,
-        ),
-        seq=seq,
-        free=free,
-        wake=wake,
-        served=served,
-        core=core,
-        metadata=json.loads(metadata),
-        created_at=created_at,
-    )
-
-
 def load_batch(connection: sqlite3.Connection, batch_id: BatchId) -> tuple[int, BatchRecord] | None:
-    row = connection.execute(f"SELECT {_BATCH} FROM batch WHERE batch_id = ?", (batch_id,)).fetchone()
-    return None if row is None else (row[0], _batch(row))
+    row = connection.execute(f"SELECT {BATCH_COLUMNS} FROM batch WHERE batch_id = ?", (batch_id,)).fetchone()
+    return None if row is None else (row[0], batch_of(row))
 
 
 def load_batches(
@@ -162,10 +85,10 @@ def load_batches(
         conditions.append("created_at < ?")
         values.append(query.created_before)
     rows = connection.execute(
-        f"SELECT {_BATCH} FROM batch WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",
+        f"SELECT {BATCH_COLUMNS} FROM batch WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",
         (*values, limit),
     )
-    return [_batch(row) for row in rows]
+    return [batch_of(row) for row in rows]
 
 
 def delete_batch(connection: sqlite3.Connection, batch_id: BatchId) -> None:
@@ -173,7 +96,7 @@ def delete_batch(connection: sqlite3.Connection, batch_id: BatchId) -> None:
     if found is None:
         return
     key = found[0]
-    low, high = key * _POSITIONS, (key + 1) * _POSITIONS
+    low, high = execution_keys(key)
     for table in ("execution", "document", "outcome"):
         connection.execute(f"DELETE FROM {table} WHERE key >= ? AND key < ?", (low, high))
     for table in ("activity", "signal"):
@@ -195,7 +118,7 @@ def insert_executions(
         rows.append((key, batch, *execution[2:]))
         inputs.append((key, payload))
     connection.executemany(
-        f"INSERT INTO execution (key, batch, {_EXECUTION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO execution (key, batch, {EXECUTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         rows,
     )
     connection.executemany("INSERT INTO document (key, input) VALUES (?, ?)", inputs)
@@ -207,7 +130,7 @@ def document_ids(connection: sqlite3.Connection, batch: int, positions: Iterable
     rows = connection.execute(
         "SELECT key, document_id FROM execution WHERE key IN (SELECT value FROM json_each(?))", (keys,)
     )
-    return {_position(key): document_id for key, document_id in rows}
+    return {position_of(key): document_id for key, document_id in rows}
 
 
 def taken_document_id(connection: sqlite3.Connection, batch: int, ids: Iterable[str]) -> str | None:
@@ -230,9 +153,9 @@ def load_executions(
     keys: dict[BatchId, int] = {}
     names: dict[int, BatchId] = {}
     for row in connection.execute(
-        f"SELECT {_BATCH} FROM batch WHERE batch_id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+        f"SELECT {BATCH_COLUMNS} FROM batch WHERE batch_id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
     ).fetchall():
-        record = _batch(row)
+        record = batch_of(row)
         batches[record.batch_id] = record
         keys[record.batch_id] = row[0]
         names[row[0]] = record.batch_id
@@ -245,16 +168,12 @@ def load_executions(
             unknown.append(execution_key(keys[key[0]], key[1]))
     if unknown:
         for row in connection.execute(
-            f"SELECT key, {_EXECUTION} FROM execution WHERE key IN (SELECT value FROM json_each(?))",
+            f"SELECT key, {EXECUTION_COLUMNS} FROM execution WHERE key IN (SELECT value FROM json_each(?))",
             (json.dumps(unknown),),
         ).fetchall():
-            batch_id, position = names[row[0] // _POSITIONS], _position(row[0])
-            executions[(batch_id, position)] = _execution(batch_id, position, row[1:])
+            batch_id, position = names[batch_of_execution(row[0])], position_of(row[0])
+            executions[(batch_id, position)] = execution_of(batch_id, position, row[1:])
     return keys, Loaded(now, batches, executions)
-
-
-def _execution(batch_id: BatchId, position: int, row: Row) -> ExecutionRecord:
-    return ExecutionRecord._make((batch_id, position, *row))
 
 
 def owned_by(connection: sqlite3.Connection, workers: Collection[WorkerId]) -> list[ExecutionKey]:
@@ -264,7 +183,7 @@ def owned_by(connection: sqlite3.Connection, workers: Collection[WorkerId]) -> l
         "WHERE execution.owner IN (SELECT value FROM json_each(?)) AND execution.owner IS NOT NULL",
         (json.dumps(sorted(workers)),),
     ).fetchall()
-    owned = {(batch_id, _position(key)) for batch_id, key in rows}
+    owned = {(batch_id, position_of(key)) for batch_id, key in rows}
     return sorted(owned | {(key[0], RESOLVER_POSITION) for key in owned})
 
 
@@ -279,7 +198,7 @@ def load_documents(
     found = connection.execute("SELECT key FROM batch WHERE batch_id = ?", (batch_id,)).fetchone()
     if found is None:
         return []
-    columns = ", ".join(f"execution.{column.strip()}" for column in _EXECUTION.split(","))
+    columns = ", ".join(f"execution.{column.strip()}" for column in EXECUTION_COLUMNS.split(","))
     condition, values = "", list[object]()
     if statuses:
         condition = "AND execution.status IN (SELECT value FROM json_each(?)) "
@@ -291,7 +210,7 @@ def load_documents(
         f"WHERE execution.key > ? AND execution.key < ? {condition}ORDER BY execution.key LIMIT ?",
         (execution_key(found[0], after), execution_key(found[0] + 1, RESOLVER_POSITION), *values, limit),
     )
-    return [DocumentRecord(_execution(batch_id, _position(row[0]), row[3:]), row[1], row[2]) for row in rows]
+    return [DocumentRecord(execution_of(batch_id, position_of(row[0]), row[3:]), row[1], row[2]) for row in rows]
 
 
 # ---- what a plan writes --------------------------------------------------------------------------------------------
@@ -308,7 +227,7 @@ def apply(
         connection,
         "INSERT INTO activity (execution, key, failed, payload) VALUES {rows} ON CONFLICT (execution, key) DO NOTHING",
         [
-            (keys[batch] * _POSITIONS + position + 1, key, kind == "failed", payload)
+            (execution_key(keys[batch], position), key, kind == "failed", payload)
             for batch, position, key, kind, payload in writes.checkpoints
         ],
     )
@@ -358,7 +277,7 @@ def apply(
             "UPDATE batch SET metadata = ?, loader = ?, run = ?, state = ?, paused = ?, total = ?, pending = ?, "
             "running = ?, waiting = ?, succeeded = ?, failed = ?, cancelled = ?, seq = ?, free = ?, wake = ?, "
             "served = ?, core = ? WHERE key = ?",
-            (*_changing(record), keys[record.batch_id]),
+            (*batch_changes(record), keys[record.batch_id]),
         )
     if writes.discard is not None:
         delete_batch(connection, writes.discard)
@@ -387,34 +306,34 @@ def load_candidates(
     connection: sqlite3.Connection, now: Micros, request: ClaimRequest
 ) -> tuple[dict[BatchId, int], list[Candidates]]:
     """Batches whose deadline has passed, and those with something to claim, served longest ago first."""
-    workflows = _pairs(request.workflows)
+    workflows = workflows_as_text(request.workflows)
     rows = connection.execute(
-        f"SELECT {_BATCH} FROM batch WHERE wake IS NOT NULL AND wake <= ? AND (workflow, version) IN {_PAIRS} "
+        f"SELECT {BATCH_COLUMNS} FROM batch WHERE wake IS NOT NULL AND wake <= ? AND (workflow, version) IN {_PAIRS} "
         "ORDER BY served, key LIMIT ?",
-        (now, workflows, _MOST_BATCHES_A_CLAIM),
+        (now, workflows, MOST_BATCHES_A_CLAIM),
     ).fetchall()
     rows += connection.execute(
-        f"SELECT {_BATCH} FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS} "
+        f"SELECT {BATCH_COLUMNS} FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS} "
         "AND EXISTS (SELECT 1 FROM execution WHERE execution.batch = batch.key "
         "AND execution.due IS NOT NULL AND execution.due <= ?) ORDER BY served, key LIMIT ?",
-        (workflows, now, _MOST_BATCHES_A_CLAIM),
+        (workflows, now, MOST_BATCHES_A_CLAIM),
     ).fetchall()
     found = list({row[0]: row for row in rows}.values())
     keys: dict[BatchId, int] = {}
     candidates: dict[int, Candidates] = {}
     for (record, key), share in fair_shares(
-        [(_batch(row), row[0]) for row in found],
+        [(batch_of(row), row[0]) for row in found],
         request.limit,
         lambda pair: 0 if overdue(pair[0], now) else pair[0].free,
     ):
         keys[record.batch_id] = key
         due = connection.execute(
-            f"SELECT key, {_EXECUTION} FROM execution WHERE batch = ? AND due IS NOT NULL AND due <= ? "
+            f"SELECT key, {EXECUTION_COLUMNS} FROM execution WHERE batch = ? AND due IS NOT NULL AND due <= ? "
             "ORDER BY due, key LIMIT ?",
             (key, now, share.size),
         ).fetchall()
         share.used(len(due))
-        executions = [_execution(record.batch_id, _position(row[0]), row[1:]) for row in due]
+        executions = [execution_of(record.batch_id, position_of(row[0]), row[1:]) for row in due]
         candidates[key] = Candidates(record, executions)
     return keys, list(candidates.values())
 
@@ -441,26 +360,18 @@ def load_claims(
         (everything,),
     ):
         signals.setdefault(key, []).append(SignalRecord(ordinal, "", name, payload))
-    claims: list[Claim] = []
-    for execution, key in zip(executions, numbers, strict=True):
-        # A first attempt has recorded nothing yet.
-        recorded = load_checkpoints(connection, key, "", request.checkpoints + 1) if execution.attempt > 1 else []
-        claims.append(
-            Claim(
-                batch=batches[execution.batch_id],
-                execution=execution,
-                input=inputs[key],
-                checkpoints=recorded[: request.checkpoints],
-                more_checkpoints=len(recorded) > request.checkpoints,
-                signals=signals.get(key, ()),
-            )
-        )
-    return claims
+    # A first attempt has recorded nothing yet.
+    checkpoints = {
+        key: load_checkpoints(connection, key, "", request.checkpoints + 1)
+        for key, execution in zip(numbers, executions, strict=True)
+        if execution.attempt > 1
+    }
+    return claims_of(batches, zip(numbers, executions, strict=True), inputs, checkpoints, signals, request)
 
 
 def next_due(connection: sqlite3.Connection, now: Micros, request: ClaimRequest) -> Micros | None:
     """The time until something that this worker can run falls due."""
-    workflows = _pairs(request.workflows)
+    workflows = workflows_as_text(request.workflows)
     (due,) = connection.execute(
         "SELECT MIN((SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL "
         f"AND due > ?)) FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS}",
@@ -479,16 +390,12 @@ def is_claimable(connection: sqlite3.Connection, now: Micros, work: Collection[t
         f"SELECT 1 FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS} "
         "AND EXISTS (SELECT 1 FROM execution WHERE execution.batch = batch.key "
         "AND execution.due IS NOT NULL AND execution.due <= ?) LIMIT 1",
-        (_pairs(work), now),
+        (workflows_as_text(work), now),
     ).fetchone()
     return row is not None
 
 
 _PAIRS: Final = "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
-
-
-def _pairs(workflows: Collection[tuple[str, str]]) -> str:
-    return json.dumps(sorted(workflows))
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -499,13 +406,13 @@ def load_checkpoints(connection: sqlite3.Connection, execution: int, after: str,
         "SELECT key, failed, payload FROM activity WHERE execution = ? AND key > ? ORDER BY key LIMIT ?",
         (execution, after, limit),
     )
-    return [CheckpointRecord(key, "failed" if failed else "succeeded", payload) for key, failed, payload in rows]
+    return [checkpoint_of(*row) for row in rows]
 
 
 def count_checkpoints(connection: sqlite3.Connection, batch: int) -> int:
     (count,) = connection.execute(
         "SELECT COUNT(*) FROM activity WHERE execution >= ? AND execution < ?",
-        (batch * _POSITIONS, (batch + 1) * _POSITIONS),
+        execution_keys(batch),
     ).fetchone()
     return int(count)
 
@@ -535,4 +442,4 @@ def claimed_by(connection: sqlite3.Connection, worker: WorkerId, number: int) ->
         "WHERE execution.owner = ? AND execution.claimed_by_commit = ? ORDER BY execution.key",
         (worker, number),
     )
-    return [(batch_id, _position(key)) for batch_id, key in found]
+    return [(batch_id, position_of(key)) for batch_id, key in found]

@@ -1,0 +1,34 @@
+"""The numbered scripts that bring a database's schema up to date, a folder for each dialect."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Final
+
+from durable_batches.errors import SchemaTooNewError
+from durable_batches.version import VERSION
+
+__all__ = ["READABLE_SINCE", "newer_scripts"]
+
+READABLE_SINCE: Final = "0.1.0"
+"""The oldest library version that can work on the schema that this version writes."""
+
+
+def newer_scripts(dialect: str, where: str, version: int, readable_since: str) -> list[tuple[int, str]]:
+    """The scripts, with their numbers, that a schema of this version lacks.
+
+    Raises:
+        SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
+    """
+    if _parts(readable_since) > _parts(VERSION):
+        raise SchemaTooNewError(where, readable_since, VERSION)
+    folder = resources.files(__name__) / dialect
+    scripts = sorted(
+        (entry.name, entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".sql")
+    )
+    numbered = [(int(name.partition("_")[0]), script) for name, script in scripts]
+    return [script for script in numbered if script[0] > version]
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

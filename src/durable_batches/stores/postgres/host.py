@@ -1,0 +1,80 @@
+"""Loading a batch within a transaction of the host application."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+import asyncpg
+
+from durable_batches.clock import Clock
+from durable_batches.errors import ConfigurationError
+from durable_batches.lifecycle.facts import Command
+from durable_batches.lifecycle.records import BatchRecord, Committed, Micros, NewDocument, WorkerId
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.postgres import loading
+from durable_batches.stores.postgres.connection import Connection, Database, Session, translated
+from durable_batches.stores.protocol import HostTransaction, Loading
+
+__all__ = ["joined"]
+
+
+@asynccontextmanager
+async def joined(database: Database, clock: Clock | None, connection: HostTransaction) -> AsyncGenerator[Loading]:
+    """See `HostTransactions.joined`: all of it within a savepoint, so that a failure leaves nothing of it behind."""
+    with translated(database.where):
+        driver = await _driver_connection(connection)
+        if not driver.is_in_transaction():
+            raise ConfigurationError(
+                "connection= joins a transaction, and this connection is in none: begin one, and commit it afterwards"
+            )
+        async with driver.transaction():
+            yield _Joined(database, clock, driver)
+
+
+async def _driver_connection(connection: object) -> Connection:
+    if isinstance(connection, asyncpg.Connection):
+        return cast("Connection", connection)
+    if "sqlalchemy" in sys.modules:
+        from durable_batches.stores.postgres.engine import driver_connection_of
+
+        found = await driver_connection_of(connection)
+        if isinstance(found, asyncpg.Connection):
+            return found
+    raise ConfigurationError(
+        "connection= takes an AsyncConnection or AsyncSession of SQLAlchemy over asyncpg, or a connection of asyncpg, "
+        f"not {type(connection).__name__!r}"
+    )
+
+
+class _Joined:
+    """The loading part of a store, on the host's connection and loop."""
+
+    def __init__(self, database: Database, clock: Clock | None, connection: Connection) -> None:
+        self._database = database
+        self._clock = clock
+        self._session = Session(database, connection)
+
+    async def create(self, batch: BatchRecord) -> BatchRecord | None:
+        """See `Store.create`."""
+        with translated(self._database.where):
+            return await loading.create(self._session, batch)
+
+    async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
+        """See `Store.add`."""
+        with translated(self._database.where):
+            await loading.add(
+                self._session, await loading.moment(self._session, self._now), batch_id, loader, documents
+            )
+
+    async def control(self, batch_id: BatchId, command: Command) -> Committed:
+        """See `Store.control`; others hear of it with the host's commit."""
+        with translated(self._database.where):
+            committed = await loading.control(self._session, self._now, batch_id, command)
+            await self._session.value("SELECT pg_notify($1, '')", self._database.channel)
+            return committed
+
+    def _now(self) -> Micros | None:
+        return None if self._clock is None else self._clock.now()

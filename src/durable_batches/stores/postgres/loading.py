@@ -1,0 +1,72 @@
+"""What runs within one transaction, whether the store's own or one of the host application."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError, FactRejectedError
+from durable_batches.lifecycle.facts import Command
+from durable_batches.lifecycle.plan import new_execution, plan_command
+from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Committed, Micros, NewDocument, WorkerId
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.postgres import locking, rows, writing
+from durable_batches.stores.postgres.connection import Session
+
+__all__ = ["add", "control", "create", "moment"]
+
+
+async def moment(session: Session, clock: Callable[[], Micros | None]) -> Micros:
+    now = clock()
+    if now is None:
+        now = await session.value(f"SELECT {locking.CLOCK}")
+    assert now is not None
+    return now
+
+
+async def create(session: Session, batch: BatchRecord) -> BatchRecord | None:
+    while not await rows.insert_batch(session, batch):
+        existing = await rows.load_batch(session, batch.batch_id)
+        if existing is not None:
+            return existing[1]
+        # It was removed in between.
+    return None
+
+
+async def add(
+    session: Session, now: Micros, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]
+) -> None:
+    locked = await locking.lock_batches(session, [batch_id])
+    if batch_id not in locked.keys or locked.records[batch_id].loader != loader:
+        raise BatchNotFoundError(batch_id)
+    key = locked.keys[batch_id]
+    known = await rows.document_ids(session, key, documents)
+    fresh = [document for document in documents if known.get(document.position) != document.document_id]
+    duplicate = _repeated(document.document_id for document in fresh) or await rows.taken_document_id(
+        session, key, [document.document_id for document in fresh]
+    )
+    if duplicate is not None:
+        raise DuplicateDocumentError(batch_id, duplicate)
+    if any(document.position in known for document in fresh):
+        raise FactRejectedError(f"a position in batch {batch_id!r} has another document already")
+    if fresh:
+        await rows.insert_executions(
+            session, key, [(new_execution(batch_id, document, now), document.input) for document in fresh]
+        )
+
+
+async def control(
+    session: Session, clock: Callable[[], Micros | None], batch_id: BatchId, command: Command
+) -> Committed:
+    locked = await locking.lock_batches(session, [batch_id])
+    if batch_id not in locked.keys:
+        raise BatchNotFoundError(batch_id)
+    now = await moment(session, clock)
+    loaded = await rows.load_executions(session, now, locked, [(batch_id, RESOLVER_POSITION)])
+    writes = plan_command(loaded, batch_id, command)
+    await writing.apply(session, locked, writes)
+    return Committed(events=writes.events, applied=writes.applied)
+
+
+def _repeated(ids: Iterable[str]) -> str | None:
+    return next((document_id for document_id, count in Counter(ids).items() if count > 1), None)

@@ -1,0 +1,128 @@
+"""Locking batches, the fence of a commit among it: what a transaction works on until its end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from durable_batches.lifecycle.records import (
+    BatchRecord,
+    Micros,
+    WorkerId,
+)
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.postgres.connection import Session
+from durable_batches.stores.sql import (
+    BATCH_COLUMNS,
+    Row,
+    batch_of,
+    execution_keys,
+)
+
+CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+"""The server's clock, which all workers go by, whatever their machines' say."""
+_BATCH_WIDTH: Final = BATCH_COLUMNS.count(",") + 1
+
+
+def columns_of(table: str, columns: str) -> str:
+    return ", ".join(f"{table}.{column.strip()}" for column in columns.split(","))
+
+
+class Front(NamedTuple):
+    """Where the executions of a batch begin that have something due: none of them is before this (due, key)."""
+
+    due: Micros
+    key: int
+
+
+class Locked:
+    """The batches that a transaction works on: their keys, and where what is due of them begins."""
+
+    __slots__ = ("fronts", "keys", "records")
+
+    def __init__(self) -> None:
+        self.keys: dict[BatchId, int] = {}
+        self.records: dict[BatchId, BatchRecord] = {}
+        self.fronts: dict[int, Front] = {}
+
+    def take(self, row: Row) -> BatchRecord:
+        """Note a row of `BATCH_COLUMNS`, from_due, from_key."""
+        record = batch_of(row[:_BATCH_WIDTH])
+        self.keys[record.batch_id] = row[0]
+        self.records[record.batch_id] = record
+        self.fronts[row[0]] = Front(row[_BATCH_WIDTH], row[_BATCH_WIDTH + 1])
+        return record
+
+
+LOCKED_COLUMNS: Final = f"{BATCH_COLUMNS}, from_due, from_key"
+
+
+_FENCE: Final = f"""
+WITH fence AS (
+    UPDATE {{s}}.worker SET commits = $2, lease_until = coalesce($3::bigint, {CLOCK}) + lease
+    WHERE worker_id = $1 AND commits = $2 - 1 AND dead IS NULL
+    RETURNING 1
+), locked AS (
+    SELECT {LOCKED_COLUMNS} FROM {{s}}.batch
+    WHERE (SELECT count(*) FROM fence) = 1 AND batch_id = ANY($4::text[])
+    ORDER BY batch_id FOR UPDATE
+), looked_at AS (
+    SELECT {LOCKED_COLUMNS} FROM {{s}}.batch
+    WHERE (SELECT count(*) FROM fence) = 1 AND batch_id = ANY($5::text[])
+)
+SELECT (SELECT count(*) FROM fence), {CLOCK}, found.*
+FROM (SELECT 1) one LEFT JOIN (SELECT * FROM locked UNION ALL SELECT * FROM looked_at) found ON true
+"""
+"""Fence and number a commit, and lock the batches that it is about, in the order of their ids. Whoever declares the
+worker dead waits for its row, or has it; so what this worker owns, it owns until the end of the transaction."""
+
+
+async def fence(
+    session: Session,
+    worker: WorkerId,
+    number: int,
+    boot: Micros | None,
+    change: Collection[BatchId],
+    look_at: Collection[BatchId],
+) -> tuple[Micros, Locked] | None:
+    """The server's time, and the batches; None: this worker has no such commit to make."""
+    rows = await session.fetch(_FENCE, worker, number, boot, sorted(change), sorted(look_at))
+    if rows[0][0] != 1:
+        return None
+    locked = Locked()
+    for row in rows:
+        if row[2] is not None:
+            locked.take(tuple(row)[2:])
+    return rows[-1][1], locked
+
+
+async def lock_batches(session: Session, batch_ids: Collection[BatchId], *, skip: bool = False) -> Locked:
+    """Lock batches, in the order of their ids; `skip` those that somebody else has locked."""
+    rows = await session.fetch(
+        f"SELECT {LOCKED_COLUMNS} FROM {{s}}.batch WHERE batch_id = ANY($1::text[]) "
+        f"ORDER BY batch_id FOR UPDATE{' SKIP LOCKED' if skip else ''}",
+        sorted(batch_ids),
+    )
+    locked = Locked()
+    for row in rows:
+        locked.take(tuple(row))
+    return locked
+
+
+async def lockable(session: Session, batch_ids: Collection[BatchId]) -> set[BatchId]:
+    """Of these batches, those that nobody has locked, nor any of their executions that are owned."""
+    rows = await session.fetch(
+        "SELECT batch_id, key FROM {s}.batch WHERE batch_id = ANY($1::text[]) ORDER BY batch_id FOR UPDATE SKIP LOCKED",
+        sorted(batch_ids),
+    )
+    free: set[BatchId] = set()
+    for batch_id, key in rows:
+        low, high = execution_keys(key)
+        condition = "FROM {s}.execution WHERE key >= $1 AND key < $2 AND owner IS NOT NULL"
+        there = await session.value(f"SELECT count(*) {condition}", low, high)
+        mine = await session.value(
+            f"SELECT count(*) FROM (SELECT 1 {condition} FOR UPDATE SKIP LOCKED) AS unlocked", low, high
+        )
+        if mine == there:
+            free.add(batch_id)
+    return free

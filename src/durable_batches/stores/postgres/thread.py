@@ -1,0 +1,56 @@
+"""The store's own thread: an event loop beside the host's, which user code cannot block."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from durable_batches.tasks import completed
+
+__all__ = ["LoopThread"]
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop on a thread of its own. Made and stopped on the host's loop."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin it there; its end, to be waited for by a thread, or by a loop through `asyncio.wrap_future`."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it there. Once begun it is seen through: a cancelled caller waits for its end."""
+        return await completed(asyncio.wrap_future(self.start(work)))
+
+    async def stop(self) -> None:
+        """End the loop, on which nothing of ours is left to do, and the thread."""
+        await self.run(_end_what_is_left())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        await asyncio.to_thread(self._thread.join)
+
+
+async def _end_what_is_left() -> None:
+    """What the driver still had to say: it asks a server that does not answer to cancel what it was asked for."""
+    while left := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
+    # Connections that were cut off say so to their owners in the loop's next turn.
+    await asyncio.sleep(0)
