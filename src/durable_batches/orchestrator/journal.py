@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Final, TypeAlias
 
-from durable_batches.clock import Clock
-from durable_batches.errors import FactRejectedError, StoreUnavailableError, WorkerFencedError
+from durable_batches.clock import Clock, Timer
+from durable_batches.errors import FactRejectedError, StoreLockedError, StoreUnavailableError, WorkerFencedError
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -22,6 +23,7 @@ from durable_batches.lifecycle.facts import (
     Fact,
 )
 from durable_batches.lifecycle.records import ClaimRequest, Committed, Refusal, WorkerId
+from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import Store
 
 __all__ = ["Journal"]
@@ -34,6 +36,7 @@ _MOST_FACTS: Final = 1_000
 _MOST_BYTES: Final = 16 * 1024 * 1024
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 5.0
+_LONGEST_LOCKED_PAUSE: Final = 1.0
 
 
 _WITH_PAYLOAD: Final = frozenset({ActivityCompleted, ActivityFailed, ExecutionSucceeded, ExecutionFailed})
@@ -76,6 +79,8 @@ class Journal:
         self._closing = False
         self._failed: BaseException | None = None
         self._number = 0
+        self._locked: dict[BatchId, Timer] = {}
+        self._pauses: dict[BatchId, float] = {}
         self._loop = asyncio.get_running_loop()
 
     # ---- handing in ------------------------------------------------------------------------------------------
@@ -135,39 +140,62 @@ class Journal:
                 request = self._claim(facts)
                 if entries or request is not None:
                     await self._commit(entries, facts, request)
-                elif self._closing:
+                elif self._closing and not self._entries:
                     return
-                if self._entries or self._closing:
+                if (self._closing and not self._entries) or self._is_any_ready():
                     self._wake.set()
         except BaseException as error:
             self._fail(error)
             raise
+        finally:
+            for timer in self._locked.values():
+                timer.cancel()
 
     def _take(self) -> list[_Entry]:
         """What has gathered, up to the bounds of one transaction."""
         reminders, self._reminders = self._reminders, []
         for remind in reminders:
             remind()
+        ready, waiting = self._entries, list[_Entry]()
+        if self._locked:
+            ready = [entry for entry in self._entries if entry[0].batch_id not in self._locked]
+            waiting = [entry for entry in self._entries if entry[0].batch_id in self._locked]
         size, count = 0, 0
-        for fact, _ in self._entries[:_MOST_FACTS]:
+        for fact, _ in ready[:_MOST_FACTS]:
             if type(fact) in _WITH_PAYLOAD:
                 size += _size(fact)
                 if count and size > _MOST_BYTES:
                     break
             count += 1
-        taken, self._entries = self._entries[:count], self._entries[count:]
+        taken, self._entries = ready[:count], waiting + ready[count:]
         return taken
+
+    def _is_any_ready(self) -> bool:
+        if not self._locked:
+            return bool(self._entries)
+        return any(entry[0].batch_id not in self._locked for entry in self._entries)
 
     async def _commit(self, entries: Sequence[_Entry], facts: Sequence[Fact], request: ClaimRequest | None) -> None:
         try:
             committed = await self._write(facts, request)
+        except StoreLockedError as error:
+            await self._set_aside(entries, request, error)
+            return
         except FactRejectedError as error:
-            await self._isolate(entries, error)
+            if entries:
+                await self._isolate(entries, error)
+            else:
+                # Not because of a fact: then it would be refused again at once.
+                _log.error("worker %s can claim nothing now: %s", self._worker, error)
+                await self._pause(_LONGEST_PAUSE)
             if request is not None:
                 # What was to be claimed along with them is asked for with the next commit.
                 self._wake.set()
             return
         self._committed(facts, committed, request)
+        if self._pauses:
+            for fact in facts:
+                self._pauses.pop(fact.batch_id, None)
         refused = committed.refused
         for index, (_, verdict) in enumerate(entries):
             if verdict is not None and not verdict.done():
@@ -181,14 +209,19 @@ class Journal:
             try:
                 committed = await self._store.commit(self._worker, number, facts, request)
             except StoreUnavailableError as error:
+                if isinstance(error, StoreLockedError) and error.batch_ids:
+                    raise
                 _log.warning("commit %d of worker %s waits: %s", number, self._worker, error)
-                self._pausing = True
-                await self._clock.sleep(pause)
-                self._pausing = False
+                await self._pause(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 self._number = number
                 return committed
+
+    async def _pause(self, seconds: float) -> None:
+        self._pausing = True
+        await self._clock.sleep(seconds)
+        self._pausing = False
 
     async def _isolate(self, entries: Sequence[_Entry], error: FactRejectedError) -> None:
         """The database refused some of this data: find whose, so that its neighbours are not held up.
@@ -204,6 +237,25 @@ class Journal:
             return
         for group in _split(entries):
             await self._commit(group, [fact for fact, _ in group], None)
+
+    async def _set_aside(
+        self, entries: Sequence[_Entry], request: ClaimRequest | None, error: StoreLockedError
+    ) -> None:
+        """Somebody else holds some batches' rows: what is about these waits, in order, and everything else goes on."""
+        _log.warning("commits of worker %s wait: %s", self._worker, error)
+        locked = {BatchId(batch_id) for batch_id in error.batch_ids}
+        self._entries = [*(entry for entry in entries if entry[0].batch_id in locked), *self._entries]
+        for batch_id in locked:
+            pause = self._pauses.get(batch_id, _FIRST_PAUSE)
+            self._pauses[batch_id] = min(pause * 2, _LONGEST_LOCKED_PAUSE)
+            self._locked[batch_id] = self._clock.call_later(pause, partial(self._try_again, batch_id))
+        rest = [entry for entry in entries if entry[0].batch_id not in locked]
+        if rest or request is not None:
+            await self._commit(rest, [fact for fact, _ in rest], request)
+
+    def _try_again(self, batch_id: BatchId) -> None:
+        self._locked.pop(batch_id, None)
+        self._wake.set()
 
     def _fail(self, error: BaseException) -> None:
         self._failed = error if isinstance(error, WorkerFencedError) else WorkerFencedError(self._worker)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -31,6 +31,7 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
 )
 from durable_batches.lifecycle.states import BatchId, BatchState, Cancelled, Completed, Failed, Stage
+from durable_batches.orchestrator.repetition import patiently
 from durable_batches.orchestrator.resolution import (
     PAGE,
     UNFINISHED,
@@ -46,7 +47,7 @@ from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.outcomes import BatchResult, DocumentFailure, DocumentInfo, Outcome
 from durable_batches.runtime.surroundings import ActivityReport, RunStats
 from durable_batches.runtime.workflow import Workflow
-from durable_batches.stores.protocol import BatchQuery, Store
+from durable_batches.stores.protocol import BatchQuery, HostTransaction, Store
 
 __all__ = ["BatchOrchestrator"]
 
@@ -148,6 +149,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         batch_id: str | None = None,
         document_id: Callable[[D], str] | None = None,
         if_exists: Literal["attach", "error"] = "attach",
+        connection: HostTransaction | None = None,
     ) -> BatchId:
         """Submit a batch: when this returns, all of its documents are stored, and it runs.
 
@@ -160,11 +162,15 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             document_id: A document's id, unique in its batch. By default the document's `document_id` or `id`
                 attribute (a str, int or UUID), else its place in the order, from 0.
             if_exists: "error" refuses a batch id that exists.
+            connection: A connection (or session) of the application, in a transaction on the store's database: the
+                batch is a part of it, is rolled back with it, and is seen and run only after its commit. Of a
+                PostgresStore: an AsyncConnection or AsyncSession of SQLAlchemy, or a connection of asyncpg.
 
         Raises:
             DuplicateDocumentError: Two documents have one id; nothing of this submit remains.
             PayloadError: A document cannot be stored exactly; nothing of this submit remains.
-            ConfigurationError: `documents` is a single string, or an id is unusable.
+            ConfigurationError: `documents` is a single string, an id is unusable, or the store cannot join the
+                connection's transaction.
             WorkflowMismatchError: The batch id belongs to another workflow's batch.
             BatchExistsError: It exists, and `if_exists` is "error".
             SubmissionInProgressError: Another submitter, who is alive, is loading it at this moment.
@@ -176,6 +182,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             batch_id=batch_id,
             document_id=document_id,
             if_exists=if_exists,
+            connection=connection,
         )
         return await submission.run(documents)
 
@@ -246,14 +253,12 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         await self._record(batch_id)
         with self._worker.subscriptions.to(BatchId(batch_id)) as subscription:
             while True:
-                events = subscription.take(cursor) or await self._worker.store.events(
-                    BatchId(batch_id), after=cursor, limit=500
-                )
+                events = subscription.take(cursor) or await self._events(batch_id, cursor)
                 for event in events:
                     cursor = event.seq
                     yield event
                 if not events or events[-1].tag in LAST_EVENT_TAGS:
-                    record = await self._record(batch_id)
+                    record = await self._awaited_record(batch_id)
                     if record.ended and record.seq <= cursor:
                         return
                     if record.seq <= cursor:
@@ -275,10 +280,10 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
                     return
                 seen = record.seq
                 await self._worker.clock.sleep(interval.total_seconds())
-                record = await self._record(batch_id)
+                record = await self._awaited_record(batch_id)
                 while record.seq == seen:
                     await subscription.moved()
-                    record = await self._record(batch_id)
+                    record = await self._awaited_record(batch_id)
 
     async def result(self, batch_id: str) -> BatchResult[V_co]:
         """Wait for the end of the current run.
@@ -290,7 +295,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             record = await self._record(batch_id)
             while not record.ended:
                 await subscription.moved()
-                record = await self._record(batch_id)
+                record = await self._awaited_record(batch_id)
         return await self._result(record)
 
     async def results(self, batch_id: str) -> AsyncGenerator[Outcome[R_co], None]:
@@ -390,6 +395,15 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         if record.workflow != self._workflow.name:
             raise WorkflowMismatchError(batch_id, self._workflow.name, record.workflow)
         return record
+
+    async def _awaited_record(self, batch_id: str) -> BatchRecord:
+        return await patiently(lambda: self._record(batch_id), self._worker.clock, batch_id)
+
+    async def _events(self, batch_id: str, after: int) -> Sequence[EventRecord]:
+        store = self._worker.store
+        return await patiently(
+            lambda: store.events(BatchId(batch_id), after=after, limit=500), self._worker.clock, batch_id
+        )
 
     def _snapshot(self, record: BatchRecord) -> BatchSnapshot[S_co]:
         return snapshot_of(record, self._workflow.machine, self._worker.clock.now())

@@ -29,6 +29,8 @@ __all__ = ["Heartbeat", "ProcessIdentity", "is_dead", "this_process"]
 _log = logging.getLogger("durable_batches")
 
 _BEATS_A_LEASE: Final = 3
+_TRIES_A_LEASE: Final = 10
+"""After a beat that failed."""
 _OWN_SHARE: Final = 0.8
 """Of the lease: after this much without a renewal the worker stops itself."""
 
@@ -148,9 +150,9 @@ class Heartbeat:
 
     def _run(self) -> None:
         heart = self._store.heart(self._worker)
-        renewed = self._clock.boot()
+        renewed, pause = self._clock.boot(), self._lease / _BEATS_A_LEASE
         try:
-            while not self._stop.wait(self._lease / _BEATS_A_LEASE):
+            while not self._stop.wait(pause):
                 now = self._clock.boot()
                 if now - self._ticked > self._max_stall:
                     _log.error(
@@ -162,11 +164,12 @@ class Heartbeat:
                 try:
                     if not heart.beat():
                         break
-                    renewed = now
+                    renewed, pause = now, self._lease / _BEATS_A_LEASE
                 except StoreUnavailableError as error:
                     _log.warning("the lease of worker %s was not renewed: %s", self._worker, error)
-                    if now - renewed > self._lease * _OWN_SHARE:
+                    if self._clock.boot() - renewed > self._lease * _OWN_SHARE:
                         break
+                    pause = self._lease / _TRIES_A_LEASE
             else:
                 return
         finally:

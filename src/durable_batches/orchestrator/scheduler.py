@@ -102,6 +102,7 @@ class Scheduler:
         self._held: dict[ExecutionKey, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._hungry = True
+        self._hinted = False
         self._timer: Timer | None = None
         self._due = False
         self._closing = False
@@ -110,7 +111,7 @@ class Scheduler:
 
     def hint(self) -> None:
         """There may be something new to claim."""
-        self._hungry = True
+        self._hungry = self._hinted = True
         self._poke()
 
     async def run(self) -> None:
@@ -154,7 +155,7 @@ class Scheduler:
         if limit == 0 and not self._due:
             return None
         # With no room either: a deadline may have passed.
-        self._due = False
+        self._due = self._hinted = False
         return ClaimRequest(
             workflows=frozenset(self._workflows),
             limit=limit,
@@ -175,7 +176,8 @@ class Scheduler:
             if type(fact) in _ENDING:
                 self._held.pop((fact.batch_id, fact.position), None)
         if request is not None:
-            self._hungry = 0 < len(committed.claims) == request.limit
+            # What it was told of while the claim was under way, the claim may have missed.
+            self._hungry = self._hinted or 0 < len(committed.claims) == request.limit
             self._wake_in(committed.retry_in)
         for event in committed.events:
             if event.tag in LAST_EVENT_TAGS:

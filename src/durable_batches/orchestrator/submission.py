@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Generic, Literal, TypeVar
 from uuid import UUID, uuid4
@@ -31,8 +31,11 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.orchestrator.repetition import repeated
 from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.workflow import Workflow
+from durable_batches.stores.protocol import HostTransaction, HostTransactions, Loading
+from durable_batches.tasks import completed
 
 __all__ = ["Submission", "id_of", "iterated"]
 
@@ -57,8 +60,10 @@ class Submission(Generic[D]):
         batch_id: str | None,
         document_id: Callable[[D], str] | None,
         if_exists: Literal["attach", "error"],
+        connection: HostTransaction | None = None,
     ) -> None:
         self._worker = worker
+        self._connection = connection
         self._workflow = workflow
         self._config = config
         self._batch_id = BatchId(uuid4().hex if batch_id is None else _checked_id(batch_id, "batch_id"))
@@ -68,23 +73,43 @@ class Submission(Generic[D]):
     async def run(self, documents: Iterable[D] | AsyncIterable[D]) -> BatchId:
         """See `BatchOrchestrator.submit`."""
         source = iterated(documents)
+        if self._connection is None:
+            return await self._submit(source, self._worker.store)
+        store = self._worker.store
+        if not isinstance(store, HostTransactions):
+            raise ConfigurationError(
+                f"{store!r} cannot join a transaction of the application's own; leave out connection=, or use a "
+                "PostgresStore on the application's database"
+            )
+        async with store.joined(self._connection) as loading:
+            return await self._submit(source, loading)
+
+    async def _submit(self, source: AsyncIterator[D], loading: Loading) -> BatchId:
         loader = self._worker.worker_id
-        if await self._attached(loader):
+        if await self._attached(loading, loader):
             return self._batch_id
         self._worker.loading.add(self._batch_id)
         try:
-            total = await self._load(source, loader)
-            committed = await self._worker.control(self._batch_id, Seal(loader, total))
-            if not committed.applied:
-                raise SubmissionInProgressError(self._batch_id)
+            total = await self._load(loading, source, loader)
+            await self._seal(loading, Seal(loader, total))
         except BaseException:
-            await self._discard(loader)
+            if self._connection is None:
+                await self._discard(loader)
             raise
         finally:
             self._worker.loading.discard(self._batch_id)
         return self._batch_id
 
-    async def _attached(self, loader: WorkerId) -> bool:
+    async def _seal(self, loading: Loading, seal: Seal) -> None:
+        if self._connection is None:
+            committed = await self._worker.control(self._batch_id, seal)
+        else:
+            # What comes of it is known with the commit of the host, which says so to all workers.
+            committed = await loading.control(self._batch_id, seal)
+        if not committed.applied:
+            raise SubmissionInProgressError(self._batch_id)
+
+    async def _attached(self, loading: Loading, loader: WorkerId) -> bool:
         """Create the batch, unsealed; True: it is there already, and that is fine."""
         record = new_batch(
             batch_id=self._batch_id,
@@ -95,7 +120,7 @@ class Submission(Generic[D]):
             now=self._worker.clock.now(),
         )
         while True:
-            existing = await self._worker.store.create(record)
+            existing = await repeated(lambda: loading.create(record), self._worker.clock, self._batch_id)
             if existing is None:
                 return False
             if existing.workflow != self._workflow.name:
@@ -118,20 +143,19 @@ class Submission(Generic[D]):
         await self._discard(loader)
 
     async def _discard(self, loader: WorkerId) -> None:
-        removal = asyncio.ensure_future(self._worker.store.control(self._batch_id, Discard(loader)))
         try:
-            await asyncio.shield(removal)
-        except asyncio.CancelledError:
-            await asyncio.wait([removal])
-            raise
+            await completed(asyncio.ensure_future(self._worker.store.control(self._batch_id, Discard(loader))))
         except BatchNotFoundError:
             pass
         except StoreUnavailableError as error:
             # It stays behind unsealed: invisible, and wiped when its id is submitted again.
             _log.warning("what was loaded of batch %r could not be removed: %s", self._batch_id, error)
 
-    async def _load(self, source: AsyncIterator[D], loader: WorkerId) -> int:
-        store, position = self._worker.store, 0
+    async def _load(self, loading: Loading, source: AsyncIterator[D], loader: WorkerId) -> int:
+        async def add(chunk: Sequence[NewDocument]) -> None:
+            await repeated(lambda: loading.add(self._batch_id, loader, chunk), self._worker.clock, self._batch_id)
+
+        position = 0
         chunk: list[NewDocument] = []
         size = 0
         if self._workflow.resolver is not None:
@@ -147,10 +171,10 @@ class Submission(Generic[D]):
             position += 1
             size += len(payload)
             if len(chunk) >= _CHUNK_DOCUMENTS or size >= _CHUNK_BYTES:
-                await store.add(self._batch_id, loader, chunk)
+                await add(chunk)
                 chunk, size = [], 0
         if chunk:
-            await store.add(self._batch_id, loader, chunk)
+            await add(chunk)
         return position
 
     def _encoded(self, document: D, position: int) -> bytes:

@@ -14,7 +14,6 @@ from uuid import uuid4
 
 from durable_batches.clock import Clock, Deadline, SystemClock
 from durable_batches.errors import (
-    CommitUnknownError,
     ConfigurationError,
     StoreUnavailableError,
     WorkerFencedError,
@@ -26,6 +25,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.orchestrator.failure_log import tell_of_crash_loops
 from durable_batches.orchestrator.journal import Journal
 from durable_batches.orchestrator.recovery import Heartbeat, is_dead, this_process
+from durable_batches.orchestrator.repetition import repeated
 from durable_batches.orchestrator.scheduler import AnyWorkflow, Scheduler
 from durable_batches.orchestrator.subscriptions import Subscriptions
 from durable_batches.runtime.dependencies import Dependencies, Provider
@@ -42,14 +42,11 @@ _LEAST_THREADS: Final = 256
 """Threads for sync activities, made as they are needed. One document may call many at once; what bounds them is what
 workflows call, not this number. Were it small, calls left behind by a timeout would keep others from beginning."""
 
-_RESCUE_SECONDS: Final = 1.0
+_RESCUE_SECONDS: Final = 0.5
 """How often a worker looks for others that have died, and for ends of its batches that others brought about."""
 
 _STORE_PATIENCE_SECONDS: Final = 10.0
 """How much longer than its drain a closing worker waits for a store that is away."""
-
-_REPEAT_SECONDS: Final = (0.05, 0.2, 0.8, 3.2)
-"""The pauses before a command is given again whose reply was lost."""
 
 _DEFAULT_LEASE: Final = timedelta(seconds=30)
 _DEFAULT_DRAIN: Final = timedelta(seconds=30)
@@ -216,21 +213,12 @@ class Worker:
 
         One whose reply was lost is given again: the store knows it by its id, and answers as it did.
         """
-        committed = await self._given(batch_id, command)
+        committed = await repeated(lambda: self._store.control(batch_id, command), self._clock, batch_id)
         self.announce(committed)
         if committed.applied and isinstance(command, Cancel) and self._incarnation is not None:
             # The answer to a repeated one comes without the event that says so.
             self._incarnation.scheduler.batch_ended(batch_id)
         return committed
-
-    async def _given(self, batch_id: BatchId, command: Command) -> Committed:
-        for pause in _REPEAT_SECONDS:
-            try:
-                return await self._store.control(batch_id, command)
-            except CommitUnknownError as error:
-                _log.warning("a command about batch %r is repeated: %s", batch_id, error)
-                await self._clock.sleep(pause)
-        return await self._store.control(batch_id, command)
 
     def announce(self, committed: Committed) -> None:
         """Hand on the events of a write that did not go through the journal."""
