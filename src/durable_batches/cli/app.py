@@ -67,3 +67,34 @@ def demo(
 
     code = asyncio.run(Demo(path=path, db=db, out=out, concurrency=concurrency, pace=pace, fresh=fresh).run())
     raise typer.Exit(code)
+
+
+@app.command()
+def migrate(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="A DSN of Postgres (better given in the environment, where no list of processes shows it), "
+            "or the path of a SQLite file.",
+            envvar="DURABLE_BATCHES_DSN",
+            show_envvar=True,
+        ),
+    ] = None,
+    schema: Annotated[str, typer.Option(help="The schema of the tables, in Postgres.")] = "durable_batches",
+    sql: Annotated[
+        bool,
+        typer.Option("--sql", help="Show the SQL and change nothing; without a target, all of it from the beginning."),
+    ] = False,
+) -> None:
+    """Bring the tables in a database up to date, or make them.
+
+    Whoever opens a store does that as well; this is for those whose services may not change tables.
+    """
+    from durable_batches.cli import migrate as migration
+
+    if sql:
+        typer.echo(asyncio.run(migration.script(target, schema)), nl=False)
+    elif target is None:
+        raise typer.BadParameter("say which database: a DSN, or a path", param_hint="TARGET")
+    else:
+        typer.echo(asyncio.run(migration.migrated(target, schema)))

@@ -1,0 +1,44 @@
+"""`durable-batches migrate`: a database's schema, brought up to date or shown as SQL."""
+
+from __future__ import annotations
+
+from durable_batches.errors import ConfigurationError
+from durable_batches.stores import SQLiteStore
+from durable_batches.stores.migrations import newer_scripts
+
+__all__ = ["migrated", "script"]
+
+
+async def migrated(target: str, schema: str) -> str:
+    """Bring it up to date; what there is to say about it."""
+    if "://" not in target:
+        store = SQLiteStore(target)
+        await store.open()
+        await store.close()
+        return f"{store.path} is up to date"
+    # The driver is asked for only by those who use it.
+    from durable_batches.stores.postgres.connection import Database, migrate
+
+    database = Database(target, schema, statement_seconds=60, lock_seconds=10)
+    changed = await migrate(database)
+    return f"schema {schema!r} in {database.where} {'was brought' if changed else 'is'} up to date"
+
+
+async def script(target: str | None, schema: str) -> str:
+    """The SQL that it takes: from nothing, or from what the target has."""
+    from durable_batches.stores.postgres.connection import (
+        MIGRATION_LOCK,
+        Database,
+        migration_script,
+        quoted_text,
+        scripts_for,
+    )
+
+    if target is not None and "://" not in target:
+        raise ConfigurationError("--sql is for Postgres; a SQLite file is brought up to date by whoever opens it")
+    database = Database(target or "postgresql://", schema, statement_seconds=60, lock_seconds=10)
+    newer = newer_scripts("postgres", "", 0, "0") if target is None else await scripts_for(database)
+    if not newer:
+        return f"-- schema {schema!r} in {database.where} is up to date\n"
+    lock = f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK.replace('$1', quoted_text(database.schema))});"
+    return f"BEGIN;\n{lock}\n{migration_script(newer).replace('{s}', database.quoted)}COMMIT;\n"
