@@ -82,8 +82,8 @@ mutation: $(MUTATION)/.installed  ## Look for changes of lifecycle/ that no test
 	$(MUTATION)/bin/python tests/mutation/run.py $(ARGS)
 
 bench: $(VENV)/.installed-dev  ## Run the benchmarks; options for them in ARGS
-	@for benchmark in $(wildcard benchmarks/*.py); do \
-		echo "== $$benchmark"; $(BIN)/python "$$benchmark" $(ARGS) || exit 1; done
+	@for benchmark in $(patsubst benchmarks/%.py,benchmarks.%,$(wildcard benchmarks/*.py)); do \
+		echo "== $$benchmark"; $(BIN)/python -m "$$benchmark" $(ARGS) || exit 1; done
 
 soak: $(VENV)/.installed-dev  ## Run the long tests that `make test` leaves out
 	$(BIN)/pytest -m soak --timeout 0 $(ARGS)

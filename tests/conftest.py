@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
+from uuid import uuid4
 
 import pytest
+from tests.postgres.databases import scratch_database, without_schema
+from tests.postgres.server import Server
 
-from durable_batches import MemoryStore, SQLiteStore, Store
+from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store
 from durable_batches.clock import Clock
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -19,20 +23,51 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 StoreMaker: TypeAlias = Callable[[Clock | None], Store]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """A Postgres of this test process's own; started when the first test asks for it."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database for this test process: of its own server, or of the one that the environment names."""
+    elsewhere = os.environ.get("DURABLE_BATCHES_TEST_POSTGRES")
+    if elsewhere:
+        with scratch_database(elsewhere) as dsn:
+            yield dsn
+    else:
+        server: Server = request.getfixturevalue("postgres_server")
+        yield server.dsn()
+
+
+@pytest.fixture
+def postgres_schema(postgres_dsn: str) -> Iterator[str]:
+    """A name that nothing in the database has; what is made under it is removed after the test."""
+    schema = f"test_{uuid4().hex}"
+    yield schema
+    without_schema(postgres_dsn, schema)
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreMaker:
     """Opens the test's one database. Called again, it is opened as the next process would open it."""
+    if request.param == "sqlite":
+        return lambda clock: SQLiteStore(tmp_path / "batches.db", clock=clock)
+    if request.param == "postgres":
+        dsn: str = request.getfixturevalue("postgres_dsn")
+        schema: str = request.getfixturevalue("postgres_schema")
+        return lambda clock: PostgresStore(dsn, schema=schema, clock=clock)
     kept: list[MemoryStore] = []
 
-    def make(clock: Clock | None) -> Store:
-        if request.param == "sqlite":
-            return SQLiteStore(tmp_path / "batches.db", clock=clock)
+    def remembered(clock: Clock | None) -> Store:
         # What is in memory is gone with its object.
         if not kept:
             kept.append(MemoryStore(clock=clock))
         return kept[0]
 
-    return make
+    return remembered
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+import asyncpg
 import pytest
 from tests.support import moving
 
@@ -34,8 +35,9 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from durable_batches.errors import CommitUnknownError, CrashLoopError, WorkflowNotFoundError
+from durable_batches.errors import CommitUnknownError, CrashLoopError, StoreLockedError, WorkflowNotFoundError
 from durable_batches.lifecycle.machine import check_transition
+from durable_batches.stores.postgres.connection import translated
 from durable_batches.stores.sqlite_connection import connect, transaction
 from durable_batches.testing import ManualClock
 from durable_batches.version import VERSION
@@ -310,6 +312,18 @@ async def store_full(folder: Path) -> object:
         connection.close()
 
 
+async def store_access(folder: Path) -> object:
+    def refuse() -> object:
+        raise asyncpg.InsufficientPrivilegeError("permission denied for database shop")
+
+    with translated("db.internal:5432/shop"):
+        return refuse()
+
+
+async def store_locked(folder: Path) -> object:
+    raise StoreLockedError("db.internal:5432/shop", ["invoices-march"])
+
+
 async def store_corrupt(folder: Path) -> object:
     path = folder / "batches.db"
     path.write_text("this is a text, and as long as a database's header; that much is looked at " * 4)
@@ -372,6 +386,8 @@ EXAMPLES: Final[dict[str, Example]] = {
     "batch-cancelled": batch_cancelled,
     "documents-failed": documents_failed,
     "store-unavailable": store_unavailable,
+    "store-access": store_access,
+    "store-locked": store_locked,
     "store-read-only": store_read_only,
     "store-full": store_full,
     "store-corrupt": store_corrupt,

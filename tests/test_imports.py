@@ -57,6 +57,7 @@ def run(
         ("from durable_batches import *", {"sqlite3"}),
         ("from durable_batches import BatchOrchestrator, MemoryStore, Worker", set[str]()),
         ("from durable_batches import SQLiteStore", {"sqlite3"}),
+        ("from durable_batches import PostgresStore", {"asyncpg"}),
         ("import durable_batches.stores", set[str]()),
         ("from durable_batches.stores import SQLiteStore", {"sqlite3"}),
         ("import durable_batches.testing", set[str]()),
@@ -114,21 +115,34 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """As if these packages were not installed."""
 
 
-def test_the_extraction_without_its_extra_names_it(tmp_path: Path) -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("statement", "extra", "package"),
+    [
+        ("import durable_batches.extraction", "extraction", "rapidfuzz"),
+        ("from durable_batches import PostgresStore", "postgres", "asyncpg"),
+    ],
+)
+def test_what_lacks_its_extra_names_it(statement: str, extra: str, package: str, tmp_path: Path) -> None:
+    program = f"""
 try:
-    import durable_batches.extraction
+    {statement}
 except ImportError as error:
     from durable_batches import MissingExtraError
     assert isinstance(error, MissingExtraError)
     print(error.code, error.extra, error.package)
     print(error)
 """
-    ran = run(WITHOUT.format(absent={"rapidfuzz"}) + program, tmp_path)
+    ran = run(WITHOUT.format(absent={package}) + program, tmp_path)
     assert ran.stdout.splitlines() == [
-        "missing-extra extraction rapidfuzz",
-        "'rapidfuzz' is not installed; it comes with the extra 'extraction': pip install 'durable-batches[extraction]'",
+        f"missing-extra {extra} {package}",
+        f"{package!r} is not installed; it comes with the extra {extra!r}: pip install 'durable-batches[{extra}]'",
     ], ran.stderr
+
+
+@pytest.mark.parametrize("module", ["durable_batches", "durable_batches.stores"])
+def test_everything_else_needs_no_extra(module: str, tmp_path: Path) -> None:
+    ran = run(WITHOUT.format(absent=OPTIONAL - {"sqlite3"}) + f"from {module} import *", tmp_path)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -195,7 +209,7 @@ def test_exported_classes_and_functions_say_what_they_are(name: str) -> None:
 
 def test_every_exported_name_is_in_the_reference() -> None:
     shown = {name for page in REFERENCE.glob("*.md") for name in names_on(page)}
-    assert [name for name in durable_batches.__all__ if name not in shown] == []
+    assert [name for name in [*durable_batches.__all__, "PostgresStore"] if name not in shown] == []
 
 
 @cache
@@ -208,14 +222,15 @@ def package() -> griffe.ModulesCollection:
 
 
 def names_on(page: Path) -> list[str]:
-    """The names that a page of the reference shows: the module's that it names, unless filtered or without a word."""
+    """The names that a page of the reference shows: the module's that it names, unless filtered or without a word.
+
+    Behind the module are single names that it keeps out of its `__all__`, since they come with an extra.
+    """
     text = page.read_text(encoding="utf-8")
-    (module,) = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+    module, *single = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
     filters: list[str] = json.loads(next(iter(re.findall(r"^ +filters: (\[.*\])$", text, re.MULTILINE)), "[]"))
     hidden = [found.removeprefix("!") for found in filters]
     described = package()[module]
-    return [
-        name
-        for name in importlib.import_module(module).__all__
-        if described[name].has_docstring and not any(re.search(pattern, name) for pattern in hidden)
-    ]
+    names = [name for name in importlib.import_module(module).__all__ if described[name].has_docstring]
+    shown = [name for name in names if not any(re.search(pattern, name) for pattern in hidden)]
+    return [*shown, *(name.removeprefix(f"{module}.") for name in single)]

@@ -1,4 +1,4 @@
-"""MemoryStore and SQLiteStore, given the same commands, give the same answers and hold the same."""
+"""MemoryStore, SQLiteStore and PostgresStore, given the same commands, answer the same and hold the same."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
+from uuid import uuid4
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.postgres.databases import without_schema
 from tests.properties import modest
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, DurableBatchesError, RetryFailed
@@ -40,7 +43,7 @@ from durable_batches.lifecycle.records import (
     WorkerId,
     WorkerRecord,
 )
-from durable_batches.stores import BatchQuery, MemoryStore, SQLiteStore, Store
+from durable_batches.stores import BatchQuery, MemoryStore, PostgresStore, SQLiteStore, Store
 from durable_batches.testing import ManualClock
 
 T = TypeVar("T")
@@ -89,24 +92,28 @@ def plain(answer: Any) -> object:
 
 
 class Agreement(RuleBasedStateMachine):
-    """Each rule does the same to both stores."""
+    """Each rule does the same to all stores."""
+
+    dsn: ClassVar[str]
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
         self.folder = Path(tempfile.mkdtemp(prefix="agreement-"))
+        self.schema = f"agreement_{uuid4().hex}"
         self.runner = asyncio.Runner()
         self.stores: Sequence[Store] = (
             MemoryStore(clock=self.clock),
             SQLiteStore(self.folder / "batches.db", clock=self.clock),
+            PostgresStore(self.dsn, schema=self.schema, clock=self.clock),
         )
         self.numbers: dict[WorkerId, int] = {}
         self.last: dict[WorkerId, tuple[list[Fact], ClaimRequest | None, Committed]] = {}
         self.claims: list[tuple[WorkerId, Claim]] = []
         self.names = count(1)
 
-    def both(self, do: Callable[[Store], Coroutine[Any, Any, T]]) -> T | DurableBatchesError:
-        """Do it to both, compare the answers, and return the one they agree on."""
+    def all(self, do: Callable[[Store], Coroutine[Any, Any, T]]) -> T | DurableBatchesError:
+        """Do it to each, compare the answers, and return the one they agree on."""
 
         async def attempt(store: Store) -> T | DurableBatchesError:
             try:
@@ -114,22 +121,24 @@ class Agreement(RuleBasedStateMachine):
             except DurableBatchesError as error:
                 return error
 
-        memory, sqlite = [self.runner.run(attempt(store)) for store in self.stores]
+        memory, sqlite, postgres = [self.runner.run(attempt(store)) for store in self.stores]
         assert plain(memory) == plain(sqlite)
+        assert plain(memory) == plain(postgres)
         return sqlite
 
     @initialize()
     def open(self) -> None:
-        self.both(lambda store: store.open())
+        self.all(lambda store: store.open())
         self.register()
         self.register()
 
     def teardown(self) -> None:
         try:
-            self.both(lambda store: store.close())
+            self.all(lambda store: store.close())
         finally:
             self.runner.close()
             shutil.rmtree(self.folder)
+            without_schema(self.dsn, self.schema)
 
     # ---- loading ---------------------------------------------------------------------------------------------
 
@@ -152,10 +161,10 @@ class Agreement(RuleBasedStateMachine):
             definition=definition,
             now=self.clock.now(),
         )
-        created = self.both(lambda store: store.create(record))
+        created = self.all(lambda store: store.create(record))
         if created is None and resolver:
             chunk = [NewDocument(RESOLVER_POSITION, RESOLVER_DOCUMENT_ID, b"")]
-            self.both(lambda store: store.add(batch_id, loader, chunk))
+            self.all(lambda store: store.add(batch_id, loader, chunk))
 
     @rule(batch_id=batch_ids, loader=st.sampled_from(LOADERS), data=st.data(), size=st.integers(0, 4))
     def add(self, batch_id: BatchId, loader: WorkerId, data: st.DataObject, size: int) -> None:
@@ -167,7 +176,7 @@ class Agreement(RuleBasedStateMachine):
         ]
         if chunk and data.draw(st.integers(0, 5)) == 0:
             chunk.append(NewDocument(start + size, data.draw(st.sampled_from(chunk)).document_id, b""))
-        self.both(lambda store: store.add(batch_id, loader, chunk))
+        self.all(lambda store: store.add(batch_id, loader, chunk))
 
     @rule(batch_id=batch_ids, loader=st.sampled_from(LOADERS))
     def seal(self, batch_id: BatchId, loader: WorkerId) -> None:
@@ -183,7 +192,7 @@ class Agreement(RuleBasedStateMachine):
         self.control(batch_id, Cancel(request, reason))
 
     def control(self, batch_id: BatchId, command: Command) -> None:
-        self.both(lambda store: store.control(batch_id, command))
+        self.all(lambda store: store.control(batch_id, command))
 
     # ---- workers ---------------------------------------------------------------------------------------------
 
@@ -191,7 +200,7 @@ class Agreement(RuleBasedStateMachine):
     def register(self) -> None:
         worker = WorkerId(f"wörker-{next(self.names)}")
         record = WorkerRecord(worker, "boot", "namespace", 1, "2", frozenset(WORKFLOWS))
-        self.both(lambda store: store.register(record, LEASE))
+        self.all(lambda store: store.register(record, LEASE))
         self.numbers[worker] = 0
 
     def workers(self) -> st.SearchStrategy[WorkerId]:
@@ -205,12 +214,12 @@ class Agreement(RuleBasedStateMachine):
             expired = await store.expire(dead=dead)
             return sorted(expired.workers), expired.events
 
-        self.both(expire)
+        self.all(expire)
 
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         worker = data.draw(self.workers())
-        self.both(lambda store: store.leave(worker))
+        self.all(lambda store: store.leave(worker))
 
     @rule(data=st.data())
     def beat(self, data: st.DataObject) -> None:
@@ -223,7 +232,7 @@ class Agreement(RuleBasedStateMachine):
             finally:
                 heart.close()
 
-        self.both(beat)
+        self.all(beat)
 
     # ---- commits ---------------------------------------------------------------------------------------------
 
@@ -243,7 +252,7 @@ class Agreement(RuleBasedStateMachine):
 
     def commit(self, worker: WorkerId, facts: list[Fact], request: ClaimRequest | None) -> None:
         number = self.numbers.get(worker, 0) + 1
-        committed = self.both(lambda store: store.commit(worker, number, facts, request))
+        committed = self.all(lambda store: store.commit(worker, number, facts, request))
         if isinstance(committed, Committed):
             self.numbers[worker] = number
             self.last[worker] = (facts, request, committed)
@@ -261,7 +270,7 @@ class Agreement(RuleBasedStateMachine):
             claimed = {(item.execution.batch_id, item.execution.position): item for item in answer.claims}
             return dict(answer.refused), sorted(claimed)
 
-        answer = self.both(again)
+        answer = self.all(again)
         if not isinstance(answer, DurableBatchesError):
             claimed = sorted((item.execution.batch_id, item.execution.position) for item in committed.claims)
             assert answer == (dict(committed.refused), claimed)
@@ -271,7 +280,7 @@ class Agreement(RuleBasedStateMachine):
         worker = data.draw(self.workers())
         number = self.numbers.get(worker, 0) + 1 + shift
         if number != self.numbers.get(worker, 0) and number > 0:
-            answer = self.both(lambda store: store.commit(worker, number, [], request))
+            answer = self.all(lambda store: store.commit(worker, number, [], request))
             assert isinstance(answer, DurableBatchesError)
 
     # ---- time ------------------------------------------------------------------------------------------------
@@ -299,7 +308,7 @@ class Agreement(RuleBasedStateMachine):
         limit=st.integers(1, 3),
     )
     def list_batches(self, query: BatchQuery, after: BatchId | None, limit: int) -> None:
-        self.both(lambda store: store.batches(query, after=after, limit=limit))
+        self.all(lambda store: store.batches(query, after=after, limit=limit))
 
     @rule(
         batch_id=batch_ids,
@@ -311,15 +320,15 @@ class Agreement(RuleBasedStateMachine):
         inputs=st.booleans(),
     )
     def page(self, batch_id: BatchId, statuses: list[Any], after: int, limit: int, inputs: bool) -> None:
-        self.both(lambda store: store.documents(batch_id, statuses=statuses, after=after, limit=limit, inputs=inputs))
-        self.both(lambda store: store.events(batch_id, after=max(after, 0), limit=limit))
-        self.both(lambda store: store.checkpoints(batch_id, after, after="a", limit=limit))
+        self.all(lambda store: store.documents(batch_id, statuses=statuses, after=after, limit=limit, inputs=inputs))
+        self.all(lambda store: store.events(batch_id, after=max(after, 0), limit=limit))
+        self.all(lambda store: store.checkpoints(batch_id, after, after="a", limit=limit))
 
     @invariant()
     def they_hold_the_same(self) -> None:
-        self.both(_workers)
+        self.all(_workers)
         for name in BATCHES:
-            self.both(_everything(BatchId(name)))
+            self.all(_everything(BatchId(name)))
 
 
 async def _workers(store: Store) -> object:
@@ -365,6 +374,11 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
 
     attempts = st.sampled_from([execution.attempt] * 5 + [execution.attempt + 1])
     return attempts.flatmap(of)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _database(postgres_dsn: str) -> None:
+    Agreement.dsn = postgres_dsn
 
 
 Agreement.TestCase.settings = modest(25, steps=40)

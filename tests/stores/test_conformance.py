@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+from tests.postgres.databases import execute
 
 from durable_batches.clock import Clock
-from durable_batches.stores import MemoryStore, SQLiteStore, Store
+from durable_batches.stores import MemoryStore, PostgresStore, SQLiteStore, Store
 from durable_batches.testing import StoreConformance
 
 
@@ -22,3 +23,37 @@ class TestSQLiteStore(StoreConformance):
 
     async def reopen_store(self, clock: Clock) -> Store:
         return SQLiteStore(self.path, clock=clock)
+
+
+class TestPostgresStore(StoreConformance):
+    @pytest.fixture(autouse=True)
+    def _database(self, postgres_dsn: str, postgres_schema: str) -> None:
+        self.dsn = postgres_dsn
+        self.schema = postgres_schema
+
+    async def make_store(self, clock: Clock) -> Store:
+        return PostgresStore(self.dsn, schema=self.schema, clock=clock)
+
+    async def reopen_store(self, clock: Clock) -> Store:
+        return PostgresStore(self.dsn, schema=self.schema, clock=clock)
+
+
+class TestPostgresStoreByTheServersClock(TestPostgresStore):
+    """As it is used. Time passes for it when everything that it has stored was that much longer ago."""
+
+    async def make_store(self, clock: Clock) -> Store:
+        return PostgresStore(self.dsn, schema=self.schema)
+
+    async def reopen_store(self, clock: Clock) -> Store:
+        return PostgresStore(self.dsn, schema=self.schema)
+
+    async def pass_time(self, seconds: float) -> None:
+        await super().pass_time(seconds)
+        micros = round(seconds * 1_000_000)
+        execute(
+            self.dsn,
+            f"UPDATE {self.schema}.worker SET lease_until = lease_until - {micros}",
+            f"UPDATE {self.schema}.execution SET due = due - {micros} WHERE due > 0",
+            f"UPDATE {self.schema}.batch SET wake = wake - {micros}, from_due = greatest(from_due - {micros}, 0), "
+            "from_key = CASE WHEN from_due = 0 THEN from_key ELSE 0 END",
+        )

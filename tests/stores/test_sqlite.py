@@ -31,7 +31,7 @@ from durable_batches import (
 from durable_batches.errors import FactRejectedError
 from durable_batches.lifecycle.facts import Cancel
 from durable_batches.lifecycle.records import NewDocument
-from durable_batches.stores import BatchQuery, sqlite_connection
+from durable_batches.stores import BatchQuery, migrations, sqlite_connection
 from durable_batches.testing import ManualClock
 from durable_batches.testing.suite.scene import LEASE, Scene
 from durable_batches.version import VERSION
@@ -304,7 +304,7 @@ async def test_a_newer_schema_that_is_readable_is_used(path: Path) -> None:
 
 async def test_versions_are_compared_as_numbers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(path)
-    monkeypatch.setattr(sqlite_connection, "VERSION", "0.10.0")
+    monkeypatch.setattr(migrations, "VERSION", "0.10.0")
     set_schema(path, 99, "0.9.0")
     async with opened(path):
         pass

@@ -1,0 +1,105 @@
+"""What a claim reads: as little behind thousands of documents that have ended as on an empty batch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from durable_batches import PostgresStore
+from durable_batches.lifecycle.facts import ExecutionSucceeded
+from durable_batches.stores import ClaimRequest
+from durable_batches.stores.postgres import claiming
+from durable_batches.stores.postgres.connection import Database, Session
+from durable_batches.testing.suite.scene import LETTERS, Hand, Scene
+
+ENDED = 6_000
+EACH = 500
+FAR_AHEAD = 4_000_000_000_000_000
+
+
+class ExplainingSession(Session):
+    """Notes what each query reads, as the server counts it."""
+
+    __slots__ = ("blocks", "scans")
+
+    def __init__(self, database: Database, connection: Any) -> None:
+        super().__init__(database, connection)
+        self.blocks = 0
+        self.scans: set[str] = set()
+
+    async def fetch(self, statement: str, *args: object) -> Sequence[Any]:
+        explain = "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) "
+        (row,) = await self.connection.fetch(explain + self.sql(statement), *args)
+        plan = json.loads(row[0])[0]["Plan"]
+        self.blocks += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+        self._note_scans(plan)
+        return await super().fetch(statement, *args)
+
+    def _note_scans(self, node: dict[str, Any]) -> None:
+        if node.get("Relation Name") == "execution":
+            self.scans.add(f"{node['Node Type']} {node.get('Index Name', '')}")
+        for inner in node.get("Plans", []):
+            self._note_scans(inner)
+
+
+async def read_by_a_claim(store: PostgresStore) -> ExplainingSession:
+    """What the next claim of ten documents reads; they are left where they are."""
+    database = store._database
+    connection = await database.connect(by_key=True)
+    try:
+        session = ExplainingSession(database, connection)
+        request = ClaimRequest(frozenset({LETTERS}), 10, 0, 100, 100, 10)
+        locked, batches, skipped = await claiming.lock_open_batches(session, FAR_AHEAD, request, skip=False)
+        assert skipped == 0
+        (candidates,) = await claiming.load_candidates(session, FAR_AHEAD, request, locked, batches)
+        assert len(candidates.executions) == 10
+        return session
+    finally:
+        await connection.close()
+
+
+async def end(hand: Hand, store: PostgresStore, documents: int) -> None:
+    """Claim and end so many documents, as workers do."""
+    reports: list[ExecutionSucceeded] = []
+    request = ClaimRequest(frozenset({LETTERS}), EACH, 0, EACH, EACH, 0)
+    for _ in range(documents // EACH):
+        hand.number += 1
+        committed = await store.commit(hand.worker_id, hand.number, reports, request)
+        assert len(committed.claims) == EACH
+        reports = [
+            ExecutionSucceeded(taken.batch_id, taken.run, taken.position, taken.attempt, b"done")
+            for taken in (claim.execution for claim in committed.claims)
+        ]
+    hand.number += 1
+    await store.commit(hand.worker_id, hand.number, reports, None)
+
+
+async def test_a_claim_reads_no_more_behind_thousands_of_documents_that_have_ended(
+    postgres_dsn: str, postgres_schema: str
+) -> None:
+    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    await store.open()
+    connection = await asyncpg.connect(postgres_dsn)
+    try:
+        # Nothing cleans up meanwhile: every version of a row and of an index entry is still there.
+        await connection.execute(f'ALTER TABLE "{postgres_schema}".execution SET (autovacuum_enabled = off)')
+        scene = Scene(store, asyncio.sleep)
+        hand = await scene.worker(lease=3600)
+        await scene.batch(ENDED + 100, concurrency=10_000)
+        before = await read_by_a_claim(store)
+        await end(hand, store, ENDED)
+        after = await read_by_a_claim(store)
+        assert before.scans == after.scans == {"Index Only Scan execution_due", "Index Scan execution_due"}
+        assert after.blocks <= before.blocks + 20
+
+        # The same without the front, so that it is seen to be what does it.
+        await connection.execute(f'UPDATE "{postgres_schema}".batch SET from_due = 0, from_key = 0')
+        without = await read_by_a_claim(store)
+        assert without.blocks > after.blocks + 100
+    finally:
+        await connection.close()
+        await store.close()

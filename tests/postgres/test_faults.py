@@ -1,0 +1,348 @@
+"""Faults of the server and of the network, under load: nothing is lost, recorded twice, or stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from tests.crash.processes import check_calls, checker_of
+from tests.crash.workload import PATIENT, Batches, Page, document_ids, extract, here, tally_of
+from tests.postgres.databases import execute
+from tests.postgres.proxy import Fate, Proxy
+from tests.postgres.server import Server
+from tests.support import eventually, within
+
+from durable_batches import BatchConfig, BatchOrchestrator, PostgresStore, Worker, WorkerFencedError
+from durable_batches.stores import ClaimRequest, WorkerId
+from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.suite.scene import Scene
+
+LEASE = timedelta(seconds=2)
+DOCUMENTS = 60
+SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "100"))
+
+Trouble: TypeAlias = Callable[[], Awaitable[object]]
+
+
+@pytest.fixture(autouse=True)
+def _effects(tmp_path: Path) -> Iterator[None]:
+    here.effects = EffectsLog(tmp_path / "effects.log", "process")
+    here.pace, here.poison, here.stumbles = 0.01, frozenset(), 0.1
+    yield
+    here.effects.close()
+
+
+@asynccontextmanager
+async def workers(count: int, store: Callable[[], PostgresStore]) -> AsyncGenerator[list[Batches]]:
+    """Several workers, each with connections of its own, as so many processes have them."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                BatchOrchestrator(extract, worker=Worker(store(), lease=LEASE, max_in_flight=8, drain=timedelta(0)))
+            )
+            for _ in range(count)
+        ]
+
+
+async def run_in_trouble(batches: list[Batches], batch_id: str, trouble: Trouble, *, most: int) -> int:
+    """Run a batch while there is trouble, until it ends; how often there was."""
+    await batches[0].submit(
+        [Page(number) for number in range(DOCUMENTS)],
+        batch_id=batch_id,
+        document_id=lambda page: f"page-{page.number}",
+        config=BatchConfig(concurrency=12, max_crashes=1_000_000, failure_policy=PATIENT),
+    )
+    ended = asyncio.create_task(batches[-1].result(batch_id))
+    troubled = 0
+    while troubled < most and not (await asyncio.wait([ended], timeout=random.uniform(0.02, 0.3)))[0]:
+        await trouble()
+        troubled += 1
+    result = await within(ended, seconds=60)
+    assert result.counts.succeeded == DOCUMENTS
+    assert result.resolution == tally_of(range(DOCUMENTS))
+    return troubled
+
+
+async def check(store: PostgresStore, batch_ids: list[str], *, fenced: Sequence[str] = ()) -> None:
+    """The history of all batches, and what their activities did; who was `fenced` may have done some of it twice."""
+    effects = here.effects
+    checker = checker_of(effects)
+    for batch_id in batch_ids:
+        checker.acknowledged(batch_id, document_ids(DOCUMENTS))
+        check_calls(effects, DOCUMENTS, batch_id)
+    await store.open()
+    try:
+        await checker.verify(store, finished=True, everyone_left=True, fenced=fenced)
+    finally:
+        await store.close()
+
+
+# ---- sessions that are ended -----------------------------------------------------------------------------------------
+
+
+async def _end_some_sessions(dsn: str, share: float) -> int:
+    """Any of them: those that commit, that read, that keep a lease, that listen."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        ended: int = await connection.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity WHERE application_name = "
+            "'durable_batches' AND datname = current_database() AND random() < $1) AS chosen",
+            share,
+        )
+        return ended
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(SOAK_ROUNDS, marks=pytest.mark.soak)])
+async def test_sessions_that_are_ended_at_random(postgres_dsn: str, postgres_schema: str, rounds: int) -> None:
+    def store() -> PostgresStore:
+        return PostgresStore(postgres_dsn, schema=postgres_schema)
+
+    ended = 0
+
+    async def trouble() -> None:
+        nonlocal ended
+        ended += await _end_some_sessions(postgres_dsn, 0.3)
+
+    names = [f"batch-{number}" for number in range(rounds)]
+    async with workers(2, store) as batches:
+        for name in names:
+            await run_in_trouble(batches, name, trouble, most=12)
+    assert ended > 5 * rounds
+    await check(store(), names)
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(SOAK_ROUNDS, marks=pytest.mark.soak)])
+async def test_a_server_that_crashes_under_load(rounds: int) -> None:
+    with Server() as server:
+
+        def store() -> PostgresStore:
+            return PostgresStore(server.dsn())
+
+        async def trouble() -> None:
+            await asyncio.to_thread(server.restart_immediately)
+            await asyncio.sleep(0.5)
+
+        names = [f"batch-{number}" for number in range(rounds)]
+        async with workers(2, store) as batches:
+            for name in names:
+                assert await run_in_trouble(batches, name, trouble, most=3) > 0
+        await check(store(), names)
+
+
+# ---- the network -----------------------------------------------------------------------------------------------------
+
+
+class Network:
+    """What a proxy does to its connections, one thing after the other."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self.commits_hit = 0
+
+    async def trouble(self) -> None:
+        await random.choice([self._cut, self._stall, self._half_open, self._hit_a_commit, self._hit_a_commit])()
+
+    async def _cut(self) -> None:
+        self._proxy.cut()
+
+    async def _stall(self) -> None:
+        self._proxy.stall()
+        # Longer than some of the timeouts, so that what was given up arrives all the same, later.
+        await asyncio.sleep(random.choice([0.1, 1.5]))
+        self._proxy.resume()
+
+    async def _half_open(self) -> None:
+        self._proxy.half_open()
+
+    async def _hit_a_commit(self) -> None:
+        """Within COMMIT: before the server has it, or when it has, and the reply is lost."""
+        fate: Fate = random.choice(["cut before", "cut after", "lose"])
+        hit = False
+
+        def decide(data: bytes) -> Fate:
+            nonlocal hit
+            if hit or b"COMMIT" not in data:
+                return "pass"
+            hit = True
+            return fate
+
+        self._proxy.fate = decide
+        await asyncio.sleep(0.2)
+        self._proxy.fate = lambda _: "pass"
+        self.commits_hit += hit
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(SOAK_ROUNDS, marks=pytest.mark.soak)])
+async def test_a_network_that_fails(postgres_dsn: str, postgres_schema: str, rounds: int) -> None:
+    port = urlsplit(postgres_dsn).port or 0
+    names = [f"batch-{number}" for number in range(rounds)]
+    with Proxy(port) as proxy:
+        network = Network(proxy)
+
+        def store() -> PostgresStore:
+            dsn = postgres_dsn.replace(f":{port}/", f":{proxy.port}/")
+            quick = timedelta(seconds=0.5)
+            return PostgresStore(dsn, schema=postgres_schema, statement_timeout=quick, lock_timeout=quick)
+
+        async with workers(2, store) as batches:
+            for name in names:
+                await run_in_trouble(batches, name, network.trouble, most=10)
+    assert network.commits_hit > 0
+    # Out of reach for most of its lease, a worker counts itself dead.
+    await check(PostgresStore(postgres_dsn, schema=postgres_schema), names, fenced=["process"])
+
+
+@pytest.mark.parametrize("fate", ["cut before", "cut after"])
+async def test_a_commit_whose_reply_is_lost_is_made_once(
+    postgres_dsn: str, postgres_schema: str, fate: Fate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every other commit: whether the server had it or not, its number tells when it is repeated."""
+    caplog.set_level(logging.WARNING)
+    port = urlsplit(postgres_dsn).port or 0
+    with Proxy(port) as proxy:
+        dsn = postgres_dsn.replace(f":{port}/", f":{proxy.port}/")
+        async with workers(1, lambda: PostgresStore(dsn, schema=postgres_schema)) as batches:
+            commits = 0
+
+            def decide(data: bytes) -> Fate:
+                nonlocal commits
+                if b"COMMIT" not in data:
+                    return "pass"
+                commits += 1
+                return fate if commits % 8 == 0 else "pass"
+
+            proxy.fate = decide
+            await run_in_trouble(batches, "batch", lambda: asyncio.sleep(0), most=0)
+            proxy.fate = lambda _: "pass"
+    assert commits > 16
+    assert any("lost in the middle of a commit" in record.message for record in caplog.records)
+    checker = checker_of(here.effects)
+    await check(PostgresStore(postgres_dsn, schema=postgres_schema), ["batch"])
+    # Not one activity ran again for it.
+    assert checker.stats.repeated == 0
+
+
+# ---- workers that stop in the middle of it ---------------------------------------------------------------------------
+
+
+async def test_a_session_that_is_stuck_in_a_commit_is_ended(postgres_dsn: str, postgres_schema: str) -> None:
+    """Of a worker past its lease; however it is stuck, so that no timeout of the server's own ends it."""
+    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    await store.open()
+    try:
+        scene = Scene(store, asyncio.sleep)
+        batch_id = await scene.batch(2)
+        hand = await scene.worker(lease=0.3)
+        assert len(await hand.claim()) == 2
+        stuck = await asyncpg.connect(postgres_dsn)
+        await stuck.execute("BEGIN")
+        await stuck.execute(f"UPDATE {postgres_schema}.worker SET commits = commits + 1")
+        await stuck.execute(f"SELECT 1 FROM {postgres_schema}.batch FOR UPDATE")
+        await asyncio.sleep(0.4)
+
+        async def expired() -> bool:
+            return hand.worker_id in (await store.expire()).workers
+
+        await eventually(expired)
+        assert (await scene.look(batch_id)).counts.pending == 2
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await stuck.execute("COMMIT")
+        with pytest.raises(WorkerFencedError):
+            await hand.commit()
+    finally:
+        await store.close()
+
+
+async def test_the_locks_of_others_are_left_to_them(postgres_dsn: str, postgres_schema: str) -> None:
+    """Who looks after a worker that is past its lease ends no session of a transaction that has just begun."""
+    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    await store.open()
+    try:
+        scene = Scene(store, asyncio.sleep)
+        hand = await scene.worker(lease=3600)
+        execute(postgres_dsn, f"UPDATE {postgres_schema}.worker SET lease_until = 0")
+        busy = await asyncpg.connect(postgres_dsn)
+        await busy.execute("BEGIN")
+        await busy.execute(f"UPDATE {postgres_schema}.worker SET lease_until = 1")
+        assert not (await store.expire()).workers
+        await busy.execute("COMMIT")
+        await busy.close()
+        assert (await store.expire()).workers == [hand.worker_id]
+    finally:
+        await store.close()
+
+
+async def test_commits_of_many_workers_do_not_wait_for_each_other_for_ever(
+    postgres_dsn: str, postgres_schema: str
+) -> None:
+    """Each holds documents of every batch, and claims from every batch: in whatever order, they are not locked out."""
+    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    await store.open()
+    try:
+        scene = Scene(store, asyncio.sleep)
+        batch_ids = [await scene.batch(40, concurrency=20) for _ in range(4)]
+        request = ClaimRequest(frozenset({("letters", "1")}), 3, 0, 100, 100, 10)
+        done = 0
+
+        async def work(name: str) -> None:
+            nonlocal done
+            hand = await scene.worker(name)
+            claims: list[object] = []
+            number, idle = 0, 0
+            while idle < 20:
+                number += 1
+                facts = [hand.succeeded(claim) for claim in claims]  # type: ignore[arg-type]
+                committed = await store.commit(WorkerId(name), number, facts, request)
+                assert not committed.refused
+                done += len(facts)
+                claims = list(committed.claims)
+                idle = 0 if claims else idle + 1
+
+        await within(asyncio.gather(*(work(f"worker-{number}") for number in range(6))), seconds=60)
+        assert done == 160
+        for batch_id in batch_ids:
+            assert (await scene.look(batch_id)).state == "completed"
+        await scene.check()
+    finally:
+        await store.close()
+
+
+# ---- the host's loop ends ------------------------------------------------------------------------------------------
+
+
+async def test_a_loop_that_ends_at_any_moment_leaves_no_connection_open(
+    postgres_dsn: str, postgres_schema: str
+) -> None:
+    """`asyncio.run` cancels every task when its own fails: the host's, and all that the orchestrator has."""
+
+    async def host(after: float) -> None:
+        async def replica() -> None:
+            store = PostgresStore(postgres_dsn, schema=postgres_schema)
+            async with BatchOrchestrator(extract, worker=Worker(store, drain=timedelta(0))) as batches:
+                await batches.submit([Page(number) for number in range(20)])
+                await asyncio.sleep(60)
+
+        async def fail() -> None:
+            await asyncio.sleep(after)
+            raise ZeroDivisionError
+
+        await asyncio.gather(replica(), replica(), fail())
+
+    for _ in range(12):
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(asyncio.run, host(random.uniform(0.0, 0.3)))
+    # One that is left open says so when it is forgotten, and that fails the test.
+    gc.collect()

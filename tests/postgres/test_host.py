@@ -1,0 +1,211 @@
+"""The host application's own: its transactions, which a submission joins, and its engine, whose settings it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import asyncpg
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from tests.support import STAGES, within
+
+from durable_batches import (
+    BatchNotFoundError,
+    BatchOrchestrator,
+    ConfigurationError,
+    DuplicateDocumentError,
+    MemoryStore,
+    PostgresStore,
+    SQLiteStore,
+    Store,
+    durable_activity,
+    workflow,
+)
+from durable_batches.stores import HostTransaction
+
+ran: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ran() -> None:
+    ran.clear()
+
+
+@durable_activity
+async def note(document: str) -> str:
+    ran.append(document)
+    return document.upper()
+
+
+@workflow(STAGES, name="noting")
+async def noting(document: str) -> str:
+    return await note(document)
+
+
+class Begin(Protocol):
+    """Begins a transaction of the application's own, and commits it, or rolls it back."""
+
+    def __call__(self, *, commit: bool = True) -> AbstractAsyncContextManager[HostTransaction]: ...
+
+
+@pytest.fixture
+async def engine(postgres_dsn: str) -> AsyncGenerator[AsyncEngine]:
+    made = create_async_engine(postgres_dsn.replace("postgresql://", "postgresql+asyncpg://"))
+    yield made
+    await made.dispose()
+
+
+@pytest.fixture(params=["connection", "session", "driver"])
+def begin(request: pytest.FixtureRequest, engine: AsyncEngine, postgres_dsn: str) -> Begin:
+    @asynccontextmanager
+    async def connection(*, commit: bool = True) -> AsyncGenerator[Any]:
+        async with engine.connect() as connection:
+            transaction = await connection.begin()
+            yield connection
+            await (transaction.commit() if commit else transaction.rollback())
+
+    @asynccontextmanager
+    async def session(*, commit: bool = True) -> AsyncGenerator[Any]:
+        async with AsyncSession(engine) as session:
+            yield session
+            await (session.commit() if commit else session.rollback())
+
+    @asynccontextmanager
+    async def driver(*, commit: bool = True) -> AsyncGenerator[Any]:
+        connection = await asyncpg.connect(postgres_dsn)
+        transaction = connection.transaction()
+        await transaction.start()
+        yield connection
+        await (transaction.commit() if commit else transaction.rollback())
+        await connection.close()
+
+    kinds: dict[str, Begin] = {"connection": connection, "session": session, "driver": driver}
+    return kinds[request.param]
+
+
+@pytest.fixture
+async def batches(postgres_dsn: str, postgres_schema: str) -> AsyncGenerator[BatchOrchestrator[str, str, Any, Any]]:
+    async with BatchOrchestrator(noting, store=PostgresStore(postgres_dsn, schema=postgres_schema)) as entered:
+        yield entered
+
+
+Batches = BatchOrchestrator[str, str, Any, Any]
+
+
+async def test_a_batch_is_seen_and_run_only_after_the_commit(batches: Batches, begin: Begin) -> None:
+    async with begin() as connection:
+        batch_id = await batches.submit(["a", "b"], connection=connection)
+        await asyncio.sleep(0.3)
+        assert ran == []
+        with pytest.raises(BatchNotFoundError):
+            await batches.state(batch_id)
+    result = await within(batches.result(batch_id))
+    assert result.counts.succeeded == 2
+    assert sorted(ran) == ["a", "b"]
+
+
+async def test_a_batch_is_rolled_back_with_the_transaction(batches: Batches, begin: Begin) -> None:
+    async with begin(commit=False) as connection:
+        batch_id = await batches.submit(["a", "b"], connection=connection)
+    await asyncio.sleep(0.3)
+    assert ran == []
+    with pytest.raises(BatchNotFoundError):
+        await batches.state(batch_id)
+    # Its id is free again.
+    assert (await within(batches.run(["c"], batch_id=batch_id))).counts.succeeded == 1
+
+
+async def test_what_fails_leaves_the_transaction_as_it_was(batches: Batches, engine: AsyncEngine) -> None:
+    """Nothing of the submission is left, and the application goes on in the same transaction."""
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TEMPORARY TABLE orders (number int) ON COMMIT PRESERVE ROWS"))
+        await connection.execute(text("INSERT INTO orders VALUES (1)"))
+        with pytest.raises(DuplicateDocumentError):
+            await batches.submit(
+                ["a", "b", "a"], batch_id="broken", document_id=lambda document: document, connection=connection
+            )
+        submitted = await batches.submit(["c"], batch_id="whole", connection=connection)
+        assert (await connection.execute(text("SELECT count(*) FROM orders"))).scalar_one() == 1
+    assert (await within(batches.result(submitted))).counts.succeeded == 1
+    with pytest.raises(BatchNotFoundError):
+        await batches.state("broken")
+
+
+async def test_a_batch_that_is_there_is_attached_to(batches: Batches, begin: Begin) -> None:
+    await within(batches.run(["a"], batch_id="batch"))
+    async with begin() as connection:
+        assert await batches.submit(["b"], batch_id="batch", connection=connection) == "batch"
+    assert ran == ["a"]
+
+
+async def test_it_wakes_a_worker_elsewhere(postgres_dsn: str, postgres_schema: str, engine: AsyncEngine) -> None:
+    """With the commit, and not when somebody looks around next."""
+
+    def store() -> PostgresStore:
+        return PostgresStore(postgres_dsn, schema=postgres_schema)
+
+    async with (
+        BatchOrchestrator(noting, store=store()) as elsewhere,
+        BatchOrchestrator(noting, store=store(), max_in_flight=0) as here,
+    ):
+        async with engine.begin() as connection:
+            batch_id = await here.submit(["a"], connection=connection)
+        assert (await within(elsewhere.result(batch_id), seconds=5)).counts.succeeded == 1
+
+
+async def test_a_connection_that_is_in_no_transaction_is_refused(batches: Batches, postgres_dsn: str) -> None:
+    connection = await asyncpg.connect(postgres_dsn)
+    with pytest.raises(ConfigurationError, match="is in none"):
+        await batches.submit(["a"], connection=connection)
+    await connection.close()
+
+
+async def test_what_is_no_connection_is_refused(batches: Batches) -> None:
+    class Other:
+        def in_transaction(self) -> bool:
+            return True
+
+    with pytest.raises(ConfigurationError, match="takes an AsyncConnection or AsyncSession"):
+        await batches.submit(["a"], connection=Other())
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_other_stores_refuse(kind: str, engine: AsyncEngine, tmp_path: Path) -> None:
+    store: Store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "batches.db")
+    assert not store.capabilities.host_transactions
+    async with BatchOrchestrator(noting, store=store) as batches, engine.begin() as connection:
+        with pytest.raises(ConfigurationError, match="cannot join a transaction"):
+            await batches.submit(["a"], connection=connection)
+
+
+# ---- its engine ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_engine_gives_its_settings_and_none_of_its_connections(
+    postgres_dsn: str, postgres_schema: str
+) -> None:
+    """Its URL, `connect_args` and events; a pool of one, which the application has in use, is no obstacle."""
+    dsn = postgres_dsn.replace("postgresql://", "postgresql+asyncpg://")
+    engine = create_async_engine(
+        dsn, pool_size=1, max_overflow=0, connect_args={"server_settings": {"TimeZone": "Asia/Tokyo"}}
+    )
+    opened: list[object] = []
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def remember(*args: object) -> None:
+        opened.append(args)
+
+    async with engine.connect() as busy:
+        await busy.execute(text("SELECT 1"))
+        store = PostgresStore(engine, schema=postgres_schema)
+        assert ":***@" not in repr(store)
+        async with BatchOrchestrator(noting, store=store) as batches:
+            assert (await within(batches.run(["a"]))).counts.succeeded == 1
+            assert await store._read(lambda session: session.value("SHOW TimeZone")) == "Asia/Tokyo"
+    assert len(opened) > 3
+    await engine.dispose()
