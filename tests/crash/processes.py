@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tally, calls_of, marks_of, run_of
 
 from durable_batches import BatchResult
 from durable_batches.clock import SystemClock
-from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.stores import SQLiteStore, Store
 from durable_batches.testing.effects import EffectsLog
 from durable_batches.testing.history import HistoryChecker
 
@@ -34,16 +32,21 @@ CLOCK: Final = SystemClock()
 
 
 class Child:
-    """One process of `tests.crash.workload`."""
+    """One process of `tests.crash.workload`.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        job: What it does.
+        before: A command that starts it, as `unshare` does.
+    """
+
+    def __init__(self, job: Job, before: Sequence[str] = ()) -> None:
         self.job = job
         self.folder = Path(job.folder)
         self._errors = self.folder / f"{job.process}.stderr"
         self._output = b""
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.crash.workload", json.dumps(asdict(job))],
+                [*before, sys.executable, "-m", "tests.crash.workload", json.dumps(asdict(job))],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -104,13 +107,19 @@ class Child:
             self._process.stdout.close()
 
 
+class Start(Protocol):
+    """Starts a child."""
+
+    def __call__(self, job: Job, before: Sequence[str] = ()) -> Child: ...
+
+
 @contextmanager
-def children() -> Generator[Callable[[Job], Child]]:
+def children() -> Generator[Start]:
     """Starts children, and ends those that are left over at the end, also stopped ones."""
     started: list[Child] = []
 
-    def start(job: Job) -> Child:
-        child = Child(job)
+    def start(job: Job, before: Sequence[str] = ()) -> Child:
+        child = Child(job, before)
         started.append(child)
         return child
 
@@ -143,7 +152,7 @@ async def end_of(batches: Batches, batch_id: str = "batch") -> BatchResult[Tally
         return await batches.result(batch_id)
 
 
-def database(folder: Path) -> Path:
+def file_in(folder: Path) -> Path:
     return folder / "batches.db"
 
 
@@ -157,41 +166,6 @@ async def opened(path: Path) -> AsyncGenerator[SQLiteStore]:
         await store.close()
 
 
-@asynccontextmanager
-async def copy_of(folder: Path) -> AsyncGenerator[SQLiteStore]:
-    """The database as a killed process left it, on a copy: so that the recovery is left to the next process."""
-    copy = folder / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir()
-    for name in ("batches.db", "batches.db-wal"):
-        # Between the two another process may end and take its log along; nobody else runs where this is used.
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, copy / name)
-    async with opened(copy / "batches.db") as store:
-        yield store
-    shutil.rmtree(copy)
-
-
-@asynccontextmanager
-async def snapshot_of(folder: Path) -> AsyncGenerator[SQLiteStore]:
-    """The database at one moment, on a copy, while others go on writing to it."""
-    copy = folder / "snapshot.db"
-
-    def take() -> None:
-        copy.unlink(missing_ok=True)
-        source, target = sqlite3.connect(database(folder), timeout=PATIENCE), sqlite3.connect(copy)
-        try:
-            # In one step: it reads the file as of one moment.
-            source.backup(target)
-        finally:
-            source.close()
-            target.close()
-
-    await asyncio.to_thread(take)
-    async with opened(copy) as store:
-        yield store
-
-
 def checker_of(effects: EffectsLog) -> HistoryChecker:
     """A checker that knows the workload."""
     return HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS, calls_at_once=CALLS_AT_ONCE)
@@ -203,22 +177,9 @@ def check_calls(effects: EffectsLog, documents: int, batch_id: str = "batch") ->
     assert Counter((document_id, activity) for document_id, activity, _ in keys) == calls_of(range(documents))
 
 
-async def is_alive(store: SQLiteStore, worker: str) -> bool:
+async def is_alive(store: Store, worker: str) -> bool:
     """Whether the store holds the worker to be alive."""
     return any(record.worker_id == worker for record in await store.workers())
-
-
-def is_writable(path: Path) -> bool:
-    """Whether no process is within a transaction on the file."""
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    except sqlite3.OperationalError:
-        return False
-    finally:
-        connection.close()
-    return True
 
 
 def open_files() -> set[str]:

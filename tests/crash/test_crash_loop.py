@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import checker_of, children, copy_of, database, opened
+from tests.crash.databases import Database
+from tests.crash.processes import checker_of, children
 from tests.crash.workload import RESOLVER, Job, document_ids, tally_of
 
 from durable_batches import (
@@ -19,7 +20,7 @@ from durable_batches import (
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.records import RESOLVER_POSITION
-from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.stores import Store
 from durable_batches.testing.effects import EffectsLog
 
 DOCUMENTS = 16
@@ -27,7 +28,7 @@ MOST_STARTS = 40
 
 
 async def _restart_until_ended(
-    folder: Path, poison: tuple[int, ...], max_crashes: int
+    folder: Path, database: Database, poison: tuple[int, ...], max_crashes: int
 ) -> tuple[int, dict[str, object]]:
     """As a supervisor does: start it again whenever it dies. Returns how often it died, and the result."""
     checker = checker_of(EffectsLog(folder / "effects.log"))
@@ -37,6 +38,7 @@ async def _restart_until_ended(
                 Job(
                     process=f"process-{number}",
                     folder=str(folder),
+                    store=database.place,
                     documents=DOCUMENTS,
                     max_crashes=max_crashes,
                     poison=poison,
@@ -45,12 +47,12 @@ async def _restart_until_ended(
             )
             if await child.ended() == 0:
                 result = await child.result()
-                async with opened(database(folder)) as store:
+                async with database.open() as store:
                     await checker.verify(store, finished=True, everyone_left=True)
                 return number, result
             if child.marks("submitted"):
                 checker.acknowledged("batch", document_ids(DOCUMENTS))
-            async with copy_of(folder) as store:
+            async with database.at_rest() as store:
                 await checker.verify(store, interrupted=[child.job.process])
     raise AssertionError(f"still crashing after {MOST_STARTS} starts")
 
@@ -61,31 +63,31 @@ async def _restart_until_ended(
     ids=["one-poisoned", "two-poisoned", "three-poisoned", "no-patience"],
 )
 async def test_poisoned_documents_fail_and_the_others_complete(
-    tmp_path: Path, poison: tuple[int, ...], max_crashes: int
+    tmp_path: Path, database: Database, poison: tuple[int, ...], max_crashes: int
 ) -> None:
-    deaths, result = await _restart_until_ended(tmp_path, poison, max_crashes)
+    deaths, result = await _restart_until_ended(tmp_path, database, poison, max_crashes)
     innocent = [number for number in range(DOCUMENTS) if number not in poison]
     assert result["state"] == "completed"
     assert result["resolution"] == vars(tally_of(innocent))
     # Each of them dies alone in the end; before that they share some of their crashes.
     assert max(max_crashes, len(poison)) <= deaths <= len(poison) * max(max_crashes, 2)
-    async with opened(database(tmp_path)) as store:
+    async with database.open() as store:
         await _check_failures(store, {f"page-{number}" for number in poison}, max_crashes)
         await _check_last_crashes(store)
 
 
-async def test_a_poisoned_resolver_fails_its_batch(tmp_path: Path) -> None:
-    deaths, result = await _restart_until_ended(tmp_path, (RESOLVER,), max_crashes=3)
+async def test_a_poisoned_resolver_fails_its_batch(tmp_path: Path, database: Database) -> None:
+    deaths, result = await _restart_until_ended(tmp_path, database, (RESOLVER,), max_crashes=3)
     assert deaths == 3
     assert result["state"] == "failed"
-    async with opened(database(tmp_path)) as store:
+    async with database.open() as store:
         (document,) = await store.documents(BatchId("batch"), after=RESOLVER_POSITION - 1, limit=1)
     assert document.execution.crashes == 3
     assert document.outcome is not None
     assert DocumentFailureRecord.decode(document.outcome).error_type == "CrashLoopError"
 
 
-async def _check_failures(store: SQLiteStore, poisoned: set[str], max_crashes: int) -> None:
+async def _check_failures(store: Store, poisoned: set[str], max_crashes: int) -> None:
     documents = await store.documents(BatchId("batch"), statuses=["failed"], limit=DOCUMENTS)
     assert {document.execution.document_id for document in documents} == poisoned
     for document in documents:
@@ -94,7 +96,7 @@ async def _check_failures(store: SQLiteStore, poisoned: set[str], max_crashes: i
         assert document.execution.crashes >= max_crashes
 
 
-async def _check_last_crashes(store: SQLiteStore) -> None:
+async def _check_last_crashes(store: Store) -> None:
     """Whoever was given up had nothing beside it when it took its process along for the last time."""
     running: set[str] = set()
     failures = 0

@@ -6,13 +6,13 @@ import asyncio
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.crash.processes import CLOCK, Child, checker_of, children, database, open_files, opened, until
+from tests.crash.processes import CLOCK, Child, Start, checker_of, children, file_in, open_files, opened, until
 from tests.crash.workload import PATIENT, Job, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchId, BatchOrchestrator, DocumentReleased, SQLiteStore, Worker
@@ -25,7 +25,7 @@ DOCUMENTS = 24
 class Scene:
     """One process after another on one batch."""
 
-    def __init__(self, folder: Path, start: Callable[[Job], Child]) -> None:
+    def __init__(self, folder: Path, start: Start) -> None:
         self.folder = folder
         self.effects = EffectsLog(folder / "effects.log")
         self.checker = checker_of(self.effects)
@@ -42,12 +42,12 @@ class Scene:
         return child
 
     async def check(self, **check: Any) -> None:
-        async with opened(database(self.folder)) as store:
+        async with opened(file_in(self.folder)) as store:
             await self.checker.verify(store, everyone_left=True, **check)
 
     async def releases(self) -> Counter[str]:
         """How often documents were given back, by the reason."""
-        async with opened(database(self.folder)) as store:
+        async with opened(file_in(self.folder)) as store:
             records = await store.events(BatchId("batch"), after=0, limit=100_000)
         return Counter(event.reason for event in map(decode_event, records) if isinstance(event, DocumentReleased))
 
@@ -127,7 +127,7 @@ async def test_leaving_leaves_nothing_behind(tmp_path: Path, moment: str) -> Non
     here.effects, here.pace, here.poison = EffectsLog(tmp_path / "effects.log", "here"), 0.01, frozenset()
     await asyncio.to_thread(lambda: None)  # Whatever asyncio keeps for itself from the first use on is there.
     threads, tasks, files = set(threading.enumerate()), asyncio.all_tasks(), open_files()
-    worker = Worker(SQLiteStore(database(tmp_path)), drain=timedelta(seconds=10))
+    worker = Worker(SQLiteStore(file_in(tmp_path)), drain=timedelta(seconds=10))
     async with BatchOrchestrator(extract, worker=worker) as batches:
         if moment in ("in-flight", "at-the-end"):
             await batches.submit(
@@ -147,6 +147,6 @@ async def test_leaving_leaves_nothing_behind(tmp_path: Path, moment: str) -> Non
     assert asyncio.all_tasks() == tasks
     assert open_files() <= files
     await until(lambda: set(threading.enumerate()) <= threads, "the threads to end")
-    async with opened(database(tmp_path)) as store:
+    async with opened(file_in(tmp_path)) as store:
         checker = checker_of(here.effects)
         await checker.verify(store, everyone_left=True)

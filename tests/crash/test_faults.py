@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.crash.processes import CLOCK, checker_of, database, end_of, until
+from tests.crash.processes import CLOCK, checker_of, end_of, file_in, until
 from tests.crash.workload import (
     PATIENT,
     Batches,
@@ -314,7 +314,7 @@ def _held(path: Path) -> Any:
 
 async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path, checker: HistoryChecker) -> None:
     """Even for longer than the lease: whoever is late is fenced, and nobody hears of locks."""
-    store = SQLiteStore(database(tmp_path))
+    store = SQLiteStore(file_in(tmp_path))
     async with BatchOrchestrator(extract, worker=Worker(store, lease=timedelta(seconds=0.6))) as batches:
         await _submit(batches, max_crashes=10)
         await until(lambda: len(here.effects.read()) > 40, "some work")
@@ -327,7 +327,7 @@ async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path, c
 async def test_work_goes_on_when_a_full_disk_has_room_again(
     tmp_path: Path, checker: HistoryChecker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = SQLiteStore(database(tmp_path))
+    store = SQLiteStore(file_in(tmp_path))
     async with BatchOrchestrator(extract, store=store) as batches:
         await _submit(batches)
         await until(lambda: len(here.effects.read()) > 40, "some work")
@@ -355,7 +355,7 @@ async def test_one_documents_data_is_refused_and_its_neighbours_do_not_notice(
 ) -> None:
     """By a trigger here; by a limit of the database, or a value that it cannot hold, in the field."""
     table, condition = REFUSALS[refusal]
-    store = SQLiteStore(database(tmp_path))
+    store = SQLiteStore(file_in(tmp_path))
     await store.open()
     connection = sqlite3.connect(store.path)
     connection.execute(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import checker_of, database, opened
+from tests.crash.processes import checker_of, file_in, opened
 from tests.crash.workload import PATIENT, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator
@@ -40,7 +40,7 @@ class History:
 
     def change(self, *statements: str) -> None:
         """Falsify the history."""
-        connection = sqlite3.connect(database(self.folder))
+        connection = sqlite3.connect(file_in(self.folder))
         with connection:
             for statement in statements:
                 cursor = connection.execute(statement)
@@ -49,7 +49,7 @@ class History:
 
     async def promises(self, checker: HistoryChecker, *, everyone_left: bool = True) -> set[int]:
         """The numbers of the promises that are found broken."""
-        async with opened(database(self.folder)) as store:
+        async with opened(file_in(self.folder)) as store:
             violations = await checker.check(store, finished=True, everyone_left=everyone_left)
         return {int(violation.partition(":")[0]) for violation in violations}
 
@@ -70,7 +70,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> History:
 async def _live(folder: Path) -> History:
     here.effects, here.pace, here.poison = EffectsLog(folder / "effects.log", "process-1"), 0.001, frozenset()
     events: list[BatchEvent] = []
-    async with BatchOrchestrator(extract, store=SQLiteStore(database(folder))) as batches:
+    async with BatchOrchestrator(extract, store=SQLiteStore(file_in(folder))) as batches:
         await batches.submit(
             [Page(number) for number in range(DOCUMENTS)],
             batch_id="batch",
@@ -183,7 +183,7 @@ async def test_a_recorded_activity_that_runs_again_is_found_out_also_by_a_single
     split = next(mark for mark in history.marks() if mark[3] == "split")
     history.mark(like=split, process="process-2", run="process-2.1", phase="start")
     checker = history.checker()
-    async with opened(database(history.folder)) as store:
+    async with opened(file_in(history.folder)) as store:
         violations = await checker.check(store, interrupted=["process-1"])
     # The interruption excuses the repetition, were it not that the first run was the recorded one.
     assert {violation.partition(":")[0] for violation in violations} == {"6", "8"}
@@ -191,7 +191,7 @@ async def test_a_recorded_activity_that_runs_again_is_found_out_also_by_a_single
 
 async def test_results_that_were_not_recorded_before_the_next_call_are_found_out(history: History) -> None:
     history.change("DELETE FROM activity WHERE execution % 4294967296 = 4")
-    async with opened(database(history.folder)) as store:
+    async with opened(file_in(history.folder)) as store:
         violations = await history.checker().check(store, interrupted=["process-1"])
     assert [violation for violation in violations if "lost with 'process-1'" in violation]
 
@@ -200,7 +200,7 @@ async def test_a_fenced_process_may_begin_what_it_likes(history: History) -> Non
     split = next(mark for mark in history.marks() if mark[3] == "split")
     history.mark(like=split, process="process-2", run="process-2.1", phase="start")
     checker = history.checker()
-    async with opened(database(history.folder)) as store:
+    async with opened(file_in(history.folder)) as store:
         await checker.verify(store, fenced=["process-2"])
 
 
@@ -248,7 +248,7 @@ async def test_work_after_an_acknowledged_cancel_is_found_out(history: History) 
 
 
 async def test_a_worker_that_stays_behind_is_found_out(history: History) -> None:
-    async with opened(database(history.folder)) as store:
+    async with opened(file_in(history.folder)) as store:
         await store.register(WorkerRecord(WorkerId("ghost"), "", "", 1, "", frozenset()), 1_000_000)
         checker = history.checker()
         await checker.verify(store)
@@ -262,7 +262,7 @@ async def test_the_log_of_another_history_is_noticed(history: History) -> None:
     history.log.unlink()
     for number, mark in enumerate(marks):
         history.mark(like=mark, key=f"{number}")
-    async with opened(database(history.folder)) as store:
+    async with opened(file_in(history.folder)) as store:
         violations = await history.checker().check(store)
     assert any("another history's" in violation for violation in violations)
 

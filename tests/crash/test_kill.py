@@ -7,32 +7,29 @@ import itertools
 import os
 import random
 import signal
-import sqlite3
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
+from tests.crash.databases import Database, PostgresDatabase, SQLiteDatabase
 from tests.crash.processes import (
     CLOCK,
     Child,
+    Start,
     check_calls,
     checker_of,
     children,
-    copy_of,
-    database,
-    opened,
-    snapshot_of,
     until,
 )
 from tests.crash.workload import CALLS_AT_ONCE, Job, document_ids, tally_of
+from tests.postgres.databases import without_schema
 
 from durable_batches import BatchId
 from durable_batches.lifecycle.records import RESOLVER_POSITION
 from durable_batches.stores.protocol import Store
-from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.effects import EffectsLog
 
 DOCUMENTS = 40
@@ -41,7 +38,7 @@ Moment = Literal["opening", "working", "resolving", "leaving"]
 
 _WORKING: Sequence[Moment] = ("working",) * 10
 
-ROUNDS = 52
+ROUNDS: Mapping[type[Database], int] = {SQLiteDatabase: 52, PostgresDatabase: 26}
 SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "1000"))
 
 
@@ -81,11 +78,12 @@ class Kills:
 
 
 class Campaign:
-    """Batch after batch in one file, the processes that run them killed again and again."""
+    """Batch after batch in one database, the processes that run them killed again and again."""
 
-    def __init__(self, folder: Path, seed: int, start: Callable[[Job], Child]) -> None:
+    def __init__(self, folder: Path, database: Database, seed: int, start: Start) -> None:
         self.kills = Kills()
         self._folder = folder
+        self._database = database
         self._random = random.Random(seed)
         self._start = start
         self._effects = EffectsLog(folder / "effects.log")
@@ -110,6 +108,7 @@ class Campaign:
                 Job(
                     process=f"process-{self._processes}",
                     folder=str(self._folder),
+                    store=self._database.place,
                     batch_id=batch_id,
                     documents=DOCUMENTS,
                     concurrency=CONCURRENCY,
@@ -177,11 +176,11 @@ class Campaign:
         batch_id = child.job.batch_id
         if child.marks("submitted"):
             self._checker.acknowledged(batch_id, document_ids(DOCUMENTS))
-        async with copy_of(self._folder) as store:
+        async with self._database.at_rest() as store:
             await self._count(store, child)
             await self._checker.verify(store, only=[batch_id], interrupted=[child.job.process])
 
-    async def _count(self, store: SQLiteStore, child: Child) -> None:
+    async def _count(self, store: Store, child: Child) -> None:
         record = await store.batch(BatchId(child.job.batch_id))
         self.kills.before_sealed += record is None or not record.sealed
         entered = child.marks("entered")
@@ -199,10 +198,10 @@ class Campaign:
             mark["number"] for mark in child.marks("committed")
         }
         self.kills.within_commit += bool(unanswered)
-        self.kills.applied_without_reply += _commits(store, worker) in unanswered
+        self.kills.applied_without_reply += await self._database.commits(store, worker) in unanswered
 
     async def _check_left(self, child: Child) -> None:
-        async with copy_of(self._folder) as store:
+        async with self._database.at_rest() as store:
             await self._checker.verify(store, only=[child.job.batch_id], left=[child.job.process], everyone_left=True)
 
     async def _look_at_end(self, child: Child) -> None:
@@ -212,11 +211,11 @@ class Campaign:
         assert result["counts"]["succeeded"] == DOCUMENTS
         assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
         check_calls(self._effects, DOCUMENTS, child.job.batch_id)
-        async with opened(database(self._folder)) as store:
+        async with self._database.open() as store:
             await self._checker.verify(store, finished=True, everyone_left=True)
 
     async def _last_event(self, batch_id: str) -> int:
-        async with opened(database(self._folder)) as store:
+        async with self._database.open() as store:
             record = await store.batch(BatchId(batch_id))
             assert record is not None
             return record.seq
@@ -237,20 +236,11 @@ async def _held(store: Store, batch_id: str, worker: str) -> list[int]:
     return [document.execution.position for document in documents if document.execution.owner == worker]
 
 
-def _commits(store: SQLiteStore, worker: str) -> int:
-    connection = sqlite3.connect(store.path)
-    try:
-        row: Any = connection.execute("SELECT commits FROM worker WHERE worker_id = ?", (worker,)).fetchone()
-    finally:
-        connection.close()
-    return 0 if row is None else row[0]
-
-
-async def _campaign(folder: Path, seed: int, kills: int) -> Kills:
+async def _campaign(folder: Path, database: Database, seed: int, kills: int) -> Kills:
     folder.mkdir()
     with children() as start:
         try:
-            return await Campaign(folder, seed, start).run(kills)
+            return await Campaign(folder, database, seed, start).run(kills)
         except BaseException as error:
             error.add_note(f"the seed was {seed}")
             raise
@@ -264,16 +254,16 @@ def _judge(kills: Kills) -> None:
     assert 0 < kills.repeated <= kills.in_flight <= kills.total * CONCURRENCY * CALLS_AT_ONCE
 
 
-async def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
+async def test_killed_processes_lose_nothing(tmp_path: Path, database: Database) -> None:
     seed = random.randrange(1 << 32)
-    kills = await _campaign(tmp_path / "campaign", seed, ROUNDS)
+    kills = await _campaign(tmp_path / "campaign", database, seed, ROUNDS[type(database)])
     print(f"seed {seed}: {kills}")
     _judge(kills)
 
 
-async def test_processes_that_share_a_batch_are_killed_again_and_again(tmp_path: Path) -> None:
+async def test_processes_that_share_a_batch_are_killed_again_and_again(tmp_path: Path, database: Database) -> None:
     seed = random.randrange(1 << 32)
-    kills = await _crowd(tmp_path / "crowd", seed, kills=10, documents=250)
+    kills = await _crowd(tmp_path / "crowd", database, seed, kills=10, documents=250)
     print(f"seed {seed}: {kills} of three processes killed and replaced")
     assert kills >= 5
 
@@ -285,7 +275,7 @@ async def _until_works(child: Child, effects: EffectsLog) -> None:
     await until(lambda: works() or not child.running, f"{child.job.process} to work")
 
 
-async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
+async def _crowd(folder: Path, database: Database, seed: int, *, kills: int, documents: int) -> int:
     """Three processes on one batch, one of them killed now and then and replaced, while the others go on."""
     folder.mkdir()
     chance = random.Random(seed)
@@ -295,6 +285,7 @@ async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
         Job(
             process=f"process-{number}",
             folder=str(folder),
+            store=database.place,
             documents=documents,
             concurrency=10,
             max_in_flight=4,
@@ -314,13 +305,13 @@ async def _crowd(folder: Path, seed: int, *, kills: int, documents: int) -> int:
                     break
                 killed += 1
                 checker.acknowledged("batch", document_ids(documents))
-                async with snapshot_of(folder) as store:
+                async with database.at_one_moment() as store:
                     await checker.verify(store, interrupted=[victim.job.process])
                 crowd = [child for child in crowd if child is not victim] + [start(next(jobs))]
             for child in crowd:
                 assert (await child.result())["resolution"] == asdict(tally_of(range(documents)))
             check_calls(effects, documents)
-            async with opened(database(folder)) as store:
+            async with database.open() as store:
                 await checker.verify(store, finished=True, everyone_left=True)
         except BaseException as error:
             error.add_note(f"the seed was {seed}")
@@ -333,27 +324,44 @@ async def test_a_process_killed_while_it_makes_the_database_is_no_obstacle(tmp_p
     for number in range(6):
         folder = tmp_path / str(number)
         folder.mkdir()
-        await _kill_at_birth(folder)
+        await _kill_at_birth(folder, SQLiteDatabase(folder / "batches.db"))
 
 
-async def _kill_at_birth(folder: Path) -> None:
+async def test_a_process_killed_while_it_makes_the_schema_is_no_obstacle(
+    tmp_path: Path, postgres_dsn: str, postgres_schema: str
+) -> None:
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            await _kill_at_birth(folder, PostgresDatabase(postgres_dsn, postgres_schema))
+        finally:
+            without_schema(postgres_dsn, postgres_schema)
+
+
+async def _kill_at_birth(folder: Path, database: Database) -> None:
     with children() as start:
-        first = start(Job(process="first", folder=str(folder), documents=4))
-        await until(lambda: database(folder).exists() or not first.running, "the file to be there")
+        first = start(Job(process="first", folder=str(folder), store=database.place, documents=4))
+        await until(
+            lambda: (bool(first.marks("opening")) and database.started) or not first.running, "the database to be there"
+        )
         await asyncio.sleep(random.uniform(0.0, 0.01))
         assert first.kill()
-        second = start(Job(process="second", folder=str(folder), documents=4, pace=0.001))
+        second = start(Job(process="second", folder=str(folder), store=database.place, documents=4, pace=0.001))
         assert (await second.result())["resolution"] == asdict(tally_of(range(4)))
 
 
 @pytest.mark.soak
-async def test_killed_processes_lose_nothing_for_long(tmp_path: Path) -> None:
-    """`DURABLE_BATCHES_SOAK_ROUNDS` kills; a fresh file now and then, so that the first moments are hit, too."""
+async def test_killed_processes_lose_nothing_for_long(tmp_path: Path, database: Database) -> None:
+    """`DURABLE_BATCHES_SOAK_ROUNDS` kills; a fresh database now and then, so that the first moments are hit, too."""
     seed = random.randrange(1 << 32)
     kills = Kills()
     while kills.total < SOAK_ROUNDS:
         campaign = await _campaign(
-            tmp_path / str(kills.total), seed + kills.total, min(ROUNDS, SOAK_ROUNDS - kills.total)
+            tmp_path / str(kills.total),
+            database.another(),
+            seed + kills.total,
+            min(ROUNDS[type(database)], SOAK_ROUNDS - kills.total),
         )
         kills.add(campaign)
         print(f"seed {seed}: {kills}", flush=True)

@@ -8,10 +8,9 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from tests.crash.processes import database, opened
+from tests.crash.databases import Database
 from tests.support import STAGES, everything, within
 
 from durable_batches import (
@@ -19,7 +18,6 @@ from durable_batches import (
     BatchNotFoundError,
     BatchOrchestrator,
     DocumentReleased,
-    SQLiteStore,
     SubmissionInProgressError,
     Worker,
     durable_activity,
@@ -59,13 +57,13 @@ async def blocking(seconds: float) -> int:
 
 
 @contextmanager
-def _somebody_else(path: Path) -> Generator[list[str]]:
+def _somebody_else(database: Database) -> Generator[list[str]]:
     """Another process's share of looking after the file, on a thread: whom it declares dead."""
     dead: list[str] = []
     stop = threading.Event()
 
     async def look() -> None:
-        async with opened(path) as store:
+        async with database.open() as store:
             while not stop.is_set():
                 dead.extend((await store.expire()).workers)
                 await asyncio.sleep(0.02)
@@ -79,11 +77,11 @@ def _somebody_else(path: Path) -> Generator[list[str]]:
         thread.join()
 
 
-async def test_code_that_blocks_the_event_loop_does_not_cost_the_lease(tmp_path: Path) -> None:
-    store = SQLiteStore(database(tmp_path))
+async def test_code_that_blocks_the_event_loop_does_not_cost_the_lease(database: Database) -> None:
+    store = database.store()
     worker = Worker(store, lease=LEASE)
     async with BatchOrchestrator(blocking, worker=worker) as batches:
-        with _somebody_else(store.path) as dead:
+        with _somebody_else(database) as dead:
             first = worker.worker_id
             result = await within(batches.run([2.0, 0.1], config=BatchConfig(concurrency=2)))
         assert result.counts.succeeded == 2
@@ -91,12 +89,12 @@ async def test_code_that_blocks_the_event_loop_does_not_cost_the_lease(tmp_path:
         assert worker.worker_id == first
 
 
-async def test_a_loop_that_stands_still_for_too_long_lets_its_lease_go(tmp_path: Path) -> None:
+async def test_a_loop_that_stands_still_for_too_long_lets_its_lease_go(database: Database) -> None:
     """So that others can go on; when it turns again it finds itself fenced, and begins anew."""
-    store = SQLiteStore(database(tmp_path))
+    store = database.store()
     worker = Worker(store, lease=LEASE, max_stall=timedelta(seconds=1.5))
     async with BatchOrchestrator(blocking, worker=worker) as batches:
-        with _somebody_else(store.path) as dead:
+        with _somebody_else(database) as dead:
             first = worker.worker_id
             batch_id = await batches.submit([4.0])
             events = await within(everything(batches.progress(batch_id)))
@@ -107,8 +105,8 @@ async def test_a_loop_that_stands_still_for_too_long_lets_its_lease_go(tmp_path:
         await HistoryChecker().verify(store, finished=True)
 
 
-async def test_a_short_stall_limit_does_not_end_a_worker_whose_loop_turns(tmp_path: Path) -> None:
-    worker = Worker(SQLiteStore(database(tmp_path)), lease=LEASE, max_stall=timedelta(seconds=0.7))
+async def test_a_short_stall_limit_does_not_end_a_worker_whose_loop_turns(database: Database) -> None:
+    worker = Worker(database.store(), lease=LEASE, max_stall=timedelta(seconds=0.7))
     async with BatchOrchestrator(blocking, worker=worker) as batches:
         first = worker.worker_id
         assert (await within(batches.run([0.0, 0.0]))).counts.succeeded == 2
@@ -116,9 +114,8 @@ async def test_a_short_stall_limit_does_not_end_a_worker_whose_loop_turns(tmp_pa
         assert worker.worker_id == first
 
 
-async def test_a_submitter_that_was_declared_dead_spoils_nothing(tmp_path: Path) -> None:
+async def test_a_submitter_that_was_declared_dead_spoils_nothing(database: Database) -> None:
     """It was stopped for long, another one has loaded the batch meanwhile, and then it goes on where it was."""
-    path = database(tmp_path)
     stopped, again = asyncio.Event(), asyncio.Event()
 
     async def documents() -> object:
@@ -128,7 +125,7 @@ async def test_a_submitter_that_was_declared_dead_spoils_nothing(tmp_path: Path)
                 await again.wait()
             yield number / 1_000_000
 
-    late, soon = (BatchOrchestrator(blocking, store=SQLiteStore(path), max_in_flight=0) for _ in range(2))
+    late, soon = (BatchOrchestrator(blocking, store=database.store(), max_in_flight=0) for _ in range(2))
     async with late, soon:
         submitting = asyncio.create_task(late.submit(documents(), batch_id="batch"))  # type: ignore[arg-type]
         await stopped.wait()
@@ -139,9 +136,9 @@ async def test_a_submitter_that_was_declared_dead_spoils_nothing(tmp_path: Path)
             await submitting
         assert (await soon.snapshot("batch")).counts.total == 2
         assert [document.document async for document in soon.documents("batch")] == [0.0, 0.001]
-    async with BatchOrchestrator(blocking, store=SQLiteStore(path)) as batches:
+    async with BatchOrchestrator(blocking, store=database.store()) as batches:
         assert (await within(batches.result("batch"))).counts.succeeded == 2
     checker = HistoryChecker()
     checker.acknowledged("batch", ["0", "1"])
-    async with opened(path) as store:
+    async with database.open() as store:
         await checker.verify(store, finished=True, everyone_left=True)

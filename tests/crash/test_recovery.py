@@ -10,7 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import checker_of, children, copy_of, database, end_of, opened, until
+from tests.crash.databases import Database
+from tests.crash.processes import checker_of, children, end_of, until
 from tests.crash.workload import (
     PATIENT,
     Batches,
@@ -27,12 +28,12 @@ from durable_batches import (
     BatchOrchestrator,
     DocumentCompleted,
     DocumentReleased,
-    SQLiteStore,
     Worker,
 )
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.records import ClaimRequest, WorkerId, WorkerRecord
 from durable_batches.orchestrator.recovery import is_dead, this_process
+from durable_batches.stores import Store
 from durable_batches.testing.effects import EffectsLog
 from durable_batches.testing.history import HistoryChecker
 
@@ -57,33 +58,37 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ShiftedClock:
     return ShiftedClock()
 
 
-async def test_a_killed_process_is_succeeded_at_once(tmp_path: Path) -> None:
+async def test_a_killed_process_is_succeeded_at_once(tmp_path: Path, database: Database) -> None:
     """Not after its lease of 30 s: on the same machine its death can be seen."""
     effects = EffectsLog(tmp_path / "effects.log")
     checker = checker_of(effects)
     checker.acknowledged("batch", document_ids(20))
     with children() as start:
-        victim = start(Job(process="victim", folder=str(tmp_path), documents=20, pace=0.1, stumbles=0.0))
+        victim = start(
+            Job(process="victim", folder=str(tmp_path), store=database.place, documents=20, pace=0.1, stumbles=0.0)
+        )
         await until(lambda: len(effects.read()) > 20, "the first process to work")
         assert victim.kill()
-        async with copy_of(tmp_path) as store:
+        async with database.at_rest() as store:
             await checker.verify(store, interrupted=["victim"])
         assert checker.stats.in_flight > 0
-        heir = start(Job(process="heir", folder=str(tmp_path), documents=20, pace=0.1, stumbles=0.0))
+        heir = start(
+            Job(process="heir", folder=str(tmp_path), store=database.place, documents=20, pace=0.1, stumbles=0.0)
+        )
         result = await heir.result()
     assert result["state"] == "completed"
     opening = heir.marks("opening")[0]["at"]
     first = next(effect for effect in effects.read() if effect.process == "heir")
     print(f"first activity {1000 * (first.at - opening):.0f} ms after the database was opened")
     assert first.at - opening < 10
-    async with opened(database(tmp_path)) as store:
+    async with database.open() as store:
         await checker.verify(store, finished=True, everyone_left=True)
         events = await store.events(BatchId("batch"), after=0, limit=10_000)
     assert sum(event.tag == "document_released" for event in events) == 8
     assert checker.stats.repeated == checker.stats.in_flight
 
 
-async def _let_hold(store: SQLiteStore, stranger: WorkerRecord) -> None:
+async def _let_hold(store: Store, stranger: WorkerRecord) -> None:
     """A batch, all but one of its documents held by a worker that nobody hears of."""
     async with BatchOrchestrator(extract, store=store, max_in_flight=0) as batches:
         await batches.submit(
@@ -105,13 +110,13 @@ def _stranger(**changes: object) -> WorkerRecord:
 
 @asynccontextmanager
 async def _beside(
-    folder: Path, clock: ShiftedClock, stranger: WorkerRecord, shift: float = 0.0
-) -> AsyncGenerator[tuple[Batches, HistoryChecker, SQLiteStore]]:
+    folder: Path, database: Database, clock: ShiftedClock, stranger: WorkerRecord, shift: float = 0.0
+) -> AsyncGenerator[tuple[Batches, HistoryChecker, Store]]:
     """A worker of this process, that comes when the stranger holds most of the batch."""
     here.effects, here.pace, here.poison = EffectsLog(folder / "effects.log", "heir"), 0.002, frozenset()
     checker = checker_of(here.effects)
     checker.acknowledged("batch", document_ids(DOCUMENTS))
-    store = SQLiteStore(database(folder), clock=clock)
+    store = database.store(clock=clock)
     await _let_hold(store, stranger)
     clock.shift = shift
     # Its own lease must outlast the jumps of the clock.
@@ -120,7 +125,7 @@ async def _beside(
     here.effects.close()
 
 
-async def _check_succession(batches: Batches, checker: HistoryChecker, store: SQLiteStore) -> None:
+async def _check_succession(batches: Batches, checker: HistoryChecker, store: Store) -> None:
     events = [event async for event in batches.progress("batch")]
     released = [event for event in events if isinstance(event, DocumentReleased)]
     assert [event.reason for event in released] == ["crash"] * HELD
@@ -140,9 +145,9 @@ FAR_AWAY = [
 
 @pytest.mark.parametrize("changes", FAR_AWAY)
 async def test_where_a_death_cannot_be_seen_the_lease_decides(
-    tmp_path: Path, clock: ShiftedClock, changes: dict[str, object]
+    tmp_path: Path, database: Database, clock: ShiftedClock, changes: dict[str, object]
 ) -> None:
-    async with _beside(tmp_path, clock, _stranger(**changes)) as (batches, checker, store):
+    async with _beside(tmp_path, database, clock, _stranger(**changes)) as (batches, checker, store):
         async with aclosing(batches.progress("batch")) as events:
             async for event in events:
                 if isinstance(event, DocumentCompleted):
@@ -188,8 +193,8 @@ GONE = [
 
 @pytest.mark.parametrize(("changes", "shift"), GONE)
 async def test_where_a_death_can_be_seen_nobody_waits(
-    tmp_path: Path, clock: ShiftedClock, changes: dict[str, object], shift: float
+    tmp_path: Path, database: Database, clock: ShiftedClock, changes: dict[str, object], shift: float
 ) -> None:
-    async with _beside(tmp_path, clock, _stranger(**changes), shift) as (batches, checker, store):
+    async with _beside(tmp_path, database, clock, _stranger(**changes), shift) as (batches, checker, store):
         assert (await end_of(batches)).counts.succeeded == DOCUMENTS
         await _check_succession(batches, checker, store)

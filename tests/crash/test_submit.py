@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import Child, checker_of, children, database, opened, until
+from tests.crash.processes import Child, checker_of, children, file_in, opened, until
 from tests.crash.workload import (
     Batches,
     Job,
@@ -38,7 +38,7 @@ DOCUMENTS = 30
 @asynccontextmanager
 async def _looking(folder: Path) -> AsyncGenerator[Batches]:
     """An orchestrator that runs nothing."""
-    async with BatchOrchestrator(extract, store=SQLiteStore(database(folder)), max_in_flight=0) as batches:
+    async with BatchOrchestrator(extract, store=SQLiteStore(file_in(folder)), max_in_flight=0) as batches:
         yield batches
 
 
@@ -56,7 +56,7 @@ async def _hangs(child: Child, folder: Path) -> int:
 
 
 async def _stored(folder: Path) -> int:
-    async with opened(database(folder)) as store:
+    async with opened(file_in(folder)) as store:
         return len(await store.documents(BatchId("batch"), limit=STORED))
 
 
@@ -83,7 +83,7 @@ async def test_a_batch_that_was_never_wholly_there_is_not_there(tmp_path: Path) 
         await until(lambda: bool(worker.marks("committed")), "the worker to look for work")
         assert worker.kill()
         checker = checker_of(EffectsLog(tmp_path / "effects.log"))
-        async with opened(database(tmp_path)) as store:
+        async with opened(file_in(tmp_path)) as store:
             await checker.verify(store)
         assert checker.stats.runs == 0
 
@@ -101,12 +101,12 @@ async def test_a_dead_submitters_batch_is_loaded_anew(tmp_path: Path) -> None:
     assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
     checker = HistoryChecker(effects=EffectsLog(tmp_path / "effects.log"))
     checker.acknowledged("batch", document_ids(DOCUMENTS))
-    async with opened(database(tmp_path)) as store:
+    async with opened(file_in(tmp_path)) as store:
         await checker.verify(store, finished=True, everyone_left=True)
 
 
 def _rows(folder: Path, table: str) -> int:
-    with closing(sqlite3.connect(database(folder))) as connection:
+    with closing(sqlite3.connect(file_in(folder))) as connection:
         (count,) = connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
     return int(count)
 

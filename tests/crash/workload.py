@@ -10,14 +10,15 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
+
+from tests.crash.places import store_at
 
 from durable_batches import (
     EXTRACTION,
@@ -43,7 +44,7 @@ from durable_batches import (
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import CheckpointRecord, ClaimRequest, Committed, WorkerId
-from durable_batches.stores.sqlite import SQLiteStore
+from durable_batches.stores import Store
 from durable_batches.testing.effects import EffectsLog
 
 RESOLVER = -1
@@ -56,6 +57,8 @@ class Job:
 
     process: str
     folder: str
+    store: str = ""
+    """A database's `place`; by default a SQLite file in the folder."""
     batch_id: str = "batch"
     documents: int = 0
     """To submit (or to attach to); 0: none, the process only works, once the batch is there."""
@@ -342,23 +345,25 @@ def marks_of(folder: Path, process: str) -> list[dict[str, Any]]:
     return found
 
 
-class MarkedStore(SQLiteStore):
-    """Notes when a commit's transaction begins, and when it was made, so that kills within one can be counted."""
+class MarkedStore:
+    """Notes when a commit is asked for, and what came of it, so that kills within one can be counted."""
 
-    def __init__(self, path: Path, marks: Marks) -> None:
-        super().__init__(path)
+    def __init__(self, inner: Store, marks: Marks) -> None:
+        self._inner = inner
         self._marks = marks
 
-    def _commit(
-        self,
-        connection: sqlite3.Connection,
-        worker: WorkerId,
-        number: int,
-        facts: Sequence[Fact],
-        claim: ClaimRequest | None,
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def commit(
+        self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
     ) -> Committed:
         self._marks.note("commit", worker=worker, number=number)
-        committed = super()._commit(connection, worker, number, facts, claim)
+        try:
+            committed = await self._inner.commit(worker, number, facts, claim)
+        except BaseException as error:
+            self._marks.note("refused", worker=worker, number=number, facts=len(facts), error=repr(error))
+            raise
         self._marks.note("committed", worker=worker, number=number)
         return committed
 
@@ -377,7 +382,7 @@ class Process:
         """Work until the batch has ended, or until SIGTERM; then leave in good order."""
         job, marks = self._job, self._marks
         worker = Worker(
-            MarkedStore(self._folder / "batches.db", marks),
+            cast("Store", MarkedStore(store_at(job.store or str(self._folder / "batches.db")), marks)),
             max_in_flight=job.max_in_flight,
             lease=timedelta(seconds=job.lease),
             drain=timedelta(seconds=job.drain),
