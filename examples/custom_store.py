@@ -8,7 +8,7 @@ A store decides nothing. Whatever it is asked to write, it does the same four st
 the rows in question; ask the library's pure `plan_...` functions what to write; write exactly that. So an adapter
 for a database of yours has the methods of this class, with its own way to lock, load and write. It is done when it
 passes the conformance suite (`durable_batches.testing.StoreConformance`); tests/examples/test_custom_store.py is
-that test of this one.
+that test of this one. docs/how-to/write-a-store.md goes through it, step by step.
 
 What this one is good for: one process, batches that fit into memory (it looks through all documents of a batch at
 each claim), and a file that a person can read. Each transaction is one line of JSON. It is in the file, and the

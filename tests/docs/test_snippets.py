@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.postgres.databases import without_schema
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -35,10 +36,14 @@ def test_the_pages_are_found() -> None:
 
 
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_snippets_run(page: Path, tmp_path: Path) -> None:
+def test_snippets_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     program = tmp_path / f"{page.stem.replace('-', '_')}.py"
     program.write_text(snippets(page), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    if "DATABASE_URL" in program.read_text(encoding="utf-8"):
+        dsn: str = request.getfixturevalue("postgres_dsn")
+        environment["DATABASE_URL"] = dsn
+        request.addfinalizer(lambda: without_schema(dsn, "durable_batches"))
     ran = subprocess.run(
         [sys.executable, "-W", "error", str(program)],
         cwd=tmp_path,
@@ -49,3 +54,12 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_page_about_stores_shows_all_of_its_example() -> None:
+    example = (ROOT / "examples" / "custom_store.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "write-a-store.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^ *# ---- (.*?) -+$", example, re.MULTILINE)
+    assert len(sections) > 5
+    for section in ["", *sections]:
+        assert f"\n--8<-- examples/custom_store.py: {section}".rstrip(" ") in page

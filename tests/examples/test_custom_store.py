@@ -12,6 +12,8 @@ from durable_batches import BatchOrchestrator, StoreCorruptError, StoreUnavailab
 from durable_batches.stores import Clock, Store
 from durable_batches.testing import StoreConformance
 
+# ---- the suite -------------------------------------------------------------------------------------------------------
+
 
 class TestJournalStore(StoreConformance):
     @pytest.fixture(autouse=True)
@@ -23,6 +25,9 @@ class TestJournalStore(StoreConformance):
 
     async def reopen_store(self, clock: Clock) -> Store:
         return JournalStore(self.path, clock=clock)
+
+
+# ---- what else it promises -------------------------------------------------------------------------------------------
 
 
 async def run_a_batch(path: Path) -> int:
