@@ -1,6 +1,6 @@
 """What a batch costs as it grows: memory, time a document, and the time to the first activity after a kill.
 
-    python benchmarks/scale.py [--sizes 1000 10000 100000]
+    python -m benchmarks.scale [--sizes 1000 10000 100000]
 
 Each size runs in a process of its own, its documents submitted from a generator. Resident memory is the highest
 that the process reached; time a document is of the run, submission included. Then a process is killed with SIGKILL
@@ -77,7 +77,7 @@ def child(path: Path, size: int) -> None:
 
 
 def spawn(path: Path, size: int, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--child", str(path), str(size), *options]
+    command = [sys.executable, "-m", "benchmarks.scale", "--child", str(path), str(size), *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

@@ -1,12 +1,13 @@
 """How fast recorded activities go, against the raw driver doing the same rows, in one run.
 
-    python benchmarks/throughput.py [--documents N] [--rounds N] [--quick]
+    python -m benchmarks.throughput [--stores sqlite postgres] [--documents N] [--rounds N] [--quick] [--compare dbos]
 
 The workload: documents of five sequential activities that do no work and return about 300 bytes, each result
-durable before the next activity starts. The floor under it is Python's own `sqlite3`, fed by as many asyncio
-tasks, writing the same checkpoint and status rows with group commit at the same durability (WAL and
-`synchronous=FULL`). Both are run alternately, and the ratio of their medians is what counts: absolute figures
-move from machine to machine. Counts (transactions and bytes a document) do not move at all.
+durable before the next activity starts. The floor under it is the driver itself, fed by as many asyncio tasks,
+writing rows with group commit at the same durability: `sqlite3` with WAL and `synchronous=FULL`; asyncpg with prepared
+statements and `unnest`, once only the checkpoint and the status of each activity, and once every row that the library
+writes for one (its event and the batch's row as well). All are run in turn, and the ratio of the medians is what
+counts: absolute figures move from machine to machine. Counts (transactions and bytes a document) do not move at all.
 """
 
 from __future__ import annotations
@@ -20,105 +21,51 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from pydantic import BaseModel
+import asyncpg
+from benchmarks.support.dbos import seconds_with_dbos
+from benchmarks.support.floor import Row, floor
+from benchmarks.support.servers import schema_on, server, slow_network
+from benchmarks.support.workload import ACTIVITIES, IN_FLIGHT, Finding, Run, finding, five_steps
 
 from durable_batches import (
     EXTRACTION,
-    Assembling,
     BatchConfig,
     BatchOrchestrator,
-    Chunking,
-    ExtractingEntities,
-    ExtractingMentions,
-    ExtractingRelations,
+    PostgresStore,
     SQLiteStore,
     Worker,
     durable_activity,
     workflow,
 )
+from durable_batches.stores import Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-ACTIVITIES = 5
-IN_FLIGHT = 64
+Kind = Callable[[int, int], Run]
+"""Runs so many documents with so many in flight."""
 
 
-class Finding(BaseModel):
-    """A result of about 300 bytes as JSON."""
-
-    document: int
-    step: int
-    text: str
-    scores: list[float]
-
-
-def finding(document: int, step: int) -> Finding:
-    return Finding(document=document, step=step, text=f"{document:08d} " * 24, scores=[0.125 * n for n in range(6)])
-
-
-@durable_activity(stage=Chunking)
-async def chunk(document: int) -> Finding:
-    return finding(document, 0)
-
-
-@durable_activity(stage=ExtractingMentions)
-async def mentions(document: int) -> Finding:
-    return finding(document, 1)
-
-
-@durable_activity(stage=ExtractingEntities)
-async def entities(document: int) -> Finding:
-    return finding(document, 2)
-
-
-@durable_activity(stage=ExtractingRelations)
-async def relations(document: int) -> Finding:
-    return finding(document, 3)
-
-
-@durable_activity(stage=Assembling)
-async def assemble(document: int) -> Finding:
-    return finding(document, 4)
-
-
-@workflow(EXTRACTION, name="throughput")
-async def five_steps(document: int) -> int:
-    total = 0
-    for step in (chunk, mentions, entities, relations, assemble):
-        total += (await step(document)).step
-    return total
-
-
-@dataclass
-class Run:
-    """One measured run."""
-
-    seconds: float
-    transactions: int = 0
-    database_bytes: int = 0
-
-
-async def ours(folder: Path, documents: int, in_flight: int) -> Run:
+async def ours(store: Store, documents: int, in_flight: int, count: Callable[[], Run]) -> Run:
     """The library: from the claim of the first document to the end of the last."""
-    path = folder / "ours.db"
-    store = CountingStore(path)
-    config = BatchConfig(concurrency=in_flight)
     async with BatchOrchestrator(five_steps, store=store, max_in_flight=in_flight) as batches:
-        batch_id = await batches.submit(range(documents), config=config)
+        batch_id = await batches.submit(range(documents), config=BatchConfig(concurrency=in_flight))
         loaded = time.perf_counter()
         result = await batches.result(batch_id)
         ended = time.perf_counter()
         assert result.counts.succeeded == documents
-        transactions = store.transactions
-    return Run(ended - loaded, transactions, path.stat().st_size)
+        run = await asyncio.to_thread(count)
+        run.seconds = ended - loaded
+        return run
+
+
+# ---- SQLite ----------------------------------------------------------------------------------------------------------
 
 
 class CountingStore(SQLiteStore):
@@ -132,6 +79,132 @@ class CountingStore(SQLiteStore):
         self.transactions += 1
         return await super()._write(work, *args, **kwargs)
 
+
+def ours_on_sqlite(documents: int, in_flight: int) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ours.db"
+        store = CountingStore(path)
+        return asyncio.run(ours(store, documents, in_flight, lambda: Run(0, store.transactions, path.stat().st_size)))
+
+
+async def _raw_on_sqlite(path: Path, documents: int, in_flight: int) -> Run:
+    loop = asyncio.get_running_loop()
+    thread = ThreadPoolExecutor(1)
+    connection = await loop.run_in_executor(thread, _raw_database, path, documents)
+
+    def write(rows: list[Row]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("INSERT INTO activity VALUES (?, ?, ?)", rows)
+        connection.executemany(
+            "UPDATE execution SET mark = ?, status = 'running' WHERE key = ?", [(row[1], row[0]) for row in rows]
+        )
+        connection.execute("COMMIT")
+
+    async def commit(rows: list[Row]) -> None:
+        await loop.run_in_executor(thread, write, rows)
+
+    seconds = await floor(commit, documents, in_flight)
+    await loop.run_in_executor(thread, connection.close)
+    thread.shutdown()
+    return Run(seconds)
+
+
+def _raw_database(path: Path, documents: int) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("CREATE TABLE execution (key INTEGER PRIMARY KEY, status TEXT, mark INTEGER)")
+    connection.execute("CREATE TABLE activity (execution INTEGER, key INTEGER, payload BLOB, UNIQUE (execution, key))")
+    connection.execute("BEGIN")
+    connection.executemany(
+        "INSERT INTO execution VALUES (?, 'pending', -1)", [(number,) for number in range(documents)]
+    )
+    connection.execute("COMMIT")
+    return connection
+
+
+def raw_on_sqlite(documents: int, in_flight: int) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_raw_on_sqlite(Path(folder) / "raw.db", documents, in_flight))
+
+
+# ---- Postgres --------------------------------------------------------------------------------------------------------
+
+_TABLES = """
+CREATE TABLE execution (key bigint PRIMARY KEY, status text, mark int) WITH (fillfactor = 70);
+CREATE TABLE activity (execution bigint, key int, payload bytea, PRIMARY KEY (execution, key));
+CREATE TABLE event (batch bigint, seq bigint, at bigint, tag text, data bytea, PRIMARY KEY (batch, seq));
+CREATE TABLE batch (key bigint PRIMARY KEY, seq bigint, core bytea) WITH (fillfactor = 50);
+INSERT INTO batch VALUES (1, 0, '')
+"""
+_CHECKPOINT = "INSERT INTO activity SELECT * FROM unnest($1::bigint[], $2::int[], $3::bytea[])"
+_STATUS = (
+    "UPDATE execution e SET mark = n.mark, status = 'running' FROM unnest($1::bigint[], $2::int[]) AS n(key, mark) "
+    "WHERE e.key = n.key"
+)
+_EVENT = "INSERT INTO event SELECT 1, * FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bytea[])"
+_BATCH = "UPDATE batch SET seq = $1, core = $2 WHERE key = 1"
+_CORE_BYTES = 400
+
+
+async def _counted(dsn: str, schema: str) -> Run:
+    connection = await asyncpg.connect(dsn)
+    try:
+        commits: int = await connection.fetchval(f"SELECT sum(commits)::bigint FROM {schema}.worker")
+        stored: int = await connection.fetchval(
+            "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c JOIN pg_namespace n "
+            "ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relkind = 'r'",
+            schema,
+        )
+        return Run(0, commits, stored)
+    finally:
+        await connection.close()
+
+
+def ours_on_postgres(dsn: str) -> Kind:
+    def run(documents: int, in_flight: int) -> Run:
+        with schema_on(dsn) as schema:
+            store = PostgresStore(dsn, schema=schema)
+            return asyncio.run(ours(store, documents, in_flight, lambda: asyncio.run(_counted(dsn, schema))))
+
+    return run
+
+
+async def _raw_on_postgres(dsn: str, schema: str, documents: int, in_flight: int, *, all_rows: bool) -> Run:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"CREATE SCHEMA {schema}; SET search_path = {schema}; {_TABLES}")
+    await connection.execute(
+        "INSERT INTO execution SELECT n, 'pending', -1 FROM generate_series(0, $1::int) n", documents
+    )
+    seq = 0
+
+    async def commit(rows: list[Row]) -> None:
+        nonlocal seq
+        keys, steps = [row[0] for row in rows], [row[1] for row in rows]
+        async with connection.transaction():
+            await connection.execute(_CHECKPOINT, keys, steps, [row[2] for row in rows])
+            await connection.execute(_STATUS, keys, steps)
+            if all_rows:
+                numbers = list(range(seq + 1, seq + 1 + len(rows)))
+                seq += len(rows)
+                data = [json.dumps(["document", "stage", step, 1, 0.5]).encode() for step in steps]
+                await connection.execute(_EVENT, numbers, numbers, ["stage_progress"] * len(rows), data)
+                await connection.execute(_BATCH, seq, b"x" * _CORE_BYTES)
+
+    seconds = await floor(commit, documents, in_flight)
+    await connection.close()
+    return Run(seconds)
+
+
+def raw_on_postgres(dsn: str, *, all_rows: bool) -> Kind:
+    def run(documents: int, in_flight: int) -> Run:
+        with schema_on(dsn) as schema:
+            return asyncio.run(_raw_on_postgres(dsn, schema, documents, in_flight, all_rows=all_rows))
+
+    return run
+
+
+# ---- what an interrupted batch costs ---------------------------------------------------------------------------------
 
 REPLAYED_STEPS = 40
 gate = asyncio.Event()
@@ -179,109 +252,89 @@ async def replay(folder: Path, documents: int) -> float:
     return documents * REPLAYED_STEPS / seconds
 
 
-async def raw(folder: Path, documents: int, in_flight: int) -> Run:
-    """The floor: `sqlite3` on one thread, group commit, the same checkpoint and status rows."""
-    path = folder / "raw.db"
-    loop = asyncio.get_running_loop()
-    thread = ThreadPoolExecutor(1)
-    connection = await loop.run_in_executor(thread, _raw_database, path, documents)
-    pending: list[tuple[int, int, bytes, asyncio.Future[None]]] = []
-    wake = asyncio.Event()
-    left = documents
-
-    def commit(rows: list[tuple[int, int, bytes]]) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany("INSERT INTO activity VALUES (?, ?, ?)", rows)
-        connection.executemany(
-            "UPDATE execution SET mark = ?, status = 'running' WHERE key = ?", [(row[1], row[0]) for row in rows]
-        )
-        connection.execute("COMMIT")
-
-    async def journal() -> None:
-        while left:
-            await wake.wait()
-            await asyncio.sleep(0)
-            wake.clear()
-            taken, pending[:] = pending[:], []
-            if not taken:
-                continue
-            await loop.run_in_executor(thread, commit, [row[:3] for row in taken])
-            for *_, future in taken:
-                future.set_result(None)
-
-    async def activity(document: int, step: int) -> Finding:
-        result = finding(document, step)
-        payload = json.dumps(result.model_dump()).encode()
-        future: asyncio.Future[None] = loop.create_future()
-        pending.append((document, step, payload, future))
-        wake.set()
-        await future
-        return result
-
-    async def feed(numbers: Iterable[int]) -> None:
-        nonlocal left
-        for document in numbers:
-            for step in range(ACTIVITIES):
-                await activity(document, step)
-            left -= 1
-        wake.set()
-
-    numbers = iter(range(documents))
-    began = time.perf_counter()
-    await asyncio.gather(journal(), *(feed(numbers) for _ in range(in_flight)))
-    seconds = time.perf_counter() - began
-    await loop.run_in_executor(thread, connection.close)
-    thread.shutdown()
-    return Run(seconds)
+# ---- all of it -------------------------------------------------------------------------------------------------------
 
 
-def _raw_database(path: Path, documents: int) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("CREATE TABLE execution (key INTEGER PRIMARY KEY, status TEXT, mark INTEGER)")
-    connection.execute("CREATE TABLE activity (execution INTEGER, key INTEGER, payload BLOB, UNIQUE (execution, key))")
-    connection.execute("BEGIN")
-    connection.executemany(
-        "INSERT INTO execution VALUES (?, 'pending', -1)", [(number,) for number in range(documents)]
-    )
-    connection.execute("COMMIT")
-    return connection
+def compare(library: Kind, floors: dict[str, Kind], documents: int, in_flight: int, rounds: int) -> float:
+    """Run them in turn, report, and return the library's activities a second."""
+    kinds = {"ours": library, **floors}
+    runs: list[dict[str, Run]] = []
+    for _ in range(rounds):
+        runs.append({})
+        for name, kind in kinds.items():
+            gc.collect()
+            runs[-1][name] = kind(documents, in_flight)
+    activities = documents * ACTIVITIES
+    rates = {name: activities / statistics.median(run[name].seconds for run in runs) for name in kinds}
+    print(f"{in_flight:4d} in flight: {rates['ours']:8,.0f} activities/s")
+    for name in floors:
+        ratio = statistics.median(run[name].seconds / run["ours"].seconds for run in runs)
+        print(f"     {name} {rates[name]:,.0f}, ratio {ratio:.2f}")
+    if in_flight == IN_FLIGHT:
+        counted = runs[0]["ours"]
+        print(f"     transactions a document {counted.transactions / documents:.3f}")
+        print(f"     database bytes a document {counted.database_bytes / documents:,.0f}")
+    return rates["ours"]
 
 
-def measured(kind: str, documents: int, in_flight: int) -> Run:
-    """One run in a folder of its own."""
+def compare_with_dbos(rate: float, dsn: str | None) -> None:
+    documents = 300
+    seconds = seconds_with_dbos(dsn, documents)
+    if seconds is None:
+        print("     DBOS is not installed")
+        return
+    theirs = documents * ACTIVITIES / seconds
+    print(f"     DBOS {theirs:,.0f}, {rate / theirs:.0f} times as fast")
+
+
+def on_sqlite(arguments: argparse.Namespace, rounds: int) -> None:
+    print(f"SQLite {sqlite3.sqlite_version}")
+    documents: int = arguments.documents
+    for in_flight in (IN_FLIGHT,) if arguments.quick else (IN_FLIGHT, 1, 8, 512):
+        share = documents if in_flight >= IN_FLIGHT else max(documents * in_flight // IN_FLIGHT, 50)
+        floors: dict[str, Kind] = {"raw driver, checkpoint and status": raw_on_sqlite}
+        rate = compare(ours_on_sqlite, floors, share, in_flight, rounds)
+        if in_flight == IN_FLIGHT and arguments.compare:
+            compare_with_dbos(rate, None)
     with tempfile.TemporaryDirectory() as folder:
-        gc.collect()
-        run = ours if kind == "ours" else raw
-        return asyncio.run(run(Path(folder), documents, in_flight))
+        print(f"replay: {asyncio.run(replay(Path(folder), 500)):,.0f} recorded activities/s")
+
+
+def on_postgres(arguments: argparse.Namespace, rounds: int) -> None:
+    def floors(dsn: str) -> dict[str, Kind]:
+        return {
+            "raw asyncpg, checkpoint and status": raw_on_postgres(dsn, all_rows=False),
+            "raw asyncpg, all the same rows": raw_on_postgres(dsn, all_rows=True),
+        }
+
+    documents: int = arguments.documents
+    with server() as dsn:
+        print("Postgres, on this machine")
+        rate = compare(ours_on_postgres(dsn), floors(dsn), documents, IN_FLIGHT, rounds)
+        if arguments.compare:
+            compare_with_dbos(rate, dsn)
+        if not arguments.quick:
+            compare(ours_on_postgres(dsn), floors(dsn), documents, 512, rounds)
+        with slow_network(dsn) as slow:
+            print("Postgres, a round trip of 1 ms away")
+            compare(ours_on_postgres(slow), floors(slow), documents // 2, IN_FLIGHT, rounds)
 
 
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stores", nargs="+", choices=["sqlite", "postgres"], default=["sqlite", "postgres"])
     parser.add_argument("--documents", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round at 64 in flight, nothing else")
+    parser.add_argument("--compare", choices=["dbos"], help="run another library on the same database, if installed")
     arguments = parser.parse_args()
     rounds = 1 if arguments.quick else arguments.rounds
-    documents: int = arguments.documents
-    print(f"{documents} documents x {ACTIVITIES} activities, {os.cpu_count()} cores, SQLite {sqlite3.sqlite_version}")
-    for in_flight in (IN_FLIGHT,) if arguments.quick else (IN_FLIGHT, 1, 8, 512):
-        share = documents if in_flight >= IN_FLIGHT else max(documents * in_flight // 64, 50)
-        pairs = [(measured("ours", share, in_flight), measured("raw", share, in_flight)) for _ in range(rounds)]
-        activities = share * ACTIVITIES
-        our_rate = activities / statistics.median(run.seconds for run, _ in pairs)
-        raw_rate = activities / statistics.median(run.seconds for _, run in pairs)
-        ratio = statistics.median(floor.seconds / run.seconds for run, floor in pairs)
-        print(
-            f"{in_flight:4d} in flight: {our_rate:8,.0f} activities/s, raw driver {raw_rate:8,.0f}, ratio {ratio:.2f}"
-        )
-        if in_flight == IN_FLIGHT:
-            print(f"     transactions a document {pairs[0][0].transactions / share:.3f}")
-            print(f"     database bytes a document {pairs[0][0].database_bytes / share:,.0f}")
-    with tempfile.TemporaryDirectory() as folder:
-        print(f"replay: {asyncio.run(replay(Path(folder), 500)):,.0f} recorded activities/s")
+    print(f"{arguments.documents} documents x {ACTIVITIES} activities, {os.cpu_count()} cores")
+    if "sqlite" in arguments.stores:
+        on_sqlite(arguments, rounds)
+    if "postgres" in arguments.stores:
+        on_postgres(arguments, rounds)
 
 
 if __name__ == "__main__":
