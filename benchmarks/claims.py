@@ -21,7 +21,7 @@ from benchmarks.support.servers import schema_on, server
 from durable_batches import PostgresStore
 from durable_batches.lifecycle.facts import ExecutionSucceeded, Seal
 from durable_batches.stores import ClaimRequest, NewDocument, WorkerId
-from durable_batches.stores.postgres import claiming, locking
+from durable_batches.stores.postgres import claiming, times
 from durable_batches.stores.postgres.connection import Session
 from durable_batches.testing.suite.scene import LETTERS, Hand, Scene
 
@@ -97,7 +97,7 @@ async def run(dsn: str, schema: str, documents: int) -> None:
         print(f"{documents:,} documents claimed and ended, {rate:,.0f} a second")
         print(f"a claim of 10: {await milliseconds(store, hand):.2f} ms behind them")
         session = Explaining(database, connection)
-        now = await session.connection.fetchval(f"SELECT {locking.CLOCK}")
+        now = await session.connection.fetchval(f"SELECT {times.SERVERS_CLOCK}")
         locked, batches, _ = await claiming.lock_open_batches(session, now, TEN, skip=False)
         await claiming.load_candidates(session, now, TEN, locked, batches)
     finally:

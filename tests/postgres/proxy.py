@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,25 @@ Fate = Literal["pass", "lose", "cut before", "cut after"]
 it, or when the server has had time to act on it, with its reply lost."""
 
 _TIME_TO_ACT: Final = 0.2
+
+_PARSE: Final = re.compile(rb"P.{4}([^\0]+)\0([^\0]+)\0", re.DOTALL)
+_BIND: Final = re.compile(rb"B.{4}[^\0]*\0([^\0]+)\0", re.DOTALL)
+_AT_ONCE: Final = b"verdict AS MATERIALIZED"
+"""Of the statement that is a whole commit."""
+
+
+class CommitFinder:
+    """Finds commits among what a store's connections say: COMMIT, and the statements that are whole commits."""
+
+    def __init__(self) -> None:
+        self._names: set[bytes] = set()
+
+    def is_in(self, data: bytes) -> bool:
+        """Whether this packet has the server commit something; in the order in which they are sent."""
+        if data[:1] == b"P":
+            self._names |= {name for name, statement in _PARSE.findall(data) if _AT_ONCE in statement}
+        bound = _BIND.match(data)
+        return b"COMMIT" in data or (bound is not None and bound[1] in self._names)
 
 
 class Proxy:

@@ -17,7 +17,8 @@ async def migrated(target: str, schema: str) -> str:
         await store.close()
         return f"{store.path} is up to date"
     # The driver is asked for only by those who use it.
-    from durable_batches.stores.postgres.connection import Database, migrate
+    from durable_batches.stores.postgres.connection import Database
+    from durable_batches.stores.postgres.schema import migrate
 
     database = Database(target, schema, statement_seconds=60, lock_seconds=10)
     changed = await migrate(database)
@@ -26,13 +27,8 @@ async def migrated(target: str, schema: str) -> str:
 
 async def script(target: str | None, schema: str) -> str:
     """The SQL that it takes: from nothing, or from what the target has."""
-    from durable_batches.stores.postgres.connection import (
-        MIGRATION_LOCK,
-        Database,
-        migration_script,
-        quoted_text,
-        scripts_for,
-    )
+    from durable_batches.stores.postgres.connection import Database, quoted_text
+    from durable_batches.stores.postgres.schema import MIGRATION_LOCK, migration_script, scripts_for
 
     if target is not None and "://" not in target:
         raise ConfigurationError("--sql is for Postgres; a SQLite file is brought up to date by whoever opens it")

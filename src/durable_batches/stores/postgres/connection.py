@@ -23,8 +23,6 @@ from durable_batches.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from durable_batches.stores.migrations import READABLE_SINCE, newer_scripts
-from durable_batches.version import VERSION
 
 try:
     import asyncpg
@@ -37,18 +35,16 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = [
-    "MIGRATION_LOCK",
     "Database",
     "Session",
     "checked_schema",
     "closed",
-    "migrate",
-    "migration_script",
     "millis",
+    "pooled",
     "quoted_text",
-    "refuse_poolers",
     "transaction",
     "translated",
+    "unless_lost",
 ]
 
 _log = logging.getLogger("durable_batches")
@@ -60,13 +56,6 @@ CONNECT_SECONDS: Final = 10.0
 
 _MARGIN_SECONDS: Final = 2.0
 """How much longer than the server's own limit a statement is waited for; then the connection is taken for dead."""
-
-_MIGRATION_SECONDS: Final = 120.0
-"""How long another process's migration is waited for."""
-_LOOK_SECONDS: Final = 0.05
-
-MIGRATION_LOCK: Final = "hashtextextended('durable_batches ' || $1, 0)"
-"""What whoever changes the schema $1 locks, before anything else."""
 
 _LONGEST_NAME: Final = 63
 """Bytes; the server would cut a longer name off without a word."""
@@ -222,7 +211,6 @@ async def transaction(session: Session, where: str, begin: str = "BEGIN") -> Asy
         CommitUnknownError: That is so.
         StoreUnavailableError: Or another of the library's errors: nothing was written.
     """
-    connection = session.connection
     with translated(where):
         await session.run(begin)
         try:
@@ -230,15 +218,26 @@ async def transaction(session: Session, where: str, begin: str = "BEGIN") -> Asy
         except BaseException:
             await _rolled_back(session)
             raise
+    with unless_lost(session, where):
+        if await session.run("COMMIT") != "COMMIT":
+            raise StoreUnavailableError(f"the database {where} has rolled a transaction back")
+
+
+@contextmanager
+def unless_lost(session: Session, where: str) -> Generator[None]:
+    """Within: what commits. Errors are translated, and one after which it may have been made all the same says so.
+
+    Raises:
+        CommitUnknownError: The connection was lost, or whoever waits was cancelled.
+    """
     try:
         with translated(where):
-            if await session.run("COMMIT") != "COMMIT":
-                raise StoreUnavailableError(f"the database {where} has rolled a transaction back")
+            yield
     except (StoreUnavailableError, asyncio.CancelledError) as error:
         if isinstance(error.__cause__, asyncpg.PostgresError) and not _is_lost(error.__cause__):
             # The server's own word that it was not made, as for a disk that is full.
             raise
-        connection.terminate()
+        session.connection.terminate()
         raise CommitUnknownError(
             f"the connection to the database {where} was lost in the middle of a commit, so whether it was made is "
             "not known; it is repeated under its number, which tells"
@@ -332,7 +331,7 @@ def _translate(error: Exception, where: str) -> DurableBatchesError:
             )
         case "26000" | "42P05":
             # A statement that this connection has prepared is not there, or one that it has not is.
-            return _pooled(where)
+            return pooled(where)
         case "XX001" | "XX002":
             return StoreCorruptError(f"the database {where} is damaged ({said}); restore it from a backup")
         case _:
@@ -353,6 +352,15 @@ def _one_line(error: Exception) -> str:
     if not said:
         said = "it does not fit its column" if isinstance(error, asyncpg.DataError) else str(error)
     return " ".join(said.split()) or type(error).__name__
+
+
+def pooled(where: str) -> ConfigurationError:
+    """What there is to say of a pooler that hands sessions out by the transaction."""
+    return ConfigurationError(
+        f"{where} is a pooler in transaction mode (as PgBouncer with pool_mode = transaction): what one transaction "
+        "sets up, prepares or listens to is gone in the next. Connect to the server itself, or to a pool in session "
+        "mode"
+    )
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------
@@ -414,127 +422,3 @@ def millis(seconds: float) -> str:
 
 
 _LONGEST_MILLIS: Final = 2**31 - 1
-
-
-# ---- what kind of server this is -----------------------------------------------------------------------------------
-
-_POOLER_LOOKS: Final = 20
-"""How often it is looked whether sessions are swapped: a pooler that others use as well need not do so each time."""
-
-
-async def refuse_poolers(database: Database) -> None:
-    """Make sure that two connections are two sessions of the server, as leases and notifications need them.
-
-    Raises:
-        ConfigurationError: A pooler stands before the server, and hands its sessions out by the transaction.
-        StoreReadOnlyError: The server is a replica.
-    """
-    async with database.session() as first, database.session() as second:
-        with translated(database.where):
-            await _refuse_what_shares_sessions(database, first, second)
-            if await first.value("SELECT pg_is_in_recovery()"):
-                raise StoreReadOnlyError(
-                    f"the database {database.where} is a replica and cannot be written; connect to the primary "
-                    "(target_session_attrs=read-write in the DSN finds it among several hosts)"
-                )
-            if await first.value("SELECT current_setting('fsync')") == "off":
-                _log.warning(
-                    "the database %s runs with fsync = off: after a power failure, finished work may be lost or the "
-                    "database be damaged",
-                    database.where,
-                )
-
-
-async def _refuse_what_shares_sessions(database: Database, first: Session, second: Session) -> None:
-    mine = await _session_number(first)
-    # The server itself says at the start which session this is; a pooler makes a number up.
-    direct = first.connection.get_server_pid() == mine
-    for _ in range(1 if direct else _POOLER_LOOKS):
-        # Held for a moment, so that it cannot be the other's, unless that has none of its own.
-        await second.run("BEGIN")
-        other = await _session_number(second)
-        again = other if other == mine else await _session_number(first)
-        await second.run("ROLLBACK")
-        if other == mine or again != mine:
-            raise _pooled(database.where)
-
-
-async def _session_number(session: Session) -> int:
-    number: int = await session.value("SELECT pg_backend_pid()")
-    return number
-
-
-def _pooled(where: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{where} is a pooler in transaction mode (as PgBouncer with pool_mode = transaction): what one transaction "
-        "sets up, prepares or listens to is gone in the next. Connect to the server itself, or to a pool in session "
-        "mode"
-    )
-
-
-# ---- the schema ----------------------------------------------------------------------------------------------------
-
-_VERSION_TABLE: Final = (
-    "CREATE TABLE IF NOT EXISTS {s}.schema_version ("
-    "version integer NOT NULL, readable_since text NOT NULL, library text NOT NULL)"
-)
-
-
-async def migrate(database: Database) -> bool:
-    """Bring the schema up to date, under a lock that is taken before anything is made; whether it was not yet.
-
-    Raises:
-        SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
-        StoreAccessError: The role may not make it.
-    """
-    if not await scripts_for(database):
-        return False
-    async with database.session() as session:
-        await _locked_for_migration(session, database)
-        # Begun after the lock is held: what this session believes of the catalogue is brought up to date by that.
-        async with transaction(session, database.where):
-            newer = newer_scripts("postgres", database.where, *await _schema_version(session))
-            if newer:
-                await session.run(migration_script(newer))
-        return bool(newer)
-
-
-async def scripts_for(database: Database) -> list[tuple[int, str]]:
-    """What its schema lacks.
-
-    Raises:
-        SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
-    """
-    async with database.session() as session:
-        with translated(database.where):
-            return newer_scripts("postgres", database.where, *await _schema_version(session))
-
-
-def migration_script(scripts: Sequence[tuple[int, str]]) -> str:
-    """What brings a schema up to date with these scripts, with `{s}` for its quoted name."""
-    parts = ["CREATE SCHEMA IF NOT EXISTS {s};", f"{_VERSION_TABLE};", *(script for _, script in scripts)]
-    parts += [
-        "DELETE FROM {s}.schema_version;",
-        f"INSERT INTO {{s}}.schema_version VALUES ({scripts[-1][0]}, '{READABLE_SINCE}', '{VERSION}');",
-    ]
-    return "\n".join(parts) + "\n"
-
-
-async def _locked_for_migration(session: Session, database: Database) -> None:
-    """Wait until this session is the only one that migrates; it is until its connection is closed."""
-    with translated(database.where):
-        try:
-            async with asyncio.timeout(_MIGRATION_SECONDS):
-                while not await session.value(  # noqa: ASYNC110  (another process holds it)
-                    f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})", database.schema
-                ):
-                    await asyncio.sleep(_LOOK_SECONDS)
-        except TimeoutError:
-            raise StoreLockedError(database.where) from None
-
-
-async def _schema_version(session: Session) -> tuple[int, str]:
-    if await session.value("SELECT to_regclass($1)", f"{session.quoted}.schema_version") is None:
-        return 0, "0"
-    row = await session.row("SELECT version, readable_since FROM {s}.schema_version")
-    return (0, "0") if row is None else (row[0], row[1])

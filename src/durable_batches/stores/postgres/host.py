@@ -9,20 +9,20 @@ from typing import cast
 
 import asyncpg
 
-from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.facts import Command
-from durable_batches.lifecycle.records import BatchRecord, Committed, Micros, NewDocument, WorkerId
+from durable_batches.lifecycle.records import BatchRecord, Committed, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres import loading
 from durable_batches.stores.postgres.connection import Connection, Database, Session, translated
+from durable_batches.stores.postgres.times import Times
 from durable_batches.stores.protocol import HostTransaction, Loading
 
 __all__ = ["joined"]
 
 
 @asynccontextmanager
-async def joined(database: Database, clock: Clock | None, connection: HostTransaction) -> AsyncGenerator[Loading]:
+async def joined(database: Database, times: Times, connection: HostTransaction) -> AsyncGenerator[Loading]:
     """See `HostTransactions.joined`: all of it within a savepoint, so that a failure leaves nothing of it behind."""
     with translated(database.where):
         driver = await _driver_connection(connection)
@@ -31,7 +31,7 @@ async def joined(database: Database, clock: Clock | None, connection: HostTransa
                 "connection= joins a transaction, and this connection is in none: begin one, and commit it afterwards"
             )
         async with driver.transaction():
-            yield _Joined(database, clock, driver)
+            yield _Joined(database, times, driver)
 
 
 async def _driver_connection(connection: object) -> Connection:
@@ -52,9 +52,9 @@ async def _driver_connection(connection: object) -> Connection:
 class _Joined:
     """The loading part of a store, on the host's connection and loop."""
 
-    def __init__(self, database: Database, clock: Clock | None, connection: Connection) -> None:
+    def __init__(self, database: Database, times: Times, connection: Connection) -> None:
         self._database = database
-        self._clock = clock
+        self._times = times
         self._session = Session(database, connection)
 
     async def create(self, batch: BatchRecord) -> BatchRecord | None:
@@ -65,16 +65,11 @@ class _Joined:
     async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
         """See `Store.add`."""
         with translated(self._database.where):
-            await loading.add(
-                self._session, await loading.moment(self._session, self._now), batch_id, loader, documents
-            )
+            await loading.add(self._session, self._times, batch_id, loader, documents)
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
         """See `Store.control`; others hear of it with the host's commit."""
         with translated(self._database.where):
-            committed = await loading.control(self._session, self._now, batch_id, command)
+            committed = await loading.control(self._session, self._times, batch_id, command)
             await self._session.value("SELECT pg_notify($1, '')", self._database.channel)
             return committed
-
-    def _now(self) -> Micros | None:
-        return None if self._clock is None else self._clock.now()

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError, FactRejectedError
 from durable_batches.lifecycle.facts import Command
 from durable_batches.lifecycle.plan import new_execution, plan_command
-from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Committed, Micros, NewDocument, WorkerId
+from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Committed, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres import locking, rows, writing
 from durable_batches.stores.postgres.connection import Session
+from durable_batches.stores.postgres.times import Times
 
-__all__ = ["add", "control", "create", "moment"]
-
-
-async def moment(session: Session, clock: Callable[[], Micros | None]) -> Micros:
-    now = clock()
-    if now is None:
-        now = await session.value(f"SELECT {locking.CLOCK}")
-    assert now is not None
-    return now
+__all__ = ["add", "control", "create"]
 
 
 async def create(session: Session, batch: BatchRecord) -> BatchRecord | None:
@@ -34,7 +27,7 @@ async def create(session: Session, batch: BatchRecord) -> BatchRecord | None:
 
 
 async def add(
-    session: Session, now: Micros, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]
+    session: Session, times: Times, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]
 ) -> None:
     locked = await locking.lock_batches(session, [batch_id])
     if batch_id not in locked.keys or locked.records[batch_id].loader != loader:
@@ -50,18 +43,17 @@ async def add(
     if any(document.position in known for document in fresh):
         raise FactRejectedError(f"a position in batch {batch_id!r} has another document already")
     if fresh:
+        now = await times.moment(session)
         await rows.insert_executions(
             session, key, [(new_execution(batch_id, document, now), document.input) for document in fresh]
         )
 
 
-async def control(
-    session: Session, clock: Callable[[], Micros | None], batch_id: BatchId, command: Command
-) -> Committed:
+async def control(session: Session, times: Times, batch_id: BatchId, command: Command) -> Committed:
     locked = await locking.lock_batches(session, [batch_id])
     if batch_id not in locked.keys:
         raise BatchNotFoundError(batch_id)
-    now = await moment(session, clock)
+    now = await times.moment(session)
     loaded = await rows.load_executions(session, now, locked, [(batch_id, RESOLVER_POSITION)])
     writes = plan_command(loaded, batch_id, command)
     await writing.apply(session, locked, writes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from durable_batches.lifecycle.records import (
@@ -12,6 +12,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres.connection import Session
+from durable_batches.stores.postgres.times import SERVERS_CLOCK
 from durable_batches.stores.sql import (
     BATCH_COLUMNS,
     Row,
@@ -19,8 +20,6 @@ from durable_batches.stores.sql import (
     execution_keys,
 )
 
-CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-"""The server's clock, which all workers go by, whatever their machines' say."""
 _BATCH_WIDTH: Final = BATCH_COLUMNS.count(",") + 1
 
 
@@ -36,30 +35,58 @@ class Front(NamedTuple):
 
 
 class Locked:
-    """The batches that a transaction works on: their keys, and where what is due of them begins."""
+    """Batches that a transaction works on: their keys, the versions of their rows, where what is due begins."""
 
-    __slots__ = ("fronts", "keys", "records")
+    __slots__ = ("fronts", "keys", "records", "versions")
 
     def __init__(self) -> None:
         self.keys: dict[BatchId, int] = {}
         self.records: dict[BatchId, BatchRecord] = {}
         self.fronts: dict[int, Front] = {}
+        self.versions: dict[int, str] = {}
 
     def take(self, row: Row) -> BatchRecord:
-        """Note a row of `BATCH_COLUMNS`, from_due, from_key."""
+        """Note a row of `LOCKED_COLUMNS`."""
         record = batch_of(row[:_BATCH_WIDTH])
-        self.keys[record.batch_id] = row[0]
+        key: int = row[0]
+        self.keys[record.batch_id] = key
         self.records[record.batch_id] = record
-        self.fronts[row[0]] = Front(row[_BATCH_WIDTH], row[_BATCH_WIDTH + 1])
+        self.fronts[key] = Front(row[_BATCH_WIDTH], row[_BATCH_WIDTH + 1])
+        self.versions[key] = row[_BATCH_WIDTH + 2]
         return record
 
+    def were_written(self, records: Iterable[BatchRecord], version: str) -> None:
+        """They are now as this transaction has written them."""
+        for record in records:
+            self.records[record.batch_id] = record
+            self.versions[self.keys[record.batch_id]] = version
 
-LOCKED_COLUMNS: Final = f"{BATCH_COLUMNS}, from_due, from_key"
+    def update(self, other: Locked) -> None:
+        """Take over what is known of other batches, or newer of the same."""
+        self.keys.update(other.keys)
+        self.records.update(other.records)
+        self.fronts.update(other.fronts)
+        self.versions.update(other.versions)
+
+
+LOCKED_COLUMNS: Final = f"{BATCH_COLUMNS}, from_due, from_key, xmin::text"
+OWN_VERSION: Final = "pg_current_xact_id()::xid::text"
+"""What `xmin` is of a row that this transaction has written."""
+
+
+class Fenced(NamedTuple):
+    """A commit that may be made."""
+
+    now: Micros
+    """The server's time."""
+    version: str
+    """Of the rows that it writes."""
+    locked: Locked
 
 
 _FENCE: Final = f"""
 WITH fence AS (
-    UPDATE {{s}}.worker SET commits = $2, lease_until = coalesce($3::bigint, {CLOCK}) + lease
+    UPDATE {{s}}.worker SET commits = $2, lease_until = coalesce($3::bigint, {SERVERS_CLOCK}) + lease
     WHERE worker_id = $1 AND commits = $2 - 1 AND dead IS NULL
     RETURNING 1
 ), locked AS (
@@ -70,7 +97,7 @@ WITH fence AS (
     SELECT {LOCKED_COLUMNS} FROM {{s}}.batch
     WHERE (SELECT count(*) FROM fence) = 1 AND batch_id = ANY($5::text[])
 )
-SELECT (SELECT count(*) FROM fence), {CLOCK}, found.*
+SELECT (SELECT count(*) FROM fence), {SERVERS_CLOCK}, {OWN_VERSION}, found.*
 FROM (SELECT 1) one LEFT JOIN (SELECT * FROM locked UNION ALL SELECT * FROM looked_at) found ON true
 """
 """Fence and number a commit, and lock the batches that it is about, in the order of their ids. Whoever declares the
@@ -84,16 +111,16 @@ async def fence(
     boot: Micros | None,
     change: Collection[BatchId],
     look_at: Collection[BatchId],
-) -> tuple[Micros, Locked] | None:
-    """The server's time, and the batches; None: this worker has no such commit to make."""
+) -> Fenced | None:
+    """Fence, number and lock; None: this worker has no such commit to make."""
     rows = await session.fetch(_FENCE, worker, number, boot, sorted(change), sorted(look_at))
     if rows[0][0] != 1:
         return None
     locked = Locked()
     for row in rows:
-        if row[2] is not None:
-            locked.take(tuple(row)[2:])
-    return rows[-1][1], locked
+        if row[3] is not None:
+            locked.take(tuple(row)[3:])
+    return Fenced(rows[-1][1], rows[-1][2], locked)
 
 
 async def lock_batches(session: Session, batch_ids: Collection[BatchId], *, skip: bool = False) -> Locked:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from durable_batches.errors import StoreUnavailableError
-from durable_batches.lifecycle.records import EventRecord, Micros
+from durable_batches.lifecycle.records import EventRecord
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres import claiming, rows
 from durable_batches.stores.postgres.connection import Database, Session, closed, translated
+from durable_batches.stores.postgres.times import Times
 
 __all__ = ["Watch"]
 
@@ -49,12 +50,12 @@ class Watch:
 
     Args:
         database: Where.
-        now: The time that things fall due by; None: the server's.
+        times: What things fall due by.
     """
 
-    def __init__(self, database: Database, now: Callable[[], Micros | None]) -> None:
+    def __init__(self, database: Database, times: Times) -> None:
         self._database = database
-        self._now = now
+        self._times = times
         self._waiters: set[_Waiter] = set()
         self._wake = asyncio.Event()
         self._changed = False
@@ -136,7 +137,7 @@ class Watch:
         seen = {batch_id for waiter in waiting for batch_id in waiter.seen}
         work = {pair for waiter in waiting for pair in waiter.work}
         numbers = await rows.load_numbers(session, seen) if seen else {}
-        ready = await claiming.claimable(session, self._now(), work) if work else set[Any]()
+        ready = await claiming.claimable(session, self._times.now(), work) if work else set[Any]()
         for waiter in waiting:
             moved = any(numbers.get(batch_id, 0) > number for batch_id, number in waiter.seen.items())
             if moved or waiter.work & ready:

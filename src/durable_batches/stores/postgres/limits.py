@@ -1,0 +1,69 @@
+"""How long the transactions of this process may take and wait, by the leases of its workers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from durable_batches.lifecycle.records import Micros, WorkerId
+from durable_batches.stores.postgres.connection import Database, Session, millis
+
+__all__ = ["PARTS_OF_A_LEASE", "Limits"]
+
+PARTS_OF_A_LEASE: Final = 3
+"""A lease is renewed after one of these; and who is stuck in a transaction for one is ended."""
+_DEFAULT_LEASE_SECONDS: Final = 30.0
+
+_WARY_SECONDS: Final = 5.0
+_WARY_LOCK_SECONDS: Final = 0.05
+"""After a commit that has waited for a lock in vain: for so long, others wait for a lock only so long."""
+
+_SINCE_TRANSACTION_TIMEOUT: Final = 17
+
+
+class Limits:
+    """Lives on the store's loop, but for `note` and `forget`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._leases: dict[WorkerId, float] = {}
+        self._wary_until = 0.0
+
+    def note(self, worker: WorkerId, lease: Micros) -> None:
+        """A worker of this process, and its lease."""
+        self._leases[worker] = lease / 1_000_000
+
+    def forget(self, worker: WorkerId) -> None:
+        """It is gone."""
+        self._leases.pop(worker, None)
+
+    def between_beats(self, worker: WorkerId) -> float:
+        """Seconds: three beats a lease."""
+        return self._leases.get(worker, _DEFAULT_LEASE_SECONDS) / PARTS_OF_A_LEASE
+
+    def begin(self, session: Session, worker: WorkerId | None = None) -> str:
+        """What begins a transaction: of this worker, or of any.
+
+        A process that is stopped in the middle of one must not hold others up for longer than its lease.
+        """
+        lease = self._leases.get(worker) if worker is not None else min(self._leases.values(), default=None)
+        lease = _DEFAULT_LEASE_SECONDS if lease is None else lease
+        longest = lease / PARTS_OF_A_LEASE
+        settings: list[str] = []
+        if worker is not None and session.connection.get_server_version().major >= _SINCE_TRANSACTION_TIMEOUT:
+            settings.append(f"transaction_timeout = {millis(lease)}")
+        if longest < self._database.statement_seconds:
+            settings.append(f"idle_in_transaction_session_timeout = {millis(longest)}")
+        if worker is not None:
+            locks = _WARY_LOCK_SECONDS if self.is_wary() else min(longest, self._database.lock_seconds)
+            if locks < self._database.lock_seconds:
+                settings.append(f"lock_timeout = {millis(locks)}")
+        return "; SET LOCAL ".join(["BEGIN", *settings])
+
+    def become_wary(self) -> None:
+        """A commit has waited for a lock in vain: for some time others need not wait as long."""
+        self._wary_until = asyncio.get_running_loop().time() + _WARY_SECONDS
+
+    def is_wary(self) -> bool:
+        """Whether that was just now."""
+        return asyncio.get_running_loop().time() < self._wary_until

@@ -1,0 +1,177 @@
+"""Workers' rows: how a worker begins, how it leaves, and how it is declared dead."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+from durable_batches.errors import StoreAccessError, StoreLockedError
+from durable_batches.lifecycle.plan import Departure, plan_release
+from durable_batches.lifecycle.records import EventRecord, Micros, WorkerId, WorkerRecord
+from durable_batches.stores.postgres import locking, rows, writing
+from durable_batches.stores.postgres.connection import Database, Session, transaction, translated
+from durable_batches.stores.postgres.limits import PARTS_OF_A_LEASE, Limits
+from durable_batches.stores.postgres.times import SERVERS_CLOCK, Times
+from durable_batches.stores.protocol import Expired
+from durable_batches.stores.sql import worker_of, workflows_as_text
+
+__all__ = ["Workers"]
+
+_log = logging.getLogger("durable_batches")
+
+_DEPARTURES: Final[Sequence[Departure]] = ("shutdown", "crash")
+
+_EXPIRED: Final = (
+    "(lease_until <= c.now OR lease_until > c.now + 2 * lease OR dead IS NOT NULL OR worker_id = ANY($2::text[]))"
+)
+"""One that is more than a lease in the future is from before the server's clock was set back."""
+
+
+class Workers:
+    """Lives on the store's loop.
+
+    Args:
+        database: Where.
+        times: What leases are measured on.
+        limits: Of the transactions.
+        gone: Called with workers that have left or were declared dead.
+        changed: Called with the events of what was freed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        times: Times,
+        limits: Limits,
+        *,
+        gone: Callable[[Collection[WorkerId]], object],
+        changed: Callable[[Sequence[EventRecord]], object],
+    ) -> None:
+        self._database = database
+        self._times = times
+        self._limits = limits
+        self._gone = gone
+        self._changed = changed
+
+    async def register(self, session: Session, worker: WorkerRecord, lease: Micros) -> None:
+        """See `Store.register`."""
+        async with transaction(session, self._database.where, self._limits.begin(session)):
+            await session.fetch(
+                "INSERT INTO {s}.worker (worker_id, boot_id, pid_namespace, pid, started, workflows, lease, "
+                f"lease_until, commits, refused) VALUES ($1, $2, $3, $4, $5, $6, $7, "
+                f"coalesce($8::bigint, {SERVERS_CLOCK}) + $7, 0, '[]')",
+                worker.worker_id,
+                worker.boot_id,
+                worker.pid_namespace,
+                worker.pid,
+                worker.started,
+                workflows_as_text(worker.workflows),
+                lease,
+                self._times.boot(),
+            )
+
+    async def alive(self, session: Session) -> list[WorkerRecord]:
+        """See `Store.workers`."""
+        found = await session.fetch(
+            "SELECT worker_id, boot_id, pid_namespace, pid, started, workflows FROM {s}.worker WHERE dead IS NULL"
+        )
+        return [worker_of(tuple(row)) for row in found]
+
+    async def expire(self, session: Session, dead: Collection[WorkerId]) -> Expired:
+        """See `Store.expire`."""
+        # Mostly there is nobody, and then nothing is locked or written. A row that is locked is one that commits at
+        # this moment; it is looked at again soon.
+        with translated(self._database.where):
+            found = await session.fetch(
+                f"SELECT worker_id FROM {{s}}.worker, (SELECT coalesce($1::bigint, {SERVERS_CLOCK}) AS now) c "
+                f"WHERE {_EXPIRED}",
+                self._times.boot(),
+                sorted(dead),
+            )
+        if not found:
+            return Expired()
+        try:
+            expired = await self._declare_dead(session, dead, skip=False)
+        except StoreLockedError:
+            expired = await self._declare_dead(session, dead, skip=True)
+        if len(expired.workers) < len(found):
+            await self._end_stuck_sessions(session)
+        return expired
+
+    async def _end_stuck_sessions(self, session: Session) -> None:
+        """End the sessions of workers past their lease that were stopped in the middle of a transaction.
+
+        The server ends those that are idle in one, but not one that waits for the second half of a message.
+        """
+        try:
+            with translated(self._database.where):
+                ended = await session.value(
+                    "SELECT count(pg_terminate_backend(l.pid)) "
+                    f"FROM {{s}}.worker w, (SELECT {SERVERS_CLOCK} AS now) c, "
+                    "pg_locks l, pg_stat_activity a WHERE w.lease_until <= coalesce($1::bigint, c.now) "
+                    "AND l.locktype = 'transactionid' AND l.transactionid = w.xmax AND l.granted "
+                    "AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid() AND a.pid = l.pid "
+                    f"AND a.xact_start < clock_timestamp() - w.lease / {PARTS_OF_A_LEASE} * interval '1 microsecond'",
+                    self._times.boot(),
+                )
+            if ended:
+                _log.warning("ended %d sessions of workers that are past their lease in a transaction", ended)
+        except StoreAccessError as error:
+            _log.debug("sessions of workers that are past their lease could not be ended: %s", error)
+
+    async def _declare_dead(self, session: Session, dead: Collection[WorkerId], *, skip: bool) -> Expired:
+        async with transaction(session, self._database.where, self._limits.begin(session)):
+            found = await session.fetch(
+                "SELECT worker_id, dead FROM {s}.worker, "
+                f"(SELECT coalesce($1::bigint, {SERVERS_CLOCK}) AS now) c "
+                f"WHERE {_EXPIRED} ORDER BY worker_id FOR UPDATE OF worker SKIP LOCKED",
+                self._times.boot(),
+                sorted(dead),
+            )
+            events: list[EventRecord] = []
+            for departure in _DEPARTURES:
+                gone = [WorkerId(worker_id) for worker_id, left in found if (left or "crash") == departure]
+                events += await self._free(session, gone, departure, skip=skip)
+        self._changed(events)
+        return Expired(workers=[WorkerId(worker_id) for worker_id, left in found if left is None], events=events)
+
+    async def leave(self, session: Session, worker: WorkerId) -> Sequence[EventRecord]:
+        """See `Store.leave`."""
+        try:
+            return await self._say_goodbye(session, worker, skip=False)
+        except StoreLockedError:
+            return await self._say_goodbye(session, worker, skip=True)
+
+    async def _say_goodbye(self, session: Session, worker: WorkerId, *, skip: bool) -> Sequence[EventRecord]:
+        async with transaction(session, self._database.where, self._limits.begin(session)):
+            found = await session.fetch(
+                "SELECT worker_id FROM {s}.worker WHERE worker_id = $1 AND dead IS NULL FOR UPDATE", worker
+            )
+            events = await self._free(session, [worker], "shutdown", skip=skip) if found else ()
+        self._changed(events)
+        return events
+
+    async def _free(
+        self, session: Session, gone: Sequence[WorkerId], departure: Departure, *, skip: bool
+    ) -> Sequence[EventRecord]:
+        """Free what these workers own, whose rows are locked; what is left is freed with the next `expire`."""
+        if not gone:
+            return ()
+        self._gone(gone)
+        owned = await rows.owned_by(session, gone)
+        locked = await locking.lock_batches(session, {batch_id for batch_id, _ in owned}, skip=skip)
+        # Read again, now that nobody else changes them: the resolvers are not these workers' own.
+        now = await self._times.moment(session)
+        reachable = [key for key in owned if key[0] in locked.keys]
+        writes = plan_release(await rows.load_executions(session, now, locked, reachable), gone, departure)
+        await writing.apply(session, locked, writes)
+        if len(reachable) == len(owned):
+            await session.fetch("DELETE FROM {s}.worker WHERE worker_id = ANY($1::text[])", list(gone))
+        else:
+            await session.fetch(
+                "UPDATE {s}.worker SET dead = coalesce(dead, $2) WHERE worker_id = ANY($1::text[])",
+                list(gone),
+                departure,
+            )
+        return writes.events
