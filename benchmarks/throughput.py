@@ -279,7 +279,7 @@ def compare(library: Kind, floors: dict[str, Kind], documents: int, in_flight: i
 
 def compare_with_dbos(rate: float, dsn: str | None) -> None:
     documents = 300
-    seconds = seconds_with_dbos(dsn, documents)
+    seconds = seconds_with_dbos(dsn, documents, IN_FLIGHT)
     if seconds is None:
         print("     DBOS is not installed")
         return

@@ -151,10 +151,11 @@ async def pgbouncer(folder: Path, port: int, mode: str) -> AsyncGenerator[int]:
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", own_port)
-                    break
                 except ConnectionError:
                     await asyncio.sleep(0.02)
-        writer.close()
+                else:
+                    writer.close()
+                    break
         yield own_port
     finally:
         process.kill()
