@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Generator
@@ -26,6 +27,7 @@ from durable_batches import (
 from durable_batches.testing.history import HistoryChecker
 
 LEASE = timedelta(seconds=0.6)
+SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "50"))
 
 
 blocked_for: set[float] = set()
@@ -78,6 +80,17 @@ def _somebody_else(database: Database) -> Generator[list[str]]:
 
 
 async def test_code_that_blocks_the_event_loop_does_not_cost_the_lease(database: Database) -> None:
+    await _block_for_three_leases(database)
+
+
+@pytest.mark.soak
+async def test_code_that_blocks_the_event_loop_never_costs_the_lease(database: Database) -> None:
+    for _ in range(SOAK_ROUNDS):
+        blocked_for.clear()
+        await _block_for_three_leases(database.another())
+
+
+async def _block_for_three_leases(database: Database) -> None:
     store = database.store()
     worker = Worker(store, lease=LEASE)
     async with BatchOrchestrator(blocking, worker=worker) as batches:

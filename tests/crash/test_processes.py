@@ -76,6 +76,19 @@ def scene(tmp_path: Path, database: Database) -> Generator[Scene]:
 
 async def test_many_processes_start_at_once_on_no_database(scene: Scene) -> None:
     """One of them makes it, one submits, all of them see the batch through."""
+    await _start_at_once(scene)
+
+
+@pytest.mark.soak
+async def test_many_processes_start_at_once_again_and_again(tmp_path: Path, database: Database) -> None:
+    for number in range(SOAK_ROUNDS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with children() as start:
+            await _start_at_once(Scene(folder, database.another(), start))
+
+
+async def _start_at_once(scene: Scene) -> None:
     processes = scene.start(8, documents=16)
     await scene.check_completed(processes, 16)
     assert sum(bool(child.marks("submitted")) for child in processes) == 8

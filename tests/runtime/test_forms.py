@@ -533,3 +533,57 @@ async def test_a_namespace_of_activities_is_looked_through(open_store: StoreMake
 
     with pytest.raises(ConfigurationError, match=r"'thinks'.*'thinking'"):
         BatchOrchestrator(run, store=open_store(None))
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "problem"),
+    [
+        ("", "1", "1 to 512 characters"),
+        ("act\0", "1", "NUL or lone surrogates"),
+        ("act", "\ud800", "NUL or lone surrogates"),
+        ("act", "", "1 to 512 characters"),
+        ("x" * 500, "y" * 13, "1 to 512 characters, not 513"),
+        ("act", 2, "must be a str, not 'int'"),
+        ("act", "1:2", "must not contain ':'"),
+    ],
+)
+def test_names_that_no_store_could_keep_are_refused(name: str, version: Any, problem: str) -> None:
+    async def act(value: int) -> int:
+        return value
+
+    with pytest.raises(ActivityDefinitionError, match=problem):
+        durable_activity(name=name, version=version)(act)
+
+
+@pytest.mark.parametrize(
+    "options", [{"name": ""}, {"name": "\0"}, {"version": "x" * 513}, {"version": 2}, {"accepts": ("1", "\udfff")}]
+)
+def test_workflows_have_names_that_every_store_can_keep(options: dict[str, Any]) -> None:
+    async def run(document: str) -> str:
+        return document
+
+    with pytest.raises(ActivityDefinitionError, match="of a workflow must"):
+        workflow(STAGES, **options)(run)
+
+
+async def test_the_longest_names_are_kept(store: Store) -> None:
+    """Of four bytes each, and with what looks special in them."""
+    letters = "\U0001f600"
+
+    @durable_activity(name=letters * 506 + ":#'\\%", version="2")
+    async def act(value: str) -> str:
+        return value
+
+    @workflow(STAGES, name=letters * 512, version=letters * 512)
+    async def run(document: str) -> str:
+        return await act(document)
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        batch_id = await batches.submit(["x"], batch_id=letters * 512, document_id=lambda _: letters * 512)
+        await batches.result(batch_id)
+        assert [outcome.document_id async for outcome in batches.results(batch_id)] == [letters * 512]
+        (recorded,) = await store.checkpoints(batch_id, 0, limit=10)
+        assert recorded.key.startswith(f"{act.name}:2:")

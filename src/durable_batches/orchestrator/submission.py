@@ -23,6 +23,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.core import Definition, new_batch
 from durable_batches.lifecycle.facts import Discard, Seal
+from durable_batches.lifecycle.names import problem_with_name
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,
     RESOLVER_POSITION,
@@ -43,7 +44,6 @@ _log = logging.getLogger("durable_batches")
 
 _CHUNK_DOCUMENTS: Final = 500
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
-_LONGEST_ID: Final = 512
 
 D = TypeVar("D")
 
@@ -233,10 +233,8 @@ def _own_id(document: object) -> str | None:
 
 
 def _checked_id(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise ConfigurationError(f"{what} must be a str, not {type(value).__name__!r}")
-    if not value or len(value) > _LONGEST_ID:
-        raise ConfigurationError(f"{what} must have 1 to {_LONGEST_ID} characters, not {len(value)}")
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise ConfigurationError(f"{what} must not contain NUL or lone surrogates")
-    return value
+    problem = problem_with_name(value)
+    if problem is not None:
+        raise ConfigurationError(f"{what} {problem}")
+    checked: str = value
+    return checked

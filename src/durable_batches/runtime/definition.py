@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from durable_batches.errors import ActivityDefinitionError
+from durable_batches.lifecycle.names import problem_with_name
 from durable_batches.runtime.checkpoint import CallKeys
 from durable_batches.runtime.codec import Codec
 from durable_batches.runtime.dependencies import Dependency, dependencies_of
@@ -63,7 +64,7 @@ class ActivityDefinition(Generic[T]):
         self._signature = inspect.signature(fn)
         # What looks like a method is one once a class has it as an attribute; a static method looks like one, too.
         self._takes_instance = _is_in_class(fn) and _first_is_instance(self._signature)
-        self.name: str = name or _name_of(fn, in_class=self._takes_instance)
+        self.name: str = _name_of(fn, in_class=self._takes_instance) if name is None else name
         self._positional = _positional(self._signature)[1 if self._takes_instance else 0 :]
         self._prepared: tuple[CallKeys, Codec[T]] | None = None
         self._check()
@@ -120,6 +121,12 @@ class ActivityDefinition(Generic[T]):
     # ---- checks ----------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
+        # Both, and a digest, make a key that every store has to hold.
+        for given in (self.name, self.version, f"{self.name}{self.version}"):
+            if (problem := problem_with_name(given)) is not None:
+                raise ActivityDefinitionError(f"the name and the version of an activity {problem}")
+        if ":" in self.version:
+            raise ActivityDefinitionError(f"the version of activity {self.name!r} must not contain ':'")
         if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
             raise ActivityDefinitionError(
                 f"activity {self.name!r} is a generator; an activity returns one result, a list for example"

@@ -15,6 +15,7 @@ from typing_extensions import TypeAliasType, TypeVar
 from durable_batches.errors import ActivityDefinitionError, ForeignStageError
 from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
 from durable_batches.lifecycle.moments import from_micros
+from durable_batches.lifecycle.names import problem_with_name
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
 from durable_batches.runtime.activity import DurableActivity, durable_activity
@@ -120,9 +121,12 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
         if not inspect.iscoroutinefunction(fn):
             raise ActivityDefinitionError(f"a workflow is an async function; {fn!r} is none")
         self.fn = fn
-        self.name: str = name or fn.__name__
+        self.name: str = fn.__name__ if name is None else name
         self.version: str = version
         self.accepts: tuple[str, ...] = accepts
+        for what, given in (("name", self.name), *(("version", each) for each in (version, *accepts))):
+            if (problem := problem_with_name(given)) is not None:
+                raise ActivityDefinitionError(f"the {what} of a workflow {problem}")
         # Its first use, at which a machine that is not what its type says is refused at the latest.
         _ = machine.tags
         self.machine: BatchStateMachine[S_co] = machine

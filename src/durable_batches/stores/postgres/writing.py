@@ -87,12 +87,6 @@ def transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _split(typed: str) -> tuple[str, str]:
-    """Names and types, each separated by commas."""
-    fields = [field.split() for field in typed.split(",")]
-    return ", ".join(name for name, _ in fields), ", ".join(kind for _, kind in fields)
-
-
 def _assignments(typed: str) -> str:
     names = [field.split()[0] for field in typed.split(",")]
     return ", ".join(f"{name} = new.{name}" for name in names)
