@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
-from tests.support import eventually, unmeasured
+from tests.support import eventually, unmeasured, within
 
 from durable_batches import (
     ConfigurationError,
@@ -212,6 +212,21 @@ async def test_processes_share_a_file_from_its_first_moment(path: Path) -> None:
         assert await on_writer(
             store, lambda connection: connection.execute("SELECT * FROM schema_version").fetchall()
         ) == [(1, "0.1.0", VERSION)]
+
+
+async def test_a_file_that_somebody_reads_is_waited_for_before_its_log_is_switched(path: Path) -> None:
+    """SQLite itself does not wait then, nor when two make the file at the same moment."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE theirs (a)")
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM theirs").fetchall()
+        store = SQLiteStore(path)
+        opening = asyncio.create_task(store.open())
+        await asyncio.sleep(0.3)
+        assert not opening.done()
+        other.execute("COMMIT")
+        await within(opening)
+        await store.close()
 
 
 async def test_wait_notices_another_process_at_its_next_look(path: Path) -> None:

@@ -24,8 +24,10 @@ __all__ = ["connect", "migrate", "transaction", "translated"]
 BUSY_SECONDS: Final = 60.0
 """How long a transaction waits for another process's. Ours take milliseconds; this long means a stuck one."""
 
+_WAL_TRIES: Final = 100
+"""Each of which waits, and is in vain only if another process was faster again."""
+
 _SETTINGS: Final = (
-    "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     # 16 MiB of log between two checkpoints: pages that change often are copied into the file once.
     "PRAGMA wal_autocheckpoint = 4096",
@@ -48,6 +50,7 @@ def connect(path: Path, *, reading: bool = False) -> sqlite3.Connection:
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
         )
         try:
+            _use_wal(connection)
             for setting in _SETTINGS:
                 connection.execute(setting).fetchall()
             if reading:
@@ -56,6 +59,25 @@ def connect(path: Path, *, reading: bool = False) -> sqlite3.Connection:
             connection.close()
             raise
         return connection
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch the file to a write-ahead log, if nobody has yet.
+
+    Two that switch at the same moment would wait for each other, so SQLite has one of them fail at once, and waits for
+    nobody. A transaction that needs the file for itself does wait; after it the switch is tried again.
+    """
+    for _ in range(_WAL_TRIES):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("COMMIT")
+        else:
+            return
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
 
 
 @contextmanager

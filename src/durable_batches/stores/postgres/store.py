@@ -67,7 +67,7 @@ class PostgresStore:
     Any number of processes on any number of machines share it. Leases are measured on the server's clock.
 
     Args:
-        target: A DSN (`postgresql://user:password@host:5432/database`), or the host application's engine of
+        url: A DSN (`postgresql://user:password@host:5432/database`), or the host application's engine of
             SQLAlchemy (`postgresql+asyncpg`): then the store connects as that engine does. It opens connections of
             its own either way, about eight a process. They need sessions: not a pooler in transaction mode.
         schema: The schema for its tables. Any name; several stores may share a database, each with its own.
@@ -77,13 +77,13 @@ class PostgresStore:
         clock: The time it goes by; by default the server's. For simulations.
 
     Raises:
-        ConfigurationError: The target or the schema is not what the server could take, or a timeout is not positive.
+        ConfigurationError: The url or the schema is not what the server could take, or a timeout is not positive.
         MissingExtraError: The driver is not installed.
     """
 
     def __init__(
         self,
-        target: str | AsyncEngine,
+        url: str | AsyncEngine,
         *,
         schema: str = "durable_batches",
         statement_timeout: timedelta = _STATEMENT_TIMEOUT,
@@ -92,9 +92,7 @@ class PostgresStore:
     ) -> None:
         if statement_timeout <= timedelta(0) or lock_timeout <= timedelta(0):
             raise ConfigurationError("statement_timeout and lock_timeout must be positive")
-        self._database: Final = Database(
-            target, schema, statement_timeout.total_seconds(), lock_timeout.total_seconds()
-        )
+        self._database: Final = Database(url, schema, statement_timeout.total_seconds(), lock_timeout.total_seconds())
         self._clock: Final = clock
         self._times: Final = Times(clock)
         self._limits: Final = Limits(self._database)

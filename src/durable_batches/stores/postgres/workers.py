@@ -25,7 +25,8 @@ _DEPARTURES: Final[Sequence[Departure]] = ("shutdown", "crash")
 _EXPIRED: Final = (
     "(lease_until <= c.now OR lease_until > c.now + 2 * lease OR dead IS NOT NULL OR worker_id = ANY($2::text[]))"
 )
-"""One that is more than a lease in the future is from before the server's clock was set back."""
+"""One that is more than a lease in the future is from before the server's clock was set back. A row of these that is
+locked is one that commits at this moment: it is passed over, and looked at again soon."""
 
 
 class Workers:
@@ -80,8 +81,7 @@ class Workers:
 
     async def expire(self, session: Session, dead: Collection[WorkerId]) -> Expired:
         """See `Store.expire`."""
-        # Mostly there is nobody, and then nothing is locked or written. A row that is locked is one that commits at
-        # this moment; it is looked at again soon.
+        # Mostly there is nobody, and then nothing is locked or written.
         with translated(self._database.where):
             found = await session.fetch(
                 f"SELECT worker_id FROM {{s}}.worker, (SELECT coalesce($1::bigint, {SERVERS_CLOCK}) AS now) c "
@@ -122,19 +122,27 @@ class Workers:
 
     async def _declare_dead(self, session: Session, dead: Collection[WorkerId], *, skip: bool) -> Expired:
         async with transaction(session, self._database.where, self._limits.begin(session)):
-            found = await session.fetch(
-                "SELECT worker_id, dead FROM {s}.worker, "
-                f"(SELECT coalesce($1::bigint, {SERVERS_CLOCK}) AS now) c "
-                f"WHERE {_EXPIRED} ORDER BY worker_id FOR UPDATE OF worker SKIP LOCKED",
-                self._times.boot(),
-                sorted(dead),
-            )
+            # Who is named is waited for, in the order of the ids, so that two who do this do not wait for each other.
+            named = await self._locked(session, "worker_id = ANY($2::text[])", dead, skip=skip) if dead else {}
+            found = {**named, **await self._locked(session, _EXPIRED, dead, skip=True)}
             events: list[EventRecord] = []
             for departure in _DEPARTURES:
-                gone = [WorkerId(worker_id) for worker_id, left in found if (left or "crash") == departure]
+                gone = [worker_id for worker_id, left in found.items() if (left or "crash") == departure]
                 events += await self._free(session, gone, departure, skip=skip)
         self._changed(events)
-        return Expired(workers=[WorkerId(worker_id) for worker_id, left in found if left is None], events=events)
+        return Expired(workers=[worker_id for worker_id, left in found.items() if left is None], events=events)
+
+    async def _locked(
+        self, session: Session, condition: str, dead: Collection[WorkerId], *, skip: bool
+    ) -> dict[WorkerId, Departure | None]:
+        """Lock the rows of workers, and how each has gone already."""
+        found = await session.fetch(
+            f"SELECT worker_id, dead FROM {{s}}.worker, (SELECT coalesce($1::bigint, {SERVERS_CLOCK}) AS now) c "
+            f"WHERE {condition} ORDER BY worker_id FOR UPDATE OF worker{' SKIP LOCKED' if skip else ''}",
+            self._times.boot(),
+            sorted(dead),
+        )
+        return {WorkerId(worker_id): left for worker_id, left in found}
 
     async def leave(self, session: Session, worker: WorkerId) -> Sequence[EventRecord]:
         """See `Store.leave`."""
