@@ -13,7 +13,7 @@ import pytest
 from tests.postgres.proxy import CommitFinder, Fate, Proxy
 from tests.support import within
 
-from durable_batches import PostgresStore, WorkerFencedError
+from durable_batches import PostgresStore, StoreLockedError, WorkerFencedError
 from durable_batches.errors import CommitUnknownError
 from durable_batches.lifecycle.facts import ActivityCompleted, Cancel
 from durable_batches.stores import Claim
@@ -140,6 +140,26 @@ async def test_what_another_session_changes_at_the_same_moment_is_noticed(
         assert (await scene.look(batch_id)).paused
         assert len(await scene.checkpoints(batch_id)) == 2
         await hand.report(hand.succeeded(claims[0]))
+
+
+async def test_a_commit_waits_for_a_lock_no_longer_than_its_lease_allows(
+    postgres_dsn: str, postgres_schema: str
+) -> None:
+    """Meanwhile the lease cannot be renewed, since the commit holds the worker's row."""
+    async with opened(postgres_dsn, postgres_schema) as store:
+        _, hand, claims = await two_documents(store, lease=1.0)
+        await hand.report(result(claims[0], "first"))
+        somebody = await asyncpg.connect(postgres_dsn)
+        try:
+            async with somebody.transaction():
+                await somebody.execute(f"SELECT 1 FROM {postgres_schema}.batch FOR UPDATE")
+                began = asyncio.get_running_loop().time()
+                with pytest.raises(StoreLockedError):
+                    await within(store.commit(hand.worker_id, hand.number + 1, [result(claims[0], "late", mark=2)]))
+                # A third of it, and far from the three seconds that everything else would wait.
+                assert 0.3 < asyncio.get_running_loop().time() - began < 1.5
+        finally:
+            await somebody.close()
 
 
 async def test_a_worker_that_is_declared_dead_while_it_commits_is_fenced(

@@ -31,7 +31,9 @@ class AtOnce(NamedTuple):
 
 _AT_ONCE: Final = """
 worker AS (
-    SELECT 1 FROM {s}.worker WHERE worker_id = $1 AND commits = $2 - 1 AND dead IS NULL FOR UPDATE
+    SELECT 1 FROM {s}.worker
+    WHERE (SELECT set_config('lock_timeout', coalesce($7, current_setting('lock_timeout')), true)) IS NOT NULL
+    AND worker_id = $1 AND commits = $2 - 1 AND dead IS NULL FOR UPDATE
 ), locked AS (
     SELECT key, xmin::text AS version FROM {s}.batch
     WHERE (SELECT count(*) FROM worker) = 1 AND key = ANY($4::bigint[]) ORDER BY batch_id FOR UPDATE
@@ -50,7 +52,7 @@ worker AS (
 )""".replace("CLOCK", SERVERS_CLOCK)
 """The fence, the locks in their order, and whether everything is as it was known. What is changed comes after that: it
 depends on the verdict. The worker's row is locked first and numbered only then, since a number must not be used up by
-a commit that is not made."""
+a commit that is not made. How long it waits for locks holds for this statement, and from before the first of them."""
 
 _IF_GOOD: Final = "(SELECT good FROM verdict)"
 _MADE: Final = f"SELECT {SERVERS_CLOCK}, {OWN_VERSION} FROM fence"
@@ -61,6 +63,7 @@ async def write_at_once(
     worker: WorkerId,
     number: int,
     boot: Micros | None,
+    lock_timeout: str | None,
     known: Locked,
     change: Collection[BatchId],
     look_at: Collection[BatchId],
@@ -70,6 +73,6 @@ async def write_at_once(
     draw_fronts_back(known, writes.executions)
     changed, looked_at = [known.keys[batch_id] for batch_id in change], [known.keys[batch_id] for batch_id in look_at]
     versions = [known.versions[key] for key in (*changed, *looked_at)]
-    statement = Statement([worker, number, boot, changed, looked_at, versions], condition=_IF_GOOD)
+    statement = Statement([worker, number, boot, changed, looked_at, versions, lock_timeout], condition=_IF_GOOD)
     rows = await written(known, writes, None, statement).run(session, _MADE, before=_AT_ONCE)
     return AtOnce(*rows[0]) if rows else None

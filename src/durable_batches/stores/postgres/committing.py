@@ -106,7 +106,15 @@ class Commits:
         quiet = _quiet(facts, known)
         with unless_lost(session, self._database.where):
             written = await write_at_once(
-                session, worker, number, self._times.boot(), memory.batches, concerned - quiet, quiet, writes
+                session,
+                worker,
+                number,
+                self._times.boot(),
+                self._limits.lock_timeout(worker),
+                memory.batches,
+                concerned - quiet,
+                quiet,
+                writes,
             )
         if written is None:
             memory.was_not_current()

@@ -54,11 +54,17 @@ class Limits:
             settings.append(f"transaction_timeout = {millis(lease)}")
         if longest < self._database.statement_seconds:
             settings.append(f"idle_in_transaction_session_timeout = {millis(longest)}")
-        if worker is not None:
-            locks = _WARY_LOCK_SECONDS if self.is_wary() else min(longest, self._database.lock_seconds)
-            if locks < self._database.lock_seconds:
-                settings.append(f"lock_timeout = {millis(locks)}")
+        if worker is not None and (locks := self.lock_timeout(worker)) is not None:
+            settings.append(f"lock_timeout = {locks}")
         return "; SET LOCAL ".join(["BEGIN", *settings])
+
+    def lock_timeout(self, worker: WorkerId) -> str | None:
+        """How long this worker's commits wait for a lock, as the server takes it; None: as everything else.
+
+        A commit holds the row of the worker, whose lease cannot be renewed meanwhile.
+        """
+        seconds = _WARY_LOCK_SECONDS if self.is_wary() else self.between_beats(worker)
+        return millis(seconds) if seconds < self._database.lock_seconds else None
 
     def become_wary(self) -> None:
         """A commit has waited for a lock in vain: for some time others need not wait as long."""
