@@ -23,6 +23,8 @@ from durable_batches.testing.effects import EffectsLog
 from durable_batches.testing.history import HistoryChecker
 
 ROUNDS = 200
+SECONDS_A_ROUND = 0.5
+"""At most, on average, and on a machine that has other things to do as well."""
 SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "100")) * ROUNDS
 
 
@@ -98,7 +100,7 @@ async def check_rounds(folder: Path, database: Database, rounds: int) -> None:
             job = Job(process=process, store=database.place, effects=str(folder / "effects.log"), meeting=socket)
             await stack.enter_async_context(a_process(job))
         await submit(0)
-        await eventually(lambda: meeting.times == rounds)
+        await eventually(lambda: meeting.times == rounds, seconds=rounds * SECONDS_A_ROUND)
         for number in range(rounds):
             result = await within(batches.result(BatchId(f"batch-{number}")))
             assert result.resolution == 2 * number + 1
