@@ -10,9 +10,10 @@ from datetime import timedelta
 from inspect import isawaitable
 from typing import Final, Literal, TypeVar
 
-from durable_batches import BatchStateMachine, RetryPolicy, Stage
+from durable_batches import BatchStateMachine, RetryPolicy, Stage, Store
 from durable_batches.testing import ManualClock
 
+S = TypeVar("S", bound=Store)
 T = TypeVar("T")
 
 
@@ -53,6 +54,16 @@ async def within(awaitable: Awaitable[T], *, seconds: float = PATIENCE) -> T:
     """What it awaits to; fails, rather than hang, once that has taken too long."""
     async with asyncio.timeout(seconds):
         return await awaitable
+
+
+@asynccontextmanager
+async def opened(store: S) -> AsyncGenerator[S]:
+    """The store, open."""
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def unmeasured() -> dict[str, str]:

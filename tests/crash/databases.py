@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import asyncpg
 from tests.postgres.databases import without_schema
+from tests.support import opened
 
 from durable_batches.clock import Clock
 from durable_batches.stores import PostgresStore, SQLiteStore, Store
@@ -22,15 +23,6 @@ PATIENCE = 60.0
 _SESSIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'durable_batches' AND datname = current_database()"
 )
-
-
-@asynccontextmanager
-async def opened(store: Store) -> AsyncGenerator[Store]:
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 class Database(Protocol):

@@ -19,7 +19,7 @@ from tests.postgres.databases import execute, without_schema
 from tests.postgres.pooler import is_pgbouncer_installed, pgbouncer, pooler
 from tests.postgres.proxy import Proxy
 from tests.postgres.server import Server
-from tests.support import STAGES, eventually, everything, within
+from tests.support import STAGES, eventually, everything, opened, within
 
 from durable_batches import (
     BatchConfig,
@@ -381,15 +381,6 @@ async def test_a_worker_whose_batch_is_locked_leaves_all_the_same(postgres_dsn: 
         await scene.check()
         released = (await scene.document(locked, 0)).execution
         assert (released.status, released.crashes) == ("pending", 0)
-
-
-@asynccontextmanager
-async def opened(store: PostgresStore) -> AsyncGenerator[PostgresStore]:
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 # ---- a server that goes away -----------------------------------------------------------------------------------------

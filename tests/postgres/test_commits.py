@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import product
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from tests.postgres.proxy import CommitFinder, Fate, Proxy
-from tests.support import within
+from tests.support import opened, within
 
 from durable_batches import PostgresStore, StoreLockedError, WorkerFencedError
 from durable_batches.errors import CommitUnknownError
@@ -20,14 +20,8 @@ from durable_batches.stores import Claim
 from durable_batches.testing.suite.scene import Hand, Scene
 
 
-@asynccontextmanager
-async def opened(dsn: str, schema: str) -> AsyncGenerator[PostgresStore]:
-    store = PostgresStore(dsn, schema=schema)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
+def store_at(dsn: str, schema: str) -> AbstractAsyncContextManager[PostgresStore]:
+    return opened(PostgresStore(dsn, schema=schema))
 
 
 class Wire:
@@ -53,7 +47,7 @@ async def through_a_wire(dsn: str, schema: str) -> AsyncGenerator[tuple[Postgres
     port = urlsplit(dsn).port or 0
     with Proxy(port) as proxy:
         wire = Wire(proxy)
-        async with opened(dsn.replace(f":{port}/", f":{proxy.port}/"), schema) as store:
+        async with store_at(dsn.replace(f":{port}/", f":{proxy.port}/"), schema) as store:
             yield store, wire
 
 
@@ -93,7 +87,7 @@ async def test_a_commit_takes_one_round_trip(postgres_dsn: str, postgres_schema:
 
 async def test_what_another_process_has_changed_is_noticed(postgres_dsn: str, postgres_schema: str) -> None:
     """A command, and another worker's claim and report: nothing of them is overwritten by what was known before."""
-    async with opened(postgres_dsn, postgres_schema) as store, opened(postgres_dsn, postgres_schema) as elsewhere:
+    async with store_at(postgres_dsn, postgres_schema) as store, store_at(postgres_dsn, postgres_schema) as elsewhere:
         scene = Scene(store, asyncio.sleep)
         batch_id = await scene.batch(3)
         hand = await scene.worker()
@@ -120,7 +114,7 @@ async def test_what_another_session_changes_at_the_same_moment_is_noticed(
     postgres_dsn: str, postgres_schema: str, mark: int | None
 ) -> None:
     """A commit that waits for a batch's row looks at it as it is when it gets it."""
-    async with opened(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, postgres_schema) as store:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         batch_id = claims[0].execution.batch_id
@@ -146,7 +140,7 @@ async def test_a_commit_waits_for_a_lock_no_longer_than_its_lease_allows(
     postgres_dsn: str, postgres_schema: str
 ) -> None:
     """Meanwhile the lease cannot be renewed, since the commit holds the worker's row."""
-    async with opened(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, postgres_schema) as store:
         _, hand, claims = await two_documents(store, lease=1.0)
         await hand.report(result(claims[0], "first"))
         somebody = await asyncpg.connect(postgres_dsn)
@@ -165,7 +159,7 @@ async def test_a_commit_waits_for_a_lock_no_longer_than_its_lease_allows(
 async def test_a_worker_that_is_declared_dead_while_it_commits_is_fenced(
     postgres_dsn: str, postgres_schema: str
 ) -> None:
-    async with opened(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, postgres_schema) as store:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         somebody = await asyncpg.connect(postgres_dsn)
@@ -205,7 +199,7 @@ async def test_one_whose_reply_is_lost_is_made_once(postgres_dsn: str, postgres_
 
 
 async def test_a_number_is_used_once_wherever_that_was(postgres_dsn: str, postgres_schema: str) -> None:
-    async with opened(postgres_dsn, postgres_schema) as store, opened(postgres_dsn, postgres_schema) as elsewhere:
+    async with store_at(postgres_dsn, postgres_schema) as store, store_at(postgres_dsn, postgres_schema) as elsewhere:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         number = hand.number + 1
@@ -217,7 +211,7 @@ async def test_a_number_is_used_once_wherever_that_was(postgres_dsn: str, postgr
 
 async def test_a_refused_fact_takes_the_long_way(postgres_dsn: str, postgres_schema: str) -> None:
     """Its refusal is kept with the number, for when the reply is lost."""
-    async with opened(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, postgres_schema) as store:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         stale = result(claims[0], "stale")._replace(attempt=7)
@@ -231,7 +225,7 @@ async def test_a_refused_fact_takes_the_long_way(postgres_dsn: str, postgres_sch
 
 async def test_the_servers_clock_is_what_a_commit_goes_by(postgres_dsn: str, postgres_schema: str) -> None:
     """Also where it is reckoned, and not asked for: the times of events never go back."""
-    async with opened(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, postgres_schema) as store:
         _, hand, claims = await two_documents(store)
         for number in range(20):
             await hand.report(result(claims[0], f"step-{number}", mark=min(number, 2)))
@@ -248,7 +242,7 @@ async def test_the_servers_clock_is_what_a_commit_goes_by(postgres_dsn: str, pos
 
 async def test_two_workers_on_one_batch_do_not_go_wrong(postgres_dsn: str, postgres_schema: str) -> None:
     """Both believe again and again that nobody else is at it."""
-    async with opened(postgres_dsn, postgres_schema) as store, opened(postgres_dsn, postgres_schema) as elsewhere:
+    async with store_at(postgres_dsn, postgres_schema) as store, store_at(postgres_dsn, postgres_schema) as elsewhere:
         scene = Scene(store, asyncio.sleep)
         batch_id = await scene.batch(8)
         hands = [await scene.worker(store=place) for place in (store, elsewhere)]

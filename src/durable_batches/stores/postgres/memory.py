@@ -7,9 +7,9 @@ commit that was planned by what is remembered here is sound if the rows that it 
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
+from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.records import Micros
 from durable_batches.stores.owned import Owned
 from durable_batches.stores.postgres.locking import Locked
@@ -21,6 +21,9 @@ _CLOCK_SECONDS: Final = 5.0
 """How long the server's clock is reckoned from when it was last seen; no clock goes astray by a millisecond in it."""
 _SHARED_SECONDS: Final = 1.0
 """Where others work on the same batches, so long nothing is taken for current."""
+
+_seconds: Final = SystemClock().boot
+"""Also of a machine that was suspended meanwhile."""
 
 
 class Memory:
@@ -57,7 +60,3 @@ class Memory:
         now, seen = self._clock
         passed = _seconds() - seen
         return now + int(passed * 1_000_000) if passed < _CLOCK_SECONDS else None
-
-
-def _seconds() -> float:
-    return asyncio.get_running_loop().time()
