@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from tests import support
 from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tally, calls_of, marks_of, run_of
 
 from durable_batches import BatchResult
@@ -156,14 +157,8 @@ def file_in(folder: Path) -> Path:
     return folder / "batches.db"
 
 
-@asynccontextmanager
-async def opened(path: Path) -> AsyncGenerator[SQLiteStore]:
-    store = SQLiteStore(path)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
+def opened(path: Path) -> AbstractAsyncContextManager[SQLiteStore]:
+    return support.opened(SQLiteStore(path))
 
 
 def checker_of(effects: EffectsLog) -> HistoryChecker:

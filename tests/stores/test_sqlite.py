@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
+from tests import support
 from tests.support import eventually, unmeasured, within
 
 from durable_batches import (
@@ -46,14 +47,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "Größe #1?.db"
 
 
-@asynccontextmanager
-async def opened(path: Path, clock: ManualClock | None = None) -> AsyncGenerator[SQLiteStore]:
-    store = SQLiteStore(path, clock=clock or ManualClock())
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
+def opened(path: Path, clock: ManualClock | None = None) -> AbstractAsyncContextManager[SQLiteStore]:
+    return support.opened(SQLiteStore(path, clock=clock or ManualClock()))
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ class Commits:
                     worker,
                     refusals_as_text(number, writes.refused),
                 )
-        memory.batches.update(locked)
+        memory.remember(locked)
         if claim is not None:
             committed = await self._claim(
                 session, worker, number, claim, now, version, committed, memory, holding=bool(change)
@@ -208,7 +208,7 @@ class Commits:
             writes = plan_claims(now, worker, request, candidates, now)
             claims, retry_in = await claiming.claim(session, locked, candidates, writes, number, now, request)
             locked.were_written(writes.batches, version)
-            memory.batches.update(locked)
+            memory.remember(locked)
             memory.owned.claimed(claims)
             committed = committed._replace(events=[*committed.events, *writes.events], claims=claims)
         else:

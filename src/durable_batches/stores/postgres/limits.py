@@ -39,15 +39,14 @@ class Limits:
 
     def between_beats(self, worker: WorkerId) -> float:
         """Seconds: three beats a lease."""
-        return self._leases.get(worker, _DEFAULT_LEASE_SECONDS) / PARTS_OF_A_LEASE
+        return self._lease(worker) / PARTS_OF_A_LEASE
 
     def begin(self, session: Session, worker: WorkerId | None = None) -> str:
         """What begins a transaction: of this worker, or of any.
 
         A process that is stopped in the middle of one must not hold others up for longer than its lease.
         """
-        lease = self._leases.get(worker) if worker is not None else min(self._leases.values(), default=None)
-        lease = _DEFAULT_LEASE_SECONDS if lease is None else lease
+        lease = self._lease(worker)
         longest = lease / PARTS_OF_A_LEASE
         settings: list[str] = []
         if worker is not None and session.connection.get_server_version().major >= _SINCE_TRANSACTION_TIMEOUT:
@@ -65,6 +64,11 @@ class Limits:
         """
         seconds = _WARY_LOCK_SECONDS if self.is_wary() else self.between_beats(worker)
         return millis(seconds) if seconds < self._database.lock_seconds else None
+
+    def _lease(self, worker: WorkerId | None) -> float:
+        """Seconds: of this worker, or the shortest of any."""
+        leases = self._leases.values() if worker is None else [self._leases.get(worker, _DEFAULT_LEASE_SECONDS)]
+        return min(leases, default=_DEFAULT_LEASE_SECONDS)
 
     def become_wary(self) -> None:
         """A commit has waited for a lock in vain: for some time others need not wait as long."""

@@ -40,9 +40,13 @@ class Memory:
 
     def may_be_current(self, number: int) -> bool:
         """Whether it is worth trying: this was the last commit, and others were not seen at the same batches."""
-        if len(self.batches.keys) > _MOST_BATCHES:
-            self.batches = Locked()
         return self.owned.number == number and _seconds() >= self._doubted_until
+
+    def remember(self, locked: Locked) -> None:
+        """A commit has left these batches so."""
+        self.batches.update(locked)
+        if len(self.batches.keys) > _MOST_BATCHES:
+            self.batches = locked
 
     def was_not_current(self) -> None:
         """A batch has another version, or the worker another number: others are at work."""
