@@ -30,10 +30,9 @@ class TestJournalStore(StoreConformance):
 # ---- what else it promises -------------------------------------------------------------------------------------------
 
 
-async def run_a_batch(path: Path) -> int:
+async def run_a_batch(path: Path, *, lease: timedelta = timedelta(seconds=30)) -> int:
     """Run it, or attach to it; how many activities that took."""
-    # A short lease: what a truncated journal tells of is not a process that is known to be gone.
-    worker = Worker(JournalStore(path), lease=timedelta(milliseconds=300))
+    worker = Worker(JournalStore(path), lease=lease)
     async with BatchOrchestrator(word_count, worker=worker) as batches:
         result = await batches.run(["one two", "three"], batch_id="words")
         assert [outcome.tag async for outcome in batches.results(result.batch_id)] == ["succeeded", "succeeded"]
@@ -51,12 +50,14 @@ async def test_a_line_that_a_crash_cut_off_is_forgotten(tmp_path: Path) -> None:
 
 async def test_an_earlier_crash_leaves_an_earlier_state(tmp_path: Path) -> None:
     path = tmp_path / "batches.journal"
-    await run_a_batch(path)
+    # A short lease: what a truncated journal tells of is not a process that is known to be gone.
+    lease = timedelta(milliseconds=300)
+    await run_a_batch(path, lease=lease)
     lines = path.read_bytes().splitlines(keepends=True)
     sealed = next(number for number, line in enumerate(lines) if b"batch_created" in line)
     for length in range(sealed + 1, len(lines)):
         path.write_bytes(b"".join(lines[:length]))
-        await run_a_batch(path)
+        await run_a_batch(path, lease=lease)
 
 
 async def test_a_damaged_line_is_reported(tmp_path: Path) -> None:

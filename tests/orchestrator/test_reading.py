@@ -296,6 +296,31 @@ async def test_from_the_middle_and_after_the_end(store: Store) -> None:
         assert await within(everything(batches.progress(batch_id, after=-5))) == whole
 
 
+async def test_who_subscribes_later_does_not_wait_for_news_of_other_batches(
+    open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look-out serves all subscribers of a process; it notices who joins while it waits."""
+    monkeypatch.setattr("durable_batches.orchestrator.subscriptions._POLL_MICROS", 3_600_000_000)
+    run, gate, waiting = gated()
+    store = open_store(None)
+    watcher = Worker(store, max_in_flight=0)
+    runner = BatchOrchestrator(run, worker=Worker(store))
+    async with BatchOrchestrator(staged, worker=watcher) as others, BatchOrchestrator(run, worker=watcher) as batches:
+        idle = await others.submit(["a"])
+        watching = asyncio.create_task(everything(others.progress(idle)))
+        # Long enough to settle down with this one.
+        await asyncio.sleep(0.3)
+        async with runner:
+            batch_id = await runner.submit(["b"])
+            await eventually(lambda: bool(waiting))
+            result = asyncio.create_task(batches.result(batch_id))
+            await asyncio.sleep(0.3)
+            gate.set()
+            assert (await within(result)).counts.succeeded == 1
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
 async def test_a_subscriber_goes_on_in_the_next_process(open_store: StoreMaker) -> None:
     run, gate, waiting = gated()
     seen: list[BatchEvent] = []

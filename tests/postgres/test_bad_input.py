@@ -386,12 +386,12 @@ async def test_a_worker_whose_batch_is_locked_leaves_all_the_same(postgres_dsn: 
 # ---- a server that goes away -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.soak)])
 async def test_a_server_that_goes_away_is_waited_for(seconds: int) -> None:
     """In the middle of a batch: the work waits, and goes on when it is back; nothing that was recorded runs again."""
     with Server() as server:
         store = PostgresStore(server.dsn())
-        worker = Worker(store, lease=timedelta(seconds=1))
+        worker = Worker(store, lease=timedelta(seconds=2))
         async with BatchOrchestrator(three_steps, worker=worker, config=BatchConfig(concurrency=4)) as batches:
             batch_id = await batches.submit(range(60))
             await eventually(lambda: batches.stats.activities_run > 20)

@@ -367,7 +367,7 @@ async def test_a_timeout_that_uses_up_the_attempts_is_an_activity_timeout_error(
 async def test_a_sync_activity_over_its_timeout_is_left_behind(store: Store) -> None:
     go_on = threading.Event()
 
-    @durable_activity(timeout=timedelta(milliseconds=30), retry=AT_ONCE)
+    @durable_activity(timeout=timedelta(milliseconds=300), retry=AT_ONCE)
     def act() -> int:
         attempt = current_activity().attempt
         if attempt == 1:

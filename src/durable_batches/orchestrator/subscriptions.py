@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -29,6 +29,7 @@ _BUFFERED: Final = 1_024
 """Events that are kept for one subscriber; with more behind, it reads the store."""
 
 _POLL_MICROS: Final = 5_000_000
+_POLLER: Final = "durable-batches poller"
 
 
 class Subscription:
@@ -78,14 +79,18 @@ class Subscriptions:
         self._subscriptions: dict[BatchId, list[Subscription]] = {}
         self._latest: dict[BatchId, int] = {}
         self._poller: asyncio.Task[None] | None = None
+        self._news: asyncio.Task[None] | None = None
 
     @contextmanager
     def to(self, batch_id: BatchId, *, ends_only: bool = False) -> Generator[Subscription]:
         """Subscribe for the length of a block."""
         subscription = Subscription(ends_only=ends_only)
+        if batch_id not in self._subscriptions and self._news is not None:
+            # What is being waited for knows nothing of this batch.
+            self._news.cancel()
         self._subscriptions.setdefault(batch_id, []).append(subscription)
         if self._poller is None:
-            self._poller = asyncio.create_task(self._poll(), name="durable-batches poller")
+            self._poller = asyncio.create_task(self._poll(), name=_POLLER)
         try:
             yield subscription
         finally:
@@ -121,20 +126,37 @@ class Subscriptions:
     async def _poll(self) -> None:
         """Notice what other processes commit."""
         while True:
-            if not self._subscriptions:
-                await self._clock.sleep(0.1, housekeeping=True)
-                continue
             seen = {batch_id: self._latest.get(batch_id, 0) for batch_id in self._subscriptions}
             try:
-                await self._store.wait(seen, work=(), timeout=_POLL_MICROS)
-                for batch_id in seen.keys() & self._subscriptions.keys():
-                    record = await self._store.batch(batch_id)
-                    if record is None or record.seq > seen[batch_id]:
-                        self._latest[batch_id] = max(
-                            self._latest.get(batch_id, 0), record.seq if record is not None else 0
-                        )
-                        for subscription in self._subscriptions.get(batch_id, ()):
-                            subscription.wake()
+                if await self._is_there_news_of(seen):
+                    await self._look_at(seen)
             except StoreUnavailableError as error:
                 _log.warning("watching batches waits: %s", error)
                 await self._clock.sleep(1.0, housekeeping=True)
+
+    async def _is_there_news_of(self, seen: Mapping[BatchId, int]) -> bool:
+        """Wait for it; false as soon as somebody subscribes to a batch that is not among these."""
+        news = self._news = asyncio.create_task(self._wait_for(seen), name=_POLLER)
+        try:
+            await asyncio.wait([news])
+        finally:
+            news.cancel()
+            await asyncio.wait([news])
+        if news.cancelled():
+            return False
+        news.result()
+        return True
+
+    async def _wait_for(self, seen: Mapping[BatchId, int]) -> None:
+        if seen:
+            await self._store.wait(seen, work=(), timeout=_POLL_MICROS)
+        else:
+            await asyncio.get_running_loop().create_future()
+
+    async def _look_at(self, seen: Mapping[BatchId, int]) -> None:
+        for batch_id in seen.keys() & self._subscriptions.keys():
+            record = await self._store.batch(batch_id)
+            if record is None or record.seq > seen[batch_id]:
+                self._latest[batch_id] = max(self._latest.get(batch_id, 0), record.seq if record is not None else 0)
+                for subscription in self._subscriptions.get(batch_id, ()):
+                    subscription.wake()

@@ -27,8 +27,9 @@ _POLL_SECONDS: Final = 0.5
 _LEAST_SECONDS: Final = 0.1
 """Between two looks, however much happens."""
 _NOTIFY_SECONDS: Final = 0.1
-_PAUSE_SECONDS: Final = 1.0
-"""After the connection was lost."""
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 1.0
+"""After the connection was lost, until another is tried: each time twice as long, until one is good for a look."""
 
 
 class _Waiter:
@@ -60,6 +61,7 @@ class Watch:
         self._wake = asyncio.Event()
         self._changed = False
         self._told = 0.0
+        self._pause = _FIRST_PAUSE_SECONDS
         self._task = asyncio.create_task(self._run(), name="durable-batches watch")
 
     async def stop(self) -> None:
@@ -95,19 +97,22 @@ class Watch:
                 await self._listen()
             except StoreUnavailableError as error:
                 _log.debug("watching waits: %s", error)
-            await asyncio.sleep(_PAUSE_SECONDS)
+            pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _listen(self) -> None:
         connection = await self._database.connect(by_key=True)
         try:
             with translated(self._database.where):
                 await connection.add_listener(self._database.channel, self._heard)
+                connection.add_termination_listener(self._lost)
                 session = Session(self._database, connection)
                 for waiter in self._waiters:
                     waiter.looked = False
-                while True:
+                while not connection.is_closed():
                     await self._look(session)
                     await self._tell(session)
+                    self._pause = _FIRST_PAUSE_SECONDS
                     await self._rest()
         finally:
             await closed(connection)
@@ -115,6 +120,9 @@ class Watch:
     def _heard(self, _connection: object, pid: int, _channel: str, _payload: object) -> None:
         for waiter in self._waiters:
             waiter.looked = False
+        self._wake.set()
+
+    def _lost(self, _connection: object) -> None:
         self._wake.set()
 
     async def _rest(self) -> None:
