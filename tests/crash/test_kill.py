@@ -248,7 +248,7 @@ async def _campaign(folder: Path, database: Database, seed: int, kills: int) -> 
 
 def _judge(kills: Kills) -> None:
     # Without these the test would pass as well if it killed processes that do nothing.
-    assert kills.while_held > 0.7 * kills.total
+    assert kills.while_held > 0.5 * kills.total
     assert kills.within_commit > 0
     # What was in flight at a kill runs again, and nothing else does; it is bounded by what ran at once.
     assert 0 < kills.repeated <= kills.in_flight <= kills.total * CONCURRENCY * CALLS_AT_ONCE
@@ -265,7 +265,7 @@ async def test_processes_that_share_a_batch_are_killed_again_and_again(tmp_path:
     seed = random.randrange(1 << 32)
     kills = await _crowd(tmp_path / "crowd", database, seed, kills=10, documents=250)
     print(f"seed {seed}: {kills} of three processes killed and replaced")
-    assert kills >= 5
+    assert kills >= 3
 
 
 async def _until_works(child: Child, effects: EffectsLog) -> None:
