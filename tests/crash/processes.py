@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tests import support
+from tests.crash.databases import Database
 from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tally, calls_of, marks_of, run_of
 
 from durable_batches import BatchResult
@@ -164,6 +165,15 @@ def opened(path: Path) -> AbstractAsyncContextManager[SQLiteStore]:
 def checker_of(effects: EffectsLog) -> HistoryChecker:
     """A checker that knows the workload."""
     return HistoryChecker(effects=effects, run_of=run_of, max_attempts=MAX_ATTEMPTS, calls_at_once=CALLS_AT_ONCE)
+
+
+async def check_meanwhile(
+    checker: HistoryChecker, database: Database, *, interrupted: Collection[str] = (), fenced: Collection[str] = ()
+) -> None:
+    """Check the history so far, while processes go on with it."""
+    as_of = CLOCK.boot()
+    async with database.at_one_moment() as store:
+        await checker.verify(store, interrupted=interrupted, fenced=fenced, as_of=as_of)
 
 
 def check_calls(effects: EffectsLog, documents: int, batch_id: str = "batch") -> None:

@@ -14,6 +14,7 @@ from tests.crash.processes import checker_of, file_in, opened
 from tests.crash.workload import PATIENT, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator
+from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.effects import EffectsLog
@@ -194,6 +195,22 @@ async def test_results_that_were_not_recorded_before_the_next_call_are_found_out
     async with opened(file_in(history.folder)) as store:
         violations = await history.checker().check(store, interrupted=["process-1"])
     assert [violation for violation in violations if "lost with 'process-1'" in violation]
+
+
+async def test_what_began_after_a_copy_was_made_is_not_judged_by_it(history: History) -> None:
+    """A failure may be forgotten since, and what it calls recorded is what it was copied with."""
+    as_of = SystemClock().boot()
+    failed = next(mark for mark in history.marks() if mark[3] == "judge" and mark[7] == "error")
+    split = next(mark for mark in history.marks() if mark[3] == "split")
+    for mark in (failed, split):
+        again = {"process": "process-2", "run": f"process-2.{mark[3]}", "phase": "start", "attempt": 1}
+        history.mark(like=mark, at=as_of + 1, **again)
+    async with opened(file_in(history.folder)) as store:
+        copied_before = await history.checker().check(store, as_of=as_of)
+        copied_after = await history.checker().check(store, as_of=as_of + 2)
+    # That nothing begins after the resolver (8) is told by the log alone.
+    assert {violation[0] for violation in copied_before} == {"8"}
+    assert {violation[0] for violation in copied_after} == {"6", "7", "8"}
 
 
 async def test_a_fenced_process_may_begin_what_it_likes(history: History) -> None:

@@ -20,6 +20,7 @@ from tests.crash.processes import (
     Child,
     Start,
     check_calls,
+    check_meanwhile,
     checker_of,
     children,
     until,
@@ -305,8 +306,7 @@ async def _crowd(folder: Path, database: Database, seed: int, *, kills: int, doc
                     break
                 killed += 1
                 checker.acknowledged("batch", document_ids(documents))
-                async with database.at_one_moment() as store:
-                    await checker.verify(store, interrupted=[victim.job.process])
+                await check_meanwhile(checker, database, interrupted=[victim.job.process])
                 crowd = [child for child in crowd if child is not victim] + [start(next(jobs))]
             for child in crowd:
                 assert (await child.result())["resolution"] == asdict(tally_of(range(documents)))

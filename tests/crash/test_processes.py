@@ -17,6 +17,7 @@ from tests.crash.processes import (
     Child,
     Start,
     check_calls,
+    check_meanwhile,
     checker_of,
     children,
     is_alive,
@@ -102,8 +103,7 @@ async def test_survivors_take_over_from_a_killed_process(scene: Scene) -> None:
     assert victim.kill()
     killed_at = CLOCK.boot()
     scene.checker.acknowledged("batch", document_ids(60))
-    async with scene.database.at_one_moment() as store:
-        await scene.checker.verify(store, interrupted=[victim.job.process])
+    await check_meanwhile(scene.checker, scene.database, interrupted=[victim.job.process])
     async with scene.database.open() as store:
         await until_true(lambda: _is_dead(store, victim), "the killed process to be declared dead")
     # Without waiting for the 30 s of its lease: on the same machine its death can be seen.
@@ -174,8 +174,7 @@ async def _stop_and_wake(scene: Scene) -> int:
         )
         taken_over_at = CLOCK.boot()
     await until(lambda: scene.works(other, after=taken_over_at), "the other process to go on")
-    async with scene.database.at_one_moment() as store:
-        await scene.checker.verify(store, fenced=[zombie.job.process])
+    await check_meanwhile(scene.checker, scene.database, fenced=[zombie.job.process])
     zombie.send(signal.SIGCONT)
     await until(lambda: any(mark["worker"] != first for mark in zombie.marks("committed")), "the zombie to begin anew")
     await scene.check_completed(processes, 160, fenced=[zombie.job.process])
@@ -263,8 +262,7 @@ async def test_only_the_lease_tells_that_a_process_of_another_container_is_dead(
     scene.checker.acknowledged("batch", document_ids(60))
     assert victim.kill()
     killed_at = CLOCK.boot()
-    async with scene.database.at_one_moment() as store:
-        await scene.checker.verify(store, interrupted=[victim.job.process])
+    await check_meanwhile(scene.checker, scene.database, interrupted=[victim.job.process])
     async with scene.database.open() as store:
         await until_true(lambda: _is_dead(store, victim), "the killed process to be declared dead")
     # It has renewed its lease every third of it.

@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
 
+from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.core import BatchInProgress, definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord
@@ -129,6 +130,7 @@ class HistoryChecker:
         self._calls_at_once = calls_at_once
         self._faults = Faults()
         self._effects_read = 0
+        self._clock = SystemClock()
         self._effects_by_batch: dict[str, list[Effect]] = {}
         self._acknowledged: dict[str, frozenset[str]] = {}
         self._cancels: dict[str, list[_Cancel]] = {}
@@ -177,6 +179,7 @@ class HistoryChecker:
         finished: bool = False,
         everyone_left: bool = False,
         heartbeat: float | None = None,
+        as_of: float | None = None,
     ) -> None:
         """`check`, and raise what it finds.
 
@@ -192,6 +195,7 @@ class HistoryChecker:
             finished=finished,
             everyone_left=everyone_left,
             heartbeat=heartbeat,
+            as_of=as_of,
         )
         if violations:
             raise HistoryViolation(violations)
@@ -207,6 +211,7 @@ class HistoryChecker:
         finished: bool = False,
         everyone_left: bool = False,
         heartbeat: float | None = None,
+        as_of: float | None = None,
     ) -> list[str]:
         """Every broken promise, one line each; empty where all are kept.
 
@@ -222,6 +227,8 @@ class HistoryChecker:
             everyone_left: No worker may be alive, and nothing may be owned.
             heartbeat: Seconds after an acknowledged cancel from which on other processes start none of its
                 activities.
+            as_of: For a copy of a store that others went on with: when it was begun, on the boot clock. What the
+                log tells of later moments is no part of the copy.
 
         Raises:
             TimeoutError: A batch moves all the time; take a copy of the store, and check that.
@@ -233,12 +240,13 @@ class HistoryChecker:
         stored = set(await batch_ids(store))
         wanted = stored if only is None else stored & set(only)
         for batch_id in sorted(wanted):
+            moment = self._clock.boot() if as_of is None else as_of
             picture = await picture_of(store, batch_id)
             if picture is None:
                 stored.discard(batch_id)
                 continue
             # Read after the store: what is recorded there has left its marks before.
-            self._check(picture, self._effects_of(batch_id), heartbeat)
+            self._check(picture, self._effects_of(batch_id), heartbeat, moment)
             if finished and not picture.record.ended:
                 self._find(2, batch_id, f"has not ended: it is in state {picture.record.state!r}")
             if everyone_left:
@@ -251,7 +259,7 @@ class HistoryChecker:
                 self._violations.append(f"14: workers are alive after everyone left: {', '.join(alive)}")
         return self._violations
 
-    def _check(self, picture: Picture, effects: Sequence[Effect], heartbeat: float | None) -> None:
+    def _check(self, picture: Picture, effects: Sequence[Effect], heartbeat: float | None, as_of: float) -> None:
         batch_id = picture.record.batch_id
         known = self._known.get(batch_id)
         if known is None:
@@ -263,7 +271,7 @@ class HistoryChecker:
         self._check_leases(picture)
         self._check_cancels(picture, effects, heartbeat)
         self._check_streams(picture)
-        for promise, problem in known.runs.check(picture, effects):
+        for promise, problem in known.runs.check(picture, effects, as_of):
             self._find(promise, batch_id, problem)
 
     def _find(self, promise: int, batch_id: str, problem: str) -> None:

@@ -38,6 +38,11 @@ class _Run(NamedTuple):
     raised: list[str]
 
     @property
+    def began(self) -> float:
+        """Seconds on the boot clock."""
+        return self.tries[0].at
+
+    @property
     def failed(self) -> bool:
         """Whether it raised (or was cancelled), and did not return."""
         return bool(self.raised) and not self.returned
@@ -78,8 +83,15 @@ class ActivityRuns:
         self._starts_when_ended: int | None = None
         self._problems: list[tuple[int, str]] = []
 
-    def check(self, picture: Picture, effects: Sequence[Effect]) -> list[tuple[int, str]]:
-        """What is wrong: promises' numbers, and what breaks them. `effects` are those of this batch."""
+    def check(self, picture: Picture, effects: Sequence[Effect], as_of: float) -> list[tuple[int, str]]:
+        """What is wrong: promises' numbers, and what breaks them.
+
+        Args:
+            picture: The batch as it is stored.
+            effects: Those of this batch, read later than the picture was taken.
+            as_of: On the boot clock: the picture shows this moment, or a later one. Whether something may have begun
+                after it cannot be told from the picture.
+        """
         self._problems = []
         calls = _calls(effects)
         recorded = {
@@ -92,8 +104,8 @@ class ActivityRuns:
         self._counted |= newly
         for key, runs in calls.items():
             self._check_tries(runs)
-            self._check_repetitions(runs, picture)
-            self._check_recorded(key, runs, recorded.get(key))
+            self._check_repetitions(runs, picture, as_of)
+            self._check_recorded(key, runs, recorded.get(key), as_of)
         self._count_in_flight(calls, picture, recorded.keys(), newly)
         starts = [effect for effect in effects if effect.phase == "start" and effect.process not in self._faults.fenced]
         self._check_resolver(starts)
@@ -138,9 +150,11 @@ class ActivityRuns:
             if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > limit:
                 self._find(7, f"{call_of(first)} has the tries {numbers}, of at most {limit}")
 
-    def _check_repetitions(self, runs: Sequence[_Run], picture: Picture) -> None:
+    def _check_repetitions(self, runs: Sequence[_Run], picture: Picture, as_of: float) -> None:
         faults = self._faults
         for before, run in pairwise(runs):
+            if run.began > as_of:
+                break
             first = run.tries[0]
             # A failure that ended its document's attempt is forgotten, so that the next one tries again.
             forgotten = picture.failures(first.document_id) > 0
@@ -155,26 +169,34 @@ class ActivityRuns:
                     f"{before.process!r}",
                 )
 
-    def _check_recorded(self, key: str, runs: Sequence[_Run], checkpoint: CheckpointRecord | None) -> None:
+    def _check_recorded(
+        self, key: str, runs: Sequence[_Run], checkpoint: CheckpointRecord | None, as_of: float
+    ) -> None:
         if checkpoint is None:
             # Not yet; or a failure that ended its document's attempt was forgotten.
             self._recorded_with.pop(key, None)
             return
         call = call_of(runs[0].tries[0])
-        counted = [run for run in runs if run.process not in self._faults.fenced]
+        succeeded = checkpoint.kind == "succeeded"
+        # One that began later is either the one that was recorded after all, or not judged yet.
+        counted = [
+            run
+            for run in runs
+            if run.process not in self._faults.fenced
+            and (run.began <= as_of or (run.returned if succeeded else run.raised))
+        ]
         digest = blake2b(checkpoint.payload, digest_size=16).digest()
         seen = self._recorded_with.get(key, (digest, len(counted)))
         if seen[0] == digest and len(counted) > seen[1]:
             self._find(6, f"{call} ran again in {runs[-1].process!r}, although it was recorded")
         self._recorded_with[key] = (digest, len(counted))
-        succeeded = checkpoint.kind == "succeeded"
         ended = {name for run in runs for name in (run.returned if succeeded else run.raised)}
         if not ended:
             self._find(6, f"{call} is recorded as {checkpoint.kind}, and never came to that")
         source = None if self._run_of is None else self._run_of(checkpoint)
         if source is not None and source not in ended:
             self._find(4, f"{call} is recorded as from {source}, which never came to that")
-        elif source is not None and _ran_after(source, runs, self._faults.fenced):
+        elif source is not None and _ran_after(source, runs, self._faults.fenced, as_of):
             self._find(6, f"{call} is recorded as from {source}, and ran again after that")
 
     def _check_resolver(self, starts: Sequence[Effect]) -> None:
@@ -220,9 +242,9 @@ def _calls(effects: Iterable[Effect]) -> dict[str, list[_Run]]:
     return calls
 
 
-def _ran_after(source: str, runs: Sequence[_Run], fenced: Collection[str]) -> bool:
+def _ran_after(source: str, runs: Sequence[_Run], fenced: Collection[str], as_of: float) -> bool:
     place = next(index for index, run in enumerate(runs) if source in (*run.returned, *run.raised))
-    return any(run.process not in fenced for run in runs[place + 1 :])
+    return any(run.process not in fenced and run.began <= as_of for run in runs[place + 1 :])
 
 
 def _idempotency_key(batch_id: str, document_id: str, key: str) -> str:
