@@ -21,7 +21,8 @@ async def migrated(target: str, schema: str) -> str:
     from durable_batches.stores.postgres.schema import migrate
 
     database = Database(target, schema, statement_seconds=60, lock_seconds=10)
-    changed = await migrate(database)
+    async with database.session() as session:
+        changed = await migrate(database, session)
     return f"schema {schema!r} in {database.where} {'was brought' if changed else 'is'} up to date"
 
 
@@ -33,7 +34,11 @@ async def script(target: str | None, schema: str) -> str:
     if target is not None and "://" not in target:
         raise ConfigurationError("--sql is for Postgres; a SQLite file is brought up to date by whoever opens it")
     database = Database(target or "postgresql://", schema, statement_seconds=60, lock_seconds=10)
-    newer = newer_scripts("postgres", "", 0, "0") if target is None else await scripts_for(database)
+    if target is None:
+        newer = newer_scripts("postgres", "", 0, "0")
+    else:
+        async with database.session() as session:
+            newer = await scripts_for(database, session)
     if not newer:
         return f"-- schema {schema!r} in {database.where} is up to date\n"
     lock = f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK.replace('$1', quoted_text(database.schema))});"

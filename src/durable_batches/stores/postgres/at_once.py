@@ -14,7 +14,7 @@ from durable_batches.lifecycle.records import Micros, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres.connection import Session
 from durable_batches.stores.postgres.locking import OWN_VERSION, Locked
-from durable_batches.stores.postgres.times import SERVERS_CLOCK
+from durable_batches.stores.postgres.times import SERVERS_CLOCK, given_time
 from durable_batches.stores.postgres.writing import Statement, draw_fronts_back, written
 
 __all__ = ["AtOnce", "write_at_once"]
@@ -46,10 +46,10 @@ worker AS (
         JOIN unnest($4::bigint[] || $5::bigint[], $6::text[]) AS known (key, version) USING (key, version)
     ) = cardinality($6) AS good
 ), fence AS (
-    UPDATE {s}.worker SET commits = $2, lease_until = coalesce($3::bigint, CLOCK) + lease
+    UPDATE {s}.worker SET commits = $2, lease_until = TIME + lease
     WHERE worker_id = $1 AND (SELECT good FROM verdict)
     RETURNING 1
-)""".replace("CLOCK", SERVERS_CLOCK)
+)""".replace("TIME", given_time(3))
 """The fence, the locks in their order, and whether everything is as it was known. What is changed comes after that: it
 depends on the verdict. The worker's row is locked first and numbered only then, since a number must not be used up by
 a commit that is not made. How long it waits for locks holds for this statement, and from before the first of them."""

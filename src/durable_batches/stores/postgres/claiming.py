@@ -25,7 +25,7 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres.connection import Session
 from durable_batches.stores.postgres.locking import LOCKED_COLUMNS, Front, Locked, columns_of
-from durable_batches.stores.postgres.times import SERVERS_CLOCK
+from durable_batches.stores.postgres.times import given_time
 from durable_batches.stores.postgres.writing import written
 from durable_batches.stores.sharing import fair_shares, overdue
 from durable_batches.stores.sql import (
@@ -256,7 +256,7 @@ async def claimable(session: Session, now: Micros | None, work: Collection[tuple
     """Of these workflows, those with something to claim."""
     rows = await session.fetch(
         "SELECT w.name, w.version FROM unnest($1::text[], $2::text[]) AS w(name, version) "
-        f"CROSS JOIN (SELECT coalesce($3::bigint, {SERVERS_CLOCK}) AS now) c WHERE EXISTS (SELECT 1 FROM {{s}}.batch b "
+        f"CROSS JOIN (SELECT {given_time(3)} AS now) c WHERE EXISTS (SELECT 1 FROM {{s}}.batch b "
         "WHERE b.free > 0 AND b.workflow = w.name AND b.version = w.version "
         f"AND EXISTS (SELECT 1 {_DUE.replace('$3', 'c.now')}))",
         *pairs(work),

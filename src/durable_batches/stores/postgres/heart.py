@@ -6,7 +6,7 @@ from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.stores.postgres.connection import Connection, Database, Session, closed, translated
 from durable_batches.stores.postgres.thread import LoopThread
-from durable_batches.stores.postgres.times import SERVERS_CLOCK, Times
+from durable_batches.stores.postgres.times import Times, given_time
 
 __all__ = ["PostgresHeart"]
 
@@ -40,7 +40,7 @@ class PostgresHeart:
                 self._connection = await self._database.connect(by_key=True, seconds=self._seconds)
             with translated(self._database.where):
                 renewed = await Session(self._database, self._connection, self._seconds).value(
-                    f"UPDATE {{s}}.worker SET lease_until = coalesce($2::bigint, {SERVERS_CLOCK}) + lease "
+                    f"UPDATE {{s}}.worker SET lease_until = {given_time(2)} + lease "
                     "WHERE worker_id = $1 AND dead IS NULL RETURNING true",
                     self._worker,
                     self._times.boot(),

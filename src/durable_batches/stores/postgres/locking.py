@@ -12,7 +12,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres.connection import Session
-from durable_batches.stores.postgres.times import SERVERS_CLOCK
+from durable_batches.stores.postgres.times import SERVERS_CLOCK, given_time
 from durable_batches.stores.sql import (
     BATCH_COLUMNS,
     Row,
@@ -86,7 +86,7 @@ class Fenced(NamedTuple):
 
 _FENCE: Final = f"""
 WITH fence AS (
-    UPDATE {{s}}.worker SET commits = $2, lease_until = coalesce($3::bigint, {SERVERS_CLOCK}) + lease
+    UPDATE {{s}}.worker SET commits = $2, lease_until = {given_time(3)} + lease
     WHERE worker_id = $1 AND commits = $2 - 1 AND dead IS NULL
     RETURNING 1
 ), locked AS (

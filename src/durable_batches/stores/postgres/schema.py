@@ -26,34 +26,34 @@ _VERSION_TABLE: Final = (
 )
 
 
-async def migrate(database: Database) -> bool:
+async def migrate(database: Database, session: Session) -> bool:
     """Bring the schema up to date, under a lock that is taken before anything is made; whether it was not yet.
+
+    The lock is held until the session's connection is closed.
 
     Raises:
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
         StoreAccessError: The role may not make it.
     """
-    if not await scripts_for(database):
+    if not await scripts_for(database, session):
         return False
-    async with database.session() as session:
-        await _locked_for_migration(session, database)
-        # Begun after the lock is held: what this session believes of the catalogue is brought up to date by that.
-        async with transaction(session, database.where):
-            newer = newer_scripts("postgres", database.where, *await _schema_version(session))
-            if newer:
-                await session.run(migration_script(newer))
-        return bool(newer)
+    await _locked_for_migration(session, database)
+    # Begun after the lock is held: what this session believes of the catalogue is brought up to date by that.
+    async with transaction(session, database.where):
+        newer = newer_scripts("postgres", database.where, *await _schema_version(session))
+        if newer:
+            await session.run(migration_script(newer))
+    return bool(newer)
 
 
-async def scripts_for(database: Database) -> list[tuple[int, str]]:
+async def scripts_for(database: Database, session: Session) -> list[tuple[int, str]]:
     """What its schema lacks.
 
     Raises:
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
     """
-    async with database.session() as session:
-        with translated(database.where):
-            return newer_scripts("postgres", database.where, *await _schema_version(session))
+    with translated(database.where):
+        return newer_scripts("postgres", database.where, *await _schema_version(session))
 
 
 def migration_script(scripts: Sequence[tuple[int, str]]) -> str:
@@ -67,7 +67,7 @@ def migration_script(scripts: Sequence[tuple[int, str]]) -> str:
 
 
 async def _locked_for_migration(session: Session, database: Database) -> None:
-    """Wait until this session is the only one that migrates; it is until its connection is closed."""
+    """Wait until this session is the only one that migrates."""
     with translated(database.where):
         try:
             async with asyncio.timeout(_MIGRATION_SECONDS):

@@ -16,27 +16,31 @@ _POOLER_LOOKS: Final = 20
 """How often it is looked whether sessions are swapped: a pooler that others use as well need not do so each time."""
 
 
-async def check_server(database: Database) -> None:
+async def check_server(database: Database, first: Session) -> None:
     """Make sure that it can be written, and that two connections are two sessions, as leases and notifications need.
+
+    Args:
+        database: Where.
+        first: One of the two.
 
     Raises:
         ConfigurationError: A pooler stands before the server, and hands its sessions out by the transaction.
         StoreReadOnlyError: The server is a replica.
     """
-    async with database.session() as first, database.session() as second:
-        with translated(database.where):
+    with translated(database.where):
+        async with database.session() as second:
             await _refuse_what_shares_sessions(database, first, second)
-            if await first.value("SELECT pg_is_in_recovery()"):
-                raise StoreReadOnlyError(
-                    f"the database {database.where} is a replica and cannot be written; connect to the primary "
-                    "(target_session_attrs=read-write in the DSN finds it among several hosts)"
-                )
-            if await first.value("SELECT current_setting('fsync')") == "off":
-                _log.warning(
-                    "the database %s runs with fsync = off: after a power failure, finished work may be lost or the "
-                    "database be damaged",
-                    database.where,
-                )
+        if await first.value("SELECT pg_is_in_recovery()"):
+            raise StoreReadOnlyError(
+                f"the database {database.where} is a replica and cannot be written; connect to the primary "
+                "(target_session_attrs=read-write in the DSN finds it among several hosts)"
+            )
+        if await first.value("SELECT current_setting('fsync')") == "off":
+            _log.warning(
+                "the database %s runs with fsync = off: after a power failure, finished work may be lost or the "
+                "database be damaged",
+                database.where,
+            )
 
 
 async def _refuse_what_shares_sessions(database: Database, first: Session, second: Session) -> None:

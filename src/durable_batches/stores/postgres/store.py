@@ -131,8 +131,9 @@ class PostgresStore:
             self._opened += 1
 
     async def _start(self, thread: LoopThread) -> _Running:
-        await check_server(self._database)
-        await migrate(self._database)
+        async with self._database.session() as session:
+            await check_server(self._database, session)
+            await migrate(self._database, session)
         return _Running(thread, self._database, Watch(self._database, self._times))
 
     async def close(self) -> None:

@@ -8,10 +8,15 @@ from durable_batches.clock import Clock
 from durable_batches.lifecycle.records import Micros
 from durable_batches.stores.postgres.connection import Session
 
-__all__ = ["SERVERS_CLOCK", "Times"]
+__all__ = ["SERVERS_CLOCK", "Times", "given_time"]
 
 SERVERS_CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 """In a statement: microseconds since the epoch. All workers go by it, whatever their machines' clocks say."""
+
+
+def given_time(argument: int) -> str:
+    """In a statement: what `Times` gives, as its argument of this number; the server's clock where that is NULL."""
+    return f"coalesce(${argument}::bigint, {SERVERS_CLOCK})"
 
 
 class Times:

@@ -12,7 +12,7 @@ from durable_batches.lifecycle.records import EventRecord, Micros, WorkerId, Wor
 from durable_batches.stores.postgres import locking, rows, writing
 from durable_batches.stores.postgres.connection import Database, Session, transaction, translated
 from durable_batches.stores.postgres.limits import PARTS_OF_A_LEASE, Limits
-from durable_batches.stores.postgres.times import SERVERS_CLOCK, Times
+from durable_batches.stores.postgres.times import SERVERS_CLOCK, Times, given_time
 from durable_batches.stores.protocol import Expired
 from durable_batches.stores.sql import worker_of, workflows_as_text
 
@@ -61,7 +61,7 @@ class Workers:
             await session.fetch(
                 "INSERT INTO {s}.worker (worker_id, boot_id, pid_namespace, pid, started, workflows, lease, "
                 f"lease_until, commits, refused) VALUES ($1, $2, $3, $4, $5, $6, $7, "
-                f"coalesce($8::bigint, {SERVERS_CLOCK}) + $7, 0, '[]')",
+                f"{given_time(8)} + $7, 0, '[]')",
                 worker.worker_id,
                 worker.boot_id,
                 worker.pid_namespace,
@@ -84,8 +84,7 @@ class Workers:
         # Mostly there is nobody, and then nothing is locked or written.
         with translated(self._database.where):
             found = await session.fetch(
-                f"SELECT worker_id FROM {{s}}.worker, (SELECT coalesce($1::bigint, {SERVERS_CLOCK}) AS now) c "
-                f"WHERE {_EXPIRED}",
+                f"SELECT worker_id FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c WHERE {_EXPIRED}",
                 self._times.boot(),
                 sorted(dead),
             )
@@ -137,7 +136,7 @@ class Workers:
     ) -> dict[WorkerId, Departure | None]:
         """Lock the rows of workers, and how each has gone already."""
         found = await session.fetch(
-            f"SELECT worker_id, dead FROM {{s}}.worker, (SELECT coalesce($1::bigint, {SERVERS_CLOCK}) AS now) c "
+            f"SELECT worker_id, dead FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c "
             f"WHERE {condition} ORDER BY worker_id FOR UPDATE OF worker{' SKIP LOCKED' if skip else ''}",
             self._times.boot(),
             sorted(dead),
