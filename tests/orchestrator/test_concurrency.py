@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -15,6 +16,7 @@ from durable_batches import (
     BatchConfig,
     BatchOrchestrator,
     Completed,
+    DocumentReleased,
     DocumentSucceeded,
     RetryFailed,
     Store,
@@ -22,6 +24,7 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
+from durable_batches.stores import ClaimRequest, Committed, Fact, WorkerId
 
 
 async def settle(gauge: Gauge, expected: int) -> None:
@@ -286,6 +289,52 @@ async def test_leaving_does_not_wait_for_a_retry_s_delay(open_store: StoreMaker)
             await asyncio.sleep(0.01)
     async with BatchOrchestrator(run, store=open_store(None), max_in_flight=0) as batches:
         assert (await batches.snapshot(batch_id)).counts.pending == 1
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["nothing runs", "another one runs"])
+async def test_what_is_being_claimed_when_it_is_left_is_given_back(
+    beside: bool, open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(None)
+    commit = store.commit
+    claimed: list[str] = []
+    begun: list[str] = []
+
+    async def slow(
+        worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
+    ) -> Committed:
+        committed = await commit(worker, number, facts, claim)
+        claimed.extend(claim.execution.document_id for claim in committed.claims)
+        if "late" in claimed:
+            await asyncio.sleep(0.2)
+        return committed
+
+    @durable_activity
+    async def step(name: str) -> str:
+        begun.append(name)
+        await eventually(lambda: name == "late" or not beside or "late" in claimed)
+        await asyncio.sleep(0.05)
+        return name
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await step(document)
+
+    monkeypatch.setattr(store, "commit", slow)
+    tasks = asyncio.all_tasks()
+    async with BatchOrchestrator(run, store=store) as batches:
+        if beside:
+            await batches.submit(["early"], document_id=str)
+            await eventually(lambda: begun == ["early"])
+        batch_id = await batches.submit(["late"], document_id=str)
+        await eventually(lambda: "late" in claimed)
+    assert begun == ["early"] * beside
+    assert asyncio.all_tasks() == tasks
+    monkeypatch.undo()
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        events = await within(everything(batches.progress(batch_id)))
+    assert [event.reason for event in events if isinstance(event, DocumentReleased)] == ["shutdown"]
+    assert begun[-1] == "late"
 
 
 @pytest.mark.parametrize("way", ["gather", "suppress"])

@@ -141,6 +141,8 @@ class Journal:
                 if entries or request is not None:
                     await self._commit(entries, facts, request)
                 elif self._closing and not self._entries:
+                    # What is reported from here on, by a thread that was left behind, comes too late.
+                    self._fail(WorkerFencedError(self._worker))
                     return
                 if (self._closing and not self._entries) or self._is_any_ready():
                     self._wake.set()

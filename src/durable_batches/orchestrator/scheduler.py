@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
@@ -106,6 +106,7 @@ class Scheduler:
         self._timer: Timer | None = None
         self._due = False
         self._closing = False
+        self._stopping: tuple[StopReason, bool] = ("shutdown", True)
 
     # ---- claiming --------------------------------------------------------------------------------------------
 
@@ -216,11 +217,17 @@ class Scheduler:
         self._closing = True
         self._wake_in(None)
 
-    async def drain(self, seconds: float) -> None:
-        """Let running calls finish for so many seconds, then end them; then give everything back."""
+    async def drain(self, seconds: float, claimed: Awaitable[object]) -> None:
+        """Let running calls finish for so many seconds, then end them; then give everything back.
+
+        Args:
+            seconds: How long.
+            claimed: Done when no claim is under way any more.
+        """
         self._stop("shutdown", drain=True)
         timer = self._shared.clock.call_later(seconds, self.end_drain)
         try:
+            await claimed
             await self._all_ended()
         finally:
             timer.cancel()
@@ -239,6 +246,7 @@ class Scheduler:
         await self._all_ended()
 
     def _stop(self, reason: StopReason, *, drain: bool) -> None:
+        self._stopping = (reason, drain)
         for entry in self._held.values():
             if not entry.finishing:
                 entry.attempt.stop(reason, drain=drain)
@@ -266,6 +274,10 @@ class Scheduler:
         window = neighbours_allowed(execution.crashes, config.max_crashes, self._capacity)
         entry = _Held(attempt, window)
         self._held[(execution.batch_id, execution.position)] = entry
+        if self._closing:
+            # Its claim was under way already; nothing of it begins.
+            reason, drain = self._stopping
+            attempt.stop(reason, drain=drain)
         run = self._resolve if resolver else self._run_document
         entry.task = asyncio.create_task(self._guarded(run(entry, claim, workflow), entry, claim))
         self._tasks.add(entry.task)

@@ -512,7 +512,15 @@ class _Incarnation:
             _log.warning("worker %s did not leave cleanly: %s", self.worker_id, ending.exception())
 
     async def _drain_and_leave(self, journal: asyncio.Task[None]) -> None:
-        await self.scheduler.drain(self._drain.total_seconds())
+        # A commit that is under way may bring claims yet; the next one has none.
+        passed = asyncio.Event()
+        self.journal.remind(passed.set)
+        claimed = asyncio.create_task(passed.wait())
+        try:
+            through = asyncio.wait([claimed, journal], return_when=asyncio.FIRST_COMPLETED)
+            await self.scheduler.drain(self._drain.total_seconds(), through)
+        finally:
+            claimed.cancel()
         self.journal.close()
         await journal
         self._worker.subscriptions.deliver(await self._store.leave(self.worker_id))
