@@ -550,8 +550,8 @@ class WorkerFencedError(DurableBatchesError):
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
         super().__init__(
-            f"worker {worker_id!r} was declared dead, since its lease was not renewed in time; nothing was written, "
-            "and others go on with its documents"
+            f"worker {worker_id!r} was declared dead, or had to count itself so, since its lease was not renewed in "
+            "time; nothing was written, and others may go on with its documents"
         )
 
 

@@ -54,7 +54,8 @@ class Proxy:
         """Made so far."""
         self.fate: Callable[[bytes], Fate] = lambda _: "pass"
         """Asked, on the proxy's thread, for each packet of a client."""
-        self._target = port
+        self.target: int = port
+        """The server's port, for connections from now on."""
         self._delay = delay
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -130,7 +131,7 @@ class Proxy:
 
     async def _connect(self, pair: _Pair) -> None:
         try:
-            await self._loop.create_connection(lambda: pair.server, "127.0.0.1", self._target)
+            await self._loop.create_connection(lambda: pair.server, "127.0.0.1", self.target)
         except OSError:
             pair.cut()
 

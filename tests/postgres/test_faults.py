@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
@@ -16,15 +17,25 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 from tests.crash.processes import check_calls, checker_of
 from tests.crash.workload import PATIENT, Batches, Page, document_ids, extract, here, tally_of
 from tests.postgres.databases import execute
 from tests.postgres.proxy import CommitFinder, Fate, Proxy
 from tests.postgres.server import Server
-from tests.support import eventually, within
+from tests.support import STAGES, eventually, everything, opened, within
 
-from durable_batches import BatchConfig, BatchOrchestrator, PostgresStore, Worker, WorkerFencedError
-from durable_batches.stores import ClaimRequest, WorkerId
+from durable_batches import (
+    BatchConfig,
+    BatchOrchestrator,
+    DocumentReleased,
+    PostgresStore,
+    Worker,
+    WorkerFencedError,
+    durable_activity,
+    workflow,
+)
+from durable_batches.stores import BatchQuery, ClaimRequest, WorkerId
 from durable_batches.testing.effects import EffectsLog
 from durable_batches.testing.suite.scene import Scene
 
@@ -130,12 +141,15 @@ async def test_sessions_that_are_ended_at_random(postgres_dsn: str, postgres_sch
     await check(store(), names)
 
 
+@pytest.mark.parametrize("way", ["dsn", "engine"])
 @pytest.mark.parametrize("rounds", [1, pytest.param(SOAK_ROUNDS, marks=pytest.mark.soak)])
-async def test_a_server_that_crashes_under_load(rounds: int) -> None:
+async def test_a_server_that_crashes_under_load(rounds: int, way: str) -> None:
     with Server() as server:
 
         def store() -> PostgresStore:
-            return PostgresStore(server.dsn())
+            if way == "dsn":
+                return PostgresStore(server.dsn())
+            return PostgresStore(create_async_engine(server.dsn().replace("postgresql://", "postgresql+asyncpg://")))
 
         async def trouble() -> None:
             await asyncio.to_thread(server.restart_immediately)
@@ -146,6 +160,28 @@ async def test_a_server_that_crashes_under_load(rounds: int) -> None:
             for name in names:
                 assert await run_in_trouble(batches, name, trouble, most=3) > 0
         await check(store(), names)
+
+
+async def test_a_failover_that_leads_to_a_replica_for_some_time() -> None:
+    """As where a name takes its time to lead to the new primary, and the old one is back as a replica by then."""
+    with Server() as server, Proxy(server.port) as proxy:
+        replica: Server | None = None
+
+        async def trouble() -> None:
+            nonlocal replica
+            replica = await asyncio.to_thread(server.replica)
+            proxy.target = replica.port
+            proxy.cut()
+            await asyncio.sleep(1)
+            proxy.target = server.port
+
+        try:
+            async with workers(2, lambda: PostgresStore(server.dsn(port=proxy.port))) as batches:
+                assert await run_in_trouble(batches, "batch", trouble, most=1) == 1
+        finally:
+            if replica is not None:
+                replica.__exit__(None, None, None)
+        await check(PostgresStore(server.dsn()), ["batch"])
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -246,6 +282,104 @@ async def test_a_commit_whose_reply_is_lost_is_made_once(
     await check(PostgresStore(postgres_dsn, schema=postgres_schema), ["batch"])
     # Not one activity ran again for it.
     assert checker.stats.repeated == 0
+
+
+async def test_an_outage_is_nobodys_crash(caplog: pytest.LogCaptureFixture) -> None:
+    """Longer than the leases: all workers count themselves dead, and all come back."""
+    begun: Counter[int] = Counter()
+
+    @durable_activity
+    async def act(number: int) -> int:
+        begun[number] += 1
+        await asyncio.sleep(1.5)
+        return number
+
+    @workflow(STAGES)
+    async def run(number: int) -> int:
+        return await act(number)
+
+    with Server() as server:
+        async with AsyncExitStack() as stack:
+            first, other = [
+                await stack.enter_async_context(
+                    BatchOrchestrator(run, worker=Worker(PostgresStore(server.dsn()), lease=SHORT_LEASE))
+                )
+                for _ in range(2)
+            ]
+            batch_id = await first.submit(range(4), config=BatchConfig(concurrency=4, max_crashes=1))
+            await eventually(lambda: begun.total() == 4)
+            await asyncio.to_thread(server.stop)
+            await asyncio.sleep(4)
+            await asyncio.to_thread(server.start)
+            result = await within(other.result(batch_id))
+            assert result.counts.succeeded == 4
+            events = await within(everything(other.progress(batch_id)))
+            reasons = [event.reason for event in events if isinstance(event, DocumentReleased)]
+            assert reasons == ["shutdown"] * 4
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not any(record.exc_info for record in told)
+    assert len(told) < 50
+
+
+async def test_who_is_cut_off_stops_before_its_lease_is_over(postgres_dsn: str, postgres_schema: str) -> None:
+    """Others may begin with the same documents from then on; a commit that hangs must not keep it."""
+    port = urlsplit(postgres_dsn).port or 0
+    lease = 4.0
+    stopped = 0.0
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    @durable_activity
+    async def hold(number: int) -> int:
+        nonlocal stopped
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped = loop.time()
+        return number
+
+    @durable_activity
+    async def tick(number: int) -> int:
+        await asyncio.sleep(0.01)
+        return number
+
+    @workflow(STAGES)
+    async def run(number: int) -> int:
+        if number:
+            while True:
+                await tick(number)
+        return await hold(number)
+
+    with Proxy(port) as proxy:
+        dsn = postgres_dsn.replace(f":{port}/", f":{proxy.port}/")
+        store = PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(seconds=8))
+        worker = Worker(store, lease=timedelta(seconds=lease), drain=timedelta(0))
+        async with BatchOrchestrator(run, worker=worker) as batches:
+            await batches.submit([0, 1])
+            await within(begun.wait())
+            proxy.stall()
+            cut_off = loop.time()
+            await eventually(lambda: stopped > 0)
+            proxy.resume()
+    assert stopped - cut_off < lease
+
+
+async def test_connections_that_all_went_deaf_are_given_up_together(postgres_dsn: str, postgres_schema: str) -> None:
+    """Each would be waited for otherwise, one after the other."""
+    port = urlsplit(postgres_dsn).port or 0
+    with Proxy(port) as proxy:
+        dsn = postgres_dsn.replace(f":{port}/", f":{proxy.port}/")
+        async with opened(
+            PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(milliseconds=500))
+        ) as store:
+            limit = store._database.answer_seconds
+            await asyncio.gather(*(store.batches(BatchQuery(), limit=1) for _ in range(20)))
+            assert len(store._alive().readers._idle) > 2
+            proxy.half_open()
+            began = asyncio.get_running_loop().time()
+            await store.batches(BatchQuery(), limit=1)
+            assert limit - 0.1 < asyncio.get_running_loop().time() - began < 1.9 * limit
 
 
 # ---- workers that stop in the middle of it ---------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,6 +131,20 @@ async def test_what_fails_leaves_the_transaction_as_it_was(batches: Batches, eng
             )
         submitted = await batches.submit(["c"], batch_id="whole", connection=connection)
         assert (await connection.execute(text("SELECT count(*) FROM orders"))).scalar_one() == 1
+    assert (await within(batches.result(submitted))).counts.succeeded == 1
+    with pytest.raises(BatchNotFoundError):
+        await batches.state("broken")
+
+
+async def test_what_the_documents_raise_is_the_applications_own(batches: Batches, engine: AsyncEngine) -> None:
+    def pages() -> Iterator[str]:
+        yield "a"
+        raise FileNotFoundError("page 2")
+
+    async with engine.begin() as connection:
+        with pytest.raises(FileNotFoundError, match="page 2"):
+            await batches.submit(pages(), batch_id="broken", connection=connection)
+        submitted = await batches.submit(["c"], connection=connection)
     assert (await within(batches.result(submitted))).counts.succeeded == 1
     with pytest.raises(BatchNotFoundError):
         await batches.state("broken")

@@ -31,8 +31,8 @@ _log = logging.getLogger("durable_batches")
 _BEATS_A_LEASE: Final = 3
 _TRIES_A_LEASE: Final = 10
 """After a beat that failed."""
-_OWN_SHARE: Final = 0.8
-"""Of the lease: after this much without a renewal the worker stops itself."""
+_OWN_SHARE: Final = 0.75
+"""Of the lease: after this much without a renewal the worker stops itself. A try takes no more than what is left."""
 
 
 class ProcessIdentity(NamedTuple):
@@ -130,6 +130,8 @@ class Heartbeat:
         self._lost = lost
         self._stop = clock.alarm()
         self._ticked = clock.boot()
+        self.reaches = True
+        """Whether the last beat came to an answer."""
         self._thread = threading.Thread(target=self._run, name="durable-batches-heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -150,7 +152,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         heart = self._store.heart(self._worker)
-        renewed, pause = self._clock.boot(), self._lease / _BEATS_A_LEASE
+        renewed, pause, told = self._clock.boot(), self._lease / _BEATS_A_LEASE, False
         try:
             while not self._stop.wait(pause):
                 now = self._clock.boot()
@@ -161,15 +163,27 @@ class Heartbeat:
                         now - self._ticked,
                     )
                     break
+                if not self.reaches and now - renewed >= self._lease * _OWN_SHARE:
+                    _log.error(
+                        "the lease of worker %s could not be renewed for %.1f s: it counts itself dead, before others "
+                        "may do so",
+                        self._worker,
+                        now - renewed,
+                    )
+                    break
                 try:
-                    if not heart.beat():
+                    alive = heart.beat()
+                except Exception as error:  # noqa: BLE001  (whatever it is, the lease is not renewed)
+                    level = logging.DEBUG if told and isinstance(error, StoreUnavailableError) else logging.WARNING
+                    _log.log(level, "the lease of worker %s was not renewed: %s", self._worker, error)
+                    self.reaches, told = False, True
+                    left = renewed + self._lease * _OWN_SHARE - self._clock.boot()
+                    pause = min(self._lease / _TRIES_A_LEASE, max(left, 0.001))
+                else:
+                    self.reaches, told = True, False
+                    if not alive:
                         break
                     renewed, pause = now, self._lease / _BEATS_A_LEASE
-                except StoreUnavailableError as error:
-                    _log.warning("the lease of worker %s was not renewed: %s", self._worker, error)
-                    if self._clock.boot() - renewed > self._lease * _OWN_SHARE:
-                        break
-                    pause = self._lease / _TRIES_A_LEASE
             else:
                 return
         finally:

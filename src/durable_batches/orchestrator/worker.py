@@ -45,6 +45,12 @@ workflows call, not this number. Were it small, calls left behind by a timeout w
 _RESCUE_SECONDS: Final = 0.5
 """How often a worker looks for others that have died, and for ends of its batches that others brought about."""
 
+_LONGEST_PAUSE_SECONDS: Final = 2.0
+"""Between two attempts to start anew while the store is away."""
+
+_AFTER_OUTAGE_SECONDS: Final = 3.0
+"""How long nobody is declared dead after the store was away: longer than others need to notice that it is back."""
+
 _STORE_PATIENCE_SECONDS: Final = 10.0
 """How much longer than its drain a closing worker waits for a store that is away."""
 
@@ -104,6 +110,7 @@ class Worker:
         self._entered = 0
         self._entering = ReusableLock()
         self._subscriptions: Subscriptions | None = None
+        self._unsaid: list[WorkerId] = []
         self._threads: ThreadPoolExecutor | None = None
         self._incarnation: _Incarnation | None = None
         self._life: asyncio.Task[None] | None = None
@@ -238,6 +245,21 @@ class Worker:
             tell_of_crash_loops(expired.events)
             self.announce(Committed(events=expired.events))
 
+    async def say_goodbye(self, worker_id: WorkerId, *, now: bool) -> None:
+        """Give back what one of this process's incarnations held, which has not crashed; later, if not `now`."""
+        self._unsaid.append(worker_id)
+        if now:
+            await self.say_what_is_unsaid()
+
+    async def say_what_is_unsaid(self) -> bool:
+        """Say the goodbyes that the store did not hear so far; whether there were any."""
+        were_any = bool(self._unsaid)
+        while self._unsaid:
+            events = await self._store.leave(self._unsaid[0])
+            self._unsaid.pop(0)
+            self.subscriptions.deliver(events)
+        return were_any
+
     def end_drain(self) -> None:
         """Where it is being closed, wait no longer for what runs: cancel it, and give its documents back."""
         if self._incarnation is not None:
@@ -332,19 +354,25 @@ class Worker:
 
     async def _live(self, began: asyncio.Event) -> None:
         """One incarnation after another, until closed: one that was declared dead is followed by a new one."""
+        pause = _RESCUE_SECONDS
         while True:
             incarnation = self._incarnation = self._new_incarnation()
             try:
                 await incarnation.run(began)
                 return
             except WorkerFencedError as error:
+                pause = _RESCUE_SECONDS
                 if not incarnation.halted:
                     _log.error("%s; it drops its documents and starts anew", error)
-            except Exception:
+            except Exception as error:
                 if not began.is_set():
                     raise
-                _log.exception("worker %s broke down; it starts anew", incarnation.worker_id)
-                await incarnation.rest(_RESCUE_SECONDS)
+                if isinstance(error, StoreUnavailableError) and not incarnation.begun.is_set():
+                    _log.warning("the worker cannot start anew yet: %s", error)
+                else:
+                    _log.exception("worker %s broke down; it starts anew", incarnation.worker_id)
+                await incarnation.rest(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             finally:
                 self._incarnation = None
                 incarnation.over.set()
@@ -400,6 +428,7 @@ class _Incarnation:
         self.begun = asyncio.Event()
         self.over = asyncio.Event()
         self.halted = False
+        self._was_away = False
         self._resting = False
         self._closed = asyncio.Event()
         self._lost = asyncio.Event()
@@ -463,7 +492,10 @@ class _Incarnation:
         )
         self._heartbeat.start()
         try:
-            await self._worker.rescue()
+            # After an outage, the others get their time to say the same before anybody looks for dead ones.
+            self._was_away = await self._worker.say_what_is_unsaid()
+            if not self._was_away:
+                await self._worker.rescue()
             began.set()
             self.begun.set()
             await self._work()
@@ -527,13 +559,16 @@ class _Incarnation:
 
     async def _give_up(self, journal: asyncio.Task[None]) -> None:
         """Declared dead: nothing of what is held may be written any more."""
+        # What runs first: a commit that gets no answer is seen through, and that may take long.
+        self.scheduler.close()
+        self.scheduler.halt()
         journal.cancel()
         await asyncio.wait([journal])
-        self.scheduler.close()
         await self.scheduler.abandon()
-        with suppress(StoreUnavailableError):
-            # Where it only counted itself dead: what it held is free at once.
-            await self._store.leave(self.worker_id)
+        if not self.halted:
+            # Where it only counted itself dead, what it held is free with that.
+            with suppress(StoreUnavailableError):
+                await self._worker.say_goodbye(self.worker_id, now=self._heartbeat.reaches)
 
     async def _tick(self) -> None:
         """Show that the loop turns, whatever the store does meanwhile."""
@@ -543,16 +578,25 @@ class _Incarnation:
 
     async def _look_around(self) -> None:
         """Now and then: rescue, and notice what other processes decided."""
+        away = self._was_away
         while True:
-            await self._clock.sleep(_RESCUE_SECONDS, housekeeping=True)
+            await self._clock.sleep(_AFTER_OUTAGE_SECONDS if away else _RESCUE_SECONDS, housekeeping=True)
             try:
-                await self._worker.rescue()
+                if away:
+                    # All others that it is back for need a moment to say that they live.
+                    await self._store.workers()
+                    _log.info("the store answers again")
+                else:
+                    await self._worker.rescue()
+                away = False
                 for batch_id in self.scheduler.held_batches():
                     record = await self._store.batch(batch_id)
                     if record is None or record.ended:
                         self.scheduler.batch_ended(batch_id)
             except StoreUnavailableError as error:
-                _log.warning("looking after other workers waits: %s", error)
+                if not away:
+                    _log.warning("looking after other workers waits: %s", error)
+                away = True
 
     def _claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
         return self.scheduler.claim_request(facts)

@@ -143,11 +143,18 @@ class Database:
             "idle_in_transaction_session_timeout": millis(self.statement_seconds),
             **(_BY_KEY if by_key else {}),
         }
-        await connection.fetchval(
-            "SELECT count(set_config(name, setting, false)) FROM unnest($1::text[], $2::text[]) AS s(name, setting)",
+        row = await connection.fetchrow(
+            "SELECT count(set_config(name, setting, false)), pg_is_in_recovery() "
+            "FROM unnest($1::text[], $2::text[]) AS s(name, setting)",
             list(settings),
             list(settings.values()),
         )
+        if row is not None and row[1]:
+            # After a failover an address may lead to one for some time; it may also be behind with what can be read.
+            raise StoreReadOnlyError(
+                f"the database {self.where} is a replica and cannot be written; connect to the primary "
+                "(target_session_attrs=read-write in the DSN finds it among several hosts)"
+            )
         # What is acknowledged has to be on the disk, however the server's other applications want it.
         await connection.execute(
             "SELECT set_config('synchronous_commit', 'on', false) "
@@ -215,6 +222,10 @@ async def transaction(session: Session, where: str, begin: str = "BEGIN") -> Asy
         await session.run(begin)
         try:
             yield
+        except TimeoutError:
+            # Who has not answered will not answer this.
+            session.connection.terminate()
+            raise
         except BaseException:
             await _rolled_back(session)
             raise

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, cast
 
+import asyncpg
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from durable_batches.errors import ConfigurationError
+from durable_batches.errors import ConfigurationError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from durable_batches.stores.postgres.connection import Connection
@@ -28,8 +30,19 @@ def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[Connection]]:
     # A pool of the same kind with the same way to connect, and nothing in it yet.
     private = AsyncEngine(Engine(sync.pool.recreate(), sync.dialect, sync.url))
 
+    # Of the driver's errors, the dialect makes its own.
+    dressed = (SQLAlchemyError, sync.dialect.loaded_dbapi.Error)
+
     async def open_connection(seconds: float) -> Connection:
-        pooled = await private.raw_connection()
+        try:
+            pooled = await private.raw_connection()
+        except dressed as error:
+            cause = error.__cause__
+            if isinstance(cause, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+                raise cause from None
+            raise StoreUnavailableError(
+                f"the application's engine opens no connection: {type(error).__name__}"
+            ) from error
         connection = cast("Connection", pooled.driver_connection)
         pooled.detach()
         return connection

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.stores.postgres.connection import Connection, Database, Session, closed, translated
@@ -36,16 +38,17 @@ class PostgresHeart:
 
     async def _beat(self) -> bool:
         try:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await self._database.connect(by_key=True, seconds=self._seconds)
             with translated(self._database.where):
-                renewed = await Session(self._database, self._connection, self._seconds).value(
-                    f"UPDATE {{s}}.worker SET lease_until = {given_time(2)} + lease "
-                    "WHERE worker_id = $1 AND dead IS NULL RETURNING true",
-                    self._worker,
-                    self._times.boot(),
-                )
-                return renewed is True
+                async with asyncio.timeout(self._seconds):
+                    if self._connection is None or self._connection.is_closed():
+                        self._connection = await self._database.connect(by_key=True, seconds=self._seconds)
+                    renewed = await Session(self._database, self._connection, self._seconds).value(
+                        f"UPDATE {{s}}.worker SET lease_until = {given_time(2)} + lease "
+                        "WHERE worker_id = $1 AND dead IS NULL RETURNING true",
+                        self._worker,
+                        self._times.boot(),
+                    )
+                    return renewed is True
         except StoreUnavailableError:
             # A connection that has not answered may never do so.
             if self._connection is not None:

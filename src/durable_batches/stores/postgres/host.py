@@ -30,8 +30,18 @@ async def joined(database: Database, times: Times, connection: HostTransaction) 
             raise ConfigurationError(
                 "connection= joins a transaction, and this connection is in none: begin one, and commit it afterwards"
             )
-        async with driver.transaction():
-            yield _Joined(database, times, driver)
+        savepoint = driver.transaction()
+        await savepoint.start()
+    try:
+        # What the application's own code raises in here is its own.
+        yield _Joined(database, times, driver)
+    except BaseException:
+        if not driver.is_closed():
+            with translated(database.where):
+                await savepoint.rollback()
+        raise
+    with translated(database.where):
+        await savepoint.commit()
 
 
 async def _driver_connection(connection: object) -> Connection:

@@ -41,6 +41,10 @@ class Limits:
         """Seconds: three beats a lease."""
         return self._lease(worker) / PARTS_OF_A_LEASE
 
+    def longest_beat(self, worker: WorkerId) -> float:
+        """Seconds that renewing a lease may take, with all that belongs to it: the last try ends before the lease."""
+        return self._lease(worker) / (PARTS_OF_A_LEASE + 1)
+
     def begin(self, session: Session, worker: WorkerId | None = None) -> str:
         """What begins a transaction: of this worker, or of any.
 

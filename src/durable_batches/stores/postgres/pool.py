@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
-from durable_batches.errors import StoreUnavailableError
+from durable_batches.errors import StoreReadOnlyError, StoreUnavailableError
 from durable_batches.stores.postgres.connection import Connection, Database, Session, closed, translated
 
 __all__ = ["Pool"]
@@ -35,12 +35,15 @@ class Pool:
         of it was written, or the error would say that this is not known.
         """
         async with self._places:
-            while (connection := self._take()) is not None:
+            connection = self._take()
+            if connection is not None:
                 try:
                     return await self._work(connection, work, *args, **kwargs)
                 except StoreUnavailableError as error:
                     if type(error) is not StoreUnavailableError or not connection.is_closed():
                         raise
+                # The others are likely to be as this one; to find out could take a limit of time each.
+                self._forget_idle()
             return await self._work(await self._database.connect(by_key=self._by_key), work, *args, **kwargs)
 
     async def _work(
@@ -54,8 +57,9 @@ class Pool:
             with translated(self._database.where):
                 return await work(Session(self._database, connection), *args, **kwargs)
         except StoreUnavailableError as error:
-            if isinstance(error.__cause__, TimeoutError):
-                # It has not answered, and may do so when nobody listens any more.
+            if isinstance(error.__cause__, TimeoutError) or isinstance(error, StoreReadOnlyError):
+                # It has not answered, and may do so when nobody listens any more; or it is not the one to ask, and
+                # another may lead to one that is.
                 connection.terminate()
             raise
         finally:
@@ -72,6 +76,11 @@ class Pool:
             if not connection.is_closed():
                 return connection
         return None
+
+    def _forget_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.terminate()
 
     async def close(self) -> None:
         """Say goodbye on all of them; nobody uses one any more."""

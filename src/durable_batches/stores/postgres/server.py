@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from durable_batches.errors import StoreReadOnlyError
 from durable_batches.stores.postgres.connection import Database, Session, pooled, translated
 
 __all__ = ["check_server"]
@@ -17,7 +16,7 @@ _POOLER_LOOKS: Final = 20
 
 
 async def check_server(database: Database, first: Session) -> None:
-    """Make sure that it can be written, and that two connections are two sessions, as leases and notifications need.
+    """Make sure that two connections are two sessions, as leases and notifications need.
 
     Args:
         database: Where.
@@ -25,16 +24,10 @@ async def check_server(database: Database, first: Session) -> None:
 
     Raises:
         ConfigurationError: A pooler stands before the server, and hands its sessions out by the transaction.
-        StoreReadOnlyError: The server is a replica.
     """
     with translated(database.where):
         async with database.session() as second:
             await _refuse_what_shares_sessions(database, first, second)
-        if await first.value("SELECT pg_is_in_recovery()"):
-            raise StoreReadOnlyError(
-                f"the database {database.where} is a replica and cannot be written; connect to the primary "
-                "(target_session_attrs=read-write in the DSN finds it among several hosts)"
-            )
         if await first.value("SELECT current_setting('fsync')") == "off":
             _log.warning(
                 "the database %s runs with fsync = off: after a power failure, finished work may be lost or the "

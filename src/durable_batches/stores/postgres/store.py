@@ -168,7 +168,7 @@ class PostgresStore:
 
     def heart(self, worker: WorkerId) -> PostgresHeart:
         """See `Store.heart`."""
-        seconds = self._limits.between_beats(worker)
+        seconds = self._limits.longest_beat(worker)
         return PostgresHeart(self._alive().thread, self._database, self._times, worker, seconds)
 
     async def workers(self) -> Sequence[WorkerRecord]:
@@ -181,9 +181,10 @@ class PostgresStore:
 
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
         """See `Store.leave`."""
-        events = await self._write(self._workers.leave, worker)
-        self._limits.forget(worker)
-        return events
+        try:
+            return await self._write(self._workers.leave, worker)
+        finally:
+            self._limits.forget(worker)
 
     # ---- loading ---------------------------------------------------------------------------------------------
 

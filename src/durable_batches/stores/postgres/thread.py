@@ -41,8 +41,10 @@ class LoopThread:
 
     async def stop(self) -> None:
         """End the loop, on which nothing of ours is left to do, and the thread."""
-        await self.run(_end_what_is_left())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        try:
+            await self.run(_end_what_is_left())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.to_thread(self._thread.join)
 
 

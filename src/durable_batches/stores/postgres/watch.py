@@ -61,6 +61,7 @@ class Watch:
         self._wake = asyncio.Event()
         self._changed = False
         self._told = 0.0
+        self._own_pid = 0
         self._pause = _FIRST_PAUSE_SECONDS
         self._task = asyncio.create_task(self._run(), name="durable-batches watch")
 
@@ -97,6 +98,8 @@ class Watch:
                 await self._listen()
             except StoreUnavailableError as error:
                 _log.debug("watching waits: %s", error)
+            except Exception:  # noqa: BLE001  (without the watch, everybody would go by the clock alone from here on)
+                _log.exception("watching waits")
             pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(pause)
 
@@ -104,12 +107,15 @@ class Watch:
         connection = await self._database.connect(by_key=True)
         try:
             with translated(self._database.where):
+                self._own_pid = connection.get_server_pid()
                 await connection.add_listener(self._database.channel, self._heard)
                 connection.add_termination_listener(self._lost)
                 session = Session(self._database, connection)
                 for waiter in self._waiters:
                     waiter.looked = False
                 while not connection.is_closed():
+                    # What comes while it looks is looked at next.
+                    self._wake.clear()
                     await self._look(session)
                     await self._tell(session)
                     self._pause = _FIRST_PAUSE_SECONDS
@@ -118,6 +124,9 @@ class Watch:
             await closed(connection)
 
     def _heard(self, _connection: object, pid: int, _channel: str, _payload: object) -> None:
+        if pid == self._own_pid:
+            # What it has told itself; of that the waiters know.
+            return
         for waiter in self._waiters:
             waiter.looked = False
         self._wake.set()
@@ -127,7 +136,6 @@ class Watch:
 
     async def _rest(self) -> None:
         """Until something happens, or it is time to look around."""
-        self._wake.clear()
         await asyncio.sleep(_LEAST_SECONDS)
         left = self._told + _NOTIFY_SECONDS - asyncio.get_running_loop().time()
         seconds = max(left, 0) if self._changed else _POLL_SECONDS

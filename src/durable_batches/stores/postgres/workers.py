@@ -149,6 +149,9 @@ class Workers:
             return await self._say_goodbye(session, worker, skip=False)
         except StoreLockedError:
             return await self._say_goodbye(session, worker, skip=True)
+        finally:
+            # Also where somebody else has declared it dead.
+            self._gone([worker])
 
     async def _say_goodbye(self, session: Session, worker: WorkerId, *, skip: bool) -> Sequence[EventRecord]:
         async with transaction(session, self._database.where, self._limits.begin(session)):

@@ -1,0 +1,45 @@
+"""News from other processes: none waits for the next look around."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.support import opened, within
+
+from durable_batches import PostgresStore
+from durable_batches.stores.postgres.connection import Session
+from durable_batches.stores.postgres.watch import Watch
+from durable_batches.testing.suite.scene import Scene
+
+
+@pytest.mark.parametrize("moment", ["while it looks", "while it rests"])
+async def test_news_that_come_at_any_moment_are_heard(
+    postgres_dsn: str, postgres_schema: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durable_batches.stores.postgres.watch._POLL_SECONDS", 3600.0)
+    look = Watch._look
+    looking, rest = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    slow = False
+
+    async def slow_look(self: Watch, session: Session) -> None:
+        await look(self, session)
+        if slow:
+            # The rest of a look, on a busy server.
+            loop.call_soon_threadsafe(looking.set)
+            await asyncio.sleep(0.5)
+            loop.call_soon_threadsafe(rest.set)
+
+    here, there = (PostgresStore(postgres_dsn, schema=postgres_schema) for _ in range(2))
+    async with opened(here), opened(there):
+        scene = Scene(there, asyncio.sleep)
+        batch_id = await scene.batch(1)
+        hand = await scene.worker()
+        monkeypatch.setattr(Watch, "_look", slow_look)
+        slow = True
+        waiting = asyncio.create_task(here.wait({batch_id: 1}, work=(), timeout=3_600_000_000))
+        await within((looking if moment == "while it looks" else rest).wait())
+        slow = False
+        await hand.claim()
+        await within(waiting)
