@@ -255,6 +255,7 @@ def _judge(kills: Kills) -> None:
     assert 0 < kills.repeated <= kills.in_flight <= kills.total * CONCURRENCY * CALLS_AT_ONCE
 
 
+@pytest.mark.timeout(600)
 async def test_killed_processes_lose_nothing(tmp_path: Path, database: Database) -> None:
     seed = random.randrange(1 << 32)
     kills = await _campaign(tmp_path / "campaign", database, seed, ROUNDS[type(database)])
@@ -262,6 +263,7 @@ async def test_killed_processes_lose_nothing(tmp_path: Path, database: Database)
     _judge(kills)
 
 
+@pytest.mark.timeout(600)
 async def test_processes_that_share_a_batch_are_killed_again_and_again(tmp_path: Path, database: Database) -> None:
     seed = random.randrange(1 << 32)
     kills = await _crowd(tmp_path / "crowd", database, seed, kills=10, documents=250)

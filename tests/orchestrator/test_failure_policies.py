@@ -27,6 +27,7 @@ from durable_batches import (
     DocumentSucceeded,
     Failed,
     FailurePolicy,
+    Pending,
     Results,
     RetryFailed,
     Store,
@@ -365,6 +366,32 @@ async def test_a_batch_over_its_deadline_has_failed(capacity: int, open_store: S
         assert isinstance(state, Failed)
         assert state.error == "the batch's deadline has passed"
         assert log["cancelled"] == log["started"]
+
+
+@pytest.mark.parametrize("whose", ["its own", "another worker's"])
+async def test_a_deadline_passes_where_nobody_has_room(whose: str, open_store: StoreMaker) -> None:
+    gate = asyncio.Event()
+
+    @workflow(STAGES)
+    async def run(document: int) -> int:
+        await gate.wait()
+        return document
+
+    async with environment(run, store=open_store, max_in_flight=1) as env:
+        endless = await env.batches.submit([1])
+        await env.settled()
+        # A store of another process, as it were: only news in the store reach the first.
+        others = Worker(open_store(env.clock), clock=env.clock, max_in_flight=0)
+        async with BatchOrchestrator(run, worker=others) as elsewhere:
+            limits = BatchConfig(deadline=timedelta(minutes=5))
+            submitter = env.batches if whose == "its own" else elsewhere
+            batch_id = await submitter.submit([2], config=limits)
+            await env.advance(timedelta(seconds=299))
+            assert isinstance(await env.batches.state(batch_id), Pending)
+            await env.advance(timedelta(seconds=3))
+            assert isinstance(await env.batches.state(batch_id), Failed)
+        gate.set()
+        assert (await env.finished(endless)).counts.succeeded == 1
 
 
 async def test_a_deadline_that_passed_while_no_worker_was_there(open_store: StoreMaker) -> None:

@@ -17,6 +17,7 @@ from durable_batches import (
     BatchConfig,
     BatchCreated,
     BatchEvent,
+    BatchNotFoundError,
     BatchOrchestrator,
     BatchSnapshot,
     BatchStateMachine,
@@ -201,6 +202,13 @@ async def test_an_older_deployment_s_stage_is_shown_as_the_nearest_before_it(ope
                 "extra",
                 "writing",
             ]
+
+
+@pytest.mark.parametrize("batch_id", ["", "nul\0", "\ud800", "x" * 513])
+async def test_an_id_that_no_batch_can_have_is_not_found(batch_id: str, store: Store) -> None:
+    async with BatchOrchestrator(staged, store=store) as batches:
+        with pytest.raises(BatchNotFoundError):
+            await batches.state(batch_id)
 
 
 # ---- progress ----------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.errors import FactRejectedError
+from durable_batches.lifecycle.facts import Discard
 from durable_batches.stores import NewDocument, WorkerId
 from durable_batches.testing.suite.scene import Scene
 
@@ -76,6 +77,42 @@ def test_what_is_no_dsn_is_refused_at_once(target: str) -> None:
     with pytest.raises(ConfigurationError, match="needs a DSN such as postgresql://") as caught:
         PostgresStore(target)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "postgresql://app:sec?ret@host/database",
+        "postgresql://app:sec#ret@host/database",
+        "postgresql://app:sec/ret@host/database",
+        "postgresql://app:secret@host:port/database",
+        "postgresql://app:secret@host:99999/database",
+        "postgresql://app:secret@[::1/database",
+    ],
+)
+def test_a_dsn_that_does_not_come_apart_is_refused_at_once(target: str) -> None:
+    with pytest.raises(ConfigurationError, match="percent-encoded") as caught:
+        PostgresStore(target)
+    assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "postgresql://",
+        "postgres:///database",
+        "postgresql://app:sec%3Fret@host/database",
+        "postgresql://one:5432,[::1]:5433,three/database?target_session_attrs=read-write",
+        "postgresql:///database?host=/var/run/postgresql&user=me@here&password=",
+    ],
+)
+def test_a_dsn_may_have_any_of_its_forms(target: str) -> None:
+    assert "sec" not in repr(PostgresStore(target))
+
+
+def test_a_dsn_that_was_forgotten_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match="not 'NoneType'"):
+        PostgresStore(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_an_engine_of_another_database_is_refused_at_once() -> None:
@@ -243,7 +280,8 @@ async def test_a_database_that_is_read_only_for_now(postgres_dsn: str, postgres_
 
 
 @pytest.mark.parametrize(
-    "schema", ["Größe #1", 'quo"ted', "robert'); DROP TABLE batch; --", "select", "$1", "{s}", "%s", "x" * 63, "a.b"]
+    "schema",
+    ["Größe #1", 'quo"ted', "robert'); DROP TABLE batch; --", "select", "$1", "{s}", "%s", "x" * 63, "a.b", "a\nb"],
 )
 async def test_a_schema_may_have_any_name(postgres_dsn: str, schema: str) -> None:
     store = PostgresStore(postgres_dsn, schema=schema)
@@ -267,6 +305,34 @@ async def test_a_schema_may_have_any_name(postgres_dsn: str, schema: str) -> Non
 def test_a_schema_has_a_name_that_the_server_takes(schema: str) -> None:
     with pytest.raises(ConfigurationError, match="schema"):
         PostgresStore("postgresql://host/database", schema=schema)
+
+
+async def test_a_role_needs_no_more_than_a_schema_of_its_own(postgres_dsn: str, postgres_schema: str) -> None:
+    role = f"{postgres_schema}_owner"
+    execute(postgres_dsn, f"CREATE ROLE {role} LOGIN", f"CREATE SCHEMA {postgres_schema} AUTHORIZATION {role}")
+    try:
+        async with opened(PostgresStore(at(postgres_dsn, user=role), schema=postgres_schema)) as store:
+            await Scene(store, asyncio.sleep).batch(2)
+    finally:
+        execute(postgres_dsn, f"DROP SCHEMA {postgres_schema} CASCADE", f"DROP ROLE {role}")
+
+
+async def test_a_batch_may_take_longer_to_remove_than_a_statement_may(postgres_dsn: str, postgres_schema: str) -> None:
+    timeout = timedelta(milliseconds=300)
+    async with opened(PostgresStore(postgres_dsn, schema=postgres_schema, statement_timeout=timeout)) as store:
+        execute(
+            postgres_dsn,
+            f"CREATE FUNCTION {postgres_schema}.slowly() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN PERFORM pg_sleep(3); RETURN OLD; END'",
+            f"CREATE TRIGGER slowly BEFORE DELETE ON {postgres_schema}.batch "
+            f"FOR EACH ROW EXECUTE FUNCTION {postgres_schema}.slowly()",
+        )
+        assert store._database.answer_seconds < 3
+        record = Scene(store, asyncio.sleep).record()
+        await store.create(record)
+        assert record.loader is not None
+        await store.control(record.batch_id, Discard(record.loader))
+        assert await store.create(record) is None
 
 
 async def test_somebody_elses_tables_are_left_alone(postgres_dsn: str, postgres_schema: str) -> None:

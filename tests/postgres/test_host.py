@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,8 @@ import asyncpg
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from tests.support import STAGES, within
+from tests.postgres.databases import execute
+from tests.support import STAGES, opened, within
 
 from durable_batches import (
     BatchNotFoundError,
@@ -23,6 +25,7 @@ from durable_batches import (
     PostgresStore,
     SQLiteStore,
     Store,
+    SubmissionInProgressError,
     durable_activity,
     workflow,
 )
@@ -150,6 +153,45 @@ async def test_what_the_documents_raise_is_the_applications_own(batches: Batches
         await batches.state("broken")
 
 
+@pytest.mark.parametrize("schema_is_there", [False, True])
+async def test_a_connection_to_another_database_is_refused(
+    batches: Batches, engine: AsyncEngine, postgres_dsn: str, postgres_schema: str, schema_is_there: bool
+) -> None:
+    """Also where that has such tables, as staging's and production's databases have."""
+    name = f"other_{postgres_schema}"
+    execute(postgres_dsn, f"CREATE DATABASE {name}")
+    other = create_async_engine(engine.url.set(database=name))
+    try:
+        if schema_is_there:
+            async with opened(PostgresStore(other, schema=postgres_schema)):
+                pass
+        async with other.begin() as connection:
+            with pytest.raises(ConfigurationError, match="does not lead to the store's own database"):
+                await batches.submit(["a"], connection=connection)
+            assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+    finally:
+        await other.dispose()
+        execute(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_an_id_that_somebody_elses_transaction_has_is_being_submitted(
+    batches: Batches, engine: AsyncEngine, postgres_dsn: str, postgres_schema: str
+) -> None:
+    quick = PostgresStore(postgres_dsn, schema=postgres_schema, lock_timeout=timedelta(milliseconds=200))
+    async with BatchOrchestrator(noting, store=quick, max_in_flight=0) as others:
+        async with engine.begin() as connection:
+            await batches.submit(["a"], batch_id="batch", connection=connection)
+            with pytest.raises(SubmissionInProgressError):
+                await others.submit(["b"], batch_id="batch")
+            async with engine.begin() as second:
+                await second.execute(text("SET LOCAL lock_timeout = '200ms'"))
+                with pytest.raises(SubmissionInProgressError):
+                    await others.submit(["b"], batch_id="batch", connection=second)
+                assert (await second.execute(text("SELECT 1"))).scalar_one() == 1
+        assert await others.submit(["b"], batch_id="batch") == "batch"
+        assert (await within(batches.result("batch"))).counts.succeeded == 1
+
+
 async def test_a_batch_that_is_there_is_attached_to(batches: Batches, begin: Begin) -> None:
     await within(batches.run(["a"], batch_id="batch"))
     async with begin() as connection:
@@ -205,14 +247,13 @@ async def test_an_engine_gives_its_settings_and_none_of_its_connections(
 ) -> None:
     """Its URL, `connect_args` and events; a pool of one, which the application has in use, is no obstacle."""
     dsn = postgres_dsn.replace("postgresql://", "postgresql+asyncpg://")
-    engine = create_async_engine(
-        dsn, pool_size=1, max_overflow=0, connect_args={"server_settings": {"TimeZone": "Asia/Tokyo"}}
-    )
-    opened: list[object] = []
+    settings = {"TimeZone": "Asia/Tokyo", "application_name": "the-host"}
+    engine = create_async_engine(dsn, pool_size=1, max_overflow=0, connect_args={"server_settings": settings})
+    made: list[object] = []
 
     @event.listens_for(engine.sync_engine, "do_connect")
     def remember(*args: object) -> None:
-        opened.append(args)
+        made.append(args)
 
     async with engine.connect() as busy:
         await busy.execute(text("SELECT 1"))
@@ -221,5 +262,6 @@ async def test_an_engine_gives_its_settings_and_none_of_its_connections(
         async with BatchOrchestrator(noting, store=store) as batches:
             assert (await within(batches.run(["a"]))).counts.succeeded == 1
             assert await store._read(lambda session: session.value("SHOW TimeZone")) == "Asia/Tokyo"
-    assert len(opened) > 3
+            assert await store._read(lambda session: session.value("SHOW application_name")) == "the-host"
+    assert len(made) > 3
     await engine.dispose()

@@ -75,10 +75,11 @@ async def test_a_file_is_brought_up_to_date(tmp_path: Path) -> None:
         ([], "say which database"),
         (["mysql://user:secret@host/database"], "needs a DSN"),
         (["postgresql://user:secret@127.0.0.1:1/database"], "cannot be reached"),
+        (["host=127.0.0.1 dbname=database password=secret"], "named by a URL"),
         (["batches.db", "--sql"], "--sql is for Postgres"),
         (["--sql", "--schema", "pg_mine"], "is the server's own"),
     ],
-    ids=["nothing", "another-database", "no-server", "sql-of-a-file", "bad-schema"],
+    ids=["nothing", "another-database", "no-server", "words", "sql-of-a-file", "bad-schema"],
 )
 async def test_what_cannot_be_is_said_in_a_line(arguments: list[str], says: str) -> None:
     answer = await migrate(*arguments)

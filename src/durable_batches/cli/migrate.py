@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from durable_batches.errors import ConfigurationError
 from durable_batches.stores import SQLiteStore
 from durable_batches.stores.migrations import newer_scripts
@@ -11,6 +13,7 @@ __all__ = ["migrated", "script"]
 
 async def migrated(target: str, schema: str) -> str:
     """Bring it up to date; what there is to say about it."""
+    _refuse_words(target)
     if "://" not in target:
         store = SQLiteStore(target)
         await store.open()
@@ -26,20 +29,29 @@ async def migrated(target: str, schema: str) -> str:
     return f"schema {schema!r} in {database.where} {'was brought' if changed else 'is'} up to date"
 
 
+def _refuse_words(target: str) -> None:
+    # Else it would be the name of a file, with a password in it, and nobody would notice.
+    if "://" not in target and re.search(r"\b(host|hostaddr|port|dbname|user|password|service)\s*=", target):
+        raise ConfigurationError(
+            "a Postgres is named by a URL, postgresql://user:password@host:5432/database, not by words as host=..."
+        )
+
+
 async def script(target: str | None, schema: str) -> str:
     """The SQL that it takes: from nothing, or from what the target has."""
     from durable_batches.stores.postgres.connection import Database, quoted_text
-    from durable_batches.stores.postgres.schema import MIGRATION_LOCK, migration_script, scripts_for
+    from durable_batches.stores.postgres.schema import MIGRATION_LOCK, has_schema, migration_script, scripts_for
 
     if target is not None and "://" not in target:
         raise ConfigurationError("--sql is for Postgres; a SQLite file is brought up to date by whoever opens it")
     database = Database(target or "postgresql://", schema, statement_seconds=60, lock_seconds=10)
     if target is None:
-        newer = newer_scripts("postgres", "", 0, "0")
+        newer, schema_is_there = newer_scripts("postgres", "", 0, "0"), False
     else:
         async with database.session() as session:
-            newer = await scripts_for(database, session)
+            newer, schema_is_there = await scripts_for(database, session), await has_schema(session)
     if not newer:
         return f"-- schema {schema!r} in {database.where} is up to date\n"
     lock = f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK.replace('$1', quoted_text(database.schema))});"
-    return f"BEGIN;\n{lock}\n{migration_script(newer).replace('{s}', database.quoted)}COMMIT;\n"
+    text = migration_script(newer, schema=not schema_is_there)
+    return f"BEGIN;\n{lock}\n{text.replace('{s}', database.quoted)}COMMIT;\n"

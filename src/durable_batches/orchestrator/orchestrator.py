@@ -22,6 +22,7 @@ from durable_batches.lifecycle.core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
 from durable_batches.lifecycle.facts import Cancel
 from durable_batches.lifecycle.moments import from_micros, to_micros
+from durable_batches.lifecycle.names import problem_with_name
 from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
@@ -389,6 +390,9 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
 
     async def _record(self, batch_id: str) -> BatchRecord:
         self._check_running()
+        if problem_with_name(batch_id) is not None:
+            # Which no batch can have; not every database could be asked for it.
+            raise BatchNotFoundError(batch_id)
         record = await self._worker.store.batch(BatchId(batch_id))
         if record is None or not record.sealed:
             raise BatchNotFoundError(batch_id)

@@ -59,6 +59,8 @@ _ENDING: Final = frozenset({ExecutionSucceeded, ExecutionFailed, ExecutionReleas
 _CHECKPOINTS_A_CLAIM: Final = 1_000
 _IDLE_MICROS: Final = 5_000_000
 _POLL_SECONDS: Final = 0.1
+_FULL_SECONDS: Final = 1.0
+"""Between two looks for deadlines, while there is no room for anything."""
 
 
 class _Held:
@@ -118,9 +120,14 @@ class Scheduler:
     async def run(self) -> None:
         """Look for work that other processes bring, until cancelled; what this one brings is hinted at."""
         self.hint()
+        clock, looked = self._shared.clock, 0.0
         while True:
             if self._workflows and self._room() > 0:
                 await self._wait_for_work()
+                self.hint()
+            elif self._workflows and self._capacity and clock.boot() - looked > _FULL_SECONDS:
+                # Somebody else's batch may have a deadline, and nobody have room.
+                looked = clock.boot()
                 self.hint()
             await self._shared.clock.sleep(_POLL_SECONDS, housekeeping=True)
 
@@ -153,9 +160,9 @@ class Scheduler:
         held = len(self._held.keys() - ending)
         window = self._window(ending)
         limit = max(window - held, 0)
-        if limit == 0 and not self._due:
+        if limit == 0 and not (self._due or self._hinted):
             return None
-        # With no room either: a deadline may have passed.
+        # With no room either: a deadline may have passed, or be that of a batch that is new.
         self._due = self._hinted = False
         return ClaimRequest(
             workflows=frozenset(self._workflows),

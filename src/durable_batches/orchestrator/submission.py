@@ -94,7 +94,11 @@ class Submission(Generic[D]):
             await self._seal(loading, Seal(loader, total))
         except BaseException:
             if self._connection is None:
-                await self._discard(loader)
+                try:
+                    await self._discard(loader)
+                except StoreUnavailableError as error:
+                    # It stays behind unsealed: invisible, and wiped when its id is submitted again.
+                    _log.warning("what was loaded of batch %r could not be removed: %s", self._batch_id, error)
             raise
         finally:
             self._worker.loading.discard(self._batch_id)
@@ -143,13 +147,8 @@ class Submission(Generic[D]):
         await self._discard(loader)
 
     async def _discard(self, loader: WorkerId) -> None:
-        try:
+        with suppress(BatchNotFoundError):
             await completed(asyncio.ensure_future(self._worker.store.control(self._batch_id, Discard(loader))))
-        except BatchNotFoundError:
-            pass
-        except StoreUnavailableError as error:
-            # It stays behind unsealed: invisible, and wiped when its id is submitted again.
-            _log.warning("what was loaded of batch %r could not be removed: %s", self._batch_id, error)
 
     async def _load(self, loading: Loading, source: AsyncIterator[D], loader: WorkerId) -> int:
         async def add(chunk: Sequence[NewDocument]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -91,8 +92,8 @@ class Worker:
         # A class has the methods, too: the parentheses are easily forgotten.
         if isinstance(store, type) or not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
-                f"{type(store).__name__!r} is no store; give a SQLiteStore, a MemoryStore, or an object with the "
-                "methods of durable_batches.stores.Store"
+                f"{type(store).__name__!r} is no store; give a SQLiteStore, a PostgresStore, a MemoryStore, or an "
+                "object with the methods of durable_batches.stores.Store"
             )
         if max_in_flight < 0:
             raise ConfigurationError("max_in_flight must be 0 or more")
@@ -242,6 +243,8 @@ class Worker:
             # A process that is gone was stopped by somebody; a lease that ran out is worth a look.
             level = logging.INFO if set(expired.workers) <= set(dead) else logging.WARNING
             _log.log(level, "declared dead, and freed what they held: %s", ", ".join(expired.workers))
+        if expired.workers or expired.events:
+            # Events alone: what was left of some that were declared dead before.
             tell_of_crash_loops(expired.events)
             self.announce(Committed(events=expired.events))
 
@@ -490,6 +493,7 @@ class _Incarnation:
             ),
             int(self._lease.total_seconds() * 1_000_000),
         )
+        _log.info("worker %s runs in process %d on %s", self.worker_id, identity.pid, socket.gethostname())
         self._heartbeat.start()
         try:
             # After an outage, the others get their time to say the same before anybody looks for dead ones.

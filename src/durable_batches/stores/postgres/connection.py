@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from durable_batches.errors import (
     CommitUnknownError,
@@ -60,8 +61,10 @@ _MARGIN_SECONDS: Final = 2.0
 _LONGEST_NAME: Final = 63
 """Bytes; the server would cut a longer name off without a word."""
 
+_APPLICATION_NAME: Final = "durable_batches"
+"""Where the DSN or the engine gives none."""
+
 _SETTINGS: Final = {
-    "application_name": "durable_batches",
     "default_transaction_isolation": "read committed",
     "standard_conforming_strings": "on",
     "client_min_messages": "error",
@@ -100,11 +103,16 @@ class Database:
             dsn = _checked_dsn(target)
             where = _without_credentials(dsn)
             self._open = lambda seconds: asyncpg.connect(dsn, timeout=seconds)
-        else:
+        elif hasattr(target, "url"):
             from durable_batches.stores.postgres.engine import opener_of
 
-            where = target.url.render_as_string(hide_password=True).partition("@")[2] or str(target.url.database)
             self._open = opener_of(target)
+            where = target.url.render_as_string(hide_password=True).partition("@")[2] or str(target.url.database)
+        else:
+            raise ConfigurationError(
+                "a PostgresStore needs a DSN such as postgresql://user:password@host:5432/database, or an AsyncEngine, "
+                f"not {type(target).__name__!r}"
+            )
         self.where: Final = where
 
     @property
@@ -135,8 +143,10 @@ class Database:
                 return connection
 
     async def _set_up(self, connection: Connection, *, by_key: bool) -> None:
+        given = getattr(connection.get_settings(), "application_name", "")
         settings = {
             **_SETTINGS,
+            "application_name": given or _APPLICATION_NAME,
             "search_path": "pg_catalog",
             "statement_timeout": millis(self.statement_seconds),
             "lock_timeout": millis(self.lock_seconds),
@@ -414,11 +424,27 @@ def _checked_dsn(dsn: str) -> str:
             if separator
             else "a PostgresStore needs a DSN such as postgresql://user:password@host:5432/database, or an AsyncEngine"
         )
-    try:
-        urlsplit(f"{plain}://{rest}")
-    except ValueError as error:
-        raise ConfigurationError(f"the DSN cannot be understood: {type(error).__name__}") from None
+    if not _is_understood(f"{plain}://{rest}"):
+        raise ConfigurationError(
+            "the DSN cannot be understood; if its user or password holds characters such as : / ? # [ ] @, write them "
+            "percent-encoded (urllib.parse.quote does it)"
+        )
     return f"{plain}://{rest}"
+
+
+_HOST: Final = re.compile(r"(\[[^\]]*\]|[^:]*)(:(?P<port>\d*))?")
+
+
+def _is_understood(dsn: str) -> bool:
+    """Whether it comes apart as it was meant to: a password with a `?` in it ends before that, and becomes a port."""
+    try:
+        parts = urlsplit(dsn)
+        parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        return False
+    hosts = [_HOST.fullmatch(host) for host in parts.netloc.rpartition("@")[2].split(",")]
+    ports = [int(host["port"]) for host in hosts if host is not None and host["port"]]
+    return None not in hosts and all(0 < port < 1 << 16 for port in ports) and not parts.fragment
 
 
 def _without_credentials(dsn: str) -> str:

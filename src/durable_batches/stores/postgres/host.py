@@ -70,7 +70,26 @@ class _Joined:
     async def create(self, batch: BatchRecord) -> BatchRecord | None:
         """See `Store.create`."""
         with translated(self._database.where):
-            return await loading.create(self._session, batch)
+            if batch.loader is not None and not await self._is_the_stores(batch.loader):
+                raise ConfigurationError(
+                    f"connection= does not lead to the store's own database, {self._database.where}: this worker is "
+                    "not known where it leads to"
+                )
+            with loading.unless_being_created(batch.batch_id):
+                return await loading.create(self._session, batch)
+
+    async def _is_the_stores(self, loader: WorkerId) -> bool:
+        """Whether the connection's database is the store's; names do not tell, as staging's and production's."""
+        table = f"{self._session.quoted}.worker"
+        if await self._session.value("SELECT to_regclass($1)", table) is None:
+            return False
+        # A snapshot may be older than the worker.
+        found: bool = await self._session.value(
+            "SELECT EXISTS (SELECT 1 FROM {s}.worker WHERE worker_id = $1) "
+            "OR current_setting('transaction_isolation') <> 'read committed'",
+            loader,
+        )
+        return found
 
     async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
         """See `Store.add`."""

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 
-from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError, FactRejectedError
+import asyncpg
+
+from durable_batches.errors import (
+    BatchNotFoundError,
+    DuplicateDocumentError,
+    FactRejectedError,
+    SubmissionInProgressError,
+)
 from durable_batches.lifecycle.facts import Command
 from durable_batches.lifecycle.plan import new_execution, plan_command
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Committed, NewDocument, WorkerId
@@ -14,7 +22,16 @@ from durable_batches.stores.postgres import locking, rows, writing
 from durable_batches.stores.postgres.connection import Session
 from durable_batches.stores.postgres.times import Times
 
-__all__ = ["add", "control", "create"]
+__all__ = ["add", "control", "create", "unless_being_created"]
+
+
+@contextmanager
+def unless_being_created(batch_id: BatchId) -> Generator[None]:
+    """Within: the making of a batch; who waits in vain for a transaction that makes it, too, hears of that."""
+    try:
+        yield
+    except asyncpg.LockNotAvailableError as error:
+        raise SubmissionInProgressError(batch_id) from error
 
 
 async def create(session: Session, batch: BatchRecord) -> BatchRecord | None:

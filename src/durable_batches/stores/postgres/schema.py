@@ -11,7 +11,7 @@ from durable_batches.stores.migrations import READABLE_SINCE, newer_scripts
 from durable_batches.stores.postgres.connection import Database, Session, transaction, translated
 from durable_batches.version import VERSION
 
-__all__ = ["MIGRATION_LOCK", "migrate", "migration_script", "scripts_for"]
+__all__ = ["MIGRATION_LOCK", "has_schema", "migrate", "migration_script", "scripts_for"]
 
 _MIGRATION_SECONDS: Final = 120.0
 """How long another process's migration is waited for."""
@@ -42,8 +42,13 @@ async def migrate(database: Database, session: Session) -> bool:
     async with transaction(session, database.where):
         newer = newer_scripts("postgres", database.where, *await _schema_version(session))
         if newer:
-            await session.run(migration_script(newer))
+            await session.run(migration_script(newer, schema=not await has_schema(session)))
     return bool(newer)
+
+
+async def has_schema(session: Session) -> bool:
+    """Whether the schema is there, with or without tables: who may not make schemas may own one."""
+    return await session.value("SELECT to_regnamespace($1)", session.quoted) is not None
 
 
 async def scripts_for(database: Database, session: Session) -> list[tuple[int, str]]:
@@ -56,9 +61,11 @@ async def scripts_for(database: Database, session: Session) -> list[tuple[int, s
         return newer_scripts("postgres", database.where, *await _schema_version(session))
 
 
-def migration_script(scripts: Sequence[tuple[int, str]]) -> str:
-    """What brings a schema up to date with these scripts, with `{s}` for its quoted name."""
-    parts = ["CREATE SCHEMA IF NOT EXISTS {s};", f"{_VERSION_TABLE};", *(script for _, script in scripts)]
+def migration_script(scripts: Sequence[tuple[int, str]], *, schema: bool) -> str:
+    """What brings a schema up to date with these scripts, with `{s}` for its quoted name; `schema`: and makes it."""
+    parts = [f"{_VERSION_TABLE};", *(script for _, script in scripts)]
+    if schema:
+        parts.insert(0, "CREATE SCHEMA IF NOT EXISTS {s};")
     parts += [
         "DELETE FROM {s}.schema_version;",
         f"INSERT INTO {{s}}.schema_version VALUES ({scripts[-1][0]}, '{READABLE_SINCE}', '{VERSION}');",

@@ -57,6 +57,9 @@ _WRITERS: Final = 4
 _READERS: Final = 3
 """Connections at most, for each; beside them one that listens, and one for the lease of each worker."""
 
+_REMOVAL_SECONDS: Final = 3600.0
+"""How long the removal of a batch may take, which may be a large one."""
+
 _STATEMENT_TIMEOUT: Final = timedelta(seconds=15)
 _LOCK_TIMEOUT: Final = timedelta(seconds=3)
 
@@ -193,7 +196,8 @@ class PostgresStore:
 
         async def work(session: Session) -> BatchRecord | None:
             async with transaction(session, self._database.where, self._limits.begin(session)):
-                return await loading.create(session, batch)
+                with loading.unless_being_created(batch.batch_id):
+                    return await loading.create(session, batch)
 
         return await self._write(work)
 
@@ -230,6 +234,7 @@ class PostgresStore:
             if isinstance(command, Discard):
                 # To remove a large batch takes its time.
                 begin += "; SET LOCAL statement_timeout = 0"
+                session = Session(self._database, session.connection, _REMOVAL_SECONDS)
             try:
                 async with transaction(session, self._database.where, begin):
                     committed = await loading.control(session, self._times, batch_id, command)
