@@ -265,6 +265,8 @@ class Journal:
         for _, verdict in entries:
             if verdict is not None and not verdict.done():
                 verdict.set_exception(self._failed)
+                # Whoever would have waited for it may have been cancelled; then nobody need be told.
+                verdict.exception()
 
 
 def _split(entries: Sequence[_Entry]) -> list[list[_Entry]]:

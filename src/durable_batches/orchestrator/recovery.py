@@ -130,7 +130,7 @@ class Heartbeat:
         self._lost = lost
         self._stop = clock.alarm()
         self._ticked = clock.boot()
-        self.reaches = True
+        self.reaches: bool = True
         """Whether the last beat came to an answer."""
         self._thread = threading.Thread(target=self._run, name="durable-batches-heartbeat", daemon=True)
 

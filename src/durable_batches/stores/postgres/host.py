@@ -69,14 +69,13 @@ class _Joined:
 
     async def create(self, batch: BatchRecord) -> BatchRecord | None:
         """See `Store.create`."""
-        with translated(self._database.where):
+        with loading.unless_being_created(batch.batch_id), translated(self._database.where):
             if batch.loader is not None and not await self._is_the_stores(batch.loader):
                 raise ConfigurationError(
                     f"connection= does not lead to the store's own database, {self._database.where}: this worker is "
                     "not known where it leads to"
                 )
-            with loading.unless_being_created(batch.batch_id):
-                return await loading.create(self._session, batch)
+            return await loading.create(self._session, batch)
 
     async def _is_the_stores(self, loader: WorkerId) -> bool:
         """Whether the connection's database is the store's; names do not tell, as staging's and production's."""

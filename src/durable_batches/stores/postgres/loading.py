@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
-import asyncpg
-
 from durable_batches.errors import (
     BatchNotFoundError,
     DuplicateDocumentError,
     FactRejectedError,
+    StoreLockedError,
     SubmissionInProgressError,
 )
 from durable_batches.lifecycle.facts import Command
@@ -30,7 +29,7 @@ def unless_being_created(batch_id: BatchId) -> Generator[None]:
     """Within: the making of a batch; who waits in vain for a transaction that makes it, too, hears of that."""
     try:
         yield
-    except asyncpg.LockNotAvailableError as error:
+    except StoreLockedError as error:
         raise SubmissionInProgressError(batch_id) from error
 
 

@@ -195,8 +195,8 @@ class PostgresStore:
         """See `Store.create`."""
 
         async def work(session: Session) -> BatchRecord | None:
-            async with transaction(session, self._database.where, self._limits.begin(session)):
-                with loading.unless_being_created(batch.batch_id):
+            with loading.unless_being_created(batch.batch_id):
+                async with transaction(session, self._database.where, self._limits.begin(session)):
                     return await loading.create(session, batch)
 
         return await self._write(work)
