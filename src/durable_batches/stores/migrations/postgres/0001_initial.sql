@@ -1,8 +1,9 @@
 -- The first schema. Expand-only from here: a later migration adds, and never takes away.
 --
--- Before each table stands the name of the schema. An execution's key is its batch's key and its position in one integer
--- (batch << 32 | position + 1), so that a batch's rows lie together in submission order and need no second index
--- for it. Texts that are sorted or compared are in the order of their code points, whatever the database's locale.
+-- The name of the schema stands before each table. An execution's key is its batch's key and its position in one
+-- integer (batch << 32 | position + 1), so that a batch's rows lie together in submission order and need no second
+-- index for it. Texts that are sorted or compared are in the order of their code points, whatever the database's
+-- locale.
 --
 -- Rows that change often have room to change in place (fillfactor) and are vacuumed early.
 
