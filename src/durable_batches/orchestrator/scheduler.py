@@ -120,7 +120,8 @@ class Scheduler:
     async def run(self) -> None:
         """Look for work that other processes bring, until cancelled; what this one brings is hinted at."""
         self.hint()
-        clock, looked = self._shared.clock, 0.0
+        clock = self._shared.clock
+        looked = clock.boot()
         while True:
             if self._workflows and self._room() > 0:
                 await self._wait_for_work()
@@ -128,7 +129,7 @@ class Scheduler:
             elif self._workflows and self._capacity and clock.boot() - looked > _FULL_SECONDS:
                 # Somebody else's batch may have a deadline, and nobody have room.
                 looked = clock.boot()
-                self.hint()
+                self.look_at_deadlines()
             await self._shared.clock.sleep(_POLL_SECONDS, housekeeping=True)
 
     async def _wait_for_work(self) -> None:
@@ -160,7 +161,7 @@ class Scheduler:
         held = len(self._held.keys() - ending)
         window = self._window(ending)
         limit = max(window - held, 0)
-        if limit == 0 and not (self._due or self._hinted):
+        if limit == 0 and not self._due:
             return None
         # With no room either: a deadline may have passed, or be that of a batch that is new.
         self._due = self._hinted = False
@@ -201,9 +202,10 @@ class Scheduler:
         if delay is not None and not self._closing:
             clock = self._shared.clock
             # Better just after a due time than just before.
-            self._timer = clock.call_later(delay / 1_000_000 + clock.tolerance, self._fall_due)
+            self._timer = clock.call_later(delay / 1_000_000 + clock.tolerance, self.look_at_deadlines)
 
-    def _fall_due(self) -> None:
+    def look_at_deadlines(self) -> None:
+        """One may have passed, or be new: they are looked at also where there is no room."""
         self._due = True
         self.hint()
 

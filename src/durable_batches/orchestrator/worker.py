@@ -20,7 +20,7 @@ from durable_batches.errors import (
     WorkerFencedError,
     WorkerNotRunningError,
 )
-from durable_batches.lifecycle.facts import Cancel, Command, Fact
+from durable_batches.lifecycle.facts import Cancel, Command, Fact, Seal
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId, WorkerRecord
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.orchestrator.failure_log import tell_of_crash_loops
@@ -223,6 +223,8 @@ class Worker:
         """
         committed = await repeated(lambda: self._store.control(batch_id, command), self._clock, batch_id)
         self.announce(committed)
+        if isinstance(command, Seal) and self._incarnation is not None:
+            self._incarnation.scheduler.look_at_deadlines()
         if committed.applied and isinstance(command, Cancel) and self._incarnation is not None:
             # The answer to a repeated one comes without the event that says so.
             self._incarnation.scheduler.batch_ended(batch_id)
