@@ -74,6 +74,10 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    def through(self, dsn: str) -> str:
+        """The server's DSN, by way of this."""
+        return dsn.replace(f":{self.target}/", f":{self.port}/")
+
     def cut(self) -> None:
         """Reset all connections that there are now."""
         self._loop.call_soon_threadsafe(self._cut)

@@ -242,7 +242,7 @@ async def test_a_network_that_fails(postgres_dsn: str, postgres_schema: str, rou
         network = Network(proxy)
 
         def store() -> PostgresStore:
-            dsn = postgres_dsn.replace(f":{port}/", f":{proxy.port}/")
+            dsn = proxy.through(postgres_dsn)
             quick = timedelta(seconds=0.5)
             return PostgresStore(dsn, schema=postgres_schema, statement_timeout=quick, lock_timeout=quick)
 
@@ -262,7 +262,7 @@ async def test_a_commit_whose_reply_is_lost_is_made_once(
     caplog.set_level(logging.WARNING)
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
-        dsn = postgres_dsn.replace(f":{port}/", f":{proxy.port}/")
+        dsn = proxy.through(postgres_dsn)
         async with workers(1, lambda: PostgresStore(dsn, schema=postgres_schema)) as batches:
             commits, finder = 0, CommitFinder()
 
@@ -352,7 +352,7 @@ async def test_who_is_cut_off_stops_before_its_lease_is_over(postgres_dsn: str, 
         return await hold(number)
 
     with Proxy(port) as proxy:
-        dsn = postgres_dsn.replace(f":{port}/", f":{proxy.port}/")
+        dsn = proxy.through(postgres_dsn)
         store = PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(seconds=8))
         worker = Worker(store, lease=timedelta(seconds=lease), drain=timedelta(0))
         async with BatchOrchestrator(run, worker=worker) as batches:
@@ -369,7 +369,7 @@ async def test_connections_that_all_went_deaf_are_given_up_together(postgres_dsn
     """Each would be waited for otherwise, one after the other."""
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
-        dsn = postgres_dsn.replace(f":{port}/", f":{proxy.port}/")
+        dsn = proxy.through(postgres_dsn)
         async with opened(
             PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(milliseconds=500))
         ) as store:
