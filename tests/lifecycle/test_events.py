@@ -40,7 +40,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     StageEntered,
 )
-from durable_batches.lifecycle.moments import from_micros
+from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import RESOLVER_POSITION, EventRecord, WorkerId
 
 ME = WorkerId("me")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from durable_batches.lifecycle.names import LONGEST_NAME, problem_with_name
+from durable_batches.lifecycle.primitives import LONGEST_NAME, problem_with_name
 
 
 @pytest.mark.parametrize("name", ["a", "Größe #1", "a:b", " ", "\n", "\U0001f600", "x" * LONGEST_NAME])

@@ -26,7 +26,7 @@ from durable_batches import (
 )
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import Cancel, ExecutionFailed, ExecutionSucceeded, StageEntered
-from durable_batches.lifecycle.moments import from_micros
+from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, fold, snapshot_of, state_of
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, WorkerId
 

@@ -22,7 +22,7 @@ from durable_batches import (
     Resolving,
     Stage,
 )
-from durable_batches.lifecycle.moments import from_micros, to_micros
+from durable_batches.lifecycle.primitives import from_micros, to_micros
 
 # ---- values --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from tests.support import eventually
 
 from durable_batches import MemoryStore
 from durable_batches.clock import Clock, Deadline
-from durable_batches.lifecycle.moments import to_micros
+from durable_batches.lifecycle.primitives import to_micros
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.orchestrator.recovery import Heartbeat
 from durable_batches.testing import ManualClock

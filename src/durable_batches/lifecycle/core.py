@@ -16,6 +16,7 @@ from pydantic_core import from_json, to_json
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.machine import check_transition
 from durable_batches.lifecycle.policies import abort_reason
+from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
 from durable_batches.lifecycle.states import BatchId, Counts
 
@@ -81,7 +82,12 @@ def new_batch(
 
 def definition_of(record: BatchRecord) -> Definition:
     """What the batch is."""
-    return _parse_definition(from_json(record.core)["definition"])
+    return _definition_in(record.core)
+
+
+@lru_cache(maxsize=64)
+def _definition_in(core: bytes) -> Definition:
+    return _parse_definition(from_json(core)["definition"])
 
 
 @lru_cache(maxsize=1024)
@@ -113,6 +119,7 @@ class BatchInProgress:
         "loader",
         "now",
         "pending",
+        "run",
         "running",
         "state",
         "succeeded",
@@ -123,6 +130,7 @@ class BatchInProgress:
 
     def __init__(self, record: BatchRecord, now: Micros) -> None:
         self._record = record
+        self.run: int = record.run
         self._core: dict[str, Any] = from_json(record.core)
         self._seq = record.seq
         self._served = record.served
@@ -150,10 +158,6 @@ class BatchInProgress:
     @property
     def batch_id(self) -> BatchId:
         return self._record.batch_id
-
-    @property
-    def run(self) -> int:
-        return self._record.run
 
     @property
     def counts(self) -> Counts:
@@ -362,8 +366,8 @@ class BatchInProgress:
 
     def emit(self, tag: str, *fields: object) -> None:
         """Append an event of this batch; the fields in the order of the event's class."""
-        self._seq += 1
-        self.events.append(EventRecord(self._record.batch_id, self._seq, self.now, tag, to_json(fields)))
+        self._seq = seq = self._seq + 1
+        self.events.append(make_record(EventRecord, (self._record.batch_id, seq, self.now, tag, to_json(fields))))
 
     def serve(self, turn: int) -> None:
         """Note the turn at which a claim took from this batch; later than the last one, whatever the clock says."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from durable_batches.lifecycle.moments import from_micros
+from durable_batches.lifecycle.primitives import Value, from_micros
 from durable_batches.lifecycle.records import EventRecord
 from durable_batches.lifecycle.states import BatchId, Counts
-from durable_batches.lifecycle.values import Value
 
 __all__ = [
     "BatchCancelled",
@@ -205,8 +205,9 @@ LAST_EVENT_TAGS: Final = frozenset({"batch_completed", "batch_failed", "batch_ca
 """The tags of the events that end a run."""
 
 
+@lru_cache(maxsize=4096)
 def decode_event(record: EventRecord) -> BatchEvent:
-    """The typed event of a stored one."""
+    """The typed event of a stored one; one for all who watch, since it cannot be changed."""
     kind, names = _SHAPES[record.tag]
     values: dict[str, Any] = dict(zip(names, json.loads(record.data), strict=False))
     if "counts" in values:

@@ -39,6 +39,7 @@ from durable_batches.lifecycle.facts import (
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.policies import document_retry_delay, neighbours_allowed
+from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import (
     NOW,
     RESOLVER_POSITION,
@@ -110,11 +111,9 @@ class Writes(NamedTuple):
 
 def executions_to_load(facts: Iterable[Fact]) -> list[ExecutionKey]:
     """The executions that these facts can change: their own, and where documents end, their batch's resolver."""
-    keys: set[ExecutionKey] = set()
-    for fact in facts:
-        keys.add((fact.batch_id, fact.position))
-        if type(fact) in _ENDING:
-            keys.add((fact.batch_id, RESOLVER_POSITION))
+    facts = list(facts)
+    keys: set[ExecutionKey] = {(fact[0], fact[2]) for fact in facts}
+    keys.update((fact[0], RESOLVER_POSITION) for fact in facts if type(fact) in _ENDING)
     return sorted(keys)
 
 
@@ -144,7 +143,24 @@ class _FactsPlan:
 
     def run(self, facts: Sequence[Fact]) -> Writes:
         refused: dict[int, Refusal] = {}
+        executions, worker, batches, checkpoints = self._executions, self._worker, self._batches, self._checkpoints
         for index, fact in enumerate(facts):
+            if type(fact) is ActivityCompleted:
+                # Most facts are, and most of these only add a checkpoint; what `_take` decides, decided at once.
+                batch_id, run, position, attempt, name, payload, mark = fact
+                execution = executions.get((batch_id, position))
+                batch = batches.get(batch_id)
+                if (
+                    execution is not None
+                    and batch is not None
+                    and mark <= execution.mark
+                    and execution.owner == worker
+                    and execution.attempt == attempt
+                    and execution.run == run == batch.run
+                    and not batch.ended
+                ):
+                    checkpoints.append(make_record(CheckpointWrite, (batch_id, position, name, "succeeded", payload)))
+                    continue
             refusal = self._take(fact)
             if refusal is not None:
                 refused[index] = refusal

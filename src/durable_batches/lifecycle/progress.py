@@ -26,7 +26,7 @@ from durable_batches.lifecycle.events import (
     StateChanged,
 )
 from durable_batches.lifecycle.machine import BatchStateMachine
-from durable_batches.lifecycle.moments import from_micros
+from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import BatchRecord, Micros
 from durable_batches.lifecycle.states import (
     BatchId,

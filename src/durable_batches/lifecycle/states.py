@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, Literal, NewType, TypeAlias
 
 from typing_extensions import TypeAliasType, TypeVar, dataclass_transform
 
-from durable_batches.lifecycle.values import Value
+from durable_batches.lifecycle.primitives import Value
 
 __all__ = [
     "ENDED_TAGS",

@@ -21,8 +21,7 @@ from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
 from durable_batches.lifecycle.facts import Cancel
-from durable_batches.lifecycle.moments import from_micros, to_micros
-from durable_batches.lifecycle.names import problem_with_name
+from durable_batches.lifecycle.primitives import from_micros, problem_with_name, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
@@ -254,11 +253,17 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         await self._record(batch_id)
         with self._worker.subscriptions.to(BatchId(batch_id)) as subscription:
             while True:
-                events = subscription.take(cursor) or await self._events(batch_id, cursor)
+                events: Sequence[EventRecord] = subscription.take(cursor)
+                handed = bool(events)
+                if not handed:
+                    events = await self._events(batch_id, cursor)
                 for event in events:
                     cursor = event.seq
                     yield event
-                if not events or events[-1].tag in LAST_EVENT_TAGS:
+                if handed and events[-1].tag not in LAST_EVENT_TAGS:
+                    # What comes next is handed over, too, or announced: no need to ask the store.
+                    await subscription.moved()
+                elif not events or events[-1].tag in LAST_EVENT_TAGS:
                     record = await self._awaited_record(batch_id)
                     if record.ended and record.seq <= cursor:
                         return

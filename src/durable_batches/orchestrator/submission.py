@@ -23,7 +23,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.core import Definition, new_batch
 from durable_batches.lifecycle.facts import Discard, Seal
-from durable_batches.lifecycle.names import problem_with_name
+from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,
     RESOLVER_POSITION,

@@ -39,6 +39,7 @@ class Subscription:
         self._ends_only = ends_only
         self._events: deque[EventRecord] = deque(maxlen=_BUFFERED)
         self._moved = asyncio.Event()
+        self._announced = False
 
     def deliver(self, events: Sequence[EventRecord]) -> None:
         """Hand over what was committed here."""
@@ -47,10 +48,11 @@ class Subscription:
                 self.wake()
         else:
             self._events.extend(events)
-            self.wake()
+            self._moved.set()
 
     def wake(self) -> None:
-        """The batch may have moved."""
+        """The batch may have moved, in a way that only the store can tell."""
+        self._announced = True
         self._moved.set()
 
     def take(self, cursor: int) -> list[EventRecord]:
@@ -58,10 +60,13 @@ class Subscription:
         while self._events and self._events[0].seq <= cursor:
             self._events.popleft()
         if not self._events or self._events[0].seq != cursor + 1:
+            self._announced = False
             return []
         taken: list[EventRecord] = []
         while self._events and self._events[0].seq == cursor + 1 + len(taken):
             taken.append(self._events.popleft())
+        if not self._events and not self._announced:
+            self._moved.clear()
         return taken
 
     async def moved(self) -> None:

@@ -167,14 +167,14 @@ class DurableActivity(Generic[P, T_co]):
         return self._definition
 
     @property
+    def is_ordinary(self) -> bool:
+        """Whether a call is just the function's: async, with no timeout, instance or dependency, and not replaced."""
+        return self._ordinary and self._definition.replacement is None
+
+    @property
     def codec(self) -> Codec[T_co]:
         """What encodes its results."""
         return self._definition.codec
-
-    @property
-    def has_explicit_key(self) -> bool:
-        """Whether not the input's digest, but a key of the user's own tells its calls apart."""
-        return self._own_key is not None or self._definition.key is not None
 
     def base_key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """The key of a call but for its occurrence.
@@ -184,13 +184,13 @@ class DurableActivity(Generic[P, T_co]):
             TypeError: The arguments do not fit the function.
         """
         definition = self._definition
+        if not self.has_explicit_key and definition.all_input:
+            return definition.keys.base(args, kwargs)
         if self._own_key is not None:
             return definition.keys.named(self._own_key)
         if definition.key is not None:
             own = args if self._instance is None else (self._instance, *args)
             return definition.keys.named(definition.key(*own, **kwargs))
-        if definition.all_input:
-            return definition.keys.base(args, kwargs)
         return definition.keys.base(*definition.inputs(args, kwargs))
 
     def input_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
@@ -227,11 +227,17 @@ class DurableActivity(Generic[P, T_co]):
     def _bound_to(self, instance: object) -> DurableActivity[..., T_co]:
         bound = self._copy()
         bound._instance = instance
+        bound._ordinary = False
         # So that its signature is shown without the instance.
         bound.__dict__["__wrapped__"] = MethodType(self._definition.fn, instance)
         return bound
 
     def _check_options(self) -> None:
+        definition = self._definition
+        self._ordinary = (
+            definition.is_async and self.timeout is None and self._instance is None and not definition.dependencies
+        )
+        self.has_explicit_key = self._own_key is not None or definition.key is not None
         if self.stage is not None:
             tag_of(self.stage)
         if self.timeout is not None and self.timeout <= timedelta(0):

@@ -16,7 +16,7 @@ from durable_batches.lifecycle.failures import in_a_line, message_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.dependencies import Dependencies
-from durable_batches.runtime.scope import ExecutionContext, enter_activity, leave
+from durable_batches.runtime.scope import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.surroundings import ActivityReport, Surroundings
 
 __all__ = ["Call", "RunningCall"]
@@ -40,28 +40,33 @@ class Call:
         shared: What all calls of a worker share.
         activity: What is called.
         key: Of the checkpoint that it will be recorded under.
-        context: Of the execution that makes the call.
+        scope: The execution that makes the call.
     """
 
-    __slots__ = ("_shared", "_waiting", "activity", "attempt", "context", "key", "reported", "task")
+    __slots__ = ("_scope", "_shared", "_waiting", "activity", "attempt", "key", "reported", "task")
 
     def __init__(
         self,
         shared: Surroundings,
         activity: DurableActivity[Any, Any],
         key: str,
-        context: ExecutionContext,
+        scope: WorkflowScope,
+        task: asyncio.Task[Any] | None,
     ) -> None:
-        task = asyncio.current_task()
         assert task is not None
         self.task: asyncio.Task[Any] = task
         self.activity: DurableActivity[Any, Any] = activity
         self.key: str = key
         self.attempt: int = 0
-        self.context: ExecutionContext = context
+        self._scope = scope
         self._shared = shared
         self.reported: bool = False
         self._waiting = False
+
+    @property
+    def context(self) -> ExecutionContext:
+        """Of the execution that makes the call."""
+        return self._scope.context
 
     # ---- as the body sees it -----------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ class CallKeys:
         hints: The parameters' annotations; those without one are no part of the digest.
     """
 
-    __slots__ = ("_digesters", "_names", "_prefix", "_signature", "_simple", "_single")
+    __slots__ = ("_digesters", "_direct", "_names", "_prefix", "_signature", "_simple", "_single")
 
     def __init__(
         self,
@@ -62,6 +62,14 @@ class CallKeys:
         ]
         # By name, so that parameters may change their order.
         self._digesters = tuple(sorted(digesters, key=lambda digester: digester[0]))
+        # Where each parameter has a digest and none a default, calls that give all in their places need no binding.
+        places = {name: index for index, name in enumerate(self._names)}
+        direct = self._simple and len(digesters) == len(places)
+        self._direct = (
+            tuple((places[name], label, digester.encode) for name, label, digester, _ in self._digesters)
+            if direct and all(digester[3] is Parameter.empty for digester in self._digesters)
+            else None
+        )
         # Most activities have one parameter, and most calls give it in its place.
         single = self._simple and len(self._names) == 1 and len(digesters) == 1
         self._single = self._of_one(*digesters[0][1:]) if single else None
@@ -73,7 +81,7 @@ class CallKeys:
             PayloadError: An argument cannot be encoded.
             TypeError: The arguments do not fit the function.
         """
-        return self._prefix + _digest(self._canonical(args, kwargs))
+        return self._prefix + blake2b(self._canonical(args, kwargs), digest_size=_DIGEST_BYTES).hexdigest()
 
     def named(self, key: str) -> str:
         """The key of a call but for its occurrence: of the user's own making."""
@@ -88,8 +96,11 @@ class CallKeys:
             return None
 
     def _canonical(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-        if self._single is not None and len(args) == 1 and not kwargs:
-            return self._single(args[0])
+        if not kwargs:
+            if self._single is not None and len(args) == 1:
+                return self._single(args[0])
+            if self._direct is not None and len(args) == len(self._direct):
+                return b",".join([label + encode(args[place]) for place, label, encode in self._direct])
         arguments = self._bound(args, kwargs)
         parts: list[bytes] = []
         for name, label, digester, default in self._digesters:

@@ -28,6 +28,7 @@ from pydantic_core import (
     SchemaSerializer,
     SchemaValidator,
     core_schema,
+    from_json,
     to_json,
 )
 
@@ -56,6 +57,8 @@ _MAX_DEPTH: Final = 200
 _REPLACEMENT: Final = "\ufffd".encode()
 """What pydantic makes of a lone surrogate in a dict's key."""
 
+_LONG: Final = 512
+
 _USED_UP: Final = "an iterator is used up by reading it, and the activity would find it empty; pass a list"
 
 _CONFIG: Final = core_schema.CoreConfig(
@@ -77,7 +80,7 @@ class Codec(Generic[T]):
         ActivityDefinitionError: Values of this annotation cannot be recorded.
     """
 
-    __slots__ = ("_limit", "_serializer", "_validator", "_what")
+    __slots__ = ("_limit", "_scalar", "_serializer", "_strict", "_validator", "_what")
 
     def __init__(self, annotation: Any, what: str, *, limit: int = MAX_PAYLOAD_BYTES) -> None:
         schema = _configured(_schema_of(annotation, what))
@@ -86,6 +89,9 @@ class Codec(Generic[T]):
         self._validator = SchemaValidator(schema, _CONFIG, _use_prebuilt=False)
         self._what = what
         self._limit = limit
+        self._scalar = _scalar_of(schema)
+        # Only these can hold what JSON has no form for.
+        self._strict = _may_be_unstorable(schema)
 
     def encode(self, value: T) -> bytes:
         """The value's bytes.
@@ -98,7 +104,7 @@ class Codec(Generic[T]):
             payload = self._serializer.to_json(value, by_alias=False, round_trip=True, warnings="error")
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
             raise _refusal(self._what, value, error) from None
-        if b"NaN" in payload or b"Infinity" in payload or _REPLACEMENT in payload:
+        if self._strict and _is_suspicious(payload):
             _refuse_unstorable(self._what, value)
         if len(payload) > self._limit:
             raise PayloadTooLargeError(self._what, len(payload), self._limit)
@@ -126,6 +132,9 @@ class Codec(Generic[T]):
     def recoded(self, value: T) -> tuple[bytes, T]:
         """The value's bytes, and the value as everybody else will read it: what a replay returns."""
         payload = self.encode(value)
+        if type(value) is self._scalar:
+            # It cannot be changed, and reads as it is.
+            return payload, value
         return payload, self._decoded(payload, reading=False)
 
 
@@ -154,12 +163,14 @@ class payload_of:  # noqa: N801  (used like a function)
 class Digester:
     """Encodes one parameter's values canonically, for a digest. One way only."""
 
-    __slots__ = ("_serializer", "_what")
+    __slots__ = ("_scalar", "_serializer", "_strict", "_what")
 
     def __init__(self, annotation: Any, what: str) -> None:
         schema = _canonical(_configured(_schema_of(annotation, what)))
         self._serializer = SchemaSerializer(schema, _CONFIG, _use_prebuilt=False)
         self._what = what
+        self._scalar = _scalar_of(schema)
+        self._strict = _may_be_unstorable(schema)
 
     def encode(self, value: Any) -> bytes:
         """The canonical bytes.
@@ -167,13 +178,15 @@ class Digester:
         Raises:
             PayloadError: The value is not encodable.
         """
+        if type(value) is int and self._scalar is int:
+            return b"%d" % value
         try:
             payload = self._serializer.to_json(
                 value, by_alias=False, round_trip=True, exclude_defaults=True, warnings=False
             )
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
             raise _refusal(self._what, value, error, iterators=False) from None
-        if b"NaN" in payload or b"Infinity" in payload or _REPLACEMENT in payload:
+        if self._strict and _is_suspicious(payload):
             _refuse_unstorable(self._what, value)
         return payload
 
@@ -191,6 +204,55 @@ def _schema_of(annotation: Any, what: str) -> Any:
     except (PydanticUserError, PydanticUndefinedAnnotation, SchemaError, NameError) as error:
         reason = str(error).partition("\n")[0]
         raise ActivityDefinitionError(f"{what} cannot be recorded: {reason}") from None
+
+
+_SCALARS: Final[Mapping[str, type[Any]]] = {"int": int, "str": str, "bool": bool}
+_STORABLE: Final = frozenset(
+    "int str bool none list nullable literal default definitions definition-ref model model-fields model-field "
+    "dataclass dataclass-args dataclass-field typed-dict-field".split()
+)
+
+
+def _is_suspicious(payload: bytes) -> bool:
+    """Whether it may hold what JSON has no form for. A search for one byte is fast, and mostly enough."""
+    if b"\xef" in payload and _REPLACEMENT in payload:
+        return True
+    if len(payload) < _LONG:
+        return (b"N" in payload and b"NaN" in payload) or (b"I" in payload and b"Infinity" in payload)
+    if b"N" not in payload and b"I" not in payload:
+        return False
+    try:
+        # Reading all of it takes less time than looking for a word in it.
+        from_json(payload, allow_inf_nan=False, cache_strings="none")
+    except ValueError:
+        return True
+    return False
+
+
+def _scalar_of(schema: Any) -> type[Any] | None:
+    """The builtin type, where that is all that the schema says."""
+    plain = schema.keys() <= {"type", "metadata"}
+    return _SCALARS.get(schema["type"]) if plain else None
+
+
+def _may_be_unstorable(schema: Any) -> bool:
+    """Whether values may hold NaN, an infinity, or a key that is no Unicode: numbers with a point, dicts, anything."""
+    found = False
+
+    def look(part: dict[str, Any]) -> dict[str, Any]:
+        nonlocal found
+        config: dict[str, Any] = part.get("config") or {}
+        if (
+            part["type"] not in _STORABLE
+            or "serialization" in part
+            or part.get("extra_behavior") == "allow"
+            or config.get("extra_fields_behavior") == "allow"
+        ):
+            found = True
+        return part
+
+    _rewritten(schema, look)
+    return found
 
 
 def _rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

@@ -9,7 +9,7 @@ from types import MethodType
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from durable_batches.errors import ActivityDefinitionError
-from durable_batches.lifecycle.names import problem_with_name
+from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.runtime.checkpoint import CallKeys
 from durable_batches.runtime.codec import Codec
 from durable_batches.runtime.dependencies import Dependency, dependencies_of
@@ -67,6 +67,8 @@ class ActivityDefinition(Generic[T]):
         self.name: str = _name_of(fn, in_class=self._takes_instance) if name is None else name
         self._positional = _positional(self._signature)[1 if self._takes_instance else 0 :]
         self._prepared: tuple[CallKeys, Codec[T]] | None = None
+        # Whether each argument of a call is an input: no instance, no dependency.
+        self.all_input: bool = not self._takes_instance and not self.dependencies
         self._check()
 
     @property
@@ -78,11 +80,6 @@ class ActivityDefinition(Generic[T]):
     def codec(self) -> Codec[T]:
         """What encodes its results."""
         return (self._prepared or self._prepared_late())[1]
-
-    @property
-    def all_input(self) -> bool:
-        """Whether each argument of a call is an input: no instance, no dependency."""
-        return not self._takes_instance and not self.dependencies
 
     def became_method(self) -> None:
         """A class has it as an attribute: what looks like a method is one. Another function stays what it is."""

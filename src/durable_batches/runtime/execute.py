@@ -11,9 +11,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from durable_batches.clock import Deadline
-from durable_batches.errors import ActivityFailedError, DocumentTimeoutError
+from durable_batches.errors import ActivityFailedError, DocumentTimeoutError, PayloadError
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, StageEntered
 from durable_batches.lifecycle.failures import ActivityFailure
+from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord, Refusal
 from durable_batches.lifecycle.states import Stage
 from durable_batches.runtime.activity import DurableActivity
@@ -28,7 +29,7 @@ from durable_batches.runtime.endings import (
     failed,
     note_checkpoint,
 )
-from durable_batches.runtime.scope import ExecutionContext, enter_workflow, leave
+from durable_batches.runtime.scope import ExecutionContext, enter_activity, enter_workflow, leave
 from durable_batches.runtime.surroundings import Surroundings
 from durable_batches.runtime.tracebacks import trim
 
@@ -59,14 +60,9 @@ class Attempt:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.execution = execution
-        self.context: ExecutionContext = ExecutionContext(
-            batch_id=execution.batch_id,
-            document_id=execution.document_id,
-            ordinal=execution.position,
-            attempt=execution.attempt,
-            run=execution.run,
-            metadata=metadata or {},
-        )
+        self._identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
+        self._metadata = metadata or {}
+        self._context: ExecutionContext | None = None
         self.recorded: Recorded = Recorded(checkpoints)
         self._stage_index = stage_index
         self._mark = self._reported = execution.mark
@@ -81,6 +77,22 @@ class Attempt:
         self._cancel_when_idle = False
         self._unwound = False
         self._failures: dict[str, int] = {}
+
+    @property
+    def context(self) -> ExecutionContext:
+        """See `WorkflowScope`."""
+        context = self._context
+        if context is None:
+            execution = self.execution
+            context = self._context = ExecutionContext(
+                batch_id=execution.batch_id,
+                document_id=execution.document_id,
+                ordinal=execution.position,
+                attempt=execution.attempt,
+                run=execution.run,
+                metadata=self._metadata,
+            )
+        return context
 
     # ---- its life ------------------------------------------------------------------------------------------
 
@@ -225,8 +237,11 @@ class Attempt:
             # The attempt is over: whoever still calls is unwound.
             self._unwound = self._unwound or not self._ended
             raise asyncio.CancelledError
-        with payload_of(self.execution.batch_id, self.execution.document_id):
+        try:
             base = activity.base_key(args, kwargs)
+        except PayloadError as error:
+            error.locate(self.execution.batch_id, self.execution.document_id)
+            raise
         if activity.has_explicit_key:
             self._check_input(activity, base, args, kwargs)
         if activity.stage is not None:
@@ -235,11 +250,35 @@ class Attempt:
         if checkpoint is not None:
             return self._replay(activity, checkpoint)
         self._calls_started += 1
-        call = Call(self._shared, activity, self.recorded.new_key(base), self.context)
+        call = Call(self._shared, activity, self.recorded.new_key(base), self, asyncio.current_task())
         self._calls.add(call)
         try:
-            payload, value = await self._try(call, args, kwargs)
-            await self._record(call, payload)
+            if activity.is_ordinary:
+                # What nearly all calls are, spelt out: `Call.once` and `_record`, without a coroutine each.
+                tokens = enter_activity(call)
+                call.attempt = 1
+                payload, value = b"", None
+                raised: BaseException | None = None
+                try:
+                    payload, value = activity.codec.recoded(await activity.definition.fn(*args, **kwargs))
+                except BaseException as error:  # noqa: BLE001  (judged by `_try`)
+                    raised = error
+                finally:
+                    leave(tokens)
+                if raised is not None:
+                    payload, value = await self._try(call, args, kwargs, raised)
+            else:
+                payload, value = await self._try(call, args, kwargs)
+            self._reported = mark = self._mark
+            refusal = await self._shared.recorder.record(
+                make_record(
+                    ActivityCompleted,
+                    (*self._identity, call.key, payload, mark),
+                )
+            )
+            if refusal is not None:
+                self._refused(refusal)
+            self._shared.stats.activities_run += 1
             return value
         except asyncio.CancelledError:
             # Should the body swallow this and return all the same, its result lacks this call's.
@@ -281,11 +320,16 @@ class Attempt:
         self._note_failure(error, checkpoint.key)
         raise error
 
-    async def _try(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
+    async def _try(
+        self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], first: BaseException | None = None
+    ) -> tuple[bytes, Any]:
         """Call the function until it returns or its retries are used up: its result, encoded and as it is read."""
         activity = call.activity
         while True:
             try:
+                if first is not None:
+                    raised, first = first, None
+                    raise raised
                 return await call.once(args, kwargs)
             except asyncio.CancelledError:
                 if call.task.cancelling() > 0 or self._stopping is not None or self._ended:
@@ -304,25 +348,6 @@ class Attempt:
                 raise await self._recorded_failure(call.key, failure) from error
             call.tell_of_retry(error, delay.total_seconds())
             await call.wait(delay.total_seconds())
-
-    async def _record(self, call: Call, payload: bytes) -> None:
-        """Have the result committed, and with it the stage that the document is in."""
-        execution = self.execution
-        self._reported = self._mark
-        refusal = await self._shared.recorder.record(
-            ActivityCompleted(
-                execution.batch_id,
-                execution.run,
-                execution.position,
-                execution.attempt,
-                call.key,
-                payload,
-                self._mark,
-            )
-        )
-        if refusal is not None:
-            self._refused(refusal)
-        self._shared.stats.activities_run += 1
 
     async def _recorded_failure(self, key: str, failure: ActivityFailure) -> ActivityFailedError:
         execution = self.execution

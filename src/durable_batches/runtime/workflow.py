@@ -14,9 +14,8 @@ from typing_extensions import TypeAliasType, TypeVar
 
 from durable_batches.errors import ActivityDefinitionError, ForeignStageError
 from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
-from durable_batches.lifecycle.moments import from_micros
-from durable_batches.lifecycle.names import problem_with_name
 from durable_batches.lifecycle.policies import RetryPolicy
+from durable_batches.lifecycle.primitives import from_micros, problem_with_name
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
 from durable_batches.runtime.activity import DurableActivity, durable_activity
 from durable_batches.runtime.codec import Codec

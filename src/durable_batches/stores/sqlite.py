@@ -11,10 +11,12 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import (
@@ -449,7 +451,9 @@ class _Thread:
 
     def __init__(self, purpose: str, path: Path) -> None:
         self._path = path
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"durable-batches-{purpose}")
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        self._thread = Thread(target=_run, args=(self._work,), name=f"durable-batches-{purpose}", daemon=True)
+        self._thread.start()
         self._connection: sqlite3.Connection | None = None
 
     async def start(self, *, reading: bool) -> None:
@@ -477,11 +481,39 @@ class _Thread:
                 await self._hop(connection.close)
         finally:
             # What it had to do is done: it ends at once, and has ended when this returns.
-            self._executor.shutdown()
+            self._work.put(None)
+            self._thread.join()
 
     async def _hop(self, call: Callable[[], T]) -> T:
         """A hop to the thread and back. Once begun it is seen through: a cancelled caller waits for its end."""
-        return await completed(asyncio.get_running_loop().run_in_executor(self._executor, call))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        self._work.put((call, done, loop))
+        return await completed(done)
+
+
+_Work: TypeAlias = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
+
+
+def _run(work: SimpleQueue[_Work | None]) -> None:
+    while (item := work.get()) is not None:
+        call, done, loop = item
+        try:
+            result, error = call(), None
+        except BaseException as raised:  # noqa: BLE001  (the caller's)
+            result, error = None, raised
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_settle, done, result, error)
+        del item, call, done, loop, result, error
+
+
+def _settle(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if done.cancelled():
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)
 
 
 class _SQLiteHeart:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Final
 
@@ -162,8 +163,9 @@ def load_executions(
     executions: dict[ExecutionKey, ExecutionRecord] = {}
     unknown: list[int] = []
     for key in wanted:
-        if key in known:
-            executions[key] = known[key]
+        execution = known.get(key)
+        if execution is not None:
+            executions[key] = execution
         elif key[0] in keys:
             unknown.append(execution_key(keys[key[0]], key[1]))
     if unknown:
@@ -223,11 +225,12 @@ def apply(
     claimed_by_commit: int | None = None,
 ) -> None:
     """Write what a plan says."""
+    first = {batch_id: execution_key(key, 0) for batch_id, key in keys.items()}
     _many(
         connection,
         "INSERT INTO activity (execution, key, failed, payload) VALUES {rows} ON CONFLICT (execution, key) DO NOTHING",
         [
-            (execution_key(keys[batch], position), key, kind == "failed", payload)
+            (first[batch] + position, key, kind == "failed", payload)
             for batch, position, key, kind, payload in writes.checkpoints
         ],
     )
@@ -237,7 +240,7 @@ def apply(
         "updated_at = marks.at FROM marks WHERE execution.key = marks.key",
         [
             (
-                execution_key(keys[execution.batch_id], execution.position),
+                first[execution.batch_id] + execution.position,
                 execution.mark,
                 execution.updated_at,
             )
@@ -252,7 +255,7 @@ def apply(
                 (
                     *execution[3:],
                     claimed_by_commit,
-                    execution_key(keys[execution.batch_id], execution.position),
+                    first[execution[0]] + execution[1],
                 )
                 for execution in writes.executions
             ],
@@ -296,7 +299,7 @@ def _many(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -
             part = rows[start : start + size]
             start += size
             sql = sql or statement.format(rows=", ".join([f"({', '.join('?' * len(part[0]))})"] * size))
-            connection.execute(sql, [value for row in part for value in row])
+            connection.execute(sql, tuple(chain.from_iterable(part)))
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Final
 from weakref import WeakSet
 
 from durable_batches.clock import Alarm, Timer
-from durable_batches.lifecycle.moments import to_micros
+from durable_batches.lifecycle.primitives import to_micros
 
 __all__ = ["ManualClock"]
 
