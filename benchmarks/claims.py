@@ -21,9 +21,10 @@ from benchmarks.support.servers import schema_on, server
 from durable_batches import PostgresStore
 from durable_batches.lifecycle.facts import ExecutionSucceeded, Seal
 from durable_batches.stores import ClaimRequest, NewDocument, WorkerId
-from durable_batches.stores.postgres import claiming, times
-from durable_batches.stores.postgres.connection import Session
-from durable_batches.testing.suite.scene import LETTERS, Hand, Scene
+from durable_batches.stores.postgres.commit import claim as claiming
+from durable_batches.stores.postgres.connection import server_clock as times
+from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
 
 EACH = 5_000
 TIMED = 50

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def batch_environment(tmp_path: Path) -> BatchEnvironment:
-    """`durable_batches.testing.environment`, on a SQLite file of the test's own."""
+    """`durable_batches.testing.virtual.environment`, on a SQLite file of the test's own."""
     from durable_batches.stores import SQLiteStore
     from durable_batches.testing import ManualClock, environment
 

@@ -92,10 +92,11 @@ from durable_batches.lifecycle.states import (
     Stage,
 )
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
-from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.activity import DurableActivity, durable_activity, map_activity
+from durable_batches.runtime.context import ActivityContext, ExecutionContext, current_activity, current_execution
 from durable_batches.runtime.dependencies import dependency
-from durable_batches.runtime.outcomes import (
+from durable_batches.runtime.resources import ActivityReport, RunStats
+from durable_batches.runtime.results import (
     BatchResult,
     DocumentCancelled,
     DocumentFailure,
@@ -103,8 +104,6 @@ from durable_batches.runtime.outcomes import (
     DocumentSucceeded,
     Outcome,
 )
-from durable_batches.runtime.scope import ActivityContext, ExecutionContext, current_activity, current_execution
-from durable_batches.runtime.surroundings import ActivityReport, RunStats
 from durable_batches.runtime.workflow import (
     Resolver,
     Results,
@@ -117,6 +116,7 @@ from durable_batches.runtime.workflow import (
 from durable_batches.script.runner import run_batch
 from durable_batches.stores.protocol import Store
 from durable_batches.version import VERSION
+from durable_batches.worker.worker import Worker
 
 if TYPE_CHECKING:
     from durable_batches.stores.memory import MemoryStore

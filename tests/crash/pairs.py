@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tests.crash.places import store_at
 
 from durable_batches import EXTRACTION, BatchOrchestrator, Results, Worker, durable_activity, workflow
-from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.virtual.effects import EffectsLog
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tall
 from durable_batches import BatchResult
 from durable_batches.clock import SystemClock
 from durable_batches.stores import SQLiteStore, Store
-from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker
+from durable_batches.testing.history.checker import HistoryChecker
+from durable_batches.testing.virtual.effects import EffectsLog
 
 ROOT: Final = Path(__file__).parents[2]
 

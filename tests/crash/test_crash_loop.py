@@ -21,7 +21,7 @@ from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.records import RESOLVER_POSITION
 from durable_batches.stores import Store
-from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.virtual.effects import EffectsLog
 
 DOCUMENTS = 16
 MOST_STARTS = 40

@@ -17,7 +17,7 @@ from tests.crash.workload import PATIENT, Job, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchId, BatchOrchestrator, DocumentReleased, SQLiteStore, Worker
 from durable_batches.lifecycle.events import decode_event
-from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.virtual.effects import EffectsLog
 
 DOCUMENTS = 24
 

@@ -40,8 +40,8 @@ from durable_batches.lifecycle.facts import Command, Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import Heart
-from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker
+from durable_batches.testing.history.checker import HistoryChecker
+from durable_batches.testing.virtual.effects import EffectsLog
 
 DOCUMENTS = 20
 
@@ -138,7 +138,7 @@ async def _submit(batches: Batches, **config: Any) -> None:
 async def test_a_commit_is_made_once_whatever_became_of_its_reply(
     faults: Faults, checker: HistoryChecker, kinds: list[Fault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable_batches.orchestrator.journal._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("durable_batches.worker.journal._FIRST_PAUSE", 0.001)
     chance = random.Random(7)
     faults.fault = lambda claim: chance.choice(kinds) if chance.random() < 0.4 else None
     async with BatchOrchestrator(extract, store=faults.store) as batches:
@@ -256,7 +256,7 @@ async def test_work_goes_on_when_the_store_was_away_past_the_lease(faults: Fault
 async def test_leaving_is_bounded_while_the_store_is_away(
     faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable_batches.orchestrator.worker._STORE_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("durable_batches.worker.worker._STORE_PATIENCE_SECONDS", 0.3)
     tasks = asyncio.all_tasks()
     async with BatchOrchestrator(
         extract, worker=Worker(faults.store, drain=timedelta(seconds=0.3), lease=timedelta(seconds=1))

@@ -17,8 +17,8 @@ from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.stores.sqlite import SQLiteStore
-from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker, HistoryViolation
+from durable_batches.testing.history.checker import HistoryChecker, HistoryViolation
+from durable_batches.testing.virtual.effects import EffectsLog
 
 DOCUMENTS = 6
 

@@ -31,7 +31,7 @@ from tests.postgres.databases import without_schema
 from durable_batches import BatchId
 from durable_batches.lifecycle.records import RESOLVER_POSITION
 from durable_batches.stores.protocol import Store
-from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.virtual.effects import EffectsLog
 
 DOCUMENTS = 40
 CONCURRENCY = 8

@@ -19,8 +19,8 @@ from tests.crash.processes import ROOT
 from tests.support import eventually, unmeasured, within
 
 from durable_batches import BatchId, BatchOrchestrator
-from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker
+from durable_batches.testing.history.checker import HistoryChecker
+from durable_batches.testing.virtual.effects import EffectsLog
 
 ROUNDS = 200
 SECONDS_A_ROUND = 0.5

@@ -24,7 +24,7 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from durable_batches.testing.history import HistoryChecker
+from durable_batches.testing.history.checker import HistoryChecker
 
 LEASE = timedelta(seconds=1.5)
 SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "50"))

@@ -27,7 +27,7 @@ from tests.crash.processes import (
 from tests.crash.workload import Job, document_ids, tally_of
 
 from durable_batches.stores import Store
-from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.virtual.effects import EffectsLog
 
 HEARTBEAT = 2.5
 """Seconds after which every process must have heard of what another one decided: they look around each second,

@@ -26,8 +26,8 @@ from durable_batches import (
     SQLiteStore,
     SubmissionInProgressError,
 )
-from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.history import HistoryChecker
+from durable_batches.testing.history.checker import HistoryChecker
+from durable_batches.testing.virtual.effects import EffectsLog
 
 STORED = 1_200
 """Documents after which the first submitter hangs: more than two of the chunks in which they are stored."""

@@ -45,7 +45,7 @@ from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import CheckpointRecord, ClaimRequest, Committed, WorkerId
 from durable_batches.stores import Store
-from durable_batches.testing.effects import EffectsLog
+from durable_batches.testing.virtual.effects import EffectsLog
 
 RESOLVER = -1
 """Among the poisoned documents: the resolver."""

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from durable_batches.lifecycle.batch import BatchInProgress, Definition, definition_of, new_batch
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.core import BatchInProgress, Definition, definition_of, new_batch
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
@@ -26,7 +26,7 @@ from durable_batches.lifecycle.facts import (
     StageEntered,
 )
 from durable_batches.lifecycle.machine import BatchStateMachine, transitions
-from durable_batches.lifecycle.plan import (
+from durable_batches.lifecycle.planning import (
     Candidates,
     Departure,
     Loaded,

@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.lifecycle.driving import LOADER, World, identity
 from tests.properties import modest
 
+from durable_batches.lifecycle.batch import definition_of
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.core import definition_of
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -24,7 +24,7 @@ from durable_batches.lifecycle.facts import (
     Seal,
     StageEntered,
 )
-from durable_batches.lifecycle.plan import Departure, Loaded, executions_to_load, plan_facts
+from durable_batches.lifecycle.planning import Departure, Loaded, executions_to_load, plan_facts
 from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
 from durable_batches.lifecycle.records import RESOLVER_POSITION, ExecutionRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId

@@ -11,7 +11,7 @@ from tests.lifecycle.driving import CAPACITY, LOADER, START, WORKFLOW, World, id
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, RetryFailed
 from durable_batches.errors import CrashLoopError
-from durable_batches.lifecycle.core import BatchInProgress
+from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.events import BatchFailed, ResolutionFailed, decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
@@ -24,7 +24,7 @@ from durable_batches.lifecycle.facts import (
     StageEntered,
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord
-from durable_batches.lifecycle.plan import SUSPECT_PATIENCE, Candidates, Loaded, Writes, plan_claims, plan_facts
+from durable_batches.lifecycle.planning import SUSPECT_PATIENCE, Candidates, Loaded, Writes, plan_claims, plan_facts
 from durable_batches.lifecycle.records import (
     NOW,
     RESOLVER_DOCUMENT_ID,

@@ -21,11 +21,11 @@ from tests.lifecycle.driving import (
 )
 
 from durable_batches.errors import InvalidTransitionError
+from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.core import BatchInProgress
 from durable_batches.lifecycle.facts import Cancel, Command, Discard, ExecutionFailed, Fact, Seal, StageEntered
 from durable_batches.lifecycle.machine import check_transition, transitions
-from durable_batches.lifecycle.plan import Departure
+from durable_batches.lifecycle.planning import Departure
 from durable_batches.lifecycle.policies import AbortAll, FailurePolicy, RetryFailed
 from durable_batches.lifecycle.records import RESOLVER_POSITION, ExecutionRecord, Refusal, WorkerId
 from durable_batches.lifecycle.states import BatchId

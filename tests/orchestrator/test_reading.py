@@ -308,7 +308,7 @@ async def test_who_subscribes_later_does_not_wait_for_news_of_other_batches(
     open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One look-out serves all subscribers of a process; it notices who joins while it waits."""
-    monkeypatch.setattr("durable_batches.orchestrator.subscriptions._POLL_MICROS", 3_600_000_000)
+    monkeypatch.setattr("durable_batches.reading.subscriptions._POLL_MICROS", 3_600_000_000)
     run, gate, waiting = gated()
     store = open_store(None)
     watcher = Worker(store, max_in_flight=0)

@@ -41,7 +41,7 @@ from durable_batches import (
 from durable_batches.errors import FactRejectedError
 from durable_batches.lifecycle.facts import Discard
 from durable_batches.stores import NewDocument, WorkerId
-from durable_batches.testing.suite.scene import Scene
+from durable_batches.testing.conformance.scene import Scene
 
 
 async def answer_of(store: PostgresStore) -> DurableBatchesError:
@@ -141,7 +141,7 @@ async def test_a_user_who_is_not_known(postgres_server: Server) -> None:
 
 
 async def test_a_server_that_does_not_answer(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durable_batches.stores.postgres.connection.CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("durable_batches.stores.postgres.connection.connection.CONNECT_SECONDS", 0.3)
     with Proxy(urlsplit(postgres_dsn).port or 0) as proxy:
         proxy.stall()
         error = await answer_of(PostgresStore(at(postgres_dsn, port=proxy.port)))

@@ -12,9 +12,9 @@ import asyncpg
 from durable_batches import PostgresStore
 from durable_batches.lifecycle.facts import ExecutionSucceeded
 from durable_batches.stores import ClaimRequest
-from durable_batches.stores.postgres import claiming
-from durable_batches.stores.postgres.connection import Database, Session
-from durable_batches.testing.suite.scene import LETTERS, Hand, Scene
+from durable_batches.stores.postgres.commit import claim as claiming
+from durable_batches.stores.postgres.connection.connection import Database, Session
+from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
 
 ENDED = 6_000
 EACH = 500

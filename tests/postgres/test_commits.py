@@ -17,7 +17,7 @@ from durable_batches import PostgresStore, StoreLockedError, WorkerFencedError
 from durable_batches.errors import CommitUnknownError
 from durable_batches.lifecycle.facts import ActivityCompleted, Cancel
 from durable_batches.stores import Claim
-from durable_batches.testing.suite.scene import Hand, Scene
+from durable_batches.testing.conformance.scene import Hand, Scene
 
 
 def store_at(dsn: str, schema: str) -> AbstractAsyncContextManager[PostgresStore]:

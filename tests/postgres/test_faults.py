@@ -36,8 +36,8 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.stores import BatchQuery, ClaimRequest, WorkerId
-from durable_batches.testing.effects import EffectsLog
-from durable_batches.testing.suite.scene import Scene
+from durable_batches.testing.conformance.scene import Scene
+from durable_batches.testing.virtual.effects import EffectsLog
 
 LEASE = timedelta(seconds=20)
 """Longer than any trouble here, however slow the machine: nobody is taken for dead, and nothing runs twice."""

@@ -8,16 +8,16 @@ import pytest
 from tests.support import opened, within
 
 from durable_batches import PostgresStore
-from durable_batches.stores.postgres.connection import Session
-from durable_batches.stores.postgres.watch import Watch
-from durable_batches.testing.suite.scene import Scene
+from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.postgres.notifications import Watch
+from durable_batches.testing.conformance.scene import Scene
 
 
 @pytest.mark.parametrize("moment", ["while it looks", "while it rests"])
 async def test_news_that_come_at_any_moment_are_heard(
     postgres_dsn: str, postgres_schema: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable_batches.stores.postgres.watch._POLL_SECONDS", 3600.0)
+    monkeypatch.setattr("durable_batches.stores.postgres.notifications._POLL_SECONDS", 3600.0)
     look = Watch._look
     looking, rest = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -37,7 +37,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
 from durable_batches import ActivityDefinitionError, PayloadError, PayloadTooLargeError
-from durable_batches.runtime.codec import Codec
+from durable_batches.codec.codec import Codec
 
 T = TypeVar("T")
 

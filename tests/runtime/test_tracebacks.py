@@ -31,7 +31,8 @@ from durable_batches import (
     map_activity,
     workflow,
 )
-from durable_batches.runtime import codec, tracebacks
+from durable_batches.codec import codec
+from durable_batches.runtime import tracebacks
 from durable_batches.runtime.tracebacks import trim
 from durable_batches.testing import ManualClock
 
@@ -330,7 +331,7 @@ def test_errors_that_lead_to_each_other_in_a_circle_are_trimmed_once() -> None:
 @pytest.mark.parametrize(
     ("module", "shown"),
     [
-        ("durable_batches.runtime.execute", ["deeper"]),
+        ("durable_batches.runtime.attempt", ["deeper"]),
         ("durable_batches.clock", ["deeper"]),
         ("durable_batches.extraction.workflow", ["inside", "deeper"]),
         ("durable_batches.cli.demo", ["inside", "deeper"]),

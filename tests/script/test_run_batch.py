@@ -37,7 +37,7 @@ from durable_batches import (
     run_batch,
     workflow,
 )
-from durable_batches.script.earlier import LABEL
+from durable_batches.script.resume import LABEL
 
 ONE_BY_ONE = BatchConfig(concurrency=1)
 
@@ -432,8 +432,8 @@ def test_without_rich_a_terminal_has_lines(desk: Desk, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     # As if nobody had imported it before.
-    monkeypatch.delitem(sys.modules, "durable_batches.script.live", raising=False)
-    monkeypatch.delattr("durable_batches.script.live", raising=False)
+    monkeypatch.delitem(sys.modules, "durable_batches.terminal.bars", raising=False)
+    monkeypatch.delattr("durable_batches.terminal.bars", raising=False)
     desk.run(["a"], progress=True)
     assert "1/1 documents  1 succeeded" in terminal.text
     assert "\x1b" not in terminal.text

@@ -12,7 +12,7 @@ import pytest
 from tests.postgres.databases import execute
 
 from durable_batches import PostgresStore
-from durable_batches.testing.suite.scene import Scene
+from durable_batches.testing.conformance.scene import Scene
 
 
 async def migrate(*arguments: str, dsn: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.properties import modest
 
-from durable_batches.stores.sharing import fair_shares
+from durable_batches.stores.fair_share import fair_shares
 
 
 def shared(batches: list[tuple[int, int]], limit: int) -> tuple[list[int], int]:

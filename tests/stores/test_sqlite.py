@@ -32,9 +32,10 @@ from durable_batches import (
 from durable_batches.errors import FactRejectedError
 from durable_batches.lifecycle.facts import Cancel
 from durable_batches.lifecycle.records import NewDocument
-from durable_batches.stores import BatchQuery, migrations, sqlite_connection
+from durable_batches.stores import BatchQuery, migrations
+from durable_batches.stores.sqlite import connection as sqlite_connection
 from durable_batches.testing import ManualClock
-from durable_batches.testing.suite.scene import LEASE, Scene
+from durable_batches.testing.conformance.scene import LEASE, Scene
 from durable_batches.version import VERSION
 
 T = TypeVar("T")
@@ -134,7 +135,7 @@ from durable_batches import SQLiteStore
 from durable_batches.lifecycle.facts import Seal
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.stores import BatchQuery
-from durable_batches.testing.suite.scene import Scene
+from durable_batches.testing.conformance.scene import Scene
 
 async def main(path, name, processes):
     print("ready", flush=True)
@@ -385,7 +386,7 @@ async def test_failing_to_open_for_reading_leaves_nothing(path: Path, monkeypatc
             raise StoreUnavailableError("no")
         return connect(path)
 
-    monkeypatch.setattr("durable_batches.stores.sqlite.connect", fail)
+    monkeypatch.setattr("durable_batches.stores.sqlite.store.connect", fail)
     with pytest.raises(StoreUnavailableError):
         async with opened(path):
             pass
@@ -586,7 +587,7 @@ async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 OPEN = """
 import asyncio, os, sys
 from durable_batches import DurableBatchesError, SQLiteStore
-from durable_batches.testing.suite.scene import Scene
+from durable_batches.testing.conformance.scene import Scene
 
 async def main(path, somewhere):
     # Once with all rights: what is imported late may be where only they lead to.

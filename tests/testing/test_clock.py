@@ -11,8 +11,8 @@ from durable_batches import MemoryStore
 from durable_batches.clock import Clock, Deadline
 from durable_batches.lifecycle.primitives import to_micros
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
-from durable_batches.orchestrator.recovery import Heartbeat
 from durable_batches.testing import ManualClock
+from durable_batches.worker.heartbeat import Heartbeat
 
 
 async def turns(number: int = 3) -> None:

@@ -28,12 +28,12 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.errors import ConfigurationError
-from durable_batches.lifecycle.plan import Writes
+from durable_batches.lifecycle.planning import Writes
 from durable_batches.lifecycle.records import Claim, ClaimRequest, ExecutionRecord, WorkerId
 from durable_batches.stores.protocol import Expired
 from durable_batches.testing import ManualClock, StoreMaker, survives_crashes
-from durable_batches.testing.crashes import _BATCH as BATCH
-from durable_batches.testing.crashes import _MISSES, _points
+from durable_batches.testing.virtual.crashes import _BATCH as BATCH
+from durable_batches.testing.virtual.crashes import _MISSES, _points
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -15,7 +15,7 @@ from durable_batches import BatchId, MemoryStore
 from durable_batches.clock import Clock
 from durable_batches.errors import DuplicateDocumentError, DurableBatchesError
 from durable_batches.lifecycle.facts import Command, Discard, Fact
-from durable_batches.lifecycle.plan import Candidates, Writes
+from durable_batches.lifecycle.planning import Candidates, Writes
 from durable_batches.lifecycle.records import (
     BatchRecord,
     CheckpointRecord,
@@ -32,7 +32,7 @@ from durable_batches.lifecycle.records import (
 from durable_batches.stores import BatchQuery, Store
 from durable_batches.stores.protocol import Expired
 from durable_batches.testing import ManualClock, StoreConformance
-from durable_batches.testing.suite.scene import Scene
+from durable_batches.testing.conformance.scene import Scene
 
 
 class DoesNotFence(MemoryStore):

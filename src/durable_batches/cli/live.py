@@ -11,8 +11,8 @@ from rich.console import Console, RenderableType
 
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import Stage
-from durable_batches.script import live
-from durable_batches.script.lines import status_line
+from durable_batches.terminal import bars
+from durable_batches.terminal.lines import status_line
 
 __all__ = ["follow", "output", "panel", "status_line"]
 
@@ -39,9 +39,9 @@ def output() -> Console:
 
 async def follow(snapshots: AsyncIterable[BatchSnapshot[S]], console: Console) -> BatchSnapshot[S] | None:
     """Show each snapshot, in a log only now and then; return the last one."""
-    return await live.follow(snapshots, console, resolving=_RESOLVING)
+    return await bars.follow(snapshots, console, resolving=_RESOLVING)
 
 
 def panel(snapshot: BatchSnapshot[S]) -> RenderableType:
     """The batch as bars, one a stage, and a line of numbers."""
-    return live.panel(snapshot, resolving=_RESOLVING)
+    return bars.panel(snapshot, resolving=_RESOLVING)

@@ -20,8 +20,8 @@ async def migrated(target: str, schema: str) -> str:
         await store.close()
         return f"{store.path} is up to date"
     # The driver is asked for only by those who use it.
-    from durable_batches.stores.postgres.connection import Database
-    from durable_batches.stores.postgres.schema import migrate
+    from durable_batches.stores.postgres.connection.connection import Database
+    from durable_batches.stores.postgres.connection.schema import migrate
 
     database = Database(target, schema, statement_seconds=60, lock_seconds=10)
     async with database.session() as session:
@@ -39,8 +39,13 @@ def _refuse_words(target: str) -> None:
 
 async def script(target: str | None, schema: str) -> str:
     """The SQL that it takes: from nothing, or from what the target has."""
-    from durable_batches.stores.postgres.connection import Database, quoted_text
-    from durable_batches.stores.postgres.schema import MIGRATION_LOCK, has_schema, migration_script, scripts_for
+    from durable_batches.stores.postgres.connection.connection import Database, quoted_text
+    from durable_batches.stores.postgres.connection.schema import (
+        MIGRATION_LOCK,
+        has_schema,
+        migration_script,
+        scripts_for,
+    )
 
     if target is not None and "://" not in target:
         raise ConfigurationError("--sql is for Postgres; a SQLite file is brought up to date by whoever opens it")

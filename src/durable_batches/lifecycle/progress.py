@@ -10,7 +10,7 @@ from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
-from durable_batches.lifecycle.core import BatchInProgress
+from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.events import (
     BatchCancelled,
     BatchCompleted,

@@ -11,14 +11,15 @@ from uuid import uuid4
 
 from typing_extensions import TypeVar
 
+from durable_batches.codec.codec import payload_of
 from durable_batches.errors import (
     BatchNotFoundError,
     ConfigurationError,
     WorkerNotRunningError,
     WorkflowMismatchError,
 )
+from durable_batches.lifecycle.batch import definition_of
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
 from durable_batches.lifecycle.facts import Cancel
 from durable_batches.lifecycle.primitives import from_micros, problem_with_name, to_micros
@@ -31,8 +32,9 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
 )
 from durable_batches.lifecycle.states import BatchId, BatchState, Cancelled, Completed, Failed, Stage
-from durable_batches.orchestrator.repetition import patiently
-from durable_batches.orchestrator.resolution import (
+from durable_batches.orchestrator.submission import Submission
+from durable_batches.outage import patiently
+from durable_batches.reading.outcomes import (
     PAGE,
     UNFINISHED,
     document_pages,
@@ -40,14 +42,12 @@ from durable_batches.orchestrator.resolution import (
     outcome_of,
     status_of,
 )
-from durable_batches.orchestrator.submission import Submission
-from durable_batches.orchestrator.worker import Worker
-from durable_batches.runtime.codec import payload_of
 from durable_batches.runtime.dependencies import Provider
-from durable_batches.runtime.outcomes import BatchResult, DocumentFailure, DocumentInfo, Outcome
-from durable_batches.runtime.surroundings import ActivityReport, RunStats
+from durable_batches.runtime.resources import ActivityReport, RunStats
+from durable_batches.runtime.results import BatchResult, DocumentFailure, DocumentInfo, Outcome
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import BatchQuery, HostTransaction, Store
+from durable_batches.worker.worker import Worker
 
 __all__ = ["BatchOrchestrator"]
 

@@ -20,8 +20,8 @@ from durable_batches.errors import (
     SubmissionInProgressError,
     WorkflowMismatchError,
 )
+from durable_batches.lifecycle.batch import Definition, new_batch
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.core import Definition, new_batch
 from durable_batches.lifecycle.facts import Discard, Seal
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import (
@@ -32,11 +32,11 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.orchestrator.repetition import repeated
-from durable_batches.orchestrator.worker import Worker
+from durable_batches.outage import repeated
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import HostTransaction, HostTransactions, Loading
 from durable_batches.tasks import completed
+from durable_batches.worker.worker import Worker
 
 __all__ = ["Submission", "id_of", "iterated"]
 

@@ -12,14 +12,14 @@ from functools import update_wrapper
 from types import MethodType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
+from durable_batches.codec.codec import Codec
 from durable_batches.errors import ActivityDefinitionError
 from durable_batches.lifecycle.machine import tag_of
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.states import Stage
-from durable_batches.runtime.codec import Codec
+from durable_batches.runtime.context import current_dependencies, workflow_scope
 from durable_batches.runtime.definition import ActivityDefinition, Replacement
 from durable_batches.runtime.dependencies import Dependency
-from durable_batches.runtime.scope import current_dependencies, workflow_scope
 
 __all__ = [
     "ActivityDecorator",

@@ -15,9 +15,9 @@ from durable_batches.errors import ActivityTimeoutError, place_of
 from durable_batches.lifecycle.failures import in_a_line, message_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.activity import DurableActivity
+from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
-from durable_batches.runtime.scope import ExecutionContext, WorkflowScope, enter_activity, leave
-from durable_batches.runtime.surroundings import ActivityReport, Surroundings
+from durable_batches.runtime.resources import ActivityReport, Surroundings
 
 __all__ = ["Call", "RunningCall"]
 

@@ -12,9 +12,9 @@ from hashlib import blake2b
 from inspect import Parameter, Signature
 from typing import Any, Final
 
+from durable_batches.codec.codec import Digester
 from durable_batches.errors import CheckpointMismatchError, PayloadError
 from durable_batches.lifecycle.records import CheckpointRecord
-from durable_batches.runtime.codec import Digester
 
 __all__ = ["CallKeys", "Recorded"]
 

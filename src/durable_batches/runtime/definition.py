@@ -8,10 +8,10 @@ from contextlib import suppress
 from types import MethodType
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from durable_batches.codec.codec import Codec
 from durable_batches.errors import ActivityDefinitionError
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.runtime.checkpoint import CallKeys
-from durable_batches.runtime.codec import Codec
 from durable_batches.runtime.dependencies import Dependency, dependencies_of
 
 __all__ = ["ActivityDefinition", "Replacement", "annotations_of"]

@@ -12,18 +12,18 @@ from uuid import UUID, uuid4
 
 from typing_extensions import TypeAliasType, TypeVar
 
+from durable_batches.codec.codec import Codec
 from durable_batches.errors import ActivityDefinitionError, ForeignStageError
 from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.primitives import from_micros, problem_with_name
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
 from durable_batches.runtime.activity import DurableActivity, durable_activity
-from durable_batches.runtime.codec import Codec
+from durable_batches.runtime.context import current_clock, workflow_scope
 from durable_batches.runtime.definition import annotations_of
 from durable_batches.runtime.dependencies import Provider, dependencies_of
 from durable_batches.runtime.discovery import activities_named_in
-from durable_batches.runtime.outcomes import DocumentFailure, DocumentSucceeded
-from durable_batches.runtime.scope import current_clock, workflow_scope
+from durable_batches.runtime.results import DocumentFailure, DocumentSucceeded
 
 __all__ = [
     "ResolvedWorkflowDecorator",

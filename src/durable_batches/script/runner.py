@@ -17,15 +17,15 @@ from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.records import BatchRecord
 from durable_batches.lifecycle.states import BatchId, Stage
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
-from durable_batches.orchestrator.worker import Worker
 from durable_batches.runtime.dependencies import Provider
-from durable_batches.runtime.outcomes import BatchResult
+from durable_batches.runtime.results import BatchResult
 from durable_batches.runtime.workflow import Workflow
-from durable_batches.script.earlier import LABEL, Earlier, Found
-from durable_batches.script.lines import say
+from durable_batches.script.resume import LABEL, Earlier, Found
 from durable_batches.script.signals import StopSignals
-from durable_batches.script.telling import show
 from durable_batches.stores.protocol import Store
+from durable_batches.terminal.lines import say
+from durable_batches.terminal.show import show
+from durable_batches.worker.worker import Worker
 
 __all__ = ["run_batch"]
 

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, Final, Self
 
 from durable_batches.clock import SystemClock
-from durable_batches.orchestrator.worker import Worker
+from durable_batches.worker.worker import Worker
 
 __all__ = ["StopSignals"]
 

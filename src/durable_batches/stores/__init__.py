@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.lifecycle.facts import Command, Fact
-from durable_batches.lifecycle.plan import (
+from durable_batches.lifecycle.planning import (
     Candidates,
     Loaded,
     Writes,
@@ -41,6 +41,7 @@ from durable_batches.lifecycle.records import (
     WorkerId,
     WorkerRecord,
 )
+from durable_batches.stores.fair_share import Share, fair_shares, overdue
 from durable_batches.stores.protocol import (
     BatchQuery,
     Capabilities,
@@ -51,7 +52,6 @@ from durable_batches.stores.protocol import (
     Loading,
     Store,
 )
-from durable_batches.stores.sharing import Share, fair_shares, overdue
 
 if TYPE_CHECKING:
     from durable_batches.stores.memory import MemoryStore

@@ -19,7 +19,7 @@ from durable_batches.errors import (
     WorkerFencedError,
 )
 from durable_batches.lifecycle.facts import Command, Fact
-from durable_batches.lifecycle.plan import (
+from durable_batches.lifecycle.planning import (
     Candidates,
     Loaded,
     Writes,
@@ -48,8 +48,8 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.fair_share import fair_shares, overdue
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
-from durable_batches.stores.sharing import fair_shares, overdue
 
 __all__ = ["MemoryStore"]
 

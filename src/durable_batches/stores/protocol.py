@@ -2,7 +2,7 @@
 
 A store keeps records of primitives and opaque bytes, and decides nothing. Its two write paths are `commit`
 (a worker's facts and claims, fenced and numbered) and `control` (anybody's command). Both are the same four
-steps in one transaction: lock, load, ask the pure `plan_...` function of `durable_batches.lifecycle.plan` what
+steps in one transaction: lock, load, ask the pure `plan_...` function of `durable_batches.lifecycle.planning` what
 to write, write that. Lock order: the worker's row, batches by id, executions by position.
 
 An adapter is done when it passes `durable_batches.testing.StoreConformance`, which reads its `capabilities`.

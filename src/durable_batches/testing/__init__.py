@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable_batches.testing.clock import ManualClock
-from durable_batches.testing.contexts import RecordingActivityContext, activity_context, execution_context
-from durable_batches.testing.crashes import CrashReport, survives_crashes
-from durable_batches.testing.effects import Effect, EffectsLog
-from durable_batches.testing.environment import BatchEnvironment, Environment, StoreMaker, environment
-from durable_batches.testing.history import HistoryChecker, HistoryStats, HistoryViolation
+from durable_batches.testing.history.checker import HistoryChecker, HistoryStats, HistoryViolation
 from durable_batches.testing.results import results_of
+from durable_batches.testing.unit import RecordingActivityContext, activity_context, execution_context
+from durable_batches.testing.virtual.clock import ManualClock
+from durable_batches.testing.virtual.crashes import CrashReport, survives_crashes
+from durable_batches.testing.virtual.effects import Effect, EffectsLog
+from durable_batches.testing.virtual.environment import BatchEnvironment, Environment, StoreMaker, environment
 
 if TYPE_CHECKING:
-    from durable_batches.testing.conformance import StoreConformance
+    from durable_batches.testing.conformance.suite import StoreConformance
 
 __all__ = [
     "BatchEnvironment",
@@ -41,7 +41,7 @@ if not TYPE_CHECKING:  # to checkers, it would make every name one of the module
     def __getattr__(name: str) -> object:
         # pytest is no dependency of the library; it is imported only where the suite is used.
         if name == "StoreConformance":
-            from durable_batches.testing.conformance import StoreConformance
+            from durable_batches.testing.conformance.suite import StoreConformance
 
             return StoreConformance
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

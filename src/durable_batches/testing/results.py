@@ -9,8 +9,8 @@ from typing import Final, Generic, TypeVar
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.failures import message_of
 from durable_batches.lifecycle.states import BatchId, Counts
-from durable_batches.orchestrator.resolution import checked_page_size
-from durable_batches.runtime.outcomes import DocumentFailure, DocumentSucceeded
+from durable_batches.reading.outcomes import checked_page_size
+from durable_batches.runtime.results import DocumentFailure, DocumentSucceeded
 from durable_batches.runtime.workflow import Results
 
 __all__ = ["results_of"]

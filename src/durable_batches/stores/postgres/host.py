@@ -13,9 +13,9 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.facts import Command
 from durable_batches.lifecycle.records import BatchRecord, Committed, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.postgres import loading
-from durable_batches.stores.postgres.connection import Connection, Database, Session, translated
-from durable_batches.stores.postgres.times import Times
+from durable_batches.stores.postgres import load as loading
+from durable_batches.stores.postgres.connection.connection import Connection, Database, Session, translated
+from durable_batches.stores.postgres.connection.server_clock import Times
 from durable_batches.stores.protocol import HostTransaction, Loading
 
 __all__ = ["joined"]
@@ -48,7 +48,7 @@ async def _driver_connection(connection: object) -> Connection:
     if isinstance(connection, asyncpg.Connection):
         return cast("Connection", connection)
     if "sqlalchemy" in sys.modules:
-        from durable_batches.stores.postgres.engine import driver_connection_of
+        from durable_batches.stores.postgres.connection.engine import driver_connection_of
 
         found = await driver_connection_of(connection)
         if isinstance(found, asyncpg.Connection):

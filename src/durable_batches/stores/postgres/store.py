@@ -30,17 +30,18 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.postgres import loading, rows
-from durable_batches.stores.postgres.committing import Commits
-from durable_batches.stores.postgres.connection import Database, Session, transaction
-from durable_batches.stores.postgres.heart import PostgresHeart
-from durable_batches.stores.postgres.limits import Limits
-from durable_batches.stores.postgres.pool import Pool
-from durable_batches.stores.postgres.schema import migrate
-from durable_batches.stores.postgres.server import check_server
-from durable_batches.stores.postgres.thread import LoopThread
-from durable_batches.stores.postgres.times import Times
-from durable_batches.stores.postgres.watch import Watch
+from durable_batches.stores.postgres import load as loading
+from durable_batches.stores.postgres import queries as rows
+from durable_batches.stores.postgres.commit.commit import Commits
+from durable_batches.stores.postgres.connection.connection import Database, Session, transaction
+from durable_batches.stores.postgres.connection.pool import Pool
+from durable_batches.stores.postgres.connection.schema import migrate
+from durable_batches.stores.postgres.connection.server import check_server
+from durable_batches.stores.postgres.connection.server_clock import Times
+from durable_batches.stores.postgres.connection.thread import LoopThread
+from durable_batches.stores.postgres.connection.timeouts import Limits
+from durable_batches.stores.postgres.lease import PostgresHeart
+from durable_batches.stores.postgres.notifications import Watch
 from durable_batches.stores.postgres.workers import Workers
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, HostTransaction, Loading
 from durable_batches.tasks import ReusableLock

@@ -7,14 +7,16 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from durable_batches.errors import StoreAccessError, StoreLockedError
-from durable_batches.lifecycle.plan import Departure, plan_release
+from durable_batches.lifecycle.planning import Departure, plan_release
 from durable_batches.lifecycle.records import EventRecord, Micros, WorkerId, WorkerRecord
-from durable_batches.stores.postgres import locking, rows, writing
-from durable_batches.stores.postgres.connection import Database, Session, transaction, translated
-from durable_batches.stores.postgres.limits import PARTS_OF_A_LEASE, Limits
-from durable_batches.stores.postgres.times import SERVERS_CLOCK, Times, given_time
+from durable_batches.stores.columns import worker_of, workflows_as_text
+from durable_batches.stores.postgres import queries as rows
+from durable_batches.stores.postgres.commit import lock as locking
+from durable_batches.stores.postgres.commit import write as writing
+from durable_batches.stores.postgres.connection.connection import Database, Session, transaction, translated
+from durable_batches.stores.postgres.connection.server_clock import SERVERS_CLOCK, Times, given_time
+from durable_batches.stores.postgres.connection.timeouts import PARTS_OF_A_LEASE, Limits
 from durable_batches.stores.protocol import Expired
-from durable_batches.stores.sql import worker_of, workflows_as_text
 
 __all__ = ["Workers"]
 

@@ -1,0 +1,1 @@
+"""Values to bytes and back, by annotation; identity of inputs."""

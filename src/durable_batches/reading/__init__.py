@@ -1,0 +1,1 @@
+"""What looks at batches: no worker, no workflow code."""

@@ -1,0 +1,387 @@
+"""One attempt of one execution: runs the workflow (or resolver), and owns the activity calls that it makes.
+
+The attempt ends in exactly one fact: succeeded, failed or released. Before that fact, every call it made has
+ended and is recorded, or was cancelled and awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from durable_batches.clock import Deadline
+from durable_batches.codec.codec import payload_of
+from durable_batches.errors import ActivityFailedError, DocumentTimeoutError, PayloadError
+from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, StageEntered
+from durable_batches.lifecycle.failures import ActivityFailure
+from durable_batches.lifecycle.primitives import make_record
+from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord, Refusal
+from durable_batches.lifecycle.states import Stage
+from durable_batches.runtime.activity import DurableActivity
+from durable_batches.runtime.attempt_result import (
+    AttemptFailed,
+    AttemptStopped,
+    AttemptSucceeded,
+    StopReason,
+    failed,
+    note_checkpoint,
+)
+from durable_batches.runtime.call import Call, RunningCall
+from durable_batches.runtime.checkpoint import Recorded
+from durable_batches.runtime.context import ExecutionContext, enter_activity, enter_workflow, leave
+from durable_batches.runtime.resources import Surroundings
+from durable_batches.runtime.tracebacks import trim
+
+__all__ = ["Attempt"]
+
+
+class Attempt:
+    """One attempt. `run` is its life; everything else is called from within it, or to stop it.
+
+    Args:
+        execution: Whose attempt it is.
+        stage_index: Gives a stage's place in the machine, or raises ForeignStageError; None where the execution
+            has no stages (the resolver).
+        checkpoints: What earlier attempts recorded.
+        surroundings: What it shares with others.
+        timeout: Of the attempt, in seconds.
+        metadata: Of the batch.
+    """
+
+    def __init__(
+        self,
+        execution: ExecutionRecord,
+        *,
+        stage_index: Callable[[type[Stage], str | None], int] | None,
+        checkpoints: list[CheckpointRecord],
+        surroundings: Surroundings,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.execution = execution
+        self._identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
+        self._metadata = metadata or {}
+        self._context: ExecutionContext | None = None
+        self.recorded: Recorded = Recorded(checkpoints)
+        self._stage_index = stage_index
+        self._mark = self._reported = execution.mark
+        self._shared = surroundings
+        self._timeout = timeout
+        self._task: asyncio.Task[Any] | None = None
+        self._stopping: StopReason | None = None
+        self._ended = False
+        self._calls: set[Call] = set()
+        self._calls_started = 0
+        self._idle: asyncio.Future[None] | None = None
+        self._cancel_when_idle = False
+        self._unwound = False
+        self._failures: dict[str, int] = {}
+
+    @property
+    def context(self) -> ExecutionContext:
+        """See `WorkflowScope`."""
+        context = self._context
+        if context is None:
+            execution = self.execution
+            context = self._context = ExecutionContext(
+                batch_id=execution.batch_id,
+                document_id=execution.document_id,
+                ordinal=execution.position,
+                attempt=execution.attempt,
+                run=execution.run,
+                metadata=self._metadata,
+            )
+        return context
+
+    # ---- its life ------------------------------------------------------------------------------------------
+
+    async def run(
+        self, body: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
+        """Run the body in the current task, to its end and that of all the calls it made."""
+        self._task = asyncio.current_task()
+        outcome = await self._run(body)
+        if not isinstance(outcome, AttemptStopped):
+            # A stage that it entered last, and that no commit has taken along.
+            self._report_stage()
+        self._ended = True
+        grace = 0.0 if isinstance(outcome, AttemptStopped) else self._shared.grace
+        while self._calls:
+            try:
+                await self._settle(grace)
+            except asyncio.CancelledError:
+                if self._stopping is None:
+                    raise
+                # Stopped in its last moments: what it achieved stands, unless the run went on without it.
+                grace = 0.0
+        if self._stopping is not None and (self._stopping != "shutdown" or self._unwound):
+            return AttemptStopped(self._stopping)
+        return outcome
+
+    async def _run(
+        self, body: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
+        if self._stopping is not None:
+            return AttemptStopped(self._stopping)
+        tokens = enter_workflow(self)
+        deadline = None if self._timeout is None else Deadline(self._shared.clock, self._timeout)
+        try:
+            if deadline is None:
+                value = await body()
+            else:
+                async with deadline:
+                    value = await body()
+        except asyncio.CancelledError as error:
+            if (reason := self._stop_reason()) is not None:
+                return AttemptStopped(reason)
+            if self._cancelled_from_outside():
+                raise
+            return self._failed(error)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  (a user's workflow may raise anything; its document has failed)
+            if (reason := self._stop_reason()) is not None:
+                # What it raised because it was being stopped is no failure of the document.
+                return AttemptStopped(reason)
+            if deadline is not None and deadline.expired and isinstance(error, TimeoutError):
+                assert self._timeout is not None
+                batch_id, document_id = self.execution.batch_id, self.execution.document_id
+                late = self._failed(DocumentTimeoutError(batch_id, document_id, self._timeout))
+                # Where it was at that moment; for whoever reads it, and no part of what failed.
+                late.error.__cause__ = error.__cause__
+                trim(late.error)
+                return late
+            return self._failed(error)
+        finally:
+            leave(tokens)
+        return AttemptSucceeded(value, self.recorded.unused)
+
+    def _stop_reason(self) -> StopReason | None:
+        return self._stopping
+
+    def stop(self, reason: StopReason, *, drain: bool = False) -> None:
+        """Stop the attempt. No activity starts from here on.
+
+        With `drain`, calls that are running may finish and be recorded first; a second stop without it ends them.
+        """
+        if reason == self._stopping and reason != "shutdown":
+            # Told so already; a second cancellation would only break into its cleaning up.
+            return
+        self._stopping = self._stopping if self._stopping in ("ended", "fenced") else reason
+        if drain:
+            for call in self._calls:
+                call.stop_waiting()
+        if drain and self._calls:
+            self._cancel_when_idle = True
+        elif self._task is not None:
+            self._task.cancel()
+
+    def _cancelled_from_outside(self) -> bool:
+        return self._task is not None and self._task.cancelling() > 0
+
+    async def _settle(self, grace: float) -> None:
+        """Let the calls that the body left behind finish for so many seconds; then cancel and await them."""
+        self._idle = asyncio.get_running_loop().create_future()
+        # Once each: a second cancellation would break into their cleaning up.
+        timer = self._shared.clock.call_later(grace, self._cancel_calls)
+        try:
+            await self._idle
+        finally:
+            timer.cancel()
+            self._idle = None
+
+    def _cancel_calls(self) -> None:
+        for call in self._calls:
+            call.task.cancel()
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """What runs it; None before it has begun."""
+        return self._task
+
+    @property
+    def calls(self) -> list[RunningCall]:
+        """The activity calls that it has running now, those that wait for their next try included."""
+        return [RunningCall(call.task, call.key, call.attempt) for call in self._calls]
+
+    # ---- stages ----------------------------------------------------------------------------------------------
+
+    def enter_stage(self, stage: type[Stage]) -> None:
+        """See `WorkflowScope`."""
+        self._enter(stage, None)
+
+    def _enter(self, stage: type[Stage], activity: str | None) -> None:
+        if self._stage_index is None:
+            return
+        index = self._stage_index(stage, activity)
+        if index > self._mark and not self._ended:
+            if self._mark == self._reported:
+                # An activity that returns at once brings its stage along with its result; most do not.
+                self._shared.recorder.remind(self._report_stage)
+            self._mark = index
+
+    def _report_stage(self) -> None:
+        if self._mark > self._reported and not self._ended:
+            self._reported = self._mark
+            execution = self.execution
+            self._shared.recorder.post(
+                StageEntered(execution.batch_id, execution.run, execution.position, execution.attempt, self._mark)
+            )
+
+    # ---- activities ------------------------------------------------------------------------------------------
+
+    async def call(self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `WorkflowScope`."""
+        if self._stopping is not None or self._ended:
+            # The attempt is over: whoever still calls is unwound.
+            self._unwound = self._unwound or not self._ended
+            raise asyncio.CancelledError
+        try:
+            base = activity.base_key(args, kwargs)
+        except PayloadError as error:
+            error.locate(self.execution.batch_id, self.execution.document_id)
+            raise
+        if activity.has_explicit_key:
+            self._check_input(activity, base, args, kwargs)
+        if activity.stage is not None:
+            self._enter(activity.stage, activity.name)
+        checkpoint = self.recorded.take(base)
+        if checkpoint is not None:
+            return self._replay(activity, checkpoint)
+        self._calls_started += 1
+        call = Call(self._shared, activity, self.recorded.new_key(base), self, asyncio.current_task())
+        self._calls.add(call)
+        try:
+            if activity.is_ordinary:
+                # What nearly all calls are, spelt out: `Call.once` and `_record`, without a coroutine each.
+                tokens = enter_activity(call)
+                call.attempt = 1
+                payload, value = b"", None
+                raised: BaseException | None = None
+                try:
+                    payload, value = activity.codec.recoded(await activity.definition.fn(*args, **kwargs))
+                except BaseException as error:  # noqa: BLE001  (judged by `_try`)
+                    raised = error
+                finally:
+                    leave(tokens)
+                if raised is not None:
+                    payload, value = await self._try(call, args, kwargs, raised)
+            else:
+                payload, value = await self._try(call, args, kwargs)
+            self._reported = mark = self._mark
+            refusal = await self._shared.recorder.record(
+                make_record(
+                    ActivityCompleted,
+                    (*self._identity, call.key, payload, mark),
+                )
+            )
+            if refusal is not None:
+                self._refused(refusal)
+            self._shared.stats.activities_run += 1
+            return value
+        except asyncio.CancelledError:
+            # Should the body swallow this and return all the same, its result lacks this call's.
+            self._unwound = self._unwound or (self._stop_reason() is not None and not self._ended)
+            raise
+        finally:
+            self._calls.discard(call)
+            if call.reported:
+                self._shared.reports.pop(call.identity, None)
+            if not self._calls and (self._idle is not None or self._cancel_when_idle):
+                self._became_idle()
+
+    def _check_input(
+        self,
+        activity: DurableActivity[Any, Any],
+        base: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        digest = activity.input_digest(args, kwargs)
+        if digest is not None:
+            batch_id, document_id = self.execution.batch_id, self.execution.document_id
+            self.recorded.check_input(base, digest, activity.name, batch_id, document_id)
+
+    def _became_idle(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        if self._cancel_when_idle and self._task is not None and not self._ended:
+            self._cancel_when_idle = False
+            self._task.cancel()
+
+    def _replay(self, activity: DurableActivity[Any, Any], checkpoint: CheckpointRecord) -> Any:
+        self._shared.stats.activities_replayed += 1
+        batch_id, document_id = self.execution.batch_id, self.execution.document_id
+        if checkpoint.kind == "succeeded":
+            with payload_of(batch_id, document_id):
+                return activity.codec.decode(checkpoint.payload)
+        error = ActivityFailure.decode(checkpoint.payload).error(batch_id, document_id)
+        self._note_failure(error, checkpoint.key)
+        raise error
+
+    async def _try(
+        self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], first: BaseException | None = None
+    ) -> tuple[bytes, Any]:
+        """Call the function until it returns or its retries are used up: its result, encoded and as it is read."""
+        activity = call.activity
+        while True:
+            try:
+                if first is not None:
+                    raised, first = first, None
+                    raise raised
+                return await call.once(args, kwargs)
+            except asyncio.CancelledError:
+                if call.task.cancelling() > 0 or self._stopping is not None or self._ended:
+                    raise
+                # Not we were cancelled, but something that the function waited for.
+                error: BaseException = RuntimeError("the activity's own work was cancelled")
+            except (KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as raised:  # noqa: BLE001  (also sys.exit(): the retry policy judges it)
+                error = raised
+            delay = activity.retry.delay(error, call.attempt, self._shared.clock.jitter())
+            if delay is None:
+                retryable = activity.retry.verdict(error) is not False
+                failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
+                trim(error)
+                raise await self._recorded_failure(call.key, failure) from error
+            call.tell_of_retry(error, delay.total_seconds())
+            await call.wait(delay.total_seconds())
+
+    async def _recorded_failure(self, key: str, failure: ActivityFailure) -> ActivityFailedError:
+        execution = self.execution
+        error = failure.error(execution.batch_id, execution.document_id)
+        # In the grace after the attempt's end only results are worth recording: nobody will catch a failure.
+        if not self._ended:
+            # Noted at once, for a sibling may end the attempt before this is committed; and again when it is.
+            self._note_failure(error, key)
+            refusal = await self._shared.recorder.record(
+                ActivityFailed(
+                    execution.batch_id,
+                    execution.run,
+                    execution.position,
+                    execution.attempt,
+                    key,
+                    failure.encode(),
+                )
+            )
+            if refusal is not None:
+                self._refused(refusal)
+            self._note_failure(error, key)
+        return error
+
+    def _refused(self, refusal: Refusal) -> None:
+        """The store says that this attempt is not one any more: unwind it."""
+        self.stop("ended" if refusal == "ended" else "fenced")
+        raise asyncio.CancelledError
+
+    # ---- failures --------------------------------------------------------------------------------------------
+
+    def _note_failure(self, error: ActivityFailedError, key: str) -> None:
+        self._failures[key] = self._calls_started
+        note_checkpoint(error, key)
+
+    def _failed(self, error: BaseException) -> AttemptFailed:
+        last = (key for key, started in self._failures.items() if started == self._calls_started)
+        return failed(error, self.execution.attempt, last)

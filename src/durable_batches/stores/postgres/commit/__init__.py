@@ -1,0 +1,1 @@
+"""A worker's commits: lock, load, plan, write."""

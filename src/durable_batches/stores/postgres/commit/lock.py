@@ -1,0 +1,155 @@
+"""Locking batches, the fence of a commit among it: what a transaction works on until its end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Final, NamedTuple
+
+from durable_batches.lifecycle.records import (
+    BatchRecord,
+    Micros,
+    WorkerId,
+)
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.columns import (
+    BATCH_COLUMNS,
+    Row,
+    batch_of,
+    execution_keys,
+)
+from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.postgres.connection.server_clock import SERVERS_CLOCK, given_time
+
+_BATCH_WIDTH: Final = BATCH_COLUMNS.count(",") + 1
+
+
+def columns_of(table: str, columns: str) -> str:
+    return ", ".join(f"{table}.{column.strip()}" for column in columns.split(","))
+
+
+class Front(NamedTuple):
+    """Where the executions of a batch begin that have something due: none of them is before this (due, key)."""
+
+    due: Micros
+    key: int
+
+
+class Locked:
+    """Batches that a transaction works on: their keys, the versions of their rows, where what is due begins."""
+
+    __slots__ = ("fronts", "keys", "records", "versions")
+
+    def __init__(self) -> None:
+        self.keys: dict[BatchId, int] = {}
+        self.records: dict[BatchId, BatchRecord] = {}
+        self.fronts: dict[int, Front] = {}
+        self.versions: dict[int, str] = {}
+
+    def take(self, row: Row) -> BatchRecord:
+        """Note a row of `LOCKED_COLUMNS`."""
+        record = batch_of(row[:_BATCH_WIDTH])
+        key: int = row[0]
+        self.keys[record.batch_id] = key
+        self.records[record.batch_id] = record
+        self.fronts[key] = Front(row[_BATCH_WIDTH], row[_BATCH_WIDTH + 1])
+        self.versions[key] = row[_BATCH_WIDTH + 2]
+        return record
+
+    def were_written(self, records: Iterable[BatchRecord], version: str) -> None:
+        """They are now as this transaction has written them."""
+        for record in records:
+            self.records[record.batch_id] = record
+            self.versions[self.keys[record.batch_id]] = version
+
+    def update(self, other: Locked) -> None:
+        """Take over what is known of other batches, or newer of the same."""
+        self.keys.update(other.keys)
+        self.records.update(other.records)
+        self.fronts.update(other.fronts)
+        self.versions.update(other.versions)
+
+
+LOCKED_COLUMNS: Final = f"{BATCH_COLUMNS}, from_due, from_key, xmin::text"
+OWN_VERSION: Final = "pg_current_xact_id()::xid::text"
+"""What `xmin` is of a row that this transaction has written."""
+
+
+class Fenced(NamedTuple):
+    """A commit that may be made."""
+
+    now: Micros
+    """The server's time."""
+    version: str
+    """Of the rows that it writes."""
+    locked: Locked
+
+
+_FENCE: Final = f"""
+WITH fence AS (
+    UPDATE {{s}}.worker SET commits = $2, lease_until = {given_time(3)} + lease
+    WHERE worker_id = $1 AND commits = $2 - 1 AND dead IS NULL
+    RETURNING 1
+), locked AS (
+    SELECT {LOCKED_COLUMNS} FROM {{s}}.batch
+    WHERE (SELECT count(*) FROM fence) = 1 AND batch_id = ANY($4::text[])
+    ORDER BY batch_id FOR UPDATE
+), looked_at AS (
+    SELECT {LOCKED_COLUMNS} FROM {{s}}.batch
+    WHERE (SELECT count(*) FROM fence) = 1 AND batch_id = ANY($5::text[])
+)
+SELECT (SELECT count(*) FROM fence), {SERVERS_CLOCK}, {OWN_VERSION}, found.*
+FROM (SELECT 1) one LEFT JOIN (SELECT * FROM locked UNION ALL SELECT * FROM looked_at) found ON true
+"""
+"""Fence and number a commit, and lock the batches that it is about, in the order of their ids. Whoever declares the
+worker dead waits for its row, or has it; so what this worker owns, it owns until the end of the transaction."""
+
+
+async def fence(
+    session: Session,
+    worker: WorkerId,
+    number: int,
+    boot: Micros | None,
+    change: Collection[BatchId],
+    look_at: Collection[BatchId],
+) -> Fenced | None:
+    """Fence, number and lock; None: this worker has no such commit to make."""
+    rows = await session.fetch(_FENCE, worker, number, boot, sorted(change), sorted(look_at))
+    if rows[0][0] != 1:
+        return None
+    locked = Locked()
+    for row in rows:
+        if row[3] is not None:
+            locked.take(tuple(row)[3:])
+    return Fenced(rows[-1][1], rows[-1][2], locked)
+
+
+async def lock_batches(session: Session, batch_ids: Collection[BatchId], *, skip: bool = False) -> Locked:
+    """Lock batches, in the order of their ids; `skip` those that somebody else has locked."""
+    rows = await session.fetch(
+        f"SELECT {LOCKED_COLUMNS} FROM {{s}}.batch WHERE batch_id = ANY($1::text[]) "
+        f"ORDER BY batch_id FOR UPDATE{' SKIP LOCKED' if skip else ''}",
+        sorted(batch_ids),
+    )
+    locked = Locked()
+    for row in rows:
+        locked.take(tuple(row))
+    return locked
+
+
+async def lockable(session: Session, batch_ids: Collection[BatchId]) -> set[BatchId]:
+    """Of these batches, those that nobody has locked, nor any of their executions that are owned."""
+    rows = await session.fetch(
+        "SELECT batch_id, key FROM {s}.batch WHERE batch_id = ANY($1::text[]) ORDER BY batch_id FOR UPDATE SKIP LOCKED",
+        sorted(batch_ids),
+    )
+    free: set[BatchId] = set()
+    for batch_id, key in rows:
+        low, high = execution_keys(key)
+        condition = "FROM {s}.execution WHERE key >= $1 AND key < $2 AND owner IS NOT NULL"
+        there = await session.value(f"SELECT count(*) {condition}", low, high)
+        mine = await session.value(
+            f"SELECT count(*) FROM (SELECT 1 {condition} FOR UPDATE SKIP LOCKED) AS unlocked", low, high
+        )
+        if mine == there:
+            free.add(batch_id)
+    return free

@@ -1,0 +1,65 @@
+"""The host application's SQLAlchemy: connections like its engine's, and its own transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, cast
+
+import asyncpg
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from durable_batches.errors import ConfigurationError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from durable_batches.stores.postgres.connection.connection import Connection
+
+__all__ = ["driver_connection_of", "opener_of"]
+
+
+def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[Connection]]:
+    """What opens connections as the engine does, with all of its settings and events, but none of its pool's own.
+
+    The store's connections belong to the store's event loop, and so cannot be shared with the host's.
+    """
+    dialect = f"{engine.dialect.name}+{engine.dialect.driver}"
+    if dialect != "postgresql+asyncpg":
+        raise ConfigurationError(f"a PostgresStore needs an engine of postgresql+asyncpg, not of {dialect}")
+    sync = engine.sync_engine
+    # A pool of the same kind with the same way to connect, and nothing in it yet.
+    private = AsyncEngine(Engine(sync.pool.recreate(), sync.dialect, sync.url))
+
+    # Of the driver's errors, the dialect makes its own.
+    dressed = (SQLAlchemyError, sync.dialect.loaded_dbapi.Error)
+
+    async def open_connection(seconds: float) -> Connection:
+        try:
+            pooled = await private.raw_connection()
+        except dressed as error:
+            cause = error.__cause__
+            if isinstance(cause, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+                raise cause from None
+            raise StoreUnavailableError(
+                f"the application's engine opens no connection: {type(error).__name__}"
+            ) from error
+        connection = cast("Connection", pooled.driver_connection)
+        pooled.detach()
+        return connection
+
+    return open_connection
+
+
+async def driver_connection_of(connection: object) -> Connection | None:
+    """The driver's connection under SQLAlchemy's, inside its transaction, which is begun where it was not yet.
+
+    None: this is neither a connection nor a session of SQLAlchemy's asyncio extension.
+    """
+    if isinstance(connection, AsyncSession):
+        connection = await connection.connection()
+    if not isinstance(connection, AsyncConnection):
+        return None
+    # The dialect tells the server of a transaction with its first statement.
+    await connection.exec_driver_sql("SELECT 1")
+    raw = await connection.get_raw_connection()
+    return cast("Connection", raw.driver_connection)

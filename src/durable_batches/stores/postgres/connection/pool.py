@@ -1,0 +1,88 @@
+"""Connections of one kind, opened as they are needed and kept for the next; lives on the store's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from durable_batches.errors import StoreReadOnlyError, StoreUnavailableError
+from durable_batches.stores.postgres.connection.connection import Connection, Database, Session, closed, translated
+
+__all__ = ["Pool"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Pool:
+    """At most so many connections at once; who comes when all are in use waits for one.
+
+    The driver's own pool asks the server to forget the session's state after each use, which costs a round trip a
+    transaction, and has nothing to forget here.
+    """
+
+    def __init__(self, database: Database, size: int, *, by_key: bool) -> None:
+        self._database = database
+        self._by_key = by_key
+        self._places = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+
+    async def run(self, work: Callable[Concatenate[Session, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Work with a connection; one that is of no use any more is not kept.
+
+        One that was kept may have been closed by the server meanwhile. Then it is done again with another: nothing
+        of it was written, or the error would say that this is not known.
+        """
+        async with self._places:
+            connection = self._take()
+            if connection is not None:
+                try:
+                    return await self._work(connection, work, *args, **kwargs)
+                except StoreUnavailableError as error:
+                    if type(error) is not StoreUnavailableError or not connection.is_closed():
+                        raise
+                # The others are likely to be as this one; to find out could take a limit of time each.
+                self._forget_idle()
+            return await self._work(await self._database.connect(by_key=self._by_key), work, *args, **kwargs)
+
+    async def _work(
+        self,
+        connection: Connection,
+        work: Callable[Concatenate[Session, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        try:
+            with translated(self._database.where):
+                return await work(Session(self._database, connection), *args, **kwargs)
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, TimeoutError) or isinstance(error, StoreReadOnlyError):
+                # It has not answered, and may do so when nobody listens any more; or it is not the one to ask, and
+                # another may lead to one that is.
+                connection.terminate()
+            raise
+        finally:
+            if not connection.is_closed():
+                if connection.is_in_transaction():
+                    connection.terminate()
+                else:
+                    self._idle.append(connection)
+
+    def _take(self) -> Connection | None:
+        # The one that was used last: the others may be closed by the server, or be missed by nobody.
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return None
+
+    def _forget_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.terminate()
+
+    async def close(self) -> None:
+        """Say goodbye on all of them; nobody uses one any more."""
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(closed(connection) for connection in idle))

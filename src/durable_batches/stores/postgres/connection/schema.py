@@ -1,0 +1,93 @@
+"""The store's tables: made, and brought up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from durable_batches.errors import StoreLockedError
+from durable_batches.stores.migrations import READABLE_SINCE, newer_scripts
+from durable_batches.stores.postgres.connection.connection import Database, Session, transaction, translated
+from durable_batches.version import VERSION
+
+__all__ = ["MIGRATION_LOCK", "has_schema", "migrate", "migration_script", "scripts_for"]
+
+_MIGRATION_SECONDS: Final = 120.0
+"""How long another process's migration is waited for."""
+_LOOK_SECONDS: Final = 0.05
+
+MIGRATION_LOCK: Final = "hashtextextended('durable_batches ' || $1, 0)"
+"""What whoever changes the schema $1 locks, before anything else."""
+
+_VERSION_TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS {s}.schema_version ("
+    "version integer NOT NULL, readable_since text NOT NULL, library text NOT NULL)"
+)
+
+
+async def migrate(database: Database, session: Session) -> bool:
+    """Bring the schema up to date, under a lock that is taken before anything is made; whether it was not yet.
+
+    The lock is held until the session's connection is closed.
+
+    Raises:
+        SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
+        StoreAccessError: The role may not make it.
+    """
+    if not await scripts_for(database, session):
+        return False
+    await _locked_for_migration(session, database)
+    # Begun after the lock is held: what this session believes of the catalogue is brought up to date by that.
+    async with transaction(session, database.where):
+        newer = newer_scripts("postgres", database.where, *await _schema_version(session))
+        if newer:
+            await session.run(migration_script(newer, schema=not await has_schema(session)))
+    return bool(newer)
+
+
+async def has_schema(session: Session) -> bool:
+    """Whether the schema is there, with or without tables: who may not make schemas may own one."""
+    return await session.value("SELECT to_regnamespace($1)", session.quoted) is not None
+
+
+async def scripts_for(database: Database, session: Session) -> list[tuple[int, str]]:
+    """What its schema lacks.
+
+    Raises:
+        SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
+    """
+    with translated(database.where):
+        return newer_scripts("postgres", database.where, *await _schema_version(session))
+
+
+def migration_script(scripts: Sequence[tuple[int, str]], *, schema: bool) -> str:
+    """What brings a schema up to date with these scripts, with `{s}` for its quoted name; `schema`: and makes it."""
+    parts = [f"{_VERSION_TABLE};", *(script for _, script in scripts)]
+    if schema:
+        parts.insert(0, "CREATE SCHEMA IF NOT EXISTS {s};")
+    parts += [
+        "DELETE FROM {s}.schema_version;",
+        f"INSERT INTO {{s}}.schema_version VALUES ({scripts[-1][0]}, '{READABLE_SINCE}', '{VERSION}');",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+async def _locked_for_migration(session: Session, database: Database) -> None:
+    """Wait until this session is the only one that migrates."""
+    with translated(database.where):
+        try:
+            async with asyncio.timeout(_MIGRATION_SECONDS):
+                while not await session.value(  # noqa: ASYNC110  (another process holds it)
+                    f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})", database.schema
+                ):
+                    await asyncio.sleep(_LOOK_SECONDS)
+        except TimeoutError:
+            raise StoreLockedError(database.where) from None
+
+
+async def _schema_version(session: Session) -> tuple[int, str]:
+    if await session.value("SELECT to_regclass($1)", f"{session.quoted}.schema_version") is None:
+        return 0, "0"
+    row = await session.row("SELECT version, readable_since FROM {s}.schema_version")
+    return (0, "0") if row is None else (row[0], row[1])

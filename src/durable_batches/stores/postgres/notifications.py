@@ -1,0 +1,168 @@
+"""News from other processes: notifications as a hint, beside a look around now and then.
+
+All that is waited for in a process is asked for in one query. A notification says only that something has changed;
+one that is lost costs time and nothing else. It is sent by itself, after the commit and not within it, and a few
+times a second at most: committing one takes a lock that all notifying transactions of the server share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from durable_batches.errors import StoreUnavailableError
+from durable_batches.lifecycle.records import EventRecord
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.postgres import queries as rows
+from durable_batches.stores.postgres.commit import claim as claiming
+from durable_batches.stores.postgres.connection.connection import Database, Session, closed, translated
+from durable_batches.stores.postgres.connection.server_clock import Times
+
+__all__ = ["Watch"]
+
+_log = logging.getLogger("durable_batches")
+
+_POLL_SECONDS: Final = 0.5
+_LEAST_SECONDS: Final = 0.1
+"""Between two looks, however much happens."""
+_NOTIFY_SECONDS: Final = 0.1
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 1.0
+"""After the connection was lost, until another is tried: each time twice as long, until one is good for a look."""
+
+
+class _Waiter:
+    __slots__ = ("done", "looked", "seen", "work")
+
+    def __init__(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> None:
+        self.seen = seen
+        self.work = frozenset(work)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.looked = False
+
+    def wake(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Watch:
+    """Lives on the store's loop.
+
+    Args:
+        database: Where.
+        times: What things fall due by.
+    """
+
+    def __init__(self, database: Database, times: Times) -> None:
+        self._database = database
+        self._times = times
+        self._waiters: set[_Waiter] = set()
+        self._wake = asyncio.Event()
+        self._changed = False
+        self._told = 0.0
+        self._own_pid = 0
+        self._pause = _FIRST_PAUSE_SECONDS
+        self._task = asyncio.create_task(self._run(), name="durable-batches watch")
+
+    async def stop(self) -> None:
+        """Look no more, and let go of the connection."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        for waiter in list(self._waiters):
+            waiter.wake()
+
+    async def wait(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> None:
+        """Until one of `seen` has events beyond its number, or there is something to claim; see `Store.wait`."""
+        waiter = _Waiter(seen, work)
+        self._waiters.add(waiter)
+        self._wake.set()
+        try:
+            await waiter.done
+        finally:
+            self._waiters.discard(waiter)
+
+    def changed(self, events: Sequence[EventRecord]) -> None:
+        """This process has committed these."""
+        if not events:
+            return
+        for waiter in list(self._waiters):
+            if waiter.work or any(event.seq > waiter.seen.get(event.batch_id, event.seq) for event in events):
+                waiter.looked = False
+        self._changed = True
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._listen()
+            except StoreUnavailableError as error:
+                _log.debug("watching waits: %s", error)
+            except Exception:  # noqa: BLE001  (without the watch, everybody would go by the clock alone from here on)
+                _log.exception("watching waits")
+            pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(pause)
+
+    async def _listen(self) -> None:
+        connection = await self._database.connect(by_key=True)
+        try:
+            with translated(self._database.where):
+                self._own_pid = connection.get_server_pid()
+                await connection.add_listener(self._database.channel, self._heard)
+                connection.add_termination_listener(self._lost)
+                session = Session(self._database, connection)
+                for waiter in self._waiters:
+                    waiter.looked = False
+                while not connection.is_closed():
+                    # What comes while it looks is looked at next.
+                    self._wake.clear()
+                    await self._look(session)
+                    await self._tell(session)
+                    self._pause = _FIRST_PAUSE_SECONDS
+                    await self._rest()
+        finally:
+            await closed(connection)
+
+    def _heard(self, _connection: object, pid: int, _channel: str, _payload: object) -> None:
+        if pid == self._own_pid:
+            # What it has told itself; of that the waiters know.
+            return
+        for waiter in self._waiters:
+            waiter.looked = False
+        self._wake.set()
+
+    def _lost(self, _connection: object) -> None:
+        self._wake.set()
+
+    async def _rest(self) -> None:
+        """Until something happens, or it is time to look around."""
+        await asyncio.sleep(_LEAST_SECONDS)
+        left = self._told + _NOTIFY_SECONDS - asyncio.get_running_loop().time()
+        seconds = max(left, 0) if self._changed else _POLL_SECONDS
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            for waiter in self._waiters:
+                waiter.looked = False
+
+    async def _look(self, session: Session) -> None:
+        waiting = [waiter for waiter in self._waiters if not waiter.looked]
+        for waiter in waiting:
+            waiter.looked = True
+        seen = {batch_id for waiter in waiting for batch_id in waiter.seen}
+        work = {pair for waiter in waiting for pair in waiter.work}
+        numbers = await rows.load_numbers(session, seen) if seen else {}
+        ready = await claiming.claimable(session, self._times.now(), work) if work else set[Any]()
+        for waiter in waiting:
+            moved = any(numbers.get(batch_id, 0) > number for batch_id, number in waiter.seen.items())
+            if moved or waiter.work & ready:
+                waiter.wake()
+
+    async def _tell(self, session: Session) -> None:
+        """Others that something has changed, but not too often."""
+        now = asyncio.get_running_loop().time()
+        if self._changed and now >= self._told + _NOTIFY_SECONDS:
+            self._changed, self._told = False, now
+            await session.value("SELECT pg_notify($1, '')", self._database.channel)

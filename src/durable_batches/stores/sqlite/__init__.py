@@ -1,0 +1,5 @@
+"""The SQLite store."""
+
+from durable_batches.stores.sqlite.store import SQLiteStore
+
+__all__ = ["SQLiteStore"]

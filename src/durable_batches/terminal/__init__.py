@@ -1,0 +1,1 @@
+"""Batches shown on a terminal: lines, or bars with rich."""

@@ -1,0 +1,1 @@
+"""Batches in virtual time, and crashes on demand."""

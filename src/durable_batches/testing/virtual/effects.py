@@ -1,0 +1,145 @@
+"""A log of what activities really did, outside the store: what a history is checked against after a crash.
+
+Each mark is one line, written by one `write` to a file opened for appending, so that the marks of several
+processes keep their order and a process that is killed loses at most the line that it was writing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Final, Literal
+
+from durable_batches.clock import SystemClock
+from durable_batches.runtime.context import current_activity
+
+__all__ = ["Effect", "EffectsLog"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One mark: the body of an activity began, ended, or raised (or was cancelled)."""
+
+    process: str
+    """Which process did it, by a name that no other process of the history has."""
+    batch_id: str
+    document_id: str
+    """Empty in a resolver's activity."""
+    activity: str
+    key: str
+    """The call's idempotency key: the same for every try of it, in whatever process."""
+    attempt: int
+    """`current_activity().attempt`: counted from 1 in each run of the call."""
+    run: str
+    """Which execution of the body this is: the same in its two marks, and in no others."""
+    phase: Literal["start", "end", "error"]
+    at: float
+    """Seconds on the boot clock, which all processes of the machine share."""
+
+
+class EffectsLog:
+    """Appends to the log, and reads it.
+
+    Args:
+        path: The file; made with the first mark.
+        process: The name of this process; needed for writing only.
+    """
+
+    def __init__(self, path: str | PathLike[str], process: str = "") -> None:
+        self.path: Final = Path(path)
+        self.process: Final = process
+        self._clock = SystemClock()
+        self._runs = itertools.count(1)
+        self._file: int | None = None
+        self._effects: list[Effect] = []
+        self._offset = 0
+
+    # ---- writing -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def activity(self, name: str) -> Generator[str]:
+        """Around an activity's body: marks its start and its end. Gives the name of this run of it.
+
+        A body that returns that name as a part of its result lets the checker tell which run was recorded.
+
+        Raises:
+            NotInActivityError: Not within an activity that an orchestrator runs.
+        """
+        run = f"{self.process}.{next(self._runs)}"
+        self._mark(name, run, "start")
+        try:
+            yield run
+        except BaseException:
+            self._mark(name, run, "error")
+            raise
+        self._mark(name, run, "end")
+
+    def _mark(self, name: str, run: str, phase: Literal["start", "end", "error"]) -> None:
+        context = current_activity()
+        fields = (
+            self.process,
+            context.batch_id,
+            context.document_id,
+            name,
+            context.idempotency_key,
+            context.attempt,
+            run,
+            phase,
+            self._clock.boot(),
+        )
+        self.write(json.dumps(fields, separators=(",", ":")))
+
+    def write(self, line: str) -> None:
+        """Append a line of any text; `read` passes over what is no mark."""
+        if self._file is None:
+            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # The newline before it keeps it apart from a line that a killed process did not finish.
+        os.write(self._file, f"\n{line}\n".encode())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def read(self) -> Sequence[Effect]:
+        """All marks so far, in the order in which they were made."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return self._effects
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            effect = _parsed(line)
+            if effect is not None:
+                self._effects.append(effect)
+        return self._effects
+
+
+def _parsed(line: bytes) -> Effect | None:
+    try:
+        process, batch_id, document_id, activity, key, attempt, run, phase, at = json.loads(line)
+    except (ValueError, TypeError):
+        return None
+    return Effect(
+        process=process,
+        batch_id=batch_id,
+        document_id=document_id,
+        activity=activity,
+        key=key,
+        attempt=attempt,
+        run=run,
+        phase=phase,
+        at=at,
+    )

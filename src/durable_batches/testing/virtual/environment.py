@@ -1,0 +1,199 @@
+"""`environment(workflow)`: a workflow's batches in virtual time, with crashes on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from typing import Final, Generic, Protocol, TypeAlias
+
+from typing_extensions import TypeVar
+
+from durable_batches.errors import ConfigurationError
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.records import Committed
+from durable_batches.lifecycle.states import Stage
+from durable_batches.orchestrator.orchestrator import BatchOrchestrator
+from durable_batches.runtime.dependencies import Provider
+from durable_batches.runtime.results import BatchResult
+from durable_batches.runtime.workflow import Workflow
+from durable_batches.stores.memory import MemoryStore
+from durable_batches.stores.protocol import Store
+from durable_batches.testing.virtual.clock import ManualClock
+from durable_batches.testing.virtual.crashable_store import MortalStore
+from durable_batches.testing.virtual.driver import PATIENCE, Driver, Stuck, virtual_worker
+
+__all__ = ["BatchEnvironment", "Environment", "StoreMaker", "environment"]
+
+D = TypeVar("D")
+R = TypeVar("R")
+S = TypeVar("S", bound=Stage, default=Stage)
+V = TypeVar("V", default=None)
+R_co = TypeVar("R_co", covariant=True)
+S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
+V_co = TypeVar("V_co", default=None, covariant=True)
+
+StoreMaker: TypeAlias = Callable[[ManualClock], Store]
+"""Makes a store that goes by the clock: `lambda clock: SQLiteStore("batches.db", clock=clock)`."""
+
+
+class Environment(Generic[D, R_co, S_co, V_co]):
+    """What `environment(workflow)` gives.
+
+    Attributes:
+        batches: The orchestrator; the same object from crash to crash.
+        clock: The time that everything in the environment goes by. An activity's fake that is to take a while
+            sleeps on it: `await env.clock.sleep(30)`.
+        store: Where the batches are.
+    """
+
+    def __init__(
+        self,
+        batches: BatchOrchestrator[D, R_co, S_co, V_co],
+        clock: ManualClock,
+        store: MortalStore,
+        driver: Driver,
+    ) -> None:
+        self.batches: Final[BatchOrchestrator[D, R_co, S_co, V_co]] = batches
+        self.clock: Final = clock
+        self.store: Final[Store] = store.inner
+        self._mortal = store
+        self._worker = batches.worker
+        self._driver = driver
+
+    def __repr__(self) -> str:
+        return f"<environment on {self.store!r}, {self.clock!r}>"
+
+    async def settled(self) -> None:
+        """Return when everything has ended, or waits: for time to pass, or for something outside.
+
+        Nothing that is due is left unclaimed then, and nothing uncommitted. An activity waits for time to pass when
+        it sleeps on the environment's clock. One that waits for anything else is taken to hang, and so to wait,
+        once nothing at all has happened for the environment's `patience`.
+        """
+        self._worker.hint()
+        await self._driver.settled()
+
+    async def advance(self, by: timedelta) -> None:
+        """Let time pass: retries, timeouts, deadlines and sleeps come when they are due, one after the other.
+
+        Before each of them everything settles, so that three retries in a row are made within one call, each at
+        its own moment. It takes as long as what happens takes, however many days go by.
+
+        Raises:
+            ValueError: `by` is negative.
+        """
+        if by < timedelta(0):
+            raise ValueError("time cannot be advanced by less than nothing")
+        self._worker.hint()
+        await self._driver.advance(by)
+
+    async def finished(self, batch_id: str) -> BatchResult[V_co]:
+        """Let as much time pass as it takes, until the batch's current run has ended; `batches.result(batch_id)`.
+
+        Raises:
+            AssertionError: It waits for something that time does not bring.
+            BatchNotFoundError: There is no such batch.
+        """
+        result = asyncio.create_task(self.batches.result(batch_id))
+        try:
+            await self._driver.through(result)
+        except Stuck:
+            counts = (await self.batches.snapshot(batch_id)).counts
+            raise AssertionError(
+                f"batch {batch_id!r} does not end, however much time passes: {counts.running} of its {counts.total} "
+                f"documents are running, {counts.waiting} waiting, {counts.pending} pending"
+            ) from None
+        finally:
+            result.cancel()
+        return await result
+
+    async def crash(self) -> None:
+        """As `kill -9` of the process, and its start again: what was not committed is lost, and runs again.
+
+        What was running is cancelled. A process that is killed runs no `finally` block; here they run, there is no
+        other way within one process, but what they do does not reach the store. A submission that was under way
+        fails. Then the next worker takes over, on the same store, and finds its predecessor dead, which counts as a
+        crash of the documents that it held (`BatchConfig.max_crashes`). Dependencies stay open.
+
+        `batches` stays usable, and who waits for a result or events through it still does.
+        """
+        dead = self._worker.worker_id
+        self._mortal.bury(dead)
+        self._worker.halt()
+        expired = await self.store.expire(dead=[dead])
+        self._worker.announce(Committed(events=expired.events))
+        await self._worker.reborn(dead)
+
+
+@asynccontextmanager
+async def environment(
+    workflow: Workflow[D, R, S, V],
+    *,
+    store: Store | StoreMaker | None = None,
+    clock: ManualClock | None = None,
+    config: BatchConfig | None = None,
+    max_in_flight: int = 100,
+    dependencies: Mapping[Provider, object] | None = None,
+    patience: timedelta = PATIENCE,
+) -> AsyncGenerator[Environment[D, R, S, V]]:
+    """For tests: run a workflow's batches in virtual time, in which nothing waits and a month passes at once.
+
+    Args:
+        workflow: What to run.
+        store: What makes the store, on the environment's clock; or a store, which must go by `clock`, given as
+            well. In memory by default.
+        clock: The clock; one of its own, which begins in 2030, by default.
+        config: Of batches that are submitted without one.
+        max_in_flight: Documents in flight at once.
+        dependencies: By provider, what activities and resolvers get in place of what it opens; see `Worker`.
+        patience: How long, in real time, an activity may show nothing until it is taken to hang.
+
+    Raises:
+        ConfigurationError: `store` is a store without a `clock`, or neither a store nor a function.
+
+    Example::
+
+        async with environment(headline) as env:
+            batch_id = await env.batches.submit(["rain", "sun"])
+            await env.advance(timedelta(hours=1))
+            assert (await env.batches.state(batch_id)).tag == "completed"
+    """
+    if isinstance(store, Store) and clock is None:
+        raise ConfigurationError(
+            "environment(store=...) takes a function that makes the store, so that it goes by the environment's clock: "
+            "store=lambda clock: SQLiteStore(path, clock=clock); or give the clock that it was made with as well"
+        )
+    clock = clock or ManualClock()
+    mortal = MortalStore(_made(store, clock))
+    worker = virtual_worker(mortal, clock, max_in_flight=max_in_flight, dependencies=dependencies)
+    async with BatchOrchestrator(workflow, worker=worker, config=config) as batches:
+        yield Environment(batches, clock, mortal, Driver(worker, mortal, clock, patience))
+
+
+class BatchEnvironment(Protocol):
+    """The type of the pytest fixture `batch_environment`: `environment`, on a SQLite file of the test's own.
+
+    Called again within one test, it opens the same file, as the next process would, and time goes on.
+    """
+
+    def __call__(
+        self,
+        workflow: Workflow[D, R, S, V],
+        *,
+        store: Store | StoreMaker | None = None,
+        clock: ManualClock | None = None,
+        config: BatchConfig | None = None,
+        max_in_flight: int = 100,
+        dependencies: Mapping[Provider, object] | None = None,
+        patience: timedelta = PATIENCE,
+    ) -> AbstractAsyncContextManager[Environment[D, R, S, V]]:
+        """See `environment`."""
+        ...
+
+
+def _made(store: Store | StoreMaker | None, clock: ManualClock) -> Store:
+    if store is None:
+        return MemoryStore(clock=clock)
+    return store if isinstance(store, Store) else store(clock)
