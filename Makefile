@@ -32,28 +32,42 @@ WANTED_FOR := folder=$(CURDIR) python=$(shell "$(PYTHON)" -c 'import sys; print(
 	2>/dev/null)
 
 # ---- what there is to check -------------------------------------------------------------------------------
-CODE := $(wildcard src tests examples benchmarks)
+CODE := $(wildcard src tests examples benchmarks conftest.py)
 ARGS ?=
 
-.PHONY: help demo test lint types unit docs coverage mutation bench soak format clean distclean
+# How many processes run tests at once. A process that has done its share takes tests over from another.
+JOBS ?= 2
+PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist worksteal
+# Goes on after a lane that failed, and prints each lane's time in the end.
+LANES := MAKE='$(MAKE)' $(BIN)/python tests/lanes/run.py
+
+.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix steady coverage mutation \
+	bench format clean distclean
 
 help:  ## Show this list
 	@echo 'Usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## / \1 /p' Makefile | while read -r target text; do \
+	@sed -n 's/^\([a-z-]*\):[^#]*## / \1 /p' Makefile | while read -r target text; do \
 		printf '  %-10s %s\n' "$$target" "$$text"; done
 
 demo: $(VENV)/.installed-demo  ## Run the demonstration; options for it in ARGS
 	@$(BIN)/durable-batches demo $(ARGS)
 
-test: lint types unit docs  ## Run every check
+# ---- lanes ------------------------------------------------------------------------------------------------
+# Each test is in exactly one of them: tests/lanes/plugin.py decides in which.
+
+test: $(VENV)/.installed-dev  ## Run every check; print each lane's time
+	@$(LANES) lint types unit stores processes wheel docs
+
+all-lanes: $(VENV)/.installed-dev  ## Run every check, and the lanes that `make test` leaves out
+	@$(LANES) lint types unit stores processes wheel docs matrix soak
 
 lint: $(VENV)/.installed-dev  ## Check format, style and the imports between the layers
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/lint-imports --no-logo
 
-types: $(VENV)/.installed-dev  ## Check types with mypy and pyright, and that all public names have one
+types: $(VENV)/.installed-dev  ## Check types with mypy and pyright, and what both make of user code
 	$(BIN)/mypy $(CODE)
 	$(BIN)/pyright
 	@# With PYTHONPATH, because --verifytypes does not see editable installations. Its report is long, and of
@@ -61,19 +75,41 @@ types: $(VENV)/.installed-dev  ## Check types with mypy and pyright, and that al
 	@report=$$(PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python \
 		--verifytypes durable_batches --ignoreexternal) \
 		|| { echo "$$report"; exit 1; }; echo "$$report" | grep score
+	$(PYTEST) -m types $(ARGS)
 
-unit: $(VENV)/.installed-dev  ## Run the tests; options for pytest in ARGS
-	$(BIN)/pytest -n 2 $(ARGS)
+unit: $(VENV)/.installed-dev  ## Run the tests in one process, on memory and SQLite; options for pytest in ARGS
+	$(PYTEST) -m unit $(ARGS)
 
-docs: $(VENV)/.installed-dev  ## Build the documentation into site/
+stores: $(VENV)/.installed-dev  ## Run the tests on Postgres; options for pytest in ARGS
+	$(PYTEST) -m stores $(ARGS)
+
+processes: $(VENV)/.installed-dev  ## Run the tests that start and kill processes; options for pytest in ARGS
+	$(PYTEST) -m processes $(ARGS)
+
+wheel: $(VENV)/.installed-dev  ## Build the wheel and try it in environments of its own
+	@echo 'Nothing to do yet.'
+
+docs: $(VENV)/.installed-dev  ## Build the documentation into site/ and run what it shows
 	$(BIN)/mkdocs build --strict --quiet
+	$(PYTEST) -m docs $(ARGS)
+
+soak: $(VENV)/.installed-dev  ## Run the long and the random tests; options for pytest in ARGS
+	$(PYTEST) -m soak --timeout 0 $(ARGS)
+
+matrix: $(VENV)/.installed-dev  ## Try the wheel on every Python that there is, and with each extra alone
+	@echo 'Nothing to do yet.'
+
+steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times beside two busy loops
+	@echo 'Nothing to do yet.'
+
+# ---- more than checks -------------------------------------------------------------------------------------
 
 # Where the tests have to take every branch; separated by commas.
 COVERED := src/durable_batches/lifecycle/*,src/durable_batches/runtime/*
 
 coverage: $(VENV)/.installed-dev  ## Run the tests and report the branches that none takes
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 $(ARGS)
+	$(BIN)/coverage run -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	$(BIN)/coverage report --include='$(COVERED)' --fail-under=100
@@ -84,9 +120,6 @@ mutation: $(MUTATION)/.installed  ## Look for changes of lifecycle/ that no test
 bench: $(VENV)/.installed-dev  ## Run the benchmarks; options for them in ARGS
 	@for benchmark in $(patsubst benchmarks/%.py,benchmarks.%,$(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; $(BIN)/python -m "$$benchmark" $(ARGS) || exit 1; done
-
-soak: $(VENV)/.installed-dev  ## Run the long tests that `make test` leaves out
-	$(BIN)/pytest -m soak --timeout 0 $(ARGS)
 
 format: $(VENV)/.installed-dev  ## Format the code and mend what can be mended by machine
 	$(BIN)/ruff check --fix

@@ -1,0 +1,72 @@
+"""Every test is in exactly one lane, and has its marker: `make unit` runs `pytest -m unit`, and so on.
+
+A test says so itself (`@pytest.mark.processes`), or its folder says it, or the fixtures that it uses; what none of
+these says is `unit`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+LANES: Final = {
+    "unit": "in this process, deterministic, on memory and SQLite; what nothing else is said of",
+    "stores": "in this process, on Postgres: what uses one of its fixtures",
+    "processes": "starts processes",
+    "types": "what checkers and editors make of user code",
+    "docs": "runs what the documentation shows",
+    "soak": "takes minutes, or is left to chance; `make soak` runs it, `make test` does not",
+}
+
+_FOLDERS: Final = {
+    "tests/typing": "types",
+    "tests/docs": "docs",
+    "tests/crash": "processes",
+    "tests/processes": "processes",
+    "tests/soak": "soak",
+}
+"""The lane of all tests in a folder, but for those that say another."""
+
+_ON_POSTGRES: Final = frozenset({"postgres_server", "postgres_dsn", "postgres_schema"})
+
+collected: Final = pytest.StashKey[list[pytest.Item]]()
+"""All tests that were collected, before `-m` and `-k` choose among them."""
+
+
+@pytest.hookimpl
+def pytest_configure(config: pytest.Config) -> None:
+    for lane, what in LANES.items():
+        config.addinivalue_line("markers", f"{lane}: {what}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    root = config.rootpath
+    for item in items:
+        lane = lane_of(item, root)
+        if item.get_closest_marker(lane) is None:
+            item.add_marker(lane)
+    config.stash[collected] = list(items)
+
+
+def lane_of(item: pytest.Item, root: Path) -> str:
+    """The lane that a test belongs to."""
+    said = list(dict.fromkeys(marker.name for marker in item.iter_markers() if marker.name in LANES))
+    if len(said) > 1:
+        raise pytest.UsageError(f"{item.nodeid} is marked for the lanes {' and '.join(said)}; a test is in one")
+    if said:
+        return said[0]
+    for folder, lane in _FOLDERS.items():
+        if item.path.is_relative_to(root / folder):
+            return lane
+    return "stores" if on_postgres(item) else "unit"
+
+
+def on_postgres(item: pytest.Item) -> bool:
+    """Whether it uses a Postgres server: through a fixture, or as the one that a fixture is parametrised with."""
+    if not _ON_POSTGRES.isdisjoint(getattr(item, "fixturenames", ())):
+        return True
+    callspec = getattr(item, "callspec", None)  # there for parametrised functions, of a class that is private
+    return callspec is not None and callspec.params.get("open_store") == "postgres"
