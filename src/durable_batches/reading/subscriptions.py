@@ -19,6 +19,7 @@ from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
 from durable_batches.lifecycle.records import EventRecord
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.reading.signals import NewsSignals
 from durable_batches.stores.protocol import Store
 
 __all__ = ["Subscription", "Subscriptions"]
@@ -78,9 +79,10 @@ class Subscription:
 class Subscriptions:
     """All subscribers of one worker."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, signals: NewsSignals) -> None:
         self._store = store
         self._clock = clock
+        self._signals = signals
         self._subscriptions: dict[BatchId, list[Subscription]] = {}
         self._latest: dict[BatchId, int] = {}
         self._poller: asyncio.Task[None] | None = None
@@ -154,6 +156,7 @@ class Subscriptions:
 
     async def _wait_for(self, seen: Mapping[BatchId, int]) -> None:
         if seen:
+            self._signals.waiting.fire(seen)
             await self._store.wait(seen, work=(), timeout=_POLL_MICROS)
         else:
             await asyncio.get_running_loop().create_future()
@@ -165,3 +168,5 @@ class Subscriptions:
                 self._latest[batch_id] = max(self._latest.get(batch_id, 0), record.seq if record is not None else 0)
                 for subscription in self._subscriptions.get(batch_id, ()):
                     subscription.wake()
+                self._signals.woken.fire(batch_id)
+        self._signals.looked.fire(seen)

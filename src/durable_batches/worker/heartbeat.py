@@ -23,6 +23,7 @@ from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.stores.protocol import Store
+from durable_batches.worker.signals import LeaseSignals
 
 __all__ = ["Heartbeat", "ProcessIdentity", "is_dead", "this_process"]
 
@@ -121,6 +122,7 @@ class Heartbeat:
         max_stall: timedelta,
         clock: Clock,
         lost: Callable[[], object],
+        signals: LeaseSignals | None = None,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -128,6 +130,7 @@ class Heartbeat:
         self._max_stall = max_stall.total_seconds()
         self._clock = clock
         self._lost = lost
+        self._signals = signals or LeaseSignals()
         self._stop = clock.alarm()
         self._ticked = clock.boot()
         self.reaches: bool = True
@@ -177,6 +180,7 @@ class Heartbeat:
                     level = logging.DEBUG if told and isinstance(error, StoreUnavailableError) else logging.WARNING
                     _log.log(level, "the lease of worker %s was not renewed: %s", self._worker, error)
                     self.reaches, told = False, True
+                    self._signals.failed.fire(self._worker)
                     left = renewed + self._lease * _OWN_SHARE - self._clock.boot()
                     pause = min(self._lease / _TRIES_A_LEASE, max(left, 0.001))
                 else:
@@ -184,6 +188,7 @@ class Heartbeat:
                     if not alive:
                         break
                     renewed, pause = now, self._lease / _BEATS_A_LEASE
+                    self._signals.renewed.fire(self._worker)
             else:
                 return
         finally:

@@ -25,6 +25,7 @@ from durable_batches.lifecycle.facts import (
 from durable_batches.lifecycle.records import ClaimRequest, Committed, Refusal, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import Store
+from durable_batches.worker.signals import JournalSignals
 
 __all__ = ["Journal"]
 
@@ -55,6 +56,7 @@ class Journal:
         clock: For the pauses while the store is away.
         claim: Asked at each commit, with the facts that go into it, what to claim with it.
         committed: Told of each commit, before the facts' own callers are.
+        signals: Fired for tests.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Journal:
         *,
         claim: Callable[[Sequence[Fact]], ClaimRequest | None],
         committed: Callable[[Sequence[Fact], Committed, ClaimRequest | None], None],
+        signals: JournalSignals,
     ) -> None:
         self._store = store
         self._worker = worker
         self._clock = clock
         self._claim = claim
         self._committed = committed
+        self._signals = signals
         self._entries: list[_Entry] = []
         self._reminders: list[Callable[[], None]] = []
         self._in_commit: Sequence[_Entry] = ()
@@ -129,9 +133,11 @@ class Journal:
         """
         try:
             while True:
-                self._waiting = True
-                await self._wake.wait()
-                self._waiting = False
+                if not self._wake.is_set():
+                    self._waiting = True
+                    self._signals.waiting.fire(self._number)
+                    await self._wake.wait()
+                    self._waiting = False
                 # One turn for those whose facts were just committed: what they report next goes along.
                 await asyncio.sleep(0)
                 self._wake.clear()
@@ -202,11 +208,13 @@ class Journal:
         for index, (_, verdict) in enumerate(entries):
             if verdict is not None and not verdict.done():
                 verdict.set_result(refused.get(index) if refused else None)
+        self._signals.committed.fire(self._number)
 
     async def _write(self, facts: Sequence[Fact], request: ClaimRequest | None) -> Committed:
         """One numbered commit, repeated under its number for as long as the store is away."""
         number = self._number + 1
         pause = _FIRST_PAUSE
+        self._signals.beginning.fire(number)
         while True:
             try:
                 committed = await self._store.commit(self._worker, number, facts, request)
@@ -214,6 +222,7 @@ class Journal:
                 if isinstance(error, StoreLockedError) and error.batch_ids:
                     raise
                 _log.warning("commit %d of worker %s waits: %s", number, self._worker, error)
+                self._signals.pausing.fire(number)
                 await self._pause(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:

@@ -37,6 +37,7 @@ from durable_batches.lifecycle.records import (
     ClaimRequest,
     Committed,
     ExecutionKey,
+    ExecutionRecord,
     Micros,
 )
 from durable_batches.lifecycle.states import BatchId
@@ -48,6 +49,7 @@ from durable_batches.runtime.resources import Surroundings
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.failure_log import FailureLog
+from durable_batches.worker.signals import SchedulerSignals
 
 __all__ = ["AnyWorkflow", "Scheduler"]
 
@@ -84,6 +86,7 @@ class Scheduler:
         surroundings: What its attempts share; their recorder is the journal.
         capacity: Executions at once.
         poke: Has the journal make a commit, if only to claim.
+        signals: Fired for tests.
     """
 
     def __init__(
@@ -94,12 +97,14 @@ class Scheduler:
         *,
         capacity: int,
         poke: Callable[[], None],
+        signals: SchedulerSignals,
     ) -> None:
         self._store = store
         self._workflows = workflows
         self._shared = surroundings
         self._capacity = capacity
         self._poke = poke
+        self._signals = signals
         self._failures = FailureLog()
         self._held: dict[ExecutionKey, _Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,6 +198,10 @@ class Scheduler:
                 self.batch_ended(event.batch_id)
         for claim in committed.claims:
             self._start(claim)
+        if request is not None:
+            self._signals.claimed.fire(len(committed.claims))
+            if not self._hungry:
+                self._signals.idle.fire(None)
 
     def _wake_in(self, delay: Micros | None) -> None:
         """Look again when the next retry or deadline falls due."""
@@ -282,7 +291,9 @@ class Scheduler:
         )
         window = neighbours_allowed(execution.crashes, config.max_crashes, self._capacity)
         entry = _Held(attempt, window)
-        self._held[(execution.batch_id, execution.position)] = entry
+        key = (execution.batch_id, execution.position)
+        self._held[key] = entry
+        self._signals.started.fire(key)
         if self._closing:
             # Its claim was under way already; nothing of it begins.
             reason, drain = self._stopping
@@ -304,6 +315,7 @@ class Scheduler:
     async def _give_up(self, error: Exception, entry: _Held, claim: Claim) -> None:
         """Something failed that is no part of the user's own code: say so, and end the attempt all the same."""
         execution = claim.execution
+        self._finish(entry, execution)
         _log.error(
             "%s is given up by this worker in attempt %d: %s",
             place_of(execution.batch_id, execution.document_id),
@@ -311,7 +323,6 @@ class Scheduler:
             in_a_line(type(error).__name__, message_of(error)),
             exc_info=None if isinstance(error, DurableBatchesError) else error,
         )
-        entry.finishing = True
         identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
         fact = (
             ExecutionReleased(*identity)
@@ -375,6 +386,11 @@ class Scheduler:
                 break
         entry.attempt.recorded = type(entry.attempt.recorded)(checkpoints)
 
+    def _finish(self, entry: _Held, execution: ExecutionRecord) -> None:
+        if not entry.finishing:
+            entry.finishing = True
+            self._signals.finished.fire((execution.batch_id, execution.position))
+
     async def _conclude(
         self,
         entry: _Held,
@@ -384,8 +400,8 @@ class Scheduler:
         retry_in: Micros | None = None,
     ) -> None:
         """Report how the attempt ended; the one fact that ends it."""
-        entry.finishing = True
         execution = claim.execution
+        self._finish(entry, execution)
         identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
         match outcome:
             case AttemptStopped(reason="fenced"):

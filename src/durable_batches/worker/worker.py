@@ -34,6 +34,7 @@ from durable_batches.worker.failure_log import tell_of_crash_loops
 from durable_batches.worker.heartbeat import Heartbeat, is_dead, this_process
 from durable_batches.worker.journal import Journal
 from durable_batches.worker.scheduler import AnyWorkflow, Scheduler
+from durable_batches.worker.signals import WorkerSignals
 
 __all__ = ["Worker"]
 
@@ -108,6 +109,7 @@ class Worker:
         self._dependencies = Dependencies(dependencies)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
         self._stats = RunStats()
+        self._signals = WorkerSignals()
         self._entered = 0
         self._entering = ReusableLock()
         self._subscriptions: Subscriptions | None = None
@@ -160,6 +162,11 @@ class Worker:
     def clock(self) -> Clock:
         """The time it goes by."""
         return self._clock
+
+    @property
+    def signals(self) -> WorkerSignals:
+        """What its loops fire, for tests."""
+        return self._signals
 
     @property
     def running(self) -> bool:
@@ -249,6 +256,7 @@ class Worker:
             # Events alone: what was left of some that were declared dead before.
             tell_of_crash_loops(expired.events)
             self.announce(Committed(events=expired.events))
+        self._signals.membership.expired.fire(expired.workers)
 
     async def say_goodbye(self, worker_id: WorkerId, *, now: bool) -> None:
         """Give back what one of this process's incarnations held, which has not crashed; later, if not `now`."""
@@ -261,7 +269,7 @@ class Worker:
         were_any = bool(self._unsaid)
         while self._unsaid:
             events = await self._store.leave(self._unsaid[0])
-            self._unsaid.pop(0)
+            self._signals.membership.deregistered.fire(self._unsaid.pop(0))
             self.subscriptions.deliver(events)
         return were_any
 
@@ -306,7 +314,7 @@ class Worker:
     async def _open(self) -> None:
         await self._store.open()
         self._closing = False
-        self._subscriptions = Subscriptions(self._store, self._clock)
+        self._subscriptions = Subscriptions(self._store, self._clock, self._signals.news)
         self._threads = ThreadPoolExecutor(
             max(self._max_in_flight, _LEAST_THREADS), thread_name_prefix="durable-batches-activity"
         )
@@ -421,7 +429,15 @@ class _Incarnation:
         self._drain = drain
         self._max_stall = max_stall
         self._clock = worker.clock
-        self.journal = Journal(store, self.worker_id, self._clock, claim=self._claim_request, committed=self._committed)
+        self._signals = worker.signals
+        self.journal = Journal(
+            store,
+            self.worker_id,
+            self._clock,
+            claim=self._claim_request,
+            committed=self._committed,
+            signals=self._signals.journal,
+        )
         self.surroundings = Surroundings(
             recorder=self.journal,
             clock=self._clock,
@@ -429,7 +445,14 @@ class _Incarnation:
             stats=worker.stats,
             dependencies=worker.dependencies,
         )
-        self.scheduler = Scheduler(store, workflows, self.surroundings, capacity=capacity, poke=self.journal.poke)
+        self.scheduler = Scheduler(
+            store,
+            workflows,
+            self.surroundings,
+            capacity=capacity,
+            poke=self.journal.poke,
+            signals=self._signals.scheduler,
+        )
         self.begun = asyncio.Event()
         self.over = asyncio.Event()
         self.halted = False
@@ -445,6 +468,7 @@ class _Incarnation:
             max_stall,
             self._clock,
             lost=lambda: loop.call_soon_threadsafe(self._lost.set),
+            signals=self._signals.lease,
         )
 
     @property
@@ -495,6 +519,7 @@ class _Incarnation:
             ),
             int(self._lease.total_seconds() * 1_000_000),
         )
+        self._signals.membership.registered.fire(self.worker_id)
         _log.info("worker %s runs in process %d on %s", self.worker_id, identity.pid, socket.gethostname())
         self._heartbeat.start()
         try:
@@ -504,6 +529,7 @@ class _Incarnation:
                 await self._worker.rescue()
             began.set()
             self.begun.set()
+            self._signals.membership.restarted.fire(self.worker_id)
             await self._work()
         finally:
             self._heartbeat.signal_stop()
@@ -562,9 +588,11 @@ class _Incarnation:
         self.journal.close()
         await journal
         self._worker.subscriptions.deliver(await self._store.leave(self.worker_id))
+        self._signals.membership.deregistered.fire(self.worker_id)
 
     async def _give_up(self, journal: asyncio.Task[None]) -> None:
         """Declared dead: nothing of what is held may be written any more."""
+        self._signals.membership.lease_lost.fire(self.worker_id)
         # What runs first: a commit that gets no answer is seen through, and that may take long.
         self.scheduler.close()
         self.scheduler.halt()
