@@ -143,9 +143,9 @@ $(VENV)/.installed-demo: $(VENV)/.made-for pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --editable '.[cli,extraction]'
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.made-for pyproject.toml constraints.txt
+$(VENV)/.installed-dev: $(VENV)/.made-for pyproject.toml requirements-dev.txt constraints.txt
 	@echo 'Installing what the checks need ...'
-	@$(PIP_INSTALL) --editable '.[dev]'
+	@$(PIP_INSTALL) --requirement requirements-dev.txt
 	@touch $(VENV)/.installed-demo $@
 
 $(MUTATION)/.installed: $(VENV)/.made-for tests/mutation/requirements.txt constraints.txt

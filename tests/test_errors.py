@@ -42,6 +42,7 @@ from durable_batches.lifecycle.records import ClaimRequest, Committed, EventReco
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import Expired
 from durable_batches.testing import ManualClock
+from durable_batches.version import DOCS_URL
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "errors"
@@ -134,8 +135,8 @@ async def test_a_page_shows_what_the_library_says(code: str, tmp_path: Path) -> 
     (shown,) = re.findall(r"^```text\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
     assert as_printed(error, tmp_path) == shown
     assert page.startswith(f"# {code}\n\n`{type(error).__name__}`\n")
-    assert error.help_page == f"errors/{code}"
-    assert (PAGES.parent / f"{error.help_page}.md").is_file()
+    assert error.help_page == f"{DOCS_URL}errors/{code}/"
+    assert (PAGES / f"{code}.md").is_file()
 
 
 @pytest.mark.parametrize("code", RAISED)

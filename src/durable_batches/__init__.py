@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from durable_batches import stores
 from durable_batches.errors import (
     ActivityDefinitionError,
     ActivityFailedError,
@@ -120,9 +121,7 @@ from durable_batches.worker.worker import Worker
 
 if TYPE_CHECKING:
     from durable_batches.stores.memory import MemoryStore
-
-    # Not in `__all__`, or `import *` would fail where the extra is not installed.
-    from durable_batches.stores.postgres import PostgresStore as PostgresStore
+    from durable_batches.stores.postgres import PostgresStore
     from durable_batches.stores.sqlite import SQLiteStore
 
 __all__ = [
@@ -192,6 +191,7 @@ __all__ = [
     "PayloadError",
     "PayloadTooLargeError",
     "Pending",
+    "PostgresStore",
     "ResolutionCompleted",
     "ResolutionFailed",
     "ResolutionStarted",
@@ -244,10 +244,14 @@ if not TYPE_CHECKING:  # to checkers, it would make every name one of the module
     # rewrite their assertions, unless they say that they do not want it.
     __doc__ = f"{__doc__}\nPYTEST_DONT_REWRITE\n"
 
+    if "PostgresStore" not in stores.__all__:  # its extra is not installed
+        __all__.remove("PostgresStore")
+
     def __getattr__(name: str) -> object:
         # A store, and the driver of its database, is imported only where it is used.
         if name in ("MemoryStore", "PostgresStore", "SQLiteStore"):
-            from durable_batches import stores
-
             return getattr(stores, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from durable_batches.version import DOCS_URL
+
 if TYPE_CHECKING:
     from durable_batches.lifecycle.states import Counts
 
@@ -64,8 +66,8 @@ class DurableBatchesError(Exception):
 
     @property
     def help_page(self) -> str:
-        """The page of the documentation that tells its usual causes, and what to do about them."""
-        return f"errors/{self.code}"
+        """The URL of the page of the documentation that gives its usual causes and what to do about them."""
+        return f"{DOCS_URL}errors/{self.code}/"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Most take other arguments than their message. An error has to survive the way from process to process.

@@ -1,3 +1,13 @@
-"""The version of the library, in the one place that the build reads, too."""
+"""The version of the library and its addresses: the one place, which the build, the errors and the tests read."""
 
-VERSION = "0.1.0"
+from __future__ import annotations
+
+__all__ = ["DOCS_URL", "REPOSITORY_URL", "VERSION"]
+
+VERSION = "0.1.0"  # without an annotation: the build looks for this very line
+
+DOCS_URL = "https://example.org/durable-batches/"
+"""Where the documentation is; a placeholder until it is published. Ends with a slash."""
+
+REPOSITORY_URL = "https://example.org/durable-batches/repository/"
+"""Where the source code is; a placeholder until it is published. Ends with a slash."""

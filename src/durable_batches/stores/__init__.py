@@ -7,6 +7,7 @@ functions what to write; `durable_batches.testing.StoreConformance` tests it. It
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from durable_batches.clock import Clock, SystemClock
@@ -55,9 +56,7 @@ from durable_batches.stores.protocol import (
 
 if TYPE_CHECKING:
     from durable_batches.stores.memory import MemoryStore
-
-    # Not in `__all__`, or `import *` would fail where the extra is not installed.
-    from durable_batches.stores.postgres import PostgresStore as PostgresStore
+    from durable_batches.stores.postgres import PostgresStore
     from durable_batches.stores.sqlite import SQLiteStore
 
 __all__ = [
@@ -88,6 +87,7 @@ __all__ = [
     "MemoryStore",
     "Micros",
     "NewDocument",
+    "PostgresStore",
     "Refusal",
     "SQLiteStore",
     "Share",
@@ -108,6 +108,10 @@ __all__ = [
 
 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
+    if find_spec("asyncpg") is None:
+        # `import *`, and whoever goes through `dir()`, would fail. By its name it is imported all the same, and the
+        # error names the extra.
+        __all__.remove("PostgresStore")
 
     def __getattr__(name: str) -> object:
         # A store, and the driver of its database, is imported only where it is used.
@@ -124,3 +128,6 @@ if not TYPE_CHECKING:  # to checkers, it would make every name one of the module
 
             return SQLiteStore
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
