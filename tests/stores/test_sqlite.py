@@ -386,7 +386,7 @@ async def test_failing_to_open_for_reading_leaves_nothing(path: Path, monkeypatc
             raise StoreUnavailableError("no")
         return connect(path)
 
-    monkeypatch.setattr("durable_batches.stores.sqlite.store.connect", fail)
+    monkeypatch.setattr("durable_batches.stores.sqlite.thread.connect", fail)
     with pytest.raises(StoreUnavailableError):
         async with opened(path):
             pass

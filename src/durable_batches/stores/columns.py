@@ -1,230 +1,341 @@
-"""What the SQL stores share: the columns of their tables, and records to rows and back."""
+"""The columns of the stores' tables: the one place of their names, types and order.
+
+The numbered migrations make the tables. Every statement that reads or writes them takes its columns from here, for
+SQLite and Postgres alike, and so do `durable_batches.stores.rows` (rows to records and back) and
+`durable_batches.stores.tables` (the same as SQLAlchemy's `MetaData`). A test applies the migrations to real databases
+and compares.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from durable_batches.lifecycle.records import (
-    RESOLVER_POSITION,
-    BatchRecord,
-    CheckpointRecord,
-    Claim,
-    ClaimRequest,
-    ExecutionRecord,
-    Refusal,
-    SignalRecord,
-    WorkerId,
-    WorkerRecord,
-)
-from durable_batches.lifecycle.states import BatchId, Counts
+from durable_batches.lifecycle.records import BatchRecord, EventRecord, ExecutionRecord, WorkerRecord
 
 __all__ = [
-    "BATCH_COLUMNS",
-    "CHANGING_COLUMNS",
-    "EXECUTION_COLUMNS",
-    "MOST_BATCHES_A_CLAIM",
-    "Row",
-    "batch_changes",
-    "batch_of",
-    "batch_of_execution",
-    "checkpoint_of",
-    "claims_of",
-    "execution_key",
-    "execution_keys",
-    "execution_of",
-    "position_of",
-    "refusals_as_text",
-    "refusals_of",
-    "worker_of",
+    "ACTIVITY",
+    "BATCH",
+    "BATCH_CHANGES",
+    "BATCH_FRONT",
+    "BATCH_RECORD",
+    "BIGINT",
+    "BOOLEAN",
+    "BYTES",
+    "DOCUMENT",
+    "EVENT",
+    "EVENT_RECORD",
+    "EXECUTION",
+    "EXECUTION_CHANGES",
+    "EXECUTION_RECORD",
+    "INTEGER",
+    "OUTCOME",
+    "SCHEMA_VERSION",
+    "SIGNAL",
+    "TABLES",
+    "TEXT",
+    "TEXTS",
+    "WORKER",
+    "WORKER_RECORD",
+    "Backend",
+    "Column",
+    "Columns",
+    "Table",
+    "Type",
     "workflows_as_text",
 ]
 
-BATCH_COLUMNS: Final = (
-    "key, batch_id, workflow, version, loader, run, state, paused, total, pending, running, waiting, succeeded, "
-    "failed, cancelled, seq, free, wake, served, core, metadata, created_at"
-)
-CHANGING_COLUMNS: Final = (
-    "metadata, loader, run, state, paused, total, pending, running, waiting, succeeded, failed, cancelled, seq, free, "
-    "wake, served, core"
-)
-"""Of a batch, in the order of `batch_changes`."""
-
-EXECUTION_COLUMNS: Final = "document_id, run, status, mark, attempt, failures, crashes, alone, owner, due, updated_at"
-"""In the order of `ExecutionRecord`, less its key."""
-
-MOST_BATCHES_A_CLAIM: Final = 64
-
-_POSITIONS: Final = 1 << 32
-
-Row = Sequence[Any]
+Backend: TypeAlias = Literal["sqlite", "postgres"]
 
 
-# ---- executions: the integer key is the batch's key and the position, counted from the resolver's --------------------
+class Type(NamedTuple):
+    """What a column holds, in each database's own words."""
+
+    sqlite: str
+    postgres: str
 
 
-def execution_key(batch: int, position: int) -> int:
-    """The integer key of an execution; `execution_key(batch + 1, RESOLVER_POSITION)` is the bound of the batch's."""
-    return batch * _POSITIONS + position - RESOLVER_POSITION
+INTEGER: Final = Type("INTEGER", "integer")
+BIGINT: Final = Type("INTEGER", "bigint")
+BOOLEAN: Final = Type("INTEGER", "boolean")
+TEXT: Final = Type("TEXT", "text")
+TEXTS: Final = Type("TEXT", "text[]")
+BYTES: Final = Type("BLOB", "bytea")
 
 
-def execution_keys(batch: int) -> tuple[int, int]:
-    """The keys of all of a batch's executions: from the first of these to before the second."""
-    return batch * _POSITIONS, (batch + 1) * _POSITIONS
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    type: Type
+    field: str | None = None
+    """The record's field that it holds, with a dot for a field of a field. None: it is the store's own."""
+    nullable: bool = False
+    fixed: bool = False
+    """Written with its row, and never changed."""
+    encode: Callable[[Any], object] | None = None
+    """From the field's value to the column's; None: as it is."""
+    decode: Callable[[Any], Any] | None = None
+    """From the column's value to the field's; None: as it is."""
+    only: Backend | None = None
+    """The one database that has it; None: both have."""
 
 
-def position_of(key: int) -> int:
-    """The position of the execution with this key."""
-    return key % _POSITIONS + RESOLVER_POSITION
+class Columns(tuple[Column, ...]):
+    """Some columns of one table in a certain order, as statements name them."""
+
+    __slots__ = ()
+
+    @property
+    def names(self) -> str:
+        """As a list: `a, b`."""
+        return ", ".join([column.name for column in self])
+
+    @property
+    def marks(self) -> str:
+        """As `?, ?`: SQLite's placeholders for a row of them."""
+        return ", ".join("?" * len(self))
+
+    @property
+    def marked(self) -> str:
+        """As `a = ?, b = ?`: what an UPDATE of SQLite sets."""
+        return ", ".join([f"{column.name} = ?" for column in self])
+
+    def of(self, alias: str) -> str:
+        """As `t.a, t.b`: of the table, or rows, with this alias."""
+        return ", ".join([f"{alias}.{column.name}" for column in self])
+
+    def assigned_from(self, alias: str) -> str:
+        """As `a = new.a, b = new.b`: what an UPDATE sets to the rows with this alias."""
+        return ", ".join([f"{column.name} = {alias}.{column.name}" for column in self])
+
+    def numbered(self, first: int) -> str:
+        """As `$1, $2`: Postgres' placeholders for a row of them."""
+        return ", ".join([f"${number}" for number in range(first, first + len(self))])
+
+    def arrays(self, first: int) -> str:
+        """As `$1::bigint[], $2::text[]`: Postgres' placeholders for many rows of them, each column an array."""
+        return ", ".join([f"${number}::{column.type.postgres}[]" for number, column in enumerate(self, first)])
+
+    def and_also(self, *more: Column) -> Columns:
+        """These, and then others."""
+        return Columns((*self, *more))
 
 
-def batch_of_execution(key: int) -> int:
-    """The key of the batch that the execution with this key belongs to."""
-    return key // _POSITIONS
+class Table:
+    """One table: its columns, in the order in which the migrations name them.
+
+    Args:
+        name: Its name, without the schema.
+        columns: All of them.
+        primary_key: The names of its primary key's columns.
+        unique: The names of those that are unique together, once for each such constraint.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        columns: Iterable[Column],
+        *,
+        primary_key: Sequence[str] = (),
+        unique: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.name: Final = name
+        self.columns: Final = Columns(columns)
+        self.primary_key: Final = tuple(primary_key)
+        self.unique: Final = tuple(tuple(names) for names in unique)
+        self._by_name: Final[Mapping[str, Column]] = {column.name: column for column in self.columns}
+        assert len(self._by_name) == len(self.columns), f"a column of {name} is there twice"
+
+    def choose(self, *names: str) -> Columns:
+        """These columns, in this order."""
+        return Columns(self._by_name[name] for name in names)
+
+    def in_backend(self, backend: Backend) -> Columns:
+        """The columns that the table has in this database."""
+        return Columns(column for column in self.columns if column.only in (None, backend))
 
 
-def execution_of(batch_id: BatchId, position: int, row: Row) -> ExecutionRecord:
-    """From `EXECUTION_COLUMNS`."""
-    return ExecutionRecord._make((batch_id, position, *row))
+def workflows_as_text(workflows: Iterable[tuple[str, str]]) -> str:
+    """Encode (name, version) pairs as JSON, the same text for the same pairs."""
+    return json.dumps(sorted(workflows))
+
+
+def _workflows_of(text: str) -> frozenset[tuple[str, str]]:
+    return frozenset((name, version) for name, version in json.loads(text))
+
+
+def _labels_as_text(metadata: Mapping[str, str]) -> str:
+    return json.dumps(dict(metadata))
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
+BATCH: Final = Table(
+    "batch",
+    [
+        Column(name="key", type=BIGINT),
+        Column(name="batch_id", type=TEXT, field="batch_id", fixed=True),
+        Column(name="workflow", type=TEXT, field="workflow", fixed=True),
+        Column(name="version", type=TEXT, field="version", fixed=True),
+        Column(name="loader", type=TEXT, field="loader", nullable=True),
+        Column(name="run", type=INTEGER, field="run"),
+        Column(name="state", type=TEXT, field="state"),
+        Column(name="paused", type=BOOLEAN, field="paused", decode=bool),
+        Column(name="total", type=BIGINT, field="counts.total"),
+        Column(name="pending", type=BIGINT, field="counts.pending"),
+        Column(name="running", type=BIGINT, field="counts.running"),
+        Column(name="waiting", type=BIGINT, field="counts.waiting"),
+        Column(name="succeeded", type=BIGINT, field="counts.succeeded"),
+        Column(name="failed", type=BIGINT, field="counts.failed"),
+        Column(name="cancelled", type=BIGINT, field="counts.cancelled"),
+        Column(name="seq", type=BIGINT, field="seq"),
+        Column(name="free", type=BIGINT, field="free"),
+        Column(name="wake", type=BIGINT, field="wake", nullable=True),
+        Column(name="served", type=BIGINT, field="served"),
+        Column(name="core", type=BYTES, field="core"),
+        Column(name="metadata", type=TEXT, field="metadata", encode=_labels_as_text, decode=json.loads),
+        Column(name="created_at", type=BIGINT, field="created_at", fixed=True),
+        Column(name="labels", type=TEXTS, fixed=True, only="postgres"),
+        Column(name="from_due", type=BIGINT, only="postgres"),
+        Column(name="from_key", type=BIGINT, only="postgres"),
+    ],
+    primary_key=["key"],
+    unique=[["batch_id"]],
+)
+BATCH_RECORD: Final = Columns(column for column in BATCH.columns if column.field is not None)
+"""All that a `BatchRecord` holds."""
+BATCH_CHANGES: Final = Columns(column for column in BATCH_RECORD if not column.fixed)
+"""What a plan may change of it."""
+BATCH_FRONT: Final = BATCH.choose("from_due", "from_key")
+"""Where in the index of what is due a claim begins, on Postgres."""
 
-def batch_changes(record: BatchRecord) -> tuple[Any, ...]:
-    """To `CHANGING_COLUMNS`."""
-    counts = record.counts
-    return (
-        json.dumps(dict(record.metadata)),
-        record.loader,
-        record.run,
-        record.state,
-        record.paused,
-        counts.total,
-        counts.pending,
-        counts.running,
-        counts.waiting,
-        counts.succeeded,
-        counts.failed,
-        counts.cancelled,
-        record.seq,
-        record.free,
-        record.wake,
-        record.served,
-        record.core,
-    )
+# ---- executions ------------------------------------------------------------------------------------------------------
 
+EXECUTION: Final = Table(
+    "execution",
+    [
+        Column(name="key", type=BIGINT),
+        Column(name="batch", type=BIGINT, fixed=True),
+        Column(name="document_id", type=TEXT, field="document_id", fixed=True),
+        Column(name="run", type=INTEGER, field="run"),
+        Column(name="status", type=TEXT, field="status"),
+        Column(name="mark", type=INTEGER, field="mark"),
+        Column(name="attempt", type=INTEGER, field="attempt"),
+        Column(name="failures", type=INTEGER, field="failures"),
+        Column(name="crashes", type=INTEGER, field="crashes"),
+        Column(name="alone", type=BOOLEAN, field="alone"),
+        Column(name="owner", type=TEXT, field="owner", nullable=True),
+        Column(name="due", type=BIGINT, field="due", nullable=True),
+        Column(name="updated_at", type=BIGINT, field="updated_at"),
+        Column(name="claimed_by_commit", type=BIGINT, nullable=True),
+    ],
+    primary_key=["key"],
+    unique=[["batch", "document_id"]],
+)
+EXECUTION_RECORD: Final = Columns(column for column in EXECUTION.columns if column.field is not None)
+"""All that an `ExecutionRecord` holds, but for the batch and the position, which the key holds."""
+EXECUTION_CHANGES: Final = Columns(column for column in EXECUTION_RECORD if not column.fixed)
+"""What a plan may change of it."""
 
-def batch_of(row: Row) -> BatchRecord:
-    """From `BATCH_COLUMNS`."""
-    (
-        _,
-        batch_id,
-        workflow,
-        version,
-        loader,
-        run,
-        state,
-        paused,
-        total,
-        pending,
-        running,
-        waiting,
-        succeeded,
-        failed,
-        cancelled,
-        seq,
-        free,
-        wake,
-        served,
-        core,
-        metadata,
-        created_at,
-    ) = row
-    return BatchRecord(
-        batch_id=batch_id,
-        workflow=workflow,
-        version=version,
-        loader=loader,
-        run=run,
-        state=state,
-        paused=bool(paused),
-        counts=Counts(
-            total=total,
-            pending=pending,
-            running=running,
-            waiting=waiting,
-            succeeded=succeeded,
-            failed=failed,
-            cancelled=cancelled,
-        ),
-        seq=seq,
-        free=free,
-        wake=wake,
-        served=served,
-        core=core,
-        metadata=json.loads(metadata),
-        created_at=created_at,
-    )
+# ---- what belongs to executions and batches --------------------------------------------------------------------------
 
-
-# ---- checkpoints and claims ------------------------------------------------------------------------------------------
-
-
-def checkpoint_of(key: str, failed: object, payload: bytes) -> CheckpointRecord:
-    """From a row of the table `activity`."""
-    return CheckpointRecord(key, "failed" if failed else "succeeded", payload)
-
-
-def claims_of(
-    batches: Mapping[BatchId, BatchRecord],
-    executions: Iterable[tuple[int, ExecutionRecord]],
-    inputs: Mapping[int, bytes],
-    checkpoints: Mapping[int, Sequence[CheckpointRecord]],
-    signals: Mapping[int, Sequence[SignalRecord]],
-    request: ClaimRequest,
-) -> list[Claim]:
-    """What it takes to run these executions, given by their keys; one checkpoint more than asked for tells of more."""
-    claims: list[Claim] = []
-    for key, execution in executions:
-        recorded = checkpoints.get(key, ())
-        claims.append(
-            Claim(
-                batch=batches[execution.batch_id],
-                execution=execution,
-                input=inputs[key],
-                checkpoints=recorded[: request.checkpoints],
-                more_checkpoints=len(recorded) > request.checkpoints,
-                signals=signals.get(key, ()),
-            )
-        )
-    return claims
-
+DOCUMENT: Final = Table(
+    "document",
+    [Column(name="key", type=BIGINT), Column(name="input", type=BYTES, fixed=True)],
+    primary_key=["key"],
+)
+OUTCOME: Final = Table(
+    "outcome",
+    [Column(name="key", type=BIGINT), Column(name="payload", type=BYTES)],
+    primary_key=["key"],
+)
+ACTIVITY: Final = Table(
+    "activity",
+    [
+        Column(name="execution", type=BIGINT, fixed=True),
+        Column(name="key", type=TEXT, fixed=True),
+        Column(name="failed", type=BOOLEAN, fixed=True),
+        Column(name="payload", type=BYTES, fixed=True),
+    ],
+    primary_key=["execution", "key"],
+)
+"""The checkpoints. In SQLite its key is a unique constraint, see the migration."""
+EVENT: Final = Table(
+    "event",
+    [
+        Column(name="batch", type=BIGINT, fixed=True),
+        Column(name="seq", type=BIGINT, field="seq", fixed=True),
+        Column(name="at", type=BIGINT, field="at", fixed=True),
+        Column(name="tag", type=TEXT, field="tag", fixed=True),
+        Column(name="data", type=BYTES, field="data", fixed=True),
+    ],
+    primary_key=["batch", "seq"],
+)
+EVENT_RECORD: Final = Columns(column for column in EVENT.columns if column.field is not None)
+"""All that an `EventRecord` holds, but for the batch."""
+SIGNAL: Final = Table(
+    "signal",
+    [
+        Column(name="execution", type=BIGINT, fixed=True),
+        Column(name="ordinal", type=BIGINT, fixed=True),
+        Column(name="name", type=TEXT, fixed=True),
+        Column(name="payload", type=BYTES, fixed=True),
+    ],
+    primary_key=["execution", "ordinal"],
+)
 
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
+WORKER: Final = Table(
+    "worker",
+    [
+        Column(name="worker_id", type=TEXT, field="worker_id", fixed=True),
+        Column(name="boot_id", type=TEXT, field="boot_id", fixed=True),
+        Column(name="pid_namespace", type=TEXT, field="pid_namespace", fixed=True),
+        Column(name="pid", type=BIGINT, field="pid", fixed=True),
+        Column(name="started", type=TEXT, field="started", fixed=True),
+        Column(
+            name="workflows",
+            type=TEXT,
+            field="workflows",
+            fixed=True,
+            encode=workflows_as_text,
+            decode=_workflows_of,
+        ),
+        Column(name="lease", type=BIGINT, fixed=True),
+        Column(name="lease_until", type=BIGINT),
+        Column(name="commits", type=BIGINT),
+        Column(name="refused", type=TEXT),
+        Column(name="dead", type=TEXT, nullable=True, only="postgres"),
+    ],
+    primary_key=["worker_id"],
+)
+WORKER_RECORD: Final = Columns(column for column in WORKER.columns if column.field is not None)
+"""All that a `WorkerRecord` holds."""
 
-def workflows_as_text(workflows: Collection[tuple[str, str]]) -> str:
-    """(name, version) pairs as JSON, in a certain order."""
-    return json.dumps(sorted(workflows))
+SCHEMA_VERSION: Final = Table(
+    "schema_version",
+    [
+        Column(name="version", type=INTEGER),
+        Column(name="readable_since", type=TEXT),
+        Column(name="library", type=TEXT),
+    ],
+)
+
+TABLES: Final = (BATCH, EXECUTION, DOCUMENT, OUTCOME, ACTIVITY, EVENT, SIGNAL, WORKER, SCHEMA_VERSION)
 
 
-def worker_of(row: Row) -> WorkerRecord:
-    """From the worker's id and the identity of its process, and its workflows as JSON."""
-    worker_id, boot_id, pid_namespace, pid, started, workflows = row
-    served = frozenset((name, version) for name, version in json.loads(workflows))
-    return WorkerRecord(WorkerId(worker_id), boot_id, pid_namespace, pid, started, served)
+def _top(columns: Columns) -> list[str]:
+    """The record's own fields that these columns hold, each once."""
+    return list(dict.fromkeys((column.field or "").partition(".")[0] for column in columns))
 
 
-def refusals_as_text(number: int, refused: Mapping[int, Refusal]) -> str:
-    """The refusals of a commit, as they are kept for when its reply is lost."""
-    return json.dumps([number, dict(refused)])
-
-
-def refusals_of(text: str, number: int) -> dict[int, Refusal]:
-    """The refusals of the commit of this number, if it is the last that had any."""
-    recorded = json.loads(text)
-    if not recorded or recorded[0] != number:
-        return {}
-    return {int(index): reason for index, reason in recorded[1].items()}
+# A row and its record have the same order, so that one is made of the other without a look at any name.
+assert _top(BATCH_RECORD) == list(BatchRecord.__dataclass_fields__)
+assert _top(EXECUTION_RECORD) == list(ExecutionRecord._fields[2:])
+assert _top(EVENT_RECORD) == list(EventRecord._fields[1:])
+assert _top(WORKER_RECORD) == list(WorkerRecord._fields)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from durable_batches.lifecycle.records import BatchRecord, Micros
 
-__all__ = ["Share", "fair_shares", "overdue"]
+__all__ = ["MOST_BATCHES_A_CLAIM", "Share", "fair_shares", "overdue"]
 
 B = TypeVar("B")
+
+MOST_BATCHES_A_CLAIM: Final = 64
+"""How many batches a claim looks at, of each kind: the work of a claim is bounded."""
 
 
 class Share:

@@ -1,9 +1,9 @@
 """What a worker owns, remembered from one of its commits to the next.
 
-The fence makes this sound: an execution that a live worker owns is changed by that worker's own commits alone
-(whoever would free it must first declare the worker dead, after which no commit of it gets through). So the
-rows that a commit needs are those that the commit before wrote, and need not be read again. What others may
-change, the batch's own row, is always read.
+The fence makes this sound: an execution that a live worker owns is changed by that worker's own commits alone. To
+release it, another worker must first expire its owner, after which no commit of the owner gets through. So the rows
+that a commit needs are those that the commit before wrote, and need not be read again. The batch's own row, which
+others may change, is read each time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from durable_batches.lifecycle.planning import Writes
 from durable_batches.lifecycle.records import Claim, ExecutionKey, ExecutionRecord, WorkerId
 
-__all__ = ["Owned"]
+__all__ = ["Ownership"]
 
 
-class Owned:
+class Ownership:
     """The executions of one worker, as of one of its commits."""
 
     __slots__ = ("_executions", "number")
@@ -27,13 +27,13 @@ class Owned:
         """The commit after which this is what the worker owns."""
 
     def as_of(self, number: int) -> Mapping[ExecutionKey, ExecutionRecord]:
-        """What is known as of this commit; nothing where another one came in between."""
+        """Return what is known as of this commit: nothing, where another one came in between."""
         if self.number != number:
             self._executions.clear()
         return self._executions
 
     def note(self, worker: WorkerId, loaded: Mapping[ExecutionKey, ExecutionRecord], writes: Writes) -> None:
-        """Take over what a commit loaded and wrote; forget what the worker does not own any more."""
+        """Take over what a commit loaded and wrote, and drop what the worker does not own any more."""
         known = self._executions
         for key, execution in loaded.items():
             if execution.owner == worker:

@@ -51,7 +51,7 @@ async def add(
     if batch_id not in locked.keys or locked.records[batch_id].loader != loader:
         raise BatchNotFoundError(batch_id)
     key = locked.keys[batch_id]
-    known = await rows.document_ids(session, key, documents)
+    known = await rows.load_document_ids(session, key, documents)
     fresh = [document for document in documents if known.get(document.position) != document.document_id]
     duplicate = _repeated(document.document_id for document in fresh) or await rows.taken_document_id(
         session, key, [document.document_id for document in fresh]

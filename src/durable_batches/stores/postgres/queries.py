@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from durable_batches.lifecycle.planning import Loaded
 from durable_batches.lifecycle.records import (
@@ -26,46 +26,48 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.columns import (
-    BATCH_COLUMNS,
-    CHANGING_COLUMNS,
-    EXECUTION_COLUMNS,
-    batch_changes,
+from durable_batches.stores.columns import BATCH, BATCH_RECORD, DOCUMENT, EVENT_RECORD, EXECUTION, EXECUTION_RECORD
+from durable_batches.stores.postgres.commit.lock import Locked
+from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.protocol import BatchQuery
+from durable_batches.stores.rows import (
     batch_of,
     batch_of_execution,
+    batch_values,
     checkpoint_of,
+    events_of,
     execution_key,
     execution_keys,
     execution_of,
+    execution_values,
     position_of,
 )
-from durable_batches.stores.postgres.commit.lock import Locked, columns_of
-from durable_batches.stores.postgres.connection.connection import Session
-from durable_batches.stores.protocol import BatchQuery
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
+_INSERTED_BATCH: Final = BATCH_RECORD.and_also(*BATCH.choose("labels"))
+_INSERT_BATCH: Final = (
+    f"INSERT INTO {{s}}.batch ({_INSERTED_BATCH.names}) VALUES ({_INSERTED_BATCH.numbered(1)}) "
+    "ON CONFLICT (batch_id) DO NOTHING RETURNING key"
+)
+_LOAD_BATCH: Final = f"SELECT key, {BATCH_RECORD.names} FROM {{s}}.batch WHERE batch_id = $1"
+
+
 async def insert_batch(session: Session, record: BatchRecord) -> bool:
-    """Whether it is new."""
-    values = (record.batch_id, record.workflow, record.version, record.created_at, _labels(record.metadata))
-    changes = batch_changes(record)
-    places = ", ".join(f"${number}" for number in range(1, len(values) + len(changes) + 1))
-    key = await session.value(
-        f"INSERT INTO {{s}}.batch (batch_id, workflow, version, created_at, labels, {CHANGING_COLUMNS}) "
-        f"VALUES ({places}) ON CONFLICT (batch_id) DO NOTHING RETURNING key",
-        *values,
-        *changes,
-    )
+    """Insert a batch's row; False: this id exists, and nothing was changed."""
+    key = await session.value(_INSERT_BATCH, *batch_values(record), _labels(record.metadata))
     return key is not None
 
 
 async def load_batch(session: Session, batch_id: BatchId) -> tuple[int, BatchRecord] | None:
-    row = await session.row(f"SELECT {BATCH_COLUMNS} FROM {{s}}.batch WHERE batch_id = $1", batch_id)
-    return None if row is None else (row[0], batch_of(tuple(row)))
+    """Load a batch, with its key; None: there is none of this id."""
+    row = await session.row(_LOAD_BATCH, batch_id)
+    return None if row is None else (row[0], batch_of(row[1:]))
 
 
 async def load_batches(session: Session, query: BatchQuery, after: BatchId | None, limit: int) -> list[BatchRecord]:
+    """Load the sealed batches that the query is about, newest first, from behind `after`."""
     conditions, values = ["loader IS NULL"], list[object]()
 
     def add(condition: str, value: object) -> None:
@@ -83,12 +85,12 @@ async def load_batches(session: Session, query: BatchQuery, after: BatchId | Non
     if query.created_before is not None:
         add("created_at < {}", query.created_before)
     rows = await session.fetch(
-        f"SELECT {BATCH_COLUMNS} FROM {{s}}.batch WHERE {' AND '.join(conditions)} "
+        f"SELECT {BATCH_RECORD.names} FROM {{s}}.batch WHERE {' AND '.join(conditions)} "
         f"ORDER BY key DESC LIMIT ${len(values) + 1}",
         *values,
         limit,
     )
-    return [batch_of(tuple(row)) for row in rows]
+    return [batch_of(row) for row in rows]
 
 
 def _labels(metadata: Mapping[str, str]) -> list[str]:
@@ -99,6 +101,7 @@ def _labels(metadata: Mapping[str, str]) -> list[str]:
 
 
 async def delete_batch(session: Session, batch: int) -> None:
+    """Delete all rows of a batch."""
     low, high = execution_keys(batch)
     for table, column in (
         ("execution", "key"),
@@ -115,18 +118,24 @@ async def delete_batch(session: Session, batch: int) -> None:
 # ---- executions --------------------------------------------------------------------------------------------------
 
 
+_STORED: Final = EXECUTION.choose("key").and_also(*EXECUTION_RECORD)
+_INSERT_EXECUTIONS: Final = (
+    f"WITH inputs AS (INSERT INTO {{s}}.document ({DOCUMENT.columns.names}) "
+    "SELECT * FROM unnest($2::bigint[], $3::bytea[])) "
+    f"INSERT INTO {{s}}.execution (batch, {_STORED.names}) SELECT $1, {_STORED.of('e')} "
+    f"FROM unnest($2::bigint[], {EXECUTION_RECORD.arrays(4)}) AS e({_STORED.names})"
+)
+_LOAD_EXECUTIONS: Final = f"SELECT key, {EXECUTION_RECORD.names} FROM {{s}}.execution WHERE key = ANY($1::bigint[])"
+
+
 async def insert_executions(session: Session, batch: int, executions: Sequence[tuple[ExecutionRecord, bytes]]) -> None:
+    """Insert the rows of new documents: their executions and their inputs."""
     keys = [execution_key(batch, execution.position) for execution, _ in executions]
     columns: list[list[Any]] = [
-        list(column) for column in zip(*(execution[2:] for execution, _ in executions), strict=True)
+        list(column) for column in zip(*(execution_values(execution) for execution, _ in executions), strict=True)
     ]
     await session.fetch(
-        "WITH inputs AS (INSERT INTO {s}.document (key, input) SELECT * FROM unnest($2::bigint[], $3::bytea[])) "
-        f"INSERT INTO {{s}}.execution (key, batch, {EXECUTION_COLUMNS}) "
-        f"SELECT e.key, $1, {columns_of('e', EXECUTION_COLUMNS)} "
-        "FROM unnest($2::bigint[], $4::text[], $5::int[], $6::text[], $7::int[], $8::int[], $9::int[], $10::int[], "
-        "$11::bool[], $12::text[], $13::bigint[], $14::bigint[]) "
-        f"AS e(key, {EXECUTION_COLUMNS})",
+        _INSERT_EXECUTIONS,
         batch,
         keys,
         [payload for _, payload in executions],
@@ -134,8 +143,8 @@ async def insert_executions(session: Session, batch: int, executions: Sequence[t
     )
 
 
-async def document_ids(session: Session, batch: int, documents: Iterable[NewDocument]) -> dict[int, str]:
-    """Which of these documents' positions are taken already, and by which document."""
+async def load_document_ids(session: Session, batch: int, documents: Iterable[NewDocument]) -> dict[int, str]:
+    """Load the ids of the documents at these positions, as far as they are taken."""
     rows = await session.fetch(
         "SELECT key, document_id FROM {s}.execution WHERE key = ANY($1::bigint[])",
         [execution_key(batch, document.position) for document in documents],
@@ -144,6 +153,7 @@ async def document_ids(session: Session, batch: int, documents: Iterable[NewDocu
 
 
 async def taken_document_id(session: Session, batch: int, ids: Iterable[str]) -> str | None:
+    """Find a document of the batch that has one of these ids already."""
     found: str | None = await session.value(
         "SELECT document_id FROM {s}.execution WHERE batch = $1 AND document_id = ANY($2::text[]) LIMIT 1",
         batch,
@@ -159,7 +169,7 @@ async def load_executions(
     wanted: Collection[ExecutionKey],
     known: Mapping[ExecutionKey, ExecutionRecord] = MappingProxyType({}),
 ) -> Loaded:
-    """The executions, of batches that are locked; what is known already is not read again."""
+    """Load executions of batches that are locked; what is known already is not read again."""
     executions: dict[ExecutionKey, ExecutionRecord] = {}
     unknown: list[int] = []
     for key in wanted:
@@ -169,16 +179,14 @@ async def load_executions(
             unknown.append(execution_key(locked.keys[key[0]], key[1]))
     if unknown:
         names = {key: batch_id for batch_id, key in locked.keys.items()}
-        for row in await session.fetch(
-            f"SELECT key, {EXECUTION_COLUMNS} FROM {{s}}.execution WHERE key = ANY($1::bigint[])", unknown
-        ):
+        for row in await session.fetch(_LOAD_EXECUTIONS, unknown):
             batch_id, position = names[batch_of_execution(row[0])], position_of(row[0])
-            executions[(batch_id, position)] = execution_of(batch_id, position, tuple(row)[1:])
+            executions[(batch_id, position)] = execution_of(batch_id, position, row[1:])
     return Loaded(now, locked.records, executions)
 
 
 async def owned_by(session: Session, workers: Collection[WorkerId]) -> list[ExecutionKey]:
-    """What these workers own, and the resolvers of the batches concerned."""
+    """Find the executions that these workers own, and the resolvers of the batches concerned."""
     rows = await session.fetch(
         "SELECT b.batch_id, e.key FROM {s}.execution e JOIN {s}.batch b ON b.key = e.batch "
         "WHERE e.owner IS NOT NULL AND e.owner = ANY($1::text[])",
@@ -196,12 +204,13 @@ async def load_documents(
     limit: int,
     inputs: bool,
 ) -> list[DocumentRecord]:
+    """Load a page of documents, in submission order; without `inputs`, those are empty."""
     batch = await session.value("SELECT key FROM {s}.batch WHERE batch_id = $1", batch_id)
     if batch is None:
         return []
     payload, join = ("d.input", "JOIN {s}.document d ON d.key = e.key ") if inputs else ("''::bytea", "")
     rows = await session.fetch(
-        f"SELECT e.key, {payload}, o.payload, {columns_of('e', EXECUTION_COLUMNS)} FROM {{s}}.execution e "
+        f"SELECT e.key, {payload}, o.payload, {EXECUTION_RECORD.of('e')} FROM {{s}}.execution e "
         f"{join}LEFT JOIN {{s}}.outcome o ON o.key = e.key "
         f"WHERE e.key > $1 AND e.key < $2 {'AND e.status = ANY($4::text[]) ' if statuses else ''}"
         "ORDER BY e.key LIMIT $3",
@@ -210,7 +219,7 @@ async def load_documents(
         limit,
         *([sorted(statuses)] if statuses else []),
     )
-    return [DocumentRecord(execution_of(batch_id, position_of(row[0]), tuple(row)[3:]), row[1], row[2]) for row in rows]
+    return [DocumentRecord(execution_of(batch_id, position_of(row[0]), row[3:]), row[1], row[2]) for row in rows]
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -219,6 +228,7 @@ async def load_documents(
 async def load_checkpoints(
     session: Session, batch_id: BatchId, position: int, after: str, limit: int
 ) -> list[CheckpointRecord]:
+    """Load the checkpoints of one execution, by key, from behind `after`."""
     batch = await session.value("SELECT key FROM {s}.batch WHERE batch_id = $1", batch_id)
     if batch is None:
         return []
@@ -232,6 +242,7 @@ async def load_checkpoints(
 
 
 async def count_checkpoints(session: Session, batch_id: BatchId) -> int:
+    """Count the checkpoints of a batch."""
     batch = await session.value("SELECT key FROM {s}.batch WHERE batch_id = $1", batch_id)
     if batch is None:
         return 0
@@ -242,17 +253,19 @@ async def count_checkpoints(session: Session, batch_id: BatchId) -> int:
 
 
 async def load_events(session: Session, batch_id: BatchId, after: int, limit: int) -> list[EventRecord]:
+    """Load a batch's events behind this sequence number, in order."""
     rows = await session.fetch(
-        "SELECT seq, at, tag, data FROM {s}.event WHERE batch = (SELECT key FROM {s}.batch WHERE batch_id = $1) "
+        f"SELECT {EVENT_RECORD.names} FROM {{s}}.event "
+        "WHERE batch = (SELECT key FROM {s}.batch WHERE batch_id = $1) "
         "AND seq > $2 ORDER BY seq LIMIT $3",
         batch_id,
         after,
         limit,
     )
-    return [EventRecord(batch_id, *row) for row in rows]
+    return events_of(batch_id, rows)
 
 
 async def load_numbers(session: Session, batch_ids: Collection[BatchId]) -> dict[BatchId, int]:
-    """The last events of these batches."""
+    """Load the sequence numbers of these batches' last events."""
     rows = await session.fetch("SELECT batch_id, seq FROM {s}.batch WHERE batch_id = ANY($1::text[])", list(batch_ids))
     return dict(rows)

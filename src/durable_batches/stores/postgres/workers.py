@@ -9,7 +9,7 @@ from typing import Final
 from durable_batches.errors import StoreAccessError, StoreLockedError
 from durable_batches.lifecycle.planning import Departure, plan_release
 from durable_batches.lifecycle.records import EventRecord, Micros, WorkerId, WorkerRecord
-from durable_batches.stores.columns import worker_of, workflows_as_text
+from durable_batches.stores.columns import WORKER, WORKER_RECORD
 from durable_batches.stores.postgres import queries as rows
 from durable_batches.stores.postgres.commit import lock as locking
 from durable_batches.stores.postgres.commit import write as writing
@@ -17,12 +17,20 @@ from durable_batches.stores.postgres.connection.connection import Database, Sess
 from durable_batches.stores.postgres.connection.server_clock import SERVERS_CLOCK, Times, given_time
 from durable_batches.stores.postgres.connection.timeouts import PARTS_OF_A_LEASE, Limits
 from durable_batches.stores.protocol import Expired
+from durable_batches.stores.rows import worker_of, worker_values
 
 __all__ = ["Workers"]
 
 _log = logging.getLogger("durable_batches")
 
 _DEPARTURES: Final[Sequence[Departure]] = ("shutdown", "crash")
+
+_INSERTED: Final = WORKER_RECORD.and_also(*WORKER.choose("lease", "commits", "refused"))
+_LEASE: Final = f"${len(WORKER_RECORD) + 1}"
+_INSERT: Final = (
+    f"INSERT INTO {{s}}.worker ({_INSERTED.names}, lease_until) "
+    f"VALUES ({_INSERTED.numbered(1)}, {given_time(len(_INSERTED) + 1)} + {_LEASE})"
+)
 
 _EXPIRED: Final = (
     "(lease_until <= c.now OR lease_until > c.now + 2 * lease OR dead IS NOT NULL OR worker_id = ANY($2::text[]))"
@@ -60,26 +68,12 @@ class Workers:
     async def register(self, session: Session, worker: WorkerRecord, lease: Micros) -> None:
         """See `Store.register`."""
         async with transaction(session, self._database.where, self._limits.begin(session)):
-            await session.fetch(
-                "INSERT INTO {s}.worker (worker_id, boot_id, pid_namespace, pid, started, workflows, lease, "
-                f"lease_until, commits, refused) VALUES ($1, $2, $3, $4, $5, $6, $7, "
-                f"{given_time(8)} + $7, 0, '[]')",
-                worker.worker_id,
-                worker.boot_id,
-                worker.pid_namespace,
-                worker.pid,
-                worker.started,
-                workflows_as_text(worker.workflows),
-                lease,
-                self._times.boot(),
-            )
+            await session.fetch(_INSERT, *worker_values(worker), lease, 0, "[]", self._times.boot())
 
     async def alive(self, session: Session) -> list[WorkerRecord]:
         """See `Store.workers`."""
-        found = await session.fetch(
-            "SELECT worker_id, boot_id, pid_namespace, pid, started, workflows FROM {s}.worker WHERE dead IS NULL"
-        )
-        return [worker_of(tuple(row)) for row in found]
+        found = await session.fetch(f"SELECT {WORKER_RECORD.names} FROM {{s}}.worker WHERE dead IS NULL")
+        return [worker_of(row) for row in found]
 
     async def expire(self, session: Session, dead: Collection[WorkerId]) -> Expired:
         """See `Store.expire`."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.records import Micros
-from durable_batches.stores.ownership import Owned
+from durable_batches.stores.ownership import Ownership
 from durable_batches.stores.postgres.commit.lock import Locked
 
 __all__ = ["Memory"]
@@ -32,7 +32,7 @@ class Memory:
     __slots__ = ("_clock", "_doubted_until", "batches", "owned")
 
     def __init__(self) -> None:
-        self.owned: Final = Owned()
+        self.owned: Final = Ownership()
         self.batches: Locked = Locked()
         """The batches that the last commits were about, as they left them."""
         self._clock: tuple[Micros, float] | None = None

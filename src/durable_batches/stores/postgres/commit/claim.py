@@ -23,9 +23,13 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.columns import (
-    EXECUTION_COLUMNS,
-    MOST_BATCHES_A_CLAIM,
+from durable_batches.stores.columns import ACTIVITY, EXECUTION_RECORD, SIGNAL
+from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, fair_shares, overdue
+from durable_batches.stores.postgres.commit.lock import Front, Locked, locked_columns
+from durable_batches.stores.postgres.commit.write import written
+from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.postgres.connection.server_clock import given_time
+from durable_batches.stores.rows import (
     batch_of_execution,
     checkpoint_of,
     claims_of,
@@ -33,11 +37,6 @@ from durable_batches.stores.columns import (
     execution_of,
     position_of,
 )
-from durable_batches.stores.fair_share import fair_shares, overdue
-from durable_batches.stores.postgres.commit.lock import LOCKED_COLUMNS, Front, Locked, columns_of
-from durable_batches.stores.postgres.commit.write import written
-from durable_batches.stores.postgres.connection.connection import Session
-from durable_batches.stores.postgres.connection.server_clock import given_time
 
 _PAIRS: Final = "(SELECT * FROM unnest($1::text[], $2::text[]))"
 
@@ -64,7 +63,7 @@ WITH open AS (
      AND EXISTS (SELECT 1 {_DUE})
      ORDER BY b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
 ), locked AS (
-    SELECT o.rank, {columns_of("b", LOCKED_COLUMNS)} FROM open o JOIN {{s}}.batch b ON b.key = o.key
+    SELECT o.rank, {locked_columns("b")} FROM open o JOIN {{s}}.batch b ON b.key = o.key
     ORDER BY b.batch_id FOR UPDATE OF b LOCKING
 )
 SELECT (SELECT count(*) FROM open), l.* FROM (SELECT 1) one LEFT JOIN locked l ON true
@@ -85,7 +84,7 @@ async def lock_open_batches(
     for row in rows:
         if row[1] is None:
             continue
-        record = locked.take(tuple(row)[2:])
+        record = locked.take(row[2:])
         if overdue(record, now) or record.free > 0:
             found.append((row[1], record.served, row[2], record))
     found.sort(key=lambda item: item[:3])
@@ -104,7 +103,7 @@ async def load_candidates(
         rows = await session.fetch(
             f"SELECT e.* FROM unnest($1::bigint[], $2::bigint[], $4::bigint[], $5::bigint[]) "
             "AS b(key, size, from_due, from_key) CROSS JOIN LATERAL "
-            f"(SELECT e.key, {columns_of('e', EXECUTION_COLUMNS)} {_DUE} ORDER BY e.due, e.key LIMIT b.size) e",
+            f"(SELECT e.key, {EXECUTION_RECORD.of('e')} {_DUE} ORDER BY e.due, e.key LIMIT b.size) e",
             keys,
             [min(record.free, request.limit) for record in open_batches],
             now,
@@ -113,7 +112,7 @@ async def load_candidates(
         )
         for row in rows:
             batch_id = names[batch_of_execution(row[0])].batch_id
-            due[batch_id].append(execution_of(batch_id, position_of(row[0]), tuple(row)[1:]))
+            due[batch_id].append(execution_of(batch_id, position_of(row[0]), row[1:]))
     candidates: dict[BatchId, Candidates] = {}
     for record, share in fair_shares(batches, request.limit, lambda record: 0 if overdue(record, now) else record.free):
         executions = due[record.batch_id][: share.size]
@@ -224,16 +223,15 @@ async def _claims(
     signals: dict[int, list[SignalRecord]] = {}
     if again:
         for row in await session.fetch(
-            "SELECT a.* FROM unnest($1::bigint[]) AS wanted(key) CROSS JOIN LATERAL (SELECT execution, key, failed, "
-            "payload FROM {s}.activity WHERE execution = wanted.key ORDER BY key LIMIT $2) a "
-            "ORDER BY a.execution, a.key",
+            f"SELECT a.* FROM unnest($1::bigint[]) AS wanted(key) CROSS JOIN LATERAL (SELECT {ACTIVITY.columns.names} "
+            "FROM {s}.activity WHERE execution = wanted.key ORDER BY key LIMIT $2) a ORDER BY a.execution, a.key",
             again,
             request.checkpoints + 1,
         ):
             checkpoints.setdefault(row[0], []).append(checkpoint_of(row[1], row[2], row[3]))
     if signalled:
         for row in await session.fetch(
-            "SELECT execution, ordinal, name, payload FROM {s}.signal WHERE execution = ANY($1::bigint[]) "
+            f"SELECT {SIGNAL.columns.names} FROM {{s}}.signal WHERE execution = ANY($1::bigint[]) "
             "ORDER BY execution, ordinal",
             signalled,
         ):

@@ -21,7 +21,6 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.columns import execution_key, refusals_as_text, refusals_of
 from durable_batches.stores.postgres import queries as rows
 from durable_batches.stores.postgres.commit import claim as claiming
 from durable_batches.stores.postgres.commit import lock as locking
@@ -37,6 +36,7 @@ from durable_batches.stores.postgres.connection.connection import (
 )
 from durable_batches.stores.postgres.connection.server_clock import Times
 from durable_batches.stores.postgres.connection.timeouts import Limits
+from durable_batches.stores.rows import execution_key, refusals_as_text, refusals_of
 
 __all__ = ["Commits"]
 

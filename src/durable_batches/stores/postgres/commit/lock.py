@@ -11,20 +11,19 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.columns import (
-    BATCH_COLUMNS,
-    Row,
-    batch_of,
-    execution_keys,
-)
+from durable_batches.stores.columns import BATCH_FRONT, BATCH_RECORD
 from durable_batches.stores.postgres.connection.connection import Session
 from durable_batches.stores.postgres.connection.server_clock import SERVERS_CLOCK, given_time
+from durable_batches.stores.rows import Row, batch_of, execution_keys
 
-_BATCH_WIDTH: Final = BATCH_COLUMNS.count(",") + 1
+_RECORD: Final = slice(1, 1 + len(BATCH_RECORD))
+_FRONT: Final = slice(_RECORD.stop, _RECORD.stop + len(BATCH_FRONT))
+_VERSION: Final = _FRONT.stop
 
 
-def columns_of(table: str, columns: str) -> str:
-    return ", ".join(f"{table}.{column.strip()}" for column in columns.split(","))
+def locked_columns(batch: str = "batch") -> str:
+    """What `Locked.take` takes of a batch: its key, the record, the front, and the version of the row."""
+    return f"{batch}.key, {BATCH_RECORD.of(batch)}, {BATCH_FRONT.of(batch)}, {batch}.xmin::text"
 
 
 class Front(NamedTuple):
@@ -46,13 +45,13 @@ class Locked:
         self.versions: dict[int, str] = {}
 
     def take(self, row: Row) -> BatchRecord:
-        """Note a row of `LOCKED_COLUMNS`."""
-        record = batch_of(row[:_BATCH_WIDTH])
+        """Note a row of `locked_columns`."""
+        record = batch_of(row[_RECORD])
         key: int = row[0]
         self.keys[record.batch_id] = key
         self.records[record.batch_id] = record
-        self.fronts[key] = Front(row[_BATCH_WIDTH], row[_BATCH_WIDTH + 1])
-        self.versions[key] = row[_BATCH_WIDTH + 2]
+        self.fronts[key] = Front(*row[_FRONT])
+        self.versions[key] = row[_VERSION]
         return record
 
     def were_written(self, records: Iterable[BatchRecord], version: str) -> None:
@@ -69,7 +68,6 @@ class Locked:
         self.versions.update(other.versions)
 
 
-LOCKED_COLUMNS: Final = f"{BATCH_COLUMNS}, from_due, from_key, xmin::text"
 OWN_VERSION: Final = "pg_current_xact_id()::xid::text"
 """What `xmin` is of a row that this transaction has written."""
 
@@ -90,11 +88,11 @@ WITH fence AS (
     WHERE worker_id = $1 AND commits = $2 - 1 AND dead IS NULL
     RETURNING 1
 ), locked AS (
-    SELECT {LOCKED_COLUMNS} FROM {{s}}.batch
+    SELECT {locked_columns()} FROM {{s}}.batch
     WHERE (SELECT count(*) FROM fence) = 1 AND batch_id = ANY($4::text[])
     ORDER BY batch_id FOR UPDATE
 ), looked_at AS (
-    SELECT {LOCKED_COLUMNS} FROM {{s}}.batch
+    SELECT {locked_columns()} FROM {{s}}.batch
     WHERE (SELECT count(*) FROM fence) = 1 AND batch_id = ANY($5::text[])
 )
 SELECT (SELECT count(*) FROM fence), {SERVERS_CLOCK}, {OWN_VERSION}, found.*
@@ -119,20 +117,20 @@ async def fence(
     locked = Locked()
     for row in rows:
         if row[3] is not None:
-            locked.take(tuple(row)[3:])
+            locked.take(row[3:])
     return Fenced(rows[-1][1], rows[-1][2], locked)
 
 
 async def lock_batches(session: Session, batch_ids: Collection[BatchId], *, skip: bool = False) -> Locked:
     """Lock batches, in the order of their ids; `skip` those that somebody else has locked."""
     rows = await session.fetch(
-        f"SELECT {LOCKED_COLUMNS} FROM {{s}}.batch WHERE batch_id = ANY($1::text[]) "
+        f"SELECT {locked_columns()} FROM {{s}}.batch WHERE batch_id = ANY($1::text[]) "
         f"ORDER BY batch_id FOR UPDATE{' SKIP LOCKED' if skip else ''}",
         sorted(batch_ids),
     )
     locked = Locked()
     for row in rows:
-        locked.take(tuple(row))
+        locked.take(row)
     return locked
 
 

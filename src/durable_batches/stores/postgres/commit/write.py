@@ -7,20 +7,26 @@ from typing import Any, Final
 
 from durable_batches.lifecycle.planning import Writes
 from durable_batches.lifecycle.records import ExecutionRecord
-from durable_batches.stores.columns import batch_changes, execution_key
+from durable_batches.stores.columns import (
+    ACTIVITY,
+    BATCH,
+    BATCH_CHANGES,
+    BATCH_FRONT,
+    EVENT,
+    EXECUTION,
+    EXECUTION_CHANGES,
+    OUTCOME,
+    Columns,
+    Table,
+)
 from durable_batches.stores.postgres.commit.lock import Front, Locked
 from durable_batches.stores.postgres.connection.connection import Session
 from durable_batches.stores.postgres.queries import delete_batch
+from durable_batches.stores.rows import batch_changes, execution_changes, execution_key
 
-_CHANGES: Final = (
-    "metadata text, loader text, run int, state text, paused bool, total bigint, pending bigint, "
-    "running bigint, waiting bigint, succeeded bigint, failed bigint, cancelled bigint, seq bigint, free bigint, "
-    "wake bigint, served bigint, core bytea, from_due bigint, from_key bigint"
-)
-_EXECUTION_CHANGES: Final = (
-    "run int, status text, mark int, attempt int, failures int, crashes int, alone bool, owner text, due bigint, "
-    "updated_at bigint"
-)
+_MARKED: Final = EXECUTION.choose("key", "mark", "updated_at")
+_CHANGED_EXECUTION: Final = EXECUTION.choose("key", "claimed_by_commit").and_also(*EXECUTION_CHANGES)
+_CHANGED_BATCH: Final = BATCH.choose("key").and_also(*BATCH_CHANGES, *BATCH_FRONT)
 
 
 class Statement:
@@ -36,24 +42,26 @@ class Statement:
         self._args: list[object] = list(args)
         self._condition = condition
 
-    def add(self, text: str, typed: str, columns: Sequence[Sequence[object]], *, alike: Collection[str] = ()) -> None:
-        """A change.
+    def add(
+        self, text: str, columns: Columns, values: Sequence[Sequence[object]], *, alike: Collection[str] = ()
+    ) -> None:
+        """Add a change.
 
         Args:
             text: The change, of `{rows} AS new`.
-            typed: The names and types of their columns.
-            columns: What is in them.
+            columns: The columns of those rows.
+            values: What is in them, a column each.
             alike: Those that mostly hold the same value in all rows: it is given once, then, and not as an array,
                 which the driver takes much longer to encode.
         """
         arrays: list[tuple[str, str]] = []
         places: list[str] = []
-        for field, column in zip(typed.split(","), columns, strict=True):
-            name, kind = field.split()
-            if name in alike and column.count(column[0]) == len(column):
-                places.append(f"{self.argument(column[0])}::{kind} AS {name}")
+        for column, held in zip(columns, values, strict=True):
+            name, kind = column.name, column.type.postgres
+            if name in alike and held.count(held[0]) == len(held):
+                places.append(f"{self.argument(held[0])}::{kind} AS {name}")
             else:
-                arrays.append((name, f"{self.argument(column)}::{kind}[]"))
+                arrays.append((name, f"{self.argument(held)}::{kind}[]"))
                 places.append(name)
         names, arguments = ", ".join(name for name, _ in arrays), ", ".join(argument for _, argument in arrays)
         condition = f" WHERE {self._condition}" if self._condition else ""
@@ -87,31 +95,25 @@ def transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _assignments(typed: str) -> str:
-    names = [field.split()[0] for field in typed.split(",")]
-    return ", ".join(f"{name} = new.{name}" for name in names)
+def _insert(table: Table) -> str:
+    return (
+        f"INSERT INTO {{s}}.{table.name} ({table.columns.names}) SELECT {table.columns.of('new')} FROM {{rows}} AS new"
+    )
 
 
-_CHECKPOINTS: Final = (
-    "INSERT INTO {s}.activity (execution, key, failed, payload) "
-    "SELECT new.execution, new.key, new.failed, new.payload FROM {rows} AS new ON CONFLICT DO NOTHING"
-)
-_MARKS: Final = (
-    "UPDATE {s}.execution e SET mark = new.mark, updated_at = new.updated_at FROM {rows} AS new WHERE e.key = new.key"
-)
-_EXECUTIONS: Final = (
-    f"UPDATE {{s}}.execution e SET {_assignments(_EXECUTION_CHANGES)}, claimed_by_commit = new.number "
-    "FROM {rows} AS new WHERE e.key = new.key"
-)
-_OUTCOMES: Final = (
-    "INSERT INTO {s}.outcome (key, payload) SELECT new.key, new.payload FROM {rows} AS new "
-    "ON CONFLICT (key) DO UPDATE SET payload = excluded.payload"
-)
-_EVENTS: Final = (
-    "INSERT INTO {s}.event (batch, seq, at, tag, data) "
-    "SELECT new.batch, new.seq, new.at, new.tag, new.data FROM {rows} AS new"
-)
-_BATCHES: Final = f"UPDATE {{s}}.batch b SET {_assignments(_CHANGES)} FROM {{rows}} AS new WHERE b.key = new.key"
+def _update(table: Table, changed: Columns) -> str:
+    """Of the rows with the keys that stand first."""
+    assert changed[0].name == "key"
+    assigned = Columns(changed[1:]).assigned_from("new")
+    return f"UPDATE {{s}}.{table.name} t SET {assigned} FROM {{rows}} AS new WHERE t.key = new.key"
+
+
+_CHECKPOINTS: Final = f"{_insert(ACTIVITY)} ON CONFLICT DO NOTHING"
+_MARKS: Final = _update(EXECUTION, _MARKED)
+_EXECUTIONS: Final = _update(EXECUTION, _CHANGED_EXECUTION)
+_OUTCOMES: Final = f"{_insert(OUTCOME)} ON CONFLICT (key) DO UPDATE SET payload = excluded.payload"
+_EVENTS: Final = _insert(EVENT)
+_BATCHES: Final = _update(BATCH, _CHANGED_BATCH)
 
 
 def written(locked: Locked, writes: Writes, number: int | None, statement: Statement | None = None) -> Statement:
@@ -120,7 +122,7 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
     if writes.checkpoints:
         statement.add(
             _CHECKPOINTS,
-            "execution bigint, key text, failed bool, payload bytea",
+            ACTIVITY.columns,
             transposed(
                 [
                     (execution_key(keys[batch], position), key, kind == "failed", payload)
@@ -132,7 +134,7 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
     if writes.marks:
         statement.add(
             _MARKS,
-            "key bigint, mark int, updated_at bigint",
+            _MARKED,
             transposed(
                 [
                     (execution_key(keys[marked.batch_id], marked.position), marked.mark, marked.updated_at)
@@ -144,19 +146,19 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
     if writes.executions:
         statement.add(
             _EXECUTIONS,
-            f"key bigint, number bigint, {_EXECUTION_CHANGES}",
+            _CHANGED_EXECUTION,
             transposed(
                 [
-                    (execution_key(keys[execution.batch_id], execution.position), number, *execution[3:])
+                    (execution_key(keys[execution.batch_id], execution.position), number, *execution_changes(execution))
                     for execution in writes.executions
                 ]
             ),
-            alike=["number", "updated_at"],
+            alike=["claimed_by_commit", "updated_at"],
         )
     if writes.outcomes:
         statement.add(
             _OUTCOMES,
-            "key bigint, payload bytea",
+            OUTCOME.columns,
             transposed(
                 [(execution_key(keys[batch], position), payload) for (batch, position), payload in writes.outcomes]
             ),
@@ -164,14 +166,14 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
     if writes.events:
         statement.add(
             _EVENTS,
-            "batch bigint, seq bigint, at bigint, tag text, data bytea",
+            EVENT.columns,
             transposed([(keys[batch], seq, at, tag, data) for batch, seq, at, tag, data in writes.events]),
             alike=["batch", "at"],
         )
     if writes.batches:
         statement.add(
             _BATCHES,
-            f"key bigint, {_CHANGES}",
+            _CHANGED_BATCH,
             transposed(
                 [
                     (key := keys[record.batch_id], *batch_changes(record), *locked.fronts[key])

@@ -1,0 +1,75 @@
+"""Workers' rows: how a worker is registered, how it leaves, and how one whose lease has expired is found.
+
+A row's absence is what fences a worker. Each function runs within a transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from durable_batches.lifecycle.planning import Departure, plan_release
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    EventRecord,
+    ExecutionKey,
+    Micros,
+    WorkerId,
+    WorkerRecord,
+)
+from durable_batches.stores.columns import WORKER, WORKER_RECORD
+from durable_batches.stores.rows import position_of, worker_of, worker_values
+from durable_batches.stores.sqlite.queries import apply, load_executions
+
+__all__ = ["expired", "load_workers", "register", "release"]
+
+_INSERTED: Final = WORKER_RECORD.and_also(*WORKER.choose("lease", "lease_until", "commits", "refused"))
+_INSERT: Final = f"INSERT INTO worker ({_INSERTED.names}) VALUES ({_INSERTED.marks})"
+
+
+def register(connection: sqlite3.Connection, worker: WorkerRecord, lease: Micros, boot: Micros) -> None:
+    """Insert a worker's row: its commits are numbered from 1, its lease counts from now."""
+    connection.execute(_INSERT, (*worker_values(worker), lease, boot + lease, 0, "[]"))
+
+
+def load_workers(connection: sqlite3.Connection) -> list[WorkerRecord]:
+    """Load the workers that are alive."""
+    return [worker_of(row) for row in connection.execute(f"SELECT {WORKER_RECORD.names} FROM worker")]
+
+
+def expired(connection: sqlite3.Connection, boot: Micros, dead: Collection[WorkerId]) -> list[WorkerId]:
+    """Find the workers that are past their lease, or in `dead`.
+
+    A lease that begins in the future was given on a clock from before a reboot.
+    """
+    found = connection.execute(
+        "SELECT worker_id FROM worker WHERE lease_until <= ? OR lease_until > ? + lease "
+        "OR worker_id IN (SELECT value FROM json_each(?))",
+        (boot, boot, json.dumps(sorted(dead))),
+    )
+    return [WorkerId(worker_id) for (worker_id,) in found]
+
+
+def release(
+    connection: sqlite3.Connection, now: Micros, workers: Collection[WorkerId], departure: Departure
+) -> Sequence[EventRecord]:
+    """Delete the workers' rows, and release the executions that they own."""
+    ids = json.dumps(sorted(workers))
+    connection.execute("DELETE FROM worker WHERE worker_id IN (SELECT value FROM json_each(?))", (ids,))
+    keys, loaded = load_executions(connection, now, _owned_by(connection, ids))
+    writes = plan_release(loaded, workers, departure)
+    apply(connection, keys, writes)
+    return writes.events
+
+
+def _owned_by(connection: sqlite3.Connection, ids: str) -> list[ExecutionKey]:
+    """The executions that these workers own, and the resolvers of the batches concerned."""
+    rows = connection.execute(
+        "SELECT batch.batch_id, execution.key FROM execution JOIN batch ON batch.key = execution.batch "
+        "WHERE execution.owner IN (SELECT value FROM json_each(?)) AND execution.owner IS NOT NULL",
+        (ids,),
+    ).fetchall()
+    owned = {(batch_id, position_of(key)) for batch_id, key in rows}
+    return sorted(owned | {(batch_id, RESOLVER_POSITION) for batch_id, _ in owned})
