@@ -8,7 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.lifecycle.driving import START, World, identity
+from tests.properties import modest
 
 from durable_batches import (
     AbortAll,
@@ -192,3 +195,26 @@ def test_a_newer_event_has_what_is_passed_over() -> None:
 def test_counts_may_have_been_fewer_or_more(stored: list[int]) -> None:
     record = EventRecord(BatchId("batch"), 1, START, "batch_completed", json.dumps([stored]).encode())
     assert fields_of(decode_event(record)) == {"counts": Counts(total=3, succeeded=2, failed=1)}
+
+
+# ---- decoded once, and remembered -------------------------------------------------------------------
+
+records = st.builds(
+    EventRecord,
+    st.sampled_from([BatchId("a"), BatchId("b")]),
+    st.integers(1, 2),
+    st.sampled_from([START, START + 1]),
+    st.just("document_started"),
+    st.sampled_from([b'["one",1]', b'["one",2]', b'["two",1]']),
+)
+
+
+@given(st.lists(records, min_size=2, max_size=20))
+@modest(100)
+def test_a_decoded_event_is_never_that_of_another_record(stored: list[EventRecord]) -> None:
+    for record in stored:
+        event = decode_event(record)
+        assert isinstance(event, DocumentStarted)
+        assert event == decode_event(EventRecord(*record))
+        assert (event.batch_id, event.seq, event.at) == (record.batch_id, record.seq, from_micros(record.at))
+        assert [event.document_id, event.attempt] == json.loads(record.data)

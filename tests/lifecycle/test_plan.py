@@ -24,7 +24,8 @@ from durable_batches.lifecycle.facts import (
     StageEntered,
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord
-from durable_batches.lifecycle.planning import SUSPECT_PATIENCE, Candidates, Loaded, Writes, plan_claims, plan_facts
+from durable_batches.lifecycle.planning import Candidates, Loaded, Writes, plan_claims, plan_facts
+from durable_batches.lifecycle.planning.claims import ISOLATION_WAIT_MICROS
 from durable_batches.lifecycle.records import (
     NOW,
     RESOLVER_DOCUMENT_ID,
@@ -524,12 +525,12 @@ def test_a_suspect_does_not_wait_for_ever() -> None:
     ]
     request = ClaimRequest(frozenset({WORKFLOW}), 2, 1, CAPACITY, CAPACITY, 0)
     assert suspect.due is not None
-    patient = plan_claims(suspect.due + SUSPECT_PATIENCE, ME, request, candidates, 1)
+    patient = plan_claims(suspect.due + ISOLATION_WAIT_MICROS, ME, request, candidates, 1)
     assert [execution.batch_id for execution in patient.executions] == ["b", "b"]
-    out_of_patience = plan_claims(suspect.due + SUSPECT_PATIENCE + 1, ME, request, candidates, 1)
+    out_of_patience = plan_claims(suspect.due + ISOLATION_WAIT_MICROS + 1, ME, request, candidates, 1)
     assert not out_of_patience.executions
     # And the worker that has run empty takes it.
-    empty = plan_claims(suspect.due + SUSPECT_PATIENCE + 1, ME, request._replace(held=0), candidates, 1)
+    empty = plan_claims(suspect.due + ISOLATION_WAIT_MICROS + 1, ME, request._replace(held=0), candidates, 1)
     assert [(execution.batch_id, execution.alone) for execution in empty.executions] == [("a", True)]
 
 
@@ -540,7 +541,7 @@ def suspect_and_innocent(world: World) -> list[ExecutionRecord]:
     assert crash(world, 1) == [0]
     world.claim(ME, 1)
     world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
-    world.now += SECOND + SUSPECT_PATIENCE
+    world.now += SECOND + ISOLATION_WAIT_MICROS
     assert [row.position for row in world.due(batch_id)] == [0, 1]
     return world.due(batch_id)
 

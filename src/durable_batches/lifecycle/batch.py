@@ -227,7 +227,7 @@ class BatchInProgress:
         if self.state == "pending":
             self.move(self._earliest_stage())
 
-    def mark_document(self, execution: ExecutionRecord, mark: int) -> None:
+    def enter_stage(self, execution: ExecutionRecord, mark: int) -> None:
         before = execution.mark + 1
         self.at[before] -= 1
         self.at[mark + 1] += 1

@@ -6,7 +6,7 @@ place in its batch; the resolver has `RESOLVER_POSITION`.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, final
 
 from durable_batches.lifecycle.records import Micros, WorkerId
 from durable_batches.lifecycle.states import BatchId
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 
+@final  # and so told apart by its type alone, by type checkers too
 class ActivityCompleted(NamedTuple):
     """An activity call returned; `payload` is its encoded result."""
 

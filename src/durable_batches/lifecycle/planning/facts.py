@@ -1,0 +1,160 @@
+"""Apply what a worker reports.
+
+Which facts apply
+-----------------
+
+1. A fact applies if its execution is owned by the reporting worker, in the attempt that the fact names, and the
+   batch's run has not ended.
+2. What was paid for is kept: a result whose run has ended in the meantime, while no later attempt took over, is
+   recorded as a checkpoint and changes nothing else.
+3. An execution of an ended run that its worker reports about is released.
+4. Everything else is refused and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias, assert_never
+
+from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.facts import (
+    ActivityCompleted,
+    ActivityFailed,
+    ExecutionFailed,
+    ExecutionReleased,
+    ExecutionSucceeded,
+    Fact,
+    StageEntered,
+)
+from durable_batches.lifecycle.planning.release import release_execution
+from durable_batches.lifecycle.planning.unit_of_work import Loaded, UnitOfWork, Writes
+from durable_batches.lifecycle.policies import document_retry_delay
+from durable_batches.lifecycle.primitives import make_record
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    CheckpointWrite,
+    ExecutionKey,
+    ExecutionRecord,
+    Micros,
+    WorkerId,
+)
+from durable_batches.lifecycle.states import ENDED_TAGS
+
+__all__ = ["executions_to_load", "plan_facts"]
+
+
+def executions_to_load(facts: Iterable[Fact]) -> list[ExecutionKey]:
+    """List the executions that these facts can change: their own, and where documents end, the batch's resolver."""
+    facts = list(facts)
+    keys: set[ExecutionKey] = {(fact[0], fact[2]) for fact in facts}
+    keys.update((fact[0], RESOLVER_POSITION) for fact in facts if type(fact) in _ENDING)
+    return sorted(keys)
+
+
+_ENDING: Final = frozenset({ExecutionSucceeded, ExecutionFailed})
+
+
+def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact]) -> Writes:
+    """Decide what the commit of these facts by this worker writes."""
+    unit = UnitOfWork(loaded.now, loaded.batches, loaded.executions)
+    # Local names, and no call for the most frequent fact, because this loop runs once for each activity.
+    executions, batches, checkpoints, refused = unit.executions, unit.batches, unit.checkpoints, unit.refused
+    for index, fact in enumerate(facts):
+        batch_id, run, position, attempt = fact[:4]
+        execution = executions.get((batch_id, position))
+        if execution is None:
+            refused[index] = "unknown"
+            continue
+        if execution.owner != worker or execution.attempt != attempt or execution.run != run:
+            refused[index] = "superseded"
+            continue
+        batch = batches.get(batch_id)
+        if batch is None:
+            refused[index] = "unknown"
+        elif batch.run != run or batch.state in ENDED_TAGS:
+            refused[index] = "ended"
+            _apply_after_end(unit, execution, fact)
+        elif type(fact) is ActivityCompleted:
+            if fact.mark > execution.mark:
+                _enter_stage(unit, execution, fact.mark)
+            checkpoints.append(make_record(CheckpointWrite, (batch_id, position, fact.key, "succeeded", fact.payload)))
+        else:
+            _apply(unit, execution, fact)
+    return unit.writes()
+
+
+_OtherFact: TypeAlias = StageEntered | ActivityFailed | ExecutionSucceeded | ExecutionFailed | ExecutionReleased
+
+
+def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> None:
+    match fact:
+        case StageEntered():
+            _enter_stage(unit, execution, fact.mark)
+        case ActivityFailed():
+            unit.checkpoints.append(CheckpointWrite(fact.batch_id, fact.position, fact.key, "failed", fact.payload))
+        case ExecutionSucceeded():
+            _succeed(unit, execution, fact)
+        case ExecutionFailed():
+            _fail(unit, execution, fact)
+        case ExecutionReleased():
+            release_execution(unit, execution, "shutdown")
+        case _:
+            assert_never(fact)
+
+
+def _apply_after_end(unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -> None:
+    """Keep what was paid for, and release what is reported back."""
+    match fact:
+        case ActivityCompleted():
+            unit.checkpoints.append(CheckpointWrite(fact.batch_id, fact.position, fact.key, "succeeded", fact.payload))
+        case ActivityFailed() | StageEntered():
+            pass
+        case ExecutionSucceeded() | ExecutionFailed() | ExecutionReleased():
+            unit.release_as_cancelled(execution)
+        case _:
+            assert_never(fact)
+
+
+def _enter_stage(unit: UnitOfWork, execution: ExecutionRecord, stage_index: int) -> None:
+    """Move a document forward; a stage that it has entered, or that there is none of, changes nothing."""
+    if execution.position == RESOLVER_POSITION:
+        return
+    batch = unit.batch(execution.batch_id)
+    if execution.mark < stage_index < len(batch.definition.stages):
+        batch.enter_stage(execution, stage_index)
+        unit.enter_stage(execution, stage_index)
+
+
+def _succeed(unit: UnitOfWork, execution: ExecutionRecord, fact: ExecutionSucceeded) -> None:
+    unit.finish(execution, "succeeded", fact.outcome)
+    batch = unit.batch(execution.batch_id)
+    if execution.position == RESOLVER_POSITION:
+        batch.complete_resolver()
+    else:
+        batch.complete_document(execution, fact.unused_checkpoints)
+
+
+def _fail(unit: UnitOfWork, execution: ExecutionRecord, fact: ExecutionFailed) -> None:
+    unit.delete_failures(execution, fact.forget)
+    batch = unit.batch(execution.batch_id)
+    resolver = execution.position == RESOLVER_POSITION
+    delay = fact.retry_in if resolver else _document_retry_delay(batch, execution, fact)
+    if delay is None:
+        unit.finish(execution._replace(failures=execution.failures + 1), "failed", fact.outcome)
+        if resolver:
+            batch.fail_resolver(fact.error)
+        else:
+            batch.fail_document(execution, fact.error)
+    else:
+        due_at = unit.now + delay
+        unit.retry(execution, due_at, fact.outcome)
+        if resolver:
+            batch.retry_resolver(fact.error, due_at)
+        else:
+            batch.retry_document(execution, execution.failures + 1, due_at, fact.error)
+
+
+def _document_retry_delay(batch: BatchInProgress, execution: ExecutionRecord, fact: ExecutionFailed) -> Micros | None:
+    policy = batch.definition.config.failure_policy
+    delay = document_retry_delay(policy, execution.failures + 1, retryable=fact.retryable)
+    return None if delay is None else int(delay.total_seconds() * 1_000_000)

@@ -1,0 +1,176 @@
+"""One transaction's changes: batches and executions as they are by now, and the rows that these come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.records import (
+    NOW,
+    RESOLVER_POSITION,
+    BatchRecord,
+    CheckpointWrite,
+    EventRecord,
+    ExecutionKey,
+    ExecutionRecord,
+    Micros,
+    Refusal,
+)
+from durable_batches.lifecycle.states import BatchId
+
+__all__ = ["Loaded", "UnitOfWork", "Writes"]
+
+
+class Loaded(NamedTuple):
+    """What a store loaded, under its locks."""
+
+    now: Micros
+    """The store's clock."""
+    batches: Mapping[BatchId, BatchRecord]
+    executions: Mapping[ExecutionKey, ExecutionRecord]
+
+
+class Writes(NamedTuple):
+    """The rows to be written, all in one transaction."""
+
+    batches: Sequence[BatchRecord] = ()
+    executions: Sequence[ExecutionRecord] = ()
+    """To be updated: every field but the key and the document's id may have changed."""
+    marks: Sequence[ExecutionRecord] = ()
+    """To be updated, too, but of these only the mark and `updated_at` have changed: the most frequent write."""
+    outcomes: Sequence[tuple[ExecutionKey, bytes]] = ()
+    checkpoints: Sequence[CheckpointWrite] = ()
+    """To be inserted, unless the execution has this key already: the first record wins."""
+    forget: Sequence[tuple[ExecutionKey, str]] = ()
+    """Recorded failures to be deleted; a success of the same key stays."""
+    events: Sequence[EventRecord] = ()
+    refused: Mapping[int, Refusal] = {}
+    discard: BatchId | None = None
+    """A batch to be deleted with everything that belongs to it."""
+    applied: bool = True
+
+
+class UnitOfWork:
+    """Collect what one transaction changes: rows are read here as earlier changes left them, and changed here.
+
+    `batches` and `executions` hold what was loaded, as the changes so far leave it. A batch is opened by the first
+    change that concerns it, and written if it has emitted an event.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_failures_to_delete",
+        "_opened",
+        "_outcomes",
+        "_stage_entries",
+        "batches",
+        "checkpoints",
+        "executions",
+        "now",
+        "refused",
+    )
+
+    def __init__(
+        self,
+        now: Micros,
+        batches: Mapping[BatchId, BatchRecord],
+        executions: Mapping[ExecutionKey, ExecutionRecord],
+    ) -> None:
+        self.now = now
+        self.batches: dict[BatchId, BatchRecord | BatchInProgress] = dict(batches)
+        self.executions: dict[ExecutionKey, ExecutionRecord] = dict(executions)
+        self.checkpoints: list[CheckpointWrite] = []
+        self.refused: dict[int, Refusal] = {}
+        self._opened: dict[BatchId, BatchInProgress] = {}
+        self._changed: dict[ExecutionKey, ExecutionRecord] = {}
+        self._stage_entries: dict[ExecutionKey, ExecutionRecord] = {}
+        self._outcomes: dict[ExecutionKey, bytes] = {}
+        self._failures_to_delete: list[tuple[ExecutionKey, str]] = []
+
+    # ---- batches -------------------------------------------------------------------------------------------
+
+    def batch(self, batch_id: BatchId) -> BatchInProgress:
+        """Open a loaded batch for change; the same object each time."""
+        batch = self._opened.get(batch_id)
+        if batch is None:
+            record = self.batches[batch_id]
+            assert isinstance(record, BatchRecord)
+            batch = self.batches[batch_id] = self._opened[batch_id] = BatchInProgress(record, self.now)
+        return batch
+
+    # ---- executions ----------------------------------------------------------------------------------------
+
+    def update(self, execution: ExecutionRecord) -> None:
+        """Write this execution."""
+        key = (execution.batch_id, execution.position)
+        self.executions[key] = self._changed[key] = execution
+
+    def enter_stage(self, execution: ExecutionRecord, stage_index: int) -> None:
+        """Write that this execution has entered a later stage."""
+        # Spelt out, because this is made for most activities.
+        entered = ExecutionRecord._make((*execution[:5], stage_index, *execution[6:12], self.now))
+        key = (execution.batch_id, execution.position)
+        self.executions[key] = self._stage_entries[key] = entered
+
+    def finish(self, execution: ExecutionRecord, status: Literal["succeeded", "failed"], outcome: bytes) -> None:
+        """Write that this owned execution has succeeded, or has failed for good."""
+        # An owned execution has no due time that would have to be cleared.
+        self.update(execution._replace(status=status, alone=False, owner=None, updated_at=self.now))
+        self.record_outcome(execution, outcome)
+
+    def retry(self, execution: ExecutionRecord, due_at: Micros, outcome: bytes) -> None:
+        """Write that this owned execution has failed once more, and can be claimed again from this moment on."""
+        self.update(
+            execution._replace(
+                status="waiting",
+                failures=execution.failures + 1,
+                owner=None,
+                alone=False,
+                due=due_at,
+                updated_at=self.now,
+            )
+        )
+        self.record_outcome(execution, outcome)
+
+    def release_as_cancelled(self, execution: ExecutionRecord) -> None:
+        """Write that this owned execution has no owner any more, its run having ended without it."""
+        self.update(execution._replace(status="cancelled", alone=False, owner=None, updated_at=self.now))
+
+    # ---- what belongs to an execution ----------------------------------------------------------------------
+
+    def record_outcome(self, execution: ExecutionRecord, outcome: bytes) -> None:
+        """Write an execution's encoded result or failure."""
+        self._outcomes[execution.batch_id, execution.position] = outcome
+
+    def delete_failures(self, execution: ExecutionRecord, checkpoint_keys: Sequence[str]) -> None:
+        """Delete an execution's recorded failures of these keys."""
+        key = (execution.batch_id, execution.position)
+        self._failures_to_delete.extend((key, checkpoint_key) for checkpoint_key in checkpoint_keys)
+
+    # ---- the rows ------------------------------------------------------------------------------------------
+
+    def writes(self) -> Writes:
+        """Add up the rows to be written."""
+        opened = self._opened.values()
+        for batch in opened:
+            self._make_resolver_claimable(batch)
+        changed = self._changed
+        return Writes(
+            batches=[batch.closed() for batch in opened if batch.events],
+            executions=list(changed.values()),
+            marks=[execution for key, execution in self._stage_entries.items() if key not in changed],
+            outcomes=list(self._outcomes.items()),
+            checkpoints=self.checkpoints,
+            forget=self._failures_to_delete,
+            events=[event for batch in opened for event in batch.events],
+            refused=self.refused,
+        )
+
+    def _make_resolver_claimable(self, batch: BatchInProgress) -> None:
+        """Where these changes moved the batch to `resolving`, its resolver can be claimed from the same moment."""
+        if batch.phase != "due":
+            return
+        resolver = self.executions.get((batch.batch_id, RESOLVER_POSITION))
+        if resolver is not None and resolver.owner is None and resolver.due is None:
+            self.update(resolver._replace(due=NOW, updated_at=self.now))
