@@ -15,13 +15,11 @@ from durable_batches.errors import DurableBatchesError
 
 __all__ = ["related", "trim"]
 
-_MACHINERY: Final = tuple(
-    f"durable_batches.{name}" for name in "clock errors lifecycle orchestrator runtime stores tasks".split()
-)
-"""The library's own code. What it ships as an example or for tests is as the user's."""
+_MACHINERY: Final = ("durable_batches", "asyncio", "concurrent", "contextlib", "threading")
+"""The library, and what may lie between it and the user's code: the thread that a sync activity runs in, for one."""
 
-_BETWEEN: Final = ("asyncio", "concurrent", "contextlib", "threading")
-"""What may lie between the library and the user's code: the thread that a sync activity runs in, for one."""
+_AS_THE_USERS: Final = tuple(f"durable_batches.{name}" for name in "cli extraction script terminal testing".split())
+"""The rooms of the library that are as the user's own code: examples, commands, and help for tests."""
 
 
 def trim(error: BaseException) -> None:
@@ -52,7 +50,7 @@ def _trimmed(error: BaseException) -> TracebackType | None:
     # Who cancelled it is not in the traceback anyway; only where it was at that moment.
     tells_nothing_more = isinstance(error, DurableBatchesError | CancelledError)
     first = error.__traceback__
-    while first is not None and _is(first.tb_frame, _MACHINERY + _BETWEEN):
+    while first is not None and _is_machinery(first.tb_frame):
         first = first.tb_next
     if first is None:
         # All of it is the library's. Were it a mistake of the library's, that would be what one has to see.
@@ -67,7 +65,7 @@ def _without_tail(first: TracebackType) -> TracebackType:
     while entry is not None:
         entries.append(entry)
         entry = entry.tb_next
-    while _is(entries[-1].tb_frame, _MACHINERY + _BETWEEN):
+    while _is_machinery(entries[-1].tb_frame):
         entries.pop()
     copied: TracebackType | None = None
     for entry in reversed(entries):
@@ -76,6 +74,10 @@ def _without_tail(first: TracebackType) -> TracebackType:
     return copied
 
 
-def _is(frame: FrameType, packages: tuple[str, ...]) -> bool:
+def _is_machinery(frame: FrameType) -> bool:
     module: str = frame.f_globals.get("__name__", "")
+    return _is_within(module, _MACHINERY) and not _is_within(module, _AS_THE_USERS)
+
+
+def _is_within(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
