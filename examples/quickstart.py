@@ -18,15 +18,17 @@ from durable_batches import (
 
 @durable_activity(stage=Chunking)
 async def split(text: str) -> list[str]:
-    return [sentence.strip() for sentence in text.split(".") if sentence.strip()]
+    return [part.strip() for part in text.split(".") if part.strip()]
 
 
 @durable_activity(stage=ExtractingMentions)
-async def find_names(sentence: str) -> set[str]:  # stands for the call that you pay for
+async def find_names(sentence: str) -> set[str]:
+    # Stands for the call that you pay for.
     return {word for word in sentence.split() if word.istitle()}
 
 
-async def link(results: Results[set[str]]) -> dict[str, int]:  # once, after ALL documents
+async def link(results: Results[set[str]]) -> dict[str, int]:
+    # Runs once, after all documents.
     seen: dict[str, int] = {}
     async for result in results:
         for name in result.value:
@@ -42,18 +44,24 @@ async def extract(text: str) -> set[str]:
 
 
 async def main() -> None:
-    documents = ["Ada met Charles. Charles built engines.", "Ada wrote programs."]
-    async with BatchOrchestrator(extract, store=SQLiteStore("batches.db")) as batches:
-        batch_id = await batches.submit(
-            documents, config=BatchConfig(concurrency=8, failure_policy=RetryFailed(max_attempts=3))
-        )
-        async for event in batches.progress(batch_id):  # typed, gapless, ends with the run
+    documents = [
+        "Ada met Charles. Charles built engines.",
+        "Ada wrote programs.",
+    ]
+    policy = RetryFailed(max_attempts=3)
+    config = BatchConfig(concurrency=8, failure_policy=policy)
+    store = SQLiteStore("batches.db")
+    async with BatchOrchestrator(extract, store=store) as batches:
+        batch_id = await batches.submit(documents, config=config)
+        # Typed events without a gap; the iteration ends with the batch.
+        async for event in batches.progress(batch_id):
             match event:
-                case StageProgress(stage=stage, current=current, total=total, percentage=percentage):
-                    print(f"{stage}: {current} of {total}, {percentage:.0f} %")
+                case StageProgress(stage=stage, current=current, total=total):
+                    print(f"{stage}: {current} of {total}")
                 case _:
                     pass
-        names = (await batches.result(batch_id)).raise_for_failures().value  # dict[str, int]
+        result = await batches.result(batch_id)
+        names = result.raise_for_failures().value  # dict[str, int]
         print(names)
 
 

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Final, Literal, TypeAlias
 
 import asyncpg
@@ -410,3 +411,9 @@ def as_printed(error: DurableBatchesError, folder: Path) -> str:
     """What the end of its traceback shows; the folder of the test and the library's version are no part of it."""
     text = "".join(traceback.format_exception_only(error)).strip()
     return text.replace(str(folder), "/srv").replace(VERSION, "0.1.0")
+
+
+def on_a_page(text: str) -> str:
+    """Wrap a printed error for the documentation, whose pages show 78 columns."""
+    lines = [fill(line, 78, subsequent_indent="    ", break_on_hyphens=False) for line in text.splitlines()]
+    return "\n".join(lines)
