@@ -1,15 +1,13 @@
-"""Take the addresses of the site and of the repository, and the version, from the package: each has one place."""
+"""Show the version beside the link to the repository."""
 
 from __future__ import annotations
 
 from mkdocs.config.defaults import MkDocsConfig
 
-from durable_batches.version import DOCS_URL, REPOSITORY_URL, VERSION
+from durable_batches.version import VERSION
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Set what mkdocs.yml leaves out."""
-    config.site_url = DOCS_URL
-    config.repo_url = REPOSITORY_URL
+    """Name the link in the header."""
     config.repo_name = f"durable-batches {VERSION}"
     return config
