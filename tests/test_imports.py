@@ -223,6 +223,7 @@ def test_exported_classes_and_functions_say_what_they_are(name: str) -> None:
 
 
 def test_every_exported_name_is_in_the_reference() -> None:
+    """With a description; `tests/docs/test_site.py` looks at the site itself."""
     shown = {name for page in REFERENCE.glob("*.md") for name in names_on(page)}
     assert [name for name in durable_batches.__all__ if name not in shown] == []
 
@@ -237,15 +238,9 @@ def package() -> griffe.ModulesCollection:
 
 
 def names_on(page: Path) -> list[str]:
-    """The names that a page of the reference shows: the module's that it names, unless filtered or without a word.
-
-    Behind the module are single names that it keeps out of its `__all__`, since they come with an extra.
-    """
-    text = page.read_text(encoding="utf-8")
-    module, *single = re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
-    filters: list[str] = json.loads(next(iter(re.findall(r"^ +filters: (\[.*\])$", text, re.MULTILINE)), "[]"))
-    hidden = [found.removeprefix("!") for found in filters]
-    described = package()[module]
-    names = [name for name in importlib.import_module(module).__all__ if described[name].has_docstring]
-    shown = [name for name in names if not any(re.search(pattern, name) for pattern in hidden)]
-    return [*shown, *(name.removeprefix(f"{module}.") for name in single)]
+    """The names that a page of the reference shows, one by one or as a module's, and that have a description."""
+    described = package()
+    paths: list[str] = re.findall(r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    modules = [path for path in paths if described[path].is_module]
+    paths += [f"{module}.{name}" for module in modules for name in importlib.import_module(module).__all__]
+    return [path.rpartition(".")[2] for path in paths if described[path].has_docstring]
