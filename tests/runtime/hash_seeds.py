@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, SerializeAsAny, fi
 from typing_extensions import TypedDict
 
 from durable_batches.runtime.activity import durable_activity
+from durable_batches.runtime.bound_call import BoundCall
 
 T = TypeVar("T")
 NAMES = {"ada", "bela", "cleo", "dana", "emil", "fritz", "gisa", "hans"}
@@ -150,7 +151,8 @@ def key_of(annotation: Any, value: Any) -> str:
     async def activity(value: Any) -> None: ...
 
     activity.__annotations__["value"] = annotation
-    return durable_activity(activity).base_key((value,), {})
+    decorated = durable_activity(activity)
+    return BoundCall(decorated, decorated.definition, (value,), {}).base_key()
 
 
 if __name__ == "__main__":

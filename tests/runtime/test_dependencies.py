@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from tests.conftest import StoreMaker
+from tests.runtime.keys import key
 from tests.support import AT_ONCE, ONCE, STAGES, everything, within
 
 from durable_batches import (
@@ -177,7 +178,7 @@ async def test_it_is_no_part_of_the_key_however_it_is_passed(open_store: StoreMa
         return question
 
     keys = {
-        act.base_key(args, kwargs)
+        key(act, *args, **kwargs)
         for args, kwargs in (
             (("a",), {}),
             (("a", Client("other")), {}),
@@ -187,7 +188,7 @@ async def test_it_is_no_part_of_the_key_however_it_is_passed(open_store: StoreMa
         )
     }
     assert len(keys) == 1
-    assert act.base_key(("a", Client(), 4), {}) not in keys
+    assert key(act, "a", Client(), 4) not in keys
 
     @workflow(STAGES)
     async def run(_: str) -> list[str]:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from tests.conftest import StoreMaker
+from tests.runtime.keys import key
 from tests.support import ONCE, STAGES, Reading, Thinking, everything
 
 from durable_batches import (
@@ -88,8 +89,8 @@ async def test_a_method_is_an_activity_whose_instance_is_no_input(open_store: St
     store = open_store(None)
     assert await values_of(run, store) == [["one: a", "one: b!", "one thinks c"]]
     assert client.asked == ["a", "b"]
-    assert client.ask.base_key(("a",), {}) == Client("two").ask.base_key(("a",), {})
-    assert client.ask.base_key(("a",), {}) != client.ask.base_key(("b",), {})
+    assert key(client.ask, "a") == key(Client("two").ask, "a")
+    assert key(client.ask, "a") != key(client.ask, "b")
 
 
 async def test_what_a_method_recorded_is_not_run_again(open_store: StoreMaker) -> None:
@@ -132,7 +133,7 @@ async def test_a_key_function_of_a_method_gets_the_instance_too(open_store: Stor
         return [await client.by_first_letter(document)]
 
     assert await values_of(run, open_store(None), ["ab", "ac"]) == [["ab"], ["ac"]]
-    assert client.by_first_letter.base_key(("ab",), {}) == client.by_first_letter.base_key(("ac",), {})
+    assert key(client.by_first_letter, "ab") == key(client.by_first_letter, "ac")
 
 
 async def test_map_activity_takes_a_method(open_store: StoreMaker) -> None:
@@ -268,7 +269,7 @@ async def test_options_are_those_of_the_call_alone(open_store: StoreMaker) -> No
     patient = act.with_options(stage=Thinking, retry=RetryPolicy(initial=timedelta(0)))
     assert (patient.name, patient.version, patient.stage, patient.timeout) == (act.name, act.version, Thinking, None)
     assert (act.stage, act.retry) == (Reading, ONCE)
-    assert patient.base_key(("a",), {}) == act.base_key(("a",), {})
+    assert key(patient, "a") == key(act, "a")
     assert patient.with_options(timeout=timedelta(seconds=1)).retry == patient.retry
     assert patient.__doc__ == act.__doc__
 

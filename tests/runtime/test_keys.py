@@ -21,17 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 from tests.runtime.hash_seeds import ARGUMENTS, key_of
+from tests.runtime.keys import bound, key
 from typing_extensions import TypedDict
 
 from durable_batches import ActivityDefinitionError, PayloadError, durable_activity
 from durable_batches.lifecycle.records import CheckpointRecord
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.checkpoint import Recorded
-
-
-def key(activity: DurableActivity[..., Any], *args: Any, **kwargs: Any) -> str:
-    return activity.base_key(args, kwargs)
-
 
 # ---- the same in every process -----------------------------------------------------------------------------
 
@@ -96,12 +92,12 @@ def test_the_order_of_a_list_matters() -> None:
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers() | st.text(st.characters(codec="utf-8"))))
 def test_equal_dicts_have_equal_keys(value: dict[str, Any]) -> None:
     turned = dict(reversed(value.items()))
-    assert UNTYPED.base_key((value,), {}) == UNTYPED.base_key((turned,), {})
+    assert key(UNTYPED, value) == key(UNTYPED, turned)
 
 
 @given(st.sets(st.integers()), st.sets(st.integers()))
 def test_sets_have_equal_keys_if_they_are_equal(one: set[int], other: set[int]) -> None:
-    assert (SETS.base_key((one,), {}) == SETS.base_key((other,), {})) == (one == other)
+    assert (key(SETS, one) == key(SETS, other)) == (one == other)
 
 
 @durable_activity
@@ -369,7 +365,7 @@ def test_an_explicit_key_stands_for_the_input() -> None:
 
     assert key(post, "u", b"1") == key(post, "u", body=b"2")
     assert key(post, "u", b"1") != key(post, "v", b"1")
-    assert post.input_digest(("u", b"1"), {}) != post.input_digest(("u", b"2"), {})
+    assert bound(post, "u", b"1").input_digest() != bound(post, "u", b"2").input_digest()
 
 
 def test_an_explicit_key_serves_for_input_that_cannot_be_encoded() -> None:

@@ -12,14 +12,13 @@ from functools import update_wrapper
 from types import MethodType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
-from durable_batches.codec.codec import Codec
 from durable_batches.errors import ActivityDefinitionError
 from durable_batches.lifecycle.machine import tag_of
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.states import Stage
+from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.context import current_dependencies, workflow_scope
 from durable_batches.runtime.definition import ActivityDefinition, Replacement
-from durable_batches.runtime.dependencies import Dependency
 
 __all__ = [
     "ActivityDecorator",
@@ -76,9 +75,9 @@ class DurableActivity(Generic[P, T_co]):
         self.stage: type[Stage] | None = stage
         self.retry: RetryPolicy = retry
         self.timeout: timedelta | None = timeout
-        self._definition = definition
-        self._instance: object | None = None
-        self._own_key: str | None = None
+        self.definition: ActivityDefinition[T_co] = definition
+        self.instance: object | None = None
+        self.explicit_key: str | None = None
         self._check_options()
         update_wrapper(self, fn)
 
@@ -89,14 +88,14 @@ class DurableActivity(Generic[P, T_co]):
             ActivityFailedError: Recorded calls only: the attempts are used up.
             PayloadError: Recorded calls only: an argument cannot be encoded.
         """
-        if self._instance is None and self._definition.is_method and args:
+        definition = self.definition
+        if definition.is_method and self.instance is None and args:
             # `Class.method(instance, ...)`
             bound: Callable[..., Coroutine[Any, Any, T_co]] = self._bound_to(args[0])
             return bound(*args[1:], **kwargs)
+        call = BoundCall(self, definition, args, kwargs)
         workflow = workflow_scope()
-        if workflow is None:
-            return self._plain(args, kwargs)
-        return workflow.call(self, args, kwargs)
+        return self._plain(call) if workflow is None else workflow.call(call)
 
     def __repr__(self) -> str:
         return f"<durable activity {self.name!r}>"
@@ -109,13 +108,13 @@ class DurableActivity(Generic[P, T_co]):
     ) -> DurableActivity[P2, T]: ...
     def __get__(self, instance: Any, owner: Any, /) -> Any:
         """As a method: `self` is bound, and no part of the key."""
-        if instance is None or not self._definition.is_method or self._instance is not None:
+        if instance is None or not self.definition.is_method or self.instance is not None:
             return self
         return self._bound_to(instance)
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         """A class has it as an attribute."""
-        self._definition.became_method()
+        self.definition.became_method()
 
     def with_options(
         self,
@@ -141,7 +140,7 @@ class DurableActivity(Generic[P, T_co]):
         other.stage = stage or self.stage
         other.retry = retry or self.retry
         other.timeout = self.timeout if timeout is None else timeout
-        other._own_key = self._own_key if key is None else key
+        other.explicit_key = self.explicit_key if key is None else key
         other._check_options()
         return other
 
@@ -151,69 +150,21 @@ class DurableActivity(Generic[P, T_co]):
 
         Name, key and recording stay; dependencies are not filled in, so that `fake` gets what the caller gives.
         """
-        definition = self._definition
+        definition = self.definition
         before = definition.replacement
-        definition.replacement = Replacement(fake, takes_instance=self._instance is None)
+        definition.replacement = Replacement(fake, takes_instance=self.instance is None)
         try:
             yield
         finally:
             definition.replacement = before
 
-    # ---- for who runs it ---------------------------------------------------------------------------------------
-
-    @property
-    def definition(self) -> ActivityDefinition[T_co]:
-        """What it has in common with its other forms."""
-        return self._definition
-
-    @property
-    def is_ordinary(self) -> bool:
-        """Whether a call is just the function's: async, with no timeout, instance or dependency, and not replaced."""
-        return self._ordinary and self._definition.replacement is None
-
-    @property
-    def codec(self) -> Codec[T_co]:
-        """What encodes its results."""
-        return self._definition.codec
-
-    def base_key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        """The key of a call but for its occurrence.
-
-        Raises:
-            PayloadError: An argument, or the explicit key, cannot be encoded.
-            TypeError: The arguments do not fit the function.
-        """
-        definition = self._definition
-        if not self.has_explicit_key and definition.all_input:
-            return definition.keys.base(args, kwargs)
-        if self._own_key is not None:
-            return definition.keys.named(self._own_key)
-        if definition.key is not None:
-            own = args if self._instance is None else (self._instance, *args)
-            return definition.keys.named(definition.key(*own, **kwargs))
-        return definition.keys.base(*definition.inputs(args, kwargs))
-
-    def input_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-        """The digest of the input of a call whose key is explicit; None where it cannot have one."""
-        definition = self._definition
-        return definition.keys.input_digest(*definition.inputs(args, kwargs))
-
-    def target(self) -> tuple[Callable[..., Any], bool]:
-        """The function to call, and whether it is async."""
-        return self._definition.function(self._instance)
-
-    def missing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Dependency]:
-        """The dependencies that a call leaves open."""
-        return self._definition.missing(args, kwargs)
-
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    async def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T_co:
-        missing = self.missing(args, kwargs)
-        if missing:
-            kwargs = await current_dependencies().filled(missing, kwargs)
-        function, is_async = self.target()
-        result = function(*args, **kwargs) if is_async else await asyncio.to_thread(function, *args, **kwargs)
+    async def _plain(self, call: BoundCall) -> T_co:
+        missing = call.missing()
+        kwargs = await current_dependencies().filled(missing, call.kwargs) if missing else call.kwargs
+        function, is_async = call.target()
+        result = function(*call.args, **kwargs) if is_async else await asyncio.to_thread(function, *call.args, **kwargs)
         if inspect.isawaitable(result):
             result = await result
         value: T_co = result
@@ -226,23 +177,22 @@ class DurableActivity(Generic[P, T_co]):
 
     def _bound_to(self, instance: object) -> DurableActivity[..., T_co]:
         bound = self._copy()
-        bound._instance = instance
-        bound._ordinary = False
+        bound.instance = instance
+        bound.is_plain = False
         # So that its signature is shown without the instance.
-        bound.__dict__["__wrapped__"] = MethodType(self._definition.fn, instance)
+        bound.__dict__["__wrapped__"] = MethodType(self.definition.fn, instance)
         return bound
 
     def _check_options(self) -> None:
-        definition = self._definition
-        self._ordinary = (
-            definition.is_async and self.timeout is None and self._instance is None and not definition.dependencies
+        definition = self.definition
+        self.is_plain: bool = (
+            definition.is_async and self.timeout is None and self.instance is None and not definition.dependencies
         )
-        self.has_explicit_key = self._own_key is not None or definition.key is not None
         if self.stage is not None:
             tag_of(self.stage)
         if self.timeout is not None and self.timeout <= timedelta(0):
             raise ActivityDefinitionError(f"activity {self.name!r}: timeout must be positive")
-        if self._own_key == "":
+        if self.explicit_key == "":
             raise ActivityDefinitionError(f"activity {self.name!r}: a key must not be empty")
 
 

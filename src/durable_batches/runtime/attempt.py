@@ -18,7 +18,6 @@ from durable_batches.lifecycle.failures import ActivityFailure
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord, Refusal
 from durable_batches.lifecycle.states import Stage
-from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.attempt_result import (
     AttemptFailed,
     AttemptStopped,
@@ -27,9 +26,11 @@ from durable_batches.runtime.attempt_result import (
     failed,
     note_checkpoint,
 )
+from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.call import Call, RunningCall
 from durable_batches.runtime.checkpoint import Recorded
 from durable_batches.runtime.context import ExecutionContext, enter_activity, enter_workflow, leave
+from durable_batches.runtime.definition import ActivityDefinition
 from durable_batches.runtime.resources import Surroundings
 from durable_batches.runtime.tracebacks import trim
 
@@ -231,44 +232,45 @@ class Attempt:
 
     # ---- activities ------------------------------------------------------------------------------------------
 
-    async def call(self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def call(self, bound: BoundCall) -> Any:
         """See `WorkflowScope`."""
+        activity, definition = bound.activity, bound.definition
         if self._stopping is not None or self._ended:
             # The attempt is over: whoever still calls is unwound.
             self._unwound = self._unwound or not self._ended
             raise asyncio.CancelledError
         try:
-            base = activity.base_key(args, kwargs)
+            base = bound.base_key()
         except PayloadError as error:
             error.locate(self.execution.batch_id, self.execution.document_id)
             raise
-        if activity.has_explicit_key:
-            self._check_input(activity, base, args, kwargs)
+        if activity.explicit_key is not None or definition.key is not None:
+            self._check_input(bound, base)
         if activity.stage is not None:
             self._enter(activity.stage, activity.name)
         checkpoint = self.recorded.take(base)
         if checkpoint is not None:
-            return self._replay(activity, checkpoint)
+            return self._replay(definition, checkpoint)
         self._calls_started += 1
-        call = Call(self._shared, activity, self.recorded.new_key(base), self, asyncio.current_task())
+        call = Call(self._shared, bound, self.recorded.new_key(base), self, asyncio.current_task())
         self._calls.add(call)
         try:
-            if activity.is_ordinary:
+            if activity.is_plain and definition.replacement is None:
                 # What nearly all calls are, spelt out: `Call.once` and `_record`, without a coroutine each.
                 tokens = enter_activity(call)
                 call.attempt = 1
                 payload, value = b"", None
                 raised: BaseException | None = None
                 try:
-                    payload, value = activity.codec.recoded(await activity.definition.fn(*args, **kwargs))
+                    payload, value = definition.codec.recoded(await definition.fn(*bound.args, **bound.kwargs))
                 except BaseException as error:  # noqa: BLE001  (judged by `_try`)
                     raised = error
                 finally:
                     leave(tokens)
                 if raised is not None:
-                    payload, value = await self._try(call, args, kwargs, raised)
+                    payload, value = await self._try(call, raised)
             else:
-                payload, value = await self._try(call, args, kwargs)
+                payload, value = await self._try(call)
             self._reported = mark = self._mark
             refusal = await self._shared.recorder.record(
                 make_record(
@@ -291,17 +293,11 @@ class Attempt:
             if not self._calls and (self._idle is not None or self._cancel_when_idle):
                 self._became_idle()
 
-    def _check_input(
-        self,
-        activity: DurableActivity[Any, Any],
-        base: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        digest = activity.input_digest(args, kwargs)
+    def _check_input(self, bound: BoundCall, base: str) -> None:
+        digest = bound.input_digest()
         if digest is not None:
             batch_id, document_id = self.execution.batch_id, self.execution.document_id
-            self.recorded.check_input(base, digest, activity.name, batch_id, document_id)
+            self.recorded.check_input(base, digest, bound.activity.name, batch_id, document_id)
 
     def _became_idle(self) -> None:
         if self._idle is not None and not self._idle.done():
@@ -310,27 +306,25 @@ class Attempt:
             self._cancel_when_idle = False
             self._task.cancel()
 
-    def _replay(self, activity: DurableActivity[Any, Any], checkpoint: CheckpointRecord) -> Any:
+    def _replay(self, definition: ActivityDefinition[Any], checkpoint: CheckpointRecord) -> Any:
         self._shared.stats.activities_replayed += 1
         batch_id, document_id = self.execution.batch_id, self.execution.document_id
         if checkpoint.kind == "succeeded":
             with payload_of(batch_id, document_id):
-                return activity.codec.decode(checkpoint.payload)
+                return definition.codec.decode(checkpoint.payload)
         error = ActivityFailure.decode(checkpoint.payload).error(batch_id, document_id)
         self._note_failure(error, checkpoint.key)
         raise error
 
-    async def _try(
-        self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], first: BaseException | None = None
-    ) -> tuple[bytes, Any]:
+    async def _try(self, call: Call, first: BaseException | None = None) -> tuple[bytes, Any]:
         """Call the function until it returns or its retries are used up: its result, encoded and as it is read."""
-        activity = call.activity
+        activity = call.bound.activity
         while True:
             try:
                 if first is not None:
                     raised, first = first, None
                     raise raised
-                return await call.once(args, kwargs)
+                return await call.once()
             except asyncio.CancelledError:
                 if call.task.cancelling() > 0 or self._stopping is not None or self._ended:
                     raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ActivityTimeoutError, place_of
 from durable_batches.lifecycle.failures import in_a_line, message_of
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.runtime.activity import DurableActivity
+from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.resources import ActivityReport, Surroundings
@@ -38,24 +38,24 @@ class Call:
 
     Args:
         shared: What all calls of a worker share.
-        activity: What is called.
+        bound: What is called, and with what.
         key: Of the checkpoint that it will be recorded under.
         scope: The execution that makes the call.
     """
 
-    __slots__ = ("_scope", "_shared", "_waiting", "activity", "attempt", "key", "reported", "task")
+    __slots__ = ("_scope", "_shared", "_waiting", "attempt", "bound", "key", "reported", "task")
 
     def __init__(
         self,
         shared: Surroundings,
-        activity: DurableActivity[Any, Any],
+        bound: BoundCall,
         key: str,
         scope: WorkflowScope,
         task: asyncio.Task[Any] | None,
     ) -> None:
         assert task is not None
         self.task: asyncio.Task[Any] = task
-        self.activity: DurableActivity[Any, Any] = activity
+        self.bound: BoundCall = bound
         self.key: str = key
         self.attempt: int = 0
         self._scope = scope
@@ -104,25 +104,25 @@ class Call:
         """See `ActivityContext`."""
         self.reported = True
         self._shared.reports[self.identity] = ActivityReport(
-            document_id=self.document_id, activity=self.activity.name, current=current, total=total
+            document_id=self.document_id, activity=self.bound.activity.name, current=current, total=total
         )
 
     # ---- as the attempt runs it --------------------------------------------------------------------------------
 
-    async def once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
+    async def once(self) -> tuple[bytes, Any]:
         """Call the function once more: its result, encoded and as it is read."""
-        activity = self.activity
+        bound = self.bound
         self.attempt += 1
         tokens = enter_activity(self)
         try:
-            missing = activity.missing(args, kwargs)
-            filled = await self._shared.dependencies.filled(missing, kwargs) if missing else kwargs
-            function, is_async = activity.target()
-            if activity.timeout is None and is_async:
-                result = await function(*args, **filled)
+            missing = bound.missing()
+            kwargs = await self._shared.dependencies.filled(missing, bound.kwargs) if missing else bound.kwargs
+            function, is_async = bound.target()
+            if bound.activity.timeout is None and is_async:
+                result = await function(*bound.args, **kwargs)
             else:
-                result = await self._aside(function, args, filled, is_async=is_async)
-            return activity.codec.recoded(result)
+                result = await self._aside(function, bound.args, kwargs, is_async=is_async)
+            return bound.definition.codec.recoded(result)
         finally:
             leave(tokens)
 
@@ -130,12 +130,12 @@ class Call:
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        kwargs: Mapping[str, Any],
         *,
         is_async: bool,
     ) -> Any:
         """Run the function once, under the activity's timeout, and in a thread where it is a sync one."""
-        activity = self.activity
+        activity = self.bound.activity
         if activity.timeout is None:
             return await self._in_thread(function, args, kwargs)
         seconds = activity.timeout.total_seconds()
@@ -158,7 +158,7 @@ class Call:
                 raise late from error.__cause__
             raise
 
-    async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         context = copy_context()
 
         def call() -> Any:
@@ -185,10 +185,10 @@ class Call:
             return
         _log.info(
             "activity %r in %s: try %d of %d failed: %s; again in %.3g s",
-            self.activity.name,
+            self.bound.activity.name,
             place_of(self.batch_id, self.document_id),
             self.attempt,
-            self.activity.retry.max_attempts,
+            self.bound.activity.retry.max_attempts,
             in_a_line(type(error).__name__, message_of(error)),
             seconds,
         )

@@ -13,7 +13,7 @@ from durable_batches.lifecycle.states import BatchId, Stage
 from durable_batches.runtime.dependencies import Dependencies
 
 if TYPE_CHECKING:
-    from durable_batches.runtime.activity import DurableActivity
+    from durable_batches.runtime.bound_call import BoundCall
 
 __all__ = [
     "ActivityContext",
@@ -93,7 +93,7 @@ class WorkflowScope(Protocol):
         """Which execution it is."""
         ...
 
-    async def call(self, activity: DurableActivity[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def call(self, bound: BoundCall) -> Any:
         """Return the call's recorded result, or run and record it."""
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from types import MethodType
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -66,20 +67,21 @@ class ActivityDefinition(Generic[T]):
         self._takes_instance = _is_in_class(fn) and _first_is_instance(self._signature)
         self.name: str = _name_of(fn, in_class=self._takes_instance) if name is None else name
         self._positional = _positional(self._signature)[1 if self._takes_instance else 0 :]
-        self._prepared: tuple[CallKeys, Codec[T]] | None = None
         # Whether each argument of a call is an input: no instance, no dependency.
         self.all_input: bool = not self._takes_instance and not self.dependencies
         self._check()
 
-    @property
+    # Plain attributes after the first use: what every call asks for is found without a call.
+
+    @cached_property
     def keys(self) -> CallKeys:
         """What makes the keys of its calls."""
-        return (self._prepared or self._prepared_late())[0]
+        return self._prepared_late()[0]
 
-    @property
+    @cached_property
     def codec(self) -> Codec[T]:
         """What encodes its results."""
-        return (self._prepared or self._prepared_late())[1]
+        return self._prepared_late()[1]
 
     def became_method(self) -> None:
         """A class has it as an attribute: what looks like a method is one. Another function stays what it is."""
@@ -161,11 +163,10 @@ class ActivityDefinition(Generic[T]):
         if self.key is not None:
             # The input's digest only backs up the explicit key: parameters that cannot have one are left out.
             digested = {name: hint for name, hint in digested.items() if _is_encodable(hint)}
-        keys = CallKeys(self.name, self.version, signature, digested)
-        codec = Codec[T](_awaited(returned), f"the result of activity {self.name!r}")
-        self._prepared = keys, codec
+        self.keys = CallKeys(self.name, self.version, signature, digested)
+        self.codec = Codec[T](_awaited(returned), f"the result of activity {self.name!r}")
         self._namespace = None
-        return self._prepared
+        return self.keys, self.codec
 
     def _signature_of_inputs(self) -> inspect.Signature:
         parameters = list(self._signature.parameters.values())[1 if self._takes_instance else 0 :]

@@ -189,7 +189,7 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
             yield from (wanted.provider for wanted in dependencies_of(self.resolver).values())
         for function in functions:
             for activity in activities_named_in(function):
-                yield from (wanted.provider for wanted in activity.missing((), {}).values())
+                yield from (wanted.provider for wanted in activity.definition.missing((), {}).values())
 
     def stage_index(self, stage: type[Stage], activity: str | None = None) -> int:
         """The stage's place in the machine.
