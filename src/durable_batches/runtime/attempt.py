@@ -255,7 +255,7 @@ class Attempt:
         call = Call(self._shared, bound, self.recorded.new_key(base), self, asyncio.current_task())
         self._calls.add(call)
         try:
-            if activity.is_plain and definition.replacement is None:
+            if activity.is_plain and definition.replacement is None and not self._shared.middleware:
                 # What nearly all calls are, spelt out: `Call.once` and `_record`, without a coroutine each.
                 tokens = enter_activity(call)
                 call.attempt = 1

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.middleware import nested
 from durable_batches.runtime.resources import ActivityReport, Surroundings
 
 __all__ = ["Call", "RunningCall"]
@@ -118,33 +120,28 @@ class Call:
             missing = bound.missing()
             kwargs = await self._shared.dependencies.filled(missing, bound.kwargs) if missing else bound.kwargs
             function, is_async = bound.target()
-            if bound.activity.timeout is None and is_async:
+            middleware = self._shared.middleware
+            if middleware:
+                run = partial(self._run, function, kwargs, is_async=is_async)
+                result = await nested(middleware, self, run)()
+            elif bound.activity.timeout is None and is_async:
                 result = await function(*bound.args, **kwargs)
             else:
-                result = await self._aside(function, bound.args, kwargs, is_async=is_async)
+                result = await self._run(function, kwargs, is_async=is_async)
             return bound.definition.codec.recoded(result)
         finally:
             leave(tokens)
 
-    async def _aside(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        *,
-        is_async: bool,
-    ) -> Any:
+    async def _run(self, function: Callable[..., Any], kwargs: Mapping[str, Any], *, is_async: bool) -> Any:
         """Run the function once, under the activity's timeout, and in a thread where it is a sync one."""
-        activity = self.bound.activity
+        activity, args = self.bound.activity, self.bound.args
         if activity.timeout is None:
-            return await self._in_thread(function, args, kwargs)
+            return await (function(*args, **kwargs) if is_async else self._in_thread(function, args, kwargs))
         seconds = activity.timeout.total_seconds()
         deadline = Deadline(self._shared.clock, seconds)
         try:
             async with deadline:
-                if is_async:
-                    return await function(*args, **kwargs)
-                return await self._in_thread(function, args, kwargs)
+                return await (function(*args, **kwargs) if is_async else self._in_thread(function, args, kwargs))
         except TimeoutError as error:
             if deadline.expired:
                 late = ActivityTimeoutError(

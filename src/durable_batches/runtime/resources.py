@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -12,6 +12,7 @@ from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import Refusal
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.middleware import Middleware
 
 __all__ = ["GRACE_SECONDS", "ActivityReport", "Recorder", "RunStats", "Surroundings"]
 
@@ -72,3 +73,5 @@ class Surroundings:
         default_factory=dict[tuple[BatchId, str, str], ActivityReport]
     )
     grace: float = GRACE_SECONDS
+    middleware: Sequence[Middleware] = ()
+    """Round each attempt of each activity call, the first of them outermost."""
