@@ -1,0 +1,84 @@
+"""The stores' tables as SQLAlchemy describes tables: for the host application's own queries, and for Alembic.
+
+Needs SQLAlchemy, which comes with the extra `postgres`; nothing else of the library imports this module. The tables are
+made and changed by the store itself when it is opened, or by `durable-batches migrate`. Read them as you like; write
+through the store alone, whose promises rest on what it finds there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from durable_batches.errors import MissingExtraError
+from durable_batches.stores.columns import BIGINT, BOOLEAN, BYTES, INTEGER, TABLES, TEXT, TEXTS, Backend, Type
+
+try:
+    from sqlalchemy import (
+        BigInteger,
+        Boolean,
+        Column,
+        Integer,
+        LargeBinary,
+        MetaData,
+        PrimaryKeyConstraint,
+        Table,
+        Text,
+        UniqueConstraint,
+    )
+    from sqlalchemy.dialects.postgresql import ARRAY
+    from sqlalchemy.types import TypeEngine
+except ModuleNotFoundError as _missing:
+    if _missing.name != "sqlalchemy":
+        raise
+    raise MissingExtraError("postgres", "sqlalchemy") from _missing
+
+__all__ = ["postgres_tables", "sqlite_tables"]
+
+_TYPES: Final[dict[Type, TypeEngine[Any]]] = {
+    INTEGER: Integer(),
+    BIGINT: BigInteger(),
+    BOOLEAN: Boolean(),
+    TEXT: Text(),
+    TEXTS: ARRAY(Text()),
+    BYTES: LargeBinary(),
+}
+
+
+def postgres_tables(schema: str | None = "durable_batches") -> MetaData:
+    """Describe the tables of a `PostgresStore`.
+
+    Args:
+        schema: The store's `schema`; None for the one that a connection goes to by default, as SQLAlchemy and Alembic
+            have it where no schema is named.
+
+    Returns:
+        A collection of its own, which holds the store's tables and nothing else.
+    """
+    return _tables("postgres", schema)
+
+
+def sqlite_tables() -> MetaData:
+    """Describe the tables of a `SQLiteStore`.
+
+    Returns:
+        A collection of its own, which holds the store's tables and nothing else.
+    """
+    return _tables("sqlite", None)
+
+
+def _tables(backend: Backend, schema: str | None) -> MetaData:
+    metadata = MetaData(schema=schema)
+    for table in TABLES:
+        constraints = [UniqueConstraint(*names) for names in table.unique]
+        if table.primary_key:
+            constraints.append(PrimaryKeyConstraint(*table.primary_key))  # type: ignore[arg-type]
+        Table(
+            table.name,
+            metadata,
+            *(
+                Column(column.name, _TYPES[column.type], nullable=column.nullable)
+                for column in table.in_backend(backend)
+            ),
+            *constraints,
+        )
+    return metadata
