@@ -328,8 +328,8 @@ async def test_a_failed_attempt_is_told_once_with_what_one_needs(log: pytest.Log
         await within(batches.run(["x"], config=config, batch_id="b", document_id=lambda _: "doc"))
     what = "activity 'ask' failed after 1 attempt: ConnectionError: no route to the host"
     assert lines(log, logging.WARNING) == [
-        f"document 'doc' of batch 'b' failed in attempt 1: {what}; it is tried again in 4 s",
-        f"document 'doc' of batch 'b' failed in attempt 2: {what}; it is not tried again",
+        f"document 'doc' of batch 'b' failed in attempt 1: {what}; retried in 4 s",
+        f"document 'doc' of batch 'b' failed in attempt 2: {what}; not retried",
     ]
     first = next(record for record in log.records if record.levelno == logging.WARNING)
     told = [getattr(first, name) for name in ("batch_id", "document_id", "attempt", "activity", "error_type")]

@@ -473,18 +473,22 @@ class StoreUnavailableError(DurableBatchesError):
     """The store cannot be reached or used now; running batches wait and go on when it returns."""
 
     code = "store-unavailable"
+    transient: ClassVar[bool] = True
+    """Whether what is wrong usually passes without anybody's help: those who wait for a batch wait on then."""
 
 
 class StoreReadOnlyError(StoreUnavailableError):
     """The store can be read but not written."""
 
     code = "store-read-only"
+    transient = False
 
 
 class StoreAccessError(StoreUnavailableError):
     """The database server refuses: the login, the database's name, or a right that the role lacks."""
 
     code = "store-access"
+    transient = False
 
 
 class StoreLockedError(StoreUnavailableError):
@@ -509,18 +513,21 @@ class StoreFullError(StoreUnavailableError):
     """The disk, or the database's own limit, is full."""
 
     code = "store-full"
+    transient = False
 
 
 class StoreCorruptError(StoreUnavailableError):
     """The file is truncated, damaged, or no database at all."""
 
     code = "store-corrupt"
+    transient = False
 
 
 class SchemaTooNewError(StoreUnavailableError):
     """A newer library wrote this database in a way that this version must not touch."""
 
     code = "schema-too-new"
+    transient = False
 
     def __init__(self, where: str, readable_since: str, version: str) -> None:
         self.where = where

@@ -1,48 +1,185 @@
-"""What is tried again while the store is away: writes whose reply was lost, and reads of those who wait anyway."""
+"""Outages of the store: how calls are repeated until it answers, and what the log says about it.
+
+Several loops of a process call the store, and all of them notice an outage. The log has one line when the first of them
+gets no answer, and one when the last of them that failed is answered again; `Outages` is what they share.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from types import TracebackType
+from typing import Final, Self, TypeVar
 
 from durable_batches.clock import Clock
 from durable_batches.errors import CommitUnknownError, StoreUnavailableError
 
-__all__ = ["patiently", "repeated"]
+__all__ = ["Backoff", "Outage", "Outages", "repeat_unknown", "ride_out"]
 
 _log = logging.getLogger("durable_batches")
 
-_SECONDS: Final = (0.05, 0.2, 0.8, 3.2)
-"""The pauses before it is tried again."""
-
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 5.0
+_UNKNOWN_ATTEMPTS: Final = 5
+"""How often a write is made whose reply was lost."""
 
 T = TypeVar("T")
 
 
-async def repeated(write: Callable[[], Awaitable[T]], clock: Clock, batch_id: str) -> T:
-    """Write; again where the store does not know whether it was written. It answers then as it did the first time."""
-    for pause in _SECONDS:
-        try:
-            return await write()
-        except CommitUnknownError as error:
-            _log.warning("a write to batch %r is repeated: %s", batch_id, error)
-            await clock.sleep(pause)
-    return await write()
+class Backoff:
+    """Pauses in seconds that grow from a first to a longest one."""
+
+    __slots__ = ("_factor", "_first", "_longest", "_next")
+
+    def __init__(self, first: float = 0.05, longest: float = 5.0, factor: float = 2.0) -> None:
+        self._first = self._next = first
+        self._longest = longest
+        self._factor = factor
+
+    def pause(self) -> float:
+        """Return the pause that is due; the next one is longer."""
+        pause = self._next
+        self._next = min(pause * self._factor, self._longest)
+        return pause
+
+    def reset(self) -> None:
+        """Begin with the first pause again."""
+        self._next = self._first
 
 
-async def patiently(read: Callable[[], Awaitable[T]], clock: Clock, batch_id: str) -> T:
-    """Read, for somebody who waits for the batch to move on; where the store is away now, that takes longer."""
-    pause = _FIRST_PAUSE
+class Outages:
+    """The outages of one store as one worker sees them, in the log.
+
+    Args:
+        clock: Measures how long they take.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._cut_off: set[Outage] = set()
+        self._began = 0.0
+        self._logged = ""
+
+    def of(self, operation: str) -> Outage:
+        """Return what one loop, or one call, tells about its outages; the name says in the log what waits."""
+        return Outage(self, operation)
+
+    def failed(self, outage: Outage, error: StoreUnavailableError) -> None:
+        """Log the begin of an outage, or that its cause is another one now. See `Outage.failed`."""
+        with self._lock:
+            begins = not self._cut_off
+            self._cut_off.add(outage)
+            if begins:
+                self._began = self._clock.boot()
+            changed, self._logged = begins or error.code != self._logged, error.code
+        _log.log(
+            logging.WARNING if changed else logging.DEBUG,
+            "%s: %s; %s waits",
+            "store unavailable" if begins else "store still unavailable",
+            error,
+            outage.operation,
+            extra={"operation": outage.operation, "error_code": error.code},
+        )
+
+    def answered(self, outage: Outage, *, restored: bool) -> None:
+        """Log the end of an outage. See `Outage.answered`."""
+        with self._lock:
+            self._cut_off.discard(outage)
+            if self._cut_off:
+                return
+            seconds = self._clock.boot() - self._began
+        _log.warning(
+            "store connection restored after %.1f s"
+            if restored
+            else "nothing waits for the store any more after %.1f s",
+            seconds,
+            extra={"operation": outage.operation, "outage_seconds": seconds},
+        )
+
+
+class Outage:
+    """What one loop of a worker, or one call, knows about the store's outages; ends with its `with` block.
+
+    It may belong to a thread of its own.
+    """
+
+    __slots__ = ("_outages", "away", "operation")
+
+    def __init__(self, outages: Outages, operation: str) -> None:
+        self._outages = outages
+        self.operation: Final = operation
+        self.away: bool = False
+        """Whether its last call got no answer."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.away:
+            self.away = False
+            self._outages.answered(self, restored=False)
+
+    def failed(self, error: StoreUnavailableError) -> None:
+        """Take note of a call that got no answer; it will be repeated."""
+        self.away = True
+        self._outages.failed(self, error)
+
+    def answered(self) -> None:
+        """Take note of a call that got an answer."""
+        if self.away:
+            self.away = False
+            self._outages.answered(self, restored=True)
+
+
+def is_transient(error: StoreUnavailableError) -> bool:
+    """Return whether what is wrong with the store usually passes without anybody's help."""
+    return error.transient
+
+
+async def ride_out(
+    call: Callable[[], Awaitable[T]],
+    outage: Outage,
+    sleep: Callable[[float], Awaitable[object]],
+    *,
+    backoff: Backoff | None = None,
+    passes: Callable[[StoreUnavailableError], bool] = is_transient,
+) -> T:
+    """Call the store until it answers, with pauses that grow.
+
+    Args:
+        call: What is repeated.
+        outage: Is told of failures, and of the answer after them.
+        sleep: Waits for so many seconds.
+        backoff: The pauses.
+        passes: Which failures are ridden out; the others are raised. Transient ones by default.
+    """
     while True:
         try:
-            return await read()
+            answer = await call()
         except StoreUnavailableError as error:
-            if type(error) is not StoreUnavailableError:
-                # Not one of those that pass by themselves.
+            if not passes(error):
                 raise
-            _log.warning("who waits for batch %r waits on: %s", batch_id, error)
-            await clock.sleep(pause, housekeeping=True)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            backoff = backoff or Backoff()
+            outage.failed(error)
+            await sleep(backoff.pause())
+        else:
+            outage.answered()
+            return answer
+
+
+async def repeat_unknown(write: Callable[[], Awaitable[T]], outage: Outage, clock: Clock) -> T:
+    """Write; again, a few times, where the reply was lost. The store answers then as it did the first time.
+
+    Raises:
+        CommitUnknownError: The reply was lost each time.
+    """
+    left = _UNKNOWN_ATTEMPTS
+
+    def passes(error: StoreUnavailableError) -> bool:
+        nonlocal left
+        left -= 1
+        return isinstance(error, CommitUnknownError) and left > 0
+
+    return await ride_out(write, outage, clock.sleep, backoff=Backoff(longest=3.2, factor=4), passes=passes)

@@ -256,7 +256,7 @@ async def test_work_goes_on_when_the_store_was_away_past_the_lease(faults: Fault
 async def test_leaving_is_bounded_while_the_store_is_away(
     faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable_batches.worker.worker._STORE_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("durable_batches.worker.session._STORE_PATIENCE_SECONDS", 0.3)
     tasks = asyncio.all_tasks()
     async with BatchOrchestrator(
         extract, worker=Worker(faults.store, drain=timedelta(seconds=0.3), lease=timedelta(seconds=1))
@@ -294,7 +294,7 @@ async def test_what_a_store_did_not_mean_to_raise_is_told_and_survived(
         await checker.verify(faults.store, interrupted=["here"], finished=True)
     assert broken == 0
     assert "a mistake in the adapter" in caplog.text
-    assert "declared dead" not in caplog.text
+    assert "lease of worker" not in caplog.text
 
 
 # ---- one file, and what can be the matter with it ----------------------------------------------------------------

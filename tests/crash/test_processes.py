@@ -181,7 +181,7 @@ async def _stop_and_wake(scene: Scene) -> int:
     late = {mark["number"] for mark in zombie.marks("commit") if mark["worker"] == first and mark["at"] > taken_over_at}
     made = {mark["number"] for mark in zombie.marks("committed") if mark["worker"] == first}
     assert not late & made, "a worker wrote after it was declared dead"
-    assert "declared dead" in zombie.errors
+    assert "lease of worker" in zombie.errors
     refused = [mark for mark in zombie.marks("refused") if mark["worker"] == first and mark["at"] > taken_over_at]
     return sum(mark["facts"] for mark in refused if mark["error"].startswith("WorkerFencedError"))
 
@@ -244,7 +244,7 @@ async def test_processes_of_two_containers_leave_each_other_alone(scene: Scene, 
     await scene.all_work(processes)
     await scene.check_completed(processes, 60)
     assert scene.checker.stats.repeated == 0
-    assert not any("declared dead" in child.errors for child in processes)
+    assert not any("expired" in child.errors for child in processes)
 
 
 async def test_only_the_lease_tells_that_a_process_of_another_container_is_dead(

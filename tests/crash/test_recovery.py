@@ -35,7 +35,7 @@ from durable_batches.lifecycle.records import ClaimRequest, WorkerId, WorkerReco
 from durable_batches.stores import Store
 from durable_batches.testing.history.checker import HistoryChecker
 from durable_batches.testing.virtual.effects import EffectsLog
-from durable_batches.worker.heartbeat import is_dead, this_process
+from durable_batches.worker.process_identity import is_dead, this_process
 
 LEASE = 300_000_000
 HELD = 4
@@ -54,7 +54,7 @@ class ShiftedClock(SystemClock):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> ShiftedClock:
-    monkeypatch.setattr("durable_batches.worker.worker._RESCUE_SECONDS", 0.05)
+    monkeypatch.setattr("durable_batches.worker.session._LOOK_SECONDS", 0.05)
     return ShiftedClock()
 
 
@@ -176,7 +176,7 @@ def test_a_process_that_proc_hides_is_not_dead(monkeypatch: pytest.MonkeyPatch) 
     def refused(_: int, __: int) -> None:
         raise PermissionError
 
-    monkeypatch.setattr("durable_batches.worker.heartbeat._started", unreadable)
+    monkeypatch.setattr("durable_batches.worker.process_identity._started", unreadable)
     monkeypatch.setattr(os, "kill", refused)
     assert not is_dead(stranger)
     monkeypatch.undo()

@@ -72,7 +72,7 @@ def run_until(words: str, times: int, name: str, folder: Path, *arguments: str) 
 async def recorded(workflow: Workflow[Any, Any, Any, Any], store: Path, batch_id: str) -> int:
     """What a reader sees in the store."""
     async with BatchOrchestrator(workflow, store=SQLiteStore(store), max_in_flight=0) as reader:
-        return await reader.recorded_activities(batch_id)
+        return await reader.count_checkpoints(batch_id)
 
 
 def activities_run(output: str) -> int:

@@ -122,7 +122,7 @@ async def recorded_activities(database: Path) -> int:
     workflow = extraction_workflow(RuleExtractor(Vocabulary()))
     async with BatchOrchestrator(workflow, store=SQLiteStore(database), max_in_flight=0) as batches:
         found = [snapshot async for snapshot in batches.list_batches()]
-        return await batches.recorded_activities(found[0].batch_id) if found else 0
+        return await batches.count_checkpoints(found[0].batch_id) if found else 0
 
 
 async def run_until_half(folder: Path, number: signal.Signals) -> tuple[int, int, str]:

@@ -138,7 +138,7 @@ async def test_a_batch(workflow: ExtractionWorkflow, store: Store, tmp_path: Pat
         graph = await merged(batches, batch_id, result.value)
         stages = (await batches.snapshot(batch_id)).stages
         assert [(stage.done, stage.total) for stage in stages] == [(3, 3)] * 5
-        recorded = await batches.recorded_activities(batch_id)
+        recorded = await batches.count_checkpoints(batch_id)
         assert recorded == batches.stats.activities_run
 
     assert {document.id for document in graph.documents} == {"py-parrot", "cage", "seed"}

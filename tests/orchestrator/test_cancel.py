@@ -144,7 +144,7 @@ async def test_a_result_that_comes_late_is_recorded_and_changes_nothing_else(sto
         before = await batches.snapshot(batch_id)
 
         async def recorded() -> bool:
-            return await batches.recorded_activities(batch_id) == 1
+            return await batches.count_checkpoints(batch_id) == 1
 
         await eventually(recorded)
         after = await batches.snapshot(batch_id)

@@ -387,7 +387,7 @@ async def test_outside_of_async_with_everything_says_so(store: Store) -> None:
         lambda: batches.snapshot(batch_id),
         lambda: batches.result(batch_id),
         lambda: batches.cancel(batch_id),
-        lambda: batches.recorded_activities(batch_id),
+        lambda: batches.count_checkpoints(batch_id),
         lambda: everything(batches.progress(batch_id)),
         lambda: everything(batches.watch(batch_id)),
         lambda: everything(batches.results(batch_id)),

@@ -308,7 +308,7 @@ async def test_who_subscribes_later_does_not_wait_for_news_of_other_batches(
     open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One look-out serves all subscribers of a process; it notices who joins while it waits."""
-    monkeypatch.setattr("durable_batches.reading.subscriptions._POLL_MICROS", 3_600_000_000)
+    monkeypatch.setattr("durable_batches.reading.news._WAIT_MICROS", 3_600_000_000)
     run, gate, waiting = gated()
     store = open_store(None)
     watcher = Worker(store, max_in_flight=0)
@@ -380,7 +380,7 @@ async def test_a_subscriber_that_leaves_early_leaves_nothing_behind(store: Store
             task.cancel()
         await asyncio.wait(waiting)
         # Nobody is subscribed any more.
-        assert batches.worker.subscriptions._subscriptions == {}
+        assert batches.worker.news.watched == []
         gate.set()
         await within(batches.result(batch_id))
 
@@ -614,3 +614,18 @@ async def test_long_lists_are_read_in_pages(store: Store) -> None:
             await batches.submit(["x"], batch_id=str(number))
         listed = [str(snapshot.batch_id) async for snapshot in batches.list_batches()]
     assert listed == [str(number) for number in reversed(range(205))]
+
+
+async def test_the_former_name_of_counting_checkpoints_still_counts_and_warns(store: Store) -> None:
+    @durable_activity
+    async def ask(question: str) -> str:
+        return question
+
+    @workflow(STAGES)
+    async def asking(document: str) -> str:
+        return await ask(document)
+
+    async with BatchOrchestrator(asking, store=store) as batches:
+        result = await batches.run(["x", "y"])
+        with pytest.warns(DeprecationWarning, match="count_checkpoints"):
+            assert await batches.recorded_activities(result.batch_id) == 2  # type: ignore[deprecated]  # pyright: ignore[reportDeprecated]

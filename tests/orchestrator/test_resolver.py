@@ -183,7 +183,7 @@ async def test_its_activities_are_recorded(open_store: StoreMaker) -> None:
         result = await within(batches.result(batch_id))
         assert result.value == "published 6"
         assert (batches.stats.activities_replayed, batches.stats.documents_run) == (3, 0)
-        assert await batches.recorded_activities(batch_id) == 4
+        assert await batches.count_checkpoints(batch_id) == 4
     assert calls == ["add"] * 3 + ["resolve"] * 2 + ["publish"] * 2
     assert set(documents) == {""}
 

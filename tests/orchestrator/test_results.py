@@ -141,8 +141,8 @@ async def assert_nothing_is_left(
     batches: BatchOrchestrator[int, int, Any, Any], tasks: set[asyncio.Task[Any]], store: Store
 ) -> None:
     gc.collect()
-    assert batches.worker.subscriptions._subscriptions == {}
-    assert {task for task in asyncio.all_tasks() - tasks if task.get_name() != "durable-batches poller"} == set()
+    assert batches.worker.news.watched == []
+    assert {task for task in asyncio.all_tasks() - tasks if task.get_name() != "durable-batches news"} == set()
     # Somebody else can write at once: no transaction is open.
     async with asyncio.timeout(2):
         async with BatchOrchestrator(double, worker=Worker(store, max_in_flight=0)) as others:

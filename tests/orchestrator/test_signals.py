@@ -46,7 +46,7 @@ async def test_a_worker_with_nothing_to_do_is_idle_and_its_journal_waits(store: 
     async with BatchOrchestrator(shout, store=store) as batches:
         signals = batches.worker.signals
         with signals.scheduler.idle.listen() as idle, signals.journal.waiting.listen() as waiting:
-            batches.worker.hint()
+            batches.worker.wake()
             await idle.next()
             await waiting.next()
 
@@ -64,7 +64,7 @@ async def test_a_journal_pauses_while_the_store_is_away(store: Store, monkeypatc
         journal = batches.worker.signals.journal
         monkeypatch.setattr(store, "commit", commit)
         with journal.pausing.listen() as pausing, journal.committed.listen() as committed:
-            batches.worker.hint()
+            batches.worker.wake()
             number = await pausing.next()
             away = False
             # It sleeps by the time that it is looked at, or will with the next turn.

@@ -458,7 +458,7 @@ async def test_unknown_ids_are_not_found(store: Store) -> None:
             lambda: batches.snapshot("b"),
             lambda: batches.result("b"),
             lambda: batches.cancel("b"),
-            lambda: batches.recorded_activities("b"),
+            lambda: batches.count_checkpoints("b"),
             lambda: everything(batches.progress("b")),
             lambda: everything(batches.watch("b")),
             lambda: everything(batches.results("b")),

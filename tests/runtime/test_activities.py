@@ -204,7 +204,7 @@ async def test_an_activity_in_an_activity_is_a_plain_call(store: Store) -> None:
         result = await within(batches.run(["x"]))
         (outcome,) = await everything(batches.results(result.batch_id))
         assert outcome == DocumentSucceeded(document_id="0", value="x!x?a!b!")
-        assert await batches.recorded_activities(result.batch_id) == 1
+        assert await batches.count_checkpoints(result.batch_id) == 1
         assert batches.stats.activities_run == 1
     assert len(keys) == 5
     assert len(set(keys)) == 1
@@ -234,7 +234,7 @@ async def test_what_an_activity_leaves_behind_is_not_recorded_as_the_workflows(s
         result = await within(batches.run(["x"]))
         (outcome,) = await everything(batches.results(result.batch_id))
         assert outcome == DocumentSucceeded(document_id="0", value="outerinner")
-        assert await batches.recorded_activities(result.batch_id) == 1
+        assert await batches.count_checkpoints(result.batch_id) == 1
 
 
 # ---- outside of one ----------------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ async def test_map_activity_is_recorded_call_by_call(store: Store) -> None:
         result = await within(batches.run(["x"]))
         (outcome,) = await everything(batches.results(result.batch_id))
         assert outcome == DocumentSucceeded(document_id="0", value=[1, 2, 2, 3])
-        assert await batches.recorded_activities(result.batch_id) == 4
+        assert await batches.count_checkpoints(result.batch_id) == 4
 
 
 # ---- when it is declared -----------------------------------------------------------------------------------

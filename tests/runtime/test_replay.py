@@ -123,7 +123,7 @@ async def test_an_interruption_between_two_documents(open_store: StoreMaker) -> 
     async with BatchOrchestrator(run, worker=worker, config=BatchConfig(concurrency=3)) as batches:
         batch_id = await batches.submit(range(10))
         await eventually(lambda: len(log.calls) >= 13)
-        recorded = await batches.recorded_activities(batch_id)
+        recorded = await batches.count_checkpoints(batch_id)
     before = len(log.calls)
     log.gate.set()
     outcomes = await resumed(run, open_store, batch_id)
@@ -183,7 +183,7 @@ async def test_concurrent_calls_may_come_in_another_order(open_store: StoreMaker
         batch_id = await batches.submit(["x"])
 
         async def all_but_one_recorded() -> bool:
-            return await batches.recorded_activities(batch_id) == 3
+            return await batches.count_checkpoints(batch_id) == 3
 
         await eventually(all_but_one_recorded)
     turned = True
@@ -213,7 +213,7 @@ async def test_identical_concurrent_calls_are_counted(open_store: StoreMaker) ->
         batch_id = await batches.submit(["x"])
 
         async def all_but_one_recorded() -> bool:
-            return await batches.recorded_activities(batch_id) == 3
+            return await batches.count_checkpoints(batch_id) == 3
 
         await eventually(all_but_one_recorded)
     assert await resumed(run, open_store, batch_id) == [DocumentSucceeded(document_id="0", value=[0, 1, 3, 4])]
@@ -456,7 +456,7 @@ async def test_an_activity_that_is_removed_is_counted_shown_and_warned_about(
     assert completed.unused_checkpoints == 1
     assert (stats.checkpoints_unused, stats.activities_replayed, stats.activities_run) == (1, 1, 1)
     (warning,) = (record.getMessage() for record in caplog.records)
-    assert f"document '0' of batch '{batch_id}' did not ask for 1 of its recorded activities" in warning
+    assert f"document '0' of batch '{batch_id}' did not use 1 of its recorded activities" in warning
 
 
 async def test_what_is_used_is_not_warned_about(open_store: StoreMaker, caplog: pytest.LogCaptureFixture) -> None:
@@ -851,7 +851,7 @@ async def test_what_a_workflow_leaves_running_is_recorded_before_its_end(store: 
     async with BatchOrchestrator(run, store=store) as batches:
         result = await within(batches.run(["x"]))
         assert result.counts.succeeded == 1
-        assert await batches.recorded_activities(result.batch_id) == 1
+        assert await batches.count_checkpoints(result.batch_id) == 1
     with pytest.raises(asyncio.CancelledError):
         await tasks[0]
 
@@ -881,7 +881,7 @@ async def test_after_the_grace_what_still_runs_is_cancelled(open_store: StoreMak
         batch_id = await env.batches.submit(["x"])
         await env.advance(timedelta(seconds=29))
         assert sorted(log.calls) == ["endless", "failing"]
-        assert await env.batches.recorded_activities(batch_id) == 1
+        assert await env.batches.count_checkpoints(batch_id) == 1
         assert (await env.batches.snapshot(batch_id)).counts.running == 1
         await env.advance(timedelta(seconds=1))
         assert log.calls[2:] == ["cancelled"]

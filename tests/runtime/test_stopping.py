@@ -24,7 +24,9 @@ from durable_batches import (
     map_activity,
     workflow,
 )
+from durable_batches.signals import until
 from durable_batches.testing import ManualClock
+from durable_batches.testing.virtual.inside import attempts_of
 
 # ---- before it begins --------------------------------------------------------------------------------------------
 
@@ -70,7 +72,7 @@ async def test_what_is_stopped_before_it_begins_does_not_begin(
         if how == "cancelled":
             assert await batches.cancel(batch_id)
             read_on.set()
-            await eventually(lambda: worker.attempts == [])
+            await until(lambda: attempts_of(worker) == [], worker.signals.scheduler.finished)
             assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
         else:
             asyncio.get_running_loop().call_later(0.02, read_on.set)
@@ -153,9 +155,9 @@ async def test_a_cancelled_batch_gives_no_grace_and_has_no_result(open_store: St
         batch_id = await batches.submit(["x"])
         await within(scene.returned.wait())
         assert await batches.cancel(batch_id)
-        await eventually(lambda: batches.worker.attempts == [])
+        await until(lambda: attempts_of(batches.worker) == [], batches.worker.signals.scheduler.finished)
         assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
-        assert await batches.recorded_activities(batch_id) == 0
+        assert await batches.count_checkpoints(batch_id) == 0
     assert scene.log == {"started": 1, "cancelled": 1}
 
 
@@ -168,7 +170,7 @@ async def test_a_result_stands_though_the_worker_is_left(drain: timedelta, open_
         asyncio.get_running_loop().call_later(0.02, scene.gate.set)
     async with BatchOrchestrator(scene.run, store=open_store(None), max_in_flight=0) as batches:
         assert await everything(batches.results(batch_id)) == [DocumentSucceeded(document_id="0", value="X")]
-        assert await batches.recorded_activities(batch_id) == (1 if drain else 0)
+        assert await batches.count_checkpoints(batch_id) == (1 if drain else 0)
     assert scene.log == ({"started": 1} if drain else {"started": 1, "cancelled": 1})
 
 
@@ -197,7 +199,7 @@ async def test_what_a_stopped_workflow_left_running_may_clean_up(store: Store) -
         batch_id = await batches.submit(["x"])
         await within(started.wait())
         assert await batches.cancel(batch_id)
-        await eventually(lambda: batches.worker.attempts == [])
+        await until(lambda: attempts_of(batches.worker) == [], batches.worker.signals.scheduler.finished)
         assert cleaned == ["up"]
 
 
@@ -234,10 +236,10 @@ async def test_a_failure_that_comes_after_the_end_of_the_run_stops_the_workflow(
         await within(started.wait())
         assert await remote.cancel(batch_id)
         gate.set()
-        await eventually(lambda: batches.worker.attempts == [])
+        await until(lambda: attempts_of(batches.worker) == [], batches.worker.signals.scheduler.finished)
         assert seen == ["cancelled"]
         assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
-        assert await batches.recorded_activities(batch_id) == 0
+        assert await batches.count_checkpoints(batch_id) == 0
 
 
 # ---- by the end of the program -------------------------------------------------------------------------------------
@@ -321,12 +323,12 @@ async def test_what_a_worker_runs_can_be_seen(store: Store) -> None:
     worker = Worker(store, clock=clock, lease=timedelta(days=1))
     async with BatchOrchestrator(run, worker=worker) as batches:
         batch_id = await batches.submit(["x"])
-        await eventually(lambda: any(len(attempt.calls) == 2 for attempt in worker.attempts))
-        (attempt,) = worker.attempts
+        await eventually(lambda: any(len(attempt.calls) == 2 for attempt in attempts_of(worker)))
+        (attempt,) = attempts_of(worker)
         await eventually(lambda: all(clock.is_sleeping(call.task) for call in attempt.calls))
         assert [(call.key.partition(":")[0], call.attempt) for call in attempt.calls] == [("flaky", 1)] * 2
         assert attempt.task is not None
         assert attempt.task not in {call.task for call in attempt.calls}
         clock.advance(60)
         assert (await within(batches.result(batch_id))).counts.failed == 1
-        assert worker.attempts == []
+        assert attempts_of(worker) == []

@@ -11,8 +11,10 @@ from durable_batches import MemoryStore
 from durable_batches.clock import Clock, Deadline
 from durable_batches.lifecycle.primitives import to_micros
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
+from durable_batches.outage import Outages
 from durable_batches.testing import ManualClock
-from durable_batches.worker.heartbeat import Heartbeat
+from durable_batches.worker.heartbeat import LeaseRenewer
+from durable_batches.worker.signals import LeaseSignals
 
 
 async def turns(number: int = 3) -> None:
@@ -225,7 +227,16 @@ async def test_a_lease_is_kept_in_virtual_time() -> None:
     worker = WorkerId("w")
     await store.register(WorkerRecord(worker, "", "", 0, "", frozenset()), 30_000_000)
     lost = threading.Event()
-    heartbeat = Heartbeat(store, worker, timedelta(seconds=30), timedelta(minutes=5), clock, lost.set)
+    renewer = LeaseRenewer(
+        store,
+        worker,
+        timedelta(seconds=30),
+        timedelta(minutes=5),
+        clock,
+        outages=Outages(clock),
+        lost=lost.set,
+        signals=LeaseSignals(),
+    )
     beats: list[float] = []
     beat = store.beat
 
@@ -234,17 +245,17 @@ async def test_a_lease_is_kept_in_virtual_time() -> None:
         return beat(worker)
 
     store.beat = noted  # type: ignore[method-assign]
-    heartbeat.start()
+    renewer.start()
     for number in range(1, 7):
         await eventually(lambda: clock.waiting_threads == 1)
-        heartbeat.tick()
+        renewer.loop_turns()
         clock.advance(10)
         await eventually(lambda: len(beats) == number)  # noqa: B023  (awaited here)
         assert (await store.expire()).workers == []
     await eventually(lambda: clock.waiting_threads == 1)
     clock.advance(301)
     await eventually(lost.is_set)
-    heartbeat.join()
+    renewer.join()
     assert len(beats) == 6
     assert (await store.expire()).workers == [worker]
 
@@ -253,10 +264,19 @@ async def test_a_heart_stops_without_waiting() -> None:
     clock = ManualClock()
     store = MemoryStore(clock=clock)
     lost = threading.Event()
-    heartbeat = Heartbeat(store, WorkerId("w"), timedelta(days=1), timedelta(days=1), clock, lost.set)
-    heartbeat.start()
+    renewer = LeaseRenewer(
+        store,
+        WorkerId("w"),
+        timedelta(days=1),
+        timedelta(days=1),
+        clock,
+        outages=Outages(clock),
+        lost=lost.set,
+        signals=LeaseSignals(),
+    )
+    renewer.start()
     await eventually(lambda: clock.waiting_threads == 1)
-    heartbeat.signal_stop()
-    heartbeat.join()
+    renewer.signal_stop()
+    renewer.join()
     assert clock.waiting_threads == 0
     assert not lost.is_set()

@@ -151,7 +151,7 @@ class Demo:
             self._batches = len(found)
             if not found or self.fresh:
                 return None
-            recorded = await batches.recorded_activities(found[0].batch_id)
+            recorded = await batches.count_checkpoints(found[0].batch_id)
             return _Earlier(newest=found[0], recorded=recorded)
 
     @property
@@ -238,7 +238,7 @@ class Demo:
                         pass  # not in a batch that completed
         print_summary(resolution, self.console)
         self._say("")
-        run, recorded = batches.stats.activities_run, await batches.recorded_activities(batch_id)
+        run, recorded = batches.stats.activities_run, await batches.count_checkpoints(batch_id)
         self._say(f"{recorded:,} activities: {run:,} run now, {recorded - run:,} recorded earlier and not repeated")
         for failure in failures[:_SHOWN_FAILURES]:
             self._say(f"failed: {failure.document_id}: {failure.error_type}: {failure.error}")

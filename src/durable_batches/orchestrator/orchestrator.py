@@ -1,47 +1,28 @@
-"""The facade that users hold: one workflow's batches, typed by its documents, results, stages and resolution."""
+"""The orchestrator: one workflow's batches, typed by its documents, results, stages and resolution."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, overload
 from uuid import uuid4
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, deprecated
 
 from durable_batches.codec.codec import payload_of
-from durable_batches.errors import (
-    BatchNotFoundError,
-    ConfigurationError,
-    WorkerNotRunningError,
-    WorkflowMismatchError,
-)
+from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.batch import definition_of
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
+from durable_batches.lifecycle.events import BatchEvent, decode_event
 from durable_batches.lifecycle.facts import Cancel
-from durable_batches.lifecycle.primitives import from_micros, problem_with_name, to_micros
+from durable_batches.lifecycle.primitives import from_micros, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
-from durable_batches.lifecycle.records import (
-    RESOLVER_POSITION,
-    BatchRecord,
-    DocumentRecord,
-    EventRecord,
-    ExecutionStatus,
-)
+from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, DocumentRecord, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, BatchState, Cancelled, Completed, Failed, Stage
 from durable_batches.orchestrator.submission import Submission
-from durable_batches.outage import patiently
-from durable_batches.reading.outcomes import (
-    PAGE,
-    UNFINISHED,
-    document_pages,
-    failure_of,
-    outcome_of,
-    status_of,
-)
+from durable_batches.reading.results import UNFINISHED, failure_of, outcome_of, status_of
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.resources import ActivityReport, RunStats
 from durable_batches.runtime.results import BatchResult, DocumentFailure, DocumentInfo, Outcome
@@ -116,6 +97,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         elif dependencies is not None:
             raise ConfigurationError("the worker's dependencies are given to the worker: Worker(dependencies=...)")
         self._worker = worker
+        self._reader = worker.reader(workflow.name)
         worker.serve(workflow)
 
     async def __aenter__(self) -> Self:
@@ -126,7 +108,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the worker, where nobody else uses it: drain, give back what is unfinished, say goodbye."""
+        """Stop the worker, where no other orchestrator uses it: drain, release unfinished documents, deregister."""
         await self._worker.__aexit__(kind, error, trace)
 
     @property
@@ -210,11 +192,11 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        record = await self._record(batch_id)
+        record = await self._reader.record(batch_id)
         command = Cancel(request_id=uuid4().hex, reason=reason)
-        return (await self._worker.control(record.batch_id, command)).applied
+        return (await self._worker.command(record.batch_id, command)).applied
 
-    # ---- looking ---------------------------------------------------------------------------------------------
+    # ---- reading ---------------------------------------------------------------------------------------------
 
     async def state(self, batch_id: str) -> BatchState[S_co]:
         """The batch's state, typed: a `match` over it that forgets one is a type error.
@@ -222,7 +204,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        return state_of(await self._record(batch_id), self._workflow.machine)
+        return state_of(await self._reader.record(batch_id), self._workflow.machine)
 
     async def snapshot(self, batch_id: str) -> BatchSnapshot[S_co]:
         """The batch at this moment: state, counts, stages, percentage, rate.
@@ -230,7 +212,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        return self._snapshot(await self._record(batch_id))
+        return self._snapshot(await self._reader.record(batch_id))
 
     def reports(self, batch_id: str) -> list[ActivityReport]:
         """How far long activities say they are (`current_activity().report`), of those that run in this process."""
@@ -244,31 +226,9 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        async with aclosing(self._event_records(batch_id, after)) as records:
+        async with aclosing(self._reader.events(batch_id, after)) as records:
             async for record in records:
                 yield decode_event(record)
-
-    async def _event_records(self, batch_id: str, after: int) -> AsyncGenerator[EventRecord, None]:
-        cursor = max(after, 0)
-        await self._record(batch_id)
-        with self._worker.subscriptions.to(BatchId(batch_id)) as subscription:
-            while True:
-                events: Sequence[EventRecord] = subscription.take(cursor)
-                handed = bool(events)
-                if not handed:
-                    events = await self._events(batch_id, cursor)
-                for event in events:
-                    cursor = event.seq
-                    yield event
-                if handed and events[-1].tag not in LAST_EVENT_TAGS:
-                    # What comes next is handed over, too, or announced: no need to ask the store.
-                    await subscription.moved()
-                elif not events or events[-1].tag in LAST_EVENT_TAGS:
-                    record = await self._awaited_record(batch_id)
-                    if record.ended and record.seq <= cursor:
-                        return
-                    if record.seq <= cursor:
-                        await subscription.moved()
 
     async def watch(
         self, batch_id: str, *, interval: timedelta = timedelta(milliseconds=250)
@@ -278,18 +238,9 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        record = await self._record(batch_id)
-        with self._worker.subscriptions.to(record.batch_id) as subscription:
-            while True:
+        async with aclosing(self._reader.changes(batch_id, interval)) as records:
+            async for record in records:
                 yield self._snapshot(record)
-                if record.ended:
-                    return
-                seen = record.seq
-                await self._worker.clock.sleep(interval.total_seconds())
-                record = await self._awaited_record(batch_id)
-                while record.seq == seen:
-                    await subscription.moved()
-                    record = await self._awaited_record(batch_id)
 
     async def result(self, batch_id: str) -> BatchResult[V_co]:
         """Wait for the end of the current run.
@@ -297,12 +248,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        with self._worker.subscriptions.to(BatchId(batch_id), ends_only=True) as subscription:
-            record = await self._record(batch_id)
-            while not record.ended:
-                await subscription.moved()
-                record = await self._awaited_record(batch_id)
-        return await self._result(record)
+        return await self._result(await self._reader.ended_record(batch_id))
 
     async def results(self, batch_id: str) -> AsyncGenerator[Outcome[R_co], None]:
         """The documents that have ended so far, in submission order, a page in memory at a time.
@@ -312,9 +258,9 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        record = await self._record(batch_id)
+        record = await self._reader.record(batch_id)
         statuses: Collection[ExecutionStatus] = () if record.ended else ("succeeded", "failed", "cancelled")
-        async with aclosing(self._documents(batch_id, statuses, inputs=False)) as documents:
+        async with aclosing(self._reader.documents(batch_id, statuses, inputs=False)) as documents:
             async for document in documents:
                 outcome = outcome_of(document, self._workflow.result_codec, ended=record.ended)
                 if outcome is not None:
@@ -335,7 +281,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        record = await self._record(batch_id)
+        record = await self._reader.record(batch_id)
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
         if record.ended and status is not None:
             # An unfinished document of an ended run is cancelled; its row is left as it was.
@@ -344,7 +290,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             if not statuses:
                 return
         stages = definition_of(record).stages
-        async with aclosing(self._documents(batch_id, statuses, inputs=True)) as documents:
+        async with aclosing(self._reader.documents(batch_id, statuses, inputs=True)) as documents:
             async for document in documents:
                 yield self._info(record, document, stages)
 
@@ -368,65 +314,28 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             metadata=metadata or {},
             created_before=None if created_before is None else to_micros(created_before),
         )
-        self._check_running()
-        after: BatchId | None = None
-        while True:
-            page = await self._worker.store.batches(query, after=after, limit=PAGE)
-            for record in page:
+        async with aclosing(self._reader.records(query)) as records:
+            async for record in records:
                 yield self._snapshot(record)
-            if len(page) < PAGE:
-                return
-            after = page[-1].batch_id
 
-    async def recorded_activities(self, batch_id: str) -> int:
-        """How many activities the batch has recorded: paid for, and not to be repeated.
+    async def count_checkpoints(self, batch_id: str) -> int:
+        """Count the results of activities that the batch has recorded: paid for, and not to be repeated.
 
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        record = await self._record(batch_id)
+        record = await self._reader.record(batch_id)
         return await self._worker.store.count_checkpoints(record.batch_id)
+
+    @deprecated("recorded_activities() is called count_checkpoints() now")
+    async def recorded_activities(self, batch_id: str) -> int:
+        """`count_checkpoints`, under its former name."""
+        return await self.count_checkpoints(batch_id)
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
-    def _check_running(self) -> None:
-        if not self._worker.running:
-            raise WorkerNotRunningError("the orchestrator is not running: use it inside `async with`")
-
-    async def _record(self, batch_id: str) -> BatchRecord:
-        self._check_running()
-        if problem_with_name(batch_id) is not None:
-            # Which no batch can have; not every database could be asked for it.
-            raise BatchNotFoundError(batch_id)
-        record = await self._worker.store.batch(BatchId(batch_id))
-        if record is None or not record.sealed:
-            raise BatchNotFoundError(batch_id)
-        if record.workflow != self._workflow.name:
-            raise WorkflowMismatchError(batch_id, self._workflow.name, record.workflow)
-        return record
-
-    async def _awaited_record(self, batch_id: str) -> BatchRecord:
-        return await patiently(lambda: self._record(batch_id), self._worker.clock, batch_id)
-
-    async def _events(self, batch_id: str, after: int) -> Sequence[EventRecord]:
-        store = self._worker.store
-        return await patiently(
-            lambda: store.events(BatchId(batch_id), after=after, limit=500), self._worker.clock, batch_id
-        )
-
     def _snapshot(self, record: BatchRecord) -> BatchSnapshot[S_co]:
         return snapshot_of(record, self._workflow.machine, self._worker.clock.now())
-
-    async def _documents(
-        self, batch_id: str, statuses: Collection[ExecutionStatus], *, inputs: bool
-    ) -> AsyncGenerator[DocumentRecord, None]:
-        pages = document_pages(self._worker.store, BatchId(batch_id), statuses, PAGE, inputs=inputs)
-        async with aclosing(pages):
-            async for page in pages:
-                for document in page:
-                    yield document
-                # The store may be open for others: what is read is this orchestrator's, inside its own block.
-                self._check_running()
 
     def _info(self, batch: BatchRecord, document: DocumentRecord, stages: tuple[str, ...]) -> DocumentInfo[D]:
         execution = document.execution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Generic, Literal, TypeVar
 from uuid import UUID, uuid4
@@ -32,7 +32,7 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.outage import repeated
+from durable_batches.outage import repeat_unknown
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import HostTransaction, HostTransactions, Loading
 from durable_batches.tasks import completed
@@ -46,6 +46,7 @@ _CHUNK_DOCUMENTS: Final = 500
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
 
 D = TypeVar("D")
+T = TypeVar("T")
 
 
 class Submission(Generic[D]):
@@ -106,7 +107,7 @@ class Submission(Generic[D]):
 
     async def _seal(self, loading: Loading, seal: Seal) -> None:
         if self._connection is None:
-            committed = await self._worker.control(self._batch_id, seal)
+            committed = await self._worker.command(self._batch_id, seal)
         else:
             # What comes of it is known with the commit of the host, which says so to all workers.
             committed = await loading.control(self._batch_id, seal)
@@ -124,7 +125,7 @@ class Submission(Generic[D]):
             now=self._worker.clock.now(),
         )
         while True:
-            existing = await repeated(lambda: loading.create(record), self._worker.clock, self._batch_id)
+            existing = await self._written(lambda: loading.create(record))
             if existing is None:
                 return False
             if existing.workflow != self._workflow.name:
@@ -135,9 +136,14 @@ class Submission(Generic[D]):
                 return True
             await self._wipe(existing, existing.loader)
 
+    async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write; again where the reply was lost."""
+        with self._worker.outages.of(f"the submission of batch {self._batch_id!r}") as outage:
+            return await repeat_unknown(write, outage, self._worker.clock)
+
     async def _wipe(self, existing: BatchRecord, loader: WorkerId) -> None:
         """Remove what a submitter that is dead by now has left behind."""
-        await self._worker.rescue()
+        await self._worker.expire_dead_workers()
         if loader == self._worker.worker_id:
             alive = existing.batch_id in self._worker.loading
         else:
@@ -152,7 +158,7 @@ class Submission(Generic[D]):
 
     async def _load(self, loading: Loading, source: AsyncIterator[D], loader: WorkerId) -> int:
         async def add(chunk: Sequence[NewDocument]) -> None:
-            await repeated(lambda: loading.add(self._batch_id, loader, chunk), self._worker.clock, self._batch_id)
+            await self._written(lambda: loading.add(self._batch_id, loader, chunk))
 
         position = 0
         chunk: list[NewDocument] = []

@@ -219,7 +219,7 @@ class Attempt:
         if index > self._mark and not self._ended:
             if self._mark == self._reported:
                 # An activity that returns at once brings its stage along with its result; most do not.
-                self._shared.recorder.remind(self._report_stage)
+                self._shared.recorder.before_commit(self._report_stage)
             self._mark = index
 
     def _report_stage(self) -> None:

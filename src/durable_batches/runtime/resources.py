@@ -31,7 +31,7 @@ class Recorder(Protocol):
         """Hand a fact in; awaits to its verdict once the store has committed it."""
         ...
 
-    def remind(self, callback: Callable[[], None]) -> None:
+    def before_commit(self, callback: Callable[[], None]) -> None:
         """Call back just before the next commit is put together."""
         ...
 

@@ -11,7 +11,7 @@ from durable_batches.errors import BatchExistsError, ConfigurationError, Payload
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.orchestrator.submission import id_of, iterated
-from durable_batches.reading.outcomes import each_document
+from durable_batches.reading.results import each_document
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import BatchQuery, Store
 

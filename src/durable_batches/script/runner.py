@@ -214,7 +214,7 @@ class _Script(Generic[D, R, S, V]):
         elif record.ended:
             say(f"batch {batch_id!r} in {self._where} has ended before; nothing is run")
         else:
-            recorded = await self._batches.recorded_activities(batch_id)
+            recorded = await self._batches.count_checkpoints(batch_id)
             say(f"resuming batch {batch_id!r} in {self._where}: {_words(record, recorded)}")
         for other in found.others:
             say(

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.failures import message_of
 from durable_batches.lifecycle.states import BatchId, Counts
-from durable_batches.reading.outcomes import checked_page_size
+from durable_batches.reading.results import checked_page_size
 from durable_batches.runtime.results import DocumentFailure, DocumentSucceeded
 from durable_batches.runtime.workflow import Results
 

@@ -1,4 +1,4 @@
-"""What the log is told of failed attempts: a line for each, and for the first few of a kind the whole traceback.
+"""The log of failed attempts: a line for each, and the whole traceback for the first few of a kind.
 
 Ten thousand documents that fail for one reason would otherwise hide it under ten thousand copies of one traceback, and
 formatting those would take longer than the documents did.
@@ -19,79 +19,87 @@ from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line
 from durable_batches.lifecycle.records import RESOLVER_POSITION, EventRecord, ExecutionRecord
 from durable_batches.runtime.tracebacks import related
 
-__all__ = ["FailureLog", "tell_of_crash_loops"]
+__all__ = ["FailureLog", "log_crash_loops"]
 
 _log = logging.getLogger("durable_batches")
 
 TRACEBACKS_OF_A_KIND: Final = 3
-"""How many are logged for one batch, activity and type of error, by one worker."""
+"""Tracebacks logged for one batch, activity and type of error, by one session."""
 
 _MOST_KINDS: Final = 1_000
-"""Kinds that are counted; with more of them the count starts anew, and no memory grows."""
+"""Kinds that are counted; with more of them the count begins again, and no memory grows."""
 
 
 class FailureLog:
-    """The failed attempts of one worker incarnation."""
+    """Logs the failed attempts of one session."""
 
     def __init__(self) -> None:
-        self._told: Counter[tuple[str, str | None, str]] = Counter()
+        self._logged: Counter[tuple[str, str | None, str]] = Counter()
 
     def failed(
         self,
         execution: ExecutionRecord,
         error: BaseException,
         record: DocumentFailureRecord,
-        again_in: timedelta | None,
+        retry_in: timedelta | None,
     ) -> None:
-        """An attempt failed; None: it was the last one."""
+        """Log a failed attempt; `retry_in` None: it was the last one."""
         if any(isinstance(part, WorkerFencedError) for part in related(error)):
-            # It is the worker's end, which is told elsewhere; the document goes on with another.
+            # The session's end, which is logged elsewhere; another worker goes on with the document.
             return
-        number = self._counted(execution, record)
-        plain = _made_plain(error) if number <= TRACEBACKS_OF_A_KIND else None
-        resolver = execution.position == RESOLVER_POSITION
+        number = self._count(execution, record)
+        shows_traceback = number <= TRACEBACKS_OF_A_KIND
+        escaped = _escaped_traceback(error) if shows_traceback else None
+        is_resolver = execution.position == RESOLVER_POSITION
         _log.log(
-            logging.ERROR if resolver and again_in is None else logging.WARNING,
+            logging.ERROR if is_resolver and retry_in is None else logging.WARNING,
             "%s failed in attempt %d: %s; %s%s%s",
             place_of(execution.batch_id, execution.document_id),
             execution.attempt,
-            # What an activity's failure says names the activity and the type of its error.
+            # The message of an activity's failure names the activity and the type of its error.
             in_a_line("" if record.activity else record.error_type, record.error),
-            "it is not tried again" if again_in is None else f"it is tried again in {again_in.total_seconds():.3g} s",
+            "not retried" if retry_in is None else f"retried in {retry_in.total_seconds():.3g} s",
             " (no more tracebacks of this kind)" if number == TRACEBACKS_OF_A_KIND else "",
-            "" if plain is None else f"\n{plain}",
-            exc_info=error if number <= TRACEBACKS_OF_A_KIND and plain is None else None,
+            "" if escaped is None else f"\n{escaped}",
+            exc_info=error if shows_traceback and escaped is None else None,
             extra={
                 "batch_id": execution.batch_id,
                 "document_id": execution.document_id,
                 "attempt": execution.attempt,
                 "activity": record.activity,
                 "error_type": record.error_type,
+                "retry_seconds": None if retry_in is None else retry_in.total_seconds(),
             },
         )
 
-    def _counted(self, execution: ExecutionRecord, record: DocumentFailureRecord) -> int:
+    def _count(self, execution: ExecutionRecord, record: DocumentFailureRecord) -> int:
         kind = (execution.batch_id, record.activity, record.error_type)
-        if len(self._told) >= _MOST_KINDS and kind not in self._told:
-            self._told.clear()
-        self._told[kind] += 1
-        return self._told[kind]
+        if len(self._logged) >= _MOST_KINDS and kind not in self._logged:
+            self._logged.clear()
+        self._logged[kind] += 1
+        return self._logged[kind]
 
 
-def _made_plain(error: BaseException) -> str | None:
-    """A traceback in which there is what a log's file could not hold, made to fit; None: it fits as it is."""
+def _escaped_traceback(error: BaseException) -> str | None:
+    """Return the traceback with escapes for what a log file cannot hold; None: it holds nothing of the kind."""
     text = "".join(traceback.format_exception(error))
-    plain = text.encode(errors="backslashreplace").decode()
-    return None if plain == text else plain
+    escaped = text.encode(errors="backslashreplace").decode()
+    return None if escaped == text else escaped
 
 
-def tell_of_crash_loops(events: Sequence[EventRecord]) -> None:
-    """Of the events of a rescue, those that end something: nobody was there who could have told it."""
+def log_crash_loops(events: Sequence[EventRecord]) -> None:
+    """Log the documents and batches that ended when workers were expired: nobody was left to log them."""
     for event in map(decode_event, events):
         match event:
             case DocumentFailed(batch_id=batch_id, document_id=document_id, error=error):
-                _log.warning("document %r of batch %r failed: %s", document_id, batch_id, error)
+                _log.warning(
+                    "document %r of batch %r failed: %s",
+                    document_id,
+                    batch_id,
+                    error,
+                    extra={"batch_id": batch_id, "document_id": document_id},
+                )
             case BatchFailed(batch_id=batch_id, error=error):
-                _log.error("batch %r failed: %s", batch_id, error)
+                _log.error("batch %r failed: %s", batch_id, error, extra={"batch_id": batch_id})
             case _:
                 pass

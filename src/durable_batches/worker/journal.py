@@ -1,7 +1,7 @@
 """Group commit: the facts of all documents in flight, and the next claims, in one transaction at a time.
 
-While one commit is under way, whatever is reported meanwhile gathers for the next; there is no timer that waits
-for more. Commits are numbered, so that one whose reply was lost can be repeated without doing anything twice.
+While a commit is under way, facts gather for the next one; no timer waits for more of them. Commits are numbered, so
+that one whose reply was lost can be repeated without being applied twice.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from functools import partial
 from itertools import groupby
 from typing import Final, TypeAlias
@@ -24,10 +25,11 @@ from durable_batches.lifecycle.facts import (
 )
 from durable_batches.lifecycle.records import ClaimRequest, Committed, Refusal, WorkerId
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.outage import Backoff, Outage, Outages, ride_out
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.signals import JournalSignals
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "JournalPhase"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -36,26 +38,36 @@ _MOST_FACTS: Final = 1_000
 
 _MOST_BYTES: Final = 16 * 1024 * 1024
 _FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 5.0
 _LONGEST_LOCKED_PAUSE: Final = 1.0
-
+_REFUSED_CLAIM_PAUSE: Final = 5.0
 
 _WITH_PAYLOAD: Final = frozenset({ActivityCompleted, ActivityFailed, ExecutionSucceeded, ExecutionFailed})
 
 
 _Entry: TypeAlias = tuple[Fact, "asyncio.Future[Refusal | None] | None"]
-"""A fact, and whom its verdict is awaited by."""
+"""A fact, and the future of its verdict where somebody awaits it."""
+
+
+class JournalPhase(Enum):
+    """What a journal does at the moment."""
+
+    WAITING = auto()
+    """For facts, or for something to claim."""
+    COMMITTING = auto()
+    PAUSING = auto()
+    """The store is away, or refuses a claim: the commit is repeated after a pause."""
 
 
 class Journal:
-    """The only writer of a worker's facts.
+    """Commits the facts of one session; the only writer of them.
 
     Args:
-        store: Where they go.
-        worker: Who reports them.
+        store: Where they are committed.
+        worker: The session's id, under which they are committed.
         clock: For the pauses while the store is away.
-        claim: Asked at each commit, with the facts that go into it, what to claim with it.
-        committed: Told of each commit, before the facts' own callers are.
+        outages: Where those are logged.
+        claim: Called for each commit with its facts; returns what to claim along with them.
+        committed: Called after each commit, before the verdicts of its facts are given.
         signals: Fired for tests.
     """
 
@@ -65,6 +77,7 @@ class Journal:
         worker: WorkerId,
         clock: Clock,
         *,
+        outages: Outages,
         claim: Callable[[Sequence[Fact]], ClaimRequest | None],
         committed: Callable[[Sequence[Fact], Committed, ClaimRequest | None], None],
         signals: JournalSignals,
@@ -72,27 +85,28 @@ class Journal:
         self._store = store
         self._worker = worker
         self._clock = clock
+        self._outage: Outage = outages.of(f"commits of worker {worker}")
         self._claim = claim
         self._committed = committed
         self._signals = signals
         self._entries: list[_Entry] = []
-        self._reminders: list[Callable[[], None]] = []
+        self._before_commit: list[Callable[[], None]] = []
         self._in_commit: Sequence[_Entry] = ()
-        self._wake = asyncio.Event()
-        self._waiting = self._pausing = False
+        self._awake = asyncio.Event()
+        self._phase = JournalPhase.COMMITTING
         self._closing = False
         self._failed: BaseException | None = None
         self._number = 0
         self._locked: dict[BatchId, Timer] = {}
-        self._pauses: dict[BatchId, float] = {}
+        self._backoffs: dict[BatchId, Backoff] = {}
         self._loop = asyncio.get_running_loop()
 
     # ---- handing in ------------------------------------------------------------------------------------------
 
     def post(self, fact: Fact) -> None:
-        """Hand a fact in; it rides on the next commit."""
+        """Hand a fact in for the next commit, without waiting for its verdict."""
         self._entries.append((fact, None))
-        self._wake.set()
+        self._awake.set()
 
     def record(self, fact: Fact) -> asyncio.Future[Refusal | None]:
         """Hand a fact in; the future is its verdict once the store has committed it (None: applied)."""
@@ -101,27 +115,29 @@ class Journal:
             verdict.set_exception(self._failed)
         else:
             self._entries.append((fact, verdict))
-            self._wake.set()
+            self._awake.set()
         return verdict
 
-    def remind(self, callback: Callable[[], None]) -> None:
-        """Call back just before the next commit is put together: whoever has a fact only if nothing supersedes it."""
-        self._reminders.append(callback)
-        self._wake.set()
+    def before_commit(self, callback: Callable[[], None]) -> None:
+        """Call back just before the next commit is put together, for a fact that another one may supersede."""
+        self._before_commit.append(callback)
+        self._awake.set()
 
-    def poke(self) -> None:
-        """Have a commit made even without a fact: there may be something to claim."""
-        self._wake.set()
+    def wake(self) -> None:
+        """Make a commit even without a fact: there may be something to claim."""
+        self._awake.set()
 
     def close(self) -> None:
-        """Commit what is there, and end."""
+        """Commit the facts that are there, and end."""
         self._closing = True
-        self._wake.set()
+        self._awake.set()
 
     @property
-    def idle(self) -> bool:
-        """Whether it commits nothing now: there is nothing to commit, or the store is away and it pauses."""
-        return self._pausing or (self._waiting and not self._wake.is_set())
+    def phase(self) -> JournalPhase:
+        """What it does now."""
+        if self._phase is JournalPhase.WAITING and self._awake.is_set():
+            return JournalPhase.COMMITTING
+        return self._phase
 
     # ---- committing ------------------------------------------------------------------------------------------
 
@@ -129,18 +145,18 @@ class Journal:
         """Commit until closed.
 
         Raises:
-            WorkerFencedError: The worker was declared dead; whoever waits for a verdict gets this, too.
+            WorkerFencedError: The worker was expired; those who await a verdict get this, too.
         """
         try:
             while True:
-                if not self._wake.is_set():
-                    self._waiting = True
+                if not self._awake.is_set():
+                    self._phase = JournalPhase.WAITING
                     self._signals.waiting.fire(self._number)
-                    await self._wake.wait()
-                    self._waiting = False
+                    await self._awake.wait()
+                    self._phase = JournalPhase.COMMITTING
                 # One turn for those whose facts were just committed: what they report next goes along.
                 await asyncio.sleep(0)
-                self._wake.clear()
+                self._awake.clear()
                 entries = self._in_commit = self._take()
                 facts = [fact for fact, _ in entries]
                 request = self._claim(facts)
@@ -151,7 +167,7 @@ class Journal:
                     self._fail(WorkerFencedError(self._worker))
                     return
                 if (self._closing and not self._entries) or self._is_any_ready():
-                    self._wake.set()
+                    self._awake.set()
         except BaseException as error:
             self._fail(error)
             raise
@@ -160,10 +176,10 @@ class Journal:
                 timer.cancel()
 
     def _take(self) -> list[_Entry]:
-        """What has gathered, up to the bounds of one transaction."""
-        reminders, self._reminders = self._reminders, []
-        for remind in reminders:
-            remind()
+        """Take the facts that have gathered, up to the bounds of one transaction."""
+        callbacks, self._before_commit = self._before_commit, []
+        for callback in callbacks:
+            callback()
         ready, waiting = self._entries, list[_Entry]()
         if self._locked:
             ready = [entry for entry in self._entries if entry[0].batch_id not in self._locked]
@@ -194,16 +210,22 @@ class Journal:
                 await self._isolate(entries, error)
             else:
                 # Not because of a fact: then it would be refused again at once.
-                _log.error("worker %s can claim nothing now: %s", self._worker, error)
-                await self._pause(_LONGEST_PAUSE)
+                _log.error(
+                    "worker %s can claim nothing, next try in %.0f s: %s",
+                    self._worker,
+                    _REFUSED_CLAIM_PAUSE,
+                    error,
+                    extra={"worker_id": self._worker, "error_code": error.code},
+                )
+                await self._pause(_REFUSED_CLAIM_PAUSE)
             if request is not None:
                 # What was to be claimed along with them is asked for with the next commit.
-                self._wake.set()
+                self._awake.set()
             return
         self._committed(facts, committed, request)
-        if self._pauses:
+        if self._backoffs:
             for fact in facts:
-                self._pauses.pop(fact.batch_id, None)
+                self._backoffs.pop(fact.batch_id, None)
         refused = committed.refused
         for index, (_, verdict) in enumerate(entries):
             if verdict is not None and not verdict.done():
@@ -211,37 +233,40 @@ class Journal:
         self._signals.committed.fire(self._number)
 
     async def _write(self, facts: Sequence[Fact], request: ClaimRequest | None) -> Committed:
-        """One numbered commit, repeated under its number for as long as the store is away."""
+        """Make one numbered commit, repeated under its number for as long as the store is away."""
         number = self._number + 1
-        pause = _FIRST_PAUSE
         self._signals.beginning.fire(number)
-        while True:
-            try:
-                committed = await self._store.commit(self._worker, number, facts, request)
-            except StoreUnavailableError as error:
-                if isinstance(error, StoreLockedError) and error.batch_ids:
-                    raise
-                _log.warning("commit %d of worker %s waits: %s", number, self._worker, error)
-                self._signals.pausing.fire(number)
-                await self._pause(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-            else:
-                self._number = number
-                return committed
+        with self._outage as outage:
+            committed = await ride_out(
+                lambda: self._store.commit(self._worker, number, facts, request),
+                outage,
+                self._pause,
+                backoff=Backoff(_FIRST_PAUSE),
+                passes=_is_not_about_batches,
+            )
+        self._number = number
+        return committed
 
     async def _pause(self, seconds: float) -> None:
-        self._pausing = True
+        self._phase = JournalPhase.PAUSING
+        self._signals.pausing.fire(self._number + 1)
         await self._clock.sleep(seconds)
-        self._pausing = False
+        self._phase = JournalPhase.COMMITTING
 
     async def _isolate(self, entries: Sequence[_Entry], error: FactRejectedError) -> None:
-        """The database refused some of this data: find whose, so that its neighbours are not held up.
+        """Commit in parts what the database refused as a whole, so that one bad fact holds up no other.
 
         First a batch a transaction, then a document, then a fact; the one that still fails gets the error.
         """
         if len(entries) == 1:
             fact, verdict = entries[0]
-            _log.error("a fact of %s was refused: %s", _where(fact), error)
+            _log.error(
+                "database refused the %s of %s: %s",
+                type(fact).__name__,
+                _where(fact),
+                error,
+                extra={"batch_id": fact.batch_id, "position": fact.position, "error_code": error.code},
+            )
             error.add_note(f"in {_where(fact)}")
             if verdict is not None and not verdict.done():
                 verdict.set_exception(error)
@@ -252,21 +277,25 @@ class Journal:
     async def _set_aside(
         self, entries: Sequence[_Entry], request: ClaimRequest | None, error: StoreLockedError
     ) -> None:
-        """Somebody else holds some batches' rows: what is about these waits, in order, and everything else goes on."""
-        _log.warning("commits of worker %s wait: %s", self._worker, error)
+        """Let the facts of locked batches wait, in their order, and commit everything else."""
+        _log.warning(
+            "commits of worker %s wait for locked rows: %s",
+            self._worker,
+            error,
+            extra={"worker_id": self._worker, "batch_ids": error.batch_ids, "error_code": error.code},
+        )
         locked = {BatchId(batch_id) for batch_id in error.batch_ids}
         self._entries = [*(entry for entry in entries if entry[0].batch_id in locked), *self._entries]
         for batch_id in locked:
-            pause = self._pauses.get(batch_id, _FIRST_PAUSE)
-            self._pauses[batch_id] = min(pause * 2, _LONGEST_LOCKED_PAUSE)
-            self._locked[batch_id] = self._clock.call_later(pause, partial(self._try_again, batch_id))
+            backoff = self._backoffs.setdefault(batch_id, Backoff(_FIRST_PAUSE, _LONGEST_LOCKED_PAUSE))
+            self._locked[batch_id] = self._clock.call_later(backoff.pause(), partial(self._retry, batch_id))
         rest = [entry for entry in entries if entry[0].batch_id not in locked]
         if rest or request is not None:
             await self._commit(rest, [fact for fact, _ in rest], request)
 
-    def _try_again(self, batch_id: BatchId) -> None:
+    def _retry(self, batch_id: BatchId) -> None:
         self._locked.pop(batch_id, None)
-        self._wake.set()
+        self._awake.set()
 
     def _fail(self, error: BaseException) -> None:
         self._failed = error if isinstance(error, WorkerFencedError) else WorkerFencedError(self._worker)
@@ -274,8 +303,13 @@ class Journal:
         for _, verdict in entries:
             if verdict is not None and not verdict.done():
                 verdict.set_exception(self._failed)
-                # Whoever would have waited for it may have been cancelled; then nobody need be told.
+                # Those who would have awaited it may have been cancelled: asyncio is not to complain of that.
                 verdict.exception()
+
+
+def _is_not_about_batches(error: StoreUnavailableError) -> bool:
+    """Return whether the whole commit waits: of rows that are locked, only their batches' facts do."""
+    return not (isinstance(error, StoreLockedError) and error.batch_ids)
 
 
 def _split(entries: Sequence[_Entry]) -> list[list[_Entry]]:

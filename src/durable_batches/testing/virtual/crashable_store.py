@@ -130,7 +130,9 @@ class MortalStore:
         return await self._write("expire", lambda: self.inner.expire(dead=dead))
 
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
-        """See `Store.leave`."""
+        """See `Store.leave`; a buried worker has left nothing that could still be released."""
+        if worker in self._buried:
+            return ()
         return await self._write("leave", lambda: self.inner.leave(worker), worker)
 
     async def create(self, batch: BatchRecord) -> BatchRecord | None:

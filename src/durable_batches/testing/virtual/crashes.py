@@ -35,6 +35,7 @@ from durable_batches.testing.virtual.clock import ManualClock
 from durable_batches.testing.virtual.crashable_store import MortalStore
 from durable_batches.testing.virtual.driver import PATIENCE, Driver, Stuck, virtual_worker
 from durable_batches.testing.virtual.environment import StoreMaker
+from durable_batches.testing.virtual.inside import kill
 from durable_batches.worker.worker import Worker
 
 __all__ = ["CrashReport", "survives_crashes"]
@@ -277,7 +278,7 @@ class _Trial(Generic[D, R, S, V]):
         process = asyncio.create_task(self._process(worker, life))
 
         def die() -> None:
-            worker.halt()
+            kill(worker)
             process.cancel()
 
         life.at_death = die

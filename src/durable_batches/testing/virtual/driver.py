@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.testing.virtual.clock import ManualClock
 from durable_batches.testing.virtual.crashable_store import MortalStore
+from durable_batches.testing.virtual.inside import attempts_of, is_at_rest
 from durable_batches.worker.worker import Worker
 
 __all__ = ["PATIENCE", "Driver", "Stuck", "virtual_worker"]
@@ -135,11 +136,11 @@ class Driver:
         running = self._running()
         # What hung, and does not any more, is looked at anew when it hangs again.
         self._hanging = running.intersection(self._hanging)
-        return _View(bool(self._store.under_way) or not self._worker.idle, running - self._hanging)
+        return _View(bool(self._store.under_way) or not is_at_rest(self._worker), running - self._hanging)
 
     def _running(self) -> frozenset[_Run]:
         running: set[_Run] = set()
-        for attempt in self._worker.attempts:
+        for attempt in attempts_of(self._worker):
             calls = attempt.calls
             running.update((call.task, call.key, call.attempt) for call in calls if not self._sleeps(call.task))
             if not calls and attempt.task is not None and not self._sleeps(attempt.task):

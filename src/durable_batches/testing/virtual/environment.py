@@ -12,7 +12,6 @@ from typing_extensions import TypeVar
 
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.records import Committed
 from durable_batches.lifecycle.states import Stage
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.runtime.dependencies import Provider
@@ -23,6 +22,7 @@ from durable_batches.stores.protocol import Store
 from durable_batches.testing.virtual.clock import ManualClock
 from durable_batches.testing.virtual.crashable_store import MortalStore
 from durable_batches.testing.virtual.driver import PATIENCE, Driver, Stuck, virtual_worker
+from durable_batches.testing.virtual.inside import kill, unlogged_restart
 
 __all__ = ["BatchEnvironment", "Environment", "StoreMaker", "environment"]
 
@@ -72,7 +72,7 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         it sleeps on the environment's clock. One that waits for anything else is taken to hang, and so to wait,
         once nothing at all has happened for the environment's `patience`.
         """
-        self._worker.hint()
+        self._worker.wake()
         await self._driver.settled()
 
     async def advance(self, by: timedelta) -> None:
@@ -86,7 +86,7 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         """
         if by < timedelta(0):
             raise ValueError("time cannot be advanced by less than nothing")
-        self._worker.hint()
+        self._worker.wake()
         await self._driver.advance(by)
 
     async def finished(self, batch_id: str) -> BatchResult[V_co]:
@@ -121,10 +121,11 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         """
         dead = self._worker.worker_id
         self._mortal.bury(dead)
-        self._worker.halt()
-        expired = await self.store.expire(dead=[dead])
-        self._worker.announce(Committed(events=expired.events))
-        await self._worker.reborn(dead)
+        with self._worker.signals.membership.restarted.listen() as restarted, unlogged_restart(dead):
+            kill(self._worker)
+            expired = await self.store.expire(dead=[dead])
+            self._worker.announce(expired.events)
+            await restarted.next()
 
 
 @asynccontextmanager

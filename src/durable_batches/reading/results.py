@@ -1,4 +1,4 @@
-"""From records to outcomes: what a resolver is given, and whoever reads results."""
+"""Documents as outcomes: pages of a batch's documents, and what became of each, for resolvers and readers."""
 
 from __future__ import annotations
 

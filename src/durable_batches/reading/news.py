@@ -1,0 +1,129 @@
+"""News of batches: the one look-out that notices, for all subscribers of a process, what other processes commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+from durable_batches.clock import Clock
+from durable_batches.errors import StoreUnavailableError, WorkerNotRunningError
+from durable_batches.lifecycle.records import EventRecord
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.outage import Backoff, Outages, ride_out
+from durable_batches.reading.signals import NewsSignals
+from durable_batches.reading.subscriptions import Subscription, Subscriptions
+from durable_batches.stores.protocol import Store
+
+__all__ = ["News"]
+
+_WAIT_MICROS: Final = 5_000_000
+_AWAY_SECONDS: Final = 1.0
+"""Between two looks while the store is away."""
+
+_TASK: Final = "durable-batches news"
+
+
+class News:
+    """Tells subscribers that their batches have moved.
+
+    Args:
+        store: Where the batches are.
+        clock: For the pauses while the store is away.
+        outages: Where those are logged.
+        signals: Fired for tests.
+    """
+
+    def __init__(self, store: Store, clock: Clock, outages: Outages, signals: NewsSignals) -> None:
+        self._store = store
+        self._clock = clock
+        self._outages = outages
+        self._signals = signals
+        self._subscriptions = Subscriptions()
+        self._is_open = False
+        self._look_out: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
+
+    @property
+    def watched(self) -> list[BatchId]:
+        """The batches that have subscribers."""
+        return list(self._subscriptions.seen)
+
+    @contextmanager
+    def subscribed(self, batch_id: BatchId, *, ends_only: bool = False) -> Generator[Subscription]:
+        """Subscribe to a batch for the length of a block; `ends_only`: wake the subscriber at its end only.
+
+        Raises:
+            WorkerNotRunningError: Not between `open` and `close`.
+        """
+        if not self._is_open:
+            raise WorkerNotRunningError("the worker is not running: use it inside `async with`")
+        if batch_id not in self._subscriptions and self._waiting is not None:
+            # It waits for news of other batches only.
+            self._waiting.cancel()
+        with self._subscriptions.to(batch_id, ends_only=ends_only) as subscription:
+            if self._look_out is None:
+                self._look_out = asyncio.create_task(self._look_out_for_news(), name=_TASK)
+            yield subscription
+
+    def deliver(self, events: Iterable[EventRecord]) -> None:
+        """Hand the events of a commit of this process to the subscribers of their batches."""
+        self._subscriptions.deliver(events)
+
+    def open(self) -> None:
+        """Allow subscriptions; the look-out begins with the first one."""
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Stop to look out, and wake all subscribers, who then see that the worker is not running any more."""
+        self._is_open = False
+        self._subscriptions.wake_all()
+        look_out, self._look_out = self._look_out, None
+        if look_out is not None:
+            look_out.cancel()
+            await asyncio.wait([look_out])
+
+    async def _look_out_for_news(self) -> None:
+        sleep = partial(self._clock.sleep, housekeeping=True)
+        with self._outages.of("the look-out for news of batches") as outage:
+            while True:
+                backoff = Backoff(_AWAY_SECONDS, _AWAY_SECONDS)
+                await ride_out(self._look, outage, sleep, backoff=backoff, passes=_any)
+
+    async def _look(self) -> None:
+        """Wait for news once, and wake those whom it concerns."""
+        seen = self._subscriptions.seen
+        if not await self._is_there_news_of(seen):
+            return
+        for batch_id in seen.keys() & self._subscriptions.seen.keys():
+            record = await self._store.batch(batch_id)
+            if record is None or record.seq > seen[batch_id]:
+                self._subscriptions.wake(batch_id, 0 if record is None else record.seq)
+                self._signals.woken.fire(batch_id)
+        self._signals.looked.fire(seen)
+
+    async def _is_there_news_of(self, seen: Mapping[BatchId, int]) -> bool:
+        """Wait for news; return False as soon as there is a subscriber to a batch that is not among these."""
+        waiting = self._waiting = asyncio.create_task(self._wait_for(seen), name=_TASK)
+        try:
+            await asyncio.wait([waiting])
+        finally:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        if waiting.cancelled():
+            return False
+        waiting.result()
+        return True
+
+    async def _wait_for(self, seen: Mapping[BatchId, int]) -> None:
+        if seen:
+            self._signals.waiting.fire(seen)
+            await self._store.wait(seen, work=(), timeout=_WAIT_MICROS)
+        else:
+            await asyncio.get_running_loop().create_future()
+
+
+def _any(_: StoreUnavailableError) -> bool:
+    return True

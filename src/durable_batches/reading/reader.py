@@ -1,0 +1,170 @@
+"""The reader: batches, their events and their documents as records, for those who know no types of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from functools import partial
+from typing import Final, TypeVar
+
+from durable_batches.clock import Clock
+from durable_batches.errors import BatchNotFoundError, WorkerNotRunningError, WorkflowMismatchError
+from durable_batches.lifecycle.events import LAST_EVENT_TAGS
+from durable_batches.lifecycle.primitives import problem_with_name
+from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, EventRecord, ExecutionStatus
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.outage import Outages, ride_out
+from durable_batches.reading.news import News
+from durable_batches.reading.results import PAGE, document_pages
+from durable_batches.stores.protocol import BatchQuery, Store
+
+__all__ = ["BatchReader"]
+
+_EVENTS_PAGE: Final = 500
+
+T = TypeVar("T")
+
+
+class BatchReader:
+    """Reads batches from the store, and follows those that move.
+
+    Those who follow a batch wait on through transient outages of the store; other reads raise them.
+
+    Args:
+        store: Where the batches are.
+        clock: For the pauses.
+        news: Says when to look.
+        outages: Where the store's are logged.
+        running: Returns whether reading is allowed now.
+        workflow: The only workflow whose batches are read; None: any.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        news: News,
+        outages: Outages,
+        *,
+        running: Callable[[], bool],
+        workflow: str | None = None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._news = news
+        self._outages = outages
+        self._running = running
+        self._workflow = workflow
+        self._sleep = partial(clock.sleep, housekeeping=True)
+
+    async def record(self, batch_id: str) -> BatchRecord:
+        """Read a batch.
+
+        Raises:
+            BatchNotFoundError: There is no such batch, or it is not wholly submitted.
+            WorkflowMismatchError: It is another workflow's.
+            WorkerNotRunningError: Reading is not allowed now.
+        """
+        self.check_running()
+        if problem_with_name(batch_id) is not None:
+            # Which no batch can have; not every database could be asked for it.
+            raise BatchNotFoundError(batch_id)
+        record = await self._store.batch(BatchId(batch_id))
+        if record is None or not record.sealed:
+            raise BatchNotFoundError(batch_id)
+        if self._workflow is not None and record.workflow != self._workflow:
+            raise WorkflowMismatchError(batch_id, self._workflow, record.workflow)
+        return record
+
+    async def events(self, batch_id: str, after: int) -> AsyncGenerator[EventRecord, None]:
+        """Follow a batch's events beyond `after`, in order, each once, to the last one of its current run."""
+        cursor = max(after, 0)
+        await self.record(batch_id)
+        with self._news.subscribed(BatchId(batch_id)) as subscription:
+            while True:
+                events: Sequence[EventRecord] = subscription.take(cursor)
+                handed_over = bool(events)
+                if not handed_over:
+                    events = await self._stored_events(batch_id, cursor)
+                for event in events:
+                    cursor = event.seq
+                    yield event
+                if handed_over and events[-1].tag not in LAST_EVENT_TAGS:
+                    # What comes next is handed over, too, or announced: no need to ask the store.
+                    await subscription.moved()
+                elif not events or events[-1].tag in LAST_EVENT_TAGS:
+                    record = await self._awaited_record(batch_id)
+                    if record.ended and record.seq <= cursor:
+                        return
+                    if record.seq <= cursor:
+                        await subscription.moved()
+
+    async def changes(self, batch_id: str, interval: timedelta) -> AsyncGenerator[BatchRecord, None]:
+        """Follow a batch's record: the latest one, at most every `interval`; the last one is of the end."""
+        record = await self.record(batch_id)
+        with self._news.subscribed(record.batch_id) as subscription:
+            while True:
+                yield record
+                if record.ended:
+                    return
+                seen = record.seq
+                await self._clock.sleep(interval.total_seconds())
+                record = await self._awaited_record(batch_id)
+                while record.seq == seen:
+                    await subscription.moved()
+                    record = await self._awaited_record(batch_id)
+
+    async def ended_record(self, batch_id: str) -> BatchRecord:
+        """Wait for the end of a batch's current run, and read the batch then."""
+        with self._news.subscribed(BatchId(batch_id), ends_only=True) as subscription:
+            record = await self.record(batch_id)
+            while not record.ended:
+                await subscription.moved()
+                record = await self._awaited_record(batch_id)
+        return record
+
+    async def documents(
+        self, batch_id: str, statuses: Collection[ExecutionStatus], *, inputs: bool
+    ) -> AsyncGenerator[DocumentRecord, None]:
+        """Read a batch's documents in submission order, a page in memory at a time."""
+        pages = document_pages(self._store, BatchId(batch_id), statuses, PAGE, inputs=inputs)
+        async with aclosing(pages):
+            async for page in pages:
+                for document in page:
+                    yield document
+                # The store may be open for others: what is read is this reader's, inside its owner's block.
+                self.check_running()
+
+    async def records(self, query: BatchQuery) -> AsyncGenerator[BatchRecord, None]:
+        """Read batches, newest first, a page in memory at a time."""
+        self.check_running()
+        after: BatchId | None = None
+        while True:
+            page = await self._store.batches(query, after=after, limit=PAGE)
+            for record in page:
+                yield record
+            if len(page) < PAGE:
+                return
+            after = page[-1].batch_id
+
+    def check_running(self) -> None:
+        """Refuse to read outside of the owner's block.
+
+        Raises:
+            WorkerNotRunningError: Reading is not allowed now.
+        """
+        if not self._running():
+            raise WorkerNotRunningError("the orchestrator is not running: use it inside `async with`")
+
+    async def _awaited_record(self, batch_id: str) -> BatchRecord:
+        return await self._through_outages(lambda: self.record(batch_id), batch_id)
+
+    async def _stored_events(self, batch_id: str, after: int) -> Sequence[EventRecord]:
+        return await self._through_outages(
+            lambda: self._store.events(BatchId(batch_id), after=after, limit=_EVENTS_PAGE), batch_id
+        )
+
+    async def _through_outages(self, read: Callable[[], Awaitable[T]], batch_id: str) -> T:
+        with self._outages.of(f"a reader of batch {batch_id!r}") as outage:
+            return await ride_out(read, outage, self._sleep)

@@ -1,0 +1,94 @@
+"""Membership: which workers the store knows, and the release of what those held that are gone."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import timedelta
+
+from durable_batches.lifecycle.records import EventRecord, WorkerId, WorkerRecord
+from durable_batches.stores.protocol import Expired, Store
+from durable_batches.worker.failure_log import log_crash_loops
+from durable_batches.worker.process_identity import is_dead, this_process
+from durable_batches.worker.signals import MembershipSignals
+
+__all__ = ["Membership"]
+
+_log = logging.getLogger("durable_batches")
+
+
+class Membership:
+    """Registers the sessions of one worker, deregisters them, and expires dead workers of other processes.
+
+    Args:
+        store: Where the workers are registered.
+        deliver: Hands on the events of releasing what a session held.
+        signals: Fired for tests.
+    """
+
+    def __init__(
+        self, store: Store, deliver: Callable[[Sequence[EventRecord]], None], signals: MembershipSignals
+    ) -> None:
+        self._store = store
+        self._deliver = deliver
+        self._signals = signals
+        self._pending: list[WorkerId] = []
+
+    async def register(self, worker: WorkerId, workflows: Iterable[tuple[str, str]], lease: timedelta) -> None:
+        """Register a session of this process."""
+        identity = this_process()
+        record = WorkerRecord(
+            worker, identity.boot_id, identity.pid_namespace, identity.pid, identity.started, frozenset(workflows)
+        )
+        await self._store.register(record, int(lease.total_seconds() * 1_000_000))
+        host = socket.gethostname()
+        _log.info(
+            "worker %s registered: process %d on %s",
+            worker,
+            identity.pid,
+            host,
+            extra={"worker_id": worker, "pid": identity.pid, "host": host},
+        )
+        self._signals.registered.fire(worker)
+
+    async def expire_dead_workers(self) -> Expired:
+        """Expire dead workers and release their executions; the caller hands on the events of that."""
+        dead = [worker.worker_id for worker in await self._store.workers() if is_dead(worker)]
+        expired = await self._store.expire(dead=dead)
+        if expired.workers:
+            _log_expired(expired.workers, dead)
+        # Events also come alone: of executions that were left of workers expired before.
+        log_crash_loops(expired.events)
+        self._signals.expired.fire(expired.workers)
+        return expired
+
+    async def deregister(self, worker: WorkerId) -> None:
+        """Deregister a session and release its executions."""
+        self._deliver(await self._store.leave(worker))
+        self._signals.deregistered.fire(worker)
+
+    def deregister_later(self, worker: WorkerId) -> None:
+        """Keep in mind a session that has not crashed, and is to be deregistered when the store answers."""
+        self._pending.append(worker)
+
+    async def deregister_pending(self) -> bool:
+        """Deregister the sessions of `deregister_later`; return whether there were any."""
+        were_any = bool(self._pending)
+        while self._pending:
+            await self.deregister(self._pending[0])
+            self._pending.pop(0)
+        return were_any
+
+
+def _log_expired(workers: Sequence[WorkerId], dead: Collection[WorkerId]) -> None:
+    processes_ended = set(workers) <= set(dead)
+    _log.log(
+        # A process that has ended was stopped by somebody; a lease that ran out is worth a look.
+        logging.INFO if processes_ended else logging.WARNING,
+        "%d dead workers expired, their executions released (%s): %s",
+        len(workers),
+        "processes ended" if processes_ended else "leases ran out",
+        ", ".join(workers),
+        extra={"worker_ids": list(workers), "processes_ended": processes_ended},
+    )

@@ -1,0 +1,266 @@
+"""The runner: takes one claimed execution through its attempt, and reports how the attempt ended."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Final, TypeAlias
+
+from durable_batches.codec.codec import Codec, payload_of
+from durable_batches.errors import (
+    ConfigurationError,
+    DurableBatchesError,
+    FactRejectedError,
+    PayloadError,
+    StoreUnavailableError,
+    WorkerFencedError,
+    place_of,
+)
+from durable_batches.lifecycle.batch import definition_of
+from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded
+from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line, message_of
+from durable_batches.lifecycle.policies import document_retry_delay
+from durable_batches.lifecycle.records import RESOLVER_POSITION, CheckpointRecord, Claim, Micros
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.reading.results import StoredResults
+from durable_batches.runtime.attempt import Attempt
+from durable_batches.runtime.attempt_result import AttemptFailed, AttemptStopped, AttemptSucceeded
+from durable_batches.runtime.dependencies import dependencies_of
+from durable_batches.runtime.resources import Surroundings
+from durable_batches.runtime.workflow import Workflow
+from durable_batches.stores.protocol import Store
+from durable_batches.worker.failure_log import FailureLog
+from durable_batches.worker.signals import SchedulerSignals
+
+__all__ = ["CHECKPOINTS_A_CLAIM", "AnyWorkflow", "HeldExecution", "Runner"]
+
+_log = logging.getLogger("durable_batches")
+
+AnyWorkflow: TypeAlias = Workflow[Any, Any, Any, Any]
+
+CHECKPOINTS_A_CLAIM: Final = 1_000
+"""Checkpoints that come along with a claim; an execution that has more reads the rest before it starts."""
+
+
+class HeldExecution:
+    """A claimed execution, until the fact that finishes it is committed."""
+
+    __slots__ = ("attempt", "finishing", "window")
+
+    def __init__(self, attempt: Attempt, window: int) -> None:
+        self.attempt: Final = attempt
+        self.window: Final = window
+        """How many executions may be held along with it, itself included."""
+        self.finishing = False
+        """Whether its attempt is over, and its end being reported."""
+
+
+class Runner:
+    """Runs the executions of one session.
+
+    Args:
+        store: Where checkpoints are read that do not come with a claim, and the documents that a resolver sees.
+        resources: Shared by all attempts; their recorder is the journal.
+        signals: Fired for tests.
+    """
+
+    def __init__(self, store: Store, resources: Surroundings, signals: SchedulerSignals) -> None:
+        self._store = store
+        self._resources = resources
+        self._signals = signals
+        self._failures = FailureLog()
+
+    def held(self, claim: Claim, workflow: AnyWorkflow, window: int) -> HeldExecution:
+        """Make the attempt of a claimed execution; it is not begun."""
+        is_resolver = claim.execution.position == RESOLVER_POSITION
+        config = definition_of(claim.batch).config
+        timeout = config.document_timeout
+        attempt = Attempt(
+            claim.execution,
+            stage_index=None if is_resolver else workflow.stage_index,
+            checkpoints=list(claim.checkpoints),
+            surroundings=self._resources,
+            timeout=None if timeout is None or is_resolver else timeout.total_seconds(),
+            metadata=config.metadata,
+        )
+        return HeldExecution(attempt, window)
+
+    async def run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
+        """Run a document or a resolver, and report how it ended."""
+        run = self._resolve if claim.execution.position == RESOLVER_POSITION else self._run_document
+        try:
+            await run(held, claim, workflow)
+        except WorkerFencedError:
+            # The session is over, and with it everything it held; the worker begins another one.
+            pass
+        except Exception as error:  # noqa: BLE001  (whatever it is, the execution must not stay held for ever)
+            await self._give_up(error, held, claim)
+
+    async def _run_document(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
+        self._resources.stats.documents_run += 1
+        await self._read_more_checkpoints(held, claim)
+
+        async def body() -> Any:
+            with payload_of(claim.execution.batch_id, claim.execution.document_id):
+                document = workflow.document_codec.decode(claim.input)
+            return await workflow.fn(document)
+
+        result = await held.attempt.run(body)
+        await self._report(held, claim, result, workflow.result_codec)
+
+    async def _resolve(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
+        await self._read_more_checkpoints(held, claim)
+        resolver = workflow.resolver
+        results = StoredResults(self._store, claim.batch.batch_id, claim.batch.counts, workflow.result_codec)
+
+        async def body() -> Any:
+            if resolver is None:
+                raise ConfigurationError(
+                    f"workflow {workflow.name!r} has no resolver any more, and batch {claim.batch.batch_id!r} was "
+                    "submitted when it had one; run the batch with code that has it"
+                )
+            wanted = dependencies_of(resolver)
+            return await resolver(results, **await self._resources.dependencies.filled(wanted, {}))
+
+        result = await held.attempt.run(body)
+        retry_in = None
+        if isinstance(result, AttemptFailed) and result.retryable:
+            delay = workflow.resolver_retry.delay(
+                result.error,
+                claim.execution.failures + 1,
+                self._resources.clock.jitter(),
+            )
+            retry_in = None if delay is None else int(delay.total_seconds() * 1_000_000)
+        await self._report(held, claim, result, workflow.resolution_codec, retry_in)
+
+    async def _read_more_checkpoints(self, held: HeldExecution, claim: Claim) -> None:
+        if not claim.more_checkpoints:
+            return
+        execution = claim.execution
+        checkpoints: list[CheckpointRecord] = list(claim.checkpoints)
+        while True:
+            page = await self._store.checkpoints(
+                execution.batch_id,
+                execution.position,
+                after=checkpoints[-1].key if checkpoints else "",
+                limit=CHECKPOINTS_A_CLAIM,
+            )
+            checkpoints += page
+            if len(page) < CHECKPOINTS_A_CLAIM:
+                break
+        held.attempt.recorded = type(held.attempt.recorded)(checkpoints)
+
+    # ---- reporting -------------------------------------------------------------------------------------------
+
+    async def _report(
+        self,
+        held: HeldExecution,
+        claim: Claim,
+        result: AttemptSucceeded | AttemptFailed | AttemptStopped,
+        codec: Codec[Any],
+        retry_in: Micros | None = None,
+    ) -> None:
+        """Record the one fact that finishes the attempt."""
+        self._finish(held, claim)
+        execution = claim.execution
+        identity = _identity_of(claim)
+        recorder = self._resources.recorder
+        match result:
+            case AttemptStopped(reason="fenced"):
+                return
+            case AttemptStopped():
+                await recorder.record(ExecutionReleased(*identity))
+            case AttemptSucceeded(value=value, unused_checkpoints=unused):
+                try:
+                    # Read again, too: a result that nobody can read is worth as little as one that cannot be stored.
+                    await recorder.record(ExecutionSucceeded(*identity, codec.recoded(value)[0], unused))
+                except (PayloadError, FactRejectedError) as error:
+                    failure = _failure_of(error, execution.attempt)
+                    self._failures.failed(execution, error, failure, None)
+                    await recorder.record(_failed(identity, failure))
+                else:
+                    self._warn_of_unused(claim, unused)
+            case AttemptFailed(error=error, record=record, retryable=retryable, forget=forget):
+                # Before it is committed: the store may be away, or the process about to end.
+                self._failures.failed(execution, error, record, _retry_delay(claim, retry_in, retryable=retryable))
+                await recorder.record(
+                    ExecutionFailed(
+                        *identity,
+                        outcome=record.encode(),
+                        error=record.error,
+                        retryable=retryable,
+                        retry_in=retry_in,
+                        forget=forget,
+                    )
+                )
+
+    async def _give_up(self, error: Exception, held: HeldExecution, claim: Claim) -> None:
+        """Log a failure that is no part of the user's own code, and finish the attempt all the same."""
+        self._finish(held, claim)
+        execution = claim.execution
+        _log.error(
+            "%s given up by this worker in attempt %d: %s",
+            place_of(execution.batch_id, execution.document_id),
+            execution.attempt,
+            in_a_line(type(error).__name__, message_of(error)),
+            exc_info=None if isinstance(error, DurableBatchesError) else error,
+            extra={
+                "batch_id": execution.batch_id,
+                "document_id": execution.document_id,
+                "attempt": execution.attempt,
+                "error_type": type(error).__name__,
+            },
+        )
+        identity = _identity_of(claim)
+        fact = (
+            ExecutionReleased(*identity)
+            if isinstance(error, StoreUnavailableError)
+            else _failed(identity, _failure_of(error, execution.attempt))
+        )
+        with suppress(DurableBatchesError):
+            await self._resources.recorder.record(fact)
+
+    def _finish(self, held: HeldExecution, claim: Claim) -> None:
+        if not held.finishing:
+            held.finishing = True
+            self._signals.finished.fire((claim.execution.batch_id, claim.execution.position))
+
+    def _warn_of_unused(self, claim: Claim, unused: int) -> None:
+        if unused:
+            self._resources.stats.checkpoints_unused += unused
+            execution = claim.execution
+            _log.warning(
+                "document %r of batch %r did not use %d of its recorded activities: was an activity renamed, or is an "
+                "input not the same on every attempt?",
+                execution.document_id,
+                execution.batch_id,
+                unused,
+                extra={
+                    "batch_id": execution.batch_id,
+                    "document_id": execution.document_id,
+                    "unused_checkpoints": unused,
+                },
+            )
+
+
+def _identity_of(claim: Claim) -> tuple[BatchId, int, int, int]:
+    execution = claim.execution
+    return execution.batch_id, execution.run, execution.position, execution.attempt
+
+
+def _failure_of(error: Exception, attempts: int) -> DocumentFailureRecord:
+    return DocumentFailureRecord(message_of(error), type(error).__name__, None, attempts)
+
+
+def _failed(identity: tuple[BatchId, int, int, int], record: DocumentFailureRecord) -> ExecutionFailed:
+    return ExecutionFailed(*identity, outcome=record.encode(), error=record.error, retryable=False)
+
+
+def _retry_delay(claim: Claim, retry_in: Micros | None, *, retryable: bool) -> timedelta | None:
+    """Return after what delay the commit will have the execution retried; None: not at all."""
+    execution = claim.execution
+    if execution.position == RESOLVER_POSITION:
+        return None if retry_in is None else timedelta(microseconds=retry_in)
+    policy = definition_of(claim.batch).config.failure_policy
+    return document_retry_delay(policy, execution.failures + 1, retryable=retryable)

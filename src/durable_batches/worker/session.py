@@ -1,0 +1,322 @@
+"""A session: one registration of a worker in the store, from its begin to its end or to the loss of its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Final, NamedTuple
+from uuid import uuid4
+
+from durable_batches.clock import Clock
+from durable_batches.errors import StoreUnavailableError, WorkerFencedError
+from durable_batches.lifecycle.facts import Cancel, Command, Fact, Seal
+from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.outage import Outage, Outages
+from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.resources import RunStats, Surroundings
+from durable_batches.stores.protocol import Store
+from durable_batches.worker.heartbeat import LeaseRenewer
+from durable_batches.worker.journal import Journal
+from durable_batches.worker.membership import Membership
+from durable_batches.worker.runner import AnyWorkflow
+from durable_batches.worker.scheduler import Scheduler
+from durable_batches.worker.signals import WorkerSignals
+
+__all__ = ["Session", "SessionOptions", "SessionPhase"]
+
+_log = logging.getLogger("durable_batches")
+
+_LOOK_SECONDS: Final = 0.5
+"""How often a session looks for dead workers, and for ends of its batches that others brought about."""
+
+_AFTER_OUTAGE_SECONDS: Final = 3.0
+"""How long no worker is expired after the store was away: longer than others need to notice that it is back."""
+
+_STORE_PATIENCE_SECONDS: Final = 10.0
+"""How much longer than its drain a closing session waits for a store that is away."""
+
+
+class SessionOptions(NamedTuple):
+    """What a session takes over from its worker's arguments."""
+
+    capacity: int
+    lease: timedelta
+    drain: timedelta
+    max_stall: timedelta
+
+
+class SessionPhase(Enum):
+    """How far a session has come."""
+
+    BEGINNING = auto()
+    """Until it is registered, and has looked for dead workers once."""
+    WORKING = auto()
+    """Until its end, its draining included."""
+    ENDED = auto()
+
+
+class Session:
+    """One session of a worker.
+
+    Args:
+        store: Where the batches are.
+        membership: Registers it, and deregisters it in the end.
+        workflows: What it runs; more may be added.
+        options: See `SessionOptions`.
+        clock: The worker's.
+        threads: For sync activities.
+        stats: What it has done is counted there.
+        dependencies: Of its activities and resolvers.
+        deliver: Hands events on to the subscribers of this process.
+        outages: Where the store's are logged.
+        signals: Fired for tests.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        membership: Membership,
+        workflows: Mapping[tuple[str, str], AnyWorkflow],
+        options: SessionOptions,
+        *,
+        clock: Clock,
+        threads: ThreadPoolExecutor,
+        stats: RunStats,
+        dependencies: Dependencies,
+        deliver: Callable[[Sequence[EventRecord]], None],
+        outages: Outages,
+        signals: WorkerSignals,
+    ) -> None:
+        self.worker_id: Final = WorkerId(uuid4().hex[:20])
+        self.phase: SessionPhase = SessionPhase.BEGINNING
+        self.has_worked: bool = False
+        """Whether it came beyond its beginning."""
+        self._store = store
+        self._membership = membership
+        self._workflows = workflows
+        self._options = options
+        self._drain = options.drain
+        self._clock = clock
+        self._deliver = deliver
+        self._outage: Outage = outages.of("looking after other workers")
+        self._signals = signals.membership
+        self.journal: Final = Journal(
+            store,
+            self.worker_id,
+            clock,
+            outages=outages,
+            claim=self._claim_request,
+            committed=self._committed,
+            signals=signals.journal,
+        )
+        self.resources: Final = Surroundings(
+            recorder=self.journal, clock=clock, threads=threads, stats=stats, dependencies=dependencies
+        )
+        self.scheduler: Final = Scheduler(
+            store,
+            workflows,
+            self.resources,
+            capacity=options.capacity,
+            outages=outages,
+            wake=self.journal.wake,
+            signals=signals.scheduler,
+        )
+        self._was_away = False
+        self._closed = asyncio.Event()
+        self._lease_lost = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._renewer = LeaseRenewer(
+            store,
+            self.worker_id,
+            options.lease,
+            options.max_stall,
+            clock,
+            outages=outages,
+            lost=lambda: loop.call_soon_threadsafe(self.lose_lease),
+            signals=signals.lease,
+        )
+
+    # ---- from outside ------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Have the session end in good order."""
+        self._closed.set()
+
+    def end_drain(self) -> None:
+        """Where it is closed, or when it will be, wait no longer for what runs: cancel and release it."""
+        # Also where the drain has yet to begin.
+        self._drain = timedelta(0)
+        if self._closed.is_set():
+            self.scheduler.end_drain()
+
+    def lose_lease(self) -> None:
+        """Have the session fence itself: its lease is lost."""
+        self._lease_lost.set()
+
+    def announce(self, events: Sequence[EventRecord]) -> None:
+        """Take note of events that this process committed other than through the journal."""
+        self.scheduler.stop_ended(events)
+        self.scheduler.wake()
+
+    def commanded(self, batch_id: BatchId, command: Command, committed: Committed) -> None:
+        """Take note of a command that was given in this process."""
+        if isinstance(command, Seal):
+            self.scheduler.look_at_deadlines()
+        if committed.applied and isinstance(command, Cancel):
+            # The answer to a repeated one comes without the event that says so.
+            self.scheduler.stop_batch(batch_id)
+
+    # ---- its life ----------------------------------------------------------------------------------------------
+
+    async def run(self, begun: Callable[[], object]) -> None:
+        """Register, work until closed, drain, and deregister.
+
+        Args:
+            begun: Called when it works.
+
+        Raises:
+            WorkerFencedError: The lease was lost.
+        """
+        try:
+            await self._membership.register(self.worker_id, self._workflows, self._options.lease)
+            self._renewer.start()
+            try:
+                # After an outage, others get their time to renew or deregister before anybody looks for dead ones.
+                self._was_away = await self._membership.deregister_pending()
+                if not self._was_away:
+                    await self._expire_dead_workers()
+                self.phase = SessionPhase.WORKING
+                self.has_worked = True
+                begun()
+                self._signals.restarted.fire(self.worker_id)
+                await self._work()
+            finally:
+                self._renewer.signal_stop()
+                await asyncio.to_thread(self._renewer.join)
+        finally:
+            self.phase = SessionPhase.ENDED
+
+    async def _work(self) -> None:
+        journal = asyncio.create_task(self.journal.run(), name="durable-batches journal")
+        closed = asyncio.create_task(self._closed.wait())
+        lost = asyncio.create_task(self._lease_lost.wait())
+        helpers = [
+            asyncio.create_task(self.scheduler.run(), name="durable-batches scheduler"),
+            asyncio.create_task(self._look_around(), name="durable-batches membership"),
+            asyncio.create_task(self._show_that_the_loop_turns(), name="durable-batches stall"),
+        ]
+        try:
+            await asyncio.wait([journal, closed, lost, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            if closed.done():
+                await self._end(journal, lost)
+            else:
+                await self._fence(journal)
+                for broken in (journal, *helpers):
+                    if broken.done() and not broken.cancelled():
+                        # Its own error; it need not be that the lease was lost.
+                        broken.result()
+                raise WorkerFencedError(self.worker_id)
+        finally:
+            for task in (journal, closed, lost, *helpers):
+                task.cancel()
+            await asyncio.gather(journal, closed, lost, *helpers, return_exceptions=True)
+
+    async def _end(self, journal: asyncio.Task[None], lost: asyncio.Task[bool]) -> None:
+        """End in good order: drain, commit what is left, release the rest, deregister."""
+        self.scheduler.close()
+        ending = asyncio.create_task(self._drain_and_deregister(journal))
+        # Where the store does not come back, others take over when the lease has expired.
+        patience = asyncio.create_task(self._clock.sleep(self._drain.total_seconds() + _STORE_PATIENCE_SECONDS))
+        await asyncio.wait([ending, lost, patience], return_when=asyncio.FIRST_COMPLETED)
+        patience.cancel()
+        if not ending.done():
+            await self._fence(journal)
+            ending.cancel()
+        await asyncio.gather(ending, patience, return_exceptions=True)
+        if not ending.cancelled() and (error := ending.exception()) is not None:
+            _log.warning(
+                "worker %s not deregistered, others take over when its lease expires: %s",
+                self.worker_id,
+                error,
+                extra={"worker_id": self.worker_id, "error_type": type(error).__name__},
+            )
+
+    async def _drain_and_deregister(self, journal: asyncio.Task[None]) -> None:
+        # A commit that is under way may bring claims yet; the next one has none.
+        passed = asyncio.Event()
+        self.journal.before_commit(passed.set)
+        claimed = asyncio.create_task(passed.wait())
+        try:
+            through = asyncio.wait([claimed, journal], return_when=asyncio.FIRST_COMPLETED)
+            await self.scheduler.drain(self._drain.total_seconds(), through)
+        finally:
+            claimed.cancel()
+        self.journal.close()
+        await journal
+        await self._membership.deregister(self.worker_id)
+
+    async def _fence(self, journal: asyncio.Task[None]) -> None:
+        """End at once: nothing of what is held may be written any more."""
+        self._signals.lease_lost.fire(self.worker_id)
+        # What runs first: a commit that gets no answer is seen through, and that may take long.
+        self.scheduler.fence()
+        journal.cancel()
+        await asyncio.wait([journal])
+        await self.scheduler.fenced()
+        # It has not crashed: where others have not expired it yet, its executions are released with this.
+        self._membership.deregister_later(self.worker_id)
+        if self._renewer.reaches_store:
+            with suppress(StoreUnavailableError):
+                await self._membership.deregister_pending()
+
+    async def _show_that_the_loop_turns(self) -> None:
+        pause = min(_LOOK_SECONDS, self._options.max_stall.total_seconds() / 4)
+        while True:
+            self._renewer.loop_turns()
+            await self._clock.sleep(pause, housekeeping=True)
+
+    async def _look_around(self) -> None:
+        """Now and then, expire dead workers, and notice what other processes have ended."""
+        away = self._was_away
+        with self._outage:
+            while True:
+                await self._clock.sleep(_AFTER_OUTAGE_SECONDS if away else _LOOK_SECONDS, housekeeping=True)
+                try:
+                    if away:
+                        # All others that it is back for need a moment to renew their leases.
+                        await self._store.workers()
+                    else:
+                        await self._expire_dead_workers()
+                    away = False
+                    self._outage.answered()
+                    await self._stop_what_others_ended()
+                except StoreUnavailableError as error:
+                    self._outage.failed(error)
+                    away = True
+
+    async def _expire_dead_workers(self) -> None:
+        expired = await self._membership.expire_dead_workers()
+        if expired.workers or expired.events:
+            self._deliver(expired.events)
+            self.announce(expired.events)
+
+    async def _stop_what_others_ended(self) -> None:
+        for batch_id in self.scheduler.held_batches:
+            record = await self._store.batch(batch_id)
+            if record is None or record.ended:
+                self.scheduler.stop_batch(batch_id)
+
+    # ---- for the journal ---------------------------------------------------------------------------------------
+
+    def _claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
+        return self.scheduler.claim_request(facts)
+
+    def _committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
+        self._deliver(committed.events)
+        self.scheduler.committed(facts, committed, request)
