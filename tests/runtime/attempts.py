@@ -35,7 +35,7 @@ class FactList:
         verdict.set_result(None)
         return verdict
 
-    def remind(self, callback: Callable[[], None]) -> None:
+    def before_commit(self, callback: Callable[[], None]) -> None:
         callback()
 
 
