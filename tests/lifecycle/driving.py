@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from durable_batches.lifecycle.batch import BatchInProgress, Definition, definition_of, new_batch
+from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import (

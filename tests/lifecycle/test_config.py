@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tests.properties import modest
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, FailurePolicy, RetryFailed
-from durable_batches.lifecycle.batch import Definition, definition_of, new_batch
+from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
 from durable_batches.lifecycle.records import WorkerId
 
 LONGEST = timedelta(days=3650)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from datetime import datetime, timedelta
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.lifecycle.driving import START, World, identity
+from tests.lifecycle.driving import START, UNENCODABLE, World, identity
 from tests.properties import modest
 
 from durable_batches import (
@@ -35,6 +36,7 @@ from durable_batches import (
     StageProgress,
     StateChanged,
 )
+from durable_batches.lifecycle import event_data
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, decode_event
 from durable_batches.lifecycle.facts import (
     Cancel,
@@ -218,3 +220,35 @@ def test_a_decoded_event_is_never_that_of_another_record(stored: list[EventRecor
         assert event == decode_event(EventRecord(*record))
         assert (event.batch_id, event.seq, event.at) == (record.batch_id, record.seq, from_micros(record.at))
         assert [event.document_id, event.attempt] == json.loads(record.data)
+
+
+# ---- packed by name ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_fields_are_packed_in_the_order_of_the_events_class(kind: type[Any]) -> None:
+    tag: Any = next(field.default for field in dataclasses.fields(kind) if field.name == "tag")
+    pack = getattr(event_data, tag)
+    given_by_name: dict[str, object] = {name: f"the {name}" for name in inspect.signature(pack).parameters}
+    if "counts" in given_by_name:
+        given_by_name["counts"] = Counts(total=1, pending=2, running=3, waiting=4, succeeded=5, failed=6, cancelled=7)
+    assert {parameter.kind for parameter in inspect.signature(pack).parameters.values()} <= {
+        inspect.Parameter.KEYWORD_ONLY
+    }
+    packed_tag, fields = pack(**given_by_name)
+    assert packed_tag == tag
+    own = [field.name for field in dataclasses.fields(kind) if field.name not in ("batch_id", "seq", "at", "tag")]
+    expected = [given_by_name[name] for name in own]
+    assert list(fields) == [(1, 2, 3, 4, 5, 6, 7) if isinstance(value, Counts) else value for value in expected]
+    assert len(given_by_name) == len(own)
+
+
+def test_every_message_is_stored_without_what_utf8_cannot_hold() -> None:
+    for _, fields in (
+        event_data.document_retrying(document_id="a", failures=1, due=0, error=UNENCODABLE),
+        event_data.document_failed(document_id="a", error=UNENCODABLE, percentage=0.0),
+        event_data.resolution_failed(error=UNENCODABLE, due=None),
+        event_data.batch_failed(counts=Counts(), error=UNENCODABLE),
+        event_data.batch_cancelled(counts=Counts(), reason=UNENCODABLE),
+    ):
+        assert "half a ?" in fields

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.lifecycle.driving import LOADER, World, identity
 from tests.properties import modest
 
-from durable_batches.lifecycle.batch import definition_of
+from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,

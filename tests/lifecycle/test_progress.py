@@ -24,6 +24,7 @@ from durable_batches import (
     Stage,
     StageCount,
 )
+from durable_batches.lifecycle.batch_core import decode_core, encode_core
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import Cancel, ExecutionFailed, ExecutionSucceeded, StageEntered
 from durable_batches.lifecycle.primitives import from_micros
@@ -225,15 +226,17 @@ def test_an_eta_beyond_the_calendar_is_none() -> None:
     batch_id = world.batch("batch", 2)
     world.claim(ME)
     world.commit(ME, *succeeded(world.held(ME)[:1]))
-    record = _with_pending(world.batches[batch_id], 1_000_000)
+    record = _with_more_pending(world.batches[batch_id], 1_000_000)
     found = snapshot_of(record, MACHINE, world.now + 10 * 86_400 * SECOND)
     assert found.documents_per_second is not None
     assert found.eta is None
 
 
-def _with_pending(record: BatchRecord, pending: int) -> BatchRecord:
-    counts = replace(record.counts, total=pending + 2, pending=pending)
-    return replace(record, counts=counts)
+def _with_more_pending(record: BatchRecord, more: int) -> BatchRecord:
+    counts = replace(record.counts, total=record.counts.total + more, pending=record.counts.pending + more)
+    core = decode_core(record.core)
+    core["at"][0] += more
+    return replace(record, counts=counts, core=encode_core(core))
 
 
 # ---- the fold ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tests.postgres.databases import without_schema
 from tests.properties import modest
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, DurableBatchesError, RetryFailed
-from durable_batches.lifecycle.batch import Definition, new_batch
+from durable_batches.lifecycle.batch_core import Definition, new_batch
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,

@@ -1,147 +1,83 @@
-"""A batch while a plan works on it: decoded from its record, moved by its methods, encoded again.
+"""A batch opened for change: decoded from its record, moved by its methods, and encoded again.
 
-This is where a batch's counters, marks and state change, and where each change emits its event; everything else
-in `plan` decides *that* something happens and calls the method that says what it means.
+A batch's counts, stages and state change here alone, and each change emits its event. Everything else in
+`planning` decides *that* something happens, and calls the method that says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
-from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle import event_data
+from durable_batches.lifecycle.batch_core import (
+    BatchCore,
+    Definition,
+    ResolverPhase,
+    decode_core,
+    decode_definition,
+    encode_core,
+)
+from durable_batches.lifecycle.event_data import EventData
 from durable_batches.lifecycle.machine import check_transition
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
+from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import BatchId, Counts
 
-__all__ = ["BatchInProgress", "Definition", "new_batch"]
-
-ResolverPhase: TypeAlias = Literal["idle", "due", "running"]
-
-
-class Definition(NamedTuple):
-    """What a batch is, as opposed to where it is: fixed when it is created."""
-
-    stages: tuple[str, ...]
-    resolver: bool
-    config: BatchConfig
-
-
-def new_batch(
-    *,
-    batch_id: BatchId,
-    workflow: str,
-    version: str,
-    loader: WorkerId,
-    definition: Definition,
-    now: Micros,
-) -> BatchRecord:
-    """The record of a batch whose documents are about to be loaded."""
-    text = to_json(
-        {
-            "stages": definition.stages,
-            "resolver": definition.resolver,
-            "config": definition.config.model_dump(mode="json"),
-        }
-    ).decode()
-    core: dict[str, Any] = {
-        "definition": text,
-        "at": [0] * (len(definition.stages) + 1),
-        "phase": "idle",
-        "error": "",
-        "reason": "",
-        "sealed_by": None,
-        "cancelled_by": None,
-        "started_at": None,
-        "ended_at": None,
-    }
-    return BatchRecord(
-        batch_id=batch_id,
-        workflow=workflow,
-        version=version,
-        loader=loader,
-        run=1,
-        state="pending",
-        paused=False,
-        counts=Counts(),
-        seq=0,
-        free=0,
-        wake=None,
-        served=0,
-        core=to_json(core),
-        metadata=definition.config.metadata,
-        created_at=now,
-    )
-
-
-def definition_of(record: BatchRecord) -> Definition:
-    """What the batch is."""
-    return _definition_in(record.core)
-
-
-@lru_cache(maxsize=64)
-def _definition_in(core: bytes) -> Definition:
-    return _parse_definition(from_json(core)["definition"])
-
-
-@lru_cache(maxsize=1024)
-def _parse_definition(text: str) -> Definition:
-    data = from_json(text)
-    return Definition(tuple(data["stages"]), data["resolver"], BatchConfig.model_validate(data["config"]))
-
-
-def _storable(text: str) -> str:
-    """The text without what UTF-8 cannot hold: no plan fails over a message."""
-    return text.encode(errors="replace").decode()
+__all__ = ["BatchInProgress"]
 
 
 class BatchInProgress:
-    """A batch's record, opened for change."""
+    """A batch's record, opened for change.
+
+    Raises:
+        AssertionError: The record's counts contradict each other; no plan may go on from there.
+    """
 
     __slots__ = (
-        "_core",
-        "_passed",
+        "_last_served",
         "_record",
         "_seq",
-        "_served",
-        "at",
+        "batch_id",
         "cancelled",
+        "core",
         "definition",
         "ended",
         "events",
         "failed",
-        "loader",
         "now",
         "pending",
         "run",
         "running",
+        "stage_counts",
         "state",
+        "submitter",
         "succeeded",
         "total",
         "waiting",
-        "wake",
+        "wake_at",
     )
 
     def __init__(self, record: BatchRecord, now: Micros) -> None:
         self._record = record
-        self.run: int = record.run
-        self._core: dict[str, Any] = from_json(record.core)
         self._seq = record.seq
-        self._served = record.served
+        self._last_served = record.served
+        self.batch_id: BatchId = record.batch_id
         self.now: Micros = now
-        self.definition: Definition = _parse_definition(self._core["definition"])
-        self.at: list[int] = self._core["at"]
-        """Unfinished documents by their mark; the first entry is of those without one."""
+        self.core: BatchCore = decode_core(record.core)
+        self.definition: Definition = decode_definition(self.core["definition"])
+        self.stage_counts: StageCounts = StageCounts(self.core["at"])
+        self.run: int = record.run
         self.state: str = record.state
         self.ended: bool = record.ended
-        self.loader: WorkerId | None = record.loader
-        self.wake: Micros | None = record.wake
+        self.submitter: WorkerId | None = record.loader
+        """Who is loading the batch; None once it is sealed."""
+        self.wake_at: Micros | None = record.wake
+        """When a claim has to look at the batch whether it has open slots or not (its deadline); None: never."""
         counts = record.counts
         self.total: int = counts.total
         self.pending: int = counts.pending
@@ -151,13 +87,9 @@ class BatchInProgress:
         self.failed: int = counts.failed
         self.cancelled: int = counts.cancelled
         self.events: list[EventRecord] = []
-        self._passed = self._count_passed()
+        self._check_counts()
 
-    # ---- reading ---------------------------------------------------------------------------------------
-
-    @property
-    def batch_id(self) -> BatchId:
-        return self._record.batch_id
+    # ---- reading -------------------------------------------------------------------------------------------
 
     @property
     def counts(self) -> Counts:
@@ -172,16 +104,21 @@ class BatchInProgress:
         )
 
     @property
-    def core(self) -> Mapping[str, Any]:
-        return self._core
+    def unfinished(self) -> int:
+        """Documents that have not finished."""
+        return self.pending + self.running + self.waiting
+
+    @property
+    def finished(self) -> int:
+        """Documents that have finished, in whatever way."""
+        return self.succeeded + self.failed + self.cancelled
 
     @property
     def phase(self) -> ResolverPhase:
-        phase: ResolverPhase = self._core["phase"]
-        return phase
+        return self.core["phase"]
 
     @property
-    def free(self) -> int:
+    def open_slots(self) -> int:
         """How many more executions may be owned now."""
         if self._record.paused:
             return 0
@@ -193,27 +130,23 @@ class BatchInProgress:
 
     @property
     def percentage(self) -> float:
-        """Marks passed of all that there are to pass, in percent."""
-        whole = self.total * len(self.definition.stages)
-        return 100.0 if whole == 0 else round(100 * self._passed / whole, 4)
+        """Stages passed of all that there are to pass, in percent; a finished document has passed them all."""
+        stages = len(self.definition.stages)
+        whole = self.total * stages
+        if not whole:
+            return 100.0
+        passed = self.stage_counts.passed + (self.succeeded + self.failed + self.cancelled) * stages
+        return round(100 * passed / whole, 4)
 
-    def entered(self, stage: int) -> int:
-        """Documents that have entered this stage; those that have ended have been through all."""
-        return self.total - sum(self.at[: stage + 1])
+    def entered(self, stage_index: int) -> int:
+        """Count the documents that have entered this stage; a finished one has been through all."""
+        return self.finished + self.stage_counts.entered(stage_index)
 
-    def past(self, stage: int) -> int:
-        """Documents that are past this stage."""
-        return self.total - sum(self.at[: stage + 2])
+    def past(self, stage_index: int) -> int:
+        """Count the documents that are past this stage."""
+        return self.finished + self.stage_counts.past(stage_index)
 
-    @property
-    def _ended_documents(self) -> int:
-        return self.succeeded + self.failed + self.cancelled
-
-    def _count_passed(self) -> int:
-        inside = sum(mark * count for mark, count in enumerate(self.at[1:]))
-        return inside + self._ended_documents * len(self.definition.stages)
-
-    # ---- a document moves --------------------------------------------------------------------------------
+    # ---- a document moves ----------------------------------------------------------------------------------
 
     def start_document(self, execution: ExecutionRecord, attempt: int) -> None:
         if execution.status == "waiting":
@@ -221,136 +154,138 @@ class BatchInProgress:
         else:
             self.pending -= 1
         self.running += 1
-        self.emit("document_started", execution.document_id, attempt)
-        if self._core["started_at"] is None:
-            self._core["started_at"] = self.now
+        self.emit(event_data.document_started(document_id=execution.document_id, attempt=attempt))
+        if self.core["started_at"] is None:
+            self.core["started_at"] = self.now
         if self.state == "pending":
             self.move(self._earliest_stage())
 
-    def enter_stage(self, execution: ExecutionRecord, mark: int) -> None:
-        before = execution.mark + 1
-        self.at[before] -= 1
-        self.at[mark + 1] += 1
-        self._passed += mark - max(execution.mark, 0)
+    def enter_stage(self, execution: ExecutionRecord, stage_index: int) -> None:
+        self.stage_counts.enter(execution.mark, stage_index)
         self.emit(
-            "stage_progress",
-            execution.document_id,
-            self.definition.stages[mark],
-            self.entered(mark),
-            self.total,
-            self.percentage,
+            event_data.stage_progress(
+                document_id=execution.document_id,
+                stage=self.definition.stages[stage_index],
+                current=self.entered(stage_index),
+                total=self.total,
+                percentage=self.percentage,
+            )
         )
-        if self.at[before] == 0:
-            self._advance()
+        self._advance()
 
     def complete_document(self, execution: ExecutionRecord, unused_checkpoints: int) -> None:
         self.running -= 1
         self.succeeded += 1
-        self._leave_marks(execution)
-        self.emit("document_completed", execution.document_id, self.percentage, unused_checkpoints)
+        self.stage_counts.leave(execution.mark)
+        self.emit(
+            event_data.document_completed(
+                document_id=execution.document_id,
+                percentage=self.percentage,
+                unused_checkpoints=unused_checkpoints,
+            )
+        )
         self.settle()
 
     def fail_document(self, execution: ExecutionRecord, error: str) -> None:
         self.running -= 1
         self.failed += 1
-        self._leave_marks(execution)
-        self.emit("document_failed", execution.document_id, _storable(error), self.percentage)
+        self.stage_counts.leave(execution.mark)
+        self.emit(
+            event_data.document_failed(document_id=execution.document_id, error=error, percentage=self.percentage)
+        )
         self.settle()
 
-    def retry_document(self, execution: ExecutionRecord, failures: int, due: Micros, error: str) -> None:
+    def retry_document(self, execution: ExecutionRecord, failures: int, due_at: Micros, error: str) -> None:
         self.running -= 1
         self.waiting += 1
-        self.emit("document_retrying", execution.document_id, failures, due, _storable(error))
+        self.emit(
+            event_data.document_retrying(document_id=execution.document_id, failures=failures, due=due_at, error=error)
+        )
 
-    def release_document(self, execution: ExecutionRecord, reason: str, crashes: int) -> None:
+    def release_document(self, execution: ExecutionRecord, reason: Literal["shutdown", "crash"], crashes: int) -> None:
         self.running -= 1
         self.pending += 1
-        self.emit("document_released", execution.document_id, reason, crashes)
-
-    def _leave_marks(self, execution: ExecutionRecord) -> None:
-        self.at[execution.mark + 1] -= 1
-        self._passed += len(self.definition.stages) - max(execution.mark, 0)
+        self.emit(event_data.document_released(document_id=execution.document_id, reason=reason, crashes=crashes))
 
     # ---- the batch moves -----------------------------------------------------------------------------------
 
-    def seal(self, loader: WorkerId, total: int) -> None:
-        self.loader = None
-        self._core["sealed_by"] = loader
+    def seal(self, submitter: WorkerId, total: int) -> None:
+        self.submitter = None
+        self.core["sealed_by"] = submitter
         self.total = self.pending = total
-        self.at[0] = total
+        self.stage_counts.add(total)
         deadline = self.definition.config.deadline
         if deadline is not None:
-            self.wake = self.now + int(deadline.total_seconds() * 1_000_000)
-        self.emit("batch_created", self._record.workflow, self._record.version, total)
+            self.wake_at = self.now + int(deadline.total_seconds() * 1_000_000)
+        self.emit(event_data.batch_created(workflow=self._record.workflow, version=self._record.version, total=total))
         self.settle()
 
     def settle(self) -> None:
-        """After a document ended: does the policy stop the batch, is it over, is it the resolver's turn?"""
+        """Move on after a document finished: the policy may end the batch, or all documents have finished."""
         reason = abort_reason(self.definition.config.failure_policy, self.counts)
         if reason is not None:
             self.fail(reason)
-        elif self.pending or self.running or self.waiting:
+        elif self.unfinished:
             self._advance()
         elif self.total and self.failed == self.total:
             self.fail("all documents failed")
         elif self.definition.resolver:
             self.move("resolving")
-            self._core["phase"] = "due"
+            self.core["phase"] = "due"
         else:
             self.complete()
 
     def start_resolver(self, attempt: int) -> None:
-        self._core["phase"] = "running"
-        self.emit("resolution_started", attempt)
+        self.core["phase"] = "running"
+        self.emit(event_data.resolution_started(attempt=attempt))
 
-    def retry_resolver(self, error: str, due: Micros) -> None:
-        self._core["phase"] = "due"
-        self.emit("resolution_failed", _storable(error), due)
+    def retry_resolver(self, error: str, due_at: Micros) -> None:
+        self.core["phase"] = "due"
+        self.emit(event_data.resolution_failed(error=error, due=due_at))
 
     def complete_resolver(self) -> None:
-        self.emit("resolution_completed")
+        self.emit(event_data.resolution_completed())
         self.complete()
 
     def fail_resolver(self, error: str) -> None:
-        error = _storable(error)
-        self.emit("resolution_failed", error, None)
+        self.emit(event_data.resolution_failed(error=error, due=None))
         self.fail(f"the resolver failed: {error}")
 
     def complete(self) -> None:
         self._end("completed")
-        self.emit("batch_completed", self._counts_fields())
+        self.emit(event_data.batch_completed(counts=self.counts))
 
     def fail(self, error: str) -> None:
         self._end("failed")
-        self._core["error"] = error
-        self.emit("batch_failed", self._counts_fields(), error)
+        self.core["error"] = event_data.storable(error)
+        self.emit(event_data.batch_failed(counts=self.counts, error=error))
 
     def cancel(self, request_id: str, reason: str) -> None:
-        reason = _storable(reason)
         self._end("cancelled")
-        self._core["cancelled_by"] = request_id
-        self._core["reason"] = reason
-        self.emit("batch_cancelled", self._counts_fields(), reason)
+        self.core["cancelled_by"] = request_id
+        self.core["reason"] = event_data.storable(reason)
+        self.emit(event_data.batch_cancelled(counts=self.counts, reason=reason))
 
     def move(self, state: str) -> None:
         """Go to another state, as the table allows."""
         check_transition(self.batch_id, self.definition.stages, self.state, state)
-        self.emit("state_changed", self.state, state)
+        self.emit(event_data.state_changed(previous=self.state, state=state))
         self.state = state
 
     def _end(self, state: str) -> None:
-        # What has not ended ends with its run. The rows of those documents are left as they are (there may be a
+        # What has not finished ends with its run. The rows of those documents are left as they are (there may be a
         # million): an unfinished document of an ended run *is* cancelled, and readers say so.
-        self.cancelled += self.pending + self.running + self.waiting
+        self.cancelled += self.unfinished
         self.pending = self.running = self.waiting = 0
-        self.at = [0] * len(self.at)
-        self._core["ended_at"] = self.now
-        self._core["phase"] = "idle"
-        self.wake = None
+        self.stage_counts.clear()
+        self.core["ended_at"] = self.now
+        self.core["phase"] = "idle"
+        self.wake_at = None
         self.move(state)
         self.ended = True
 
     def _advance(self) -> None:
+        """Follow the slowest document into its stage."""
         if self.state == "pending":
             return
         stage = self._earliest_stage()
@@ -358,43 +293,43 @@ class BatchInProgress:
             self.move(stage)
 
     def _earliest_stage(self) -> str:
-        """The smallest mark over the unfinished documents; one that has none counts as the first."""
-        first = next(mark for mark, count in enumerate(self.at) if count)
-        return self.definition.stages[max(first - 1, 0)]
+        return self.definition.stages[self.stage_counts.earliest()]
 
-    # ---- writing ---------------------------------------------------------------------------------------------
+    # ---- writing -------------------------------------------------------------------------------------------
 
-    def emit(self, tag: str, *fields: object) -> None:
-        """Append an event of this batch; the fields in the order of the event's class."""
+    def emit(self, event: EventData) -> None:
+        """Append an event of this batch."""
+        tag, fields = event
         self._seq = seq = self._seq + 1
-        self.events.append(make_record(EventRecord, (self._record.batch_id, seq, self.now, tag, to_json(fields))))
+        self.events.append(make_record(EventRecord, (self.batch_id, seq, self.now, tag, to_json(fields))))
 
     def serve(self, turn: int) -> None:
         """Note the turn at which a claim took from this batch; later than the last one, whatever the clock says."""
-        self._served = max(turn, self._served + 1)
+        self._last_served = max(turn, self._last_served + 1)
 
     def closed(self) -> BatchRecord:
-        """The record as it is to be written."""
-        self._core["at"] = self.at
+        """Encode the record as it is to be written."""
+        self._check_counts()
+        self.core["at"] = self.stage_counts.stored
         return replace(
             self._record,
-            loader=self.loader,
+            loader=self.submitter,
             state=self.state,
             counts=self.counts,
             seq=self._seq,
-            free=self.free,
-            wake=self.wake,
-            served=self._served,
-            core=to_json(self._core),
+            free=self.open_slots,
+            wake=self.wake_at,
+            served=self._last_served,
+            core=encode_core(self.core),
         )
 
-    def _counts_fields(self) -> tuple[int, ...]:
-        return (
-            self.total,
-            self.pending,
-            self.running,
-            self.waiting,
-            self.succeeded,
-            self.failed,
-            self.cancelled,
+    def _check_counts(self) -> None:
+        """Assert, where counts are read and where they are written, that they agree with each other."""
+        unfinished = self.pending + self.running + self.waiting
+        assert unfinished + self.succeeded + self.failed + self.cancelled == self.total, (
+            f"the counts of batch {self.batch_id!r} do not sum to their total: {self.counts}"
+        )
+        assert self.stage_counts.unfinished == unfinished, (
+            f"the stages of batch {self.batch_id!r} hold {self.stage_counts.stored}, which is not its unfinished "
+            f"documents: {self.counts}"
         )

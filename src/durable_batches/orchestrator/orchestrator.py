@@ -13,7 +13,7 @@ from typing_extensions import TypeVar, deprecated
 
 from durable_batches.codec.codec import payload_of
 from durable_batches.errors import ConfigurationError
-from durable_batches.lifecycle.batch import definition_of
+from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import BatchEvent, decode_event
 from durable_batches.lifecycle.facts import Cancel

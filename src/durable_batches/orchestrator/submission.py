@@ -20,7 +20,7 @@ from durable_batches.errors import (
     SubmissionInProgressError,
     WorkflowMismatchError,
 )
-from durable_batches.lifecycle.batch import Definition, new_batch
+from durable_batches.lifecycle.batch_core import Definition, new_batch
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.facts import Discard, Seal
 from durable_batches.lifecycle.primitives import problem_with_name

@@ -17,7 +17,7 @@ from durable_batches.errors import (
     WorkerFencedError,
     place_of,
 )
-from durable_batches.lifecycle.batch import definition_of
+from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded
 from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line, message_of
 from durable_batches.lifecycle.policies import document_retry_delay

@@ -9,7 +9,7 @@ from typing import Final
 
 from durable_batches.clock import Timer
 from durable_batches.errors import StoreUnavailableError
-from durable_batches.lifecycle.batch import definition_of
+from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, Fact
 from durable_batches.lifecycle.policies import neighbours_allowed

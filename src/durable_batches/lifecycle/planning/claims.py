@@ -43,12 +43,12 @@ def plan_claims(
     window = request.window
     for candidate in candidates:
         batch = unit.batch(candidate.batch.batch_id)
-        if batch.wake is not None and batch.wake <= now:
+        if batch.wake_at is not None and batch.wake_at <= now:
             batch.fail("the batch's deadline has passed")
             continue
         overdue = False
         for execution in candidate.executions:
-            if batch.free == 0 or taken == request.limit:
+            if batch.open_slots == 0 or taken == request.limit:
                 break
             allowed = neighbours_allowed(execution.crashes, batch.definition.config.max_crashes, request.capacity)
             held = request.held + taken

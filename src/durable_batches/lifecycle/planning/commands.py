@@ -17,16 +17,16 @@ def plan_command(loaded: Loaded, batch_id: BatchId, command: Command) -> Writes:
     batch = unit.batch(batch_id)
     match command:
         case Discard(loader=submitter):
-            applies = batch.loader == submitter
+            applies = batch.submitter == submitter
             return Writes(discard=batch_id if applies else None, applied=applies)
         case Seal(loader=submitter, total=total):
-            if batch.loader is None:
+            if batch.submitter is None:
                 return Writes(applied=batch.core["sealed_by"] == submitter)
-            if batch.loader != submitter:
+            if batch.submitter != submitter:
                 return Writes(applied=False)
             batch.seal(submitter, total)
         case Cancel(request_id=request_id, reason=reason):
-            if batch.loader is not None:
+            if batch.submitter is not None:
                 # For all but its submitter, who goes on loading it, the batch does not exist yet.
                 return Writes(applied=False)
             if batch.ended:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import (
     NOW,
     RESOLVER_POSITION,
@@ -108,8 +109,8 @@ class UnitOfWork:
 
     def enter_stage(self, execution: ExecutionRecord, stage_index: int) -> None:
         """Write that this execution has entered a later stage."""
-        # Spelt out, because this is made for most activities.
-        entered = ExecutionRecord._make((*execution[:5], stage_index, *execution[6:12], self.now))
+        # Spelt out, because this is made for many activities.
+        entered = make_record(ExecutionRecord, (*execution[:5], stage_index, *execution[6:12], self.now))
         key = (execution.batch_id, execution.position)
         self.executions[key] = self._stage_entries[key] = entered
 

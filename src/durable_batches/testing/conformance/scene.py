@@ -9,7 +9,7 @@ from datetime import timedelta
 from itertools import count
 from typing import Final, Literal, TypeAlias
 
-from durable_batches.lifecycle.batch import Definition, definition_of, new_batch
+from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import (

@@ -38,7 +38,8 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from durable_batches.clock import SystemClock
-from durable_batches.lifecycle.batch import BatchInProgress, definition_of
+from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.progress import fold
@@ -329,12 +330,16 @@ class HistoryChecker:
         self._compare_resolver(record, replay, picture.resolver, known)
 
     def _compare_record(self, record: BatchRecord, replay: Replay, events: Sequence[BatchEvent]) -> None:
-        batch = BatchInProgress(record, record.created_at)
+        try:
+            batch = BatchInProgress(record, record.created_at)
+        except AssertionError as error:
+            self._find(11, record.batch_id, str(error))
+            return
         folded = fold(events)
         for name, stored, told in (
             ("state", record.state, replay.state),
             ("counts", record.counts, replay.counts),
-            ("free slots", record.free, batch.free),
+            ("free slots", record.free, batch.open_slots),
             ("state by the library's fold", record.state, folded.state),
             ("counts by the library's fold", record.counts, folded.counts),
             ("sequence number by the library's fold", record.seq, folded.seq),

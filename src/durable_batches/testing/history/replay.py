@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from durable_batches.lifecycle.batch import Definition
+from durable_batches.lifecycle.batch_core import Definition
 from durable_batches.lifecycle.events import (
     BatchCancelled,
     BatchCompleted,

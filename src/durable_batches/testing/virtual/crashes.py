@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple
 from typing_extensions import TypeVar
 
 from durable_batches.errors import ConfigurationError, StoreUnavailableError
-from durable_batches.lifecycle.batch import definition_of
+from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import DocumentCompleted, decode_event
 from durable_batches.lifecycle.facts import ActivityCompleted, Fact

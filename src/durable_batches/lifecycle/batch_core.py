@@ -1,0 +1,126 @@
+"""What a batch's record keeps for the state machine alone: `BatchRecord.core`, JSON that no store looks into."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeAlias, TypedDict
+
+from pydantic_core import from_json, to_json
+
+from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.records import BatchRecord, Micros, WorkerId
+from durable_batches.lifecycle.stage_counts import StageCounts
+from durable_batches.lifecycle.states import BatchId, Counts
+
+__all__ = ["BatchCore", "Definition", "ResolverPhase", "decode_core", "definition_of", "encode_core", "new_batch"]
+
+ResolverPhase: TypeAlias = Literal["idle", "due", "running"]
+
+
+class BatchCore(TypedDict):
+    """The fields in the order in which they are stored.
+
+    A dictionary also in memory, so that an older version of the library writes back what a newer one added. A field
+    that is added has to be `NotRequired`, because batches that were stored before lack it.
+    """
+
+    definition: str
+    """The `Definition`, as JSON of its own: it is parsed once for all records that have the same."""
+    at: list[int]
+    """The `StageCounts`."""
+    phase: ResolverPhase
+    error: str
+    """Why the run failed; empty in another state."""
+    reason: str
+    """Why the run was cancelled; empty in another state."""
+    sealed_by: WorkerId | None
+    cancelled_by: str | None
+    """The id of the request that cancelled the run."""
+    started_at: Micros | None
+    """When the first document was claimed."""
+    ended_at: Micros | None
+
+
+def decode_core(stored: bytes) -> BatchCore:
+    """Decode a record's core."""
+    core: BatchCore = from_json(stored)
+    return core
+
+
+def encode_core(core: BatchCore) -> bytes:
+    """Encode a record's core."""
+    return to_json(core)
+
+
+class Definition(NamedTuple):
+    """What a batch is, as opposed to where it is: fixed when it is created."""
+
+    stages: tuple[str, ...]
+    resolver: bool
+    config: BatchConfig
+
+
+def definition_of(record: BatchRecord) -> Definition:
+    """Read what the batch is."""
+    return _definition_in(record.core)
+
+
+@lru_cache(maxsize=64)
+def _definition_in(core: bytes) -> Definition:
+    return decode_definition(decode_core(core)["definition"])
+
+
+@lru_cache(maxsize=1024)
+def decode_definition(text: str) -> Definition:
+    """Decode a core's definition."""
+    data = from_json(text)
+    return Definition(tuple(data["stages"]), data["resolver"], BatchConfig.model_validate(data["config"]))
+
+
+def _encode_definition(definition: Definition) -> str:
+    fields = {
+        "stages": definition.stages,
+        "resolver": definition.resolver,
+        "config": definition.config.model_dump(mode="json"),
+    }
+    return to_json(fields).decode()
+
+
+def new_batch(
+    *,
+    batch_id: BatchId,
+    workflow: str,
+    version: str,
+    loader: WorkerId,
+    definition: Definition,
+    now: Micros,
+) -> BatchRecord:
+    """Make the record of a batch whose documents are about to be loaded."""
+    core = BatchCore(
+        definition=_encode_definition(definition),
+        at=StageCounts.empty(len(definition.stages)).stored,
+        phase="idle",
+        error="",
+        reason="",
+        sealed_by=None,
+        cancelled_by=None,
+        started_at=None,
+        ended_at=None,
+    )
+    return BatchRecord(
+        batch_id=batch_id,
+        workflow=workflow,
+        version=version,
+        loader=loader,
+        run=1,
+        state="pending",
+        paused=False,
+        counts=Counts(),
+        seq=0,
+        free=0,
+        wake=None,
+        served=0,
+        core=encode_core(core),
+        metadata=definition.config.metadata,
+        created_at=now,
+    )

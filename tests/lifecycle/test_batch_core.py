@@ -1,0 +1,143 @@
+"""What records hold for the state machine alone: as it was stored, and as it will be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.lifecycle.driving import LOADER, START, World, identity, succeeded
+
+from durable_batches import BatchConfig, Counts, RetryFailed
+from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.batch_core import BatchCore, decode_core, definition_of
+from durable_batches.lifecycle.facts import Cancel, Seal, StageEntered
+from durable_batches.lifecycle.records import BatchRecord, WorkerId
+from durable_batches.lifecycle.states import BatchId
+
+ME = WorkerId("me")
+
+STORED = (
+    rb'{"definition":"{\"stages\":[\"one\",\"two\"],\"resolver\":true,\"config\":{\"concurrency\":2,'
+    rb"\"failure_policy\":{\"max_attempts\":3,\"backoff\":1.0,\"then\":{\"max_failures\":null,"
+    rb"\"max_failure_ratio\":null,\"tag\":\"continue-on-failure\"},\"tag\":\"retry-failed\"},"
+    rb"\"document_timeout\":null,\"deadline\":30.0,\"max_crashes\":3,\"metadata\":{\"a\":\"b\"}}}"
+    rb'","at":[1,0,2],"phase":"idle","error":"","reason":"","sealed_by":"loader","cancelled_by":null,'
+    rb'"started_at":1900000000000000,"ended_at":null}'
+)
+"""The core of a sealed batch of three documents, two of them in its second stage."""
+
+CONFIG = BatchConfig(
+    concurrency=2,
+    failure_policy=RetryFailed(backoff=timedelta(seconds=1)),
+    deadline=timedelta(seconds=30),
+    metadata={"a": "b"},
+)
+
+
+def _record(core: bytes, **changes: Any) -> BatchRecord:
+    """The record around `STORED`."""
+    world = World()
+    record = world.batches[world.batch("batch", 3, stages=2, resolver=True, config=CONFIG)]
+    counts = Counts(total=3, pending=1, running=2)
+    return replace(record, state="one", counts=counts, core=core, **changes)
+
+
+def test_a_core_is_written_as_it_always_was() -> None:
+    world = World()
+    batch_id = world.batch("batch", 3, stages=2, resolver=True, config=CONFIG)
+    world.claim(ME)
+    world.commit(ME, *[StageEntered(*identity(row), 1) for row in world.held(ME)])
+    assert world.batches[batch_id].core == STORED
+
+
+def test_a_core_that_was_stored_is_read() -> None:
+    batch = BatchInProgress(_record(STORED), START)
+    assert batch.definition == definition_of(_record(STORED)) == (("one", "two"), True, CONFIG)
+    assert batch.stage_counts.stored == [1, 0, 2]
+    assert (batch.entered(0), batch.entered(1), batch.past(0), batch.past(1)) == (2, 2, 2, 0)
+    assert batch.percentage == 33.3333
+    assert (batch.phase, batch.core["sealed_by"], batch.core["started_at"]) == ("idle", LOADER, START)
+    assert batch.closed() == _record(STORED, free=0)
+
+
+def test_what_a_later_version_has_added_is_kept() -> None:
+    core = json.loads(STORED) | {"added": [1]}
+    written = BatchInProgress(_record(json.dumps(core).encode()), START).closed()
+    assert json.loads(written.core) == core
+
+
+def test_every_field_is_stored() -> None:
+    assert list(json.loads(STORED)) == list(BatchCore.__annotations__)
+
+
+def test_each_end_leaves_what_is_asked_for_later() -> None:
+    world = World()
+    batch_id = world.load("batch", 1)
+    assert decode_core(world.batches[batch_id].core)["sealed_by"] is None
+    world.command(batch_id, Seal(LOADER, 1))
+    world.now += 5
+    world.claim(ME)
+    world.now += 5
+    world.command(batch_id, Cancel("request", "too dear"))
+    core = decode_core(world.batches[batch_id].core)
+    del core["definition"]  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    assert core == {
+        "at": [0, 0, 0, 0],
+        "phase": "idle",
+        "error": "",
+        "reason": "too dear",
+        "sealed_by": LOADER,
+        "cancelled_by": "request",
+        "started_at": START + 5,
+        "ended_at": START + 10,
+    }
+
+
+# ---- counts that contradict each other ---------------------------------------------------------------------------
+
+BROKEN = [
+    pytest.param({"counts": Counts(total=4, pending=1, running=2)}, STORED, "do not sum to their total", id="total"),
+    pytest.param({}, STORED.replace(b"[1,0,2]", b"[1,0,1]"), "not its unfinished documents", id="stages"),
+    pytest.param(
+        {"counts": Counts(total=3, pending=1, running=1, failed=1)}, STORED, "not its unfinished documents", id="ended"
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "core", "message"), BROKEN)
+def test_no_plan_goes_on_from_counts_that_contradict_each_other(
+    changes: dict[str, Any], core: bytes, message: str
+) -> None:
+    record = replace(_record(core), **changes)
+    with pytest.raises(AssertionError, match=rf"batch 'batch' .*{message}"):
+        BatchInProgress(record, START)
+
+
+@pytest.mark.parametrize("name", ["total", "pending", "running", "waiting", "succeeded", "failed", "cancelled"])
+def test_counts_that_contradict_each_other_are_not_written(name: str) -> None:
+    batch = BatchInProgress(_record(STORED), START)
+    setattr(batch, name, getattr(batch, name) + 1)
+    with pytest.raises(AssertionError, match="do not sum to their total"):
+        batch.closed()
+
+
+def test_stages_that_do_not_hold_the_unfinished_are_not_written() -> None:
+    batch = BatchInProgress(_record(STORED), START)
+    batch.stage_counts.leave(0 + 1)
+    with pytest.raises(AssertionError, match="not its unfinished documents"):
+        batch.closed()
+
+
+def test_a_resolvers_turn_is_part_of_the_core() -> None:
+    world = World()
+    batch_id = world.batch("batch", 1, resolver=True)
+    phases = [decode_core(world.batches[batch_id].core)["phase"]]
+    for _ in range(2):
+        world.claim(ME)
+        phases.append(decode_core(world.batches[BatchId(batch_id)].core)["phase"])
+        world.commit(ME, *succeeded(world.held(ME)))
+        phases.append(decode_core(world.batches[batch_id].core)["phase"])
+    assert phases == ["idle", "idle", "due", "running", "idle"]
