@@ -10,7 +10,7 @@ from typing import TypeAlias
 from uuid import uuid4
 
 import pytest
-from tests.postgres.databases import scratch_database, without_schema
+from tests.postgres.databases import MigratedSchemas, scratch_database, without_schema
 from tests.postgres.server import Server
 
 from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store
@@ -50,6 +50,20 @@ def postgres_schema(postgres_dsn: str) -> Iterator[str]:
     without_schema(postgres_dsn, schema)
 
 
+@pytest.fixture(scope="session")
+def migrated_schemas(postgres_dsn: str) -> Iterator[MigratedSchemas]:
+    schemas = MigratedSchemas(postgres_dsn)
+    yield schemas
+    schemas.close()
+
+
+@pytest.fixture
+def migrated_schema(migrated_schemas: MigratedSchemas) -> Iterator[str]:
+    """A schema of the store's newest version, with nothing in it. What changes its tables wants one of its own."""
+    with migrated_schemas.one() as schema:
+        yield schema
+
+
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreMaker:
     """Opens the test's one database. Called again, it is opened as the next process would open it."""
@@ -57,7 +71,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreMaker:
         return lambda clock: SQLiteStore(tmp_path / "batches.db", clock=clock)
     if request.param == "postgres":
         dsn: str = request.getfixturevalue("postgres_dsn")
-        schema: str = request.getfixturevalue("postgres_schema")
+        schema: str = request.getfixturevalue("migrated_schema")
         return lambda clock: PostgresStore(dsn, schema=schema, clock=clock)
     kept: list[MemoryStore] = []
 

@@ -66,6 +66,7 @@ def run(
         ("import durable_batches.cli", set[str]()),
     ],
 )
+@pytest.mark.processes
 def test_only_what_is_used_is_imported(statement: str, brings: set[str], tmp_path: Path) -> None:
     program = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
     ran = run(program, tmp_path, "-W", "error", measured=False)
@@ -91,6 +92,7 @@ print(perf_counter() - began)
 """
 
 
+@pytest.mark.processes
 def test_the_time_that_it_adds_to_importing_pydantic_is_shown(tmp_path: Path) -> None:
     # Shown (pytest -rP) and not asserted: it is the machine's as much as the library's.
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
@@ -122,6 +124,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
         ("from durable_batches import PostgresStore", "postgres", "asyncpg"),
     ],
 )
+@pytest.mark.processes
 def test_what_lacks_its_extra_names_it(statement: str, extra: str, package: str, tmp_path: Path) -> None:
     program = f"""
 try:
@@ -149,6 +152,7 @@ print("PostgresStore" in module.__all__, "PostgresStore" in dir(module))
 
 
 @pytest.mark.parametrize("module", ["durable_batches", "durable_batches.stores"])
+@pytest.mark.processes
 def test_everything_else_needs_no_extra(module: str, tmp_path: Path) -> None:
     ran = run(WITHOUT.format(absent=OPTIONAL - {"sqlite3"}) + STAR.format(module=module), tmp_path)
     assert ran.stdout.splitlines() == ["['MemoryStore', 'SQLiteStore']", "False False"], ran.stderr
@@ -170,6 +174,7 @@ def test_with_its_extra_every_store_is_exported(module: str, tmp_path: Path) -> 
         ({"rapidfuzz"}, ["demo"], "extraction"),
     ],
 )
+@pytest.mark.processes
 def test_the_command_without_its_extra_says_so_in_a_line(
     absent: set[str], arguments: list[str], extra: str, tmp_path: Path
 ) -> None:
@@ -183,6 +188,7 @@ def test_the_command_without_its_extra_says_so_in_a_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.processes
 def test_what_an_extra_brings_is_not_asked_for_by_others(tmp_path: Path) -> None:
     program = "sys.argv = ['durable-batches', '--version']\nfrom durable_batches.cli import main\nmain()"
     ran = run(WITHOUT.format(absent={"rapidfuzz"}) + program, tmp_path)
@@ -190,6 +196,7 @@ def test_what_an_extra_brings_is_not_asked_for_by_others(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("absent", ["pytest", "pytest_asyncio"])
+@pytest.mark.processes
 def test_the_conformance_suite_without_pytest_says_so(absent: str, tmp_path: Path) -> None:
     program = "import durable_batches.testing\ntry:\n    from durable_batches.testing import StoreConformance\n"
     program += "except ImportError as error:\n    print(type(error).__bases__[0].__name__, error)\n"
@@ -222,6 +229,7 @@ def test_exported_classes_and_functions_say_what_they_are(name: str) -> None:
         assert not documentation.startswith(f"{name}(")
 
 
+@pytest.mark.docs
 def test_every_exported_name_is_in_the_reference() -> None:
     """With a description; `tests/docs/test_site.py` looks at the site itself."""
     shown = {name for page in REFERENCE.glob("*.md") for name in names_on(page)}

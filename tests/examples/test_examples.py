@@ -98,12 +98,14 @@ def test_the_quickstart_is_the_readme_s() -> None:
 # ---- programs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.docs
 def test_quickstart(tmp_path: Path) -> None:
     lines = run("quickstart", tmp_path).stdout.splitlines()
     assert ast.literal_eval(lines[-1]) == {"Ada": 2, "Charles": 1}
     assert "chunking: 2 of 2" in "\n".join(lines)
 
 
+@pytest.mark.docs
 async def test_llm_extraction_goes_on_after_a_kill(tmp_path: Path) -> None:
     run_until(" done", 3, "llm_extraction", tmp_path)
     before = await recorded(llm_extraction.extract, tmp_path / "letters.db", "letters-of-ada")
@@ -121,6 +123,7 @@ async def test_llm_extraction_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert third.partition("letters\n")[2].splitlines()[:-1] == second.partition("letters\n")[2].splitlines()[:-1]
 
 
+@pytest.mark.docs
 async def test_ocr_goes_on_after_a_kill(tmp_path: Path) -> None:
     run_until("cleaning, ", 4, "ocr", tmp_path)
     before = await recorded(ocr.read_page, tmp_path / "ocr.db", "scans")
@@ -135,6 +138,7 @@ async def test_ocr_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert activities_run(run("ocr", tmp_path).stdout) == 0
 
 
+@pytest.mark.docs
 def test_nightly_goes_on_after_a_kill(tmp_path: Path) -> None:
     first = re.findall("paid for: .*", run_until("paid for", 20, "nightly", tmp_path, "--date", "2026-01-31"))
 
@@ -162,6 +166,7 @@ def test_nightly_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert third.stdout == second.stdout
 
 
+@pytest.mark.docs
 def test_custom_store(tmp_path: Path) -> None:
     first, second = (run("custom_store", tmp_path).stdout for _ in range(2))
     assert "2 of 2 documents succeeded" in first
@@ -228,6 +233,7 @@ def submitted(client: httpx.Client, path: str, body: object, headers: dict[str, 
     return batch_id
 
 
+@pytest.mark.docs
 def test_service(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
         check_batches_and_tenants(client)
@@ -301,6 +307,7 @@ def check_cancel(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.docs
 def test_service_goes_on_when_it_is_started_again(tmp_path: Path, ended_by: signal.Signals) -> None:
     with serving(tmp_path, ended_by=ended_by) as client:
         batch_id = submitted(client, "/summaries", articles(60), ACME)

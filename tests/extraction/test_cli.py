@@ -92,6 +92,7 @@ def numbers(pattern: str, output: str) -> list[int]:
     return [int(number.replace(",", "")) for number in match.groups()]
 
 
+@pytest.mark.processes
 async def test_the_demonstration_runs_to_its_end_and_says_so_again(folder: Path) -> None:
     first = run(folder, "--pace", "0", "--out", "graph.json")
     assert first.returncode == 0, first.stderr
@@ -151,6 +152,7 @@ async def run_until_half(folder: Path, number: signal.Signals) -> tuple[int, int
     [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
     ids=["kill", "int", "term"],
 )
+@pytest.mark.processes
 async def test_stopped_in_any_way_it_goes_on_where_it_was(folder: Path, number: signal.Signals, code: int) -> None:
     returncode, seen, output = await run_until_half(folder, number)
     assert returncode == code
@@ -175,6 +177,7 @@ async def test_stopped_in_any_way_it_goes_on_where_it_was(folder: Path, number: 
     assert len(json.loads((folder / "graph.json").read_text(encoding="utf-8"))["documents"]) == DOCUMENTS
 
 
+@pytest.mark.processes
 def test_it_goes_on_when_its_reader_leaves(folder: Path) -> None:
     with subprocess.Popen(demo("--pace", "0"), cwd=folder, env=environment(), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -243,6 +246,7 @@ async def test_failed_documents_are_told(folder: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("package", "extra"), [("typer", "cli"), ("rich", "cli"), ("rapidfuzz", "extraction")])
+@pytest.mark.processes
 def test_a_missing_package_is_told_with_its_extra(folder: Path, package: str, extra: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from durable_batches.cli import main; main()"
     done = subprocess.run(

@@ -23,13 +23,16 @@ LANES: Final = {
 _FOLDERS: Final = {
     "tests/typing": "types",
     "tests/docs": "docs",
+    "tests/postgres": "stores",
     "tests/crash": "processes",
     "tests/processes": "processes",
     "tests/soak": "soak",
 }
 """The lane of all tests in a folder, but for those that say another."""
 
-_ON_POSTGRES: Final = frozenset({"postgres_server", "postgres_dsn", "postgres_schema"})
+_ON_POSTGRES: Final = frozenset(
+    {"postgres_server", "postgres_dsn", "postgres_schema", "migrated_schemas", "migrated_schema"}
+)
 
 collected: Final = pytest.StashKey[list[pytest.Item]]()
 """All tests that were collected, before `-m` and `-k` choose among them."""

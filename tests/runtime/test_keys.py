@@ -47,6 +47,7 @@ def keys_by_seed() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.processes
 def test_a_key_is_the_same_whatever_the_hash_seed(name: str, keys_by_seed: list[dict[str, str]]) -> None:
     assert {keys[name] for keys in keys_by_seed} == {key_of(*ARGUMENTS[name])}
 

@@ -104,6 +104,7 @@ def scene(tmp_path: Path) -> Generator[Scene]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
 @pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
+@pytest.mark.processes
 def test_what_runs_is_finished_and_nothing_is_run_again(
     scene: Scene, number: signal.Signals, code: int, named: bool
 ) -> None:
@@ -138,6 +139,7 @@ def test_what_runs_is_finished_and_nothing_is_run_again(
     assert scene.releases().keys() == {"shutdown"}
 
 
+@pytest.mark.processes
 def test_after_a_kill_what_was_recorded_is_not_run_again(scene: Scene) -> None:
     process = scene.start("pace=0.1")
     scene.until_begun(10)
@@ -151,6 +153,7 @@ def test_after_a_kill_what_was_recorded_is_not_run_again(scene: Scene) -> None:
     assert scene.marks.counts("begin").keys() == CALLS.keys()
 
 
+@pytest.mark.processes
 def test_stopped_again_and_again_it_comes_to_its_end(scene: Scene) -> None:
     """More often than a document may crash: leaving in good order is none."""
     for _ in range(4):
@@ -164,6 +167,7 @@ def test_stopped_again_and_again_it_comes_to_its_end(scene: Scene) -> None:
     assert scene.releases().keys() == {"shutdown"}
 
 
+@pytest.mark.processes
 def test_a_drain_is_bounded(scene: Scene) -> None:
     process = scene.start("pace=60", "drain=0.2")
     scene.until_begun(4)
@@ -174,6 +178,7 @@ def test_a_drain_is_bounded(scene: Scene) -> None:
     assert (scene.recorded(), scene.releases()) == (0, {"shutdown": 4})
 
 
+@pytest.mark.processes
 def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
     process = scene.start("pace=60")
     scene.until_begun(4)
@@ -192,6 +197,7 @@ def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
     assert (scene.recorded(), scene.releases()) == (0, {"shutdown": 4})
 
 
+@pytest.mark.processes
 def test_a_third_signal_ends_the_process(scene: Scene) -> None:
     """An activity that does not let itself be cancelled would hold it up for ever."""
     process = scene.start("stubborn=yes")
@@ -205,6 +211,7 @@ def test_a_third_signal_ends_the_process(scene: Scene) -> None:
     assert scene.end(process)[0] == 143
 
 
+@pytest.mark.processes
 def test_a_signal_that_is_ignored_stays_ignored(scene: Scene) -> None:
     """As in a shell's background job, which Ctrl-C is not meant for."""
     program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import runpy; "
@@ -223,6 +230,7 @@ def test_a_signal_that_is_ignored_stays_ignored(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
+@pytest.mark.processes
 def test_on_a_terminal_there_are_bars(scene: Scene, term: str) -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": term, "COLUMNS": "100"}
@@ -249,6 +257,7 @@ def test_on_a_terminal_there_are_bars(scene: Scene, term: str) -> None:
     assert ": 8 of 8 documents succeeded" in text
 
 
+@pytest.mark.processes
 def test_it_goes_on_when_nobody_reads_what_it_tells(scene: Scene) -> None:
     process = scene.start()
     assert process.stderr is not None

@@ -6,16 +6,16 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
-from uuid import uuid4
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.postgres.databases import without_schema
+from tests.postgres.databases import MigratedSchemas
 from tests.properties import modest
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, DurableBatchesError, RetryFailed
@@ -95,17 +95,18 @@ class Agreement(RuleBasedStateMachine):
     """Each rule does the same to all stores."""
 
     dsn: ClassVar[str]
+    schemas: ClassVar[MigratedSchemas]
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
         self.folder = Path(tempfile.mkdtemp(prefix="agreement-"))
-        self.schema = f"agreement_{uuid4().hex}"
         self.runner = asyncio.Runner()
+        self.resources = ExitStack()
         self.stores: Sequence[Store] = (
             MemoryStore(clock=self.clock),
             SQLiteStore(self.folder / "batches.db", clock=self.clock),
-            PostgresStore(self.dsn, schema=self.schema, clock=self.clock),
+            PostgresStore(self.dsn, schema=self.resources.enter_context(self.schemas.one()), clock=self.clock),
         )
         self.numbers: dict[WorkerId, int] = {}
         self.last: dict[WorkerId, tuple[list[Fact], ClaimRequest | None, Committed]] = {}
@@ -137,8 +138,8 @@ class Agreement(RuleBasedStateMachine):
             self.all(lambda store: store.close())
         finally:
             self.runner.close()
+            self.resources.close()
             shutil.rmtree(self.folder)
-            without_schema(self.dsn, self.schema)
 
     # ---- loading ---------------------------------------------------------------------------------------------
 
@@ -377,8 +378,9 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _database(postgres_dsn: str) -> None:
+def _database(postgres_dsn: str, migrated_schemas: MigratedSchemas) -> None:
     Agreement.dsn = postgres_dsn
+    Agreement.schemas = migrated_schemas
 
 
 Agreement.TestCase.settings = modest(25, steps=40)

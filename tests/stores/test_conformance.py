@@ -27,9 +27,9 @@ class TestSQLiteStore(StoreConformance):
 
 class TestPostgresStore(StoreConformance):
     @pytest.fixture(autouse=True)
-    def _database(self, postgres_dsn: str, postgres_schema: str) -> None:
+    def _database(self, postgres_dsn: str, migrated_schema: str) -> None:
         self.dsn = postgres_dsn
-        self.schema = postgres_schema
+        self.schema = migrated_schema
 
     async def make_store(self, clock: Clock) -> Store:
         return PostgresStore(self.dsn, schema=self.schema, clock=clock)

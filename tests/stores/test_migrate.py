@@ -39,6 +39,7 @@ async def works(dsn: str, schema: str) -> bool:
         await store.close()
 
 
+@pytest.mark.processes
 async def test_it_makes_the_schema_and_then_has_nothing_to_do(postgres_dsn: str, postgres_schema: str) -> None:
     first = await migrate("--schema", postgres_schema, dsn=postgres_dsn)
     assert (first.returncode, first.stderr) == (0, "")
@@ -49,6 +50,7 @@ async def test_it_makes_the_schema_and_then_has_nothing_to_do(postgres_dsn: str,
     assert await works(postgres_dsn, postgres_schema)
 
 
+@pytest.mark.processes
 async def test_its_sql_can_be_run_by_somebody_else(postgres_dsn: str, postgres_schema: str) -> None:
     shown = await migrate("--sql", "--schema", postgres_schema)
     assert shown.returncode == 0
@@ -58,11 +60,13 @@ async def test_its_sql_can_be_run_by_somebody_else(postgres_dsn: str, postgres_s
     assert await works(postgres_dsn, postgres_schema)
 
 
+@pytest.mark.processes
 async def test_its_sql_is_what_the_database_lacks(postgres_dsn: str, postgres_schema: str) -> None:
     shown = await migrate(postgres_dsn, "--sql", "--schema", postgres_schema)
     assert shown.stdout == (await migrate("--sql", "--schema", postgres_schema)).stdout
 
 
+@pytest.mark.processes
 async def test_a_file_is_brought_up_to_date(tmp_path: Path) -> None:
     done = await migrate(str(tmp_path / "batches.db"))
     assert done.stdout == f"{tmp_path / 'batches.db'} is up to date\n"
@@ -81,6 +85,7 @@ async def test_a_file_is_brought_up_to_date(tmp_path: Path) -> None:
     ],
     ids=["nothing", "another-database", "no-server", "words", "sql-of-a-file", "bad-schema"],
 )
+@pytest.mark.processes
 async def test_what_cannot_be_is_said_in_a_line(arguments: list[str], says: str) -> None:
     answer = await migrate(*arguments)
     assert answer.returncode != 0

@@ -193,6 +193,7 @@ def run_at_once(arguments: list[str]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *answer) for process, answer in zip(processes, answers, strict=True)]
 
 
+@pytest.mark.processes
 async def test_processes_share_a_file_from_its_first_moment(path: Path) -> None:
     """They all open a file that is not there yet, and then commit to it, and none ever hears of a lock."""
     answers = await asyncio.to_thread(run_at_once, [WORK, str(path)])
@@ -639,6 +640,7 @@ def shared_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("folder_mode", [0o555, 0o777])
+@pytest.mark.processes
 async def test_a_file_that_is_read_only_is_said_to_be(shared_folder: Path, tmp_path: Path, folder_mode: int) -> None:
     path = shared_folder / "batches.db"
     await filled(path)
@@ -652,6 +654,7 @@ async def test_a_file_that_is_read_only_is_said_to_be(shared_folder: Path, tmp_p
         shared_folder.chmod(0o777)
 
 
+@pytest.mark.processes
 async def test_a_folder_that_cannot_be_written_is_said_to_be(shared_folder: Path, tmp_path: Path) -> None:
     path = shared_folder / "batches.db"
     shared_folder.chmod(0o555)
@@ -663,6 +666,7 @@ async def test_a_folder_that_cannot_be_written_is_said_to_be(shared_folder: Path
         shared_folder.chmod(0o777)
 
 
+@pytest.mark.processes
 async def test_a_file_that_cannot_be_read_is_said_to_be(shared_folder: Path, tmp_path: Path) -> None:
     path = shared_folder / "batches.db"
     await filled(path)

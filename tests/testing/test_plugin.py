@@ -7,23 +7,15 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from tests.support import STAGES, Reading, unmeasured
+import pytest
+from tests.support import unmeasured
+from tests.testing.shouting import shouting
 
 import durable_batches
-from durable_batches import SQLiteStore, durable_activity, workflow
+from durable_batches import SQLiteStore
 from durable_batches.testing import BatchEnvironment, ManualClock, StoreMaker, survives_crashes
 
 ROOT = Path(__file__).parents[2]
-
-
-@durable_activity(stage=Reading)
-async def shout(text: str) -> str:
-    return text.upper()
-
-
-@workflow(STAGES, name="shouting")
-async def shouting(text: str) -> str:
-    return await shout(text)
 
 
 async def test_an_environment_is_on_a_file_of_the_tests_own(batch_environment: BatchEnvironment) -> None:
@@ -73,11 +65,13 @@ def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.processes
 def test_loading_it_brings_nothing_along(tmp_path: Path) -> None:
     ran = run(tmp_path, "-c", PLUGIN)
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.processes
 def test_a_suite_that_does_not_use_it_does_not_notice_it(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text(
         "import sys\ndef test_it():\n    assert not {'durable_batches', 'pydantic'} & set(sys.modules)\n",
@@ -90,10 +84,11 @@ def test_a_suite_that_does_not_use_it_does_not_notice_it(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["test_other.py"]
 
 
+@pytest.mark.processes
 def test_no_plugin_for_async_tests_is_needed(tmp_path: Path) -> None:
     (tmp_path / "test_batches.py").write_text(
         "import asyncio\n"
-        "from tests.testing.test_plugin import shouting\n"
+        "from tests.testing.shouting import shouting\n"
         "def test_it(batch_environment):\n"
         "    async def run():\n"
         "        async with batch_environment(shouting) as env:\n"

@@ -385,6 +385,7 @@ def test_every_test_says_its_rule() -> None:
         assert "\n\n" not in rule, f"{name}: one sentence"
 
 
+@pytest.mark.processes
 def test_it_runs_where_asyncio_tests_are_marked(tmp_path: Any) -> None:
     """Also under pytest-asyncio's strict mode, which an adapter's project may have."""
     module = tmp_path / "test_store.py"
@@ -415,6 +416,7 @@ def test_it_runs_where_asyncio_tests_are_marked(tmp_path: Any) -> None:
     assert " passed" in finished.stdout
 
 
+@pytest.mark.processes
 def test_without_pytest_it_says_what_to_install() -> None:
     program = (
         "import sys\n"
