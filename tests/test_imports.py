@@ -23,7 +23,7 @@ REFERENCE = ROOT / "docs" / "reference"
 
 OPTIONAL = set(
     "aiosqlite anyio asyncpg click dask fastapi httpx hypothesis logfire openai opentelemetry orjson psycopg "
-    "pydantic_ai pytest rapidfuzz ray requests rich sqlalchemy sqlite3 starlette typer uvicorn".split()
+    "packaging pydantic_ai pytest rapidfuzz ray requests rich sqlalchemy sqlite3 starlette typer uvicorn".split()
 )
 """What nobody shall have to wait for, or to install, who does not use it."""
 
@@ -62,7 +62,7 @@ def run(
         ("from durable_batches.stores import SQLiteStore", {"sqlite3"}),
         ("import durable_batches.testing", set[str]()),
         ("from durable_batches.testing import ManualClock", set[str]()),
-        ("import durable_batches.extraction", {"rapidfuzz"}),
+        ("import durable_batches.extraction", {"packaging", "rapidfuzz"}),
         ("import durable_batches.cli", set[str]()),
     ],
 )
@@ -121,6 +121,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
     ("statement", "extra", "package"),
     [
         ("import durable_batches.extraction", "extraction", "rapidfuzz"),
+        ("import durable_batches.extraction", "extraction", "packaging"),
         ("from durable_batches import PostgresStore", "postgres", "asyncpg"),
     ],
 )
@@ -172,6 +173,7 @@ def test_with_its_extra_every_store_is_exported(module: str, tmp_path: Path) -> 
         ({"rich", "typer"}, [], "cli"),
         ({"rich", "typer"}, ["demo"], "cli"),
         ({"rapidfuzz"}, ["demo"], "extraction"),
+        ({"packaging"}, ["demo"], "extraction"),
     ],
 )
 @pytest.mark.processes

@@ -26,9 +26,9 @@ def test_an_expression_is_parsed(expression: str, licenses: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["", "()", "MIT OR", "OR MIT", "MIT Apache-2.0", "(MIT", "MIT)", "MIT/BSD", "WITH x", "a, b"],
+    ["", "()", "MIT OR", "OR MIT", "MIT Apache-2.0", "(MIT", "MIT)", "MIT/BSD", "WITH x", "a, b", "MIT OR Unknown-1.0"],
 )
-def test_what_is_no_expression_is_none(expression: str) -> None:
+def test_an_invalid_expression_is_none(expression: str) -> None:
     assert parse_expression(expression) is None
 
 
@@ -131,3 +131,4 @@ def test_a_classifier_names_its_licence(classifier: str, licenses: list[str]) ->
 @given(st.text(max_size=600))
 def test_any_text_is_answered(text: str) -> None:
     assert len(licenses_in(text)) == len(set(licenses_in(text)))
+    assert parse_expression(text) != []

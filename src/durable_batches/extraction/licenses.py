@@ -4,57 +4,33 @@ from __future__ import annotations
 
 import re
 
+from durable_batches.errors import MissingExtraError
+
+try:
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+except ImportError as _error:
+    raise MissingExtraError("extraction", "packaging") from _error
+
 __all__ = ["is_generic_license", "license_family", "license_of_classifier", "licenses_in", "parse_expression"]
-
-_IDENTIFIERS = """
-    0BSD AFL-3.0 AGPL-3.0-only AGPL-3.0-or-later AGPL-3.0 Apache-1.1 Apache-2.0 Artistic-1.0 Artistic-2.0
-    Beerware BSD-1-Clause BSD-2-Clause BSD-2-Clause-Patent BSD-3-Clause BSD-3-Clause-Clear BSD-4-Clause
-    BSL-1.0 BUSL-1.1 CC-BY-3.0 CC-BY-4.0 CC-BY-SA-4.0 CC0-1.0 CDDL-1.0 CECILL-2.1 CECILL-B CECILL-C
-    CNRI-Python ECL-2.0 EPL-1.0 EPL-2.0 EUPL-1.1 EUPL-1.2 GPL-2.0 GPL-2.0-only GPL-2.0-or-later GPL-3.0
-    GPL-3.0-only GPL-3.0-or-later HPND ISC LGPL-2.0 LGPL-2.0-only LGPL-2.0-or-later LGPL-2.1 LGPL-2.1-only
-    LGPL-2.1-or-later LGPL-3.0 LGPL-3.0-only LGPL-3.0-or-later MIT MIT-0 MIT-CMU MPL-1.1 MPL-2.0 MS-PL
-    MulanPSL-2.0 NCSA OFL-1.1 PostgreSQL PSF-2.0 Python-2.0 Python-2.0.1 SSPL-1.0 Unicode-3.0 Unlicense
-    UPL-1.0 Vim W3C WTFPL X11 Zlib ZPL-2.0 ZPL-2.1
-""".split()
-_BY_LOWER = {identifier.lower(): identifier for identifier in _IDENTIFIERS}
-
-_OPERAND = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*\+?")
 
 
 def parse_expression(expression: str) -> list[str] | None:
-    """The licences of an SPDX expression, each once, in order; None where it is no valid expression.
+    """List the licences of an SPDX expression, each once and in order; return None for an invalid expression.
 
-    A licence with an exception counts as one of its own: `Apache-2.0 WITH LLVM-exception`.
+    A licence with an exception counts as a licence of its own: `Apache-2.0 WITH LLVM-exception`.
     """
-    tokens = re.findall(r"[()]|[^\s()]+", expression)
-    found: list[str] = []
-    depth = 0
-    operand_next = True
-    for index, token in enumerate(tokens):
-        if token == "(" and operand_next:
-            depth += 1
-        elif token == ")" and not operand_next and depth > 0:
-            depth -= 1
-        elif token.upper() in ("AND", "OR", "WITH"):
-            if operand_next:
-                return None
-            operand_next = True
-        elif operand_next and _OPERAND.fullmatch(token):
-            operand_next = False
-            if index > 0 and tokens[index - 1].upper() == "WITH":
-                found[-1] = f"{found[-1]} WITH {token}"
-            else:
-                found.append(_BY_LOWER.get(token.lower(), token))
-        else:
-            return None
-    if operand_next or depth:
+    try:
+        canonical = canonicalize_license_expression(expression)
+    except InvalidLicenseExpression:
         return None
+    found: list[str] = []
+    tokens = iter(re.sub(r"[()]", " ", canonical).split())
+    for token in tokens:
+        if token == "WITH":
+            found[-1] = f"{found[-1]} WITH {next(tokens)}"
+        elif token not in ("AND", "OR"):
+            found.append(token)
     return list(dict.fromkeys(found))
-
-
-def is_identifier(text: str) -> bool:
-    """Whether the text is a well-known SPDX identifier (or a reference to a licence of the author's own)."""
-    return text.lower() in _BY_LOWER or text.startswith("LicenseRef-")
 
 
 _WHOLE_TEXTS = [

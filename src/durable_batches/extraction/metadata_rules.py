@@ -192,7 +192,7 @@ def _licenses(fields: list[_Field]) -> Iterator[Mention]:
 
 def _stated_licenses(value: str) -> list[str]:
     parsed = licenses.parse_expression(value)
-    if parsed and all(licenses.is_identifier(name.partition(" WITH ")[0]) for name in parsed):
+    if parsed and not any(name.partition(" ")[0].endswith("+") for name in parsed):  # `GPL-2.0+` has a newer name
         return parsed
     found = licenses.licenses_in(value)
     if found:

@@ -1,9 +1,16 @@
-"""One dependency of a package, as core metadata writes it (PEP 508)."""
+"""A dependency of a package, as core metadata writes it (PEP 508)."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from durable_batches.errors import MissingExtraError
+
+try:
+    from packaging import requirements
+except ImportError as _error:
+    raise MissingExtraError("extraction", "packaging") from _error
 
 __all__ = ["Requirement", "parse_requirement"]
 
@@ -14,52 +21,51 @@ class Requirement:
 
     name: str
     extras: tuple[str, ...] = ()
-    """The extras of the other package that are asked for: `uvicorn[standard]`."""
+    """The requested extras of the other package: `uvicorn[standard]`."""
     specifier: str = ""
-    """Which versions do, without blanks: `>=2,<3`; empty: any."""
+    """The accepted versions, without blanks: `>=2,<3`; empty: any."""
     url: str | None = None
     marker: str = ""
-    """The condition under which it counts, less the part that names an extra, where that can be taken out."""
+    """The condition under which it applies, without the part that names an extra, if that part can be removed."""
     extra: str | None = None
-    """The extra of the requiring package that brings it; None: always required (where the marker holds)."""
+    """The extra of the requiring package that adds it; None: always required (if the marker holds)."""
 
-
-_REQUIREMENT = re.compile(
-    r"""
-    ^\s*(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)
-    \s*(?:\[(?P<extras>[^\]]*)\])?
-    \s*(?:
-        @\s*(?P<url>\S+?)(?:\s+(?=;)|\s*$)      # a blank must part a URL from the marker's semicolon
-      | \((?P<old>[^()]*)\)                     # the versions' form before PEP 508: name (>=1)
-      | (?P<specifier>(?:(?:~=|===?|!=|<=?|>=?)\s*[A-Za-z0-9][^\s,;<>=!~]*\s*,?\s*)+)
-    )?
-    \s*(?:;\s*(?P<marker>.*?))?\s*$
-    """,
-    re.VERBOSE | re.DOTALL,
-)
 
 _EXTRA = re.compile(r"""\bextra\s*==\s*(?:'([^']*)'|"([^"]*)") | (?:'([^']*)'|"([^"]*)")\s*==\s*extra\b""", re.VERBOSE)
 
 
 def parse_requirement(text: str) -> Requirement | None:
-    """The requirement that the text states; None where it states none."""
-    match = _REQUIREMENT.match(text)
-    if match is None:
+    """Parse a requirement, or return None for a text that is not a valid one.
+
+    Versions and marker are returned as they were written: `packaging` sorts the former and rewrites the latter.
+    """
+    try:
+        parsed = requirements.Requirement(text)
+    except (requirements.InvalidRequirement, RecursionError):  # the latter for thousands of parentheses in the marker
         return None
-    marker = " ".join((match["marker"] or "").split())
+    written = re.split(r"\s;" if parsed.url else ";", text, maxsplit=1)
+    marker = " ".join(written[1].split()) if len(written) > 1 else ""
     extra = _EXTRA.search(marker)
     return Requirement(
-        name=match["name"],
-        extras=tuple(sorted(part.strip() for part in (match["extras"] or "").split(",") if part.strip())),
-        specifier=re.sub(r"\s+", "", match["specifier"] or match["old"] or "").rstrip(","),
-        url=match["url"],
+        name=parsed.name,
+        extras=tuple(sorted(parsed.extras)),
+        specifier="" if parsed.url else _specifier(written[0].strip().removeprefix(parsed.name)),
+        url=parsed.url,
         marker=_without_extra(marker),
         extra=next(filter(None, extra.groups()), None) if extra else None,
     )
 
 
+def _specifier(text: str) -> str:
+    """Return the versions behind a name and its extras; the form before PEP 508 has them in parentheses."""
+    text = text.lstrip()
+    if text.startswith("["):
+        text = text.partition("]")[2]
+    return re.sub(r"\s+", "", text).removeprefix("(").removesuffix(")").rstrip(",")
+
+
 def _without_extra(marker: str) -> str:
-    """Only `and` binds: from `a or extra == "x"` nothing can be taken out."""
+    """Remove the comparison with an extra, where `and` joins it: `a or extra == "x"` stays as it is."""
     if not _EXTRA.search(marker) or re.search(r"\bor\b", _operators_outside_parentheses(marker)):
         return marker
     rest = _EXTRA.sub("\0", marker, count=1)
