@@ -1,12 +1,12 @@
-"""LLM extraction: who worked with whom, out of letters, by a model that is paid by the call.
+"""LLM extraction: find out from letters who worked with whom, with a model that is paid per call.
 
     python examples/llm_extraction.py        (needs: pip install durable-batches)
 
-Each letter goes through the five stages of `EXTRACTION`. When all letters are through, the resolver links what they
-say: "Lady Lovelace" in one letter is "Ada Lovelace" in another. Interrupt the program and start it again: it goes
-on where it was. Start it after the end, and it shows the result without a single call.
+Each letter goes through the five stages of `EXTRACTION`. When all letters have finished, the resolver links their
+facts: "Lady Lovelace" in one letter is "Ada Lovelace" in another. Interrupt the program and start it again: it
+continues where it stopped. Start it after it has finished, and it shows the result without a single call.
 
-To run it for real, replace `Model` by your provider's client; everything below `ask()` stays as it is.
+To run it with a real model, replace `Model` by your provider's client; everything below `ask()` stays the same.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from durable_batches import (
 
 
 class TooManyRequestsError(Exception):
-    """429. What it asks for in `retry_after` (seconds) is obeyed, as with the errors of most real clients."""
+    """429. Its `retry_after` (seconds) sets the delay, as with the errors of most real clients."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"429: retry after {retry_after} s")
@@ -64,17 +64,17 @@ class TooManyRequestsError(Exception):
 
 
 class OverloadedError(Exception):
-    """529: the provider has no room at the moment, and does not say until when."""
+    """529: the provider is overloaded, and does not say until when."""
 
 
 class ContentRefusedError(Exception):
-    """400: the model does not answer this; asking again does not help."""
+    """400: the model refuses this request; retrying does not help."""
 
 
 class Model:
     """Answers like a language model behind an HTTP API, by rules: slow, sometimes busy, always JSON.
 
-    It is as unreliable on every run: the same requests meet the same errors.
+    It is deterministic: the same requests fail with the same errors on every run.
     """
 
     def __init__(self, *, seed: int = 7, latency: float = 0.03) -> None:
@@ -86,10 +86,10 @@ class Model:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Where a real client closes its connections."""
+        """Close the connections, as a real client would."""
 
     async def complete(self, instruction: str, text: str) -> str:
-        """The answer to one prompt."""
+        """Answer one prompt."""
         request = f"{instruction}\n{text}"
         self._asked[request] += 1
         chance = random.Random(f"{self._seed} {self._asked[request]} {request}")
@@ -102,7 +102,7 @@ class Model:
         return self.answer(instruction, text)
 
     def answer(self, instruction: str, text: str) -> str:
-        """What a model would have to think about."""
+        """Compute the answer, in place of a model."""
         if "Burn this" in text:
             raise ContentRefusedError("400: this text is not for me")
         match instruction.split()[0]:
@@ -125,13 +125,13 @@ class Model:
 
 
 async def model() -> AsyncIterator[Model]:
-    """Opened once for all documents, and closed when the worker has finished."""
+    """Open the client once for all documents, and close it when the worker has finished."""
     async with Model() as client:
         yield client
 
 
 async def ask(client: Model, instruction: str, text: str) -> str:
-    """One paid call; what the library should know about the provider's errors is said here."""
+    """Make one paid call, and translate the provider's errors for the library."""
     try:
         return await client.complete(instruction, text)
     except OverloadedError as error:
@@ -156,10 +156,10 @@ class Relation(BaseModel):
 
 
 class LetterGraph(BaseModel):
-    """What one letter says."""
+    """The facts in one letter."""
 
     people: dict[str, int]
-    """By name, how often."""
+    """Number of occurrences by name."""
     relations: list[Relation]
 
 
@@ -170,7 +170,7 @@ class Person(BaseModel):
 
 
 class Network(BaseModel):
-    """What all of them say together."""
+    """The facts in all letters together."""
 
     people: list[Person]
     relations: list[Relation]
@@ -189,7 +189,7 @@ async def split(text: str) -> list[str]:
     return [sentence.strip() for sentence in re.split(r"(?<=[a-z]\.)\s+", text) if sentence.strip()]
 
 
-# An answer that is not the JSON that was asked for is an error like any other: the model is asked again.
+# An answer that is not the requested JSON is an error like any other: the activity is retried.
 @durable_activity(stage=ExtractingMentions, retry=PATIENT, timeout=timedelta(seconds=10))
 async def find_people(sentence: str, client: Model = dependency(model)) -> list[str]:
     return NAMES.validate_json(await ask(client, "List the people as a JSON array of names.", sentence))
@@ -209,7 +209,7 @@ async def same_person(names: tuple[str, str], client: Model = dependency(model))
 
 
 async def link(results: Results[LetterGraph]) -> Network:
-    """Runs once, when every letter has ended. Its calls are recorded, too: a crash here repeats none of them."""
+    """Run once, when every letter has finished. Its calls are recorded as well: a crash here repeats none of them."""
     letters: dict[str, set[str]] = {}
     relations: list[Relation] = []
     async for result in results:
@@ -247,7 +247,7 @@ async def extract(letter: Letter) -> LetterGraph:
     sentences = await split(letter.text)
     mentions = await map_activity(find_people, sentences, concurrency=4)
 
-    enter_stage(ExtractingEntities)  # costs nothing, so it need not be recorded
+    enter_stage(ExtractingEntities)  # cheap, so it need not be recorded
     people = Counter(name for found in mentions for name in found)
     telling = [sentence for sentence, found in zip(sentences, mentions, strict=True) if len(found) > 1]
 
@@ -256,7 +256,7 @@ async def extract(letter: Letter) -> LetterGraph:
     except ActivityFailedError as error:
         if not error.caused_by(OverloadedError):
             raise
-        relations = []  # overloaded to the last: better a letter without relations than none
+        relations = []  # still overloaded: a letter without relations is better than none
 
     enter_stage(Assembling)
     return LetterGraph(people=dict(people), relations=[relation for found in relations for relation in found])
@@ -291,7 +291,7 @@ CONFIG = BatchConfig(
 
 async def main() -> None:
     async with BatchOrchestrator(extract, store=SQLiteStore("letters.db"), config=CONFIG) as batches:
-        # The id makes it resumable: submitted again, it is the batch that is there already.
+        # The id makes it resumable: a second submission attaches to the existing batch.
         batch_id = await batches.submit(LETTERS, batch_id="letters-of-ada")
         async for event in batches.progress(batch_id):
             match event:

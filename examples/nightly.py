@@ -1,4 +1,4 @@
-"""A nightly job, for cron and for people without asyncio: the day's support tickets, sorted by a paid classifier.
+"""A nightly cron job without asyncio: sort the day's support tickets with a paid classifier.
 
     python examples/nightly.py               (needs: pip install durable-batches)
 
@@ -6,10 +6,9 @@ In the crontab:
 
     15 2 * * *  cd /srv/tickets && python nightly.py || python nightly.py
 
-The batch is called by its date. So a job that was killed, by whatever, is started again and goes on where it was;
-and one that has done its work already does nothing, and gives the same exit code: 0 when every ticket was sorted, 3
-when some were not, another one when the job as a whole failed. The second command above is all that "try again"
-takes.
+The date is the batch id. So a job that was killed is started again and continues where it stopped, and a job that has
+already finished does nothing and returns the same exit code: 0 if every ticket was sorted, 3 if some were not, another
+one if the job as a whole failed. The second command above is all that a retry needs.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ LATENCY = 0.05
 
 
 def classifier() -> Generator[Classifier]:
-    """Opened when the job begins, closed when it ends. A generator, because something has to be closed."""
+    """Open the client when the job starts and close it when the job ends."""
     client = Classifier(LATENCY)
     yield client
     client.close()
@@ -97,10 +96,10 @@ class Classifying(Stage):
 
 
 class EmptyTicketError(NonRetryableError):
-    """There is nothing to sort it by."""
+    """The ticket has no text to sort it by."""
 
 
-# Not async: it runs in a thread, and may block.
+# A sync activity runs in a thread and may block.
 @durable_activity(
     stage=Classifying,
     timeout=timedelta(seconds=20),
@@ -118,9 +117,9 @@ def classify(text: str, client: Classifier = dependency(classifier)) -> str:
 
 
 async def report(results: Results[str]) -> dict[str, int]:
-    """Write the report, once all tickets are through, and count what is in it.
+    """Write the report when all tickets have finished, and count its entries.
 
-    Should the job be killed in here, it runs again from its beginning: so the file is put in place when it is whole.
+    If the job is killed here, it runs again from the beginning, so the file is renamed only when it is complete.
     """
     path = Path(f"report-{current_execution().metadata['date']}.csv")
     unfinished = path.with_suffix(".part")
@@ -146,14 +145,14 @@ async def sort_ticket(ticket: Ticket) -> str:
 
 
 def tickets(path: Path) -> Iterator[Ticket]:
-    """The day's export, a JSON object a line. It is read as it is submitted, whatever its size."""
+    """Read the day's export, one JSON object per line, while it is submitted: it may have any size."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield Ticket.model_validate(json.loads(line))
 
 
 def sample(path: Path) -> None:
-    """A day's export, so that the example has something to do."""
+    """Write a day's export, so that the example has documents."""
     texts = [
         "I was charged twice on invoice {}.",
         "Is the site down? Error {} since noon.",

@@ -1,12 +1,12 @@
-"""OCR with stages of its own: scanned pages to text, on the CPU.
+"""OCR with custom stages: scanned pages to text, on the CPU.
 
     python examples/ocr.py                   (needs: pip install durable-batches)
 
 The first run makes a folder `scans/` with a few noisy pages (as PBM files, which any image viewer shows), reads them
-back, and writes `text/`. Stop it in the middle and start it again: pages that were read are not read again.
+and writes `text/`. Stop it in the middle and start it again: recorded pages are not read again.
 
-What is shown here: stages that you declare yourself, sync functions that run in threads with a timeout and say how
-far they are, snapshots for a display, and a `match` over the batch's state that the type checker holds complete.
+It shows custom stages, sync functions that run in threads with a timeout and report their progress, live snapshots for
+a UI, and a `match` on the batch's state that the type checker verifies to be exhaustive.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ PAGES = BatchStateMachine(Cleaning, Ocr, Proofreading)
 
 
 class Scan(BaseModel):
-    """A page is kept where it is; the batch knows only its file."""
+    """The batch contains only the path of a page's file."""
 
     id: str
     path: Path
@@ -78,7 +78,7 @@ class Bitmap(BaseModel):
     width: int
     height: int
     pixels: bytes
-    """One byte a pixel, row by row: 1 is ink."""
+    """One byte per pixel, row by row: 1 is ink."""
 
     def row(self, y: int) -> bytes:
         return self.pixels[y * self.width : (y + 1) * self.width]
@@ -87,7 +87,7 @@ class Bitmap(BaseModel):
 class Line(BaseModel):
     text: str
     certainty: float
-    """The share of pixels that are as the recognised characters have them, 0 to 1."""
+    """The share of pixels that match the recognised characters, 0 to 1."""
 
 
 class Page(BaseModel):
@@ -98,17 +98,17 @@ class Page(BaseModel):
 
 
 class DamagedScanError(NonRetryableError):
-    """The file is no page; trying again does not mend it."""
+    """The file is not a page; retrying does not help."""
 
 
 # ---- activities -----------------------------------------------------------------------------------------------------
 
-# Sync functions run in a thread: the event loop, and with it every other document, goes on.
+# Sync functions run in a thread, so the event loop and all other documents continue.
 
 
 @durable_activity(stage=Cleaning)
 def clean(scan: Path) -> Bitmap:
-    """Read the file, and take off what stands alone: dust."""
+    """Read the file and remove dust: isolated pixels."""
     page = read_pbm(scan)
     ink = page.pixels
     rows = [bytes(page.width), *(page.row(y) for y in range(page.height)), bytes(page.width)]
@@ -120,7 +120,7 @@ def clean(scan: Path) -> Bitmap:
     return Bitmap(width=page.width, height=page.height, pixels=bytes(kept))
 
 
-# The version is part of what is recorded: with a better font table, "2" would read all pages again.
+# The version is part of the checkpoint key: after an improvement of the font table, "2" reads all pages again.
 @durable_activity(stage=Ocr, timeout=timedelta(minutes=1), version="1")
 def recognise(page: Bitmap) -> list[Line]:
     call = current_activity()
@@ -146,7 +146,7 @@ def proofread(lines: list[Line], vocabulary: list[str]) -> Page:
 
 
 async def worst_first(results: Results[Page]) -> list[str]:
-    """For the person who looks through them: page ids, the least certain one first."""
+    """For manual review: page ids, the least certain one first."""
     pages = [(result.value.certainty, result.document_id) async for result in results]
     return [page for _, page in sorted(pages)]
 
@@ -164,7 +164,7 @@ SCALE = 2
 GLYPH_WIDTH, GLYPH_HEIGHT = 5 * SCALE, 7 * SCALE
 CHARACTER_PITCH, LINE_PITCH = 6 * SCALE, 10 * SCALE
 
-# Five columns a character, the lowest bit on top.
+# Five columns per character, the lowest bit on top.
 FONT: dict[str, bytes] = {
     character: bytes.fromhex(columns)
     for character, columns in zip(
@@ -180,14 +180,14 @@ FONT: dict[str, bytes] = {
 
 
 def glyph_rows(character: str) -> list[bytes]:
-    """The character's pixels, row by row."""
+    """Return the character's pixels, row by row."""
     columns = FONT[character]
     rows = [bytes(column >> y & 1 for column in columns for _ in range(SCALE)) for y in range(7)]
     return [row for row in rows for _ in range(SCALE)]
 
 
 def as_number(rows: Sequence[bytes]) -> int:
-    """A bit a pixel, so that two pictures are compared at once."""
+    """Pack one bit per pixel, so that two images are compared in one operation."""
     return int("".join("1" if pixel else "0" for pixel in b"".join(rows)), 2)
 
 
@@ -195,7 +195,7 @@ TEMPLATES = [(character, as_number(glyph_rows(character))) for character in FONT
 
 
 def find_grid(page: Bitmap) -> tuple[int, int]:
-    """Where the first line and the first character begin: there is hardly any ink in the gaps between them."""
+    """Find the start of the first line and character: the gaps between them have hardly any ink."""
     by_row = [sum(page.row(y)) for y in range(page.height)]
     by_column = [sum(page.pixels[x :: page.width]) for x in range(page.width)]
     return _first(by_row, GLYPH_HEIGHT, LINE_PITCH), _first(by_column, GLYPH_WIDTH, CHARACTER_PITCH)
@@ -221,7 +221,7 @@ def read_line(page: Bitmap, top: int, left: int) -> Line:
 
 
 def nearest(word: str, vocabulary: Sequence[str]) -> str:
-    """The word of the vocabulary that differs by one character at most; else the word as it was read."""
+    """Return the word of the vocabulary that differs by at most one character, or else the given word."""
     alike = [known for known in vocabulary if len(known) == len(word)]
     close = [known for known in alike if sum(a != b for a, b in zip(known, word, strict=True)) <= 1]
     return word if word in close or len(close) != 1 else close[0]
@@ -231,7 +231,7 @@ def nearest(word: str, vocabulary: Sequence[str]) -> str:
 
 
 def read_pbm(path: Path) -> Bitmap:
-    """A portable bitmap in its plain form: "P1", width, height, and a digit a pixel."""
+    """Parse a plain portable bitmap: "P1", width, height, and one digit per pixel."""
     kind, *numbers = path.read_text(encoding="ascii", errors="replace").split(maxsplit=3)
     if kind != "P1" or len(numbers) != 3 or not (numbers[0].isdigit() and numbers[1].isdigit()):
         raise DamagedScanError(f"{path} is no plain PBM file")
@@ -243,7 +243,7 @@ def read_pbm(path: Path) -> Bitmap:
 
 
 def write_scan(path: Path, text: str, *, seed: int, noise: float = 0.08) -> None:
-    """A page as a bad scanner gives it: moved a little, and with a share of its pixels flipped."""
+    """Render a page like a bad scanner: shifted a little, with a share of its pixels flipped."""
     chance = random.Random(seed)
     lines = text.splitlines()
     top, left = chance.randrange(3, LINE_PITCH), chance.randrange(3, CHARACTER_PITCH)
@@ -270,7 +270,7 @@ VOCABULARY = sorted({word for text in TEXTS for word in text.split()})
 
 
 def scans(folder: Path) -> Iterator[Scan]:
-    """The pages in the folder; a few are made where there are none."""
+    """List the pages in the folder; make a few if there are none."""
     if not folder.exists():
         folder.mkdir()
         for number, text in enumerate(TEXTS * 4, start=1):
@@ -284,7 +284,7 @@ def scans(folder: Path) -> Iterator[Scan]:
 
 
 def in_words(state: BatchState[Cleaning | Ocr | Proofreading]) -> str:
-    """Leave out one of the cases, and mypy and pyright object."""
+    """Describe a state; without one of the cases, mypy and pyright report an error."""
     match state:
         case Pending(total=total):
             return f"{total} pages wait"

@@ -9,9 +9,9 @@
     curl -H 'X-Api-Key: acme-key' http://127.0.0.1:8000/summaries/acme:summaries:monday/results
     curl -N -H 'X-Api-Key: acme-key' http://127.0.0.1:8000/summaries/acme:summaries:monday/events
 
-Both workflows share one `Worker`: one lease, one bound on what runs at once, one set of clients. When the service is
-stopped, running activities are finished and recorded; when it starts again, unfinished batches go on by themselves.
-A second replica needs no more than the same store.
+Both workflows share one `Worker`: one lease, one limit on concurrency, one set of clients. When the service stops,
+running activities finish and are recorded; when it starts again, unfinished batches continue by themselves. A second
+replica needs only the same store.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ from durable_batches import (
 
 
 class BusyError(Exception):
-    """503, and when to come back: `retry_after` is obeyed."""
+    """503; its `retry_after` sets the delay."""
 
     retry_after = 0.05
 
 
 class LanguageModel:
-    """Summarises and translates, by rules; busy at times, always at the same requests."""
+    """Summarises and translates by rules; busy for some requests, always the same ones."""
 
     def __init__(self) -> None:
         self._asked: set[str] = set()
@@ -96,7 +96,7 @@ async def language_model() -> AsyncIterator[LanguageModel]:
 
 
 class Article(BaseModel):
-    """A document is called by its `id`, in results, events and errors."""
+    """Results, events and errors identify a document by its `id`."""
 
     id: str = Field(min_length=1, max_length=100)
     text: str = Field(max_length=100_000)
@@ -155,12 +155,12 @@ LANGUAGES = {"acme": "de", "globex": "fr"}
 
 @workflow(BatchStateMachine(Translating), name="translations")
 async def translations(article: Article) -> str:
-    # The labels that the batch was submitted with; never the request, which is long gone on a resumption.
+    # The labels of the batch, not of the request, which no longer exists when the batch is resumed.
     tenant = current_execution().metadata["tenant"]
     return await translate(article.text, LANGUAGES[tenant])
 
 
-# ---- who asks -------------------------------------------------------------------------------------------------------
+# ---- tenants --------------------------------------------------------------------------------------------------------
 
 API_KEYS = {"acme-key": "acme", "globex-key": "globex"}
 
@@ -174,7 +174,7 @@ async def tenant_of(x_api_key: Annotated[str, Header()]) -> str:
 Tenant = Annotated[str, Depends(tenant_of)]
 
 
-# ---- what is asked --------------------------------------------------------------------------------------------------
+# ---- requests -------------------------------------------------------------------------------------------------------
 
 
 class Submission(BaseModel):
@@ -214,11 +214,11 @@ def status_of(snapshot: BatchSnapshot[Stage]) -> Status:
 
 
 def routes(kind: str, batches: BatchOrchestrator[Article, object, Stage, object]) -> APIRouter:
-    """The endpoints of one workflow, whichever: of what it returns, they need not know more than that it is JSON."""
+    """Make the endpoints of any workflow; they need to know only that its results are JSON."""
     router = APIRouter(prefix=f"/{kind}", tags=[kind])
 
     async def own(batch_id: str, tenant: Tenant) -> str:
-        """A batch of another tenant is one that does not exist."""
+        """Look up a batch; one of another tenant counts as not found."""
         snapshot = await batches.snapshot(batch_id)
         if snapshot.metadata.get("tenant") != tenant:
             raise BatchNotFoundError(batch_id)
@@ -230,7 +230,7 @@ def routes(kind: str, batches: BatchOrchestrator[Article, object, Stage, object]
         tenant: Tenant,
         idempotency_key: Annotated[str | None, Header(pattern=r"^[\w.-]{1,100}$")] = None,
     ) -> Submitted:
-        """Sent again with the same key, it answers with the batch that is there: nothing is paid for twice."""
+        """Submit a batch; a repeated request with the same key returns the existing batch and costs nothing."""
         batch_id = await batches.submit(
             submission.documents,
             batch_id=f"{tenant}:{kind}:{idempotency_key}" if idempotency_key else None,
@@ -253,7 +253,7 @@ def routes(kind: str, batches: BatchOrchestrator[Article, object, Stage, object]
 
     @router.get("/{batch_id}/results")
     async def results(batch_id: str = Depends(own)) -> StreamingResponse:
-        """One line of JSON a document that has ended, in submission order, whatever the size of the batch."""
+        """Stream one line of JSON per finished document, in submission order, for batches of any size."""
 
         async def lines() -> AsyncGenerator[bytes]:
             async with aclosing(batches.results(batch_id)) as outcomes:
@@ -264,7 +264,7 @@ def routes(kind: str, batches: BatchOrchestrator[Article, object, Stage, object]
 
     @router.get("/{batch_id}/events")
     async def events(batch_id: str = Depends(own), last_event_id: Annotated[int, Header()] = 0) -> StreamingResponse:
-        """Server-sent events. A browser that reconnects says itself which one it has seen last."""
+        """Stream server-sent events. A browser that reconnects sends the id of the last one that it has seen."""
 
         async def stream() -> AsyncGenerator[bytes]:
             async with aclosing(batches.progress(batch_id, after=last_event_id)) as found:
@@ -276,7 +276,7 @@ def routes(kind: str, batches: BatchOrchestrator[Article, object, Stage, object]
 
     @router.post("/{batch_id}/cancel")
     async def cancel(batch_id: str = Depends(own), reason: str = "") -> dict[str, bool]:
-        """True: this request ended the batch. False: it had ended before."""
+        """Cancel a batch. True: this request cancelled it. False: it had finished before."""
         return {"cancelled": await batches.cancel(batch_id, reason=reason)}
 
     return router
@@ -284,7 +284,7 @@ def routes(kind: str, batches: BatchOrchestrator[Article, object, Stage, object]
 
 # ---- the application ------------------------------------------------------------------------------------------------
 
-# The first that fits, so the special ones come first. What is not here is a mistake of ours: 500.
+# The first match wins, so subclasses come first. Errors that are not listed are bugs: 500.
 HTTP_STATUS: list[tuple[type[DurableBatchesError], int]] = [
     (BatchNotFoundError, 404),
     (WorkflowMismatchError, 404),
@@ -298,7 +298,7 @@ HTTP_STATUS: list[tuple[type[DurableBatchesError], int]] = [
 
 
 async def problem(_request: Request, error: Exception) -> JSONResponse:
-    """The library's messages name batches and documents, and never hold what is in them: they may be shown."""
+    """Respond with the library's message, which names batches and documents and never contains payloads."""
     assert isinstance(error, DurableBatchesError)
     status = next((status for kind, status in HTTP_STATUS if isinstance(error, kind)), 500)
     message = str(error) if status < 500 else "try again later"
@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--store", type=Path, default=Path("service.db"))
     arguments = parser.parse_args()
-    # Who follows a batch is cut off after five seconds, or else they would keep the service from stopping.
+    # Event streams are closed after five seconds; otherwise they would keep the service from stopping.
     uvicorn.run(create_app(arguments.store), host="127.0.0.1", port=arguments.port, timeout_graceful_shutdown=5)
 
 

@@ -1,4 +1,4 @@
-"""The test suite of llm_extraction.py: what to test of a pipeline, from the quickest test to the most thorough.
+"""The test suite of llm_extraction.py: how to test a pipeline, from the fastest test to the most thorough.
 
     pytest examples/test_pipeline.py         (needs: pip install 'durable-batches[testing]')
 
@@ -49,7 +49,7 @@ from durable_batches.testing import BatchEnvironment, environment, results_of, s
 
 
 class ScriptedModel(Model):
-    """Answers at once; fails as often as it is told to."""
+    """Answers immediately; fails a given number of times."""
 
     def __init__(self, *failures: Exception) -> None:
         super().__init__(latency=0)
@@ -72,7 +72,7 @@ NOTES = Letter(id="notes", text="Luigi Menabrea wrote to A. Lovelace. Luigi Mena
 REFUSED = Letter(id="refused", text="Burn this. It is about a debt.")
 
 
-# ---- functions: an activity, a workflow and a resolver are what you wrote -------------------------------------------
+# ---- functions: activities, workflows and resolvers are plain functions ---------------------------------------------
 
 
 async def test_a_letter_is_split_after_sentences_and_not_after_initials() -> None:
@@ -131,7 +131,7 @@ async def test_the_resolver_links_names() -> None:
     assert network.relations == [Relation(source="Ada Lovelace", relation="met", target="Charles Babbage")]
 
 
-# ---- batches: results are stored and read back, failures are counted ------------------------------------------------
+# ---- batches: results are stored and decoded, failures are counted --------------------------------------------------
 
 
 async def test_a_batch_in_memory() -> None:
@@ -182,7 +182,7 @@ async def test_or_with_the_whole_batch() -> None:
         assert isinstance(result.state, Failed)
 
 
-# ---- time: nothing waits, and everything comes when it is due -------------------------------------------------------
+# ---- time: retries, timeouts and deadlines without waiting ----------------------------------------------------------
 
 
 async def test_a_retry_after_is_obeyed() -> None:
@@ -210,7 +210,7 @@ async def test_a_model_that_hangs_is_asked_again() -> None:
     assert result.counts.succeeded == 1
 
 
-# ---- crashes: what was paid for is not paid for again ---------------------------------------------------------------
+# ---- crashes: nothing is paid for twice -----------------------------------------------------------------------------
 
 
 async def test_a_crash_repeats_nothing_that_was_recorded(batch_environment: BatchEnvironment) -> None:
@@ -240,6 +240,6 @@ async def test_a_crash_at_any_moment_changes_nothing() -> None:
 
 
 def test_what_is_stored_can_be_read_by_the_next_version() -> None:
-    """Results outlive deploys: a field that is added to a stored type needs a default."""
+    """Results outlive deployments: a new field of a stored type needs a default."""
     stored = '{"people": [{"name": "Ada Lovelace", "also": [], "letters": ["one"]}], "relations": []}'
     assert Network.model_validate_json(stored).people[0].name == "Ada Lovelace"

@@ -1,4 +1,4 @@
-"""Knowledge extraction: what packages, people, licences and URLs documents name, and how they relate.
+"""Knowledge extraction: the packages, people, licences and URLs in documents, and their relations.
 
 A workflow over `EXTRACTION`'s five stages, written with the library's public names only, and a resolver
 that links the same person or package across documents::

@@ -1,4 +1,4 @@
-"""Cuts a document into chunks: its metadata at field boundaries, its text where a reader would pause."""
+"""Split a document into chunks: metadata at field boundaries, text at the ends of paragraphs and sentences."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from durable_batches.extraction.model import Chunk, Section
 __all__ = ["chunk_document", "render_metadata"]
 
 CHUNK_CHARACTERS = 4_000
-"""About a page: enough around each mention, and little to lose when a chunk must be done again."""
+"""About a page: enough context for each mention, and little to repeat if a chunk is retried."""
 
 _BOUNDARIES = ("\n\n", "\n", ". ", " ")
-"""Where a text may be cut, best first."""
+"""Boundaries at which a text may be split, best first."""
 
 
 def chunk_document(document: SourceDocument, *, size: int = CHUNK_CHARACTERS) -> list[Chunk]:
-    """The chunks of a document, in order; together they are its whole metadata and text, without overlap.
+    """Split a document into its chunks, in order; together they are all of its metadata and text, without overlap.
 
     Args:
         document: What to cut.
@@ -48,7 +48,7 @@ def chunk_document(document: SourceDocument, *, size: int = CHUNK_CHARACTERS) ->
 
 
 def render_metadata(metadata: dict[str, list[str]]) -> str:
-    """Metadata as text: a line `Field: value` each, further lines of a value indented."""
+    """Render metadata as text: a line `Field: value` each, further lines of a value indented."""
     return "".join(f"{field}: {_indented(value)}\n" for field, values in metadata.items() for value in values)
 
 
@@ -67,7 +67,7 @@ def _spans(text: str, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _cut(text: str, start: int, limit: int) -> int:
-    """The end of the chunk that starts at `start`: the best boundary in its second half, else the limit."""
+    """Find the end of the chunk that starts at `start`: the best boundary in its second half, else the limit."""
     for boundary in _BOUNDARIES:
         found = text.rfind(boundary, start + (limit - start) // 2, limit)
         if found >= 0:

@@ -1,4 +1,4 @@
-"""Where documents come from: the packages installed on this machine, or a folder of text files."""
+"""Sources of documents: the packages installed on this machine, or a folder of text files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["SourceDocument", "installed_packages", "package_document", "text_fil
 _log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1024 * 1024
-"""Larger files are data rather than text that someone wrote."""
+"""Larger files are data rather than prose."""
 
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 
 
 class SourceDocument(BaseModel):
-    """One text to extract knowledge from."""
+    """A text to extract knowledge from."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,11 +34,11 @@ class SourceDocument(BaseModel):
     title: str
     text: str
     metadata: dict[str, list[str]] = {}
-    """Fields that came with the text, with all their values in order; of a package, its core metadata."""
+    """Metadata fields with all their values in order; for a package, its core metadata."""
 
 
 def installed_packages() -> Iterator[SourceDocument]:
-    """The metadata and README of every distribution that this interpreter can import, ordered by name.
+    """Read metadata and README of every distribution that this interpreter can import, ordered by name.
 
     A distribution that is installed more than once counts once: the one that an import would find. One whose
     metadata cannot be read is left out, with a warning in the log.
@@ -54,14 +54,14 @@ def installed_packages() -> Iterator[SourceDocument]:
         else:
             _log.warning("left out an installed distribution: its metadata names no package")
     for key in sorted(found):
-        # An .egg-info that is a single file is read under the empty name.
+        # The empty name reads an .egg-info that is a single file.
         metadata = next(filter(None, map(found[key].read_text, ("METADATA", "PKG-INFO", ""))), None)
         if metadata:
             yield package_document(metadata)
 
 
 def package_document(metadata: str) -> SourceDocument:
-    """The document of a package whose METADATA or PKG-INFO file has this content.
+    """Make the document of a package from the content of its METADATA or PKG-INFO file.
 
     Raises:
         ValueError: It names no package.
@@ -83,9 +83,9 @@ def package_document(metadata: str) -> SourceDocument:
 
 
 def text_files(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> Iterator[SourceDocument]:
-    """Every text file below the folder `path` (or that one file), ordered by its path.
+    """Read every text file below the folder `path` (or that one file), ordered by path.
 
-    Left out are hidden files and folders, symbolic links, folders of installed code, empty files, binary
+    Skips hidden files and folders, symbolic links, folders of installed code, empty files, binary
     files, and files of more than `max_bytes` bytes. A package's METADATA or PKG-INFO file becomes the
     package's document.
 
@@ -111,7 +111,7 @@ def _value(message: Message, field: str) -> str:
 
 
 def _description(message: Message) -> str:
-    """The README: the body in current metadata, a field with indented lines in older metadata."""
+    """Return the README: the body in current metadata, a field with indented lines in older metadata."""
     body = message.get_payload()
     if isinstance(body, str) and body.strip():
         return body
@@ -145,7 +145,7 @@ def _read_text(file: Path, max_bytes: int) -> str | None:
 
 
 def _file_document(path: Path, text: str) -> SourceDocument:
-    # A file's name is bytes on many systems; its id must be text that every store can hold.
+    # File names are bytes on many systems; a document's id must be text that every store can hold.
     document_id = os.fsencode(path.as_posix()).decode("utf-8", errors="backslashreplace")
     if path.name in ("METADATA", "PKG-INFO") and text.startswith("Metadata-Version:"):
         try:
@@ -156,5 +156,5 @@ def _file_document(path: Path, text: str) -> SourceDocument:
 
 
 def _storable(text: str) -> str:
-    """Without what no store can hold: lone surrogates, and NUL."""
+    """Remove characters that no store can hold: lone surrogates and NUL."""
     return text.encode("utf-8", errors="replace").decode("utf-8").replace("\0", "\ufffd")

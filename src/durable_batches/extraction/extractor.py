@@ -1,4 +1,4 @@
-"""The seam between the workflow and whatever reads the text: rules, a model, a service."""
+"""The protocol between the workflow and a reader of text: rules, a model, a service."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ __all__ = ["Extractor"]
 
 
 class Extractor(Protocol):
-    """Reads documents, in three steps. The workflow records the result of each call.
+    """Read documents in three steps. The workflow records the result of each call.
 
     The methods are asynchronous, so that an extractor may call a service. Each must give the same kind of
     answer for the same input at any time: a document that is resumed mixes recorded answers with new ones.
     """
 
     async def find_mentions(self, chunk: Chunk) -> list[Mention]:
-        """The places in one chunk that name something, in order."""
+        """Find the mentions in a chunk, in order."""
         ...
 
     async def make_entities(self, document: DocumentRef, mentions: list[Mention]) -> list[Entity]:
-        """What the mentions of all of a document's chunks name, each thing once."""
+        """List the entities that the mentions of all chunks of a document name, each once."""
         ...
 
     async def find_relations(
         self, document: DocumentRef, entities: list[Entity], mentions: list[Mention]
     ) -> list[Relation]:
-        """How a document's entities relate; every end of a relation is one of the entities."""
+        """Find the relations of a document's entities; both ends of a relation are among the entities."""
         ...

@@ -1,4 +1,4 @@
-"""The graph of a whole batch: the documents' graphs, put together under the resolver's ids, and its file."""
+"""The graph of a whole batch: the documents' graphs merged under the resolver's ids, and its file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from durable_batches.extraction.resolution import Resolution
 __all__ = ["Edge", "GraphBuilder", "MergedGraph", "Node", "write_graph"]
 
 MAX_EVIDENCE = 5
-"""Places kept of each edge."""
+"""Places kept per edge."""
 
 
 class Node(Record):
@@ -56,7 +56,7 @@ class MergedGraph(Record):
 
 
 class GraphBuilder:
-    """Puts the documents' graphs together, one after another. What it keeps is the merged graph."""
+    """Merge the documents' graphs one by one, keeping only the merged graph."""
 
     def __init__(self, resolution: Resolution) -> None:
         self._resolution = resolution
@@ -66,7 +66,7 @@ class GraphBuilder:
         self._edges: dict[tuple[str, RelationKind, str], _Edge] = {}
 
     def add(self, graph: KnowledgeGraph) -> None:
-        """Take in a document's graph."""
+        """Add a document's graph."""
         self._documents.append(graph.document)
         for entity in graph.entities:
             key = self._resolution.canonical(entity.id)
@@ -79,7 +79,7 @@ class GraphBuilder:
             self._edges.setdefault((source, relation.kind, target), _Edge()).add(relation)
 
     def build(self) -> MergedGraph:
-        """The graph so far, in an order that depends on its content alone."""
+        """Return the graph so far, in an order that depends on its content alone."""
         return MergedGraph(
             documents=sorted(self._documents, key=lambda document: document.id),
             nodes=[self._node(key) for key in sorted(self._nodes)],
@@ -114,7 +114,7 @@ def write_graph(graph: MergedGraph, path: str | os.PathLike[str]) -> None:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp gives the file to its owner alone; a graph is as public as any file that a program writes.
+        # mkstemp makes the file private to its owner; a graph is as public as any other file of the program.
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
@@ -134,7 +134,7 @@ class _Node:
 
     def add(self, entity: Entity, document_id: str) -> None:
         self.kind = entity.kind
-        # A package's own document knows its name best; it is the one that says its version.
+        # A package's own document has the best spelling of its name; it is the one with a version.
         if not self.name or "version" in entity.attributes:
             self.name = entity.name
         self.names.update(dict.fromkeys([entity.name, *entity.aliases]))

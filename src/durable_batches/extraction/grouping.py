@@ -1,4 +1,4 @@
-"""From mentions to entities and relations: pure, for every extractor whose mentions have roles."""
+"""Group mentions into entities and relations: pure, for every extractor whose mentions have roles."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from durable_batches.extraction.people import name_key
 __all__ = ["group_mentions", "relate"]
 
 MAX_EVIDENCE = 3
-"""The places kept of each relation: enough to check it, and a README may repeat itself a hundred times."""
+"""Places kept per relation: enough to check it; a README may repeat itself a hundred times."""
 
 _ENTITY_ATTRIBUTES = frozenset({"email", "version", "summary", "requires_python"})
-"""What is said of the thing itself; all else is said of its relation to the document."""
+"""Attributes of the entity itself; all others belong to its relation to the document."""
 
 _RELATION_OF_ROLE: dict[Role, RelationKind] = {
     "dependency": "depends_on",
@@ -36,7 +36,7 @@ _RELATION_OF_ROLE: dict[Role, RelationKind] = {
 
 
 def group_mentions(document: DocumentRef, mentions: Iterable[Mention]) -> list[Entity]:
-    """The entities that the mentions name: the document's subject, then the others in order of first mention.
+    """List the entities that the mentions name: the document's subject, then the others by first mention.
 
     The subject is what a mention of that role names; where there is none, the document itself.
     """
@@ -51,7 +51,7 @@ def group_mentions(document: DocumentRef, mentions: Iterable[Mention]) -> list[E
 
 
 def relate(document: DocumentRef, entities: Iterable[Entity], mentions: Iterable[Mention]) -> list[Relation]:
-    """The relations that the mentions' roles state, each pair and kind once, in order of first statement.
+    """List the relations that the mentions' roles state, each pair and kind once, by first statement.
 
     What a package's metadata says about its licences, dependencies and authors is taken as the whole truth:
     the same said in passing by its README is a mention, for a README also speaks of other projects.
@@ -84,7 +84,7 @@ def _is_settled(role: Role, stated: set[Role]) -> bool:
 
 
 def _unified(mentions: Iterable[Mention]) -> list[Mention]:
-    """With one key for a person who is named here with an address, there without, or by the address alone."""
+    """Give one key to a person who is named with an address, without one, or by the address alone."""
     mentions = list(mentions)
     key_of_name: dict[str, str] = {}
     key_of_email: dict[str, str] = {}
@@ -121,7 +121,7 @@ def _entity(key: str, group: list[Mention]) -> Entity:
 
 
 def _name_quality(mention: Mention) -> tuple[bool, bool]:
-    """The subject knows its own name best; an e-mail address is no name."""
+    """Choose the name: the subject's own spelling is best, an e-mail address is not a name."""
     return mention.role != "subject", "@" in mention.name
 
 

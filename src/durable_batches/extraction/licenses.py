@@ -1,4 +1,4 @@
-"""Licences: SPDX expressions, classifiers, and the many ways in which people write a licence's name."""
+"""Recognise licences: SPDX expressions, classifiers, and the many spellings of a licence's name."""
 
 from __future__ import annotations
 
@@ -113,11 +113,11 @@ _FAMILIES = [
 ]
 
 _WHOLE_TEXT_LENGTH = 400
-"""A licence's name is shorter, a licence's text is longer."""
+"""The name of a licence is shorter, its text is longer."""
 
 
 def licenses_in(text: str) -> list[str]:
-    """The licences that a text names, or the one whose whole text it is; each once, in order.
+    """Find the licences that a text names, or the one whose full text it is; each once, in order.
 
     An SPDX identifier where the licence and its version are known (`BSD-3-Clause`), else the family (`BSD`).
     """
@@ -128,7 +128,7 @@ def licenses_in(text: str) -> list[str]:
                 return [identifier]
         flat = flat[:_WHOLE_TEXT_LENGTH]
     found = [(match.start(), _gnu_identifier(match)) for match in _GNU.finditer(flat)]
-    # What one pattern has matched is blanked, so that `BSD` does not match again inside `BSD-3-Clause`.
+    # Each match is blanked, so that `BSD` does not match again inside `BSD-3-Clause`.
     flat = _GNU.sub(lambda match: " " * len(match[0]), flat)
     for pattern, identifier in _FAMILIES:
         found += [(match.start(), identifier) for match in pattern.finditer(flat)]
@@ -139,7 +139,7 @@ def licenses_in(text: str) -> list[str]:
 
 
 def license_of_classifier(classifier: str) -> list[str]:
-    """The licences of a `License :: ...` classifier; none for other classifiers and groups of licences."""
+    """Find the licences of a `License :: ...` classifier; none for other classifiers and groups of licences."""
     parts = [part.strip() for part in classifier.split("::")]
     if parts[0] != "License" or len(parts) < 2 or parts[-1] in ("OSI Approved", "License"):
         return []
@@ -147,12 +147,12 @@ def license_of_classifier(classifier: str) -> list[str]:
 
 
 def license_family(name: str) -> str:
-    """The family of a licence's name: `bsd` of `BSD-3-Clause`."""
+    """Return the family of a licence: `bsd` of `BSD-3-Clause`."""
     return re.split(r"[-\s]", name.lower(), maxsplit=1)[0]
 
 
 def is_generic_license(name: str) -> bool:
-    """Whether the name says only the family: `BSD`, `GPL`, `Apache`."""
+    """Return whether the name is only a family: `BSD`, `GPL`, `Apache`."""
     return name in ("AGPL", "Apache", "BSD", "GPL", "LGPL", "MPL")
 
 
@@ -164,5 +164,5 @@ def _gnu_identifier(match: re.Match[str]) -> str:
     number = version if "." in version else f"{version}.0"
     if match["later"]:
         return f"{family}-{number}-or-later"
-    # Whether `GPLv3` allows later versions stays open, where nobody says so.
+    # `GPLv3` alone does not state whether later versions are allowed.
     return f"{family}-{number}-only" if "-only" in match.string[match.end() : match.end() + 5] else f"{family}-{number}"

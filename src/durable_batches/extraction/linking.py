@@ -1,4 +1,4 @@
-"""Which records of people are one person: by address, by name, and by a similar name with support.
+"""Link records of people: by address, by name, and by a similar name with supporting evidence.
 
 Whoever links two people invents a person, so a similar name alone is never enough.
 """
@@ -32,12 +32,12 @@ __all__ = [
 ]
 
 MIN_SIMILARITY = 88.0
-"""Of two names, 0 to 100: lets one or two letters differ in a name of usual length."""
+"""Similarity of two names, 0 to 100: allows one or two different letters in a name of usual length."""
 
 ABBREVIATED = 100.0
 
 MAX_SHARING = 20
-"""People of one address who are looked at: an address of more is a mailbox of everybody's."""
+"""People per address that are compared: an address with more is a shared mailbox."""
 
 _SHARED_DOMAINS = frozenset(
     """
@@ -46,22 +46,22 @@ _SHARED_DOMAINS = frozenset(
     qq.com users.noreply.github.com web.de yahoo.com yandex.ru ymail.com 163.com 126.com
     """.split()
 )
-"""Domains at which anybody can have an address: they connect nobody."""
+"""Domains of public e-mail providers, which are no evidence."""
 
 
 class PersonRecord(Record):
-    """A person as the documents that use one and the same id name them."""
+    """A person, as named by the documents that use the same id."""
 
     id: str
     names: list[str]
-    """As written; an address stands for a name that nobody gives."""
+    """As written; an address if there is no name."""
     emails: list[str]
     documents: list[str]
-    """Some of the documents' subjects, for support: people of one project are likelier to be one person."""
+    """Some of the documents' subjects, as evidence: people of one project are more likely to be one person."""
 
 
 class NameBlock(Record):
-    """People worth comparing: they share a name, and the other name's initial."""
+    """People to compare: they share a name, and the other name's initial."""
 
     people: list[PersonRecord]
 
@@ -75,7 +75,7 @@ class Link(Record):
 
 
 class PersonCluster(Record):
-    """One person, of several records."""
+    """A person with several records."""
 
     id: str
     """The least of the members' ids."""
@@ -88,7 +88,7 @@ class PersonCluster(Record):
 
 
 def certain_links(people: Iterable[PersonRecord]) -> list[Link]:
-    """Links that need no comparing: a full name in common, or an address in common where the names allow it.
+    """Find links without comparing names: a shared full name, or a shared address if the names allow it.
 
     An address alone is not enough, for projects have mailboxes that several people answer.
     """
@@ -111,7 +111,7 @@ def certain_links(people: Iterable[PersonRecord]) -> list[Link]:
 
 
 def name_blocks(people: Iterable[PersonRecord]) -> list[NameBlock]:
-    """The groups within which `compare` can find anything; only those with several different names."""
+    """List the groups in which `compare` can find links: those with several different names."""
     blocks: dict[tuple[str, str], dict[str, PersonRecord]] = {}
     for person in sorted(people, key=lambda person: person.id):
         for key in _full_names(person):
@@ -127,7 +127,7 @@ def name_blocks(people: Iterable[PersonRecord]) -> list[NameBlock]:
 
 
 def compare(block: NameBlock) -> list[Link]:
-    """The pairs of a block whose names are similar and who have something else in common."""
+    """Find the pairs of a block whose names are similar and that share other evidence."""
     links: list[Link] = []
     for first, second in combinations(block.people, 2):
         likeness = max(
@@ -142,7 +142,7 @@ def compare(block: NameBlock) -> list[Link]:
 
 
 def cluster(people: Sequence[PersonRecord], links: Iterable[Link]) -> list[PersonCluster]:
-    """The people who are several records; the same for any order of records and links."""
+    """List the people with several records; independent of the order of records and links."""
     records = {person.id: person for person in people}
     links = sorted(links, key=lambda link: (link.first, link.second, link.reason))
     joined = UnionFind(records)
@@ -173,13 +173,13 @@ def _cluster(members: Sequence[PersonRecord], reasons: list[str]) -> PersonClust
 
 
 def _full_names(person: PersonRecord) -> list[str]:
-    """The normal forms of names of at least two words: a single one is shared by too many."""
+    """Normalise the names of at least two words: too many people share a single one."""
     keys = (name_key(name) for name in person.names if "@" not in name)
     return list(dict.fromkeys(key for key in keys if " " in key))
 
 
 def _names_allow(first: PersonRecord, second: PersonRecord) -> bool:
-    """Whether two who share an address can be one: a word of their names in common, or a name missing."""
+    """Return whether two people with one address can be the same: their names share a word, or one has no name."""
     words = [
         {word for name in person.names if "@" not in name for word in name_key(name).split() if len(word) > 1}
         for person in (first, second)
@@ -188,9 +188,9 @@ def _names_allow(first: PersonRecord, second: PersonRecord) -> bool:
 
 
 def _likeness(first: str, second: str) -> float:
-    """0 to 100, and `ABBREVIATED` for the other name with initials or without its middle names."""
+    """Return 0 to 100, or `ABBREVIATED` if one is the other name with initials or without middle names."""
     if first == second:
-        return 0.0  # A certain link already.
+        return 0.0  # Already a certain link.
     ones, others = first.split(), second.split()
     if ones[-1] == others[-1] and (ones[0] == others[0] or _is_initial(ones[0], others[0])):
         return ABBREVIATED
@@ -202,8 +202,8 @@ def _is_initial(one: str, other: str) -> bool:
 
 
 def _support(first: PersonRecord, second: PersonRecord, *, abbreviated: bool) -> str | None:
-    """What makes two people of similar names one person."""
-    # Two authors of one package whose names differ by letters are as likely to be two people as a slip.
+    """Return the evidence that two people with similar names are one person."""
+    # Two authors of one package whose names differ by a letter are as likely two people as a typing error.
     if abbreviated and set(first.documents) & set(second.documents):
         return "same package"
     if _spelled_by(first, second) or _spelled_by(second, first):
@@ -215,14 +215,14 @@ def _support(first: PersonRecord, second: PersonRecord, *, abbreviated: bool) ->
 
 
 def _spelled_by(person: PersonRecord, other: PersonRecord) -> bool:
-    """Whether an address of the person spells out the other's name."""
+    """Return whether an address of the person spells out the other's name."""
     names = [name.split() for name in _full_names(other)]
     forms = {form for words in names for form in ("".join(words), words[0] + words[-1], words[-1] + words[0])}
     return any(_letters(email) in forms for email in person.emails)
 
 
 def _told_apart(person: PersonRecord, other: PersonRecord) -> bool:
-    """Whether an address of the person has the person's first name, and not the other's."""
+    """Return whether an address of the person has the person's first name, and not the other's."""
     own = {name.split()[0] for name in _full_names(person)}
     theirs = {name.split()[0] for name in _full_names(other)}
     return any(

@@ -21,7 +21,7 @@ QUOTE_CHARACTERS = 200
 @dataclass(frozen=True, kw_only=True)
 class _Field:
     name: str
-    """In lower case: field names are compared without regard to it."""
+    """In lower case: field names are case-insensitive."""
     value: str
     start: int
     """Of the value, within the section."""
@@ -29,7 +29,7 @@ class _Field:
 
 
 def metadata_mentions(chunk: Chunk, spelling: Callable[[str], str]) -> Iterator[Mention]:
-    """What a chunk of metadata says.
+    """Find the mentions in a chunk of metadata.
 
     Args:
         chunk: A chunk of the metadata section.
@@ -135,7 +135,7 @@ def person_mention(
     quote: str,
     about: str | None = None,
 ) -> Mention:
-    """The mention of a person or organisation."""
+    """Make the mention of a person or organisation."""
     email = people.canonical_email(contact.email) if contact.email else None
     return Mention(
         kind="organization" if contact.organization else "person",
@@ -152,7 +152,7 @@ def person_mention(
 
 
 def _contact_key(contact: Contact, email: str | None, document_id: str) -> str:
-    """As narrow as what is known: the resolver can link two keys, and nothing can part what one key joins."""
+    """Choose the most specific key: the resolver can link two keys, but cannot split one."""
     name = people.name_key(contact.name or "")
     if contact.organization:
         return re.sub(r"^the ", "", name)
@@ -160,12 +160,12 @@ def _contact_key(contact: Contact, email: str | None, document_id: str) -> str:
         return f"{name} <{email}>"
     if " " in name:
         return name
-    # A single word without an address is nobody in particular, and another one in another document.
+    # A single word without an address identifies nobody: in another document it is another person.
     return f"{name} ({document_id})" if name else email or ""
 
 
 def _licenses(fields: list[_Field]) -> Iterator[Mention]:
-    """An expression says it all; without one, the licence field, and classifiers for what they add to it."""
+    """Use the licence expression; without one, the licence field and what classifiers add to it."""
     expressions = [
         (field, names)
         for field in fields
@@ -197,7 +197,7 @@ def _stated_licenses(value: str) -> list[str]:
     found = licenses.licenses_in(value)
     if found:
         return found
-    # A name that no rule knows is a licence's own; a pointer to a file is none.
+    # An unknown name is a licence of its own; a pointer to a file is not.
     pointer = re.search(r"\bsee\b|\bfile\b|\.(?:txt|md|rst)$|^licen[cs]e$|://", value, re.IGNORECASE)
     return [] if pointer or len(value) > 60 else [" ".join(value.split())]
 
@@ -221,6 +221,6 @@ def _mention(field: _Field, kind: EntityKind, key: str, name: str, role: Role, *
 
 
 def shortened(text: str) -> str:
-    """On one line, and not longer than a quote may be."""
+    """Put a text on one line and limit it to the length of a quote."""
     flat = " ".join(text.split())
     return flat if len(flat) <= QUOTE_CHARACTERS else flat[: QUOTE_CHARACTERS - 1] + "…"

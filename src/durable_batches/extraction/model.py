@@ -1,4 +1,4 @@
-"""What extraction works on and produces: chunks, mentions, entities, relations, and one graph a document.
+"""Models of extraction: chunks, mentions, entities, relations, and one graph per document.
 
 Every model is frozen and holds plain values only, so that each activity's result is recorded exactly as it
 is. Offsets count characters within a section of the document: its rendered metadata, or its text.
@@ -26,18 +26,18 @@ __all__ = [
 ]
 
 Section: TypeAlias = Literal["metadata", "text"]
-"""The part of a document that something was found in."""
+"""A part of a document."""
 
 EntityKind: TypeAlias = Literal["document", "package", "person", "organization", "license", "url"]
 
 RelationKind: TypeAlias = Literal["depends_on", "written_by", "licensed_under", "mentions"]
 
 Role: TypeAlias = Literal["subject", "dependency", "author", "maintainer", "license", "link", "text"]
-"""What a mention is to its document: `subject` is what the document is about, `text` is said in passing."""
+"""The role of a mention in its document: `subject` is the document's topic, `text` a mention in passing."""
 
 
 class Record(BaseModel):
-    """Base of the models: frozen, and strict about what it does not know."""
+    """Base of the models: frozen, and refuses unknown fields."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,11 +50,11 @@ class DocumentRef(Record):
 
 
 class Chunk(Record):
-    """A piece of one section of a document, small enough to be looked at by itself."""
+    """A part of one section of a document, small enough to be read by itself."""
 
     document_id: str
     index: int
-    """Position among the document's chunks, from 0."""
+    """Ordinal among the document's chunks, from 0."""
     section: Section
     start: int
     """Offset of `text` within the section, in characters."""
@@ -62,11 +62,11 @@ class Chunk(Record):
 
 
 class Mention(Record):
-    """One place of a document that names something."""
+    """A place in a document that names an entity."""
 
     kind: EntityKind
     key: str
-    """Normal form of the name. Two mentions of one document with one kind and key are one entity."""
+    """Normal form of the name. Mentions with the same kind and key in one document are one entity."""
     name: str
     """The name as a person would write it."""
     role: Role = "text"
@@ -76,26 +76,26 @@ class Mention(Record):
     start: int
     end: int
     quote: str
-    """The place as it is written, shortened where it is long."""
+    """The text of the mention, shortened if it is long."""
     attributes: dict[str, str] = {}
 
 
 class Entity(Record):
-    """Something that a document names, once, however often it is named there."""
+    """An entity of a document, which has it once, however many mentions name it."""
 
     id: str
     """`kind:key`; entities of several documents with one id are the same entity."""
     kind: EntityKind
     name: str
     aliases: list[str] = []
-    """The other ways in which the document writes the name."""
+    """Other spellings of the name in the document."""
     attributes: dict[str, list[str]] = {}
     mentions: int = 1
-    """Number of places that name it."""
+    """Number of mentions."""
 
 
 class Evidence(Record):
-    """Where a relation was read."""
+    """The place where a relation is stated."""
 
     document_id: str
     section: Section
@@ -105,7 +105,7 @@ class Evidence(Record):
 
 
 class Relation(Record):
-    """A directed statement about two entities, with the places that make it."""
+    """A directed relation of two entities, with the places that state it."""
 
     kind: RelationKind
     source: str
@@ -117,7 +117,7 @@ class Relation(Record):
 
 
 class KnowledgeGraph(Record):
-    """All that one document says."""
+    """The knowledge graph of one document."""
 
     document: DocumentRef
     entities: list[Entity] = []
@@ -125,5 +125,5 @@ class KnowledgeGraph(Record):
 
 
 def entity_id(kind: EntityKind, key: str) -> str:
-    """The id of the entity of this kind and normal form."""
+    """Return the id of the entity with this kind and normal form."""
     return f"{kind}:{key}"

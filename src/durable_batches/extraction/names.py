@@ -1,4 +1,4 @@
-"""Names of packages: their normal form, and which words of a text can be taken for one."""
+"""Package names: their normal form, and the words in a text that may be one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Vocabulary", "canonical_package_name"]
 
 
 def canonical_package_name(name: str) -> str:
-    """The normal form of a package's name (PEP 503): `Typing.Extensions` and `typing_extensions` are one."""
+    """Normalise a package's name (PEP 503): `Typing.Extensions` and `typing_extensions` are the same."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 class Vocabulary:
-    """The packages that can be recognised in running text.
+    """The packages that can be recognised in prose.
 
     Args:
         packages: Names as their authors write them.
@@ -39,7 +39,7 @@ class Vocabulary:
 
     @classmethod
     def installed(cls) -> Vocabulary:
-        """The packages installed here and those that they require, installed or not."""
+        """Make a vocabulary of the installed packages and those that they require, installed or not."""
         packages: list[str] = []
         required: list[str] = []
         for distribution in distributions():
@@ -62,17 +62,17 @@ class Vocabulary:
         return len(self._names)
 
     def spelling(self, name: str) -> str:
-        """The name as its author writes it, where it is known."""
+        """Return the author's spelling of a name, if known."""
         return self._names.get(canonical_package_name(name), name)
 
     def package_of_module(self, module: str) -> str | None:
-        """The package that brings a module, by the first part of the module's name."""
+        """Return the package that contains a module, by the first part of the module's name."""
         top = module.split(".")[0]
         return self._modules.get(top) or (self._names.get(canonical_package_name(top)) if top else None)
 
 
 def is_distinctive(name: str) -> bool:
-    """Whether the name can hardly be anything but a package: neither short nor a word of another meaning."""
+    """Return whether a name is unmistakably a package: neither short nor an ordinary word."""
     key = canonical_package_name(name)
     return len(key) > 3 and key not in _AMBIGUOUS
 
@@ -119,4 +119,4 @@ _AMBIGUOUS = frozenset(
     zest zip zoo
     """.split()
 )
-"""Names of packages that are words, or other things' names: bare, they are taken for what the word says."""
+"""Package names that are ordinary words or other names: without context they are not taken for packages."""

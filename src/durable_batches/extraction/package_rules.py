@@ -1,4 +1,4 @@
-"""Names of packages in running text: after `pip install`, in imports, code and links, and as plain words."""
+"""Find package names in prose: after `pip install`, in imports, code and links, and as plain words."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["FoundPackage", "find_packages"]
 
 @dataclass(frozen=True, kw_only=True)
 class FoundPackage:
-    """A package's name at its place in a text."""
+    """A package name and its place in a text."""
 
     name: str
-    """As the package's author writes it, where that is known."""
+    """The author's spelling, if known."""
     start: int
     end: int
 
@@ -61,7 +61,7 @@ _AFTER_INSTALL = frozenset(
 
 
 def find_packages(text: str, prose: str, vocabulary: Vocabulary) -> Iterator[FoundPackage]:
-    """The places of a text that name a package, each once, in order.
+    """Find the places of a text that name a package, each once, in order.
 
     Args:
         text: The text.
@@ -78,7 +78,7 @@ def find_packages(text: str, prose: str, vocabulary: Vocabulary) -> Iterator[Fou
 
 
 def _names(text: str, prose: str, vocabulary: Vocabulary) -> Iterator[tuple[int, str]]:
-    """Where names of packages start, and the names as written; some come more than once."""
+    """Yield the start and the spelling of package names, some more than once."""
     for match in _INSTALL.finditer(prose):
         yield from _installed(match)
     for match in _IMPORT.finditer(prose):
@@ -87,7 +87,7 @@ def _names(text: str, prose: str, vocabulary: Vocabulary) -> Iterator[tuple[int,
         group = "markdown" if match["markdown"] else "rst"
         target = (match["target"] or match["rst_target"]).lower()
         name = match[group]
-        # A link labelled `Coverage` may lead to anything; one that leads to a page of that name tells.
+        # A link labelled `Coverage` may lead anywhere; a page of that name in its address is evidence.
         if name in vocabulary and (is_distinctive(name) or _is_page_of(name, target)):
             yield match.start(group), name
     for match in _NOUN.finditer(prose):
@@ -106,7 +106,7 @@ def _is_page_of(name: str, target: str) -> bool:
 
 
 def _installed(match: re.Match[str]) -> Iterator[tuple[int, str]]:
-    """The packages after `pip install`, until an option with a value, or a word that is no requirement."""
+    """Yield the packages after `pip install`, up to an option with a value or a word that is not a requirement."""
     for word in re.finditer(r"\S+", match["arguments"]):
         text = word[0]
         if text in _OPTIONS_WITH_VALUE:

@@ -1,4 +1,4 @@
-"""People and organisations as fields and texts name them: several at once, with and without an address."""
+"""Parse people and organisations in fields and texts: several at once, with and without an address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Contact", "canonical_email", "is_organization", "name_key", "pair_co
 
 @dataclass(frozen=True, kw_only=True)
 class Contact:
-    """One person or organisation that a field names: by a name, an e-mail address, or both."""
+    """A person or organisation in a field: a name, an e-mail address, or both."""
 
     name: str | None = None
     email: str | None = None
@@ -22,7 +22,7 @@ class Contact:
 
 
 def parse_contacts(value: str) -> list[Contact]:
-    """The people and organisations of an author field, in order.
+    """Parse the people and organisations of an author field, in order.
 
     Understands lists (`A, B and C`), addresses (`A <a@x.org>, "B, Jr." <b@x.org>`), several names before
     one address (which is then nobody's own and left out), and leaves out fillers such as `and
@@ -35,7 +35,7 @@ def parse_contacts(value: str) -> list[Contact]:
 
 
 def pair_contacts(named: Sequence[Contact], addressed: Sequence[Contact]) -> list[Contact]:
-    """One list of two fields that belong together: names in `Author`, addresses in `Author-email`.
+    """Merge two fields that belong together: names in `Author`, addresses in `Author-email`.
 
     Addresses without a name are given to the names without an address: in order where there are as many of
     both, else where the address fits the name.
@@ -60,14 +60,14 @@ def pair_contacts(named: Sequence[Contact], addressed: Sequence[Contact]) -> lis
 
 
 def name_key(name: str) -> str:
-    """Normal form of a name: no accents, no case, no punctuation, single blanks."""
+    """Normalise a name: no accents, no case, no punctuation, single blanks."""
     letters = unicodedata.normalize("NFKD", name.translate(_UNDECOMPOSED)).casefold()
     letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
     return " ".join(re.sub(r"[^\w]+", " ", letters.replace("'", "").replace("’", "")).split())
 
 
 def canonical_email(email: str) -> str:
-    """Normal form of an e-mail address: no case, no `+tag`; of a code forge's no-reply address, the login."""
+    """Normalise an e-mail address: no case, no `+tag`; for a code forge's no-reply address, the login."""
     local, _, domain = email.strip().casefold().rpartition("@")
     before, plus, after = local.partition("+")
     if plus and before:
@@ -76,7 +76,7 @@ def canonical_email(email: str) -> str:
 
 
 def email_fits_name(email: str, name: str) -> bool:
-    """Whether the part before the `@` can have been made of the name: `jdoe`, `jane.doe`, `doe`, `jane`."""
+    """Return whether the part before the `@` can be derived from the name: `jdoe`, `jane.doe`, `doe`, `jane`."""
     local = re.sub(r"[^a-z]", "", name_key(email.rpartition("@")[0].partition("+")[0]))
     tokens = name_key(name).split()
     if not local or not tokens:
@@ -87,12 +87,12 @@ def email_fits_name(email: str, name: str) -> bool:
 
 
 def is_organization(name: str) -> bool:
-    """Whether the name is a group's or a company's, by the words in it."""
+    """Return whether the words of the name denote a group or a company."""
     return bool(_ORGANIZATION.search(name) or re.match(r"the\s", name, re.IGNORECASE))
 
 
 def looks_like_person(name: str) -> bool:
-    """Whether running text could name a person so: two to four capitalised words, none of them a thing's."""
+    """Return whether prose could name a person so: two to four capitalised words, none of them a common noun."""
     tokens = name.split()
     if not 2 <= len(tokens) <= 4 or is_organization(name):
         return False
@@ -101,7 +101,7 @@ def looks_like_person(name: str) -> bool:
 
 
 def looks_like_name_part(word: str) -> bool:
-    """Whether the word can be a part of a person's name: capitalised, and none that starts sentences."""
+    """Return whether the word can be part of a person's name: capitalised, and not a usual start of sentences."""
     if re.fullmatch(r"[^\W\d_]\.", word):
         return word.isupper()
     shouted = len(word) > 2 and word.isupper()
@@ -109,7 +109,7 @@ def looks_like_name_part(word: str) -> bool:
     return is_word and word.strip(".,").lower() not in _NO_NAMES
 
 
-# Letters that NFKD leaves whole, as people spell them without their own keyboard.
+# Letters that NFKD does not decompose, as they are spelled on other keyboards.
 _UNDECOMPOSED = str.maketrans(
     {"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ı": "i", "æ": "ae", "Æ": "Ae"}
 )
@@ -171,7 +171,7 @@ def _decoded(value: str) -> str:
 
 
 def _split(value: str) -> list[str]:
-    """At commas, semicolons and line ends that are not within quotes or brackets."""
+    """Split at commas, semicolons and line ends that are not within quotes or brackets."""
     items, closing = [""], ""
     for letter in value:
         if closing:
@@ -186,7 +186,7 @@ def _split(value: str) -> list[str]:
 
 
 def _last_names_first(parts: list[str]) -> list[str]:
-    """Joins what a comma should not have parted: `Doe, Jane` and `Jane Doe, Jr.`."""
+    """Join parts that a comma should not have split: `Doe, Jane` and `Jane Doe, Jr.`."""
     joined: list[str] = []
     for part in parts:
         if joined and _SUFFIX.match(part):
@@ -216,7 +216,7 @@ def _contacts_of_item(item: str) -> list[Contact]:
 
 
 def _names(text: str) -> list[str]:
-    """The names in a text without addresses, fillers left out."""
+    """Find the names in a text without addresses, omitting filler words."""
     text = text.strip().strip("\"'").strip()
     text = re.sub(r"\([^()]*\)|\[[^\]]*\]|https?://\S+", " ", text)
     if is_organization(text) and not _has_filler(text) and "," not in text:
@@ -236,7 +236,7 @@ def _named(name: str) -> Contact:
 
 
 def _settled(contact: Contact) -> Contact:
-    """With what name and address say together: a team's one-word name; no mailing list as one's address."""
+    """Refine a contact by name and address together: one-word team names, mailing lists as addresses."""
     if contact.name and not contact.organization and " " not in contact.name and contact.email:
         local = contact.email.partition("@")[0].lower()
         contact = replace(contact, organization=bool(_ROLE.match(local) or _LIST.search(contact.email)))
@@ -246,5 +246,5 @@ def _settled(contact: Contact) -> Contact:
 
 
 def _is_shared(email: str) -> bool:
-    """Whether a mailbox by itself says nothing about who reads it."""
+    """Return whether a mailbox by itself does not identify its reader."""
     return bool(_ROLE.match(email.partition("@")[0].lower()) or _LIST.search(email))

@@ -1,4 +1,4 @@
-"""The resolver: links what several documents name, and counts what came of it.
+"""The resolver: links entities across documents and computes statistics.
 
 Packages, licences, organisations and URLs have one normal form each, which is their id: they are linked by
 it. People have none, so their records are compared. It reads the results twice and keeps people, ids and
@@ -41,10 +41,10 @@ __all__ = [
 ]
 
 RANKED = 10
-"""Places in each ranking."""
+"""Entries in each ranking."""
 
 SUPPORTING_DOCUMENTS = 20
-"""Documents kept of each person: enough to find something in common, however many there are."""
+"""Documents kept per person: enough to find common ground, however many there are."""
 
 
 class Ranked(Record):
@@ -56,13 +56,13 @@ class Ranked(Record):
 
 
 class Summary(Record):
-    """What the whole batch says, in numbers."""
+    """Statistics of the whole batch."""
 
     documents: int
     occurrences: dict[EntityKind, int]
-    """Entities of each kind, each counted once in every document that names it."""
+    """Entities by kind, counted once per document that names them."""
     entities: dict[EntityKind, int]
-    """Entities of each kind, each counted once: occurrences, linked across documents."""
+    """Entities by kind, counted once: occurrences, linked across documents."""
     relations: dict[RelationKind, int]
     most_required: list[Ranked]
     """Packages, by the number of those that always need them."""
@@ -80,22 +80,22 @@ class Resolution(Record):
     people: list[PersonCluster]
     """The people whom documents name in several ways."""
     links: dict[str, str]
-    """For the id of each member of a cluster, the cluster's; every other id stands for itself."""
+    """The cluster's id by the id of each member; every other id stands for itself."""
     summary: Summary
 
     def canonical(self, entity_id: str) -> str:
-        """The id under which all documents know the entity."""
+        """Return the id of the entity across all documents."""
         return self.links.get(entity_id, entity_id)
 
 
 @durable_activity
 def compare_names(block: NameBlock) -> list[Link]:
-    """The pairs of a block that are one person."""
+    """Find the pairs in a block that are one person."""
     return compare(block)
 
 
 async def link_documents(results: Results[KnowledgeGraph]) -> Resolution:
-    """The resolver: link the people across all documents, then count what all documents say."""
+    """Resolve the batch: link people across all documents, then compute statistics."""
     collector = PeopleCollector()
     async for result in results:
         collector.add(result.value)
@@ -110,13 +110,13 @@ async def link_documents(results: Results[KnowledgeGraph]) -> Resolution:
 async def link_people(
     people: list[PersonRecord], comparing: Callable[[NameBlock], Awaitable[list[Link]]] = compare_names
 ) -> list[PersonCluster]:
-    """The people who are several records, by certain links and by comparing the names block by block."""
+    """Find people with several records, by certain links and by comparing names block by block."""
     compared = await map_activity(comparing, name_blocks(people))
     return cluster(people, [*certain_links(people), *(link for links in compared for link in links)])
 
 
 class PeopleCollector:
-    """Gathers the people of one document after another: a record for each id."""
+    """Collect people document by document: a record per id."""
 
     def __init__(self) -> None:
         self._names: dict[str, dict[str, None]] = {}
@@ -124,7 +124,7 @@ class PeopleCollector:
         self._documents: dict[str, dict[str, None]] = {}
 
     def add(self, graph: KnowledgeGraph) -> None:
-        """Take in what a document says."""
+        """Add a document's graph."""
         for entity in graph.entities:
             if entity.kind == "person":
                 self._names.setdefault(entity.id, {}).update(dict.fromkeys([entity.name, *entity.aliases]))
@@ -134,7 +134,7 @@ class PeopleCollector:
                     documents[graph.document.id] = None
 
     def people(self) -> list[PersonRecord]:
-        """All people so far, by id."""
+        """Return all people so far, by id."""
         return [
             PersonRecord(
                 id=key,
@@ -147,7 +147,7 @@ class PeopleCollector:
 
 
 class SummaryBuilder:
-    """Counts one document after another.
+    """Count document by document.
 
     Args:
         links: For the ids that several documents' entities were linked from, the id they were linked to.
@@ -164,7 +164,7 @@ class SummaryBuilder:
         self._required: set[tuple[str, str]] = set()
 
     def add(self, graph: KnowledgeGraph) -> None:
-        """Take in what a document says."""
+        """Add a document's graph."""
         self._documents += 1
         for entity in graph.entities:
             self._add_entity(entity)
@@ -172,7 +172,7 @@ class SummaryBuilder:
             self._add_relation(relation)
 
     def summary(self) -> Summary:
-        """The numbers so far."""
+        """Return the statistics so far."""
         return Summary(
             documents=self._documents,
             occurrences=dict(self._occurrences),

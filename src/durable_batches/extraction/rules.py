@@ -1,4 +1,4 @@
-"""An extractor made of rules: no model, no network, the same answer every time."""
+"""An extractor based on rules: no model, no network, deterministic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RuleExtractor"]
 
 
 class RuleExtractor:
-    """Reads package metadata exactly, and running text with caution.
+    """Read package metadata exactly, and prose with caution.
 
     Args:
         vocabulary: The packages that it can recognise in running text; by default those that are installed
@@ -24,17 +24,17 @@ class RuleExtractor:
         self._vocabulary = Vocabulary.installed() if vocabulary is None else vocabulary
 
     async def find_mentions(self, chunk: Chunk) -> list[Mention]:
-        """The places in one chunk that name something, in order."""
+        """Find the mentions in a chunk, in order."""
         if chunk.section == "metadata":
             return list(metadata_mentions(chunk, self._vocabulary.spelling))
         return list(text_mentions(chunk, self._vocabulary))
 
     async def make_entities(self, document: DocumentRef, mentions: list[Mention]) -> list[Entity]:
-        """What the mentions name, each thing once; the first is what the document is about."""
+        """List the entities that the mentions name, each once; the first is the document's subject."""
         return group_mentions(document, mentions)
 
     async def find_relations(
         self, document: DocumentRef, entities: list[Entity], mentions: list[Mention]
     ) -> list[Relation]:
-        """The relations that the mentions' roles state, each once, with its evidence."""
+        """List the relations that the mentions' roles state, each once, with its evidence."""
         return relate(document, entities, mentions)

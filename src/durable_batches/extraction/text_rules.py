@@ -1,4 +1,4 @@
-"""Rules for running text: READMEs, and any other text that people write.
+"""Rules for prose: READMEs, and any other text that people write.
 
 They would rather miss a name than invent one: most names of packages are words of English, too.
 """
@@ -21,8 +21,8 @@ __all__ = ["text_mentions"]
 
 
 def text_mentions(chunk: Chunk, vocabulary: Vocabulary) -> Iterator[Mention]:
-    """What a chunk of running text names: packages of the vocabulary, people, licences and URLs, in order."""
-    # What is inside a URL is no text, but its place must stay: offsets count from the chunk's start.
+    """Find the mentions in a chunk of prose: packages of the vocabulary, people, licences and URLs, in order."""
+    # URLs are blanked rather than removed, because offsets count from the chunk's start.
     prose = re.sub(r"https?://[^\s<>()\[\]`\"']+", lambda match: "\1" * len(match[0]), chunk.text)
     found = list(_urls(chunk))
     packages = [
@@ -79,7 +79,7 @@ _DEPENDS = re.compile(
 
 
 class _Statements:
-    """Which package a sentence is about, and what it says of it."""
+    """Find the package that a sentence is about, and the sentence's statements."""
 
     def __init__(self, prose: str, offset: int, packages: list[Mention]) -> None:
         self._prose = prose
@@ -87,14 +87,14 @@ class _Statements:
         self._packages = packages
 
     def about(self, position: int) -> str | None:
-        """The package that the sentence names last before this position."""
-        # `\Z` matches at `position` itself, which is no sentence's end.
+        """Return the package that the sentence names last before this offset."""
+        # `\Z` matches at the offset itself, which is not the end of a sentence.
         ends = [match.end() for match in _SENTENCE_END.finditer(self._prose, 0, position) if match[0]]
         named = self._between(ends[-1] if ends else 0, position)
         return entity_id(named[-1].kind, named[-1].key) if named else None
 
     def dependencies(self) -> list[Mention]:
-        """The packages; those that a sentence says to be needed, as dependencies of what it is about."""
+        """Return the packages; those that a sentence states as needed, as dependencies of the sentence's subject."""
         stated: dict[int, str | None] = {}
         for verb in _DEPENDS.finditer(self._prose):
             end = _SENTENCE_END.search(self._prose, verb.end())
@@ -209,12 +209,12 @@ def _role_of(verb: str) -> Role:
 
 
 def _words_before_name(text: str) -> int:
-    """The length of what comes before a name: `contact Jane Doe`."""
+    """Return the length of the words before a name: `contact Jane Doe`."""
     return next((word.start() for word in re.finditer(r"\S+", text) if looks_like_name_part(word[0])), len(text))
 
 
 def _contacts(written: str) -> Iterator[tuple[Contact, int]]:
-    """The people at the head of a text, until a name does not look like a person's."""
+    """Yield the people at the start of a text, up to the first name that does not look like a person's."""
     plain = re.sub(r"\[([^\[\]]+)\](?:\([^()]*\)?)?", r"\1", written)
     plain = re.sub(r"`([^`<]+?)\s*<[^>]*>`_+", r"\1", plain).replace("*", "").replace("\1", " ")
     for contact in parse_contacts(plain):

@@ -1,4 +1,4 @@
-"""Disjoint sets: which items belong together, however the pairs come in."""
+"""Disjoint sets: group items by pairs, in any order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["UnionFind"]
 
 
 class UnionFind:
-    """Groups of strings that grow together; a group's representative is its least item.
+    """Groups of strings that are merged; a group's representative is its least item.
 
     So the outcome depends on the pairs alone, never on their order.
     """
@@ -17,7 +17,7 @@ class UnionFind:
         self._parent: dict[str, str] = {item: item for item in items}
 
     def find(self, item: str) -> str:
-        """The representative of the item's group; an unknown item becomes a group of its own."""
+        """Return the representative of the item's group; an unknown item becomes a group of its own."""
         root = self._parent.setdefault(item, item)
         while root != self._parent[root]:
             root = self._parent[root]
@@ -26,12 +26,12 @@ class UnionFind:
         return root
 
     def union(self, first: str, second: str) -> None:
-        """Put the groups of the two items together."""
+        """Merge the groups of the two items."""
         least, other = sorted((self.find(first), self.find(second)))
         self._parent[other] = least
 
     def groups(self) -> list[list[str]]:
-        """All groups, each sorted, in the order of their representatives."""
+        """Return all groups, each sorted, in the order of their representatives."""
         groups: dict[str, list[str]] = {}
         for item in sorted(self._parent):
             groups.setdefault(self.find(item), []).append(item)

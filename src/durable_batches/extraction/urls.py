@@ -1,4 +1,4 @@
-"""URLs in a text, and the normal form in which two spellings of one address are equal."""
+"""Find URLs in a text, and normalise them so that two spellings of one address are equal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["FoundURL", "canonical_url", "find_urls"]
 
 @dataclass(frozen=True, kw_only=True)
 class FoundURL:
-    """A URL at its place in a text."""
+    """A URL and its place in a text."""
 
     url: str
     start: int
     end: int
     label: str | None = None
-    """The text of the link, where the text is Markdown or reStructuredText."""
+    """The text of the link, in Markdown or reStructuredText."""
 
 
 _URL = re.compile(r"""\bhttps?://[^\s<>"'`\\^{}|\x00-\x1f]+""", re.IGNORECASE)
@@ -35,7 +35,7 @@ _RESERVED_HOSTS = re.compile(r"(?:^|\.)(?:example(?:\.(?:com|org|net))?|localhos
 
 
 def find_urls(text: str) -> Iterator[FoundURL]:
-    """The web addresses of a text, in order.
+    """Find the web addresses of a text, in order.
 
     Left out are images and badges, which say nothing about the text's subject, the single issues and
     commits that a changelog lists by the hundred, and addresses that lead nowhere (example.com, localhost,
@@ -58,7 +58,7 @@ def find_urls(text: str) -> Iterator[FoundURL]:
 
 
 def canonical_url(url: str) -> str | None:
-    """The normal form of a web address, without its scheme; None where it is no web address.
+    """Normalise a web address, without its scheme; return None for anything else.
 
     `http` and `https`, a `www.`, letter case of the host, the default port, a trailing slash or `.git`, a
     fragment, and parameters that only track visitors make no difference. A user name or password in it is
@@ -81,13 +81,13 @@ def canonical_url(url: str) -> str | None:
 
 
 def public_form(url: str) -> str:
-    """The address as it may be shown: without a user name, a password, and a fragment."""
+    """Return the address in a form to show: without user name, password and fragment."""
     parts = urlsplit(url.strip())
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
 
 
 def _without_trailing_punctuation(url: str) -> str:
-    """A sentence's punctuation is no part of the URL in it; a closing bracket is, where the URL opens it."""
+    """Remove a sentence's punctuation from the end of a URL; a closing bracket stays if the URL opens it."""
     while url:
         last = url[-1]
         if last in ".,;:!?*_~" or (last in ")]" and url.count(last) > url.count("(" if last == ")" else "[")):
@@ -109,7 +109,7 @@ def _is_public(url: str) -> bool:
 
 
 def _is_noise(url: str) -> bool:
-    """Whether it is a picture, a badge, or one item of a code forge."""
+    """Return whether the address is a picture, a badge, or one item of a code forge."""
     parts = urlsplit(url)
     path = parts.path.lower()
     badge = _BADGE_PARTS.search(parts.netloc.lower()) or _BADGE_PARTS.search(path)

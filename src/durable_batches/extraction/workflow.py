@@ -1,4 +1,4 @@
-"""The workflow: five durable steps a document, and the resolver over all of them."""
+"""The workflow: five durable steps per document, and the resolver on all of the results."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = ["ExtractionWorkflow", "extraction_workflow"]
 ExtractionWorkflow: TypeAlias = Workflow[SourceDocument, KnowledgeGraph, ExtractionStage, Resolution]
 
 CHUNKS_AT_ONCE = 4
-"""Chunks of one document that are looked at together."""
+"""Chunks of one document that are read concurrently."""
 
 
 def extraction_workflow(extractor: Extractor) -> ExtractionWorkflow:
-    """The workflow `knowledge-extraction`, which reads documents with this extractor.
+    """Make the workflow `knowledge-extraction`, which reads documents with this extractor.
 
-    Its activities are named alike for every extractor: a batch that began with one goes on with another,
-    and keeps what the first has done.
+    Its activities have the same names for every extractor: a batch that was started with one extractor can be
+    continued with another, and keeps the recorded results.
     """
 
     @durable_activity(stage=Chunking)
