@@ -21,9 +21,9 @@ from benchmarks.support.servers import schema_on, server
 from durable_batches import PostgresStore
 from durable_batches.lifecycle.facts import ExecutionSucceeded, Seal
 from durable_batches.stores import ClaimRequest, NewDocument, WorkerId
-from durable_batches.stores.postgres.commit import claim as claiming
-from durable_batches.stores.postgres.connection import server_clock as times
-from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.postgres.commit.claim import load_candidates, lock_open_batches
+from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME
+from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
 
 EACH = 5_000
@@ -98,9 +98,9 @@ async def run(dsn: str, schema: str, documents: int) -> None:
         print(f"{documents:,} documents claimed and ended, {rate:,.0f} a second")
         print(f"a claim of 10: {await milliseconds(store, hand):.2f} ms behind them")
         session = Explaining(database, connection)
-        now = await session.connection.fetchval(f"SELECT {times.SERVERS_CLOCK}")
-        locked, batches, _ = await claiming.lock_open_batches(session, now, TEN, skip=False)
-        await claiming.load_candidates(session, now, TEN, locked, batches)
+        now = await session.connection.fetchval(f"SELECT {SERVER_TIME}")
+        locked, batches, _ = await lock_open_batches(session, now, TEN, skip=False)
+        await load_candidates(session, now, TEN, locked, batches)
     finally:
         await connection.close()
         await store.close()

@@ -38,7 +38,7 @@ from durable_batches import (
 )
 from durable_batches.errors import CommitUnknownError, CrashLoopError, StoreLockedError, WorkflowNotFoundError
 from durable_batches.lifecycle.machine import check_transition
-from durable_batches.stores.postgres.connection.connection import translated
+from durable_batches.stores.postgres.connection.errors import translated
 from durable_batches.stores.sqlite.connection import connect, transaction
 from durable_batches.testing import ManualClock
 from durable_batches.version import VERSION

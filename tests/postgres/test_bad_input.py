@@ -141,7 +141,7 @@ async def test_a_user_who_is_not_known(postgres_server: Server) -> None:
 
 
 async def test_a_server_that_does_not_answer(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durable_batches.stores.postgres.connection.connection.CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("durable_batches.stores.postgres.connection.database.CONNECT_SECONDS", 0.3)
     with Proxy(urlsplit(postgres_dsn).port or 0) as proxy:
         proxy.stall()
         error = await answer_of(PostgresStore(at(postgres_dsn, port=proxy.port)))

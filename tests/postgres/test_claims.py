@@ -12,8 +12,9 @@ import asyncpg
 from durable_batches import PostgresStore
 from durable_batches.lifecycle.facts import ExecutionSucceeded
 from durable_batches.stores import ClaimRequest
-from durable_batches.stores.postgres.commit import claim as claiming
-from durable_batches.stores.postgres.connection.connection import Database, Session
+from durable_batches.stores.postgres.commit.claim import load_candidates, lock_open_batches
+from durable_batches.stores.postgres.connection.database import Database
+from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
 
 ENDED = 6_000
@@ -53,9 +54,9 @@ async def read_by_a_claim(store: PostgresStore) -> ExplainingSession:
     try:
         session = ExplainingSession(database, connection)
         request = ClaimRequest(frozenset({LETTERS}), 10, 0, 100, 100, 10)
-        locked, batches, skipped = await claiming.lock_open_batches(session, FAR_AHEAD, request, skip=False)
+        locked, batches, skipped = await lock_open_batches(session, FAR_AHEAD, request, skip=False)
         assert skipped == 0
-        (candidates,) = await claiming.load_candidates(session, FAR_AHEAD, request, locked, batches)
+        (candidates,) = await load_candidates(session, FAR_AHEAD, request, locked, batches)
         assert len(candidates.executions) == 10
         return session
     finally:

@@ -249,10 +249,10 @@ async def test_two_workers_on_one_batch_do_not_go_wrong(postgres_dsn: str, postg
         held = [list(await hand.claim(4)) for hand in hands]
 
         async def work(place: PostgresStore, hand: Hand, claims: list[Claim]) -> None:
-            (memory,) = place._commits._memories.values()
+            (cache,) = place._commits._caches.values()
             for stage in range(3):
                 for claim in claims:
-                    memory._doubted_until = 0.0  # without the pause that finding others there makes
+                    cache._not_before = 0.0  # without the pause after another worker was seen there
                     hand.number += 1
                     facts = [result(claim, f"step-{stage}", mark=stage)]
                     assert not (await place.commit(hand.worker_id, hand.number, facts)).refused

@@ -20,11 +20,12 @@ async def migrated(target: str, schema: str) -> str:
         await store.close()
         return f"{store.path} is up to date"
     # The driver is asked for only by those who use it.
-    from durable_batches.stores.postgres.connection.connection import Database
+    from durable_batches.stores.postgres.connection.database import Database
     from durable_batches.stores.postgres.connection.schema import migrate
+    from durable_batches.stores.postgres.connection.session import session_of_its_own
 
     database = Database(target, schema, statement_seconds=60, lock_seconds=10)
-    async with database.session() as session:
+    async with session_of_its_own(database) as session:
         changed = await migrate(database, session)
     return f"schema {schema!r} in {database.where} {'was brought' if changed else 'is'} up to date"
 
@@ -39,13 +40,15 @@ def _refuse_words(target: str) -> None:
 
 async def script(target: str | None, schema: str) -> str:
     """The SQL that it takes: from nothing, or from what the target has."""
-    from durable_batches.stores.postgres.connection.connection import Database, quoted_text
+    from durable_batches.stores.postgres.connection.database import Database
+    from durable_batches.stores.postgres.connection.names import quoted_text
     from durable_batches.stores.postgres.connection.schema import (
         MIGRATION_LOCK,
         has_schema,
         migration_script,
         scripts_for,
     )
+    from durable_batches.stores.postgres.connection.session import session_of_its_own
 
     if target is not None and "://" not in target:
         raise ConfigurationError("--sql is for Postgres; a SQLite file is brought up to date by whoever opens it")
@@ -53,7 +56,7 @@ async def script(target: str | None, schema: str) -> str:
     if target is None:
         newer, schema_is_there = newer_scripts("postgres", "", 0, "0"), False
     else:
-        async with database.session() as session:
+        async with session_of_its_own(database) as session:
             newer, schema_is_there = await scripts_for(database, session), await has_schema(session)
     if not newer:
         return f"-- schema {schema!r} in {database.where} is up to date\n"

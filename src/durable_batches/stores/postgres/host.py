@@ -13,16 +13,18 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.facts import Command
 from durable_batches.lifecycle.records import BatchRecord, Committed, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.postgres import load as loading
-from durable_batches.stores.postgres.connection.connection import Connection, Database, Session, translated
-from durable_batches.stores.postgres.connection.server_clock import Times
+from durable_batches.stores.postgres import load
+from durable_batches.stores.postgres.connection.database import Connection, Database
+from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.server_clock import ServerClock
+from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.stores.protocol import HostTransaction, Loading
 
 __all__ = ["joined"]
 
 
 @asynccontextmanager
-async def joined(database: Database, times: Times, connection: HostTransaction) -> AsyncGenerator[Loading]:
+async def joined(database: Database, server_clock: ServerClock, connection: HostTransaction) -> AsyncGenerator[Loading]:
     """See `HostTransactions.joined`: all of it within a savepoint, so that a failure leaves nothing of it behind."""
     with translated(database.where):
         driver = await _driver_connection(connection)
@@ -34,7 +36,7 @@ async def joined(database: Database, times: Times, connection: HostTransaction) 
         await savepoint.start()
     try:
         # What the application's own code raises in here is its own.
-        yield _Joined(database, times, driver)
+        yield _Joined(database, server_clock, driver)
     except BaseException:
         if not driver.is_closed():
             with translated(database.where):
@@ -62,20 +64,20 @@ async def _driver_connection(connection: object) -> Connection:
 class _Joined:
     """The loading part of a store, on the host's connection and loop."""
 
-    def __init__(self, database: Database, times: Times, connection: Connection) -> None:
+    def __init__(self, database: Database, server_clock: ServerClock, connection: Connection) -> None:
         self._database = database
-        self._times = times
+        self._server_clock = server_clock
         self._session = Session(database, connection)
 
     async def create(self, batch: BatchRecord) -> BatchRecord | None:
         """See `Store.create`."""
-        with loading.unless_being_created(batch.batch_id), translated(self._database.where):
+        with load.unless_being_created(batch.batch_id), translated(self._database.where):
             if batch.loader is not None and not await self._is_the_stores(batch.loader):
                 raise ConfigurationError(
                     f"connection= does not lead to the store's own database, {self._database.where}: this worker is "
                     "not known where it leads to"
                 )
-            return await loading.create(self._session, batch)
+            return await load.create(self._session, batch)
 
     async def _is_the_stores(self, loader: WorkerId) -> bool:
         """Whether the connection's database is the store's; names do not tell, as staging's and production's."""
@@ -93,11 +95,11 @@ class _Joined:
     async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
         """See `Store.add`."""
         with translated(self._database.where):
-            await loading.add(self._session, self._times, batch_id, loader, documents)
+            await load.add(self._session, self._server_clock, batch_id, loader, documents)
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
         """See `Store.control`; others hear of it with the host's commit."""
         with translated(self._database.where):
-            committed = await loading.control(self._session, self._times, batch_id, command)
+            committed = await load.control(self._session, self._server_clock, batch_id, command)
             await self._session.value("SELECT pg_notify($1, '')", self._database.channel)
             return committed

@@ -1,4 +1,4 @@
-"""What keeps a worker's lease."""
+"""What renews a worker's lease."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ import asyncio
 
 from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.records import WorkerId
-from durable_batches.stores.postgres.connection.connection import Connection, Database, Session, closed, translated
-from durable_batches.stores.postgres.connection.server_clock import Times, given_time
+from durable_batches.stores.postgres.connection.database import Connection, Database
+from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.server_clock import ServerClock, given_time
+from durable_batches.stores.postgres.connection.session import Session, closed
 from durable_batches.stores.postgres.connection.thread import LoopThread
 
-__all__ = ["PostgresHeart"]
+__all__ = ["LeaseRenewer"]
 
 
-class PostgresHeart:
-    """Beats on a connection of its own: where others wait for a lock or a reply, the lease is kept all the same."""
+class LeaseRenewer:
+    """Renews one worker's lease; see `Heart`.
+
+    It has a connection of its own: where others wait for a lock or a reply, the lease is renewed all the same.
+    """
 
     def __init__(
         self,
         thread: LoopThread,
         database: Database,
-        times: Times,
+        server_clock: ServerClock,
         worker: WorkerId,
         seconds: float,
     ) -> None:
         self._thread = thread
         self._database = database
-        self._times = times
+        self._server_clock = server_clock
         self._worker = worker
         # An answer that comes later is of no use any more.
         self._seconds = min(seconds, database.answer_seconds)
@@ -34,9 +39,9 @@ class PostgresHeart:
 
     def beat(self) -> bool:
         """See `Heart.beat`."""
-        return self._thread.start(self._beat()).result()
+        return self._thread.start(self._renew()).result()
 
-    async def _beat(self) -> bool:
+    async def _renew(self) -> bool:
         try:
             with translated(self._database.where):
                 async with asyncio.timeout(self._seconds):
@@ -46,7 +51,7 @@ class PostgresHeart:
                         f"UPDATE {{s}}.worker SET lease_until = {given_time(2)} + lease "
                         "WHERE worker_id = $1 AND dead IS NULL RETURNING true",
                         self._worker,
-                        self._times.boot(),
+                        self._server_clock.boot(),
                     )
                     return renewed is True
         except StoreUnavailableError:

@@ -1,4 +1,4 @@
-"""What runs within one transaction, whether the store's own or one of the host application."""
+"""Loading a batch: what runs within one transaction, whether the store's own or one of the host application's."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from durable_batches.lifecycle.facts import Command
 from durable_batches.lifecycle.planning import new_execution, plan_command
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Committed, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.postgres import queries as rows
-from durable_batches.stores.postgres.commit import lock as locking
-from durable_batches.stores.postgres.commit import write as writing
-from durable_batches.stores.postgres.connection.connection import Session
-from durable_batches.stores.postgres.connection.server_clock import Times
+from durable_batches.stores.postgres import queries
+from durable_batches.stores.postgres.commit.lock import lock_batches
+from durable_batches.stores.postgres.commit.write import apply
+from durable_batches.stores.postgres.connection.server_clock import ServerClock
+from durable_batches.stores.postgres.connection.session import Session
 
 __all__ = ["add", "control", "create", "unless_being_created"]
 
 
 @contextmanager
 def unless_being_created(batch_id: BatchId) -> Generator[None]:
-    """Within: the making of a batch; who waits in vain for a transaction that makes it, too, hears of that."""
+    """Within: the creation of a batch. That another transaction creates it, too, is said as such.
+
+    Raises:
+        SubmissionInProgressError: It was waited for in vain.
+    """
     try:
         yield
     except StoreLockedError as error:
@@ -36,8 +40,9 @@ def unless_being_created(batch_id: BatchId) -> Generator[None]:
 
 
 async def create(session: Session, batch: BatchRecord) -> BatchRecord | None:
-    while not await rows.insert_batch(session, batch):
-        existing = await rows.load_batch(session, batch.batch_id)
+    """See `Store.create`."""
+    while not await queries.insert_batch(session, batch):
+        existing = await queries.load_batch(session, batch.batch_id)
         if existing is not None:
             return existing[1]
         # It was removed in between.
@@ -45,15 +50,16 @@ async def create(session: Session, batch: BatchRecord) -> BatchRecord | None:
 
 
 async def add(
-    session: Session, times: Times, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]
+    session: Session, server_clock: ServerClock, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]
 ) -> None:
-    locked = await locking.lock_batches(session, [batch_id])
+    """See `Store.add`."""
+    locked = await lock_batches(session, [batch_id])
     if batch_id not in locked.keys or locked.records[batch_id].loader != loader:
         raise BatchNotFoundError(batch_id)
     key = locked.keys[batch_id]
-    known = await rows.load_document_ids(session, key, documents)
+    known = await queries.load_document_ids(session, key, documents)
     fresh = [document for document in documents if known.get(document.position) != document.document_id]
-    duplicate = _repeated(document.document_id for document in fresh) or await rows.taken_document_id(
+    duplicate = _repeated(document.document_id for document in fresh) or await queries.taken_document_id(
         session, key, [document.document_id for document in fresh]
     )
     if duplicate is not None:
@@ -61,20 +67,21 @@ async def add(
     if any(document.position in known for document in fresh):
         raise FactRejectedError(f"a position in batch {batch_id!r} has another document already")
     if fresh:
-        now = await times.moment(session)
-        await rows.insert_executions(
+        now = await server_clock.moment(session)
+        await queries.insert_executions(
             session, key, [(new_execution(batch_id, document, now), document.input) for document in fresh]
         )
 
 
-async def control(session: Session, times: Times, batch_id: BatchId, command: Command) -> Committed:
-    locked = await locking.lock_batches(session, [batch_id])
+async def control(session: Session, server_clock: ServerClock, batch_id: BatchId, command: Command) -> Committed:
+    """See `Store.control`."""
+    locked = await lock_batches(session, [batch_id])
     if batch_id not in locked.keys:
         raise BatchNotFoundError(batch_id)
-    now = await times.moment(session)
-    loaded = await rows.load_executions(session, now, locked, [(batch_id, RESOLVER_POSITION)])
+    now = await server_clock.moment(session)
+    loaded = await queries.load_executions(session, now, locked, [(batch_id, RESOLVER_POSITION)])
     writes = plan_command(loaded, batch_id, command)
-    await writing.apply(session, locked, writes)
+    await apply(session, locked, writes)
     return Committed(events=writes.events, applied=writes.applied)
 
 

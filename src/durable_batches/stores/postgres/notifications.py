@@ -1,8 +1,8 @@
-"""News from other processes: notifications as a hint, beside a look around now and then.
+"""Notifications: a hint that another process has changed something, beside a poll now and then.
 
-All that is waited for in a process is asked for in one query. A notification says only that something has changed;
-one that is lost costs time and nothing else. It is sent by itself, after the commit and not within it, and a few
-times a second at most: committing one takes a lock that all notifying transactions of the server share.
+All that a process waits for is asked for in one query. A notification says only that something has changed; one that
+is lost costs time and nothing else. It is sent by itself, after the commit and not within it, and a few times a second
+at most: committing one takes a lock that all notifying transactions of the server share.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any, Final
 from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.records import EventRecord
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.postgres import queries as rows
-from durable_batches.stores.postgres.commit import claim as claiming
-from durable_batches.stores.postgres.connection.connection import Database, Session, closed, translated
-from durable_batches.stores.postgres.connection.server_clock import Times
+from durable_batches.stores.postgres import queries
+from durable_batches.stores.postgres.commit.claim import claimable
+from durable_batches.stores.postgres.connection.database import Database
+from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.server_clock import ServerClock
+from durable_batches.stores.postgres.connection.session import Session, closed
 
-__all__ = ["Watch"]
+__all__ = ["Notifications"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -47,34 +49,34 @@ class _Waiter:
             self.done.set_result(None)
 
 
-class Watch:
-    """Lives on the store's loop.
+class Notifications:
+    """Used on the store's loop.
 
     Args:
-        database: Where.
-        times: What things fall due by.
+        database: Where the batches are.
+        server_clock: What things fall due by.
     """
 
-    def __init__(self, database: Database, times: Times) -> None:
+    def __init__(self, database: Database, server_clock: ServerClock) -> None:
         self._database = database
-        self._times = times
+        self._server_clock = server_clock
         self._waiters: set[_Waiter] = set()
         self._wake = asyncio.Event()
         self._changed = False
-        self._told = 0.0
+        self._notified_at = 0.0
         self._own_pid = 0
         self._pause = _FIRST_PAUSE_SECONDS
-        self._task = asyncio.create_task(self._run(), name="durable-batches watch")
+        self._task = asyncio.create_task(self._run(), name="durable-batches notifications")
 
     async def stop(self) -> None:
-        """Look no more, and let go of the connection."""
+        """End the task, close its connection, and wake all who wait."""
         self._task.cancel()
         await asyncio.wait([self._task])
         for waiter in list(self._waiters):
             waiter.wake()
 
     async def wait(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> None:
-        """Until one of `seen` has events beyond its number, or there is something to claim; see `Store.wait`."""
+        """Wait until one of `seen` has events beyond its number, or there is something to claim; see `Store.wait`."""
         waiter = _Waiter(seen, work)
         self._waiters.add(waiter)
         self._wake.set()
@@ -84,7 +86,7 @@ class Watch:
             self._waiters.discard(waiter)
 
     def changed(self, events: Sequence[EventRecord]) -> None:
-        """This process has committed these."""
+        """Note the events that this process has committed."""
         if not events:
             return
         for waiter in list(self._waiters):
@@ -98,9 +100,18 @@ class Watch:
             try:
                 await self._listen()
             except StoreUnavailableError as error:
-                _log.debug("watching waits: %s", error)
-            except Exception:  # noqa: BLE001  (without the watch, everybody would go by the clock alone from here on)
-                _log.exception("watching waits")
+                _log.debug(
+                    "listening for notifications was interrupted, next try in %g s: %s",
+                    self._pause,
+                    error,
+                    extra={"database": self._database.where, "error_code": error.code, "retry_seconds": self._pause},
+                )
+            except Exception:  # noqa: BLE001  (without this task, all who wait would go by their timeouts alone)
+                _log.exception(
+                    "listening for notifications was interrupted, next try in %g s",
+                    self._pause,
+                    extra={"database": self._database.where, "retry_seconds": self._pause},
+                )
             pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
             await asyncio.sleep(pause)
 
@@ -118,15 +129,15 @@ class Watch:
                     # What comes while it looks is looked at next.
                     self._wake.clear()
                     await self._look(session)
-                    await self._tell(session)
+                    await self._notify(session)
                     self._pause = _FIRST_PAUSE_SECONDS
-                    await self._rest()
+                    await self._pause_until_change()
         finally:
             await closed(connection)
 
     def _heard(self, _connection: object, pid: int, _channel: str, _payload: object) -> None:
         if pid == self._own_pid:
-            # What it has told itself; of that the waiters know.
+            # This process's own; of those the waiters know.
             return
         for waiter in self._waiters:
             waiter.looked = False
@@ -135,10 +146,10 @@ class Watch:
     def _lost(self, _connection: object) -> None:
         self._wake.set()
 
-    async def _rest(self) -> None:
-        """Until something happens, or it is time to look around."""
+    async def _pause_until_change(self) -> None:
+        """Wait until something has changed, or it is time to poll."""
         await asyncio.sleep(_LEAST_SECONDS)
-        left = self._told + _NOTIFY_SECONDS - asyncio.get_running_loop().time()
+        left = self._notified_at + _NOTIFY_SECONDS - asyncio.get_running_loop().time()
         seconds = max(left, 0) if self._changed else _POLL_SECONDS
         try:
             async with asyncio.timeout(seconds):
@@ -153,16 +164,16 @@ class Watch:
             waiter.looked = True
         seen = {batch_id for waiter in waiting for batch_id in waiter.seen}
         work = {pair for waiter in waiting for pair in waiter.work}
-        numbers = await rows.load_numbers(session, seen) if seen else {}
-        ready = await claiming.claimable(session, self._times.now(), work) if work else set[Any]()
+        numbers = await queries.load_numbers(session, seen) if seen else {}
+        ready = await claimable(session, self._server_clock.now(), work) if work else set[Any]()
         for waiter in waiting:
             moved = any(numbers.get(batch_id, 0) > number for batch_id, number in waiter.seen.items())
             if moved or waiter.work & ready:
                 waiter.wake()
 
-    async def _tell(self, session: Session) -> None:
-        """Others that something has changed, but not too often."""
+    async def _notify(self, session: Session) -> None:
+        """Notify other processes that something has changed, but not too often."""
         now = asyncio.get_running_loop().time()
-        if self._changed and now >= self._told + _NOTIFY_SECONDS:
-            self._changed, self._told = False, now
+        if self._changed and now >= self._notified_at + _NOTIFY_SECONDS:
+            self._changed, self._notified_at = False, now
             await session.value("SELECT pg_notify($1, '')", self._database.channel)

@@ -28,7 +28,7 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.columns import BATCH, BATCH_RECORD, DOCUMENT, EVENT_RECORD, EXECUTION, EXECUTION_RECORD
 from durable_batches.stores.postgres.commit.lock import Locked
-from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.stores.protocol import BatchQuery
 from durable_batches.stores.rows import (
     batch_of,

@@ -30,18 +30,18 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.postgres import load as loading
-from durable_batches.stores.postgres import queries as rows
+from durable_batches.stores.postgres import load, queries
 from durable_batches.stores.postgres.commit.commit import Commits
-from durable_batches.stores.postgres.connection.connection import Database, Session, transaction
+from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.pool import Pool
 from durable_batches.stores.postgres.connection.schema import migrate
 from durable_batches.stores.postgres.connection.server import check_server
-from durable_batches.stores.postgres.connection.server_clock import Times
+from durable_batches.stores.postgres.connection.server_clock import ServerClock
+from durable_batches.stores.postgres.connection.session import Session, session_of_its_own, transaction
 from durable_batches.stores.postgres.connection.thread import LoopThread
-from durable_batches.stores.postgres.connection.timeouts import Limits
-from durable_batches.stores.postgres.lease import PostgresHeart
-from durable_batches.stores.postgres.notifications import Watch
+from durable_batches.stores.postgres.connection.timeouts import Timeouts
+from durable_batches.stores.postgres.lease import LeaseRenewer
+from durable_batches.stores.postgres.notifications import Notifications
 from durable_batches.stores.postgres.workers import Workers
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, HostTransaction, Loading
 from durable_batches.tasks import ReusableLock
@@ -98,11 +98,11 @@ class PostgresStore:
             raise ConfigurationError("statement_timeout and lock_timeout must be positive")
         self._database: Final = Database(url, schema, statement_timeout.total_seconds(), lock_timeout.total_seconds())
         self._clock: Final = clock
-        self._times: Final = Times(clock)
-        self._limits: Final = Limits(self._database)
-        self._commits: Final = Commits(self._database, self._times, self._limits, changed=self._changed)
+        self._server_clock: Final = ServerClock(clock)
+        self._timeouts: Final = Timeouts(self._database)
+        self._commits: Final = Commits(self._database, self._server_clock, self._timeouts, changed=self._changed)
         self._workers: Final = Workers(
-            self._database, self._times, self._limits, gone=self._commits.forget, changed=self._changed
+            self._database, self._server_clock, self._timeouts, gone=self._commits.forget, changed=self._changed
         )
         self._opened = 0
         self._opening = ReusableLock()
@@ -135,10 +135,10 @@ class PostgresStore:
             self._opened += 1
 
     async def _start(self, thread: LoopThread) -> _Running:
-        async with self._database.session() as session:
+        async with session_of_its_own(self._database) as session:
             await check_server(self._database, session)
             await migrate(self._database, session)
-        return _Running(thread, self._database, Watch(self._database, self._times))
+        return _Running(thread, self._database, Notifications(self._database, self._server_clock))
 
     async def close(self) -> None:
         """See `Store.close`."""
@@ -161,19 +161,19 @@ class PostgresStore:
         """
         from durable_batches.stores.postgres.host import joined
 
-        return joined(self._database, self._times, connection)
+        return joined(self._database, self._server_clock, connection)
 
     # ---- workers -------------------------------------------------------------------------------------------
 
     async def register(self, worker: WorkerRecord, lease: Micros) -> None:
         """See `Store.register`."""
-        self._limits.note(worker.worker_id, lease)
+        self._timeouts.register(worker.worker_id, lease)
         await self._write(self._workers.register, worker, lease)
 
-    def heart(self, worker: WorkerId) -> PostgresHeart:
+    def heart(self, worker: WorkerId) -> LeaseRenewer:
         """See `Store.heart`."""
-        seconds = self._limits.longest_beat(worker)
-        return PostgresHeart(self._alive().thread, self._database, self._times, worker, seconds)
+        seconds = self._timeouts.longest_renewal_seconds(worker)
+        return LeaseRenewer(self._alive().thread, self._database, self._server_clock, worker, seconds)
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """See `Store.workers`."""
@@ -188,7 +188,7 @@ class PostgresStore:
         try:
             return await self._write(self._workers.leave, worker)
         finally:
-            self._limits.forget(worker)
+            self._timeouts.deregister(worker)
 
     # ---- loading ---------------------------------------------------------------------------------------------
 
@@ -196,9 +196,9 @@ class PostgresStore:
         """See `Store.create`."""
 
         async def work(session: Session) -> BatchRecord | None:
-            with loading.unless_being_created(batch.batch_id):
-                async with transaction(session, self._database.where, self._limits.begin(session)):
-                    return await loading.create(session, batch)
+            with load.unless_being_created(batch.batch_id):
+                async with transaction(session, self._database.where, self._timeouts.begin(session)):
+                    return await load.create(session, batch)
 
         return await self._write(work)
 
@@ -206,8 +206,8 @@ class PostgresStore:
         """See `Store.add`."""
 
         async def work(session: Session) -> None:
-            async with transaction(session, self._database.where, self._limits.begin(session)):
-                await loading.add(session, self._times, batch_id, loader, documents)
+            async with transaction(session, self._database.where, self._timeouts.begin(session)):
+                await load.add(session, self._server_clock, batch_id, loader, documents)
 
         await self._write(work)
 
@@ -231,14 +231,14 @@ class PostgresStore:
         """
 
         async def work(session: Session) -> Committed:
-            begin = self._limits.begin(session)
+            begin = self._timeouts.begin(session)
             if isinstance(command, Discard):
                 # To remove a large batch takes its time.
                 begin += "; SET LOCAL statement_timeout = 0"
                 session = Session(self._database, session.connection, _REMOVAL_SECONDS)
             try:
                 async with transaction(session, self._database.where, begin):
-                    committed = await loading.control(session, self._times, batch_id, command)
+                    committed = await load.control(session, self._server_clock, batch_id, command)
             except StoreLockedError as error:
                 raise StoreLockedError(self._database.where, [batch_id]) from error
             self._changed(committed.events)
@@ -250,12 +250,12 @@ class PostgresStore:
 
     async def batch(self, batch_id: BatchId) -> BatchRecord | None:
         """See `Store.batch`."""
-        found = await self._read(rows.load_batch, batch_id)
+        found = await self._read(queries.load_batch, batch_id)
         return None if found is None else found[1]
 
     async def batches(self, query: BatchQuery, *, after: BatchId | None = None, limit: int) -> Sequence[BatchRecord]:
         """See `Store.batches`."""
-        return await self._read(rows.load_batches, query, after, limit)
+        return await self._read(queries.load_batches, query, after, limit)
 
     async def documents(
         self,
@@ -267,26 +267,26 @@ class PostgresStore:
         inputs: bool = True,
     ) -> Sequence[DocumentRecord]:
         """See `Store.documents`."""
-        return await self._read(rows.load_documents, batch_id, statuses, after, limit, inputs)
+        return await self._read(queries.load_documents, batch_id, statuses, after, limit, inputs)
 
     async def checkpoints(
         self, batch_id: BatchId, position: int, *, after: str = "", limit: int
     ) -> Sequence[CheckpointRecord]:
         """See `Store.checkpoints`."""
-        return await self._read(rows.load_checkpoints, batch_id, position, after, limit)
+        return await self._read(queries.load_checkpoints, batch_id, position, after, limit)
 
     async def count_checkpoints(self, batch_id: BatchId) -> int:
         """See `Store.count_checkpoints`."""
-        return await self._read(rows.count_checkpoints, batch_id)
+        return await self._read(queries.count_checkpoints, batch_id)
 
     async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
         """See `Store.events`."""
-        return await self._read(rows.load_events, batch_id, after, limit)
+        return await self._read(queries.load_events, batch_id, after, limit)
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
         running = self._alive()
-        news = asyncio.wrap_future(running.thread.start(running.watch.wait(dict(seen), work)))
+        news = asyncio.wrap_future(running.thread.start(running.notifications.wait(dict(seen), work)))
         time_is_up = asyncio.get_running_loop().create_future()
 
         def end() -> None:
@@ -324,19 +324,19 @@ class PostgresStore:
 
     def _changed(self, events: Sequence[EventRecord]) -> None:
         if self._running is not None:
-            self._running.watch.changed(events)
+            self._running.notifications.changed(events)
 
 
 class _Running:
     """What an open store has on its loop."""
 
-    def __init__(self, thread: LoopThread, database: Database, watch: Watch) -> None:
+    def __init__(self, thread: LoopThread, database: Database, notifications: Notifications) -> None:
         self.thread = thread
-        self.watch = watch
+        self.notifications = notifications
         self.writers = Pool(database, _WRITERS, by_key=True)
         self.readers = Pool(database, _READERS, by_key=False)
 
     async def close(self) -> None:
-        await self.watch.stop()
+        await self.notifications.stop()
         await self.writers.close()
         await self.readers.close()

@@ -1,4 +1,4 @@
-"""Workers' rows: how a worker begins, how it leaves, and how it is declared dead."""
+"""Workers' rows: how a worker is registered, how it leaves, and how one whose lease has expired is fenced."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from durable_batches.errors import StoreAccessError, StoreLockedError
 from durable_batches.lifecycle.planning import Departure, plan_release
 from durable_batches.lifecycle.records import EventRecord, Micros, WorkerId, WorkerRecord
 from durable_batches.stores.columns import WORKER, WORKER_RECORD
-from durable_batches.stores.postgres import queries as rows
-from durable_batches.stores.postgres.commit import lock as locking
-from durable_batches.stores.postgres.commit import write as writing
-from durable_batches.stores.postgres.connection.connection import Database, Session, transaction, translated
-from durable_batches.stores.postgres.connection.server_clock import SERVERS_CLOCK, Times, given_time
-from durable_batches.stores.postgres.connection.timeouts import PARTS_OF_A_LEASE, Limits
+from durable_batches.stores.postgres import queries
+from durable_batches.stores.postgres.commit.lock import lock_batches
+from durable_batches.stores.postgres.commit.write import apply
+from durable_batches.stores.postgres.connection.database import Database
+from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME, ServerClock, given_time
+from durable_batches.stores.postgres.connection.session import Session, transaction
+from durable_batches.stores.postgres.connection.timeouts import RENEWALS_A_LEASE, Timeouts
 from durable_batches.stores.protocol import Expired
 from durable_batches.stores.rows import worker_of, worker_values
 
@@ -35,40 +37,40 @@ _INSERT: Final = (
 _EXPIRED: Final = (
     "(lease_until <= c.now OR lease_until > c.now + 2 * lease OR dead IS NOT NULL OR worker_id = ANY($2::text[]))"
 )
-"""One that is more than a lease in the future is from before the server's clock was set back. A row of these that is
-locked is one that commits at this moment: it is passed over, and looked at again soon."""
+"""A lease that ends more than a lease from now was given before the server's clock was set back. A row of these that is
+locked is that of a worker that commits at this moment: it is passed over, and looked at again soon."""
 
 
 class Workers:
-    """Lives on the store's loop.
+    """Used on the store's loop.
 
     Args:
-        database: Where.
-        times: What leases are measured on.
-        limits: Of the transactions.
-        gone: Called with workers that have left or were declared dead.
-        changed: Called with the events of what was freed.
+        database: Where the batches are.
+        server_clock: What leases are measured on.
+        timeouts: Of its transactions.
+        gone: Called with workers that have left or whose lease has expired.
+        changed: Called with the events of what was released.
     """
 
     def __init__(
         self,
         database: Database,
-        times: Times,
-        limits: Limits,
+        server_clock: ServerClock,
+        timeouts: Timeouts,
         *,
         gone: Callable[[Collection[WorkerId]], object],
         changed: Callable[[Sequence[EventRecord]], object],
     ) -> None:
         self._database = database
-        self._times = times
-        self._limits = limits
+        self._server_clock = server_clock
+        self._timeouts = timeouts
         self._gone = gone
         self._changed = changed
 
     async def register(self, session: Session, worker: WorkerRecord, lease: Micros) -> None:
         """See `Store.register`."""
-        async with transaction(session, self._database.where, self._limits.begin(session)):
-            await session.fetch(_INSERT, *worker_values(worker), lease, 0, "[]", self._times.boot())
+        async with transaction(session, self._database.where, self._timeouts.begin(session)):
+            await session.fetch(_INSERT, *worker_values(worker), lease, 0, "[]", self._server_clock.boot())
 
     async def alive(self, session: Session) -> list[WorkerRecord]:
         """See `Store.workers`."""
@@ -77,19 +79,19 @@ class Workers:
 
     async def expire(self, session: Session, dead: Collection[WorkerId]) -> Expired:
         """See `Store.expire`."""
-        # Mostly there is nobody, and then nothing is locked or written.
+        # Mostly there is none, and then nothing is locked or written.
         with translated(self._database.where):
             found = await session.fetch(
                 f"SELECT worker_id FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c WHERE {_EXPIRED}",
-                self._times.boot(),
+                self._server_clock.boot(),
                 sorted(dead),
             )
         if not found:
             return Expired()
         try:
-            expired = await self._declare_dead(session, dead, skip=False)
+            expired = await self._expire(session, dead, skip=False)
         except StoreLockedError:
-            expired = await self._declare_dead(session, dead, skip=True)
+            expired = await self._expire(session, dead, skip=True)
         if len(expired.workers) < len(found):
             await self._end_stuck_sessions(session)
         return expired
@@ -103,38 +105,47 @@ class Workers:
             with translated(self._database.where):
                 ended = await session.value(
                     "SELECT count(pg_terminate_backend(l.pid)) "
-                    f"FROM {{s}}.worker w, (SELECT {SERVERS_CLOCK} AS now) c, "
+                    f"FROM {{s}}.worker w, (SELECT {SERVER_TIME} AS now) c, "
                     "pg_locks l, pg_stat_activity a WHERE w.lease_until <= coalesce($1::bigint, c.now) "
                     "AND l.locktype = 'transactionid' AND l.transactionid = w.xmax AND l.granted "
                     "AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid() AND a.pid = l.pid "
-                    f"AND a.xact_start < clock_timestamp() - w.lease / {PARTS_OF_A_LEASE} * interval '1 microsecond'",
-                    self._times.boot(),
+                    f"AND a.xact_start < clock_timestamp() - w.lease / {RENEWALS_A_LEASE} * interval '1 microsecond'",
+                    self._server_clock.boot(),
                 )
             if ended:
-                _log.warning("ended %d sessions of workers that are past their lease in a transaction", ended)
+                _log.warning(
+                    "ended %d sessions of workers past their lease, stuck in a transaction of the database %s",
+                    ended,
+                    self._database.where,
+                    extra={"sessions_ended": ended, "database": self._database.where},
+                )
         except StoreAccessError as error:
-            _log.debug("sessions of workers that are past their lease could not be ended: %s", error)
+            _log.debug(
+                "sessions of workers past their lease could not be ended: %s",
+                error,
+                extra={"error_code": error.code, "database": self._database.where},
+            )
 
-    async def _declare_dead(self, session: Session, dead: Collection[WorkerId], *, skip: bool) -> Expired:
-        async with transaction(session, self._database.where, self._limits.begin(session)):
-            # Who is named is waited for, in the order of the ids, so that two who do this do not wait for each other.
+    async def _expire(self, session: Session, dead: Collection[WorkerId], *, skip: bool) -> Expired:
+        async with transaction(session, self._database.where, self._timeouts.begin(session)):
+            # Named ones are waited for, in the order of their ids, so that two who do this do not wait for each other.
             named = await self._locked(session, "worker_id = ANY($2::text[])", dead, skip=skip) if dead else {}
             found = {**named, **await self._locked(session, _EXPIRED, dead, skip=True)}
             events: list[EventRecord] = []
             for departure in _DEPARTURES:
                 gone = [worker_id for worker_id, left in found.items() if (left or "crash") == departure]
-                events += await self._free(session, gone, departure, skip=skip)
+                events += await self._release(session, gone, departure, skip=skip)
         self._changed(events)
         return Expired(workers=[worker_id for worker_id, left in found.items() if left is None], events=events)
 
     async def _locked(
         self, session: Session, condition: str, dead: Collection[WorkerId], *, skip: bool
     ) -> dict[WorkerId, Departure | None]:
-        """Lock the rows of workers, and how each has gone already."""
+        """Lock the rows of workers, and find how each has gone already."""
         found = await session.fetch(
             f"SELECT worker_id, dead FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c "
             f"WHERE {condition} ORDER BY worker_id FOR UPDATE OF worker{' SKIP LOCKED' if skip else ''}",
-            self._times.boot(),
+            self._server_clock.boot(),
             sorted(dead),
         )
         return {WorkerId(worker_id): left for worker_id, left in found}
@@ -142,36 +153,36 @@ class Workers:
     async def leave(self, session: Session, worker: WorkerId) -> Sequence[EventRecord]:
         """See `Store.leave`."""
         try:
-            return await self._say_goodbye(session, worker, skip=False)
+            return await self._deregister(session, worker, skip=False)
         except StoreLockedError:
-            return await self._say_goodbye(session, worker, skip=True)
+            return await self._deregister(session, worker, skip=True)
         finally:
-            # Also where somebody else has declared it dead.
+            # Also where another worker has expired it.
             self._gone([worker])
 
-    async def _say_goodbye(self, session: Session, worker: WorkerId, *, skip: bool) -> Sequence[EventRecord]:
-        async with transaction(session, self._database.where, self._limits.begin(session)):
+    async def _deregister(self, session: Session, worker: WorkerId, *, skip: bool) -> Sequence[EventRecord]:
+        async with transaction(session, self._database.where, self._timeouts.begin(session)):
             found = await session.fetch(
                 "SELECT worker_id FROM {s}.worker WHERE worker_id = $1 AND dead IS NULL FOR UPDATE", worker
             )
-            events = await self._free(session, [worker], "shutdown", skip=skip) if found else ()
+            events = await self._release(session, [worker], "shutdown", skip=skip) if found else ()
         self._changed(events)
         return events
 
-    async def _free(
+    async def _release(
         self, session: Session, gone: Sequence[WorkerId], departure: Departure, *, skip: bool
     ) -> Sequence[EventRecord]:
-        """Free what these workers own, whose rows are locked; what is left is freed with the next `expire`."""
+        """Release the executions of workers whose rows are locked; what is left is released with the next `expire`."""
         if not gone:
             return ()
         self._gone(gone)
-        owned = await rows.owned_by(session, gone)
-        locked = await locking.lock_batches(session, {batch_id for batch_id, _ in owned}, skip=skip)
-        # Read again, now that nobody else changes them: the resolvers are not these workers' own.
-        now = await self._times.moment(session)
+        owned = await queries.owned_by(session, gone)
+        locked = await lock_batches(session, {batch_id for batch_id, _ in owned}, skip=skip)
+        # Read again, now that they are locked: the resolvers are not these workers' own.
+        now = await self._server_clock.moment(session)
         reachable = [key for key in owned if key[0] in locked.keys]
-        writes = plan_release(await rows.load_executions(session, now, locked, reachable), gone, departure)
-        await writing.apply(session, locked, writes)
+        writes = plan_release(await queries.load_executions(session, now, locked, reachable), gone, departure)
+        await apply(session, locked, writes)
         if len(reachable) == len(owned):
             await session.fetch("DELETE FROM {s}.worker WHERE worker_id = ANY($1::text[])", list(gone))
         else:

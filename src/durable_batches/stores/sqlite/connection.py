@@ -62,10 +62,10 @@ def connect(path: Path, *, reading: bool = False) -> sqlite3.Connection:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch the file to a write-ahead log, if nobody has yet.
+    """Switch the file to a write-ahead log, where it has none yet.
 
-    Two that switch at the same moment would wait for each other, so SQLite has one of them fail at once, and waits for
-    nobody. A transaction that needs the file for itself does wait; after it the switch is tried again.
+    Two that switch at the same moment would wait for each other, so SQLite has one of them fail, without waiting. A
+    transaction that needs the file for itself does wait; after it the switch is tried again.
     """
     for _ in range(_WAL_TRIES):
         try:

@@ -1,4 +1,4 @@
-"""Claims: which batches are served, and which of their executions a worker takes.
+"""Claims: which batches are served, and which of their executions a worker takes; within a transaction.
 
 What has ended costs a claim nothing: a batch's row holds its front, the (due, key) before which nothing is due, and
 the index is read from there. So the entries that ended executions leave behind in the index are not passed again,
@@ -26,9 +26,9 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.columns import ACTIVITY, EXECUTION_RECORD, SIGNAL
 from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, fair_shares, overdue
 from durable_batches.stores.postgres.commit.lock import Front, Locked, locked_columns
-from durable_batches.stores.postgres.commit.write import written
-from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.postgres.commit.write import statement_of
 from durable_batches.stores.postgres.connection.server_clock import given_time
+from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.stores.rows import (
     batch_of_execution,
     checkpoint_of,
@@ -38,11 +38,21 @@ from durable_batches.stores.rows import (
     position_of,
 )
 
+__all__ = [
+    "claimable",
+    "claimed_by",
+    "load_candidates",
+    "load_claims",
+    "lock_open_batches",
+    "next_due",
+    "write_claims",
+]
+
 _PAIRS: Final = "(SELECT * FROM unnest($1::text[], $2::text[]))"
 
 
-def pairs(workflows: Collection[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """(name, version) pairs as two arrays."""
+def _pairs(workflows: Collection[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Split (name, version) pairs into two arrays."""
     ordered = sorted(workflows)
     return [name for name, _ in ordered], [version for _, version in ordered]
 
@@ -73,12 +83,18 @@ SELECT (SELECT count(*) FROM open), l.* FROM (SELECT 1) one LEFT JOIN locked l O
 async def lock_open_batches(
     session: Session, now: Micros, request: ClaimRequest, *, skip: bool
 ) -> tuple[Locked, list[BatchRecord], int]:
-    """Lock the batches with something to claim, or whose deadline has passed; served longest ago first.
+    """Lock the batches with something to claim, or whose deadline has passed.
 
-    `skip` those that somebody else has locked: who holds locks must not wait for others, in whatever order. And how
-    many those were.
+    Args:
+        session: In a transaction.
+        now: The time.
+        request: The claim.
+        skip: Pass over the batches that another session has locked: a transaction that holds locks must not wait.
+
+    Returns:
+        The batches, their records, served longest ago first, and how many were passed over.
     """
-    rows = await session.fetch(_OPEN.replace("LOCKING", "SKIP LOCKED" if skip else ""), *pairs(request.workflows), now)
+    rows = await session.fetch(_OPEN.replace("LOCKING", "SKIP LOCKED" if skip else ""), *_pairs(request.workflows), now)
     locked = Locked()
     found: list[tuple[int, int, int, BatchRecord]] = []
     for row in rows:
@@ -94,7 +110,7 @@ async def lock_open_batches(
 async def load_candidates(
     session: Session, now: Micros, request: ClaimRequest, locked: Locked, batches: Sequence[BatchRecord]
 ) -> list[Candidates]:
-    """Of each batch its executions that are due, as many as its share."""
+    """Load each batch's executions that are due, as many as its share."""
     open_batches = [record for record in batches if not overdue(record, now)]
     due: dict[BatchId, list[ExecutionRecord]] = {record.batch_id: [] for record in batches}
     if open_batches and request.limit > 0:
@@ -121,7 +137,7 @@ async def load_candidates(
     return list(candidates.values())
 
 
-async def claim(
+async def write_claims(
     session: Session,
     locked: Locked,
     candidates: Sequence[Candidates],
@@ -130,14 +146,18 @@ async def claim(
     now: Micros,
     request: ClaimRequest,
 ) -> tuple[list[Claim], Micros | None]:
-    """Write what a plan of claims says; what it takes to run them, and the time until something else falls due."""
-    move_fronts(locked, candidates, writes.executions)
+    """Write what a plan of claims says, and load what it takes to run them.
+
+    Returns:
+        The claims, and the time until something else falls due.
+    """
+    _move_fronts(locked, candidates, writes.executions)
     keyed = [
         (execution_key(locked.keys[execution.batch_id], execution.position), execution)
         for execution in writes.executions
     ]
-    statement = written(locked, writes, number)
-    names, versions = pairs(request.workflows)
+    statement = statement_of(locked, writes, number)
+    names, versions = _pairs(request.workflows)
     changed = [locked.keys[record.batch_id] for record in writes.batches]
     rows = await statement.run(
         session,
@@ -159,8 +179,8 @@ async def claim(
     return await _claims(session, batches, keyed, inputs, signalled, request), _delay(rows[0][0], now)
 
 
-def move_fronts(locked: Locked, candidates: Sequence[Candidates], taken: Sequence[ExecutionRecord]) -> None:
-    """The front moves on to the first that was left, or behind the last that was taken."""
+def _move_fronts(locked: Locked, candidates: Sequence[Candidates], taken: Sequence[ExecutionRecord]) -> None:
+    """Move each batch's front on to the first execution that was left, or behind the last that was taken."""
     mine = {(execution.batch_id, execution.position) for execution in taken}
     for batch, executions in candidates:
         key = locked.keys[batch.batch_id]
@@ -191,9 +211,9 @@ def _delay(moment: Micros | None, now: Micros) -> Micros | None:
 
 
 async def next_due(session: Session, now: Micros, request: ClaimRequest) -> Micros | None:
-    """The time until something that this worker can run falls due."""
+    """Compute the time until something that this worker can run falls due; None: nothing will."""
     places = _NEXT_DUE.format(names="$1", versions="$2", now="$3::bigint", full="$4", ended="$5", inputs="$6", s="{s}")
-    moment = await session.value(places, *pairs(request.workflows), now, [], [], [])
+    moment = await session.value(places, *_pairs(request.workflows), now, [], [], [])
     return _delay(moment, now)
 
 
@@ -203,7 +223,7 @@ async def load_claims(
     keyed: Sequence[tuple[int, ExecutionRecord]],
     request: ClaimRequest,
 ) -> list[Claim]:
-    """What it takes to run executions that were claimed before."""
+    """Load what it takes to run executions that were claimed before."""
     keys = [key for key, _ in keyed]
     rows = await session.fetch("SELECT key, input FROM {s}.document WHERE key = ANY($1::bigint[])", keys)
     return await _claims(session, batches, keyed, dict(rows), keys, request)
@@ -240,7 +260,7 @@ async def _claims(
 
 
 async def claimed_by(session: Session, worker: WorkerId, number: int) -> list[ExecutionKey]:
-    """The executions that this commit of the worker claimed, and that it owns still."""
+    """Find the executions that this commit of the worker claimed, and that it still owns."""
     rows = await session.fetch(
         "SELECT b.batch_id, e.key FROM {s}.execution e JOIN {s}.batch b ON b.key = e.batch "
         "WHERE e.owner IS NOT NULL AND e.owner = $1 AND e.claimed_by_commit = $2 ORDER BY e.key",
@@ -251,13 +271,13 @@ async def claimed_by(session: Session, worker: WorkerId, number: int) -> list[Ex
 
 
 async def claimable(session: Session, now: Micros | None, work: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Of these workflows, those with something to claim."""
+    """Find the workflows, of these, that have something to claim."""
     rows = await session.fetch(
         "SELECT w.name, w.version FROM unnest($1::text[], $2::text[]) AS w(name, version) "
         f"CROSS JOIN (SELECT {given_time(3)} AS now) c WHERE EXISTS (SELECT 1 FROM {{s}}.batch b "
         "WHERE b.free > 0 AND b.workflow = w.name AND b.version = w.version "
         f"AND EXISTS (SELECT 1 {_DUE.replace('$3', 'c.now')}))",
-        *pairs(work),
+        *_pairs(work),
         now,
     )
     return {(name, version) for name, version in rows}

@@ -1,4 +1,4 @@
-"""A worker's commits: in a transaction under locks, or in one statement where nobody else can have interfered."""
+"""A worker's commits: in one statement where no other worker can have interfered, else in a transaction under locks."""
 
 from __future__ import annotations
 
@@ -21,116 +21,124 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.postgres import queries as rows
-from durable_batches.stores.postgres.commit import claim as claiming
-from durable_batches.stores.postgres.commit import lock as locking
-from durable_batches.stores.postgres.commit import write as writing
-from durable_batches.stores.postgres.commit.cache import Memory
-from durable_batches.stores.postgres.commit.optimistic import write_at_once
-from durable_batches.stores.postgres.connection.connection import (
-    Database,
-    Session,
-    transaction,
-    translated,
-    unless_lost,
+from durable_batches.stores.postgres import queries
+from durable_batches.stores.postgres.commit.cache import CommitCache
+from durable_batches.stores.postgres.commit.claim import (
+    claimed_by,
+    load_candidates,
+    load_claims,
+    lock_open_batches,
+    next_due,
+    write_claims,
 )
-from durable_batches.stores.postgres.connection.server_clock import Times
-from durable_batches.stores.postgres.connection.timeouts import Limits
+from durable_batches.stores.postgres.commit.lock import fence, lock_batches, lockable
+from durable_batches.stores.postgres.commit.optimistic import commit_if_unchanged
+from durable_batches.stores.postgres.commit.write import apply
+from durable_batches.stores.postgres.connection.database import Database
+from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.server_clock import ServerClock
+from durable_batches.stores.postgres.connection.session import Session, transaction, unless_lost
+from durable_batches.stores.postgres.connection.timeouts import Timeouts
 from durable_batches.stores.rows import execution_key, refusals_as_text, refusals_of
 
 __all__ = ["Commits"]
 
 _LOOK_AGAIN_MICROS: Final = 10_000
-"""When a claim found batches that others were at, at that moment."""
+"""Until the next claim, after one that passed over batches because others had locked them."""
 
 
 class Commits:
-    """Lives on the store's loop.
+    """Used on the store's loop.
 
     Args:
-        database: Where.
-        times: What it goes by.
-        limits: Of the transactions.
+        database: Where the batches are.
+        server_clock: The time it goes by.
+        timeouts: Of its transactions.
         changed: Called with the events of each commit.
     """
 
     def __init__(
-        self, database: Database, times: Times, limits: Limits, *, changed: Callable[[Sequence[EventRecord]], object]
+        self,
+        database: Database,
+        server_clock: ServerClock,
+        timeouts: Timeouts,
+        *,
+        changed: Callable[[Sequence[EventRecord]], object],
     ) -> None:
         self._database = database
-        self._times = times
-        self._limits = limits
+        self._server_clock = server_clock
+        self._timeouts = timeouts
         self._changed = changed
-        self._memories: dict[WorkerId, Memory] = {}
+        self._caches: dict[WorkerId, CommitCache] = {}
 
     def forget(self, workers: Iterable[WorkerId]) -> None:
-        """These workers commit nothing more."""
+        """Drop what is remembered of these workers, who commit nothing more."""
         for worker in workers:
-            self._memories.pop(worker, None)
+            self._caches.pop(worker, None)
 
     async def commit(
         self, session: Session, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None
     ) -> Committed:
         """See `Store.commit`."""
         # Taken out: what a commit that fails has made of it is of no use.
-        memory = self._memories.pop(worker, None) or Memory()
+        cache = self._caches.pop(worker, None) or CommitCache()
         try:
             committed = None
-            if claim is None and memory.may_be_current(number - 1) and not self._limits.is_wary():
-                committed = await self._commit_at_once(session, worker, number, facts, memory)
+            if claim is None and cache.may_be_current(number - 1) and not self._timeouts.is_contended():
+                committed = await self._commit_optimistically(session, worker, number, facts, cache)
             if committed is None:
-                async with transaction(session, self._database.where, self._limits.begin(session, worker)):
-                    committed = await self._commit_locked(session, worker, number, facts, claim, memory)
+                async with transaction(session, self._database.where, self._timeouts.begin(session, worker)):
+                    committed = await self._commit_locked(session, worker, number, facts, claim, cache)
         except StoreLockedError as error:
-            self._limits.become_wary()
-            raise await self._who_is_locked(session, error, facts) from error
-        memory.owned.number = number
-        self._memories[worker] = memory
+            self._timeouts.note_contention()
+            raise await self._with_locked_batches(session, error, facts) from error
+        cache.owned.number = number
+        self._caches[worker] = cache
         self._changed(committed.events)
         return committed
 
     # ---- in one statement --------------------------------------------------------------------------------------
 
-    async def _commit_at_once(
-        self, session: Session, worker: WorkerId, number: int, facts: Sequence[Fact], memory: Memory
+    async def _commit_optimistically(
+        self, session: Session, worker: WorkerId, number: int, facts: Sequence[Fact], cache: CommitCache
     ) -> Committed | None:
-        """Plan the commit by what the last one left, and write it if all of that is still so.
+        """Plan the commit by what the last one left, and write it if nothing of that has changed.
 
-        None: it is not, or one statement does not do; nothing is written then.
+        None: something has, or one statement does not do; nothing is written then.
         """
-        known = memory.owned.as_of(number - 1)
-        wanted = _needed(executions_to_load(facts), memory.batches.records, facts)
-        now = self._times.now()
+        known = cache.owned.as_of(number - 1)
+        wanted = _without_idle_resolvers(executions_to_load(facts), cache.batches.records, facts)
+        now = self._server_clock.now()
         if now is None:
-            now = memory.servers_clock()
+            now = cache.server_time()
         if now is None or not all(key in known for key in wanted):
             return None
         concerned = {fact.batch_id for fact in facts}
-        if not concerned <= memory.batches.keys.keys():
+        if not concerned <= cache.batches.keys.keys():
             return None
-        loaded = Loaded(now, memory.batches.records, {key: known[key] for key in wanted})
+        loaded = Loaded(now, cache.batches.records, {key: known[key] for key in wanted})
         writes = plan_facts(loaded, worker, facts)
         if writes.refused or writes.forget:
             return None
-        quiet = _quiet(facts, known)
+        checkpoint_only = _checkpoint_only(facts, known)
         with unless_lost(session, self._database.where):
-            written = await write_at_once(
+            written = await commit_if_unchanged(
                 session,
                 worker,
                 number,
-                self._times.boot(),
-                self._limits.lock_timeout(worker),
-                memory.batches,
-                concerned - quiet,
-                quiet,
+                self._server_clock.boot(),
+                self._timeouts.lock_timeout(worker),
+                cache.batches,
+                concerned - checkpoint_only,
+                checkpoint_only,
                 writes,
             )
         if written is None:
-            memory.was_not_current()
+            cache.invalidate()
             return None
-        memory.saw_clock(written.now)
-        memory.batches.were_written(writes.batches, written.version)
-        memory.owned.note(worker, loaded.executions, writes)
+        cache.note_time(written.now)
+        cache.batches.were_written(writes.batches, written.version)
+        cache.owned.note(worker, loaded.executions, writes)
         return Committed(events=writes.events)
 
     # ---- under locks -------------------------------------------------------------------------------------------
@@ -142,27 +150,27 @@ class Commits:
         number: int,
         facts: Sequence[Fact],
         claim: ClaimRequest | None,
-        memory: Memory,
+        cache: CommitCache,
     ) -> Committed:
-        known = memory.owned.as_of(number - 1)
-        quiet = _quiet(facts, known)
-        change = {fact.batch_id for fact in facts} - quiet
-        fenced = await locking.fence(session, worker, number, self._times.boot(), change, quiet)
+        known = cache.owned.as_of(number - 1)
+        checkpoint_only = _checkpoint_only(facts, known)
+        change = {fact.batch_id for fact in facts} - checkpoint_only
+        fenced = await fence(session, worker, number, self._server_clock.boot(), change, checkpoint_only)
         if fenced is None:
             return await self._committed_before(session, worker, number, claim)
-        memory.saw_clock(fenced.now)
-        now = self._times.now()
+        cache.note_time(fenced.now)
+        now = self._server_clock.now()
         if now is None:
             now = fenced.now
         locked, version = fenced.locked, fenced.version
         committed = Committed()
         if facts:
-            wanted = _needed(executions_to_load(facts), locked.records, facts)
-            loaded = await rows.load_executions(session, now, locked, wanted, known)
+            wanted = _without_idle_resolvers(executions_to_load(facts), locked.records, facts)
+            loaded = await queries.load_executions(session, now, locked, wanted, known)
             writes = plan_facts(loaded, worker, facts)
-            await writing.apply(session, locked, writes)
+            await apply(session, locked, writes)
             locked.were_written(writes.batches, version)
-            memory.owned.note(worker, loaded.executions, writes)
+            cache.owned.note(worker, loaded.executions, writes)
             committed = Committed(events=writes.events, refused=writes.refused)
             if writes.refused:
                 await session.fetch(
@@ -170,17 +178,17 @@ class Commits:
                     worker,
                     refusals_as_text(number, writes.refused),
                 )
-        memory.remember(locked)
+        cache.remember(locked)
         if claim is not None:
             committed = await self._claim(
-                session, worker, number, claim, now, version, committed, memory, holding=bool(change)
+                session, worker, number, claim, now, version, committed, cache, holding=bool(change)
             )
         return committed
 
     async def _committed_before(
         self, session: Session, worker: WorkerId, number: int, claim: ClaimRequest | None
     ) -> Committed:
-        """The answer to a number that was committed already: its refusals, and the claims it made."""
+        """Answer a number that was committed already: with its refusals, and the claims it made."""
         row = await session.row(
             "SELECT commits, refused FROM {s}.worker WHERE worker_id = $1 AND dead IS NULL FOR UPDATE", worker
         )
@@ -189,11 +197,11 @@ class Commits:
         refused = refusals_of(row[1], number)
         if claim is None:
             return Committed(refused=refused)
-        owned = await claiming.claimed_by(session, worker, number)
-        locked = await locking.lock_batches(session, {batch_id for batch_id, _ in owned})
-        loaded = await rows.load_executions(session, await self._times.moment(session), locked, owned)
+        owned = await claimed_by(session, worker, number)
+        locked = await lock_batches(session, {batch_id for batch_id, _ in owned})
+        loaded = await queries.load_executions(session, await self._server_clock.moment(session), locked, owned)
         keyed = [(execution_key(locked.keys[key[0]], key[1]), loaded.executions[key]) for key in owned]
-        claims = await claiming.load_claims(session, loaded.batches, keyed, claim)
+        claims = await load_claims(session, loaded.batches, keyed, claim)
         return Committed(refused=refused, claims=claims, retry_in=0)
 
     async def _claim(
@@ -205,65 +213,65 @@ class Commits:
         now: Micros,
         version: str,
         committed: Committed,
-        memory: Memory,
+        cache: CommitCache,
         *,
         holding: bool,
     ) -> Committed:
-        # Who holds locks already must not wait for others, or two such commits would wait for each other.
-        skip = holding or self._limits.is_wary()
-        locked, batches, skipped = await claiming.lock_open_batches(session, now, request, skip=skip)
-        candidates = await claiming.load_candidates(session, now, request, locked, batches) if batches else []
+        # A transaction that holds locks must not wait for others, or two such would wait for each other.
+        skip = holding or self._timeouts.is_contended()
+        locked, batches, skipped = await lock_open_batches(session, now, request, skip=skip)
+        candidates = await load_candidates(session, now, request, locked, batches) if batches else []
         if candidates:
             writes = plan_claims(now, worker, request, candidates, now)
-            claims, retry_in = await claiming.claim(session, locked, candidates, writes, number, now, request)
+            claims, retry_in = await write_claims(session, locked, candidates, writes, number, now, request)
             locked.were_written(writes.batches, version)
-            memory.remember(locked)
-            memory.owned.claimed(claims)
+            cache.remember(locked)
+            cache.owned.claimed(claims)
             committed = committed._replace(events=[*committed.events, *writes.events], claims=claims)
         else:
-            retry_in = await claiming.next_due(session, now, request)
+            retry_in = await next_due(session, now, request)
         if skipped > 0 and len(committed.claims) < request.limit:
             retry_in = _LOOK_AGAIN_MICROS if retry_in is None else min(retry_in, _LOOK_AGAIN_MICROS)
         return committed._replace(retry_in=retry_in)
 
-    async def _who_is_locked(
+    async def _with_locked_batches(
         self, session: Session, error: StoreLockedError, facts: Sequence[Fact]
     ) -> StoreLockedError:
-        """The same error with the batches that are concerned, so that the others can go on."""
+        """Make the same error with the batches that are locked, so that the others can go on."""
         batch_ids = {fact.batch_id for fact in facts}
         if not batch_ids:
             return error
         with translated(self._database.where):
             await session.run("BEGIN")
             try:
-                free = await locking.lockable(session, batch_ids)
+                free = await lockable(session, batch_ids)
             finally:
                 await session.run("ROLLBACK")
         return StoreLockedError(self._database.where, sorted(batch_ids - free))
 
 
-def _quiet(facts: Sequence[Fact], known: Mapping[ExecutionKey, ExecutionRecord]) -> set[BatchId]:
-    """The batches of which these facts only record checkpoints: nothing that their rows count or tell of.
+def _checkpoint_only(facts: Sequence[Fact], known: Mapping[ExecutionKey, ExecutionRecord]) -> set[BatchId]:
+    """Find the batches of which these facts only record checkpoints, and so change nothing in the batch's row.
 
     Those rows are read without a lock. A run that ends at the same moment keeps what was paid for in either order.
     """
-    quiet: set[BatchId] = set()
-    loud: set[BatchId] = set()
+    checkpoint_only: set[BatchId] = set()
+    others: set[BatchId] = set()
     for fact in facts:
         execution = known.get((fact.batch_id, fact.position))
         if execution is None:
-            loud.add(fact.batch_id)
+            others.add(fact.batch_id)
         elif type(fact) is ActivityFailed or (type(fact) is ActivityCompleted and fact.mark <= execution.mark):
-            quiet.add(fact.batch_id)
+            checkpoint_only.add(fact.batch_id)
         else:
-            loud.add(fact.batch_id)
-    return quiet - loud
+            others.add(fact.batch_id)
+    return checkpoint_only - others
 
 
-def _needed(
+def _without_idle_resolvers(
     wanted: Collection[ExecutionKey], batches: Mapping[BatchId, BatchRecord], facts: Sequence[Fact]
 ) -> list[ExecutionKey]:
-    """Without the resolvers of batches that have more to do than these facts can end: they are not woken yet."""
+    """Leave out the resolvers of batches that have more to do than these facts can end: they do not start yet."""
     facts_of = Counter(fact.batch_id for fact in facts)
     reporting = {fact.batch_id for fact in facts if fact.position == RESOLVER_POSITION}
     return [

@@ -1,4 +1,4 @@
-"""Locking batches, the fence of a commit among it: what a transaction works on until its end."""
+"""Locks on batches, and the fence of a commit: what a transaction works on until its end."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.columns import BATCH_FRONT, BATCH_RECORD
-from durable_batches.stores.postgres.connection.connection import Session
-from durable_batches.stores.postgres.connection.server_clock import SERVERS_CLOCK, given_time
+from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME, given_time
+from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.stores.rows import Row, batch_of, execution_keys
 
 _RECORD: Final = slice(1, 1 + len(BATCH_RECORD))
@@ -26,6 +26,18 @@ def locked_columns(batch: str = "batch") -> str:
     return f"{batch}.key, {BATCH_RECORD.of(batch)}, {BATCH_FRONT.of(batch)}, {batch}.xmin::text"
 
 
+__all__ = [
+    "OWN_VERSION",
+    "Fenced",
+    "Front",
+    "Locked",
+    "fence",
+    "lock_batches",
+    "lockable",
+    "locked_columns",
+]
+
+
 class Front(NamedTuple):
     """Where the executions of a batch begin that have something due: none of them is before this (due, key)."""
 
@@ -34,7 +46,7 @@ class Front(NamedTuple):
 
 
 class Locked:
-    """Batches that a transaction works on: their keys, the versions of their rows, where what is due begins."""
+    """Batches that a transaction works on: their keys, their records, the versions of their rows, their fronts."""
 
     __slots__ = ("fronts", "keys", "records", "versions")
 
@@ -55,13 +67,13 @@ class Locked:
         return record
 
     def were_written(self, records: Iterable[BatchRecord], version: str) -> None:
-        """They are now as this transaction has written them."""
+        """Note the batches as this transaction has written them."""
         for record in records:
             self.records[record.batch_id] = record
             self.versions[self.keys[record.batch_id]] = version
 
     def update(self, other: Locked) -> None:
-        """Take over what is known of other batches, or newer of the same."""
+        """Take over what is known of other batches, or is newer of the same."""
         self.keys.update(other.keys)
         self.records.update(other.records)
         self.fronts.update(other.fronts)
@@ -95,11 +107,11 @@ WITH fence AS (
     SELECT {locked_columns()} FROM {{s}}.batch
     WHERE (SELECT count(*) FROM fence) = 1 AND batch_id = ANY($5::text[])
 )
-SELECT (SELECT count(*) FROM fence), {SERVERS_CLOCK}, {OWN_VERSION}, found.*
+SELECT (SELECT count(*) FROM fence), {SERVER_TIME}, {OWN_VERSION}, found.*
 FROM (SELECT 1) one LEFT JOIN (SELECT * FROM locked UNION ALL SELECT * FROM looked_at) found ON true
 """
-"""Fence and number a commit, and lock the batches that it is about, in the order of their ids. Whoever declares the
-worker dead waits for its row, or has it; so what this worker owns, it owns until the end of the transaction."""
+"""Fence and number a commit, and lock the batches that it is about, in the order of their ids. Who expires
+the worker waits for its row, or holds it; so what this worker owns, it owns until the end of the transaction."""
 
 
 async def fence(
@@ -110,7 +122,16 @@ async def fence(
     change: Collection[BatchId],
     look_at: Collection[BatchId],
 ) -> Fenced | None:
-    """Fence, number and lock; None: this worker has no such commit to make."""
+    """Fence and number the commit, renew the lease, and lock; None: this worker has no such commit to make.
+
+    Args:
+        session: In a transaction.
+        worker: Whose commit it is.
+        number: Its number.
+        boot: The time that leases are measured on; None: the server's.
+        change: The batches to lock.
+        look_at: The batches to read without a lock.
+    """
     rows = await session.fetch(_FENCE, worker, number, boot, sorted(change), sorted(look_at))
     if rows[0][0] != 1:
         return None
@@ -122,7 +143,7 @@ async def fence(
 
 
 async def lock_batches(session: Session, batch_ids: Collection[BatchId], *, skip: bool = False) -> Locked:
-    """Lock batches, in the order of their ids; `skip` those that somebody else has locked."""
+    """Lock batches, in the order of their ids; `skip` those that another session has locked."""
     rows = await session.fetch(
         f"SELECT {locked_columns()} FROM {{s}}.batch WHERE batch_id = ANY($1::text[]) "
         f"ORDER BY batch_id FOR UPDATE{' SKIP LOCKED' if skip else ''}",
@@ -135,7 +156,7 @@ async def lock_batches(session: Session, batch_ids: Collection[BatchId], *, skip
 
 
 async def lockable(session: Session, batch_ids: Collection[BatchId]) -> set[BatchId]:
-    """Of these batches, those that nobody has locked, nor any of their executions that are owned."""
+    """Find the batches, of these, that no other session has locked, nor any of their executions that are owned."""
     rows = await session.fetch(
         "SELECT batch_id, key FROM {s}.batch WHERE batch_id = ANY($1::text[]) ORDER BY batch_id FOR UPDATE SKIP LOCKED",
         sorted(batch_ids),

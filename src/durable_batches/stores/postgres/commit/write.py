@@ -20,13 +20,16 @@ from durable_batches.stores.columns import (
     Table,
 )
 from durable_batches.stores.postgres.commit.lock import Front, Locked
-from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.stores.postgres.queries import delete_batch
 from durable_batches.stores.rows import batch_changes, execution_changes, execution_key
 
 _MARKED: Final = EXECUTION.choose("key", "mark", "updated_at")
 _CHANGED_EXECUTION: Final = EXECUTION.choose("key", "claimed_by_commit").and_also(*EXECUTION_CHANGES)
 _CHANGED_BATCH: Final = BATCH.choose("key").and_also(*BATCH_CHANGES, *BATCH_FRONT)
+
+
+__all__ = ["Statement", "apply", "draw_fronts_back", "statement_of"]
 
 
 class Statement:
@@ -74,7 +77,7 @@ class Statement:
         return not self._parts
 
     def argument(self, value: object) -> str:
-        """The place of another argument."""
+        """Add an argument, and return its place."""
         self._args.append(value)
         return f"${len(self._args)}"
 
@@ -91,7 +94,7 @@ class Statement:
         return await session.fetch(f"WITH {expressions} {answer}" if expressions else answer, *self._args)
 
 
-def transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+def _transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
@@ -116,14 +119,21 @@ _EVENTS: Final = _insert(EVENT)
 _BATCHES: Final = _update(BATCH, _CHANGED_BATCH)
 
 
-def written(locked: Locked, writes: Writes, number: int | None, statement: Statement | None = None) -> Statement:
-    """All that a plan writes but `forget` and `discard`; every part is about rows of its own."""
+def statement_of(locked: Locked, writes: Writes, number: int | None, statement: Statement | None = None) -> Statement:
+    """Make the statement that writes a plan, but for `forget` and `discard`.
+
+    Args:
+        locked: The batches, with their keys.
+        writes: The plan; each part is about rows of its own.
+        number: The number of the commit that claims its executions, if one does.
+        statement: What to add it to; by default an empty one.
+    """
     keys, statement = locked.keys, statement or Statement()
     if writes.checkpoints:
         statement.add(
             _CHECKPOINTS,
             ACTIVITY.columns,
-            transposed(
+            _transposed(
                 [
                     (execution_key(keys[batch], position), key, kind == "failed", payload)
                     for batch, position, key, kind, payload in writes.checkpoints
@@ -135,7 +145,7 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
         statement.add(
             _MARKS,
             _MARKED,
-            transposed(
+            _transposed(
                 [
                     (execution_key(keys[marked.batch_id], marked.position), marked.mark, marked.updated_at)
                     for marked in writes.marks
@@ -147,7 +157,7 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
         statement.add(
             _EXECUTIONS,
             _CHANGED_EXECUTION,
-            transposed(
+            _transposed(
                 [
                     (execution_key(keys[execution.batch_id], execution.position), number, *execution_changes(execution))
                     for execution in writes.executions
@@ -159,7 +169,7 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
         statement.add(
             _OUTCOMES,
             OUTCOME.columns,
-            transposed(
+            _transposed(
                 [(execution_key(keys[batch], position), payload) for (batch, position), payload in writes.outcomes]
             ),
         )
@@ -167,14 +177,14 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
         statement.add(
             _EVENTS,
             EVENT.columns,
-            transposed([(keys[batch], seq, at, tag, data) for batch, seq, at, tag, data in writes.events]),
+            _transposed([(keys[batch], seq, at, tag, data) for batch, seq, at, tag, data in writes.events]),
             alike=["batch", "at"],
         )
     if writes.batches:
         statement.add(
             _BATCHES,
             _CHANGED_BATCH,
-            transposed(
+            _transposed(
                 [
                     (key := keys[record.batch_id], *batch_changes(record), *locked.fronts[key])
                     for record in writes.batches
@@ -187,14 +197,14 @@ def written(locked: Locked, writes: Writes, number: int | None, statement: State
 async def apply(session: Session, locked: Locked, writes: Writes) -> None:
     """Write what a plan says."""
     draw_fronts_back(locked, writes.executions)
-    statement = written(locked, writes, None)
+    statement = statement_of(locked, writes, None)
     if not statement.is_empty:
         await statement.run(session)
     if writes.forget:
         await session.fetch(
             "DELETE FROM {s}.activity a USING unnest($1::bigint[], $2::text[]) AS gone(execution, key) "
             "WHERE a.execution = gone.execution AND a.key = gone.key AND a.failed",
-            *transposed(
+            *_transposed(
                 [(execution_key(locked.keys[batch], position), name) for (batch, position), name in writes.forget]
             ),
         )
@@ -203,7 +213,7 @@ async def apply(session: Session, locked: Locked, writes: Writes) -> None:
 
 
 def draw_fronts_back(locked: Locked, executions: Iterable[ExecutionRecord]) -> None:
-    """What becomes due may be before everything that was due until now."""
+    """Move fronts back: what becomes due may be before everything that was due until now."""
     for execution in executions:
         if execution.due is not None:
             batch = locked.keys[execution.batch_id]

@@ -1,1 +1,1 @@
-"""Connections to a Postgres server: settings, threads, errors, schema."""
+"""Connections to a Postgres server: settings, sessions, errors, the thread they live on, and the schema."""

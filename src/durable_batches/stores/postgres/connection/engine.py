@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from durable_batches.errors import ConfigurationError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from durable_batches.stores.postgres.connection.connection import Connection
+    from durable_batches.stores.postgres.connection.database import Connection
 
 __all__ = ["driver_connection_of", "opener_of"]
 

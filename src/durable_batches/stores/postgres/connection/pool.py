@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from durable_batches.errors import StoreReadOnlyError, StoreUnavailableError
-from durable_batches.stores.postgres.connection.connection import Connection, Database, Session, closed, translated
+from durable_batches.stores.postgres.connection.database import Connection, Database
+from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.session import Session, closed
 
 __all__ = ["Pool"]
 
@@ -16,7 +18,7 @@ T = TypeVar("T")
 
 
 class Pool:
-    """At most so many connections at once; who comes when all are in use waits for one.
+    """A bounded number of connections; who comes when all are in use waits for one.
 
     The driver's own pool asks the server to forget the session's state after each use, which costs a round trip a
     transaction, and has nothing to forget here.
@@ -29,10 +31,10 @@ class Pool:
         self._idle: list[Connection] = []
 
     async def run(self, work: Callable[Concatenate[Session, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Work with a connection; one that is of no use any more is not kept.
+        """Run the work with a connection; one that is of no use any more is not kept.
 
-        One that was kept may have been closed by the server meanwhile. Then it is done again with another: nothing
-        of it was written, or the error would say that this is not known.
+        A connection that was kept may have been closed by the server meanwhile. Then the work is run again with
+        another: nothing of it was written, or the error would say that this is not known.
         """
         async with self._places:
             connection = self._take()
@@ -83,6 +85,6 @@ class Pool:
             connection.terminate()
 
     async def close(self) -> None:
-        """Say goodbye on all of them; nobody uses one any more."""
+        """Close all connections, of which none is in use any more."""
         idle, self._idle = self._idle, []
         await asyncio.gather(*(closed(connection) for connection in idle))

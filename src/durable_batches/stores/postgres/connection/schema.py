@@ -1,4 +1,4 @@
-"""The store's tables: made, and brought up to date."""
+"""The store's schema: its tables are made, and brought up to date."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Final
 
 from durable_batches.errors import StoreLockedError
 from durable_batches.stores.migrations import READABLE_SINCE, newer_scripts
-from durable_batches.stores.postgres.connection.connection import Database, Session, transaction, translated
+from durable_batches.stores.postgres.connection.database import Database
+from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.session import Session, transaction
 from durable_batches.version import VERSION
 
 __all__ = ["MIGRATION_LOCK", "has_schema", "migrate", "migration_script", "scripts_for"]
@@ -18,7 +20,7 @@ _MIGRATION_SECONDS: Final = 120.0
 _LOOK_SECONDS: Final = 0.05
 
 MIGRATION_LOCK: Final = "hashtextextended('durable_batches ' || $1, 0)"
-"""What whoever changes the schema $1 locks, before anything else."""
+"""What a migration of the schema $1 locks, before anything else."""
 
 _VERSION_TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS {s}.schema_version ("
@@ -27,9 +29,12 @@ _VERSION_TABLE: Final = (
 
 
 async def migrate(database: Database, session: Session) -> bool:
-    """Bring the schema up to date, under a lock that is taken before anything is made; whether it was not yet.
+    """Bring the schema up to date, under a lock that is taken before anything is made.
 
     The lock is held until the session's connection is closed.
+
+    Returns:
+        Whether anything was missing.
 
     Raises:
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
@@ -52,7 +57,7 @@ async def has_schema(session: Session) -> bool:
 
 
 async def scripts_for(database: Database, session: Session) -> list[tuple[int, str]]:
-    """What its schema lacks.
+    """Find the scripts that its schema lacks.
 
     Raises:
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
@@ -62,7 +67,7 @@ async def scripts_for(database: Database, session: Session) -> list[tuple[int, s
 
 
 def migration_script(scripts: Sequence[tuple[int, str]], *, schema: bool) -> str:
-    """What brings a schema up to date with these scripts, with `{s}` for its quoted name; `schema`: and makes it."""
+    """Write the SQL of these scripts, with `{s}` for the schema's quoted name; `schema`: make the schema, too."""
     parts = [f"{_VERSION_TABLE};", *(script for _, script in scripts)]
     if schema:
         parts.insert(0, "CREATE SCHEMA IF NOT EXISTS {s};")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from durable_batches.stores.postgres.connection.connection import Database, Session, pooled, translated
+from durable_batches.stores.postgres.connection.database import Database
+from durable_batches.stores.postgres.connection.errors import pooled, translated
+from durable_batches.stores.postgres.connection.session import Session, session_of_its_own
 
 __all__ = ["check_server"]
 
@@ -26,13 +28,14 @@ async def check_server(database: Database, first: Session) -> None:
         ConfigurationError: A pooler stands before the server, and hands its sessions out by the transaction.
     """
     with translated(database.where):
-        async with database.session() as second:
+        async with session_of_its_own(database) as second:
             await _refuse_what_shares_sessions(database, first, second)
         if await first.value("SELECT current_setting('fsync')") == "off":
             _log.warning(
                 "the database %s runs with fsync = off: after a power failure, finished work may be lost or the "
                 "database be damaged",
                 database.where,
+                extra={"database": database.where},
             )
 
 

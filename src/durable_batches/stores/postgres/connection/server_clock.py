@@ -1,4 +1,4 @@
-"""What a Postgres store takes its times from: the server's clock, or for simulations another one."""
+"""The clock that a Postgres store goes by: the server's, or for simulations another one."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ from typing import Final
 
 from durable_batches.clock import Clock
 from durable_batches.lifecycle.records import Micros
-from durable_batches.stores.postgres.connection.connection import Session
+from durable_batches.stores.postgres.connection.session import Session
 
-__all__ = ["SERVERS_CLOCK", "Times", "given_time"]
+__all__ = ["SERVER_TIME", "ServerClock", "given_time"]
 
-SERVERS_CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+SERVER_TIME: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 """In a statement: microseconds since the epoch. All workers go by it, whatever their machines' clocks say."""
 
 
 def given_time(argument: int) -> str:
-    """In a statement: what `Times` gives, as its argument of this number; the server's clock where that is NULL."""
-    return f"coalesce(${argument}::bigint, {SERVERS_CLOCK})"
+    """Write the time in a statement: its argument of this number, or the server's time where that is NULL."""
+    return f"coalesce(${argument}::bigint, {SERVER_TIME})"
 
 
-class Times:
+class ServerClock:
     """The store's clock.
 
     Args:
-        clock: None: the server's.
+        clock: Another one, for simulations; None: the server's.
     """
 
     def __init__(self, clock: Clock | None) -> None:
         self._clock = clock
 
     def now(self) -> Micros | None:
-        """The wall clock; None: the server says."""
+        """Read the wall clock; None: the server says."""
         return None if self._clock is None else self._clock.now()
 
     def boot(self) -> Micros | None:
-        """What leases are measured on; None: the server says."""
+        """Read the clock that leases are measured on; None: the server says."""
         return None if self._clock is None else int(self._clock.boot() * 1_000_000)
 
     async def moment(self, session: Session) -> Micros:
-        """The wall clock, asked for where it is the server's."""
+        """Read the wall clock; where it is the server's, ask for it."""
         now = self.now()
         if now is not None:
             return now
-        asked: Micros = await session.value(f"SELECT {SERVERS_CLOCK}")
+        asked: Micros = await session.value(f"SELECT {SERVER_TIME}")
         return asked

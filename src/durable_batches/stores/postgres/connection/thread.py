@@ -32,11 +32,11 @@ class LoopThread:
             self._loop.close()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin it there; its end, to be waited for by a thread, or by a loop through `asyncio.wrap_future`."""
+        """Start the work there, and return its future: for a thread, or for a loop through `asyncio.wrap_future`."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it there. Once begun it is seen through: a cancelled caller waits for its end."""
+        """Run the work there. Once begun it is seen through: a cancelled caller waits for its end."""
         return await completed(asyncio.wrap_future(self.start(work)))
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""News from other processes: none waits for the next look around."""
+"""Notifications from other processes: none waits for the next poll."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import pytest
 from tests.support import opened, within
 
 from durable_batches import PostgresStore
-from durable_batches.stores.postgres.connection.connection import Session
-from durable_batches.stores.postgres.notifications import Watch
+from durable_batches.stores.postgres.connection.session import Session
+from durable_batches.stores.postgres.notifications import Notifications
 from durable_batches.testing.conformance.scene import Scene
 
 
 @pytest.mark.parametrize("moment", ["while it looks", "while it rests"])
-async def test_news_that_come_at_any_moment_are_heard(
+async def test_a_notification_that_comes_at_any_moment_is_heard(
     postgres_dsn: str, postgres_schema: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("durable_batches.stores.postgres.notifications._POLL_SECONDS", 3600.0)
-    look = Watch._look
+    look = Notifications._look
     looking, rest = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     slow = False
 
-    async def slow_look(self: Watch, session: Session) -> None:
+    async def slow_look(self: Notifications, session: Session) -> None:
         await look(self, session)
         if slow:
             # The rest of a look, on a busy server.
@@ -36,7 +36,7 @@ async def test_news_that_come_at_any_moment_are_heard(
         scene = Scene(there, asyncio.sleep)
         batch_id = await scene.batch(1)
         hand = await scene.worker()
-        monkeypatch.setattr(Watch, "_look", slow_look)
+        monkeypatch.setattr(Notifications, "_look", slow_look)
         slow = True
         waiting = asyncio.create_task(here.wait({batch_id: 1}, work=(), timeout=3_600_000_000))
         await within((looking if moment == "while it looks" else rest).wait())
