@@ -86,8 +86,9 @@ stores: $(VENV)/.installed-dev  ## Run the tests on Postgres; options for pytest
 processes: $(VENV)/.installed-dev  ## Run the tests that start and kill processes; options for pytest in ARGS
 	$(PYTEST) -m processes $(ARGS)
 
-wheel: $(VENV)/.installed-dev  ## Build the wheel and try it in environments of its own
-	@echo 'Nothing to do yet.'
+wheel: $(VENV)/.installed-dev  ## Build the wheel; run it with the lowest and the newest versions
+	$(BIN)/python tests/wheel/environments.py wheel
+	$(PYTEST) -m wheel $(ARGS) tests/wheel
 
 docs: $(VENV)/.installed-dev  ## Build the documentation into site/ and run what it shows
 	$(BIN)/mkdocs build --strict --quiet
@@ -96,8 +97,9 @@ docs: $(VENV)/.installed-dev  ## Build the documentation into site/ and run what
 soak: $(VENV)/.installed-dev  ## Run the long and the random tests; options for pytest in ARGS
 	$(PYTEST) -m soak --timeout 0 $(ARGS)
 
-matrix: $(VENV)/.installed-dev  ## Try the wheel on every Python that there is, and with each extra alone
-	@echo 'Nothing to do yet.'
+matrix: $(VENV)/.installed-dev  ## Run the wheel on every Python that there is, and with each extra alone
+	$(BIN)/python tests/wheel/environments.py matrix
+	$(PYTEST) -m matrix $(ARGS) tests/wheel
 
 steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times beside two busy loops
 	@echo 'Nothing to do yet.'

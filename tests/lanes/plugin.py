@@ -17,6 +17,8 @@ LANES: Final = {
     "processes": "starts processes",
     "types": "what checkers and editors make of user code",
     "docs": "runs what the documentation shows",
+    "wheel": "runs the built wheel in environments of its own",
+    "matrix": "the same on every Python that there is, and with each extra alone; not in `make test`",
     "soak": "takes minutes, or is left to chance; `make soak` runs it, `make test` does not",
 }
 
@@ -27,6 +29,7 @@ _FOLDERS: Final = {
     "tests/crash": "processes",
     "tests/processes": "processes",
     "tests/soak": "soak",
+    "tests/wheel": "wheel",
 }
 """The lane of all tests in a folder, but for those that say another."""
 
