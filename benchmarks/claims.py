@@ -19,7 +19,8 @@ import asyncpg
 from benchmarks.support.servers import schema_on, server
 
 from durable_batches import PostgresStore
-from durable_batches.lifecycle.facts import ExecutionSucceeded, Seal
+from durable_batches.lifecycle.commands import Seal
+from durable_batches.lifecycle.facts import ExecutionSucceeded
 from durable_batches.stores import ClaimRequest, NewDocument, WorkerId
 from durable_batches.stores.postgres.commit.claim import load_candidates, lock_open_batches
 from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME

@@ -36,8 +36,8 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from durable_batches.errors import CommitUnknownError, CrashLoopError, StoreLockedError, WorkflowNotFoundError
-from durable_batches.lifecycle.machine import check_transition
+from durable_batches.errors import CommitUnknownError, CrashLoopError, StoreLockedError
+from durable_batches.lifecycle.transitions import check_transition
 from durable_batches.stores.postgres.connection.errors import translated
 from durable_batches.stores.sqlite.connection import connect, transaction
 from durable_batches.testing import ManualClock
@@ -246,10 +246,6 @@ async def submission_in_progress(_: Path) -> object:
     raise SubmissionInProgressError(BATCH)
 
 
-async def workflow_not_found(_: Path) -> object:
-    raise WorkflowNotFoundError("invoice", ["invoices", "letters"])
-
-
 async def workflow_mismatch(_: Path) -> object:
     worker = Worker(MemoryStore())
     async with batches_of(invoices, worker=worker) as batches, batches_of(letters, worker=worker) as others:
@@ -380,7 +376,6 @@ EXAMPLES: Final[dict[str, Example]] = {
     "batch-not-found": batch_not_found,
     "batch-exists": batch_exists,
     "submission-in-progress": submission_in_progress,
-    "workflow-not-found": workflow_not_found,
     "workflow-mismatch": workflow_mismatch,
     "invalid-transition": invalid_transition,
     "batch-failed": batch_failed,

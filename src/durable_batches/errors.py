@@ -2,7 +2,7 @@
 
 Messages say what happened, to which batch and document, and what to do next. They never hold payloads:
 a document's text or a credential must not travel into a log because something failed. Each code has a page of its
-own in the documentation, `errors/<code>`.
+own in the documentation, `errors/<code>`. The code of an error that is gone (`workflow-not-found`) is not given again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ __all__ = [
     "WorkerFencedError",
     "WorkerNotRunningError",
     "WorkflowMismatchError",
-    "WorkflowNotFoundError",
 ]
 
 
@@ -380,17 +379,6 @@ class SubmissionInProgressError(DurableBatchesError):
         super().__init__(
             f"batch {batch_id!r} is being loaded by another submitter that is alive; wait for it and submit again"
         )
-
-
-class WorkflowNotFoundError(DurableBatchesError, LookupError):
-    """No workflow of this name is known to the worker."""
-
-    code = "workflow-not-found"
-
-    def __init__(self, workflow: str, known: Sequence[str]) -> None:
-        self.workflow = workflow
-        self.known: tuple[str, ...] = tuple(known)
-        super().__init__(f"workflow {workflow!r} is not known here; known are: {', '.join(known) or 'none'}")
 
 
 class WorkflowMismatchError(DurableBatchesError, ValueError):

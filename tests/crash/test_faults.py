@@ -36,7 +36,8 @@ from durable_batches import (
     Worker,
 )
 from durable_batches.errors import CommitUnknownError
-from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.commands import Command
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import Heart

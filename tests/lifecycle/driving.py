@@ -13,20 +13,19 @@ from typing import Final
 
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
+from durable_batches.lifecycle.commands import Command, Seal
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
-    Command,
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
-    Seal,
     StageEntered,
 )
-from durable_batches.lifecycle.machine import BatchStateMachine, transitions
+from durable_batches.lifecycle.machine import BatchStateMachine
 from durable_batches.lifecycle.planning import (
     Candidates,
     Departure,
@@ -40,7 +39,7 @@ from durable_batches.lifecycle.planning import (
     plan_release,
 )
 from durable_batches.lifecycle.policies import neighbours_allowed
-from durable_batches.lifecycle.progress import fold, snapshot_of
+from durable_batches.lifecycle.progress import snapshot_of
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,
     RESOLVER_POSITION,
@@ -54,6 +53,8 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.lifecycle.transitions import transitions
+from durable_batches.testing.history.replay import Replay
 
 START: Final[Micros] = 1_900_000_000_000_000
 LOADER: Final = WorkerId("loader")
@@ -275,15 +276,13 @@ class World:
         assert moments == sorted(moments)
         if record.loader is not None:
             return
-        typed = [decode_event(event) for event in events]
-        folded = fold(typed)
+        replay = Replay(definition_of(record))
+        for event in events:
+            replay.take(decode_event(event))
+        replay.end_of_log()
+        assert not replay.problems
         percentage = snapshot_of(record, machine_of(record), self.now).percentage
-        assert (folded.counts, folded.state, folded.percentage, folded.seq) == (
-            record.counts,
-            record.state,
-            percentage,
-            record.seq,
-        )
+        assert (replay.counts, replay.state, replay.percentage) == (record.counts, record.state, percentage)
 
     def _check_counts(self, record: BatchRecord) -> None:
         counts, documents = record.counts, self.documents(record.batch_id)

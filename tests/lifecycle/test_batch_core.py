@@ -13,7 +13,8 @@ from tests.lifecycle.driving import LOADER, START, World, identity, succeeded
 from durable_batches import BatchConfig, Counts, RetryFailed
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.batch_core import BatchCore, decode_core, definition_of
-from durable_batches.lifecycle.facts import Cancel, Seal, StageEntered
+from durable_batches.lifecycle.commands import Cancel, Seal
+from durable_batches.lifecycle.facts import StageEntered
 from durable_batches.lifecycle.records import BatchRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 

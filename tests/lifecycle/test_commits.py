@@ -11,8 +11,9 @@ from tests.lifecycle.driving import Identity, World, facts_about, identity, succ
 from tests.properties import modest
 
 from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.commands import Cancel
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.facts import ActivityCompleted, Cancel, Fact
+from durable_batches.lifecycle.facts import ActivityCompleted, Fact
 from durable_batches.lifecycle.planning import Loaded, plan_facts
 from durable_batches.lifecycle.policies import AbortAll
 from durable_batches.lifecycle.records import BatchRecord, CheckpointWrite, Micros, Refusal, WorkerId

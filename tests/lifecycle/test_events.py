@@ -37,14 +37,9 @@ from durable_batches import (
     StateChanged,
 )
 from durable_batches.lifecycle import event_data
+from durable_batches.lifecycle.commands import Cancel
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, decode_event
-from durable_batches.lifecycle.facts import (
-    Cancel,
-    ExecutionFailed,
-    ExecutionReleased,
-    ExecutionSucceeded,
-    StageEntered,
-)
+from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, StageEntered
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import RESOLVER_POSITION, EventRecord, WorkerId
 

@@ -11,17 +11,15 @@ from tests.lifecycle.driving import LOADER, World, identity
 from tests.properties import modest
 
 from durable_batches.lifecycle.batch_core import definition_of
+from durable_batches.lifecycle.commands import Cancel, Discard, Seal
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
-    Cancel,
-    Discard,
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
-    Seal,
     StageEntered,
 )
 from durable_batches.lifecycle.planning import Departure, Loaded, executions_to_load, plan_facts

@@ -12,15 +12,14 @@ from tests.lifecycle.driving import CAPACITY, LOADER, START, WORKFLOW, World, id
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, RetryFailed
 from durable_batches.errors import CrashLoopError
 from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.commands import Cancel, Seal
 from durable_batches.lifecycle.events import BatchFailed, ResolutionFailed, decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
-    Cancel,
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
-    Seal,
     StageEntered,
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord

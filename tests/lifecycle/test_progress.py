@@ -1,4 +1,4 @@
-"""What people watch: snapshots and states of a batch's record, and the fold of its events."""
+"""What people watch: snapshots and states of a batch's record."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from durable_batches import (
     StageCount,
 )
 from durable_batches.lifecycle.batch_core import decode_core, encode_core
-from durable_batches.lifecycle.events import decode_event
-from durable_batches.lifecycle.facts import Cancel, ExecutionFailed, ExecutionSucceeded, StageEntered
+from durable_batches.lifecycle.commands import Cancel
+from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionSucceeded, StageEntered
 from durable_batches.lifecycle.primitives import from_micros
-from durable_batches.lifecycle.progress import BatchSnapshot, fold, snapshot_of, state_of
+from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, WorkerId
 
 ME = WorkerId("me")
@@ -237,23 +237,3 @@ def _with_more_pending(record: BatchRecord, more: int) -> BatchRecord:
     core = decode_core(record.core)
     core["at"][0] += more
     return replace(record, counts=counts, core=encode_core(core))
-
-
-# ---- the fold ------------------------------------------------------------------------------------------------------
-
-
-def test_the_fold_of_nothing() -> None:
-    folded = fold([])
-    assert (folded.counts, folded.state, folded.percentage, folded.seq) == (Counts(), "pending", 0.0, 0)
-
-
-def test_the_fold_says_what_the_record_says() -> None:
-    world = World()
-    batch_id = world.batch("batch", 3)
-    world.claim(ME)
-    one, two, _ = world.held(ME)
-    world.commit(ME, StageEntered(*identity(one), 1), *succeeded([two]))
-    folded = fold([decode_event(event) for event in world.events[batch_id]])
-    record = world.batches[batch_id]
-    assert (folded.counts, folded.state, folded.seq) == (record.counts, record.state, record.seq)
-    assert folded.percentage == snapshot(world, batch_id).percentage

@@ -22,13 +22,14 @@ from tests.lifecycle.driving import (
 
 from durable_batches.errors import InvalidTransitionError
 from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, Seal
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.facts import Cancel, Command, Discard, ExecutionFailed, Fact, Seal, StageEntered
-from durable_batches.lifecycle.machine import check_transition, transitions
+from durable_batches.lifecycle.facts import ExecutionFailed, Fact, StageEntered
 from durable_batches.lifecycle.planning import Departure
 from durable_batches.lifecycle.policies import AbortAll, FailurePolicy, RetryFailed
 from durable_batches.lifecycle.records import RESOLVER_POSITION, ExecutionRecord, Refusal, WorkerId
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.lifecycle.transitions import check_transition, transitions
 
 ME: Final = WorkerId("me")
 OTHER: Final = WorkerId("other")

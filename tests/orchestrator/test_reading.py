@@ -44,8 +44,9 @@ from durable_batches import (
     enter_stage,
     workflow,
 )
-from durable_batches.lifecycle.progress import fold
+from durable_batches.lifecycle.batch_core import Definition
 from durable_batches.testing import ManualClock, environment
+from durable_batches.testing.history.replay import Replay
 
 
 @durable_activity(stage=Reading)
@@ -389,10 +390,15 @@ async def test_the_events_add_up_to_the_counts(store: Store) -> None:
     config = BatchConfig(failure_policy=RetryFailed(max_attempts=2, backoff=NO_DELAY))
     async with BatchOrchestrator(staged, store=store, config=config) as batches:
         result = await within(batches.run(["a", "bad", "b", "bad", "c"]))
-        folded = fold(await everything(batches.progress(result.batch_id)))
+        events = await everything(batches.progress(result.batch_id))
         snapshot = await batches.snapshot(result.batch_id)
-    assert folded.counts == snapshot.counts == Counts(total=5, succeeded=3, failed=2)
-    assert (folded.state, folded.percentage, folded.seq) == ("completed", 100, snapshot.seq)
+    replay = Replay(Definition(STAGES.tags, False, config))
+    for event in events:
+        replay.take(event)
+    replay.end_of_log()
+    assert not replay.problems
+    assert replay.counts == snapshot.counts == Counts(total=5, succeeded=3, failed=2)
+    assert (replay.state, replay.percentage, events[-1].seq) == ("completed", 100, snapshot.seq)
 
 
 # ---- watching ----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.errors import FactRejectedError
-from durable_batches.lifecycle.facts import Discard
+from durable_batches.lifecycle.commands import Discard
 from durable_batches.stores import NewDocument, WorkerId
 from durable_batches.testing.conformance.scene import Scene
 

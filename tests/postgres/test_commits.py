@@ -15,7 +15,8 @@ from tests.support import opened, within
 
 from durable_batches import PostgresStore, StoreLockedError, WorkerFencedError
 from durable_batches.errors import CommitUnknownError
-from durable_batches.lifecycle.facts import ActivityCompleted, Cancel
+from durable_batches.lifecycle.commands import Cancel
+from durable_batches.lifecycle.facts import ActivityCompleted
 from durable_batches.stores import Claim
 from durable_batches.testing.conformance.scene import Hand, Scene
 

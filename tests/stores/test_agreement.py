@@ -20,17 +20,14 @@ from tests.properties import modest
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, DurableBatchesError, RetryFailed
 from durable_batches.lifecycle.batch_core import Definition, new_batch
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, Seal
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
-    Cancel,
-    Command,
-    Discard,
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
-    Seal,
     StageEntered,
 )
 from durable_batches.lifecycle.records import (

@@ -30,7 +30,7 @@ from durable_batches import (
     StoreUnavailableError,
 )
 from durable_batches.errors import FactRejectedError
-from durable_batches.lifecycle.facts import Cancel
+from durable_batches.lifecycle.commands import Cancel
 from durable_batches.lifecycle.records import NewDocument
 from durable_batches.stores import BatchQuery, migrations
 from durable_batches.stores.sqlite import connection as sqlite_connection
@@ -132,7 +132,7 @@ async def test_the_log_stays_bounded_and_goes_with_the_store(path: Path) -> None
 WORK = """
 import asyncio, sys
 from durable_batches import SQLiteStore
-from durable_batches.lifecycle.facts import Seal
+from durable_batches.lifecycle.commands import Seal
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.stores import BatchQuery
 from durable_batches.testing.conformance.scene import Scene

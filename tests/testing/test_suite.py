@@ -14,7 +14,8 @@ import pytest
 from durable_batches import BatchId, MemoryStore
 from durable_batches.clock import Clock
 from durable_batches.errors import DuplicateDocumentError, DurableBatchesError
-from durable_batches.lifecycle.facts import Command, Discard, Fact
+from durable_batches.lifecycle.commands import Command, Discard
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.planning import Candidates, Writes
 from durable_batches.lifecycle.records import (
     BatchRecord,

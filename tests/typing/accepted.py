@@ -100,7 +100,8 @@ from durable_batches import (
     run_batch,
     workflow,
 )
-from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.commands import Command
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import (
     BatchRecord,
     CheckpointRecord,

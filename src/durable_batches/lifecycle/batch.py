@@ -21,12 +21,12 @@ from durable_batches.lifecycle.batch_core import (
     encode_core,
 )
 from durable_batches.lifecycle.event_data import EventData
-from durable_batches.lifecycle.machine import check_transition
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import BatchId, Counts
+from durable_batches.lifecycle.transitions import check_transition
 
 __all__ = ["BatchInProgress"]
 

@@ -1,27 +1,23 @@
-"""What workers report and what anybody may command: the inputs of the plan.
+"""Facts: what a worker reports about executions that it owns.
 
-Every fact names its batch run and its attempt, so that a stale one is recognised. `position` is the document's
-place in its batch; the resolver has `RESOLVER_POSITION`.
+Every fact names its batch's run and its attempt, so that a stale one is recognised. `position` is the document's
+ordinal in its batch; the resolver has `RESOLVER_POSITION`.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias, final
 
-from durable_batches.lifecycle.records import Micros, WorkerId
+from durable_batches.lifecycle.records import Micros
 from durable_batches.lifecycle.states import BatchId
 
 __all__ = [
     "ActivityCompleted",
     "ActivityFailed",
-    "Cancel",
-    "Command",
-    "Discard",
     "ExecutionFailed",
     "ExecutionReleased",
     "ExecutionSucceeded",
     "Fact",
-    "Seal",
     "StageEntered",
 ]
 
@@ -103,26 +99,3 @@ class ExecutionReleased(NamedTuple):
 Fact: TypeAlias = (
     ActivityCompleted | ActivityFailed | StageEntered | ExecutionSucceeded | ExecutionFailed | ExecutionReleased
 )
-
-
-class Seal(NamedTuple):
-    """The submitter has stored all documents: the batch may run."""
-
-    loader: WorkerId
-    total: int
-
-
-class Discard(NamedTuple):
-    """Remove a batch that was never sealed; `loader` is who was loading it."""
-
-    loader: WorkerId
-
-
-class Cancel(NamedTuple):
-    """End the run as CANCELLED. The same `request_id` again gives the same answer."""
-
-    request_id: str
-    reason: str
-
-
-Command: TypeAlias = Seal | Discard | Cancel

@@ -1,28 +1,16 @@
-"""The batch's state machine.
+"""State machines: the stages of one kind of batch, in order, and their types.
 
-Rules
------
-
-1. A batch is `pending` until its first document starts.
-2. It is then in one of its machine's stages, and moves only forward; it may skip stages.
-3. Once every document has ended it is `resolving`, where its workflow has a resolver.
-4. `completed`, `failed` and `cancelled` end the run, and absorb: nothing leaves them but `redrive`, which starts
-   the next run at `pending`.
-5. `failed` and `cancelled` can be reached from everything that has not ended.
-6. `completed` is reached from `resolving`, or, without a resolver, from wherever the last document ended.
-
-`transitions()` is these rules as a table; the documentation's diagram is drawn from it, and a test enumerates it.
+The rules by which a batch goes from state to state are in `transitions.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final, Generic, cast, get_args, overload
 
 from typing_extensions import TypeVar
 
-from durable_batches.errors import InvalidTransitionError, MachineError
+from durable_batches.errors import MachineError
 from durable_batches.lifecycle.states import (
     RESERVED_TAGS,
     Assembling,
@@ -33,8 +21,9 @@ from durable_batches.lifecycle.states import (
     ExtractionStage,
     Stage,
 )
+from durable_batches.lifecycle.transitions import transitions
 
-__all__ = ["EXTRACTION", "BatchStateMachine", "check_transition", "transitions"]
+__all__ = ["EXTRACTION", "BatchStateMachine", "tag_of"]
 
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
 S1 = TypeVar("S1", bound=Stage)
@@ -49,28 +38,6 @@ S9 = TypeVar("S9", bound=Stage)
 S10 = TypeVar("S10", bound=Stage)
 S11 = TypeVar("S11", bound=Stage)
 S12 = TypeVar("S12", bound=Stage)
-
-
-@lru_cache(maxsize=256)
-def transitions(stages: tuple[str, ...]) -> Mapping[str, frozenset[str]]:
-    """The whole table of a machine with these stage tags: each state, and what may follow it within a run."""
-    leaving = frozenset({"resolving", "completed", "failed", "cancelled"})
-    table: dict[str, frozenset[str]] = {"pending": frozenset(stages) | leaving}
-    for index, stage in enumerate(stages):
-        table[stage] = frozenset(stages[index + 1 :]) | leaving
-    table["resolving"] = frozenset({"completed", "failed", "cancelled"})
-    for ended in ("completed", "failed", "cancelled"):
-        table[ended] = frozenset()
-    return table
-
-
-def check_transition(batch_id: str, stages: tuple[str, ...], current: str, following: str) -> None:
-    """Raise `InvalidTransitionError` unless the table has this move."""
-    table = transitions(stages)
-    possible = table.get(current, frozenset())
-    if following not in possible:
-        # In the table's order, which is that of a batch's life.
-        raise InvalidTransitionError(batch_id, current, following, [state for state in table if state in possible])
 
 
 class BatchStateMachine(Generic[S_co]):

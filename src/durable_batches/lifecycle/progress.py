@@ -1,30 +1,15 @@
-"""The aggregator: a batch's record, or its events, folded into what people watch."""
+"""Snapshots: what a batch's record says to those who watch it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Generic
+from typing import Generic
 
 from typing_extensions import TypeVar
 
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.events import (
-    BatchCancelled,
-    BatchCompleted,
-    BatchCreated,
-    BatchEvent,
-    BatchFailed,
-    DocumentCompleted,
-    DocumentFailed,
-    DocumentReleased,
-    DocumentRetrying,
-    DocumentStarted,
-    StageProgress,
-    StateChanged,
-)
 from durable_batches.lifecycle.machine import BatchStateMachine
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import BatchRecord, Micros
@@ -40,7 +25,7 @@ from durable_batches.lifecycle.states import (
     Stage,
 )
 
-__all__ = ["BatchSnapshot", "Folded", "StageCount", "fold", "snapshot_of", "state_of"]
+__all__ = ["BatchSnapshot", "StageCount", "snapshot_of", "state_of"]
 
 S = TypeVar("S", bound=Stage, default=Stage)
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
@@ -138,8 +123,7 @@ def _stage(batch: BatchInProgress, machine: BatchStateMachine[S], tag: str) -> S
 
 
 def _rate(batch: BatchInProgress, now: Micros) -> float | None:
-    started: Micros | None = batch.core["started_at"]
-    ended: Micros | None = batch.core["ended_at"]
+    started, ended = batch.core["started_at"], batch.core["ended_at"]
     done = batch.succeeded + batch.failed
     if started is None or not done:
         return None
@@ -153,73 +137,3 @@ def _eta(now: Micros, left: int, rate: float) -> datetime | None:
     except OverflowError:
         # Beyond the calendar: a slow beginning of a large batch.
         return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Folded:
-    """What a batch's events say about it; the same as its record says, at every moment."""
-
-    counts: Counts
-    state: str
-    percentage: float
-    seq: int
-
-
-def fold(events: Iterable[BatchEvent]) -> Folded:
-    """Fold a batch's whole history, in order, into what its record holds."""
-    folder = _Folder()
-    for event in events:
-        folder.take(event)
-    return folder.folded()
-
-
-class _Folder:
-    def __init__(self) -> None:
-        self._documents: dict[str, str] = {}
-        self._total = 0
-        self._state = "pending"
-        self._percentage = 0.0
-        self._seq = 0
-        self._last: Counts | None = None
-
-    def take(self, event: BatchEvent) -> None:
-        self._seq = event.seq
-        match event:
-            case BatchCreated(total=total):
-                self._total = total
-                self._percentage = 0.0 if total else 100.0
-            case StateChanged(state=state):
-                self._state = state
-            case DocumentStarted(document_id=document_id):
-                self._documents[document_id] = "running"
-            case DocumentReleased(document_id=document_id):
-                del self._documents[document_id]
-            case DocumentRetrying(document_id=document_id):
-                self._documents[document_id] = "waiting"
-            case StageProgress(percentage=percentage):
-                self._percentage = percentage
-            case DocumentCompleted(document_id=document_id, percentage=percentage):
-                self._documents[document_id] = "succeeded"
-                self._percentage = percentage
-            case DocumentFailed(document_id=document_id, percentage=percentage):
-                self._documents[document_id] = "failed"
-                self._percentage = percentage
-            case BatchCompleted(counts=counts) | BatchFailed(counts=counts) | BatchCancelled(counts=counts):
-                self._last = counts
-                # What had not ended has ended with the run, and what has ended counts in full.
-                self._percentage = 100.0
-            case _:
-                pass
-
-    def folded(self) -> Folded:
-        return Folded(
-            counts=self._last or self._counts(),
-            state=self._state,
-            percentage=self._percentage,
-            seq=self._seq,
-        )
-
-    def _counts(self) -> Counts:
-        found = Counter(self._documents.values())
-        parts: dict[str, Any] = {name: found[name] for name in ("running", "waiting", "succeeded", "failed")}
-        return Counts(total=self._total, pending=self._total - sum(parts.values()), **parts)

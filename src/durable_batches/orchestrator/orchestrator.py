@@ -14,9 +14,9 @@ from typing_extensions import TypeVar, deprecated
 from durable_batches.codec.codec import payload_of
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.batch_core import definition_of
+from durable_batches.lifecycle.commands import Cancel
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import BatchEvent, decode_event
-from durable_batches.lifecycle.facts import Cancel
 from durable_batches.lifecycle.primitives import from_micros, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, DocumentRecord, ExecutionStatus

@@ -21,8 +21,8 @@ from durable_batches.errors import (
     WorkflowMismatchError,
 )
 from durable_batches.lifecycle.batch_core import Definition, new_batch
+from durable_batches.lifecycle.commands import Discard, Seal
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.facts import Discard, Seal
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,

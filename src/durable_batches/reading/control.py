@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from durable_batches.clock import Clock
-from durable_batches.lifecycle.facts import Command
+from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import Committed
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outages, repeat_unknown

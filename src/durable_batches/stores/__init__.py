@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from durable_batches.clock import Clock, SystemClock
-from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.commands import Command
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.planning import (
     Candidates,
     Loaded,

@@ -18,7 +18,8 @@ from durable_batches.errors import (
     FactRejectedError,
     WorkerFencedError,
 )
-from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.commands import Command
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.planning import (
     Candidates,
     Loaded,

@@ -16,7 +16,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.commands import Command
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import (
     BatchRecord,
     CheckpointRecord,

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError, WorkerFencedError
-from durable_batches.lifecycle.facts import Cancel, Command, Fact, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Seal
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages

@@ -18,7 +18,7 @@ from durable_batches.errors import (
     WorkerFencedError,
     WorkerNotRunningError,
 )
-from durable_batches.lifecycle.facts import Command
+from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Backoff, Outages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from durable_batches.lifecycle.facts import Cancel, Command, Discard, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, Seal
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, UnitOfWork, Writes
 from durable_batches.lifecycle.states import BatchId
 

@@ -10,7 +10,7 @@ from typing import cast
 import asyncpg
 
 from durable_batches.errors import ConfigurationError
-from durable_batches.lifecycle.facts import Command
+from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import BatchRecord, Committed, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres import load

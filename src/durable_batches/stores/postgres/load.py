@@ -13,7 +13,7 @@ from durable_batches.errors import (
     StoreLockedError,
     SubmissionInProgressError,
 )
-from durable_batches.lifecycle.facts import Command
+from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.planning import new_execution, plan_command
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Committed, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError, StoreLockedError, StoreUnavailableError
-from durable_batches.lifecycle.facts import Command, Discard, Fact
+from durable_batches.lifecycle.commands import Command, Discard
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,

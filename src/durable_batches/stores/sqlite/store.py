@@ -20,7 +20,8 @@ from durable_batches.errors import (
     DuplicateDocumentError,
     StoreUnavailableError,
 )
-from durable_batches.lifecycle.facts import Command, Fact
+from durable_batches.lifecycle.commands import Command
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.planning import new_execution, plan_command
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,

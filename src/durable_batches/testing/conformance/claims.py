@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import timedelta
 
-from durable_batches.lifecycle.facts import Seal
+from durable_batches.lifecycle.commands import Seal
 from durable_batches.lifecycle.policies import RetryFailed
 from durable_batches.lifecycle.records import Claim, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId

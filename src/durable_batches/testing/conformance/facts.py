@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 
 from durable_batches.errors import BatchNotFoundError
+from durable_batches.lifecycle.commands import Cancel, Seal
 from durable_batches.lifecycle.events import DocumentCompleted, DocumentRetrying, StageProgress, decode_event
-from durable_batches.lifecycle.facts import Cancel, Fact, Seal
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, RetryFailed
 from durable_batches.lifecycle.records import RESOLVER_POSITION, WorkerId
 from durable_batches.lifecycle.states import BatchId

@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError, FactRejectedError
-from durable_batches.lifecycle.facts import Cancel, Discard, Seal
+from durable_batches.lifecycle.commands import Cancel, Discard, Seal
 from durable_batches.lifecycle.records import NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import BatchQuery

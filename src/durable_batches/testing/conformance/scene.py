@@ -10,22 +10,21 @@ from itertools import count
 from typing import Final, Literal, TypeAlias
 
 from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
+from durable_batches.lifecycle.commands import Cancel, Seal
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
-    Cancel,
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
-    Seal,
     StageEntered,
 )
 from durable_batches.lifecycle.machine import BatchStateMachine
 from durable_batches.lifecycle.policies import ContinueOnFailure, FailurePolicy
-from durable_batches.lifecycle.progress import fold, snapshot_of
+from durable_batches.lifecycle.progress import snapshot_of
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,
     RESOLVER_POSITION,
@@ -42,6 +41,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId, Stage
 from durable_batches.stores.protocol import Store
+from durable_batches.testing.history.replay import Replay
 
 __all__ = ["EMPTY_HANDS", "LEASE", "LETTERS", "STAGES", "Hand", "PassTime", "Scene", "all_events"]
 
@@ -229,14 +229,17 @@ class Scene:
             f"the batch's seq is {record.seq}, its last event has {len(events)}: events and the batch row must be "
             "written in one transaction"
         )
-        folded = fold([decode_event(event) for event in events])
+        replay = Replay(definition_of(record))
+        for event in events:
+            replay.take(decode_event(event))
         snapshot = snapshot_of(record, _MACHINE, record.created_at)
-        assert (folded.counts, folded.state) == (record.counts, record.state), (
+        assert (replay.counts, replay.state) == (record.counts, record.state), (
             "what the events say differs from the batch row: write all of Writes.batches and Writes.events"
         )
-        assert folded.percentage == snapshot.percentage, (
+        assert replay.percentage == snapshot.percentage, (
             "the percentage that the events say differs from the batch row's: write BatchRecord.core as it is"
         )
+        assert not replay.problems, f"the events contradict each other: {replay.problems}"
         counts = record.counts
         parts = (
             counts.pending,

@@ -1,7 +1,7 @@
 """A batch's events, taken one by one by an independent opinion of what may follow what.
 
-The core has a fold of its own (`lifecycle.progress.fold`). This one is written from the rules instead, keeps
-every document, and complains: the history checker holds the log, the rows and the core's fold against it.
+It is written from the rules and shares nothing with the core: it keeps every document, and complains. The history
+checker and the conformance suite hold a batch's log and its rows against it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from durable_batches.lifecycle.events import (
     StageProgress,
     StateChanged,
 )
-from durable_batches.lifecycle.machine import transitions
 from durable_batches.lifecycle.states import ENDED_TAGS, Counts
+from durable_batches.lifecycle.transitions import transitions
 
 __all__ = ["Replay", "ReplayedDocument"]
 
@@ -119,6 +119,7 @@ class Replay:
                 self._expect(not self._created, 9, "a second batch_created")
                 self._created = True
                 self.total = total
+                self.percentage = self._percentage_now()
             case StateChanged(previous=previous, state=state):
                 self._move(previous, state)
             case DocumentStarted(document_id=document_id, attempt=attempt):
@@ -241,6 +242,8 @@ class Replay:
     def _close(self, state: str, counts: Counts) -> None:
         self._expect(self.state == state, 5, f"its last event is of {state!r}, in state {self.state!r}")
         self._expect(counts == self.counts, 11, f"its last event says {counts}; counted {self.counts}")
+        # What had not finished has ended with the run, and what has ended counts in full.
+        self.percentage = 100.0
         self.closed = True
 
     def _check_end(self) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
 from durable_batches.errors import WorkerFencedError
-from durable_batches.lifecycle.facts import Command, Fact, Seal
+from durable_batches.lifecycle.commands import Command, Seal
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import (
     BatchRecord,
     CheckpointRecord,
