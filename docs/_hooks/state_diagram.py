@@ -1,6 +1,6 @@
-"""Draws the state machine into the documentation, from the table that the library goes by.
+"""Draw the state machine into the documentation, from the library's own transition table.
 
-A page says where with `<!-- state-diagram -->`. An SVG, made here: the site loads nothing from elsewhere.
+A page marks the place with `<!-- state-diagram -->`. The SVG is made here: the site loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ ENDS = ("completed", "failed", "cancelled")
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by mkdocs for each page."""
-    return markdown.replace(MARKER, drawing() + "\n\n" + matrix()) if MARKER in markdown else markdown
+    return markdown.replace(MARKER, drawing() + "\n\n" + successors()) if MARKER in markdown else markdown
 
 
-def matrix() -> str:
-    """The whole table: each state, and what may follow it."""
-    table = EXTRACTION.transitions
-    states = list(table)
-    lines = ["| from \\ to | " + " | ".join(states[1:]) + " |", "| --- |" + " :-: |" * (len(states) - 1)]
-    for state in states:
-        cells = ["●" if following in table[state] else "" for following in states[1:]]
-        lines.append(f"| **{state}** | " + " | ".join(cells) + " |")
+def successors() -> str:
+    """List for each state the states that may follow it."""
+    lines = ["| state | may be followed by |", "| --- | --- |"]
+    for state, following in EXTRACTION.transitions.items():
+        in_order = [other for other in EXTRACTION.transitions if other in following]
+        lines.append(f"| **{state}** | {', '.join(in_order) or 'nothing: it is terminal'} |")
     return "\n".join(lines)
 
 
 def drawing() -> str:
-    """The way through the states, and the two ends that can be reached from all of them."""
+    """Draw the sequence of the states, and the two terminal states that can be reached from all of them."""
     table = EXTRACTION.transitions
     way = [state for state in table if state not in ("failed", "cancelled")]
     height = len(way) * (BOX_HEIGHT + GAP)
@@ -60,7 +58,7 @@ def drawing() -> str:
 
 
 def box(x: float, y: float, state: str) -> str:
-    """A state; ends have a double border."""
+    """Draw a state; terminal states have a double border."""
     shape = '<rect x="{}" y="{}" width="{}" height="{}" rx="6" fill="none" stroke="currentColor"/>'
     border = shape.format(x, y, BOX_WIDTH, BOX_HEIGHT)
     if state in ENDS:
@@ -70,12 +68,12 @@ def box(x: float, y: float, state: str) -> str:
 
 
 def line(x1: float, y1: float, x2: float, y2: float) -> str:
-    """A line."""
+    """Draw a line."""
     return f'<path d="M{x1},{y1} L{x2},{y2}" stroke="currentColor" fill="none"/>'
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
-    """A line with a head."""
+    """Draw an arrow."""
     if x1 == x2:
         head = f"M{x2 - 4},{y2 - 7} L{x2},{y2} L{x2 + 4},{y2 - 7}"
     else:

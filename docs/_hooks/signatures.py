@@ -1,4 +1,7 @@
-"""Show defaults as values: `lease=timedelta(seconds=30)`, not `lease=_DEFAULT_LEASE` or, in overloads, `lease=...`."""
+"""Show signatures as users need them: defaults as values, and no deprecated names.
+
+So `lease=timedelta(seconds=30)` stands where the code has `lease=_DEFAULT_LEASE` or, in overloads, `lease=...`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import griffe
 _CONSTANT = re.compile(r"_[A-Z][A-Z0-9_]*")
 
 
-class DefaultsAsValues(griffe.Extension):
+class Signatures(griffe.Extension):
     """Replace a default that is a private constant by its value, and `...` in an overload by the default."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
@@ -18,16 +21,22 @@ class DefaultsAsValues(griffe.Extension):
         self._visit(pkg)
 
     def _visit(self, parent: griffe.Module | griffe.Class) -> None:
-        for member in parent.members.values():
+        for name, member in list(parent.members.items()):
             if isinstance(member, griffe.Function):
-                for parameter in member.parameters:
-                    parameter.default = _value_of(parameter.default, member.module)
-                for overload in member.overloads or ():
-                    for parameter in overload.parameters:
-                        if str(parameter.default) == "...":
-                            parameter.default = member.parameters[parameter.name].default
+                if any(str(decorator.value).startswith("deprecated(") for decorator in member.decorators):
+                    del parent.members[name]
+                _show_defaults(member)
             elif isinstance(member, griffe.Module | griffe.Class):
                 self._visit(member)
+
+
+def _show_defaults(function: griffe.Function) -> None:
+    for parameter in function.parameters:
+        parameter.default = _value_of(parameter.default, function.module)
+    for overload in function.overloads or ():
+        for parameter in overload.parameters:
+            if str(parameter.default) == "...":
+                parameter.default = function.parameters[parameter.name].default
 
 
 def _value_of(default: str | griffe.Expr | None, module: griffe.Module) -> str | griffe.Expr | None:
