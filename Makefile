@@ -92,7 +92,7 @@ wheel: $(VENV)/.installed-dev  ## Build the wheel; run it with the lowest and th
 
 docs: $(VENV)/.installed-dev  ## Build the documentation into site/ and run what it shows
 	$(BIN)/mkdocs build --strict --quiet
-	$(PYTEST) -m docs $(ARGS)
+	DURABLE_BATCHES_SITE=$(CURDIR)/site $(PYTEST) -m docs $(ARGS)
 
 soak: $(VENV)/.installed-dev  ## Run the long and the random tests; options for pytest in ARGS
 	$(PYTEST) -m soak --timeout 0 $(ARGS)
