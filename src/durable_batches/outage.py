@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -143,7 +144,7 @@ async def ride_out(
     outage: Outage,
     sleep: Callable[[float], Awaitable[object]],
     *,
-    backoff: Backoff | None = None,
+    backoff: Callable[[], Backoff] = Backoff,
     passes: Callable[[StoreUnavailableError], bool] = is_transient,
 ) -> T:
     """Call the store until it answers, with pauses that grow.
@@ -152,20 +153,22 @@ async def ride_out(
         call: What is repeated.
         outage: Is told of failures, and of the answer after them.
         sleep: Waits for so many seconds.
-        backoff: The pauses.
+        backoff: Makes the pauses, when the first call has failed.
         passes: Which failures are ridden out; the others are raised. Transient ones by default.
     """
+    pauses: Backoff | None = None
     while True:
         try:
             answer = await call()
         except StoreUnavailableError as error:
             if not passes(error):
                 raise
-            backoff = backoff or Backoff()
             outage.failed(error)
-            await sleep(backoff.pause())
+            pauses = pauses or backoff()
+            await sleep(pauses.pause())
         else:
-            outage.answered()
+            if outage.away:
+                outage.answered()
             return answer
 
 
@@ -182,4 +185,4 @@ async def repeat_unknown(write: Callable[[], Awaitable[T]], outage: Outage, cloc
         left -= 1
         return isinstance(error, CommitUnknownError) and left > 0
 
-    return await ride_out(write, outage, clock.sleep, backoff=Backoff(longest=3.2, factor=4), passes=passes)
+    return await ride_out(write, outage, clock.sleep, backoff=partial(Backoff, longest=3.2, factor=4), passes=passes)

@@ -87,9 +87,9 @@ class News:
 
     async def _look_out_for_news(self) -> None:
         sleep = partial(self._clock.sleep, housekeeping=True)
+        backoff = partial(Backoff, _AWAY_SECONDS, _AWAY_SECONDS)
         with self._outages.of("the look-out for news of batches") as outage:
             while True:
-                backoff = Backoff(_AWAY_SECONDS, _AWAY_SECONDS)
                 await ride_out(self._look, outage, sleep, backoff=backoff, passes=_any)
 
     async def _look(self) -> None:
@@ -97,9 +97,14 @@ class News:
         seen = self._subscriptions.seen
         if not await self._is_there_news_of(seen):
             return
-        for batch_id in seen.keys() & self._subscriptions.seen.keys():
+        for batch_id in seen:
+            if self._subscriptions.latest(batch_id) != seen[batch_id]:
+                # It has no subscribers any more, or what the store told of was handed over to them meanwhile. If there
+                # is more, the next wait ends at once, or what is handed over next does not follow without a gap.
+                continue
             record = await self._store.batch(batch_id)
-            if record is None or record.seq > seen[batch_id]:
+            latest = self._subscriptions.latest(batch_id)
+            if latest is not None and (record is None or record.seq > latest):
                 self._subscriptions.wake(batch_id, 0 if record is None else record.seq)
                 self._signals.woken.fire(batch_id)
         self._signals.looked.fire(seen)

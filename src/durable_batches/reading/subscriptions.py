@@ -88,6 +88,10 @@ class Subscriptions:
         """The batches that have subscribers, each with the last event of which those know."""
         return {batch_id: self._latest.get(batch_id, 0) for batch_id in self._by_batch}
 
+    def latest(self, batch_id: BatchId) -> int | None:
+        """Return the last event of which a batch's subscribers know; None: it has no subscribers."""
+        return self._latest.get(batch_id, 0) if batch_id in self._by_batch else None
+
     @contextmanager
     def to(self, batch_id: BatchId, *, ends_only: bool) -> Generator[Subscription]:
         """Subscribe to a batch for the length of a block."""

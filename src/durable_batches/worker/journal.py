@@ -148,32 +148,36 @@ class Journal:
             WorkerFencedError: The worker was expired; those who await a verdict get this, too.
         """
         try:
-            while True:
-                if not self._awake.is_set():
-                    self._phase = JournalPhase.WAITING
-                    self._signals.waiting.fire(self._number)
-                    await self._awake.wait()
-                    self._phase = JournalPhase.COMMITTING
-                # One turn for those whose facts were just committed: what they report next goes along.
-                await asyncio.sleep(0)
-                self._awake.clear()
-                entries = self._in_commit = self._take()
-                facts = [fact for fact, _ in entries]
-                request = self._claim(facts)
-                if entries or request is not None:
-                    await self._commit(entries, facts, request)
-                elif self._closing and not self._entries:
-                    # What is reported from here on, by a thread that was left behind, comes too late.
-                    self._fail(WorkerFencedError(self._worker))
-                    return
-                if (self._closing and not self._entries) or self._is_any_ready():
-                    self._awake.set()
+            with self._outage:
+                await self._commit_until_closed()
+            # What is reported from here on, by a thread that was left behind, comes too late.
+            self._fail(WorkerFencedError(self._worker))
         except BaseException as error:
             self._fail(error)
             raise
         finally:
             for timer in self._locked.values():
                 timer.cancel()
+
+    async def _commit_until_closed(self) -> None:
+        while True:
+            if not self._awake.is_set():
+                self._phase = JournalPhase.WAITING
+                self._signals.waiting.fire(self._number)
+                await self._awake.wait()
+                self._phase = JournalPhase.COMMITTING
+            # One turn for those whose facts were just committed: what they report next goes along.
+            await asyncio.sleep(0)
+            self._awake.clear()
+            entries = self._in_commit = self._take()
+            facts = [fact for fact, _ in entries]
+            request = self._claim(facts)
+            if entries or request is not None:
+                await self._commit(entries, facts, request)
+            elif self._closing and not self._entries:
+                return
+            if (self._closing and not self._entries) or self._is_any_ready():
+                self._awake.set()
 
     def _take(self) -> list[_Entry]:
         """Take the facts that have gathered, up to the bounds of one transaction."""
@@ -236,14 +240,13 @@ class Journal:
         """Make one numbered commit, repeated under its number for as long as the store is away."""
         number = self._number + 1
         self._signals.beginning.fire(number)
-        with self._outage as outage:
-            committed = await ride_out(
-                lambda: self._store.commit(self._worker, number, facts, request),
-                outage,
-                self._pause,
-                backoff=Backoff(_FIRST_PAUSE),
-                passes=_is_not_about_batches,
-            )
+        committed = await ride_out(
+            lambda: self._store.commit(self._worker, number, facts, request),
+            self._outage,
+            self._pause,
+            backoff=lambda: Backoff(_FIRST_PAUSE),
+            passes=_is_not_about_batches,
+        )
         self._number = number
         return committed
 

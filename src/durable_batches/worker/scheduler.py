@@ -9,10 +9,8 @@ from typing import Final
 
 from durable_batches.clock import Timer
 from durable_batches.errors import StoreUnavailableError
-from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, Fact
-from durable_batches.lifecycle.policies import neighbours_allowed
 from durable_batches.lifecycle.records import Claim, ClaimRequest, Committed, EventRecord, ExecutionKey, Micros
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages
@@ -191,9 +189,7 @@ class Scheduler:
     def _start(self, claim: Claim) -> None:
         execution = claim.execution
         workflow = self._workflows[(claim.batch.workflow, claim.batch.version)]
-        crashes_allowed = definition_of(claim.batch).config.max_crashes
-        window = neighbours_allowed(execution.crashes, crashes_allowed, self._capacity)
-        held = self._runner.held(claim, workflow, window)
+        held = self._runner.held(claim, workflow, self._capacity)
         key = (execution.batch_id, execution.position)
         self._held[key] = held
         self._signals.started.fire(key)
