@@ -59,17 +59,17 @@ __all__ = [
 
 
 class DurableBatchesError(Exception):
-    """Base of every error that the library raises. `code` is stable: alert on it, search for it."""
+    """Base of every error that the library raises. `code` is stable: use it in alerts and searches."""
 
     code: ClassVar[str] = "durable-batches"
 
     @property
     def help_page(self) -> str:
-        """The URL of the page of the documentation that gives its usual causes and what to do about them."""
+        """Return the address of its documentation page, with usual causes and solutions."""
         return f"{DOCS_URL}errors/{self.code}/"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Most take other arguments than their message. An error has to survive the way from process to process.
+        # Most take other arguments than their message, and an error must survive being sent to another process.
         return _restored, (type(self), self.args), self.__dict__
 
 
@@ -77,7 +77,7 @@ class DurableBatchesError(Exception):
 
 
 class ConfigurationError(DurableBatchesError, TypeError):
-    """Something handed to the library cannot work; found at construction, before any work starts."""
+    """An argument or option cannot work; found at construction, before any work starts."""
 
     code = "configuration"
 
@@ -112,7 +112,7 @@ class ActivityDefinitionError(ConfigurationError):
 
 
 class MissingExtraError(DurableBatchesError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names its extra."""
 
     code = "missing-extra"
 
@@ -137,7 +137,7 @@ class NotInWorkflowError(DurableBatchesError, RuntimeError):
 
 
 class DependencyError(DurableBatchesError):
-    """A dependency could not be opened, or is used where nobody opens it; `__cause__` is the provider's own error."""
+    """A dependency could not be opened, or is used outside a worker; `__cause__` is the provider's own error."""
 
     code = "dependency"
 
@@ -159,9 +159,9 @@ class WorkerNotRunningError(DurableBatchesError, RuntimeError):
 class PayloadError(DurableBatchesError, ValueError):
     """A value cannot be stored exactly: NaN, a lone surrogate, an unknown type, too deep, another type.
 
-    Or what is stored cannot be read, since its type has changed. `path` leads to the value inside the payload (`$` is
-    the payload itself); the value itself is not shown. `batch_id` and `document_id` are empty where the value
-    belongs to none; a resolver's `document_id` always is.
+    Or a stored value cannot be read, because its type has changed. `path` is the path to the value in the payload (`$`
+    is the payload itself); the value itself is not shown. `batch_id` and `document_id` are empty if the value belongs
+    to none; the `document_id` of a resolver always is.
     """
 
     code = "payload"
@@ -176,7 +176,7 @@ class PayloadError(DurableBatchesError, ValueError):
         super().__init__(f"{what} cannot be {'read' if reading else 'stored'}: at {path}: {reason}")
 
     def locate(self, batch_id: str, document_id: str) -> None:
-        """Say whose value it is; whoever said so first was nearest to it."""
+        """Add batch and document, unless a caller nearer to the value has added them."""
         if not self.batch_id:
             self.batch_id = batch_id
             self.document_id = document_id
@@ -184,7 +184,7 @@ class PayloadError(DurableBatchesError, ValueError):
 
 
 class PayloadTooLargeError(PayloadError):
-    """An encoded payload is over the limit; store large data elsewhere and pass a reference to it."""
+    """An encoded payload exceeds the limit; store large data elsewhere and pass a reference to it."""
 
     code = "payload-too-large"
 
@@ -217,13 +217,13 @@ class RetryLater(Exception):
 
 
 class NonRetryableError(Exception):
-    """Raised by an activity: no further attempt, neither of the activity nor of its document."""
+    """Raise it in an activity to end the attempts, of the activity and of its document."""
 
 
 class ActivityFailedError(DurableBatchesError):
-    """An activity's attempts are used up; what a workflow may catch.
+    """An activity's attempts are used up. A workflow may catch it.
 
-    Holds only recordable data, the same live and on replay, so that a workflow that caught it takes the same
+    It holds only data that can be recorded, the same live and on replay, so a workflow that catches it takes the same
     branch again. Live, `__cause__` is the original exception; on replay there is none. A resolver's `document_id` is
     empty.
     """
@@ -255,18 +255,18 @@ class ActivityFailedError(DurableBatchesError):
             f"{'' if retryable else ' (this error is not tried again)'}: "
             f"{error_type if message == error_type else f'{error_type}: {message}'}"
         )
-        # Not in the message, which is recorded as the document's: there everybody knows whose it is.
+        # Not in the message, which is recorded as the document's failure and needs no such hint there.
         _note_place(self, batch_id, document_id)
 
     def caused_by(self, kind: type[BaseException]) -> bool:
-        """Whether the last error was of this class or a subclass of it, also when it is only a record by now."""
+        """Return whether the last error was of this class or a subclass, also if only its record is left."""
         return qualified_name(kind) in self.kinds
 
 
 class ActivityTimeoutError(DurableBatchesError, TimeoutError):
     """One attempt of an activity ran longer than the activity's `timeout`.
 
-    `__cause__` is where it was at that moment, unless it ran in a thread, which goes on.
+    `__cause__` shows where it was at that moment, unless it ran in a thread, which continues.
     """
 
     code = "activity-timeout"
@@ -284,7 +284,7 @@ class ActivityTimeoutError(DurableBatchesError, TimeoutError):
 
 
 class DocumentTimeoutError(DurableBatchesError, TimeoutError):
-    """One attempt of a document ran longer than the batch's `document_timeout`; `__cause__` is where it was then."""
+    """One attempt of a document ran longer than the batch's `document_timeout`; `__cause__` shows where it was."""
 
     code = "document-timeout"
 
@@ -299,7 +299,7 @@ class DocumentTimeoutError(DurableBatchesError, TimeoutError):
 
 
 class CheckpointMismatchError(DurableBatchesError):
-    """Two calls of one attempt gave the same explicit key with different inputs."""
+    """Two calls in one attempt have the same explicit key and different inputs."""
 
     code = "checkpoint-mismatch"
 
@@ -314,7 +314,7 @@ class CheckpointMismatchError(DurableBatchesError):
 
 
 class CrashLoopError(DurableBatchesError):
-    """A document's process died too often while it ran, the last time with no other document beside it."""
+    """A document's process crashed too often while it ran, the last time with no other document running."""
 
     code = "crash-loop"
 
@@ -324,8 +324,8 @@ class CrashLoopError(DurableBatchesError):
         self.crashes = crashes
         times = "once" if crashes == 1 else f"{crashes} times"
         super().__init__(
-            f"the worker of {place_of(batch_id, document_id)} died {times} while it ran, the last time with nothing "
-            "else beside it; find out what it does to the process (memory, native code) by running it alone"
+            f"the worker of {place_of(batch_id, document_id)} crashed {times} while it ran, the last time with no "
+            "other document running; run it alone to find out what it does to the process (memory, native code)"
         )
 
 
@@ -333,7 +333,7 @@ class CrashLoopError(DurableBatchesError):
 
 
 class DuplicateDocumentError(DurableBatchesError, ValueError):
-    """Two documents of one batch have the same id; nothing of that submit remains."""
+    """Two documents of one batch have the same id; the submission leaves nothing behind."""
 
     code = "duplicate-document"
 
@@ -347,7 +347,7 @@ class DuplicateDocumentError(DurableBatchesError, ValueError):
 
 
 class BatchNotFoundError(DurableBatchesError, LookupError):
-    """There is no batch of this id in the store (or it was never wholly submitted)."""
+    """The store has no batch with this id, or one whose submission never finished."""
 
     code = "batch-not-found"
 
@@ -360,7 +360,7 @@ class BatchNotFoundError(DurableBatchesError, LookupError):
 
 
 class BatchExistsError(DurableBatchesError, ValueError):
-    """`submit(..., if_exists="error")` found a batch of this id; or `run_batch` one that has ended, of others."""
+    """`submit(..., if_exists="error")` found an existing batch; or `run_batch` a finished one, of other documents."""
 
     code = "batch-exists"
 
@@ -382,7 +382,7 @@ class SubmissionInProgressError(DurableBatchesError):
 
 
 class WorkflowMismatchError(DurableBatchesError, ValueError):
-    """The batch of this id belongs to another workflow."""
+    """The batch with this id belongs to another workflow."""
 
     code = "workflow-mismatch"
 
@@ -397,7 +397,7 @@ class WorkflowMismatchError(DurableBatchesError, ValueError):
 
 
 class InvalidTransitionError(DurableBatchesError):
-    """A move that the batch's state machine does not have."""
+    """The batch's state machine does not have this transition."""
 
     code = "invalid-transition"
 
@@ -413,7 +413,7 @@ class InvalidTransitionError(DurableBatchesError):
 
 
 class BatchFailedError(DurableBatchesError):
-    """The run of this batch ended FAILED; `failures` holds the first of its failed documents."""
+    """The batch ended as FAILED; `failures` holds its first failed documents."""
 
     code = "batch-failed"
 
@@ -428,7 +428,7 @@ class BatchFailedError(DurableBatchesError):
 
 
 class BatchCancelledError(DurableBatchesError):
-    """The run of this batch ended CANCELLED."""
+    """The batch ended as CANCELLED."""
 
     code = "batch-cancelled"
 
@@ -440,7 +440,7 @@ class BatchCancelledError(DurableBatchesError):
 
 
 class DocumentsFailedError(DurableBatchesError):
-    """The batch completed, but some of its documents failed; `failures` holds the first of them."""
+    """The batch completed, but some documents failed; `failures` holds the first of them."""
 
     code = "documents-failed"
 
@@ -458,11 +458,11 @@ class DocumentsFailedError(DurableBatchesError):
 
 
 class StoreUnavailableError(DurableBatchesError):
-    """The store cannot be reached or used now; running batches wait and go on when it returns."""
+    """The store cannot be reached or used now; running batches wait and continue when it is back."""
 
     code = "store-unavailable"
     transient: ClassVar[bool] = True
-    """Whether what is wrong usually passes without anybody's help: those who wait for a batch wait on then."""
+    """Whether the problem usually resolves by itself; then callers that wait for a batch keep waiting."""
 
 
 class StoreReadOnlyError(StoreUnavailableError):
@@ -473,16 +473,16 @@ class StoreReadOnlyError(StoreUnavailableError):
 
 
 class StoreAccessError(StoreUnavailableError):
-    """The database server refuses: the login, the database's name, or a right that the role lacks."""
+    """The database server refuses access: the login, the database name, or a right that the role lacks."""
 
     code = "store-access"
     transient = False
 
 
 class StoreLockedError(StoreUnavailableError):
-    """Another session holds locks on rows of the store, and has not let go of them in time; nothing was written.
+    """Another session holds locks on rows of the store and did not release them in time; nothing was written.
 
-    `batch_ids` are the batches whose rows those are, as far as that is known.
+    `batch_ids` are the affected batches, as far as they are known.
     """
 
     code = "store-locked"
@@ -498,21 +498,21 @@ class StoreLockedError(StoreUnavailableError):
 
 
 class StoreFullError(StoreUnavailableError):
-    """The disk, or the database's own limit, is full."""
+    """The disk is full, or the database has reached its size limit."""
 
     code = "store-full"
     transient = False
 
 
 class StoreCorruptError(StoreUnavailableError):
-    """The file is truncated, damaged, or no database at all."""
+    """The file is truncated, damaged, or not a database."""
 
     code = "store-corrupt"
     transient = False
 
 
 class SchemaTooNewError(StoreUnavailableError):
-    """A newer library wrote this database in a way that this version must not touch."""
+    """A newer version of the library has upgraded this database, so this version must not use it."""
 
     code = "schema-too-new"
     transient = False
@@ -528,37 +528,37 @@ class SchemaTooNewError(StoreUnavailableError):
 
 
 class FactRejectedError(DurableBatchesError):
-    """The database refused the data itself of a commit (not its connection); nothing of it was written."""
+    """The database refused the data of a commit, as opposed to a connection failure; nothing of it was written."""
 
     code = "fact-rejected"
 
 
 class CommitUnknownError(StoreUnavailableError):
-    """The reply to a commit was lost; the same number again tells."""
+    """The reply to a commit was lost; repeating the commit under its number gives the outcome."""
 
     code = "commit-unknown"
 
 
 class WorkerFencedError(DurableBatchesError):
-    """This worker was declared dead; it never writes again under this id."""
+    """This worker lost its lease; it never writes again under this id."""
 
     code = "worker-fenced"
 
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
         super().__init__(
-            f"worker {worker_id!r} was declared dead, or had to count itself so, since its lease was not renewed in "
-            "time; nothing was written, and others may go on with its documents"
+            f"worker {worker_id!r} lost its lease, which was not renewed in time; nothing was written, and other "
+            "workers may continue its documents"
         )
 
 
 def qualified_name(kind: type[BaseException]) -> str:
-    """The name under which an exception class is recorded: module and qualified name."""
+    """Return the name under which an exception class is recorded: module and qualified name."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def place_of(batch_id: str, document_id: str) -> str:
-    """Where something happened, in words; no document's id is empty, but a resolver's is."""
+    """Describe the document, or the resolver, which has an empty id."""
     return f"document {document_id!r} of batch {batch_id!r}" if document_id else f"the resolver of batch {batch_id!r}"
 
 
@@ -578,7 +578,7 @@ _LONGEST_MESSAGE = 200
 
 
 def listed(failures: Sequence[tuple[str, str]], failed: int) -> str:
-    """The first failed documents (id and error), a line of bounded length each, and how many more there are."""
+    """List the first failed documents (id and error), one line of bounded length each, and the number of others."""
     shown = "".join(f"\n  {shortened(document_id, _LONGEST_ID)}: {shortened(error)}" for document_id, error in failures)
     more = failed - len(failures)
     if not shown:
@@ -587,7 +587,7 @@ def listed(failures: Sequence[tuple[str, str]], failed: int) -> str:
 
 
 def shortened(text: str, limit: int = _LONGEST_MESSAGE) -> str:
-    """A text as one line of bounded length, without what a terminal would obey rather than show."""
+    """Put a text on one line of bounded length, without the control characters of terminals."""
     line = "".join(character for character in " ".join(text.split()) if character.isprintable())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 

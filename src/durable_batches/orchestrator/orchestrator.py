@@ -41,18 +41,18 @@ _FAILURES_SHOWN = 10
 
 
 class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
-    """Runs a workflow's batches, inside `async with`; constructing it needs no event loop.
+    """Runs the batches of a workflow, inside `async with`; constructing it needs no event loop.
 
-    With `store=` it has a worker of its own; with `worker=` it shares one with other orchestrators, and entering
-    either is enough.
+    With `store=` it creates a worker; with `worker=` it shares one with other orchestrators, and entering either is
+    enough.
 
     Args:
-        workflow: What to run.
-        store: Where the batches are.
-        worker: Who runs them.
-        config: Of batches that are submitted without one.
-        max_in_flight: Documents in flight in this process at once. 0: submits and reads only.
-        dependencies: By provider, what to give in its place; see `Worker`.
+        workflow: The workflow to run.
+        store: The store of the batches.
+        worker: The worker that runs them.
+        config: The configuration of batches that are submitted without one.
+        max_in_flight: Documents in flight in this process. 0: only submits and reads.
+        dependencies: Replacements by provider; see `Worker`.
 
     Raises:
         ConfigurationError: `store` is no store, or neither or both of `store` and `worker` are given.
@@ -101,24 +101,24 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         worker.serve(workflow)
 
     async def __aenter__(self) -> Self:
-        """Start the worker, where it is not running yet."""
+        """Start the worker, unless it is running."""
         await self._worker.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the worker, where no other orchestrator uses it: drain, release unfinished documents, deregister."""
+        """Stop the worker, unless another orchestrator uses it: drain, release unfinished documents, deregister."""
         await self._worker.__aexit__(kind, error, trace)
 
     @property
     def worker(self) -> Worker:
-        """Who runs the batches."""
+        """The worker that runs the batches."""
         return self._worker
 
     @property
     def stats(self) -> RunStats:
-        """What the worker has done since it was made, in numbers."""
+        """Counters of the worker since it was created."""
         return self._worker.stats
 
     # ---- bringing work ---------------------------------------------------------------------------------------
@@ -133,29 +133,29 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         if_exists: Literal["attach", "error"] = "attach",
         connection: HostTransaction | None = None,
     ) -> BatchId:
-        """Submit a batch: when this returns, all of its documents are stored, and it runs.
+        """Submit a batch. When this returns, all documents are stored and the batch runs.
 
         Args:
-            documents: Any number; consumed lazily, a chunk in memory at a time.
-            config: How it runs; the orchestrator's by default.
-            batch_id: Makes it idempotent: where there is a sealed batch of this id and workflow, that one is
-                attached to, without consuming the documents, and with the configuration that it was submitted
+            documents: Any number of documents; consumed lazily, one chunk in memory at a time.
+            config: How the batch runs; by default the orchestrator's configuration.
+            batch_id: Makes the submission idempotent: if a submitted batch of this workflow has this id, the call
+                attaches to it, without consuming the documents, and with the configuration that it was submitted
                 with. Random by default.
-            document_id: A document's id, unique in its batch. By default the document's `document_id` or `id`
-                attribute (a str, int or UUID), else its place in the order, from 0.
-            if_exists: "error" refuses a batch id that exists.
-            connection: A connection (or session) of the application, in a transaction on the store's database: the
-                batch is a part of it, is rolled back with it, and is seen and run only after its commit. Of a
-                PostgresStore: an AsyncConnection or AsyncSession of SQLAlchemy, or a connection of asyncpg.
+            document_id: Returns a document's id, unique in its batch. By default the document's `document_id` or `id`
+                attribute (a str, int or UUID), or else its ordinal in the submission, from 0.
+            if_exists: "error" refuses an existing batch id.
+            connection: A connection (or session) of the application, in a transaction on the store's database. The
+                batch becomes part of that transaction: it is rolled back with it, and visible only after its commit.
+                For a PostgresStore: an AsyncConnection or AsyncSession of SQLAlchemy, or a connection of asyncpg.
 
         Raises:
-            DuplicateDocumentError: Two documents have one id; nothing of this submit remains.
-            PayloadError: A document cannot be stored exactly; nothing of this submit remains.
+            DuplicateDocumentError: Two documents have the same id; the submission leaves nothing behind.
+            PayloadError: A document cannot be stored exactly; the submission leaves nothing behind.
             ConfigurationError: `documents` is a single string, an id is unusable, or the store cannot join the
                 connection's transaction.
             WorkflowMismatchError: The batch id belongs to another workflow's batch.
-            BatchExistsError: It exists, and `if_exists` is "error".
-            SubmissionInProgressError: Another submitter, who is alive, is loading it at this moment.
+            BatchExistsError: The batch exists, and `if_exists` is "error".
+            SubmissionInProgressError: Another live submitter is loading the batch.
         """
         submission = Submission(
             self._worker,
@@ -177,17 +177,17 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         document_id: Callable[[D], str] | None = None,
         if_exists: Literal["attach", "error"] = "attach",
     ) -> BatchResult[V_co]:
-        """`submit`, and then `result`."""
+        """Submit a batch and wait for its result."""
         submitted = await self.submit(
             documents, config=config, batch_id=batch_id, document_id=document_id, if_exists=if_exists
         )
         return await self.result(submitted)
 
     async def cancel(self, batch_id: str, *, reason: str = "") -> bool:
-        """End the run as CANCELLED: committed first, then what runs is cancelled.
+        """Cancel a batch: first commit the cancellation, then cancel what runs.
 
-        Exactly one call for a run returns True, and only if the run ended CANCELLED. After it, this process
-        starts no activity of the batch, and other processes none later than a heartbeat.
+        Exactly one call returns True, and only if it cancelled the batch. After it returns, this process starts no
+        activity of the batch, and other processes stop starting them within half a second.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -199,7 +199,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
     # ---- reading ---------------------------------------------------------------------------------------------
 
     async def state(self, batch_id: str) -> BatchState[S_co]:
-        """The batch's state, typed: a `match` over it that forgets one is a type error.
+        """Return the batch's state, as a closed union: a `match` that omits one is a type error.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -207,7 +207,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         return state_of(await self._reader.record(batch_id), self._workflow.machine)
 
     async def snapshot(self, batch_id: str) -> BatchSnapshot[S_co]:
-        """The batch at this moment: state, counts, stages, percentage, rate.
+        """Return a snapshot of the batch: state, counts, stages, percentage, rate.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -215,13 +215,13 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         return self._snapshot(await self._reader.record(batch_id))
 
     def reports(self, batch_id: str) -> list[ActivityReport]:
-        """How far long activities say they are (`current_activity().report`), of those that run in this process."""
+        """List the progress that activities running in this process report with `current_activity().report`."""
         return self._worker.reports(BatchId(batch_id))
 
     async def progress(self, batch_id: str, *, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
-        """Every event of the batch, in order, once, from any point, live or long after.
+        """Yield every event of the batch once, in order, from any point, live or long after.
 
-        Ends with the last event of the current run. To go on after a pause, pass the last `seq` as `after`.
+        Ends with the batch's last event. To resume after a pause, pass the last `seq` as `after`.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -233,7 +233,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
     async def watch(
         self, batch_id: str, *, interval: timedelta = timedelta(milliseconds=250)
     ) -> AsyncGenerator[BatchSnapshot[S_co], None]:
-        """The latest snapshot, whenever there is a new one, at most every `interval`; the last one is of the end.
+        """Yield the latest snapshot when it has changed, at most one per `interval`; the last one is of the end.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -243,7 +243,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
                 yield self._snapshot(record)
 
     async def result(self, batch_id: str) -> BatchResult[V_co]:
-        """Wait for the end of the current run.
+        """Wait for the end of the batch and return its result.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -251,9 +251,9 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         return await self._result(await self._reader.ended_record(batch_id))
 
     async def results(self, batch_id: str) -> AsyncGenerator[Outcome[R_co], None]:
-        """The documents that have ended so far, in submission order, a page in memory at a time.
+        """Yield the outcomes of finished documents, in submission order, one page in memory at a time.
 
-        Of a run that has ended, these are all of them: what it left unfinished is cancelled.
+        For a batch that has ended these are all documents: those left unfinished are cancelled.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -272,11 +272,11 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         *,
         status: Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"] | None = None,
     ) -> AsyncGenerator[DocumentInfo[D], None]:
-        """The documents and where they are, in submission order, a page in memory at a time.
+        """Yield the documents with their status, in submission order, one page in memory at a time.
 
         Args:
             batch_id: The batch.
-            status: Only those of this status.
+            status: Only documents with this status.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -284,7 +284,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         record = await self._reader.record(batch_id)
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
         if record.ended and status is not None:
-            # An unfinished document of an ended run is cancelled; its row is left as it was.
+            # An unfinished document of an ended batch is cancelled; its row is left unchanged.
             statuses = () if status in UNFINISHED else statuses
             statuses = (*UNFINISHED, "cancelled") if status == "cancelled" else statuses
             if not statuses:
@@ -301,12 +301,12 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         metadata: Mapping[str, str] | None = None,
         created_before: datetime | None = None,
     ) -> AsyncGenerator[BatchSnapshot[S_co], None]:
-        """This workflow's batches, newest first, a page in memory at a time.
+        """Yield this workflow's batches, newest first, one page in memory at a time.
 
         Args:
-            states: Only those in one of these states (tags).
-            metadata: Only those with each of these labels.
-            created_before: Only older ones; an aware datetime.
+            states: Only batches in one of these states (tags).
+            metadata: Only batches with all of these labels.
+            created_before: Only batches created before this moment; an aware datetime.
         """
         query = BatchQuery(
             workflow=self._workflow.name,
@@ -319,7 +319,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
                 yield self._snapshot(record)
 
     async def count_checkpoints(self, batch_id: str) -> int:
-        """Count the results of activities that the batch has recorded: paid for, and not to be repeated.
+        """Count the batch's recorded results of activities, which will not run again.
 
         Raises:
             BatchNotFoundError: There is no such batch.
