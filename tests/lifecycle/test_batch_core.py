@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.lifecycle.driving import LOADER, START, World, identity, succeeded
+from tests.lifecycle.world import LOADER, START, World, identity, succeeded
 
 from durable_batches import BatchConfig, Counts, RetryFailed
 from durable_batches.lifecycle.batch import BatchInProgress

@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.lifecycle.driving import Identity, World, facts_about, identity, succeeded
+from tests.lifecycle.world import Identity, World, facts_about, identity, succeeded
 from tests.properties import modest
 
 from durable_batches.lifecycle.batch import BatchInProgress

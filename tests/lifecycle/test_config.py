@@ -101,7 +101,7 @@ configs = st.builds(
 def test_it_is_recorded_exactly(config: BatchConfig, stages: list[str], resolver: bool) -> None:
     definition = Definition(tuple(stages), resolver, config)
     record = new_batch(
-        batch_id=BatchId("batch"), workflow="w", version="1", loader=WorkerId("l"), definition=definition, now=1
+        batch_id=BatchId("batch"), workflow="w", version="1", submitter=WorkerId("l"), definition=definition, now=1
     )
     assert definition_of(record) == definition
     assert record.metadata == config.metadata

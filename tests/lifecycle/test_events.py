@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.lifecycle.driving import START, UNENCODABLE, World, identity
+from tests.lifecycle.world import START, UNENCODABLE, World, identity
 from tests.properties import modest
 
 from durable_batches import (

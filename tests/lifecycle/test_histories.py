@@ -7,7 +7,7 @@ from itertools import count
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.lifecycle.driving import LOADER, World, identity
+from tests.lifecycle.world import LOADER, World, identity
 from tests.properties import modest
 
 from durable_batches.lifecycle.batch_core import definition_of
@@ -59,13 +59,13 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
-        self.incarnations = count(1)
-        self.workers = [self.incarnation() for _ in range(WORKERS)]
+        self.sessions = count(1)
+        self.workers = [self.new_session() for _ in range(WORKERS)]
         self.gone: list[WorkerId] = []
         self.old: list[Fact] = []
 
-    def incarnation(self) -> WorkerId:
-        return WorkerId(f"worker-{next(self.incarnations)}")
+    def new_session(self) -> WorkerId:
+        return WorkerId(f"worker-{next(self.sessions)}")
 
     @initialize(
         batches=st.lists(
@@ -165,7 +165,7 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.gone and self.old)
     @rule(data=st.data())
-    def report_of_the_dead(self, data: st.DataObject) -> None:
+    def report_after_release(self, data: st.DataObject) -> None:
         """Of a worker that is gone, everything is refused; a store fences it besides."""
         worker = data.draw(st.sampled_from(self.gone))
         facts = data.draw(st.lists(st.sampled_from(self.old), min_size=1, max_size=3))
@@ -177,7 +177,7 @@ class Histories(RuleBasedStateMachine):
     @rule(worker=st.integers(0, WORKERS - 1), departure=st.sampled_from(["crash", "shutdown"]))
     def go(self, worker: int, departure: Departure) -> None:
         gone = self.workers[worker]
-        self.workers[worker] = self.incarnation()
+        self.workers[worker] = self.new_session()
         held = self.world.held(gone)
         running = [row for row in held if not self.world.batches[row.batch_id].ended]
         self.world.release([gone], departure)

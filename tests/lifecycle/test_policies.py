@@ -30,7 +30,7 @@ from durable_batches.lifecycle.policies import (
     abort_reason,
     document_retry_delay,
     is_retryable,
-    neighbours_allowed,
+    isolated_concurrency,
     retry_after,
 )
 
@@ -343,13 +343,13 @@ def test_a_wish_beyond_all_reason_is_bounded(wish: object) -> None:
     assert retry_after(RetryLater(timedelta.max)) == timedelta(days=3650)
 
 
-# ---- suspects ------------------------------------------------------------------------------------------------------
+# ---- poison documents ---------------------------------------------------------------------------------------------
 
 
 @given(capacity=st.integers(1, 1_000), max_crashes=st.integers(1, 20))
 @modest(100)
-def test_each_crash_leaves_fewer_neighbours(capacity: int, max_crashes: int) -> None:
-    allowed = [neighbours_allowed(crashes, max_crashes, capacity) for crashes in range(max_crashes + 3)]
+def test_each_crash_leaves_fewer_documents_beside_it(capacity: int, max_crashes: int) -> None:
+    allowed = [isolated_concurrency(crashes, max_crashes, capacity) for crashes in range(max_crashes + 3)]
     assert allowed[0] == capacity
     assert allowed == sorted(allowed, reverse=True)
     assert min(allowed) == 1
@@ -358,5 +358,5 @@ def test_each_crash_leaves_fewer_neighbours(capacity: int, max_crashes: int) -> 
 
 
 def test_the_search_is_geometric() -> None:
-    assert [neighbours_allowed(crashes, 4, 1_000) for crashes in range(4)] == [1_000, 100, 10, 1]
-    assert [neighbours_allowed(crashes, 4, 4) for crashes in range(4)] == [4, 2, 1, 1]
+    assert [isolated_concurrency(crashes, 4, 1_000) for crashes in range(4)] == [1_000, 100, 10, 1]
+    assert [isolated_concurrency(crashes, 4, 4) for crashes in range(4)] == [4, 2, 1, 1]

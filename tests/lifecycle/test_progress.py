@@ -1,4 +1,4 @@
-"""What people watch: snapshots and states of a batch's record."""
+"""Snapshots and states of a batch's record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Literal, assert_type
 
 import pytest
-from tests.lifecycle.driving import START, World, identity, succeeded
+from tests.lifecycle.world import START, World, identity, succeeded
 
 from durable_batches import (
     EXTRACTION,

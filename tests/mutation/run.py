@@ -74,7 +74,7 @@ class Mutant(NamedTuple):
 def main() -> int:
     prepare()
     run_mutmut(sys.argv[1:])
-    modules = sys.argv[1:] or sorted(path.stem for path in (ROOT / PACKAGE).glob("*.py"))
+    modules = sys.argv[1:] or sorted(module_of(path) for path in (ROOT / PACKAGE).rglob("*.py"))
     explained = explanations(modules)
     found = results(modules)
     survivors: list[Mutant] = []
@@ -83,6 +83,11 @@ def main() -> int:
         if mutant in explained or survives(name):
             survivors.append(mutant)
     return report(len(found), survivors, explained)
+
+
+def module_of(path: Path) -> str:
+    """Name a module as it is named on the command line and in `mutants.toml`: within `lifecycle`, with dots."""
+    return ".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts)
 
 
 # ---- the copy --------------------------------------------------------------------------------------------------
@@ -96,7 +101,7 @@ def prepare() -> None:
     shutil.copy(ROOT / "pyproject.toml", WORK)
     (WORK / "setup.cfg").write_text(SETTINGS)
     (WORK / "conftest.py").write_text(CONFTEST)
-    for path in (WORK / PACKAGE).glob("*.py"):
+    for path in (WORK / PACKAGE).rglob("*.py"):
         path.write_text(undecorated(path.read_text()))
 
 
@@ -136,7 +141,7 @@ def results(modules: list[str]) -> dict[str, int]:
     """The exit code of each mutant of these modules, by its name."""
     found: dict[str, int] = {}
     for module in modules:
-        path = WORK / "mutants" / PACKAGE / f"{module}.py.meta"
+        path = WORK / "mutants" / PACKAGE / f"{module.replace('.', '/')}.py.meta"
         if path.exists():  # not of a module without functions
             found |= json.loads(path.read_text())["exit_code_by_key"]
     return found
@@ -151,7 +156,7 @@ def shown(name: str) -> Mutant:
         return " ".join(line[1:].strip() for line in changes if line[0] == sign)
 
     # package.module.x_function__mutmut_1, or ....xǁClassǁmethod__mutmut_1
-    module, _, function = name.removeprefix("durable_batches.lifecycle.").partition(".")
+    module, _, function = name.removeprefix("durable_batches.lifecycle.").rpartition(".")
     function = function.rpartition("__mutmut_")[0].removeprefix("x").removeprefix("_").strip("ǁ").replace("ǁ", ".")
     return Mutant(f"{module}.{function}", joined("-"), joined("+"))
 
@@ -184,7 +189,7 @@ def explanations(modules: list[str]) -> set[Mutant]:
     return {
         Mutant(entry["in"], entry["line"], becomes)
         for entry in entries
-        if entry["in"].partition(".")[0] in modules
+        if any(entry["in"].startswith(f"{module}.") for module in modules)
         for becomes in entry["becomes"]
     }
 

@@ -155,7 +155,7 @@ class Agreement(RuleBasedStateMachine):
             batch_id=batch_id,
             workflow=workflow[0],
             version=workflow[1],
-            loader=loader,
+            submitter=loader,
             definition=definition,
             now=self.clock.now(),
         )

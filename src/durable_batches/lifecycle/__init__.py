@@ -1,1 +1,1 @@
-"""The decisions: states, events, policies and the plan of every write. Pure: no I/O, no clock, no randomness."""
+"""Decide: states, events, policies, and the plan of every write. Pure: no I/O, no clock, no randomness."""

@@ -1,4 +1,4 @@
-"""What a batch's record keeps for the state machine alone: `BatchRecord.core`, JSON that no store looks into."""
+"""The part of a batch's record that is the state machine's own: `BatchRecord.core`, JSON that no store reads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def encode_core(core: BatchCore) -> bytes:
 
 
 class Definition(NamedTuple):
-    """What a batch is, as opposed to where it is: fixed when it is created."""
+    """A batch's stages, resolver and configuration: fixed when it is created."""
 
     stages: tuple[str, ...]
     resolver: bool
@@ -61,7 +61,7 @@ class Definition(NamedTuple):
 
 
 def definition_of(record: BatchRecord) -> Definition:
-    """Read what the batch is."""
+    """Read a batch's definition from its record."""
     return _definition_in(record.core)
 
 
@@ -91,7 +91,7 @@ def new_batch(
     batch_id: BatchId,
     workflow: str,
     version: str,
-    loader: WorkerId,
+    submitter: WorkerId,
     definition: Definition,
     now: Micros,
 ) -> BatchRecord:
@@ -111,7 +111,7 @@ def new_batch(
         batch_id=batch_id,
         workflow=workflow,
         version=version,
-        loader=loader,
+        loader=submitter,
         run=1,
         state="pending",
         paused=False,

@@ -1,4 +1,4 @@
-"""Commands: what a batch's submitter, or anybody, may ask for about a batch."""
+"""Commands about one batch: its submitter seals or discards it, any client may cancel it."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class _Event(Value):
-    """What every event has."""
+    """The fields that every event has."""
 
     batch_id: BatchId
     seq: int
@@ -112,7 +112,7 @@ class DocumentRetrying(_Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DocumentReleased(_Event):
-    """A running document was given back, and waits for a worker again.
+    """A running document was released, and waits for a worker again.
 
     `reason` is "shutdown" (a clean release) or "crash" (its worker died).
     """
@@ -207,7 +207,7 @@ LAST_EVENT_TAGS: Final = frozenset({"batch_completed", "batch_failed", "batch_ca
 
 @lru_cache(maxsize=4096)
 def decode_event(record: EventRecord) -> BatchEvent:
-    """The typed event of a stored one; one for all who watch, since it cannot be changed."""
+    """Decode a stored event; all subscribers get the same object, since it cannot be changed."""
     kind, names = _SHAPES[record.tag]
     values: dict[str, Any] = dict(zip(names, json.loads(record.data), strict=False))
     if "counts" in values:

@@ -24,7 +24,7 @@ __all__ = [
 
 @final  # and so told apart by its type alone, by type checkers too
 class ActivityCompleted(NamedTuple):
-    """An activity call returned; `payload` is its encoded result."""
+    """Report that an activity call returned; `payload` is its encoded result."""
 
     batch_id: BatchId
     run: int
@@ -33,11 +33,11 @@ class ActivityCompleted(NamedTuple):
     key: str
     payload: bytes
     mark: int = -1
-    """The index of the latest stage that the document has started; no fact of its own where the call was quick."""
+    """The index of the latest stage that the document has entered; a quick call needs no `StageEntered` beside it."""
 
 
 class ActivityFailed(NamedTuple):
-    """An activity call's attempts are used up; `payload` is the encoded failure."""
+    """Report that an activity call has used up its attempts; `payload` is the encoded failure."""
 
     batch_id: BatchId
     run: int
@@ -48,7 +48,7 @@ class ActivityFailed(NamedTuple):
 
 
 class StageEntered(NamedTuple):
-    """The document has started the stage of this index."""
+    """Report that the document has entered the stage of this index."""
 
     batch_id: BatchId
     run: int
@@ -58,7 +58,7 @@ class StageEntered(NamedTuple):
 
 
 class ExecutionSucceeded(NamedTuple):
-    """The workflow (or resolver) returned."""
+    """Report that the workflow (or resolver) returned."""
 
     batch_id: BatchId
     run: int
@@ -69,7 +69,7 @@ class ExecutionSucceeded(NamedTuple):
 
 
 class ExecutionFailed(NamedTuple):
-    """The workflow (or resolver) raised."""
+    """Report that the workflow (or resolver) raised."""
 
     batch_id: BatchId
     run: int
@@ -80,7 +80,7 @@ class ExecutionFailed(NamedTuple):
     error: str
     """One line for people."""
     retryable: bool = True
-    """False: no failure policy tries it again."""
+    """False: no failure policy retries it."""
     retry_in: Micros | None = None
     """Of a resolver: the delay that its own retry policy asks for; None: it has failed for good."""
     forget: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class ExecutionFailed(NamedTuple):
 
 
 class ExecutionReleased(NamedTuple):
-    """The worker gives the execution back, unfinished and through no fault of its own."""
+    """Report that the worker releases the execution, which is unfinished and has not failed."""
 
     batch_id: BatchId
     run: int

@@ -1,4 +1,4 @@
-"""A failure as it is recorded, of an activity and of a document: data only, JSON, the same on every read."""
+"""Record failures of activities and documents: data only, as JSON, the same on every read."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class ActivityFailure(NamedTuple):
 
     @classmethod
     def of(cls, activity: str, error: BaseException, attempts: int, *, retryable: bool) -> ActivityFailure:
-        """The record of an error. Of a bare `RetryLater` that came from another error, that one is what went wrong."""
-        told = error.__cause__ if type(error) is RetryLater and error.__cause__ is not None else error
+        """Record an error; in place of a bare `RetryLater`, the error that it was raised from, if any."""
+        reported = error.__cause__ if type(error) is RetryLater and error.__cause__ is not None else error
         return cls(
             activity=activity,
-            error_type=type(told).__name__,
-            message=message_of(told),
+            error_type=type(reported).__name__,
+            message=message_of(reported),
             attempts=attempts,
             retryable=retryable,
-            kinds=tuple(dict.fromkeys((*_kinds_of(told), *_kinds_of(error)))),
+            kinds=tuple(dict.fromkeys((*_kinds_of(reported), *_kinds_of(error)))),
         )
 
     def error(self, batch_id: str = "", document_id: str = "") -> ActivityFailedError:
-        """What the workflow gets, live and on replay."""
+        """Make the error that the workflow gets, live and on replay."""
         return ActivityFailedError(
             activity=self.activity,
             error_type=self.error_type,
@@ -54,12 +54,12 @@ class ActivityFailure(NamedTuple):
         )
 
     def encode(self) -> bytes:
-        """As JSON."""
+        """Encode as JSON."""
         return json.dumps(self._asdict(), separators=(",", ":")).encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> ActivityFailure:
-        """From JSON."""
+        """Decode from JSON."""
         data: dict[str, Any] = json.loads(payload)
         data["kinds"] = tuple(data["kinds"])
         return cls(**data)
@@ -74,12 +74,12 @@ class DocumentFailureRecord(NamedTuple):
     attempts: int
 
     def encode(self) -> bytes:
-        """As JSON."""
+        """Encode as JSON."""
         return json.dumps(self._asdict(), separators=(",", ":")).encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> DocumentFailureRecord:
-        """From JSON."""
+        """Decode from JSON."""
         return cls(**json.loads(payload))
 
 
@@ -88,7 +88,7 @@ def _kinds_of(error: BaseException) -> tuple[str, ...]:
 
 
 def message_of(error: BaseException) -> str:
-    """The error's message, of bounded length; the class's name where it has none."""
+    """Take the error's message, of bounded length; the class's name where it has none."""
     try:
         message = str(error)
     except Exception:  # noqa: BLE001  (a user's __str__ may raise anything, and must not hide the error itself)
@@ -98,12 +98,12 @@ def message_of(error: BaseException) -> str:
 
 
 def message_of_group(group: BaseException, first: BaseException) -> str:
-    """The message of a group of errors, which alone would not say what happened, and the first of them."""
+    """Join the message of a group of errors with its first error, which says what happened."""
     return _cut(f"{message_of(group)}: {in_a_line(type(first).__name__, message_of(first))}", MESSAGE_LIMIT)
 
 
 def in_a_line(error_type: str, message: str) -> str:
-    """An error for a log that has one line for it: its type and its message, which may be long and have many lines."""
+    """Shorten an error to one line of a log: its type and its message, which may be long and have many lines."""
     text = shortened(message, _LINE_LIMIT)
     return f"{error_type}: {text}" if error_type and text not in ("", error_type) else text or error_type
 

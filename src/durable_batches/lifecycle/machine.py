@@ -195,7 +195,7 @@ class BatchStateMachine(Generic[S_co]):
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The stages' tags, in order; what is stored with each batch."""
+        """The stages' tags, in order; they are stored with each batch."""
         self._check_type_argument()
         return self._tags
 
@@ -205,15 +205,15 @@ class BatchStateMachine(Generic[S_co]):
         return transitions(self.tags)
 
     def can_transition(self, current: str, following: str) -> bool:
-        """Whether a batch in the state `current` may go to `following` (both are tags)."""
+        """Decide whether a batch in the state `current` may go to `following` (both are tags)."""
         return following in self.transitions.get(current, frozenset())
 
     def index(self, tag: str) -> int | None:
-        """The stage's place in the order; None where the machine does not have it."""
+        """Find the stage's index in the order; None where the machine does not have it."""
         return self._indexes.get(tag)
 
     def stage(self, tag: str, *, done: int, total: int) -> S_co | None:
-        """The stage state of this tag; None where the machine does not have it."""
+        """Make the stage state of this tag; None where the machine does not have it."""
         index = self._indexes.get(tag)
         if index is None:
             return None
@@ -236,7 +236,7 @@ class BatchStateMachine(Generic[S_co]):
 
 
 def tag_of(stage: type[Stage]) -> str:
-    """The stage's literal tag."""
+    """Read the stage's literal tag."""
     tag: object = getattr(stage, "tag", None)
     if not isinstance(tag, str) or not tag:
         raise MachineError(f'{stage.__name__} has no tag; give it one: tag: Literal["name"] = "name"')

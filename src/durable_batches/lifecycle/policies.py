@@ -1,4 +1,4 @@
-"""Failure policies and retry policies: what a failure means. Pure decisions; randomness comes in as an argument."""
+"""Failure policies and retry policies: decide the consequences of a failure. Randomness comes in as an argument."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
     "FailurePolicy",
     "RetryFailed",
     "RetryPolicy",
-    "neighbours_allowed",
+    "isolated_concurrency",
 ]
 
 _ZERO: Final = timedelta(0)
 _MAX_BACKOFF: Final = timedelta(hours=1)
 _LONGEST: Final = timedelta(days=3650)
-"""Of any delay: what was due after the calendar's end could not be shown, nor stored."""
+"""Of any delay: a moment after the calendar's end could not be shown, nor stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class ContinueOnFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class AbortAll:
-    """The first failed document stops the batch: nothing more is claimed, what runs is cancelled, FAILED."""
+    """The first failed document ends the batch as FAILED: no more is claimed, and running documents are cancelled."""
 
     tag: Literal["abort-all"] = "abort-all"
 
@@ -93,14 +93,14 @@ FailurePolicy: TypeAlias = ContinueOnFailure | AbortAll | RetryFailed
 
 
 def document_retry_delay(policy: FailurePolicy, failures: int, *, retryable: bool) -> timedelta | None:
-    """The delay until a document that has failed `failures` times runs again; None: it has failed for good."""
+    """Decide when a document that has failed `failures` times runs again; None: it has failed for good."""
     if not isinstance(policy, RetryFailed) or not retryable or failures >= policy.max_attempts:
         return None
     return _doubled(policy.backoff, failures - 1)
 
 
 def abort_reason(policy: FailurePolicy, counts: Counts) -> str | None:
-    """Why these counts end the batch as FAILED under the policy; None: they do not."""
+    """Say why these counts end the batch as FAILED under the policy; None: they do not."""
     if counts.failed == 0:
         return None
     final = policy.then if isinstance(policy, RetryFailed) else policy
@@ -118,7 +118,7 @@ def abort_reason(policy: FailurePolicy, counts: Counts) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and when a failing activity (or resolver) is tried again.
+    """How often and when a failing activity (or resolver) is retried.
 
     Attributes:
         max_attempts: Attempts in all, the first one included.
@@ -155,7 +155,7 @@ class RetryPolicy:
             raise ValueError("jitter must be between 0 and 1")
 
     def delay(self, error: BaseException, attempt: int, chance: float) -> timedelta | None:
-        """The delay until the next attempt after attempt number `attempt` failed; None: there is none.
+        """Decide the delay until the next attempt after attempt number `attempt` failed; None: there is none.
 
         `chance` is a random number in [0, 1), for the jitter.
         """
@@ -171,14 +171,14 @@ class RetryPolicy:
         return backoff * (1 + self.jitter * chance)
 
     def verdict(self, error: BaseException) -> bool | timedelta:
-        """Whether this kind of error may be tried again at all, or the delay that `retryable` gives for it."""
+        """Decide whether this kind of error may be retried at all, or the delay that `retryable` returns for it."""
         if not is_retryable(error) or isinstance(error, self.non_retryable):
             return False
         return True if self.retryable is None else self.retryable(error)
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether an error leaves room for another attempt at all: a mistake in code or data fails every time."""
+    """Decide whether an error may be retried at all: a mistake in code or data fails every time."""
     return not isinstance(
         error,
         NonRetryableError | PayloadError | ConfigurationError | CheckpointMismatchError | FactRejectedError,
@@ -186,7 +186,7 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def retry_after(error: BaseException) -> timedelta | None:
-    """The delay that an error asks for: `RetryLater`, a `retry_after` attribute, a Retry-After header in seconds."""
+    """Read an error's own delay: `RetryLater`, a `retry_after` attribute, a Retry-After header in seconds."""
     if isinstance(error, RetryLater):
         return _bounded(error.after)
     wish: Any = getattr(error, "retry_after", None)
@@ -202,12 +202,12 @@ def retry_after(error: BaseException) -> timedelta | None:
     return timedelta(seconds=min(seconds, _LONGEST.total_seconds())) if 0 <= seconds < math.inf else None
 
 
-def neighbours_allowed(crashes: int, max_crashes: int, capacity: int) -> int:
-    """How many documents a worker may run at once, a suspect of so many crashes among them.
+def isolated_concurrency(crashes: int, max_crashes: int, capacity: int) -> int:
+    """Limit how many documents a worker runs at once while one of them has crashed before, this many times.
 
-    From the whole capacity with no crash down to 1 (alone) with one crash less than `max_crashes`, geometrically:
-    each crash narrows the search for the document that kills its process, and none of the innocent ones beside
-    it is condemned, since only a crash suffered alone can be the last.
+    From the whole capacity without a crash down to 1 with one crash less than `max_crashes`, geometrically: each
+    crash narrows the search for the poison document, which kills its process. The documents beside it do not fail,
+    because only a crash in isolation can be a document's last.
     """
     if crashes == 0:
         return max(capacity, 1)
@@ -230,7 +230,7 @@ def _doubled(delay: timedelta, times: int) -> timedelta:
 
 
 def _grown(delay: timedelta, factor: float, times: int, maximum: timedelta) -> timedelta:
-    """`delay * factor ** times`, at most `maximum`."""
+    """Compute `delay * factor ** times`, at most `maximum`."""
     try:
         seconds = delay.total_seconds() * math.pow(factor, times)
     except OverflowError:

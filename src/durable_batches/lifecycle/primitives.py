@@ -1,4 +1,4 @@
-"""What the whole core is made of: values, names, moments, and records made without a constructor's checks."""
+"""Values, names, moments, and records made without a constructor's checks: the whole core uses them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Value:
     """Base of frozen dataclasses that leaves them less to generate: `@dataclass(..., repr=False, eq=False)`.
 
     They are shown, compared and hashed as other frozen dataclasses are. But `dataclass` would compile that for each
-    class anew, and there are so many that importing the library would take noticeably longer.
+    class anew, and importing the library would take noticeably longer.
     """
 
     def __repr__(self) -> str:
@@ -35,7 +35,7 @@ class Value:
 
 
 def problem_with_name(name: object) -> str | None:
-    """What keeps this from being a name; None: it can be one."""
+    """Say why this cannot be a name; None: it can be one."""
     if not isinstance(name, str):
         return f"must be a str, not {type(name).__name__!r}"
     if not name or len(name) > LONGEST_NAME:
@@ -46,12 +46,12 @@ def problem_with_name(name: object) -> str | None:
 
 
 def from_micros(micros: int) -> datetime:
-    """The aware UTC moment of so many microseconds since the epoch, exactly."""
+    """Convert microseconds since the epoch to an aware UTC moment, exactly."""
     return _EPOCH + timedelta(microseconds=micros)
 
 
 def to_micros(moment: datetime) -> int:
-    """Whole microseconds since the epoch of an aware moment, exactly (no float on the way)."""
+    """Convert an aware moment to whole microseconds since the epoch, exactly (no float on the way)."""
     return (moment - _EPOCH) // _MICROSECOND
 
 

@@ -1,4 +1,4 @@
-"""Snapshots: what a batch's record says to those who watch it."""
+"""Read a batch's state and progress from its record."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class BatchSnapshot(Generic[S_co]):
     stages: Sequence[StageCount]
     """Of every stage, in order."""
     percentage: float
-    """Stages passed of all there are to pass, 0 to 100; never decreases within a run."""
+    """Stages passed of all that there are to pass, 0 to 100; never decreases within a run."""
     documents_per_second: float | None
-    """Since the first document started; None before the first has ended."""
+    """Since the first document started; None before the first has finished."""
     eta: datetime | None
-    """When the documents will have ended at that rate; None where there is no rate, nothing left, or no such date."""
+    """When the documents will have finished at that rate; None without a rate, a rest, or such a date."""
     seq: int
     """The sequence number of the last event."""
     run: int
@@ -68,7 +68,7 @@ class BatchSnapshot(Generic[S_co]):
 
 
 def snapshot_of(record: BatchRecord, machine: BatchStateMachine[S], now: Micros) -> BatchSnapshot[S]:
-    """The snapshot of a batch's record, at this moment."""
+    """Make the snapshot of a batch's record, as of this moment."""
     batch = BatchInProgress(record, now)
     rate = _rate(batch, now)
     left = batch.counts.unfinished
@@ -92,7 +92,7 @@ def snapshot_of(record: BatchRecord, machine: BatchStateMachine[S], now: Micros)
 
 
 def state_of(record: BatchRecord, machine: BatchStateMachine[S]) -> BatchState[S]:
-    """The typed state of a batch's record."""
+    """Make the typed state of a batch's record."""
     return _state(BatchInProgress(record, record.created_at), machine)
 
 
@@ -113,7 +113,7 @@ def _state(batch: BatchInProgress, machine: BatchStateMachine[S]) -> BatchState[
 
 
 def _stage(batch: BatchInProgress, machine: BatchStateMachine[S], tag: str) -> S | Pending:
-    """The stage, or where this code's machine has lost it by now, the nearest one before that it still has."""
+    """Find the stage, or the nearest one before it that this code's machine still has."""
     stages = batch.definition.stages
     for index in range(stages.index(tag), -1, -1):
         stage = machine.stage(stages[index], done=batch.past(index), total=batch.total)

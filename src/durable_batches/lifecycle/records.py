@@ -1,4 +1,4 @@
-"""What a store keeps: primitives and opaque bytes, named. The pure core reads and writes these and nothing else.
+"""Records: the rows that a store keeps, of primitives and opaque bytes. The pure core reads and writes nothing else.
 
 Times are whole microseconds since the epoch (UTC), on the store's clock. The records of the hot path are named
 tuples: immutable, and as cheap to make and to bind to a statement as Python has them.
@@ -42,13 +42,13 @@ Micros: TypeAlias = int
 ExecutionStatus: TypeAlias = Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"]
 
 ExecutionKey: TypeAlias = tuple[BatchId, int]
-"""Which execution: its batch, and its document's place in it (`RESOLVER_POSITION` for the resolver)."""
+"""An execution's batch, and its document's ordinal in it (`RESOLVER_POSITION` for the resolver)."""
 
 Refusal: TypeAlias = Literal["unknown", "ended", "superseded"]
 """Why a fact was not applied: no such batch or execution; its run has ended; another attempt has taken over."""
 
 RESOLVER_POSITION: Final = -1
-"""Where a batch's resolver has its execution: before every document, and so outside of every page of them."""
+"""The ordinal of a batch's resolver: before every document, and so outside of every page of them."""
 
 RESOLVER_DOCUMENT_ID: Final = ""
 
@@ -58,7 +58,7 @@ NOW: Final[Micros] = 0
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRecord:
-    """One row a batch. What a store filters or sorts by has a field; the state machine's own row is `core`."""
+    """One row a batch. Values that a store filters or sorts by have a field; the state machine's own are in `core`."""
 
     batch_id: BatchId
     workflow: str
@@ -66,7 +66,7 @@ class BatchRecord:
     loader: WorkerId | None
     """The submitter, until the batch is sealed; an unsealed batch is invisible to everything but `submit`."""
     run: int
-    """The passage of the batch that this row speaks of: 1 is the first, a redrive starts the next."""
+    """The number of the batch's run: 1 is the first, a redrive starts the next."""
     state: str
     """The tag of the state."""
     paused: bool
@@ -74,9 +74,9 @@ class BatchRecord:
     seq: int
     """The sequence number of the last event."""
     free: int
-    """How many more executions may be owned now; 0: a claim need not look here."""
+    """Open slots: how many more executions may be owned now; 0: a claim need not look here."""
     wake: Micros | None
-    """When the batch wants a claim to look at it even with nothing free (its deadline); None: never."""
+    """When a claim has to look at the batch even without an open slot (its deadline); None: never."""
     served: int
     """Grows with each claim from this batch: those with the smallest are served first."""
     core: bytes
@@ -95,7 +95,7 @@ class BatchRecord:
 
 
 class ExecutionRecord(NamedTuple):
-    """One row a document and one for the resolver: all that changes, none of what is large."""
+    """One row a document and one for the resolver: the values that change, none of the large ones."""
 
     batch_id: BatchId
     position: int
@@ -103,17 +103,17 @@ class ExecutionRecord(NamedTuple):
     run: int
     status: ExecutionStatus
     mark: int
-    """The index of the latest stage it has started in this run; -1: none yet."""
+    """The index of the latest stage it has entered in this run; -1: none yet."""
     attempt: int
     """Claims so far."""
     failures: int
     """Attempts that failed; crashes and clean releases do not count."""
     crashes: int
     alone: bool
-    """Whether the current attempt's worker runs nothing else beside it."""
+    """Whether the current attempt runs in isolation: its worker runs nothing else."""
     owner: WorkerId | None
     due: Micros | None
-    """From when it can be claimed (`NOW`: at once); None: not by the clock (running, suspended, ended)."""
+    """From when it can be claimed (`NOW`: at once); None: not by the clock (running, suspended, finished)."""
     updated_at: Micros
 
 
@@ -171,7 +171,7 @@ class EventRecord(NamedTuple):
 
 
 class ClaimRequest(NamedTuple):
-    """What a worker asks for with a commit: to own some executions."""
+    """A worker's request for executions, which comes with a commit."""
 
     workflows: frozenset[tuple[str, str]]
     """The (name, version) pairs of the batches that it can run."""
@@ -180,14 +180,14 @@ class ClaimRequest(NamedTuple):
     held: int
     """Executions that it will hold beside the new ones, when this commit's facts have been applied."""
     window: int
-    """How many it may hold at all: its capacity, or less while a suspect is among them."""
+    """How many it may hold at all: its capacity, or less while it holds a possible poison document."""
     capacity: int
     checkpoints: int
     """Checkpoints at most that come with each claim; the rest is read by `Store.checkpoints`."""
 
 
 class Claim(NamedTuple):
-    """An execution that is now this worker's, with what it takes to run it."""
+    """An execution that this worker owns from now on, with everything that running it takes."""
 
     batch: BatchRecord
     execution: ExecutionRecord
@@ -208,11 +208,11 @@ class Committed(NamedTuple):
     retry_in: Micros | None = None
     """Where a claim was asked for: the time until something falls due, by the store's clock. None: nothing will."""
     applied: bool = True
-    """Of a command: whether it did what it says."""
+    """Whether a command was carried out."""
 
 
 class WorkerRecord(NamedTuple):
-    """One incarnation of a worker. The identity of its process tells on one machine whether it is dead."""
+    """One session of a worker. The identity of its process shows, on the same machine, whether it has ended."""
 
     worker_id: WorkerId
     boot_id: str

@@ -40,7 +40,7 @@ BatchId = NewType("BatchId", str)
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many documents of a batch are where; the parts sum to `total`."""
+    """The documents of a batch by their status; the parts sum to `total`."""
 
     total: int = 0
     pending: int = 0
@@ -53,12 +53,12 @@ class Counts:
 
     @property
     def unfinished(self) -> int:
-        """Documents that have not ended."""
+        """Documents that have not finished."""
         return self.pending + self.running + self.waiting
 
     @property
     def ended(self) -> int:
-        """Documents that have ended, in whatever way."""
+        """Documents that have finished, in whatever way."""
         return self.succeeded + self.failed + self.cancelled
 
 

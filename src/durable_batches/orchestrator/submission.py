@@ -120,7 +120,7 @@ class Submission(Generic[D]):
             batch_id=self._batch_id,
             workflow=self._workflow.name,
             version=self._workflow.version,
-            loader=loader,
+            submitter=loader,
             definition=Definition(self._workflow.machine.tags, self._workflow.resolver is not None, self._config),
             now=self._worker.clock.now(),
         )

@@ -20,7 +20,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded
 from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line, message_of
-from durable_batches.lifecycle.policies import document_retry_delay, neighbours_allowed
+from durable_batches.lifecycle.policies import document_retry_delay, isolated_concurrency
 from durable_batches.lifecycle.records import RESOLVER_POSITION, CheckpointRecord, Claim, Micros
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.reading.results import StoredResults
@@ -84,7 +84,7 @@ class Runner:
             timeout=None if timeout is None or is_resolver else timeout.total_seconds(),
             metadata=config.metadata,
         )
-        return HeldExecution(attempt, neighbours_allowed(claim.execution.crashes, config.max_crashes, capacity))
+        return HeldExecution(attempt, isolated_concurrency(claim.execution.crashes, config.max_crashes, capacity))
 
     async def run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
         """Run a document or a resolver, and report how it ended."""

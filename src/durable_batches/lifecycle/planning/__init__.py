@@ -1,7 +1,7 @@
 """Decide what each write does: pure functions from loaded rows and a request to the rows to be written.
 
-A store loads what these functions are asked about, under its locks, and writes what they answer, in the same
-transaction. So no store decides anything, and every store decides the same.
+A store loads the rows that a request concerns, under its locks, and writes the rows that a function returns, in the
+same transaction. So no store decides anything, and every store decides the same.
 
 `plan_facts` is total: a fact that does not apply is refused with a reason, never with an exception, so that one
 bad fact cannot roll back the facts beside it.

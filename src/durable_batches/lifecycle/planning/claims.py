@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.planning.unit_of_work import UnitOfWork, Writes
-from durable_batches.lifecycle.policies import neighbours_allowed
+from durable_batches.lifecycle.policies import isolated_concurrency
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
@@ -50,7 +50,7 @@ def plan_claims(
         for execution in candidate.executions:
             if batch.open_slots == 0 or taken == request.limit:
                 break
-            allowed = neighbours_allowed(execution.crashes, batch.definition.config.max_crashes, request.capacity)
+            allowed = isolated_concurrency(execution.crashes, batch.definition.config.max_crashes, request.capacity)
             held = request.held + taken
             if held + 1 > min(window, allowed):
                 waited = now - (execution.due or now)

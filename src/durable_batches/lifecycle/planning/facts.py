@@ -1,12 +1,12 @@
-"""Apply what a worker reports.
+"""Apply the facts that a worker reports.
 
 Which facts apply
 -----------------
 
 1. A fact applies if its execution is owned by the reporting worker, in the attempt that the fact names, and the
    batch's run has not ended.
-2. What was paid for is kept: a result whose run has ended in the meantime, while no later attempt took over, is
-   recorded as a checkpoint and changes nothing else.
+2. A result that was paid for is kept: where its run has ended in the meantime, while no later attempt took over,
+   it is recorded as a checkpoint and changes nothing else.
 3. An execution of an ended run that its worker reports about is released.
 4. Everything else is refused and changes nothing.
 """
@@ -103,7 +103,7 @@ def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> No
 
 
 def _apply_after_end(unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -> None:
-    """Keep what was paid for, and release what is reported back."""
+    """Keep a result that was paid for; release an execution that its worker is done with."""
     match fact:
         case ActivityCompleted():
             unit.checkpoints.append(CheckpointWrite(fact.batch_id, fact.position, fact.key, "succeeded", fact.payload))

@@ -1,4 +1,4 @@
-"""Release what workers own that shut down or whose lease expired."""
+"""Release the executions of workers that shut down or whose lease expired."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ __all__ = ["Loaded", "UnitOfWork", "Writes"]
 
 
 class Loaded(NamedTuple):
-    """What a store loaded, under its locks."""
+    """The rows that a store loaded, under its locks."""
 
     now: Micros
     """The store's clock."""
@@ -138,7 +138,7 @@ class UnitOfWork:
         """Write that this owned execution has no owner any more, its run having ended without it."""
         self.update(execution._replace(status="cancelled", alone=False, owner=None, updated_at=self.now))
 
-    # ---- what belongs to an execution ----------------------------------------------------------------------
+    # ---- an execution's outcome and failures ------------------------------------------------------------------
 
     def record_outcome(self, execution: ExecutionRecord, outcome: bytes) -> None:
         """Write an execution's encoded result or failure."""

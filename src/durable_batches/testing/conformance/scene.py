@@ -134,7 +134,7 @@ class Scene:
             batch_id=BatchId(batch_id or f"batch-{next(self._numbers)}"),
             workflow=workflow[0],
             version=workflow[1],
-            loader=WorkerId(loader),
+            submitter=WorkerId(loader),
             definition=Definition(STAGES, resolver, config),
             now=created_at,
         )

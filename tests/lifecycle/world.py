@@ -38,7 +38,7 @@ from durable_batches.lifecycle.planning import (
     plan_facts,
     plan_release,
 )
-from durable_batches.lifecycle.policies import neighbours_allowed
+from durable_batches.lifecycle.policies import isolated_concurrency
 from durable_batches.lifecycle.progress import snapshot_of
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,
@@ -118,7 +118,7 @@ class World:
             batch_id=BatchId(batch_id),
             workflow=WORKFLOW[0],
             version=WORKFLOW[1],
-            loader=LOADER,
+            submitter=LOADER,
             definition=Definition(STAGES[:stages], resolver, config or BatchConfig()),
             now=self.now,
         )
@@ -245,7 +245,7 @@ class World:
 
     def _neighbours_of(self, execution: ExecutionRecord) -> int:
         config = definition_of(self.batches[execution.batch_id]).config
-        return neighbours_allowed(execution.crashes, config.max_crashes, CAPACITY)
+        return isolated_concurrency(execution.crashes, config.max_crashes, CAPACITY)
 
     # ---- what always has to hold -----------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the plans decide, case by case: retries, deadlines, the resolver, and documents that kill their process."""
+"""The plans, case by case: retries, deadlines, the resolver, and documents that kill their process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from tests.lifecycle.driving import CAPACITY, LOADER, START, WORKFLOW, World, identity, succeeded
+from tests.lifecycle.world import CAPACITY, LOADER, START, WORKFLOW, World, identity, succeeded
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, RetryFailed
 from durable_batches.errors import CrashLoopError
@@ -200,7 +200,7 @@ def test_a_result_after_the_end_is_kept() -> None:
     world.check()
 
 
-def test_nothing_is_kept_of_whom_another_attempt_has_followed() -> None:
+def test_a_superseded_attempts_result_is_not_kept() -> None:
     world = World()
     batch_id = world.batch("batch", 1)
     world.claim(ME)
@@ -275,8 +275,8 @@ def test_a_resolver_that_kills_its_process_fails_the_batch() -> None:
         world.check()
     assert world.batches[batch_id].state == "failed"
     assert resolver(world, batch_id).crashes == 2
-    told = [event for event in map(decode_event, world.events[batch_id]) if isinstance(event, ResolutionFailed)]
-    assert [event.error for event in told] == ["its worker died", str(CrashLoopError(batch_id, "", 2))]
+    failures = [event for event in map(decode_event, world.events[batch_id]) if isinstance(event, ResolutionFailed)]
+    assert [event.error for event in failures] == ["its worker died", str(CrashLoopError(batch_id, "", 2))]
 
 
 # ---- deadlines -----------------------------------------------------------------------------------------------------
@@ -397,11 +397,11 @@ def test_nothing_is_claimed_of_a_paused_batch() -> None:
     assert world.batches[batch_id].state == "completed"
 
 
-# ---- suspects ------------------------------------------------------------------------------------------------------
+# ---- poison documents ---------------------------------------------------------------------------------------------
 
 
 def crash(world: World, limit: int = CAPACITY) -> list[int]:
-    """A worker claims, and dies of it; what it held."""
+    """Let a new worker claim and crash; return the positions that it held."""
     worker = WorkerId(f"worker-{world.now}")
     world.now += 1
     world.claim(worker, limit)
@@ -411,7 +411,7 @@ def crash(world: World, limit: int = CAPACITY) -> list[int]:
     return held
 
 
-def test_the_search_narrows_until_the_culprit_is_alone() -> None:
+def test_the_search_narrows_until_the_poison_document_is_alone() -> None:
     world = World()
     batch_id = world.batch("batch", 4, config=BatchConfig(max_crashes=4))
     # Every one of them crashes whatever it is with: capacity 4, then 4 ** (2/3), 4 ** (1/3), and 1.
@@ -447,16 +447,16 @@ def test_a_document_that_crashed_in_company_gets_a_chance_alone() -> None:
     assert [row.status for row in world.documents(batch_id)] == ["failed", "pending"]
 
 
-def test_the_innocent_come_first() -> None:
+def test_documents_without_a_crash_come_first() -> None:
     world = World()
     world.batch("batch", 4, config=BatchConfig(max_crashes=2))
     crash(world, 2)
     world.claim(ME)
-    assert held_positions(world, ME) == [2, 3], "the suspects 0 and 1 queue behind what is innocent, and wait alone"
+    assert held_positions(world, ME) == [2, 3], "0 and 1 have crashed: they queue behind the others"
     world.check()
 
 
-def test_a_suspect_takes_no_company() -> None:
+def test_a_possible_poison_document_runs_in_isolation() -> None:
     world = World()
     world.batch("batch", 3, config=BatchConfig(max_crashes=2))
     crash(world, 3)
@@ -467,34 +467,34 @@ def test_a_suspect_takes_no_company() -> None:
     assert held_positions(world, ME) == [0]
 
 
-def test_a_suspect_that_fails_by_itself_does_not_stay_alone() -> None:
+def test_a_failure_ends_isolation() -> None:
     world = World()
     config = BatchConfig(max_crashes=2, failure_policy=RetryFailed(max_attempts=2))
     batch_id = world.batch("batch", 1, config=config)
     crash(world)
     world.claim(ME)
-    (suspect,) = world.held(ME)
-    assert suspect.alone
-    world.commit(ME, ExecutionFailed(*identity(suspect), b"", "no"))
+    (crashed,) = world.held(ME)
+    assert crashed.alone
+    world.commit(ME, ExecutionFailed(*identity(crashed), b"", "no"))
     (row,) = world.documents(batch_id)
     assert (row.status, row.alone, row.crashes) == ("waiting", False, 1)
 
 
-def test_a_suspect_whose_run_has_ended_does_not_stay_alone() -> None:
+def test_the_end_of_the_run_ends_isolation() -> None:
     world = World()
     batch_id = world.batch("batch", 1, config=BatchConfig(max_crashes=2))
     crash(world)
     world.claim(ME)
-    (suspect,) = world.held(ME)
+    (crashed,) = world.held(ME)
     world.command(batch_id, Cancel("request", ""))
-    world.commit(ME, ExecutionReleased(*identity(suspect)))
+    world.commit(ME, ExecutionReleased(*identity(crashed)))
     (row,) = world.documents(batch_id)
     assert (row.status, row.alone) == ("cancelled", False)
     world.check()
 
 
-def test_a_suspect_narrows_the_claim_that_takes_it() -> None:
-    """Within one claim: beside a suspect that may have one neighbour, there is one, innocent or not."""
+def test_a_possible_poison_document_narrows_the_claim_that_takes_it() -> None:
+    """Within one claim: beside a document that may run with one other, there is one, crashed before or not."""
     world = World()
     config = BatchConfig(max_crashes=3)  # after one crash of capacity 4: 2 at once
     batch_id = world.batch("batch", 6, config=config)
@@ -508,32 +508,32 @@ def test_a_suspect_narrows_the_claim_that_takes_it() -> None:
     assert not any(execution.alone for execution in writes.executions)
 
 
-def test_a_suspect_does_not_wait_for_ever() -> None:
-    """One that found no worker with few enough neighbours for some time holds up what comes after its batch."""
+def test_a_possible_poison_document_does_not_wait_for_ever() -> None:
+    """One that has found no worker with few enough other documents for some time holds up the batches after its own."""
     world = World()
     config = BatchConfig(max_crashes=2)
     world.batch("a", 1, config=config)
     crash(world)
     world.batch("b", 9, config=config)
-    world.claim(ME, 1)  # the suspect of `a` goes first to a worker that has nothing, so give it something
+    world.claim(ME, 1)  # a worker that has nothing would take the crashed document of `a`, so give it something
     world.commit(ME, *[ExecutionReleased(*identity(row)) for row in world.held(ME)])
-    suspect = world.executions[(BatchId("a"), 0)]
+    crashed = world.executions[(BatchId("a"), 0)]
     candidates = [
-        Candidates(world.batches[BatchId("a")], [suspect]),
+        Candidates(world.batches[BatchId("a")], [crashed]),
         Candidates(world.batches[BatchId("b")], world.due(BatchId("b"))),
     ]
     request = ClaimRequest(frozenset({WORKFLOW}), 2, 1, CAPACITY, CAPACITY, 0)
-    assert suspect.due is not None
-    patient = plan_claims(suspect.due + ISOLATION_WAIT_MICROS, ME, request, candidates, 1)
-    assert [execution.batch_id for execution in patient.executions] == ["b", "b"]
-    out_of_patience = plan_claims(suspect.due + ISOLATION_WAIT_MICROS + 1, ME, request, candidates, 1)
-    assert not out_of_patience.executions
+    assert crashed.due is not None
+    within_the_wait = plan_claims(crashed.due + ISOLATION_WAIT_MICROS, ME, request, candidates, 1)
+    assert [execution.batch_id for execution in within_the_wait.executions] == ["b", "b"]
+    after_the_wait = plan_claims(crashed.due + ISOLATION_WAIT_MICROS + 1, ME, request, candidates, 1)
+    assert not after_the_wait.executions
     # And the worker that has run empty takes it.
-    empty = plan_claims(suspect.due + ISOLATION_WAIT_MICROS + 1, ME, request._replace(held=0), candidates, 1)
+    empty = plan_claims(crashed.due + ISOLATION_WAIT_MICROS + 1, ME, request._replace(held=0), candidates, 1)
     assert [(execution.batch_id, execution.alone) for execution in empty.executions] == [("a", True)]
 
 
-def suspect_and_innocent(world: World) -> list[ExecutionRecord]:
+def crashed_and_other(world: World) -> list[ExecutionRecord]:
     """Two documents that are due: one that has crashed, and then one that has failed since, and has waited long."""
     config = BatchConfig(max_crashes=2, failure_policy=RetryFailed(max_attempts=2))
     batch_id = world.batch("a", 2, config=config)
@@ -545,9 +545,9 @@ def suspect_and_innocent(world: World) -> list[ExecutionRecord]:
     return world.due(batch_id)
 
 
-def test_an_innocent_document_does_not_wait_behind_a_suspect() -> None:
+def test_a_document_without_a_crash_does_not_wait_behind_one_with() -> None:
     world = World()
-    rows = suspect_and_innocent(world)
+    rows = crashed_and_other(world)
     candidates = [Candidates(world.batches[BatchId("a")], rows)]
     request = ClaimRequest(frozenset({WORKFLOW}), 3, 1, CAPACITY, CAPACITY, 0)
     writes = plan_claims(world.now, ME, request, candidates, 1)
@@ -556,7 +556,7 @@ def test_an_innocent_document_does_not_wait_behind_a_suspect() -> None:
 
 def test_a_claim_without_room_still_ends_a_batch_whose_deadline_has_passed() -> None:
     world = World()
-    rows = suspect_and_innocent(world)
+    rows = crashed_and_other(world)
     late = world.batch("b", 1, config=BatchConfig(deadline=timedelta(seconds=1)))
     world.now += SECOND
     candidates = [Candidates(world.batches[BatchId("a")], rows), Candidates(world.batches[late], world.due(late))]

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Final
 
 import pytest
-from tests.lifecycle.driving import (
+from tests.lifecycle.world import (
     ENDED,
     LOADER,
     STAGES,
@@ -41,7 +41,7 @@ CANCELLED_BY: Final = "request"
 
 
 def _allowed(current: str, following: str, stages: tuple[str, ...]) -> bool:
-    """The rules in words (machine.py), as a predicate."""
+    """The rules in words (transitions.py), as a predicate."""
     if current in ENDED or following == "pending":
         return False
     if following in ENDED:
@@ -225,7 +225,7 @@ def test_a_batch_is_written_as_it_was_read(state: str, stages: int, resolver: bo
 
 
 def _expected(world: World, target: Identity) -> Refusal | None:
-    """The verdict on a fact that I report, by the rules above plan.py."""
+    """The verdict on a fact that I report, by the rules in planning/facts.py."""
     batch_id, run, position, attempt = target
     execution = world.executions.get((batch_id, position))
     if execution is None:
