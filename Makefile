@@ -107,7 +107,7 @@ steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times besi
 # ---- more than checks -------------------------------------------------------------------------------------
 
 # Where the tests have to take every branch; separated by commas.
-COVERED := src/durable_batches/lifecycle/*,src/durable_batches/runtime/*
+COVERED := src/durable_batches/lifecycle/*,src/durable_batches/codec/*,src/durable_batches/runtime/*
 
 coverage: $(VENV)/.installed-dev  ## Run the tests and report the branches that none takes
 	$(BIN)/coverage erase

@@ -9,7 +9,7 @@ member only, say) is read as the union reads it.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -19,18 +19,10 @@ from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import core_schema
-from typing_extensions import TypeIs
 
-__all__ = [
-    "classes_by_ref",
-    "is_deque",
-    "is_dict",
-    "is_iterator",
-    "is_sequence",
-    "is_set",
-    "with_members_named",
-    "without_names",
-]
+from durable_batches.codec.shapes import is_dict, is_sequence
+
+__all__ = ["classes_by_ref", "with_members_named", "without_names"]
 
 _CLASSES: Final[Mapping[str, type[Any]]] = {
     "bool": bool,
@@ -207,31 +199,3 @@ def _name_in(names: frozenset[str]) -> Callable[[Any], str]:
 
 def _second(pair: tuple[str, Any]) -> Any:
     return pair[1]
-
-
-# ---- isinstance, for values of which nothing is known ------------------------------------------------------
-
-
-def is_dict(value: object) -> TypeIs[dict[Any, Any]]:
-    """Whether it is a dict."""
-    return isinstance(value, dict)
-
-
-def is_sequence(value: object) -> TypeIs[list[Any] | tuple[Any, ...]]:
-    """Whether it is a list or a tuple."""
-    return isinstance(value, list | tuple)
-
-
-def is_deque(value: object) -> TypeIs[deque[Any]]:
-    """Whether it is a deque."""
-    return isinstance(value, deque)
-
-
-def is_iterator(value: object) -> TypeIs[Iterator[Any]]:
-    """Whether it is an iterator, a generator for example."""
-    return isinstance(value, Iterator)
-
-
-def is_set(value: object) -> TypeIs[set[Any] | frozenset[Any]]:
-    """Whether it is a set or a frozenset."""
-    return isinstance(value, set | frozenset)

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from inspect import Parameter, Signature
 from typing import Any, Final
 
-from durable_batches.codec.codec import Digester
+from durable_batches.codec.canonical import Digester
 from durable_batches.errors import CheckpointMismatchError, PayloadError
 from durable_batches.lifecycle.records import CheckpointRecord
 

@@ -1,0 +1,177 @@
+"""The canonical form of inputs, for the digests that checkpoint keys are made of.
+
+Fields equal to their defaults are left out, so that adding an optional field changes no digest; sets and dict keys
+are sorted; members of a union are told apart by their class. Written only, never read. The keys of recorded
+activities depend on every byte of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError, core_schema, to_json
+
+from durable_batches.codec.refusals import (
+    is_suspicious,
+    may_be_unstorable,
+    refusal_of,
+    refuse_iterator,
+    refuse_unstorable,
+)
+from durable_batches.codec.schemas import configured, rewritten, scalar_of, schema_of, serializer_of
+from durable_batches.codec.shapes import is_data, is_deque, is_dict, is_sequence, is_set, parts_of
+from durable_batches.errors import ActivityDefinitionError
+
+__all__ = ["Digester"]
+
+
+class Digester:
+    """Encodes one parameter's values canonically, for a digest. One way only."""
+
+    __slots__ = ("_scalar", "_serializer", "_strict", "_what")
+
+    def __init__(self, annotation: Any, what: str) -> None:
+        schema = _canonical(configured(schema_of(annotation, what)))
+        self._serializer = serializer_of(schema)
+        self._what = what
+        self._scalar = scalar_of(schema)
+        self._strict = may_be_unstorable(schema)
+
+    def encode(self, value: Any) -> bytes:
+        """Encode a value: its canonical bytes.
+
+        Raises:
+            PayloadError: The value is not encodable.
+        """
+        if type(value) is int and self._scalar is int:
+            return b"%d" % value
+        try:
+            payload = self._serializer.to_json(
+                value, by_alias=False, round_trip=True, exclude_defaults=True, warnings=False
+            )
+        except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
+            raise refusal_of(self._what, value, error, iterators=False) from None
+        if self._strict and is_suspicious(payload):
+            refuse_unstorable(self._what, value)
+        return payload
+
+
+def _canonical(schema: Any) -> Any:
+    """Give a schema serializers that have one form only for equal values."""
+
+    def change(part: dict[str, Any]) -> dict[str, Any]:
+        match part["type"]:
+            case "set" | "frozenset":
+                return _serialized_by(part, _sorted_set)
+            case "dict" | "counter" | "typed-dict":
+                return _serialized_by(part, _sorted_dict)
+            case "named-tuple":
+                return _serialized_by(part, _named_without_defaults)
+            case "model" if part.get("config", {}).get("extra_fields_behavior") == "allow":
+                return _serialized_by(_with_extras(part), _sorted_dict)
+            case "any":
+                return _serialized_by(part, _sorted_anything)
+            case "generator":
+                return _serialized_by(part, _listed)
+            case "union" | "tagged-union":
+                return _serialized_by(part, _tagged_member)
+            case "default" if part["schema"].get("type") == "literal" and len(part["schema"]["expected"]) == 1:
+                # A tag is what tells two classes apart: it stays, though it equals its default.
+                inner: dict[str, Any] = part["schema"]
+                return inner
+            case _:
+                return part
+
+    return rewritten(schema, change)
+
+
+def _serialized_by(part: dict[str, Any], function: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    own: dict[str, Any] | None = part.get("serialization")
+    if own is None:
+        return {**part, "serialization": core_schema.wrap_serializer_function_ser_schema(function)}
+    if "function" not in own:
+        return part
+    serialize: Callable[..., Any] = own["function"]
+
+    def ordered(*args: Any) -> Any:
+        return _plain(serialize(*args))
+
+    return {**part, "serialization": {**own, "function": ordered}}
+
+
+def _with_extras(part: dict[str, Any]) -> dict[str, Any]:
+    """Have the fields that a model does not declare serialized as anything is."""
+    if part["type"] == "model-fields":
+        return {**part, "extras_schema": part.get("extras_schema", _ANYTHING)}
+    return {**part, "schema": _with_extras(part["schema"])} if "schema" in part else part
+
+
+def _sorted_set(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return sorted((item for item in handler(value)), key=_canonical_text)
+
+
+def _sorted_dict(value: Any, handler: Callable[[Any], Any]) -> Any:
+    plain: Mapping[Any, Any] = handler(value)
+    return {key: plain[key] for key in sorted(plain, key=str)}
+
+
+def _listed(value: Any, handler: Callable[[Any], Any]) -> Any:
+    refuse_iterator(value)
+    return _sorted_set(value, handler) if is_set(value) else list(handler(value))
+
+
+def _named_without_defaults(value: Any, handler: Callable[[Any], Any]) -> Any:
+    defaults: Mapping[str, Any] = value._field_defaults
+    written = zip(value._fields, value, handler(value), strict=True)
+    return {name: plain for name, item, plain in written if name not in defaults or not _equal(item, defaults[name])}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and bool(one == other))
+
+
+def _sorted_anything(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return json.loads(_canonical_text(handler(_plain(value))))
+
+
+def _tagged_member(value: Any, handler: Callable[[Any], Any]) -> Any:
+    return [type(value).__name__, handler(value)]
+
+
+def _plain(value: Any) -> Any:
+    """Put everything of a value that has an order of its own, or none, in one that depends on nothing else."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if is_set(value):
+        return sorted((_plain(item) for item in value), key=_canonical_text)
+    if is_dict(value):
+        return {key: _plain(item) for key, item in value.items()}
+    if is_sequence(value) or is_deque(value):
+        return [_plain(item) for item in value]
+    if isinstance(value, BaseModel) or is_data(value):
+        digester = _digester_of(type(value))
+        if digester is not None:
+            return json.loads(digester.encode(value))
+        # Its class cannot be recorded, because of an annotation; its values perhaps can.
+        return {name: _plain(part) for name, part in parts_of(value)}
+    refuse_iterator(value)
+    return value
+
+
+@lru_cache(maxsize=1024)
+def _digester_of(cls: type[Any]) -> Digester | None:
+    try:
+        return Digester(cls, f"a value of {cls.__name__}")
+    except ActivityDefinitionError:
+        return None
+
+
+def _canonical_text(value: Any) -> str:
+    return json.dumps(json.loads(to_json(value, bytes_mode="base64")), sort_keys=True)
+
+
+_ANYTHING: Final = _serialized_by(dict(core_schema.any_schema()), _sorted_anything)
