@@ -17,7 +17,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.attempt import Attempt
 from durable_batches.runtime.attempt_result import AttemptFailed, AttemptStopped, AttemptSucceeded
 from durable_batches.runtime.middleware import Middleware
-from durable_batches.runtime.resources import RunStats, Surroundings
+from durable_batches.runtime.resources import Resources, RunStats
 
 
 class FactList:
@@ -74,7 +74,7 @@ class Trial:
             ),
             stage_index=machine.stage_index,
             checkpoints=list(checkpoints),
-            surroundings=Surroundings(
+            resources=Resources(
                 recorder=self.recorder,
                 clock=clock or SystemClock(),
                 threads=self.threads,

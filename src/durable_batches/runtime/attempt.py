@@ -31,7 +31,7 @@ from durable_batches.runtime.call import Call, RunningCall
 from durable_batches.runtime.checkpoint import Recorded
 from durable_batches.runtime.context import ExecutionContext, enter_activity, enter_workflow, leave
 from durable_batches.runtime.definition import ActivityDefinition
-from durable_batches.runtime.resources import Surroundings
+from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.tracebacks import trim
 
 __all__ = ["Attempt"]
@@ -45,7 +45,7 @@ class Attempt:
         stage_index: Gives a stage's place in the machine, or raises ForeignStageError; None where the execution
             has no stages (the resolver).
         checkpoints: What earlier attempts recorded.
-        surroundings: What it shares with others.
+        resources: What it shares with others.
         timeout: Of the attempt, in seconds.
         metadata: Of the batch.
     """
@@ -56,7 +56,7 @@ class Attempt:
         *,
         stage_index: Callable[[type[Stage], str | None], int] | None,
         checkpoints: list[CheckpointRecord],
-        surroundings: Surroundings,
+        resources: Resources,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
@@ -67,7 +67,7 @@ class Attempt:
         self.recorded: Recorded = Recorded(checkpoints)
         self._stage_index = stage_index
         self._mark = self._reported = execution.mark
-        self._shared = surroundings
+        self._resources = resources
         self._timeout = timeout
         self._task: asyncio.Task[Any] | None = None
         self._stopping: StopReason | None = None
@@ -107,7 +107,7 @@ class Attempt:
             # A stage that it entered last, and that no commit has taken along.
             self._report_stage()
         self._ended = True
-        grace = 0.0 if isinstance(outcome, AttemptStopped) else self._shared.grace
+        grace = 0.0 if isinstance(outcome, AttemptStopped) else self._resources.grace
         while self._calls:
             try:
                 await self._settle(grace)
@@ -126,7 +126,7 @@ class Attempt:
         if self._stopping is not None:
             return AttemptStopped(self._stopping)
         tokens = enter_workflow(self)
-        deadline = None if self._timeout is None else Deadline(self._shared.clock, self._timeout)
+        deadline = None if self._timeout is None else Deadline(self._resources.clock, self._timeout)
         try:
             if deadline is None:
                 value = await body()
@@ -185,7 +185,7 @@ class Attempt:
         """Let the calls that the body left behind finish for so many seconds; then cancel and await them."""
         self._idle = asyncio.get_running_loop().create_future()
         # Once each: a second cancellation would break into their cleaning up.
-        timer = self._shared.clock.call_later(grace, self._cancel_calls)
+        timer = self._resources.clock.call_later(grace, self._cancel_calls)
         try:
             await self._idle
         finally:
@@ -219,14 +219,14 @@ class Attempt:
         if index > self._mark and not self._ended:
             if self._mark == self._reported:
                 # An activity that returns at once brings its stage along with its result; most do not.
-                self._shared.recorder.before_commit(self._report_stage)
+                self._resources.recorder.before_commit(self._report_stage)
             self._mark = index
 
     def _report_stage(self) -> None:
         if self._mark > self._reported and not self._ended:
             self._reported = self._mark
             execution = self.execution
-            self._shared.recorder.post(
+            self._resources.recorder.post(
                 StageEntered(execution.batch_id, execution.run, execution.position, execution.attempt, self._mark)
             )
 
@@ -252,10 +252,10 @@ class Attempt:
         if checkpoint is not None:
             return self._replay(definition, checkpoint)
         self._calls_started += 1
-        call = Call(self._shared, bound, self.recorded.new_key(base), self, asyncio.current_task())
+        call = Call(self._resources, bound, self.recorded.new_key(base), self, asyncio.current_task())
         self._calls.add(call)
         try:
-            if activity.is_plain and definition.replacement is None and not self._shared.middleware:
+            if activity.is_plain and definition.replacement is None and not self._resources.middleware:
                 # What nearly all calls are, spelt out: `Call.once` and `_record`, without a coroutine each.
                 tokens = enter_activity(call)
                 call.attempt = 1
@@ -272,7 +272,7 @@ class Attempt:
             else:
                 payload, value = await self._try(call)
             self._reported = mark = self._mark
-            refusal = await self._shared.recorder.record(
+            refusal = await self._resources.recorder.record(
                 make_record(
                     ActivityCompleted,
                     (*self._identity, call.key, payload, mark),
@@ -280,7 +280,7 @@ class Attempt:
             )
             if refusal is not None:
                 self._refused(refusal)
-            self._shared.stats.activities_run += 1
+            self._resources.stats.activities_run += 1
             return value
         except asyncio.CancelledError:
             # Should the body swallow this and return all the same, its result lacks this call's.
@@ -289,7 +289,7 @@ class Attempt:
         finally:
             self._calls.discard(call)
             if call.reported:
-                self._shared.reports.pop(call.identity, None)
+                self._resources.reports.pop(call.identity, None)
             if not self._calls and (self._idle is not None or self._cancel_when_idle):
                 self._became_idle()
 
@@ -307,7 +307,7 @@ class Attempt:
             self._task.cancel()
 
     def _replay(self, definition: ActivityDefinition[Any], checkpoint: CheckpointRecord) -> Any:
-        self._shared.stats.activities_replayed += 1
+        self._resources.stats.activities_replayed += 1
         batch_id, document_id = self.execution.batch_id, self.execution.document_id
         if checkpoint.kind == "succeeded":
             with payload_of(batch_id, document_id):
@@ -334,7 +334,7 @@ class Attempt:
                 raise
             except BaseException as raised:  # noqa: BLE001  (also sys.exit(): the retry policy judges it)
                 error = raised
-            delay = activity.retry.delay(error, call.attempt, self._shared.clock.jitter())
+            delay = activity.retry.delay(error, call.attempt, self._resources.clock.jitter())
             if delay is None:
                 retryable = activity.retry.verdict(error) is not False
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
@@ -350,7 +350,7 @@ class Attempt:
         if not self._ended:
             # Noted at once, for a sibling may end the attempt before this is committed; and again when it is.
             self._note_failure(error, key)
-            refusal = await self._shared.recorder.record(
+            refusal = await self._resources.recorder.record(
                 ActivityFailed(
                     execution.batch_id,
                     execution.run,

@@ -19,7 +19,7 @@ from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.middleware import nested
-from durable_batches.runtime.resources import ActivityReport, Surroundings
+from durable_batches.runtime.resources import ActivityReport, Resources
 
 __all__ = ["Call", "RunningCall"]
 
@@ -39,17 +39,17 @@ class Call:
     """One running activity call; what `current_activity()` gives its body.
 
     Args:
-        shared: What all calls of a worker share.
+        resources: What all calls of a worker share.
         bound: What is called, and with what.
         key: Of the checkpoint that it will be recorded under.
         scope: The execution that makes the call.
     """
 
-    __slots__ = ("_scope", "_shared", "_waiting", "attempt", "bound", "key", "reported", "task")
+    __slots__ = ("_resources", "_scope", "_waiting", "attempt", "bound", "key", "reported", "task")
 
     def __init__(
         self,
-        shared: Surroundings,
+        resources: Resources,
         bound: BoundCall,
         key: str,
         scope: WorkflowScope,
@@ -61,7 +61,7 @@ class Call:
         self.key: str = key
         self.attempt: int = 0
         self._scope = scope
-        self._shared = shared
+        self._resources = resources
         self.reported: bool = False
         self._waiting = False
 
@@ -85,12 +85,12 @@ class Call:
     @property
     def clock(self) -> Clock:
         """The worker's."""
-        return self._shared.clock
+        return self._resources.clock
 
     @property
     def dependencies(self) -> Dependencies:
         """The worker's."""
-        return self._shared.dependencies
+        return self._resources.dependencies
 
     @property
     def identity(self) -> tuple[BatchId, str, str]:
@@ -105,7 +105,7 @@ class Call:
     def report(self, current: int, total: int) -> None:
         """See `ActivityContext`."""
         self.reported = True
-        self._shared.reports[self.identity] = ActivityReport(
+        self._resources.reports[self.identity] = ActivityReport(
             document_id=self.document_id, activity=self.bound.activity.name, current=current, total=total
         )
 
@@ -118,9 +118,9 @@ class Call:
         tokens = enter_activity(self)
         try:
             missing = bound.missing()
-            kwargs = await self._shared.dependencies.filled(missing, bound.kwargs) if missing else bound.kwargs
+            kwargs = await self._resources.dependencies.filled(missing, bound.kwargs) if missing else bound.kwargs
             function, is_async = bound.target()
-            middleware = self._shared.middleware
+            middleware = self._resources.middleware
             if middleware:
                 run = partial(self._run, function, kwargs, is_async=is_async)
                 result = await nested(middleware, self, run)()
@@ -138,7 +138,7 @@ class Call:
         if activity.timeout is None:
             return await (function(*args, **kwargs) if is_async else self._in_thread(function, args, kwargs))
         seconds = activity.timeout.total_seconds()
-        deadline = Deadline(self._shared.clock, seconds)
+        deadline = Deadline(self._resources.clock, seconds)
         try:
             async with deadline:
                 return await (function(*args, **kwargs) if is_async else self._in_thread(function, args, kwargs))
@@ -165,14 +165,14 @@ class Call:
                 # No future can carry it; this is what a generator makes of one.
                 raise RuntimeError("the function raised StopIteration") from error
 
-        result: Any = await asyncio.get_running_loop().run_in_executor(self._shared.threads, call)
+        result: Any = await asyncio.get_running_loop().run_in_executor(self._resources.threads, call)
         return await result if inspect.isawaitable(result) else result
 
     async def wait(self, seconds: float) -> None:
         """Wait before the next attempt; nothing is running meanwhile, so nothing is lost by stopping."""
         self._waiting = True
         try:
-            await self._shared.clock.sleep(seconds)
+            await self._resources.clock.sleep(seconds)
         finally:
             self._waiting = False
 

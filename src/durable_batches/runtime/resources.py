@@ -14,7 +14,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.middleware import Middleware
 
-__all__ = ["GRACE_SECONDS", "ActivityReport", "Recorder", "RunStats", "Surroundings"]
+__all__ = ["GRACE_SECONDS", "ActivityReport", "Recorder", "Resources", "RunStats"]
 
 GRACE_SECONDS: Final = 30.0
 """How long calls that a workflow left running may take to finish: they are paid for."""
@@ -61,7 +61,7 @@ class ActivityReport:
 
 
 @dataclass
-class Surroundings:
+class Resources:
     """What all attempts of a worker share."""
 
     recorder: Recorder

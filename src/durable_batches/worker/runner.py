@@ -27,7 +27,7 @@ from durable_batches.reading.results import StoredResults
 from durable_batches.runtime.attempt import Attempt
 from durable_batches.runtime.attempt_result import AttemptFailed, AttemptStopped, AttemptSucceeded
 from durable_batches.runtime.dependencies import dependencies_of
-from durable_batches.runtime.resources import Surroundings
+from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.failure_log import FailureLog
@@ -65,7 +65,7 @@ class Runner:
         signals: Fired for tests.
     """
 
-    def __init__(self, store: Store, resources: Surroundings, signals: SchedulerSignals) -> None:
+    def __init__(self, store: Store, resources: Resources, signals: SchedulerSignals) -> None:
         self._store = store
         self._resources = resources
         self._signals = signals
@@ -80,7 +80,7 @@ class Runner:
             claim.execution,
             stage_index=None if is_resolver else workflow.stage_index,
             checkpoints=list(claim.checkpoints),
-            surroundings=self._resources,
+            resources=self._resources,
             timeout=None if timeout is None or is_resolver else timeout.total_seconds(),
             metadata=config.metadata,
         )

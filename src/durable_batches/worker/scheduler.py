@@ -15,7 +15,7 @@ from durable_batches.lifecycle.records import Claim, ClaimRequest, Committed, Ev
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages
 from durable_batches.runtime.attempt_result import StopReason
-from durable_batches.runtime.resources import Surroundings
+from durable_batches.runtime.resources import Resources
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.runner import CHECKPOINTS_A_CLAIM, AnyWorkflow, HeldExecution, Runner
 from durable_batches.worker.signals import SchedulerSignals
@@ -59,7 +59,7 @@ class Scheduler:
         self,
         store: Store,
         workflows: Mapping[tuple[str, str], AnyWorkflow],
-        resources: Surroundings,
+        resources: Resources,
         *,
         capacity: int,
         outages: Outages,

@@ -20,7 +20,7 @@ from durable_batches.lifecycle.records import ClaimRequest, Committed, EventReco
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages
 from durable_batches.runtime.dependencies import Dependencies
-from durable_batches.runtime.resources import RunStats, Surroundings
+from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.heartbeat import LeaseRenewer
 from durable_batches.worker.journal import Journal
@@ -116,7 +116,7 @@ class Session:
             committed=self._committed,
             signals=signals.journal,
         )
-        self.resources: Final = Surroundings(
+        self.resources: Final = Resources(
             recorder=self.journal, clock=clock, threads=threads, stats=stats, dependencies=dependencies
         )
         self.scheduler: Final = Scheduler(
