@@ -100,7 +100,7 @@ async def test_the_workflow_with_other_activities() -> None:
     def relations(sentence: str, client: Model | None = None) -> list[Relation]:
         return [Relation(source="a", relation="met", target="b")]
 
-    with find_people.replaced(people), find_relations.replaced(relations):
+    with find_people.override(people), find_relations.override(relations):
         graph = await extract(Letter(id="1", text="ada and charles. luigi."))
     assert graph.people == {"ada": 1, "charles": 1, "luigi": 1}
     assert len(graph.relations) == 1, "a sentence about one person relates nobody"
@@ -122,7 +122,7 @@ async def test_the_resolver_links_names() -> None:
         assert names == ("A. Lovelace", "Ada Lovelace")
         return True
 
-    with same_person.replaced(same):
+    with same_person.override(same):
         network = await link(results)
     assert {person.name: person.also for person in network.people} == {
         "Ada Lovelace": ["A. Lovelace"],
@@ -171,7 +171,7 @@ async def test_a_letter_without_relations_is_better_than_none() -> None:
         raise AssertionError("unreachable")
 
     async with environment(extract, dependencies={model: ScriptedModel()}) as env:
-        with find_relations.replaced(overloaded):
+        with find_relations.override(overloaded):
             result = await env.finished(await env.batches.submit([MEETING]))
     assert result.raise_for_failures().value.relations == []
 
@@ -205,7 +205,7 @@ async def test_a_model_that_hangs_is_asked_again() -> None:
         return []
 
     async with environment(extract) as env:
-        with find_people.replaced(hanging):
+        with find_people.override(hanging):
             result = await env.finished(await env.batches.submit([MEETING]))
     assert result.counts.succeeded == 1
 
@@ -222,7 +222,7 @@ async def test_a_crash_repeats_nothing_that_was_recorded(batch_environment: Batc
             await env.clock.sleep(5)
             return []
 
-        with find_relations.replaced(slow):
+        with find_relations.override(slow):
             batch_id = await env.batches.submit([MEETING, NOTES])
             await env.settled()
             paid = client.prompts.total()

@@ -205,7 +205,7 @@ async def read_in_every_way(results: Results[int]) -> list[int]:
     """A resolver that leaves nothing out, and stops half-way wherever it can; what it returns is the sum, twice."""
     async with aclosing(aiter(results)) as first:
         begin = await anext(first)
-    async with aclosing(aiter(results.again())) as found, aclosing(results.pages(7)) as pages:
+    async with aclosing(aiter(results.reopen())) as found, aclosing(results.pages(7)) as pages:
         # Passes of their own, at once.
         assert await anext(found) == begin
         assert [result.value for result in await anext(pages)] == [number * 2 for number in range(7)]
@@ -215,6 +215,9 @@ async def read_in_every_way(results: Results[int]) -> list[int]:
         failure = await anext(failures)
         assert (failure.document_id, failure.error) == ("20", "-1 is negative")
         assert (failure.error_type, failure.activity, failure.attempts) == ("ValueError", None, 1)
+    with pytest.warns(DeprecationWarning, match=r"again\(\) is called reopen\(\) now"):
+        old_name = results.again()  # type: ignore[deprecated]  # pyright: ignore[reportDeprecated]
+    assert len([result async for result in old_name]) == 20
     for size in (0, -1):
         # At the call, and not once it is iterated.
         with pytest.raises(ValueError, match=f"1 document or more, not {size}"):
@@ -224,7 +227,7 @@ async def read_in_every_way(results: Results[int]) -> list[int]:
     assert results.counts == Counts(total=22, succeeded=20, failed=2)
     assert [failure.document_id async for failure in results.failures()] == ["20", "21"]
     assert [result.document_id async for result in results] == [str(number) for number in range(20)]
-    return [sum([result.value async for result in results]), sum([result.value async for result in results.again()])]
+    return [sum([result.value async for result in results]), sum([result.value async for result in results.reopen()])]
 
 
 async def test_a_resolver_reads_in_every_way(store: Store) -> None:

@@ -354,9 +354,9 @@ async def test_within_the_block_calls_go_to_the_fake_in_all_forms(open_store: St
         return f"sync {value}"
 
     store = open_store(None)
-    with act.replaced(fake):
+    with act.override(fake):
         assert await act("a") == "fake a"
-        with act.replaced(sync_fake):
+        with act.override(sync_fake):
             assert await act("a") == "sync a"
             assert await values_of(run, store) == [["sync x", "sync x"]]
         assert await values_of(run, store) == [["fake x", "fake x"]]
@@ -364,7 +364,7 @@ async def test_within_the_block_calls_go_to_the_fake_in_all_forms(open_store: St
     assert await values_of(run, store) == [["real x", "real x"]]
 
 
-async def test_a_replaced_method_may_be_replaced_for_all_or_by_a_bound_fake() -> None:
+async def test_a_method_may_be_overridden_for_all_or_by_a_bound_fake() -> None:
     one, two = Client("one"), Client("two")
 
     async def for_all(self: Client, question: str, loud: bool = False) -> str:
@@ -373,10 +373,10 @@ async def test_a_replaced_method_may_be_replaced_for_all_or_by_a_bound_fake() ->
     async def without_instance(question: str, loud: bool = False) -> str:
         return f"fake {question} {loud}"
 
-    with Client.ask.replaced(for_all):
+    with Client.ask.override(for_all):
         assert await one.ask("a") == "fake one a False"
         assert await Client.ask(two, "a", loud=True) == "fake two a True"
-    with one.ask.replaced(without_instance):
+    with one.ask.override(without_instance):
         assert await one.ask("a") == "fake a False"
         assert await Client.ask(one, "a") == "fake a False"
     assert await two.ask("a") == "two: a"
@@ -387,8 +387,20 @@ async def test_a_fake_is_put_back_when_the_test_fails() -> None:
     async def act(value: str) -> str:
         return value
 
-    with pytest.raises(ZeroDivisionError), act.replaced(lambda _: "fake"):  # pyright: ignore
+    with pytest.raises(ZeroDivisionError), act.override(lambda _: "fake"):  # pyright: ignore
         raise ZeroDivisionError
+    assert await act("a") == "a"
+
+
+async def test_the_old_name_of_override_warns_and_works() -> None:
+    @durable_activity
+    async def act(value: str) -> str:
+        return value
+
+    with pytest.warns(DeprecationWarning, match=r"replaced\(\) is called override\(\) now"):
+        replacing = act.replaced(lambda value: f"fake {value}")  # type: ignore[deprecated]  # pyright: ignore[reportDeprecated]
+    with replacing:
+        assert await act("a") == "fake a"
     assert await act("a") == "a"
 
 

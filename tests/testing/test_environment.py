@@ -473,9 +473,9 @@ async def test_activities_are_replaced_also_where_a_worker_runs_already(store: S
         return document.upper()
 
     async with environment(run, store=store) as env:
-        with act.replaced(fake):
+        with act.override(fake):
             first = await env.batches.run(["a"])
-            with act.replaced(lambda document: document.title()):
+            with act.override(lambda document: document.title()):
                 second = await env.batches.run(["bcd"])
             third = await env.batches.run(["e"])
         fourth = await env.finished(await env.batches.submit(["f"]))

@@ -481,10 +481,12 @@ async def gather(results: Results[Answer]) -> list[str]:
     assert_type(results.batch_id, BatchId)
     assert_type(results.counts.failed, int)
     texts = [result.value.text async for result in results]
-    async with aclosing(aiter(results)) as found, aclosing(aiter(results.again())) as again:
+    async with aclosing(aiter(results)) as found, aclosing(aiter(results.reopen())) as again:
         assert_type(await anext(found), DocumentSucceeded[Answer])
         async for result in again:
             assert_type(result, DocumentSucceeded[Answer])
+    assert_type(results.reopen(), Results[Answer])
+    assert_type(results.again(), Results[Answer])  # type: ignore[deprecated]  # pyright: ignore[reportDeprecated]
     async with aclosing(results.pages(100)) as pages:
         async for page in pages:
             assert_type(page, list[DocumentSucceeded[Answer]])
@@ -541,6 +543,9 @@ class Known:
     batch_id: BatchId = BatchId("")
     counts: Counts = Counts(total=1, succeeded=1)
     answer: DocumentSucceeded[Answer] = DocumentSucceeded(document_id="", value=Answer("a"))
+
+    def reopen(self) -> Known:
+        return self
 
     def again(self) -> Known:
         return self
@@ -924,8 +929,10 @@ def fake_ask(question: str, loud: bool = False) -> list[str]:
 
 
 def replaces(service: Service) -> None:
-    with fetch.replaced(fake_fetch), service.ask.replaced(fake_ask):
-        pass
+    with fetch.override(fake_fetch), service.ask.override(fake_ask) as nothing:
+        assert_type(nothing, None)
+    with fetch.replaced(fake_fetch) as nothing:  # type: ignore[deprecated]  # pyright: ignore[reportDeprecated]
+        assert_type(nothing, None)
 
 
 async def count_all(results: Results[object], client: Http = dependency(http)) -> int:

@@ -6,7 +6,7 @@ What pydantic does not document is used here and in `unions` and `canonical` onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any, Final
@@ -124,7 +124,7 @@ _building: Final = RLock()
 
 
 @contextmanager
-def _without_prebuilt(schema: Any) -> Iterator[None]:
+def _without_prebuilt(schema: Any) -> Generator[None]:
     """Have pydantic-core build all parts of a schema anew.
 
     It would take those that a model or a dataclass has of itself, whose configuration is not the library's, unless

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Final, Generic, TypeVar
 
+from typing_extensions import deprecated
+
 from durable_batches.codec.codec import Codec, payload_of
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.records import RESOLVER_POSITION, DocumentRecord, ExecutionRecord, ExecutionStatus
@@ -41,9 +43,14 @@ class StoredResults(Generic[R]):
         self.batch_id: Final = batch_id
         self.counts: Final = counts
 
+    def reopen(self) -> StoredResults[R]:
+        """See `Results.reopen`."""
+        return StoredResults(self._store, self.batch_id, self.counts, self._codec)
+
+    @deprecated("again() is called reopen() now")
     def again(self) -> StoredResults[R]:
         """See `Results.again`."""
-        return StoredResults(self._store, self.batch_id, self.counts, self._codec)
+        return self.reopen()
 
     async def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
         async with aclosing(each_document(self._store, self.batch_id, ["succeeded"])) as documents:

@@ -6,11 +6,13 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import update_wrapper
 from types import MethodType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+
+from typing_extensions import deprecated
 
 from durable_batches.errors import ActivityDefinitionError
 from durable_batches.lifecycle.machine import tag_of
@@ -145,7 +147,7 @@ class DurableActivity(Generic[P, T_co]):
         return other
 
     @contextmanager
-    def replaced(self, fake: Callable[P, T_co] | Callable[P, Awaitable[T_co]]) -> Generator[None]:
+    def override(self, fake: Callable[P, T_co] | Callable[P, Awaitable[T_co]]) -> Generator[None]:
         """For tests: within the block, calls go to `fake`, sync or async, in all forms of the activity.
 
         Name, key and recording stay; dependencies are not filled in, so that `fake` gets what the caller gives.
@@ -157,6 +159,11 @@ class DurableActivity(Generic[P, T_co]):
             yield
         finally:
             definition.replacement = before
+
+    @deprecated("replaced() is called override() now")
+    def replaced(self, fake: Callable[P, T_co] | Callable[P, Awaitable[T_co]]) -> AbstractContextManager[None]:
+        """See `override`, the name it has now."""
+        return self.override(fake)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from functools import cache, update_wrapper
 from typing import Any, Final, Generic, Protocol, overload
 from uuid import UUID, uuid4
 
-from typing_extensions import TypeAliasType, TypeVar
+from typing_extensions import TypeAliasType, TypeVar, deprecated
 
 from durable_batches.codec.codec import Codec
 from durable_batches.errors import ActivityDefinitionError, ForeignStageError
@@ -74,8 +74,13 @@ class Results(Protocol[R_co]):  # type: ignore[misc]
         """The results, from the first; can be iterated again."""
         ...
 
+    def reopen(self) -> Results[R_co]:
+        """Open the same results from the first one: for a pass of its own, whatever other passes are under way."""
+        ...
+
+    @deprecated("again() is called reopen() now")
     def again(self) -> Results[R_co]:
-        """The same results, from the first: for a pass of its own, whatever other passes are under way."""
+        """See `reopen`, the name it has now."""
         ...
 
     def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R_co]], None]:

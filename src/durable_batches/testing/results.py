@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Final, Generic, TypeVar
 
+from typing_extensions import deprecated
+
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.failures import message_of
 from durable_batches.lifecycle.states import BatchId, Counts
@@ -54,6 +56,10 @@ class _KnownResults(Generic[R]):
         self._succeeded = succeeded
         self._failed = failed
 
+    def reopen(self) -> _KnownResults[R]:
+        return self
+
+    @deprecated("again() is called reopen() now")
     def again(self) -> _KnownResults[R]:
         return self
 

@@ -79,7 +79,8 @@ def fake_of_other_arguments(url: int) -> bytes:
 
 
 def fakes() -> None:
-    fetch.replaced(fake_of_another_result)  # error
+    fetch.override(fake_of_another_result)  # error
+    fetch.override(fake_of_other_arguments)  # error
     fetch.replaced(fake_of_other_arguments)  # error
 
 

@@ -95,9 +95,9 @@ async def reads_them_wrongly(results: Results[Answer]) -> None:
     await anext(results.pages())  # error
     async for failure in results.failures():
         print(failure.value)  # error
-    async for result in results.again():
+    async for result in results.reopen():
         _again: str = result.value  # error
-    await anext(results.again())  # error
+    await anext(results.reopen())  # error
     async with aclosing(results):  # error
         pass
     print(len(results))  # error

@@ -112,7 +112,7 @@ async def survives_crashes(
     Example::
 
         async def test_a_crash_changes_nothing() -> None:
-            with summarise.replaced(fake):
+            with summarise.override(fake):
                 await survives_crashes(headline, ["rain", "sun"])
     """
     if limit < 1:
