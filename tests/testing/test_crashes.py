@@ -206,12 +206,12 @@ async def test_another_resolution_is_found(store: StoreMaker) -> None:
 
 async def test_a_batch_that_does_not_end_is_found() -> None:
     class KeepsWhatTheDeadHeld(MemoryStore):
-        def _free(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
+        def _release(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
             if crashed:
                 for worker in gone:
                     self._workers[worker].alive = False
                 return Writes()
-            return super()._free(gone, crashed=crashed)
+            return super()._release(gone, crashed=crashed)
 
     patience = timedelta(milliseconds=50)
     with pytest.raises(AssertionError, match=r"owned by .*, who is dead|does not end"):

@@ -37,8 +37,8 @@ from durable_batches.testing.conformance.scene import Scene
 
 
 class DoesNotFence(MemoryStore):
-    def _free(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
-        writes = super()._free(gone, crashed=crashed)
+    def _release(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
+        writes = super()._release(gone, crashed=crashed)
         for worker in gone:
             if worker in self._workers:
                 self._workers[worker].alive = True
@@ -278,7 +278,7 @@ class SortsLikePeople(MemoryStore):
 
 class CountsCrashesOfTheLiving(MemoryStore):
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
-        return self._free([worker], crashed=True).events
+        return self._release([worker], crashed=True).events
 
 
 class FreesEverybody(MemoryStore):

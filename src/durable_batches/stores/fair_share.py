@@ -1,4 +1,4 @@
-"""How a claim's capacity is shared between batches; what every store's candidate query has in common."""
+"""Fair shares: how a claim's capacity is divided between batches, the same in every store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_BATCHES_A_CLAIM: Final = 64
 
 
 class Share:
-    """How many executions to load of one batch; say how many there were."""
+    """One batch's share of a claim: load `size` executions at most, and say with `used` how many there were."""
 
     __slots__ = ("size", "taken")
 
@@ -25,7 +25,7 @@ class Share:
         self.taken: int = 0
 
     def used(self, count: int) -> None:
-        """So many were there; the rest of the share goes to the batches after it."""
+        """Note how many executions were there; the rest of the share goes to the batches after this one."""
         self.taken = count
 
 
@@ -35,7 +35,7 @@ def overdue(batch: BatchRecord, now: Micros) -> bool:
 
 
 def fair_shares(batches: Sequence[B], limit: int, free: Callable[[B], int]) -> Iterator[tuple[B, Share]]:
-    """Go through the batches, those served longest ago first, with an equal share of what is left for each.
+    """Go through the batches, in the order in which they are served, with an equal share of what is left for each.
 
     The sum of the shares is at most `limit`, however many batches there are, so the work of a claim is bounded
     by what it may take. A batch that needs less leaves its share to those after it; what is left over in the end

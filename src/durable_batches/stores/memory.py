@@ -1,4 +1,4 @@
-"""A store in memory, for tests and for work that may be lost: the same promises, except to outlive its process."""
+"""A store in memory, for tests and for work that may be lost. The reference: it makes every promise but durability."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Batch:
     events: list[EventRecord] = field(default_factory=list[EventRecord])
     document_ids: set[str] = field(default_factory=set[str])
     due: list[tuple[Micros, int]] = field(default_factory=list[tuple[Micros, int]])
-    """A heap of what was due at some time; an entry whose execution says otherwise by now is passed over."""
+    """A heap of the times at which executions were due; an entry that its execution no longer has is passed over."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class _Worker:
 
 
 class MemoryStore:
-    """Everything in this process's memory; gone with it.
+    """Keeps everything in this process's memory, and is gone with it.
 
     Args:
         clock: The time it goes by.
@@ -114,12 +114,12 @@ class MemoryStore:
                 raise FactRejectedError(f"a worker {worker.worker_id!r} was registered before")
             self._workers[worker.worker_id] = _Worker(worker, lease, self._lease_end(lease))
 
-    def heart(self, worker: WorkerId) -> _MemoryHeart:
+    def heart(self, worker: WorkerId) -> _LeaseRenewer:
         """See `Store.heart`."""
-        return _MemoryHeart(self, worker)
+        return _LeaseRenewer(self, worker)
 
     def beat(self, worker: WorkerId) -> bool:
-        """Renew a worker's lease; False: it was declared dead."""
+        """Renew a worker's lease; False: it was expired."""
         with self._lock:
             row = self._workers.get(worker)
             if row is None or not row.alive:
@@ -141,15 +141,15 @@ class MemoryStore:
                 for worker_id, row in self._workers.items()
                 if row.alive and (row.lease_until <= boot or worker_id in dead)
             ]
-            writes = self._free(gone, crashed=True)
+            writes = self._release(gone, crashed=True)
             return Expired(workers=gone, events=writes.events)
 
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
         """See `Store.leave`."""
         with self._lock:
-            return self._free([worker], crashed=False).events
+            return self._release([worker], crashed=False).events
 
-    def _free(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
+    def _release(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
         for worker_id in gone:
             row = self._workers.get(worker_id)
             if row is not None:
@@ -255,7 +255,7 @@ class MemoryStore:
         return list(candidates.values())
 
     def _first_due(self, batch: _Batch, limit: int, now: Micros) -> list[ExecutionRecord]:
-        """The first `limit` executions that are due; the heap is left as it was, less what is stale."""
+        """Find the first `limit` executions that are due; the heap is left as it was, less its stale entries."""
         found: list[ExecutionRecord] = []
         entries: list[tuple[Micros, int]] = []
         while batch.due and batch.due[0][0] <= now and len(found) < limit:
@@ -448,7 +448,7 @@ class MemoryStore:
         return self._clock.boot() + lease / 1_000_000
 
 
-class _MemoryHeart:
+class _LeaseRenewer:
     def __init__(self, store: MemoryStore, worker: WorkerId) -> None:
         self._store = store
         self._worker = worker

@@ -1,12 +1,12 @@
 """The persistence protocol: the seam that a custom adapter implements.
 
-A store keeps records of primitives and opaque bytes, and decides nothing. Its two write paths are `commit`
-(a worker's facts and claims, fenced and numbered) and `control` (anybody's command). Both are the same four
-steps in one transaction: lock, load, ask the pure `plan_...` function of `durable_batches.lifecycle.planning` what
-to write, write that. Lock order: the worker's row, batches by id, executions by position.
+A store keeps records of primitives and opaque bytes, and decides nothing. It has two write paths: `commit`, a worker's
+facts and claims, fenced and numbered; and `control`, a command from any process. Both take the same four steps in one
+transaction: lock, load, ask the pure `plan_...` function of `durable_batches.stores` what to write, write exactly that.
+Locks are taken in one order: the worker's row, batches by id, executions by position.
 
-An adapter is done when it passes `durable_batches.testing.StoreConformance`, which reads its `capabilities`.
-It has seen a file, a server and plain memory, and is kept stable from here.
+An adapter is done when it passes `durable_batches.testing.StoreConformance`, which reads its `capabilities`. The
+protocol has been implemented over a file, a server and plain memory, and is kept stable from here.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a store can do beyond the minimum; the conformance suite tests what is declared, and nothing else."""
+    """What a store can do beyond the minimum. The conformance suite tests what is declared, and nothing else."""
 
     several_processes: bool
-    """Several processes can open it at once and share the work."""
+    """Several processes can open it at the same time and share the work."""
     durable: bool
-    """It survives its process."""
+    """What it has acknowledged outlives the process."""
     pushes: bool
-    """`wait` wakes before its timeout for a commit of another process."""
+    """`wait` returns before its timeout when another process commits."""
     host_transactions: bool = False
-    """It is a `HostTransactions`, too: a batch can be submitted within a transaction of the host application."""
+    """It implements `HostTransactions`: a batch can be submitted within a transaction of the host application."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchQuery:
-    """Which batches to list; what is left at its default does not filter."""
+    """Which batches to list. A field that is left at its default does not filter."""
 
     workflow: str | None = None
     states: Collection[str] = ()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Each of these labels with this value."""
+    """The batch has each of these labels, with this value."""
     created_before: Micros | None = None
 
     def matches(self, record: BatchRecord) -> bool:
-        """Whether the batch is one of them; for stores that have no query language of their own."""
+        """Whether the query lists this batch; for stores that have no query language of their own."""
         return (
             record.sealed
             and (self.workflow is None or record.workflow == self.workflow)
@@ -82,20 +82,20 @@ class BatchQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class Expired:
-    """Workers that were declared dead, and the events of freeing what they held."""
+    """The workers that were expired, and the events of releasing their executions."""
 
     workers: Sequence[WorkerId] = ()
     events: Sequence[EventRecord] = ()
 
 
 class Heart(Protocol):
-    """Keeps one worker's lease; blocking, on a connection of its own.
+    """Renews one worker's lease: blocking, on a connection of its own.
 
-    It lives on a thread of its own, so that user code that blocks the event loop does not cost the lease.
+    It is made and used on a thread of its own, so that user code that blocks the event loop does not cost the lease.
     """
 
     def beat(self) -> bool:
-        """Renew the lease. False once the worker was declared dead: it never comes back under that id.
+        """Renew the lease. Return False once the worker was expired: it never comes back under that id.
 
         Raises:
             StoreUnavailableError: The lease could not be renewed now.
@@ -103,12 +103,12 @@ class Heart(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         ...
 
 
 class Loading(Protocol):
-    """What it takes to load a batch; every store has it."""
+    """The methods that load a batch; every store has them."""
 
     async def create(self, batch: BatchRecord) -> BatchRecord | None:
         """See `Store.create`."""
@@ -137,28 +137,31 @@ HostTransaction: TypeAlias = _InTransaction | _IsInTransaction
 
 @runtime_checkable
 class HostTransactions(Protocol):
-    """Of a store that declares `host_transactions`: loading within a transaction of the host application."""
+    """Implemented by a store that declares `host_transactions`: loading within a transaction of the application."""
 
     def joined(self, connection: HostTransaction) -> AbstractAsyncContextManager[Loading]:
-        """Load on this connection, on the running loop. What an exception leaves is nothing; the rest is the host's.
+        """Load on this connection, on the running event loop.
+
+        An exception within the block undoes what was loaded, and nothing else of the transaction. To commit or to roll
+        back is the application's.
 
         Raises:
-            ConfigurationError: This is no connection that the store can use, or it is in no transaction.
+            ConfigurationError: The store cannot use this connection, or it is in no transaction.
         """
         ...
 
 
 @runtime_checkable
 class Store(Protocol):
-    """See the module. Every method may raise `StoreUnavailableError` or a kin of it."""
+    """Keeps batches; see the module for the rules. Every method may raise `StoreUnavailableError` or a subclass."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do."""
+        """Declare what the store can do beyond the minimum."""
         ...
 
     async def open(self) -> None:
-        """Connect, and migrate under a lock. Opening nests: each `open` wants its `close`.
+        """Connect, and migrate the schema under a lock. Opening nests: each `open` wants its `close`.
 
         Raises:
             SchemaTooNewError: A newer library has changed the schema in a way that this one must not touch.
@@ -167,48 +170,48 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of everything; no thread and no connection stays behind the last `close`."""
+        """Release everything: no thread and no connection outlives the last `close`."""
         ...
 
     # ---- workers -------------------------------------------------------------------------------------------
 
     async def register(self, worker: WorkerRecord, lease: Micros) -> None:
-        """Begin a worker's life: its commits are numbered from 1, its lease counts from now.
+        """Register a worker: its commits are numbered from 1, its lease counts from now.
 
-        Ids are random and never given twice, so that a dead worker's row need not be kept.
+        Ids are random and never given twice, so that an expired worker's row need not be kept.
         """
         ...
 
     def heart(self, worker: WorkerId) -> Heart:
-        """What keeps this worker's lease. Made and used on a thread of its own."""
+        """Make what renews this worker's lease; called and used on a thread of its own."""
         ...
 
     async def workers(self) -> Sequence[WorkerRecord]:
-        """Those that are alive, as far as the store knows."""
+        """Load the workers that are alive: registered, and neither expired nor gone."""
         ...
 
     async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
-        """Declare dead whoever is past its lease by the store's clock, or in `dead`, and free what they hold.
+        """Expire the workers past their lease by the store's clock, or in `dead`, and release their executions.
 
-        A worker declared dead can never write again. `plan_release(..., "crash")`.
+        An expired worker can never write again. What to write, `plan_release(..., "crash")` says.
         """
         ...
 
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
-        """A clean goodbye: free what it still holds, no crash counted, its id fenced.
+        """Deregister a worker: release what it still owns, with no crash counted, and fence its id.
 
-        `plan_release(..., "shutdown")`.
+        What to write, `plan_release(..., "shutdown")` says.
         """
         ...
 
     # ---- loading ---------------------------------------------------------------------------------------------
 
     async def create(self, batch: BatchRecord) -> BatchRecord | None:
-        """Insert an unsealed batch. None: created; a record: this id exists, nothing was changed."""
+        """Insert an unsealed batch. None: it is inserted; a record: that has this id, and nothing was changed."""
         ...
 
     async def add(self, batch_id: BatchId, loader: WorkerId, documents: Sequence[NewDocument]) -> None:
-        """Store one chunk of documents (`new_execution`), wholly or not at all; the same chunk again is harmless.
+        """Insert one chunk of documents (`new_execution`), all or none of them. The same chunk again changes nothing.
 
         Raises:
             DuplicateDocumentError: A document id is in the batch already, or twice in the chunk.
@@ -222,22 +225,25 @@ class Store(Protocol):
     async def commit(
         self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
     ) -> Committed:
-        """All facts, and then the claim, in ONE transaction, or nothing.
+        """Commit all facts, and then the claim, in ONE transaction, or nothing.
 
-        1. Fence and number on the worker's own row in one statement: still alive, and `number` is its last + 1.
-        2. Facts: `plan_facts`. 3. Claim: candidates, those batches first that were served longest ago, and of
-           each its executions by (due, position); `plan_claims`.
-        The same number again changes nothing and returns what was committed.
+        1. Fence and number on the worker's own row, in one statement: the worker is alive, and `number` is that of its
+           last commit + 1. The same statement renews the lease.
+        2. Facts: load what `executions_to_load` names; write what `plan_facts` says.
+        3. Claim: load candidates, first the batches that were served longest ago, and of each its executions in the
+           order of (due, position); write what `plan_claims` says.
+
+        The same number again changes nothing, and returns what was committed.
 
         Raises:
-            WorkerFencedError: The worker was declared dead; nothing was written.
+            WorkerFencedError: The worker was expired; nothing was written.
             FactRejectedError: The database refuses the data itself; nothing was written.
             CommitUnknownError: Whether it was written is unknown; the caller repeats the number.
         """
         ...
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
-        """One command, from anyone, worker or not: `plan_command` under the batch row's lock.
+        """Apply one command, from any process, worker or not: `plan_command` under the lock of the batch's row.
 
         Raises:
             BatchNotFoundError: There is no such batch.
@@ -247,11 +253,11 @@ class Store(Protocol):
     # ---- reading ---------------------------------------------------------------------------------------------
 
     async def batch(self, batch_id: BatchId) -> BatchRecord | None:
-        """One batch, loading ones included."""
+        """Load one batch, sealed or not; None: there is none of this id."""
         ...
 
     async def batches(self, query: BatchQuery, *, after: BatchId | None = None, limit: int) -> Sequence[BatchRecord]:
-        """Sealed ones, newest first, paged by key: `after` is the last id of the page before."""
+        """Load a page of sealed batches, newest first; `after` is the last id of the page before."""
         ...
 
     async def documents(
@@ -263,27 +269,30 @@ class Store(Protocol):
         limit: int,
         inputs: bool = True,
     ) -> Sequence[DocumentRecord]:
-        """In submission order, paged by position; no statuses: all of them. Without `inputs`, those are empty."""
+        """Load a page of documents in submission order; `after` is the last position of the page before.
+
+        The resolver is none of them. No statuses: all of them. Without `inputs`, those are empty.
+        """
         ...
 
     async def checkpoints(
         self, batch_id: BatchId, position: int, *, after: str = "", limit: int
     ) -> Sequence[CheckpointRecord]:
-        """Of one execution, by key."""
+        """Load a page of one execution's checkpoints, in the order of their keys; `after` is the last key before."""
         ...
 
     async def count_checkpoints(self, batch_id: BatchId) -> int:
-        """How many activities the batch has recorded, failures included. Reads an index; not for hot paths."""
+        """Count the activities that the batch has recorded, failures included. Reads an index; not for hot paths."""
         ...
 
     async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
-        """Those with a greater sequence number, in order."""
+        """Load the batch's events with a greater sequence number than `after`, in order."""
         ...
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
-        """A hint: sleep until something may have happened, or the time is up. It may return early for nothing.
+        """Sleep until something may have happened, or the time is up. A hint: it may return early for nothing.
 
-        What counts: one of `seen` has events beyond its number, or a batch of one of the `work` workflows
-        (name, version) has something to claim.
+        What counts: one of the batches in `seen` has events beyond its number, or a batch of one of the `work`
+        workflows (name, version) has something to claim.
         """
         ...
