@@ -41,19 +41,19 @@ _DEFAULT_RETRY: Final = RetryPolicy()
 
 
 class DurableActivity(Generic[P, T_co]):
-    """Callable like the function it wraps; a sync function becomes awaitable, and runs in a thread.
+    """A function whose results are recorded. A sync function becomes awaitable, and runs in a thread.
 
     In a workflow that an orchestrator runs, a call is recorded: its result is in the store before the workflow
-    goes on, and no later attempt runs it again. Anywhere else, and inside another activity, it is the plain call.
+    continues, and no later attempt runs it again. Elsewhere, and inside another activity, it is a plain call.
 
-    A function in a class body is a method: the instance is bound, and no part of the key.
+    A function in a class body is a method: the instance is bound, and is not part of the key.
 
     Attributes:
-        name: Part of every checkpoint's key; the function's own name by default, a method's with its class.
-        version: Part of every checkpoint's key; a new one invalidates what was recorded, on purpose.
-        stage: The stage that a document is in from the first call on.
-        retry: What to do about an error.
-        timeout: Of one attempt.
+        name: The name in checkpoint keys; by default the function's name, for a method with its class.
+        version: The version in checkpoint keys; a new one invalidates recorded results deliberately.
+        stage: The stage that the first call moves the document to.
+        retry: The retry policy.
+        timeout: The timeout of one attempt.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class DurableActivity(Generic[P, T_co]):
         update_wrapper(self, fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]:
-        """The call: awaits to the function's result.
+        """Call the activity and await the function's result.
 
         Raises:
             ActivityFailedError: Recorded calls only: the attempts are used up.
@@ -109,13 +109,13 @@ class DurableActivity(Generic[P, T_co]):
         self: DurableActivity[Concatenate[O, P2], T], instance: O, owner: type[Any], /
     ) -> DurableActivity[P2, T]: ...
     def __get__(self, instance: Any, owner: Any, /) -> Any:
-        """As a method: `self` is bound, and no part of the key."""
+        """Bind `self`, which is not part of the key."""
         if instance is None or not self.definition.is_method or self.instance is not None:
             return self
         return self._bound_to(instance)
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
-        """A class has it as an attribute."""
+        """Note that it is a method of a class."""
         self.definition.became_method()
 
     def with_options(
@@ -126,14 +126,14 @@ class DurableActivity(Generic[P, T_co]):
         retry: RetryPolicy | None = None,
         timeout: timedelta | None = None,
     ) -> DurableActivity[P, T_co]:
-        """The same activity, called otherwise; name and version stay, they are its identity.
+        """Return the same activity with other options. Name and version, its identity, stay the same.
 
         Args:
-            stage: Of the calls; as it is, where it is not given.
-            key: In place of the input's digest: on replay the key alone decides. Of two calls in one document with
-                the same key, the second is the second of its key on replay, too, and must have the same input.
-            retry: What to do about an error; as it is, where it is not given.
-            timeout: Of one attempt; as it is, where it is not given.
+            stage: The stage; unchanged if not given.
+            key: A key in place of the input's digest: on replay only the key is compared. If two calls of a document
+                have the same key, they are told apart by their order, and must have the same input.
+            retry: The retry policy; unchanged if not given.
+            timeout: The timeout of one attempt; unchanged if not given.
 
         Raises:
             ConfigurationError: `stage` is no stage, `key` is empty, or `timeout` is not positive.
@@ -148,9 +148,9 @@ class DurableActivity(Generic[P, T_co]):
 
     @contextmanager
     def override(self, fake: Callable[P, T_co] | Callable[P, Awaitable[T_co]]) -> Generator[None]:
-        """For tests: within the block, calls go to `fake`, sync or async, in all forms of the activity.
+        """Replace the function by `fake`, sync or async, in all forms of the activity, within a `with` block in tests.
 
-        Name, key and recording stay; dependencies are not filled in, so that `fake` gets what the caller gives.
+        Name, key and recording stay the same. Dependencies are not filled in: `fake` gets the caller's arguments.
         """
         definition = self.definition
         before = definition.replacement
@@ -186,7 +186,7 @@ class DurableActivity(Generic[P, T_co]):
         bound = self._copy()
         bound.instance = instance
         bound.is_plain = False
-        # So that its signature is shown without the instance.
+        # So that the signature is shown without the instance.
         bound.__dict__["__wrapped__"] = MethodType(self.definition.fn, instance)
         return bound
 
@@ -204,7 +204,7 @@ class DurableActivity(Generic[P, T_co]):
 
 
 class ActivityDecorator(Protocol):
-    """What `durable_activity(...)` returns: applied to a function, sync or async."""
+    """The decorator that `durable_activity(...)` returns, for a sync or async function."""
 
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> DurableActivity[P, T]: ...
@@ -215,7 +215,7 @@ class ActivityDecorator(Protocol):
 
 
 class KeyedActivityDecorator(Protocol[P]):
-    """What `durable_activity(key=...)` returns: the function has the parameters of the key function."""
+    """The decorator that `durable_activity(key=...)` returns, for a function with the key function's parameters."""
 
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> DurableActivity[P, T]: ...
@@ -266,15 +266,15 @@ def durable_activity(
     """Make a function's results durable.
 
     Args:
-        fn: The function, where the decorator is used without arguments.
+        fn: The function, if the decorator is used without arguments.
         stage: The stage of the batch's machine that the activity belongs to.
-        name: Its name in checkpoints; the function's own by default (not its module: code may move).
-        version: A new one makes every call run again, on purpose.
-        key: Of a call's arguments, in place of their digest: for inputs that are not stable from one attempt to
-            the next, or identical concurrent calls that must be told apart. On replay the key alone decides.
-        ignore: Parameters that are no part of the digest.
-        retry: How often and when a failing call is tried again.
-        timeout: Of one attempt; running over it is an `ActivityTimeoutError`, which is retried like others.
+        name: The name in checkpoint keys; by default the function's name (without its module: code may move).
+        version: A new version makes every call run again.
+        key: Returns a key for a call's arguments, in place of their digest: for inputs that differ from one attempt
+            to the next, or for identical concurrent calls that must be distinguished. A replay compares only the key.
+        ignore: Parameters that are not part of the digest.
+        retry: The retry policy.
+        timeout: The timeout of one attempt; exceeding it raises `ActivityTimeoutError`, which is retried.
 
     Raises:
         ActivityDefinitionError: The function cannot be recorded: an annotation is missing or cannot be encoded.
@@ -299,15 +299,15 @@ def durable_activity(
 
 
 async def map_activity(activity: Callable[[X], Awaitable[T]], items: Iterable[X], *, concurrency: int = 16) -> list[T]:
-    """Call an activity for each item, a bounded number at once, and return the results in the items' order.
+    """Call an activity for each item, with bounded concurrency, and return the results in the items' order.
 
-    The first failure stops new calls, lets those that are running finish and be recorded, and is then raised; of
-    several failures, the one of the earliest item, so that a replay raises the same.
+    The first failure stops new calls, lets running calls finish and be recorded, and is then raised. Of several
+    failures, the one of the earliest item is raised, so a replay raises the same.
 
     Args:
         activity: The activity (or any async function of one argument).
-        items: What to call it with.
-        concurrency: Calls at once.
+        items: The arguments.
+        concurrency: The number of concurrent calls.
 
     Raises:
         ValueError: `concurrency` is below 1.
@@ -322,7 +322,7 @@ async def map_activity(activity: Callable[[X], Awaitable[T]], items: Iterable[X]
     async def work() -> None:
         for index, item in queue:
             if failures:
-                # Of another call, perhaps at once: a replay returns without waiting.
+                # The next call may return immediately: a replay does not wait.
                 return
             try:
                 results[index] = await activity(item)

@@ -1,4 +1,4 @@
-"""Where the running code is: in a workflow, in an activity's body, or in neither."""
+"""Track whether the running code is in a workflow, in an activity's body, or in neither."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class ActivityContext(Protocol):
-    """What an activity's body can know about its call, and say about it."""
+    """The running call of an activity, as its body sees it."""
 
     @property
     def batch_id(self) -> BatchId:
@@ -43,54 +43,54 @@ class ActivityContext(Protocol):
 
     @property
     def document_id(self) -> str:
-        """The document; empty in a resolver's activity."""
+        """The document's id; empty in a resolver's activity."""
         ...
 
     @property
     def attempt(self) -> int:
-        """Which try of the activity this is, from 1; counted anew after a crash."""
+        """The number of the attempt of this call, from 1; starts at 1 again after a crash."""
         ...
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every try of this call, also after a crash: for services that accept such a key."""
+        """A key that is the same for every attempt of this call, also after a crash, for services that accept one."""
         ...
 
     def report(self, current: int, total: int) -> None:
-        """Say how far a long activity is; shown in this process's snapshots, not recorded."""
+        """Report the progress of a long activity; visible in this process, not recorded."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionContext:
-    """What workflow code can know about the attempt that it runs in."""
+    """The running attempt of a document, as workflow code sees it."""
 
     batch_id: BatchId
     document_id: str
     """Empty in a resolver."""
     ordinal: int
-    """The document's place in the submission's order, from 0; -1 in a resolver."""
+    """The document's ordinal in the submission, from 0; -1 in a resolver."""
     attempt: int
-    """Of the document, from 1; crashes and deploys count. Not the same on every attempt: decide nothing by it."""
+    """The number of the document's attempt, from 1, including crashes and deployments. Do not base decisions on it."""
     run: int
-    """Of the batch, from 1."""
+    """The number of the batch's run, from 1."""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The labels that the batch was submitted with (`BatchConfig.metadata`)."""
+    """The batch's labels (`BatchConfig.metadata`)."""
 
 
 class StandIn(NamedTuple):
-    """For unit tests: what an orchestrator would provide."""
+    """Stand in for an orchestrator in unit tests."""
 
     context: ExecutionContext
     dependencies: Dependencies
 
 
 class WorkflowScope(Protocol):
-    """What activities need of the execution that they are called in."""
+    """The execution in which an activity is called."""
 
     @property
     def context(self) -> ExecutionContext:
-        """Which execution it is."""
+        """The context of the execution."""
         ...
 
     async def call(self, bound: BoundCall) -> Any:
@@ -98,7 +98,7 @@ class WorkflowScope(Protocol):
         ...
 
     def enter_stage(self, stage: type[Stage]) -> None:
-        """The document is in this stage from here on."""
+        """Move the document to a stage."""
         ...
 
 
@@ -106,7 +106,7 @@ _workflow: Final[ContextVar[WorkflowScope | None]] = ContextVar("durable_batches
 _activity: Final[ContextVar[ActivityContext | None]] = ContextVar("durable_batches_activity", default=None)
 
 _stand_in: Final[ContextVar[StandIn | None]] = ContextVar("durable_batches_stand_in", default=None)
-"""For unit tests: what workflow code finds that no orchestrator runs."""
+"""The stand-in for code that no orchestrator runs, in unit tests."""
 
 workflow_scope: Callable[[], WorkflowScope | None] = _workflow.get
 """The execution whose workflow code is running; None outside of one, and inside an activity."""
@@ -115,23 +115,23 @@ ScopeTokens: TypeAlias = tuple[Token[WorkflowScope | None], Token[ActivityContex
 
 
 def enter_workflow(execution: WorkflowScope) -> ScopeTokens:
-    """From here on the code of this execution's workflow runs, until `leave`."""
+    """Enter the workflow of an execution, until `leave`."""
     return _workflow.set(execution), _activity.set(None)
 
 
 def enter_activity(call: ActivityContext) -> ScopeTokens:
-    """From here on an activity's body runs, whose own activity calls are plain ones, until `leave`."""
+    """Enter an activity's body, in which activity calls are plain calls, until `leave`."""
     return _workflow.set(None), _activity.set(call)
 
 
 def leave(tokens: ScopeTokens) -> None:
-    """Back to where it was entered from."""
+    """Return to the context before the matching enter call."""
     _workflow.reset(tokens[0])
     _activity.reset(tokens[1])
 
 
 def current_activity() -> ActivityContext:
-    """The running activity's context.
+    """Return the context of the running activity.
 
     Raises:
         NotInActivityError: The code is not running in an activity's body within an orchestrator.
@@ -143,7 +143,7 @@ def current_activity() -> ActivityContext:
 
 
 def current_execution() -> ExecutionContext:
-    """The execution whose workflow, resolver or activity is running: ids, attempt, metadata.
+    """Return the execution whose workflow, resolver or activity is running: ids, attempt, metadata.
 
     Raises:
         NotInWorkflowError: The code is not running in a workflow within an orchestrator.
@@ -158,17 +158,17 @@ def current_execution() -> ExecutionContext:
 
 
 def stand_in(context: ExecutionContext, dependencies: Dependencies) -> Token[StandIn | None]:
-    """For unit tests: from here on there are these, where no orchestrator says otherwise."""
+    """Install a stand-in for code outside an orchestrator, in unit tests."""
     return _stand_in.set(StandIn(context, dependencies))
 
 
 def leave_stand_in(token: Token[StandIn | None]) -> None:
-    """Back to where it was before `stand_in`."""
+    """Remove the stand-in."""
     _stand_in.reset(token)
 
 
 def current_dependencies() -> Dependencies:
-    """Those of the worker that runs the activity; outside of one, those of a unit test, or none."""
+    """Return the dependencies of the worker that runs the activity, else those of a unit test, or none."""
     dependencies: Dependencies | None = _provided("dependencies")
     return dependencies or Dependencies()
 
@@ -178,6 +178,6 @@ def _provided(name: str) -> Any:
 
 
 def current_clock() -> Clock:
-    """The clock of the worker that runs the activity; outside of one, the machine's."""
+    """Return the clock of the worker that runs the activity, else the machine's."""
     clock: Clock | None = getattr(_activity.get(), "clock", None)
     return clock or SystemClock()

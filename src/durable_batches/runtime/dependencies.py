@@ -1,8 +1,8 @@
-"""`dependency(provider)`: clients, pools and sessions reach activities and resolvers without globals.
+"""`dependency(provider)`: clients, pools and sessions for activities and resolvers, without globals.
 
-A provider is opened once a worker, closed after the worker's drain, and never part of a checkpoint's key. All
-providers of a worker are opened and closed by one task of its own, since what an async generator opens (a task
-group, say) often has to be closed by the task that opened it.
+A dependency is opened once per worker, closed after the worker has drained, and never part of a checkpoint key. One
+task opens and closes all dependencies of a worker, because resources of async generators (such as a task group) often
+must be closed by the task that opened them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Closer: TypeAlias = Callable[[], object]
 
 
 class Dependency:
-    """What `dependency(...)` puts into a signature: the default that a worker replaces by the opened value."""
+    """The default that `dependency(...)` puts into a signature; a worker replaces it by the opened value."""
 
     __slots__ = ("provider",)
 
@@ -46,20 +46,20 @@ def dependency(provider: Callable[[], Generator[T, Any, Any]], /) -> T: ...
 @overload
 def dependency(provider: Callable[[], T], /) -> T: ...
 def dependency(provider: Callable[[], Any], /) -> Any:
-    """As the default of a parameter of an activity or a resolver: what the provider opens, once a worker.
+    """Declare a dependency, as the default of a parameter of an activity or a resolver.
 
-    It is opened when the worker starts, closed after its drain in the reverse order, and never part of a key.
-    `Worker(dependencies={provider: replacement})` puts something else in its place, in tests for example. Called
-    outside a worker, the function wants the parameter passed.
+    The provider is called once per worker: when the worker starts. Dependencies are closed in the reverse order after
+    the worker has drained, and are never part of a checkpoint key. `Worker(dependencies={provider: replacement})`
+    replaces one, for example in tests. Outside a worker, pass the parameter explicitly.
 
     Args:
         provider: A function without required parameters: an async generator (or a generator, annotated `Generator`,
             since an `Iterator` may be a value) that yields once, and closes after the `yield`; or a function, sync
             or async, that returns the value, which is then not closed. It may have dependencies of its own, as the
-            defaults of its parameters. Sync ones run on the event loop, so they should be quick.
+            defaults of its parameters. Sync providers run on the event loop, so they should be fast.
 
     Raises:
-        ConfigurationError: It is no such function.
+        ConfigurationError: The provider is not such a function.
 
     Example::
 
@@ -93,7 +93,7 @@ def dependency(provider: Callable[[], Any], /) -> Any:
 
 
 def dependencies_of(fn: Callable[..., Any]) -> dict[str, Dependency]:
-    """The function's parameters that are filled in, by name."""
+    """List the dependencies among a function's parameters, by name."""
     return {
         parameter.name: parameter.default
         for parameter in _parameters(fn).values()
@@ -102,7 +102,7 @@ def dependencies_of(fn: Callable[..., Any]) -> dict[str, Dependency]:
 
 
 def name_of(provider: Provider) -> str:
-    """What messages call it."""
+    """Return the provider's name for messages."""
     return getattr(provider, "__qualname__", None) or type(provider).__qualname__
 
 
@@ -110,8 +110,7 @@ class Dependencies:
     """The opened dependencies of one worker.
 
     Args:
-        replacements: By provider, what to use in its place: the value itself, or `dependency(other)` to have
-            another one opened.
+        replacements: Replacements by provider: a value, or `dependency(other)` to open another provider.
     """
 
     def __init__(self, replacements: Mapping[Provider, object] | None = None) -> None:
@@ -124,30 +123,30 @@ class Dependencies:
         self._owner: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """From here on providers are opened, as they are asked for, until `close`."""
-        # One for each start, since a queue belongs to an event loop. Bounded by the providers that there are: each is
-        # wanted once at a time.
+        """Start to open dependencies on request, until `close`."""
+        # One for each start, since a queue belongs to an event loop. Bounded by the number of providers: each is
+        # requested once at a time.
         self._wanted = asyncio.Queue()
         self._owner = asyncio.create_task(self._own(self._wanted), name="durable-batches dependencies")
 
     async def open(self, providers: Iterable[Provider]) -> None:
-        """Open these now.
+        """Open dependencies now.
 
         Raises:
-            DependencyError: One of them could not be; its own error is the cause.
+            DependencyError: One could not be opened; the provider's error is the cause.
         """
         for provider in providers:
             await self.get(provider)
 
     async def close(self) -> None:
-        """Close what was opened, the last one first; what the closing raises is raised when all are closed."""
+        """Close all dependencies in the reverse order, then raise the errors that occurred."""
         owner, wanted = self._owner, self._wanted
         self._owner = self._wanted = None
         if owner is None or wanted is None:
             return
         wanted.put_nowait(None)
         if self._opening:
-            # Nobody wants any more what is only being opened.
+            # What is still being opened is no longer needed.
             owner.cancel()
         try:
             # Half-closed is worse than late.
@@ -156,10 +155,10 @@ class Dependencies:
             self._values = dict(self._given)
 
     async def get(self, provider: Provider) -> Any:
-        """The value of a provider, opened now if it was not yet.
+        """Return the value of a provider, which is opened if necessary.
 
         Raises:
-            DependencyError: It could not be opened, or nobody opens anything here.
+            DependencyError: It could not be opened, or no worker is running.
         """
         if provider in self._values:
             return self._values[provider]
@@ -169,11 +168,11 @@ class Dependencies:
         if opening is None:
             opening = self._opening[provider] = asyncio.get_running_loop().create_future()
             self._wanted.put_nowait(provider)
-        # Others may wait for the same one.
+        # Others may wait for the same dependency.
         return await asyncio.shield(opening)
 
     async def filled(self, missing: Mapping[str, Dependency], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments, and with them the dependencies that they leave open."""
+        """Add the missing dependencies to keyword arguments."""
         filled = dict(kwargs)
         for name, wanted in missing.items():
             filled[name] = await self.get(wanted.provider)
@@ -189,7 +188,7 @@ class Dependencies:
                 try:
                     opening.set_result(await self._value(closers, provider))
                 except (Exception, asyncio.CancelledError) as error:
-                    # A provider may raise anything; whoever asked is told, and may be gone.
+                    # A provider may raise anything; the caller gets the error, if it still waits.
                     failed = DependencyError(name_of(provider), f"opening it raised {type(error).__name__}")
                     failed.__cause__ = error
                     trim(failed)
@@ -232,7 +231,7 @@ async def _opened(closers: list[Closer], provider: Callable[..., Any], arguments
 
 
 async def _close_all(closers: list[Closer]) -> None:
-    """The last one first. Each as if nothing had happened: what one raises is no other one's business."""
+    """Close in the reverse order. An error of one does not affect the others."""
     errors: list[Exception] = []
     while closers:
         try:
@@ -251,5 +250,5 @@ def _parameters(fn: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(fn).parameters
     except (TypeError, ValueError):
-        # Some classes and functions written in C have no signature to look at.
+        # Some classes and functions written in C have no signature.
         return {}

@@ -1,4 +1,4 @@
-"""What all attempts of a worker share."""
+"""Resources that all attempts of a worker share."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from durable_batches.runtime.middleware import Middleware
 __all__ = ["GRACE_SECONDS", "ActivityReport", "Recorder", "Resources", "RunStats"]
 
 GRACE_SECONDS: Final = 30.0
-"""How long calls that a workflow left running may take to finish: they are paid for."""
+"""The grace period of calls that a workflow left running, since they are paid for."""
 
 
 class Recorder(Protocol):
-    """Where an attempt's facts go: the journal."""
+    """The receiver of an attempt's facts: the journal."""
 
     def post(self, fact: Fact) -> None:
-        """Hand a fact in; it rides on the next commit."""
+        """Add a fact to the next commit, without waiting."""
         ...
 
     def record(self, fact: Fact) -> Awaitable[Refusal | None]:
-        """Hand a fact in; awaits to its verdict once the store has committed it."""
+        """Add a fact to the next commit, and await its verdict."""
         ...
 
     def before_commit(self, callback: Callable[[], None]) -> None:
-        """Call back just before the next commit is put together."""
+        """Call back just before the next commit is assembled."""
         ...
 
 
 @dataclass
 class RunStats:
-    """What this process has done, in numbers."""
+    """Counters of a worker in this process."""
 
     activities_run: int = 0
-    """Activity calls that were run and recorded."""
+    """Activity calls that ran and were recorded."""
     activities_replayed: int = 0
-    """Activity calls that were answered from their checkpoints."""
+    """Activity calls that returned a recorded result."""
     checkpoints_unused: int = 0
-    """Recorded activities that a successful attempt did not ask for."""
+    """Recorded results that a successful attempt did not request."""
     documents_run: int = 0
     """Attempts of documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivityReport:
-    """How far a long activity says it is (`current_activity().report`), in this process."""
+    """The progress that a running activity has reported with `current_activity().report`."""
 
     document_id: str
     activity: str
@@ -62,7 +62,7 @@ class ActivityReport:
 
 @dataclass
 class Resources:
-    """What all attempts of a worker share."""
+    """Resources that all attempts of a worker share."""
 
     recorder: Recorder
     clock: Clock
@@ -74,4 +74,4 @@ class Resources:
     )
     grace: float = GRACE_SECONDS
     middleware: Sequence[Middleware] = ()
-    """Round each attempt of each activity call, the first of them outermost."""
+    """Middleware round each attempt of each activity call, the first one outermost."""

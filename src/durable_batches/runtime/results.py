@@ -1,4 +1,4 @@
-"""What became of documents and batches: frozen, typed by the workflow's result and resolution."""
+"""Results of documents and batches: frozen, typed by the workflow's result and resolution."""
 
 from __future__ import annotations
 
@@ -45,56 +45,56 @@ class DocumentSucceeded(Generic[R_co]):
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentFailure:
-    """A document that failed, and why."""
+    """A failed document and its error."""
 
     document_id: str
     error: str
     """The last error's message, of bounded length."""
     error_type: str
-    """The name of its class."""
+    """The name of the error's class."""
     activity: str | None
-    """The activity that failed; None where the workflow itself did."""
+    """The activity that failed; None if the workflow itself failed."""
     attempts: int
-    """Attempts of the document, crashes and deploys included."""
+    """The number of attempts of the document, including crashes and deployments."""
     tag: Literal["failed"] = "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentCancelled:
-    """A document that had not ended when its run did."""
+    """A document that was unfinished when its batch ended."""
 
     document_id: str
     tag: Literal["cancelled"] = "cancelled"
 
 
 Outcome = TypeAliasType("Outcome", DocumentSucceeded[R] | DocumentFailure | DocumentCancelled, type_params=(R,))
-"""How a document ended: a closed union, to `match` over."""
+"""The outcome of a document: a closed union, to `match` on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentInfo(Generic[D_co]):
-    """A document and where it is."""
+    """A document and its status."""
 
     document_id: str
     document: D_co
     status: ExecutionStatus
     stage: str | None
-    """The tag of the latest stage it has started; None: none yet."""
+    """The tag of the latest stage that it has started; None if it has started none."""
     attempts: int
     failure: DocumentFailure | None
-    """Of the last attempt that failed, also while the document waits to be tried again."""
+    """The failure of the last failed attempt, also while the document waits for a retry."""
     updated_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchResult(Generic[V_co]):
-    """The end of a run; printed, it is a summary for people, the first failures included, without any payload.
+    """The result of a batch. `str()` gives a summary with the first failures, without payloads.
 
     Attributes:
-        batch_id: The batch.
-        state: The state that it ended in.
-        counts: Where its documents ended.
-        resolution: What the resolver returned; None where the batch did not get there.
+        batch_id: The batch's id.
+        state: The final state.
+        counts: The number of documents by outcome.
+        resolution: The resolver's return value; None if there is none.
         failures: The first few failed documents.
     """
 
@@ -127,10 +127,10 @@ class BatchResult(Generic[V_co]):
 
     @property
     def exit_code(self) -> int:
-        """The end in a number, for `sys.exit`.
+        """The exit code for `sys.exit`.
 
         0: every document succeeded. 3: the batch completed, but documents failed. 4: the batch failed. 5: it was
-        cancelled. None of them is one that Python (1), a wrong command line (2) or a signal (128 and more) gives.
+        cancelled. They differ from those of Python (1), a wrong command line (2) and signals (128 and more).
         """
         match self.state:
             case Completed():
@@ -144,7 +144,7 @@ class BatchResult(Generic[V_co]):
 
     @property
     def value(self) -> V_co:
-        """What the resolver returned.
+        """The resolver's return value.
 
         Raises:
             BatchFailedError: The batch ended FAILED.
@@ -156,18 +156,18 @@ class BatchResult(Generic[V_co]):
             case Cancelled(reason=reason):
                 raise BatchCancelledError(self.batch_id, reason, self.counts)
             case Completed():
-                # None is the resolution of a workflow without a resolver, whose V is None.
+                # A workflow without a resolver has the resolution None, and its V is None.
                 return self.resolution  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
             case _:
                 assert_never(self.state)
 
     def raise_for_failures(self) -> Self:
-        """The result itself, if every document succeeded.
+        """Return the result itself if every document succeeded.
 
         Raises:
             BatchFailedError: The batch ended FAILED.
             BatchCancelledError: The batch ended CANCELLED.
-            DocumentsFailedError: It completed, but documents failed; it shows the first of them.
+            DocumentsFailedError: The batch completed, but documents failed; it lists the first of them.
         """
         if isinstance(self.state, Completed) and self.counts.failed:
             raise DocumentsFailedError(self.batch_id, self.counts, self._shown_failures())

@@ -1,4 +1,4 @@
-"""`@workflow`: the function that takes one document to its result, and what belongs to it."""
+"""`@workflow`: the function that processes one document, with its machine and its resolver."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ Vx_co = TypeVar("Vx_co", covariant=True)
 _DEFAULT_RETRY: Final = RetryPolicy()
 
 
-# Covariant, although a page is a list: each is made for its one reader, who may do with it as it likes.
+# Covariant, although a page is a list: each list is made for one reader, which may modify it.
 class Results(Protocol[R_co]):  # type: ignore[misc]
-    """What a resolver gets: the results of all documents that succeeded, in submission order, streamed.
+    """The results of all documents that succeeded, streamed to the resolver in submission order.
 
-    However many there are, a page of them is in memory at a time. Every way through them is an async generator: one
-    that is left early is best closed, `async with aclosing(aiter(results)) as found: ...`. A unit test makes some
-    with `durable_batches.testing.results_of`.
+    One page of them is in memory at a time. Every iterator over them is an async generator: close one that is left
+    early with `async with aclosing(aiter(results)) as found: ...`. A unit test creates results with
+    `durable_batches.testing.results_of`.
     """
 
     @property
@@ -67,15 +67,15 @@ class Results(Protocol[R_co]):  # type: ignore[misc]
 
     @property
     def counts(self) -> Counts:
-        """Where its documents ended."""
+        """The number of documents by outcome."""
         ...
 
     def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R_co], None]:
-        """The results, from the first; can be iterated again."""
+        """Iterate over the results, from the first one; may be called repeatedly."""
         ...
 
     def reopen(self) -> Results[R_co]:
-        """Open the same results from the first one: for a pass of its own, whatever other passes are under way."""
+        """Open the same results again, for an iteration independent of others."""
         ...
 
     @deprecated("again() is called reopen() now")
@@ -84,29 +84,29 @@ class Results(Protocol[R_co]):  # type: ignore[misc]
         ...
 
     def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R_co]], None]:
-        """The results in lists of at most `size`.
+        """Iterate over the results in lists of at most `size`.
 
         Raises:
-            ValueError: `size` is less than 1; at the call already.
+            ValueError: `size` is less than 1; raised at the call.
         """
         ...
 
     def failures(self) -> AsyncGenerator[DocumentFailure, None]:
-        """The documents that failed, in submission order."""
+        """Iterate over the failed documents, in submission order."""
         ...
 
 
 Resolver = TypeAliasType("Resolver", Callable[[Results[R]], Awaitable[V]], type_params=(R, V))
-"""The step that runs once a run, after all documents have ended, over all of the results."""
+"""The step that runs once, after all documents have finished, on all of the results."""
 
 
 class Workflow(Generic[D, R_co, S_co, V_co]):
-    """A workflow: called outside an orchestrator it is the plain function, for unit tests.
+    """A workflow. Called outside an orchestrator, for example in a unit test, it is the plain function.
 
     Attributes:
-        name: What batches name it by; the function's own name by default.
-        version: Recorded with each batch.
-        accepts: Older versions of a batch that this code can run, too.
+        name: The workflow's name in batches; by default the function's name.
+        version: The version that is recorded with each batch.
+        accepts: Older versions of batches that this code can also run.
         machine: The states of its batches.
     """
 
@@ -131,7 +131,7 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
         for what, given in (("name", self.name), *(("version", each) for each in (version, *accepts))):
             if (problem := problem_with_name(given)) is not None:
                 raise ActivityDefinitionError(f"the {what} of a workflow {problem}")
-        # Its first use, at which a machine that is not what its type says is refused at the latest.
+        # The first use, which refuses a machine that does not match its type argument.
         _ = machine.tags
         self.machine: BatchStateMachine[S_co] = machine
         self.resolver = resolver
@@ -150,26 +150,26 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
 
     @property
     def versions(self) -> frozenset[tuple[str, str]]:
-        """The (name, version) pairs of the batches that it can run."""
+        """Return the (name, version) pairs of the batches that it can run."""
         return frozenset((self.name, version) for version in (self.version, *self.accepts))
 
     @property
     def document_codec(self) -> Codec[D]:
-        """What encodes its documents."""
+        """Return the codec of its documents."""
         return self._prepared()[0]
 
     @property
     def result_codec(self) -> Codec[R_co]:
-        """What encodes its results."""
+        """Return the codec of its results."""
         return self._prepared()[1]
 
     @property
     def resolution_codec(self) -> Codec[V_co | None]:
-        """What encodes its resolver's result."""
+        """Return the codec of its resolver's result."""
         return self._prepared()[2]
 
     def check(self) -> None:
-        """Find now what would otherwise fail later: annotations, and stages that the machine does not have.
+        """Verify annotations and stages now, which would otherwise fail later.
 
         Raises:
             ActivityDefinitionError: The document, the result or the resolution cannot be recorded.
@@ -184,9 +184,9 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
             _told_apart(self.resolver, f"the resolver of workflow {self.name!r}")
 
     def providers(self) -> Iterator[Provider]:
-        """What a worker opens for it before it begins: what its activities and its resolver name as dependencies.
+        """List the dependencies of its activities and its resolver, which a worker opens before it starts.
 
-        An activity that only a variable leads to is not found here; what it depends on is opened at its first call.
+        Activities that are reached only through variables are not found; their dependencies open at the first call.
         """
         functions: list[Callable[..., Any]] = [self.fn]
         if self.resolver is not None:
@@ -197,7 +197,7 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
                 yield from (wanted.provider for wanted in activity.definition.missing((), {}).values())
 
     def stage_index(self, stage: type[Stage], activity: str | None = None) -> int:
-        """The stage's place in the machine.
+        """Return the index of a stage in the machine.
 
         Raises:
             ForeignStageError: The machine does not have it.
@@ -246,7 +246,7 @@ _MISSING: Final = object()
 
 
 def _told_apart(fn: Callable[..., Any], what: str) -> list[DurableActivity[..., Any]]:
-    """The activities that a function names, of which no two have one name."""
+    """List the activities that a function names, and refuse two with the same name."""
     known: dict[tuple[str, str], DurableActivity[..., Any]] = {}
     found = list(activities_named_in(fn))
     for activity in found:
@@ -264,7 +264,7 @@ async def _coroutine(awaitable: Awaitable[R]) -> R:
 
 
 class WorkflowDecorator(Protocol[Sx_co]):
-    """What `workflow(machine)` returns."""
+    """The decorator that `workflow(machine)` returns."""
 
     def __call__(self, fn: Callable[[D], Coroutine[Any, Any, R]], /) -> Workflow[D, R, Sx_co, None]:
         """Make the function a workflow."""
@@ -272,7 +272,7 @@ class WorkflowDecorator(Protocol[Sx_co]):
 
 
 class ResolvedWorkflowDecorator(Protocol[R, Sx_co, Vx_co]):
-    """What `workflow(machine, resolver=...)` returns: the function's result is what the resolver reads."""
+    """The decorator that `workflow(machine, resolver=...)` returns: the resolver reads the function's results."""
 
     def __call__(self, fn: Callable[[D], Coroutine[Any, Any, R]], /) -> Workflow[D, R, Sx_co, Vx_co]:
         """Make the function a workflow."""
@@ -306,15 +306,15 @@ def workflow(
     accepts: tuple[str, ...] = (),
     resolver_retry: RetryPolicy = _DEFAULT_RETRY,
 ) -> Any:
-    """Make an async function of one document a workflow.
+    """Make a workflow from an async function of one document.
 
     Args:
-        machine: The states that its batches go through.
-        resolver: The step that runs once, after all documents have ended, over all of the results.
-        name: What batches name it by; the function's own name by default.
-        version: Recorded with each batch; a worker runs a batch only if it has this version or accepts it.
-        accepts: Older versions of a batch that this code can run, too.
-        resolver_retry: How often and when a failing resolver is tried again.
+        machine: The states of its batches.
+        resolver: The step that runs once, after all documents have finished, on all of the results.
+        name: The workflow's name in batches; by default the function's name.
+        version: The version that is recorded with each batch; a worker runs a batch only if it accepts its version.
+        accepts: Older versions of batches that this code can also run.
+        resolver_retry: The retry policy of the resolver.
 
     Raises:
         ActivityDefinitionError: The function is not async.
@@ -340,7 +340,7 @@ def workflow(
 
 
 def enter_stage(stage: type[Stage]) -> None:
-    """Within a workflow: the document is in `stage` from here on. It rides on the next commit; no waiting.
+    """Move the document to `stage`, within a workflow. Does not wait: the next commit records it.
 
     Outside an orchestrator, in a unit test of the workflow, it does nothing.
 
@@ -353,16 +353,16 @@ def enter_stage(stage: type[Stage]) -> None:
 
 
 async def durable_now() -> datetime:
-    """The time (aware, UTC) at which the workflow first came here; the same on every replay."""
+    """Return the time (aware, UTC) of the first call; the same on every replay."""
     return await _now_activity()()
 
 
 async def durable_uuid() -> UUID:
-    """A random UUID, the same on every replay."""
+    """Return a random UUID; the same on every replay."""
     return await _uuid_activity()()
 
 
-# Made at the first call: making an activity builds a schema, and importing the library stays quick.
+# Created at the first call, because creating an activity builds a schema, which would slow down the import.
 
 
 @cache
