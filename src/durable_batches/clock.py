@@ -1,12 +1,12 @@
 """Time, in one place: the library reads clocks and sets timers only through a `Clock`.
 
-That is what lets a test or a simulation own time. Two clocks are told apart: the wall clock, in whole
-microseconds since the epoch (UTC), dates events and due times and is stored; the boot clock, in seconds,
-never jumps, runs on through a suspended machine, and measures leases and durations.
+So a test or a simulation can control time. There are two clocks: the wall clock, in whole microseconds since the
+epoch (UTC), dates events and due times and is stored; the boot clock, in seconds, never jumps, keeps running while the
+machine is suspended, and measures leases and durations.
 
-Two kinds of timers are told apart, too. Most are waited for: a retry, a timeout, a due time. The others are
-housekeeping: a look around every second, a limit to how long nothing is looked at. Nothing that a user waits for
-hangs on their exact moment, so that a clock that is moved by hand through a month need not stop at each of them.
+There are two kinds of timers. Most are awaited: a retry, a timeout, a due time. The others are housekeeping: periodic
+checks, and limits to the time between them. No user waits for their exact moments, so a clock that a test advances by
+a month need not stop at each of them.
 """
 
 from __future__ import annotations
@@ -23,55 +23,55 @@ __all__ = ["Alarm", "Clock", "Deadline", "SystemClock", "Timer"]
 
 
 class Timer(Protocol):
-    """A call that is due later."""
+    """A scheduled call."""
 
     def cancel(self) -> None:
-        """Forget the call; harmless when it was made already."""
+        """Cancel the call; harmless if it has been made."""
         ...
 
 
 class Alarm(Protocol):
-    """A `threading.Event` whose waiting goes by a clock of the library; for code on threads of its own."""
+    """A `threading.Event` whose timeout follows a `Clock`, for code on threads."""
 
     def set(self) -> None:
-        """Wake whoever waits, now and from now on."""
+        """Set the alarm, which ends all present and future waits."""
         ...
 
     def wait(self, timeout: float, /) -> bool:
-        """Block for so many seconds, or until it is set; whether it is."""
+        """Block until the alarm is set or the timeout has passed; return whether it is set."""
         ...
 
 
 class Clock(Protocol):
-    """The time that the library goes by."""
+    """The source of time for the library."""
 
     @property
     def tolerance(self) -> float:
-        """How many seconds too early, by the wall clock, a timer may be called."""
+        """The number of seconds by which a timer may fire early, measured by the wall clock."""
         ...
 
     def now(self) -> int:
-        """The wall clock: microseconds since the epoch."""
+        """Return the wall clock: microseconds since the epoch."""
         ...
 
     def boot(self) -> float:
-        """The boot clock: seconds since some fixed moment, never going back."""
+        """Return the boot clock: seconds since a fixed moment; it never goes back."""
         ...
 
     async def sleep(self, seconds: float, *, housekeeping: bool = False) -> None:
-        """Wait so many seconds; for `housekeeping` see the module."""
+        """Wait for a number of seconds; for `housekeeping` see the module."""
         ...
 
     def call_later(self, seconds: float, callback: Callable[[], object], *, housekeeping: bool = False) -> Timer:
-        """Call back on the running event loop after so many seconds; for `housekeeping` see the module."""
+        """Call back on the running event loop after a number of seconds; for `housekeeping` see the module."""
         ...
 
     def alarm(self) -> Alarm:
-        """What a thread waits with."""
+        """Create an alarm, with which a thread waits."""
         ...
 
     def jitter(self) -> float:
-        """A random number in [0, 1), for delays that are not to be in step."""
+        """Return a random number in [0, 1), for delays that should differ between processes."""
         ...
 
 
@@ -84,11 +84,11 @@ class SystemClock:
         return 0.001
 
     def now(self) -> int:
-        """Microseconds since the epoch."""
+        """Return microseconds since the epoch."""
         return time.time_ns() // 1000
 
     def boot(self) -> float:
-        """Seconds on the clock that counts through suspension where the system has one (Linux)."""
+        """Return seconds on the clock that keeps running during suspension, where the system has one (Linux)."""
         return _boot_clock()
 
     async def sleep(self, seconds: float, *, housekeeping: bool = False) -> None:
@@ -96,15 +96,15 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
     def call_later(self, seconds: float, callback: Callable[[], object], *, housekeeping: bool = False) -> Timer:
-        """`loop.call_later`."""
+        """Schedule with `loop.call_later`."""
         return asyncio.get_running_loop().call_later(seconds, callback)
 
     def alarm(self) -> Alarm:
-        """A `threading.Event`."""
+        """Create a `threading.Event`."""
         return threading.Event()
 
     def jitter(self) -> float:
-        """`random.random()`."""
+        """Return `random.random()`."""
         return random.random()
 
 
@@ -115,9 +115,9 @@ def _boot_clock() -> float:
 
 
 class Deadline:
-    """`async with Deadline(clock, seconds)`: the body is cancelled when the time is up, and TimeoutError raised.
+    """Cancel the body of an `async with` block when the time is up, and raise TimeoutError.
 
-    The standard `asyncio.timeout` with its timer on the library's clock.
+    Like `asyncio.timeout`, with its timer on the library's clock.
     """
 
     __slots__ = ("_clock", "_seconds", "_timeout", "_timer")
@@ -130,7 +130,7 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
-        """Whether it was this deadline that ended the body."""
+        """Whether this deadline cancelled the body."""
         return self._timeout.expired()
 
     async def __aenter__(self) -> Deadline:

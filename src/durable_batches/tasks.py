@@ -1,4 +1,4 @@
-"""What asyncio lacks: a lock that outlives its event loop, and a task that is seen through to its end."""
+"""Additions to asyncio: a lock that outlives its event loop, and tasks that are awaited despite cancellation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class ReusableLock:
-    """An `asyncio.Lock` for objects that serve one event loop after the other, as those at a module's top do.
+    """An `asyncio.Lock` for objects that are used in several event loops one after another, such as module variables.
 
-    The standard one stays bound to the first loop in which somebody had to wait for it.
+    The standard one stays bound to the first loop in which a task had to wait for it.
     """
 
     __slots__ = ("_lock", "_loop")
@@ -36,23 +36,23 @@ class ReusableLock:
 
 
 async def completed(future: asyncio.Future[T]) -> T:
-    """The result of what must not be left alone once it has begun.
+    """Await an operation that must complete once it has started, and return its result.
 
-    Cancellations that arrive meanwhile, also several, are passed on when it has ended.
+    Cancellations that arrive meanwhile, also several, are raised when it has completed.
     """
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await _ended(future)
         if not future.cancelled():
-            future.exception()  # so that nobody is told of it who could do nothing about it
+            future.exception()  # retrieved, so that asyncio does not log it as never retrieved
         raise
 
 
 async def seen_through(task: asyncio.Task[None]) -> None:
-    """Await a task's end, whatever it raises; a cancellation that arrives meanwhile is passed on when it has come.
+    """Wait until a task has ended, whatever it raises. A cancellation that arrives meanwhile is raised afterwards.
 
-    A task that was cancelled itself has ended, too.
+    A task that was cancelled has ended as well.
     """
     cancelled = await _ended(task)
     if not task.cancelled():
