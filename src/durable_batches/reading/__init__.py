@@ -1,1 +1,1 @@
-"""What looks at batches: no worker, no workflow code."""
+"""Read and control batches: no worker, no workflow code."""

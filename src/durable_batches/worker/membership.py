@@ -84,7 +84,7 @@ class Membership:
 def _log_expired(workers: Sequence[WorkerId], dead: Collection[WorkerId]) -> None:
     processes_ended = set(workers) <= set(dead)
     _log.log(
-        # A process that has ended was stopped by somebody; a lease that ran out is worth a look.
+        # An ended process was stopped deliberately or crashed visibly; an expired lease needs attention.
         logging.INFO if processes_ended else logging.WARNING,
         "%d dead workers expired, their executions released (%s): %s",
         len(workers),

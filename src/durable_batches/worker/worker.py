@@ -39,8 +39,8 @@ __all__ = ["Worker"]
 _log = logging.getLogger("durable_batches")
 
 _LEAST_THREADS: Final = 256
-"""Threads for sync activities, made as they are needed. One document may call many at once; what bounds them is what
-workflows call, not this number. Were it small, calls left behind by a timeout would keep others from beginning."""
+"""Threads for sync activities, started as needed. One document may call many concurrently; they are bounded by the calls
+of the workflows, not by this number. If it were small, calls left behind by a timeout would delay others."""
 
 _RESTART_SECONDS: Final = 0.5
 _LONGEST_RESTART_SECONDS: Final = 2.0
@@ -51,15 +51,15 @@ class Worker:
     """Runs the workflows of its orchestrators, inside `async with`; constructing it needs no event loop.
 
     Args:
-        store: Where the batches are.
-        max_in_flight: Documents in flight here at once, over all batches. 0: submits and reads only.
-        lease: How long other workers wait for a sign of life before they take its documents over.
-        drain: How long activities may go on when the worker is closed; then they are cancelled. Unfinished
-            documents are released, with everything that they have recorded.
-        max_stall: How long the event loop may stand still before the lease is given up.
-        dependencies: By provider, what activities and resolvers get in place of what it opens: the value itself,
-            or `dependency(other)` to have another one opened. For tests.
-        clock: The time it goes by.
+        store: The store of the batches.
+        max_in_flight: Documents in flight in this worker, over all batches. 0: only submits and reads.
+        lease: The time without a renewal after which other workers take over its documents.
+        drain: The time that running activities have to finish when the worker is closed; then they are cancelled.
+            Unfinished documents are released, with everything that they have recorded.
+        max_stall: The time for which the event loop may be blocked before the lease is given up.
+        dependencies: Replacements of dependencies by provider, for tests: a value, or `dependency(other)` to open
+            another provider.
+        clock: The source of time.
 
     Raises:
         ConfigurationError: `store` is no store, or a number is out of range.
@@ -76,7 +76,7 @@ class Worker:
         dependencies: Mapping[Provider, object] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        # A class has the methods, too: the parentheses are easily forgotten.
+        # A class has the methods as well: the parentheses are easily forgotten.
         if isinstance(store, type) or not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(
                 f"{type(store).__name__!r} is no store; give a SQLiteStore, a PostgresStore, a MemoryStore, or an "
@@ -114,7 +114,7 @@ class Worker:
 
         Raises:
             DependencyError: A dependency could not be opened.
-            StoreUnavailableError: The store could not.
+            StoreUnavailableError: The store could not be opened.
         """
         async with self._entering:
             if self._entered == 0:
@@ -133,19 +133,19 @@ class Worker:
 
     @property
     def store(self) -> Store:
-        """Where the batches are."""
+        """The store of the batches."""
         return self._store
 
     @property
     def stats(self) -> RunStats:
-        """What this worker has done since it was made, in numbers."""
+        """Counters of this worker since it was created."""
         return self._stats
 
     # ---- for its orchestrators -------------------------------------------------------------------------------
 
     @property
     def clock(self) -> Clock:
-        """The time it goes by."""
+        """The source of time."""
         return self._clock
 
     @property
@@ -217,7 +217,7 @@ class Worker:
             self._session.scheduler.wake()
 
     def reports(self, batch_id: BatchId) -> list[ActivityReport]:
-        """How far long activities of a batch say they are, of those that run here."""
+        """List the progress that running activities of a batch report in this process."""
         if self._session is None:
             return []
         reports = self._session.resources.reports
