@@ -17,14 +17,14 @@ Positive = Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=3650))]
 # As arguments of the class, because type checkers know them there only. The schema is built when the first
 # configuration is made: importing the library stays quick.
 class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="float", defer_build=True):
-    """How a batch runs. Recorded at submission; attaching to an existing batch leaves its recorded one as it is.
+    """How a batch runs. Recorded at submission; attaching to an existing batch keeps its configuration.
 
     Raises:
         pydantic.ValidationError: A value is out of range, or a name is unknown.
     """
 
     concurrency: Annotated[int, Field(ge=1, le=100_000)] = 8
-    """Documents in flight at once, over all workers."""
+    """Maximum number of documents in flight, over all workers."""
 
     failure_policy: Annotated[ContinueOnFailure | AbortAll | RetryFailed, Field(discriminator="tag")] = Field(
         default_factory=ContinueOnFailure
@@ -32,13 +32,13 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
     """What a failed document means for the batch."""
 
     document_timeout: Positive | None = None
-    """The longest that one attempt of one document may take; then it has failed, as the policy says."""
+    """The maximum duration of one attempt of a document; then the attempt has failed."""
 
     deadline: Positive | None = None
-    """From submission: a batch that has not ended by then is FAILED."""
+    """The time from submission after which an unfinished batch is FAILED."""
 
     max_crashes: Annotated[int, Field(ge=1, le=1_000_000)] = 3
-    """A document whose process died this often while it ran, the last time alone, fails (`CrashLoopError`)."""
+    """A document whose process crashed this often while it ran, the last time alone, fails (`CrashLoopError`)."""
 
     metadata: dict[str, str] = Field(default_factory=dict)
     """Labels of your own, for `list_batches`; not interpreted."""

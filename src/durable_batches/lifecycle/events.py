@@ -94,7 +94,7 @@ class DocumentCompleted(_Event):
     document_id: str
     percentage: float
     unused_checkpoints: int = 0
-    """Recorded activities that the last attempt did not ask for again: paid for, and not needed any more."""
+    """Recorded results that the last attempt did not request."""
     tag: Literal["document_completed"] = "document_completed"
 
 
@@ -125,7 +125,7 @@ class DocumentReleased(_Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class DocumentFailed(_Event):
-    """A document failed for good in this run."""
+    """A document failed, and is not retried."""
 
     document_id: str
     error: str
@@ -159,7 +159,7 @@ class ResolutionCompleted(_Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchCompleted(_Event):
-    """The run ended COMPLETED; its last event."""
+    """The batch ended as COMPLETED; its last event."""
 
     counts: Counts
     tag: Literal["batch_completed"] = "batch_completed"
@@ -167,7 +167,7 @@ class BatchCompleted(_Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchFailed(_Event):
-    """The run ended FAILED; its last event."""
+    """The batch ended as FAILED; its last event."""
 
     counts: Counts
     error: str
@@ -176,7 +176,7 @@ class BatchFailed(_Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchCancelled(_Event):
-    """The run ended CANCELLED; its last event."""
+    """The batch ended as CANCELLED; its last event."""
 
     counts: Counts
     reason: str
@@ -199,7 +199,7 @@ BatchEvent: TypeAlias = (
     | BatchFailed
     | BatchCancelled
 )
-"""An event of a batch's history: a closed union, to `match` over."""
+"""An event of a batch's history: a closed union, to `match` on."""
 
 LAST_EVENT_TAGS: Final = frozenset({"batch_completed", "batch_failed", "batch_cancelled"})
 """The tags of the events that end a run."""

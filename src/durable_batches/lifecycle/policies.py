@@ -35,7 +35,7 @@ _LONGEST: Final = timedelta(days=3650)
 
 @dataclass(frozen=True, kw_only=True)
 class ContinueOnFailure:
-    """A failed document is counted and the others go on, until a threshold (where there is one) is passed.
+    """A failed document is counted and the others continue, until a threshold (if there is one) is exceeded.
 
     Attributes:
         max_failures: With more failed documents than this, the batch FAILS. None: no limit.

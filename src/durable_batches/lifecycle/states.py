@@ -58,13 +58,13 @@ class Counts:
 
     @property
     def ended(self) -> int:
-        """Documents that have finished, in whatever way."""
+        """Documents that have finished, with any outcome."""
         return self.succeeded + self.failed + self.cancelled
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Pending(Value):
-    """Sealed, and no document has been started."""
+    """All documents are stored, and none has started."""
 
     total: int
     tag: Literal["pending"] = "pending"
@@ -108,7 +108,7 @@ class ExtractingMentions(Stage):
 
 
 class ExtractingEntities(Stage):
-    """Entities are being made of the mentions."""
+    """Mentions are being grouped into entities."""
 
     tag: Literal["extracting_entities"] = "extracting_entities"
 
@@ -120,14 +120,14 @@ class ExtractingRelations(Stage):
 
 
 class Assembling(Stage):
-    """Each document's result is being put together."""
+    """Each document's result is being assembled."""
 
     tag: Literal["assembling"] = "assembling"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Resolving(Value):
-    """Every document has ended; the resolver works over all of the results."""
+    """Every document has finished; the resolver runs on all of the results."""
 
     counts: Counts
     tag: Literal["resolving"] = "resolving"
@@ -135,7 +135,7 @@ class Resolving(Value):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Completed(Value):
-    """The run is over: every document has ended, and the resolver, where there is one, too."""
+    """Every document has finished, and the resolver, if there is one, has succeeded."""
 
     counts: Counts
     tag: Literal["completed"] = "completed"
@@ -143,7 +143,7 @@ class Completed(Value):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Failed(Value):
-    """The run is over before its purpose was reached; `error` says why."""
+    """The batch ended early; `error` says why."""
 
     counts: Counts
     error: str
@@ -152,7 +152,7 @@ class Failed(Value):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Cancelled(Value):
-    """The run was cancelled."""
+    """The batch was cancelled; `reason` says why."""
 
     counts: Counts
     reason: str
@@ -162,7 +162,7 @@ class Cancelled(Value):
 S = TypeVar("S", bound=Stage, default=Stage)
 
 BatchState = TypeAliasType("BatchState", Pending | S | Resolving | Completed | Failed | Cancelled, type_params=(S,))
-"""The state of a batch whose machine has the stages `S`: a closed union, to `match` over."""
+"""The state of a batch whose machine has the stages `S`: a closed union, to `match` on."""
 
 Ended: TypeAlias = Completed | Failed | Cancelled
 

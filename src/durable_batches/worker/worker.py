@@ -39,8 +39,8 @@ __all__ = ["Worker"]
 _log = logging.getLogger("durable_batches")
 
 _LEAST_THREADS: Final = 256
-"""Threads for sync activities, started as needed. One document may call many concurrently; they are bounded by the calls
-of the workflows, not by this number. If it were small, calls left behind by a timeout would delay others."""
+"""Threads for sync activities, started as needed. One document may call many concurrently; the calls of the workflows
+limit them, not this number. If it were small, calls left behind by a timeout would delay others."""
 
 _RESTART_SECONDS: Final = 0.5
 _LONGEST_RESTART_SECONDS: Final = 2.0
