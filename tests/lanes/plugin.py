@@ -26,7 +26,6 @@ _FOLDERS: Final = {
     "tests/typing": "types",
     "tests/docs": "docs",
     "tests/postgres": "stores",
-    "tests/crash": "processes",
     "tests/processes": "processes",
     "tests/soak": "soak",
     "tests/wheel": "wheel",

@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
-from tests.crash.processes import check_calls, checker_of
-from tests.crash.workload import PATIENT, Batches, Page, document_ids, extract, here, tally_of
 from tests.postgres.databases import execute
 from tests.postgres.proxy import CommitFinder, Fate, Proxy
 from tests.postgres.server import Server
+from tests.processes.children import check_calls, checker_of
+from tests.processes.workload import PATIENT, Batches, Page, document_ids, extract, here, tally_of
 from tests.support import STAGES, eventually, everything, opened, within
 
 from durable_batches import (

@@ -1,4 +1,4 @@
-"""The databases of the crash tests: how children open one, and how a test looks at what they left behind."""
+"""The databases of children: how they open one, and how a test looks at what they left behind."""
 
 from __future__ import annotations
 

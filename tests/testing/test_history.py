@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import checker_of, file_in, opened
-from tests.crash.workload import PATIENT, Page, document_ids, extract, here
+from tests.processes.children import checker_of, file_in, opened
+from tests.processes.workload import PATIENT, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator
 from durable_batches.clock import SystemClock

@@ -1,7 +1,4 @@
-"""What the children of the crash tests run: a small pipeline whose activities leave marks outside the store.
-
-`python -m tests.crash.workload JOB` (JSON of a `Job`) is one process. It imports little, since it is started often.
-"""
+"""What most children run: a small pipeline whose activities leave traces outside the store."""
 
 from __future__ import annotations
 
@@ -10,21 +7,30 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
-from tests.crash.places import store_at
+from tests.processes.clocks import HastyClock, SharedClock, StillClock
+from tests.processes.marks import (
+    MarkedEffects,
+    MarkedStore,
+    Marks,
+    observe_drivers,
+    observe_journal,
+    signals_of,
+)
+from tests.processes.places import store_at
 
 from durable_batches import (
     EXTRACTION,
     ActivityFailedError,
     Assembling,
     BatchConfig,
+    BatchId,
     BatchNotFoundError,
     BatchOrchestrator,
     Chunking,
@@ -37,13 +43,14 @@ from durable_batches import (
     RetryPolicy,
     SubmissionInProgressError,
     Worker,
+    current_execution,
     durable_activity,
     map_activity,
     workflow,
 )
-from durable_batches.clock import SystemClock
-from durable_batches.lifecycle.facts import Fact
-from durable_batches.lifecycle.records import CheckpointRecord, ClaimRequest, Committed, WorkerId
+from durable_batches.clock import Clock, SystemClock
+from durable_batches.lifecycle.commands import Cancel
+from durable_batches.lifecycle.records import CheckpointRecord
 from durable_batches.stores import Store
 from durable_batches.testing.virtual.effects import EffectsLog
 
@@ -72,13 +79,27 @@ class Job:
     after: int = 0
     """The last event that earlier processes were given; this one subscribes to those that follow."""
     stumbles: float = 0.3
-    """How often a document that may fail does."""
+    """How often a document that may fail does; 1: exactly in its first attempt."""
     poison: Sequence[int] = ()
     """Documents (and `RESOLVER`) that kill their process."""
     hang_at: int | None = None
     """The document at which the submitted documents stop coming."""
     cancels: int = 0
-    """Calls of `cancel`, all at once, as soon as the file "cancel" is in the folder."""
+    """Calls of `cancel`, all at once, upon SIGUSR1."""
+    stops: Sequence[str] = ()
+    """The marks at which it stops itself; see `tests.processes.marks`."""
+    recording: bool = False
+    """Whether it notes all marks that it reaches."""
+    seed: int = 0
+    """What its chances come from, together with its name."""
+    clock: str = ""
+    """One of `CLOCKS`, or the file of a `SharedClock`; by default the machine's clock."""
+    lock_timeout: float | None = None
+    """Seconds that its store waits for locks (Postgres); by default as long as it does by itself."""
+    meeting: str = ""
+    """Of a pair: the path of the socket to wait at; empty: nobody is waited for."""
+    scenario: str = "work"
+    """What it does; see `tests.processes.scenarios`."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +151,9 @@ class Here:
     pace: float = 0.01
     poison: frozenset[int] = frozenset()
     stumbles: float = 0.0
+    flaws: float = 0.1
+    hold: asyncio.Event | None = None
+    """What the first activity of a document waits for."""
 
 
 here = Here(EffectsLog(os.devnull))
@@ -219,6 +243,8 @@ async def split(number: int) -> Ran:
     with here.effects.activity("split") as run:
         die_of(number)
         await work()
+        if here.hold is not None:
+            await here.hold.wait()
         return Ran(run, parts_of(number))
 
 
@@ -243,7 +269,7 @@ async def fetch(number: int) -> Ran:
     """Fails now and then, and then does not."""
     with here.effects.activity("fetch") as run:
         await work()
-        if random.random() < 0.1:
+        if random.random() < here.flaws:
             raise FlakyError(f"not now, in {run}")
         return Ran(run, number)
 
@@ -253,7 +279,8 @@ async def stumble(number: int) -> Ran:
     """Fails now and then, and its document with it, which runs again a little later."""
     with here.effects.activity("stumble") as run:
         await work()
-        if random.random() < here.stumbles:
+        first = current_execution().attempt == 1
+        if random.random() < here.stumbles and (first or here.stumbles < 1):
             raise FlakyError(f"not now, in {run}")
         return Ran(run, number)
 
@@ -318,74 +345,55 @@ Batches: TypeAlias = BatchOrchestrator[Page, Summary, ExtractionStage, Tally]
 # ---- the process -------------------------------------------------------------------------------------------
 
 
-class Marks:
-    """What a child notes beside the effects: how far it got, its commits, the events that it was given."""
-
-    def __init__(self, folder: Path, process: str) -> None:
-        self._log = EffectsLog(folder / f"{process}.marks", process)
-        self._clock = SystemClock()
-
-    def note(self, mark: str, **data: object) -> None:
-        self._log.write(json.dumps({"mark": mark, "at": self._clock.boot(), **data}))
+CLOCKS: Final = {"hasty": HastyClock, "still": StillClock}
 
 
-def marks_of(folder: Path, process: str) -> list[dict[str, Any]]:
-    """What a child has noted so far."""
-    try:
-        lines = (folder / f"{process}.marks").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    found: list[dict[str, Any]] = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            # Empty, or what a killed process did not finish.
-            continue
-    return found
-
-
-class MarkedStore:
-    """Notes when a commit is asked for, and what came of it, so that kills within one can be counted."""
-
-    def __init__(self, inner: Store, marks: Marks) -> None:
-        self._inner = inner
-        self._marks = marks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    async def commit(
-        self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
-    ) -> Committed:
-        self._marks.note("commit", worker=worker, number=number)
-        try:
-            committed = await self._inner.commit(worker, number, facts, claim)
-        except BaseException as error:
-            self._marks.note("refused", worker=worker, number=number, facts=len(facts), error=repr(error))
-            raise
-        self._marks.note("committed", worker=worker, number=number)
-        return committed
+def clock_of(job: Job) -> Clock:
+    """The clock that the job says."""
+    if job.clock in CLOCKS:
+        return CLOCKS[job.clock]()
+    return SharedClock(Path(job.clock)) if job.clock else SystemClock()
 
 
 class Process:
     """One child."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        self._folder = Path(job.folder)
-        self._marks = Marks(self._folder, job.process)
-        here.effects = EffectsLog(self._folder / "effects.log", job.process)
+        self.job = job
+        self.folder = Path(job.folder)
+        random.seed(f"{job.seed}/{job.process}")
+        self.marks = Marks(self.folder, job.process, job.stops, recording=job.recording)
+        if job.stops or job.recording:
+            observe_drivers(self.marks)
+            observe_journal(self.marks)
+        here.effects = MarkedEffects(self.folder / "effects.log", job.process, self.marks)
         here.pace, here.poison, here.stumbles = job.pace, frozenset(job.poison), job.stumbles
+        self._cancelling = asyncio.Event()
+
+    @property
+    def config(self) -> BatchConfig:
+        """Of the batch that it submits."""
+        return BatchConfig(concurrency=self.job.concurrency, max_crashes=self.job.max_crashes, failure_policy=PATIENT)
+
+    @property
+    def place(self) -> str:
+        """Where its database is."""
+        return self.job.store or str(self.folder / "batches.db")
 
     async def run(self) -> dict[str, object]:
         """Work until the batch has ended, or until SIGTERM; then leave in good order."""
-        job, marks = self._job, self._marks
+        job, marks = self.job, self.marks
+        clock = clock_of(job)
+        # Postgres has a clock of its own; it goes by another one only where a test moves that.
+        store = store_at(
+            self.place, clock=clock if isinstance(clock, SharedClock) else None, lock_timeout=job.lock_timeout
+        )
         worker = Worker(
-            cast("Store", MarkedStore(store_at(job.store or str(self._folder / "batches.db")), marks)),
+            cast("Store", MarkedStore(store, marks)),
             max_in_flight=job.max_in_flight,
             lease=timedelta(seconds=job.lease),
             drain=timedelta(seconds=job.drain),
+            clock=clock,
         )
         told = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -396,76 +404,80 @@ class Process:
                 loop.call_soon_threadsafe(told.set)
 
         signal.signal(signal.SIGTERM, tell)
+        loop.add_signal_handler(signal.SIGUSR1, self._cancelling.set)
         marks.note("opening")
-        async with BatchOrchestrator(extract, worker=worker) as batches:
-            marks.note("entered", worker=batches.worker.worker_id)
-            working = asyncio.create_task(self._work(batches))
-            cancelling = asyncio.create_task(self._cancel(batches))
-            await asyncio.wait([working, asyncio.create_task(told.wait())], return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                working.cancel()
-            await cancelling
-            marks.note("leaving")
+        with signals_of(marks, worker):
+            async with BatchOrchestrator(extract, worker=worker) as batches:
+                marks.note("entered", worker=batches.worker.worker_id)
+                working = asyncio.create_task(self.work(batches))
+                cancelling = asyncio.create_task(self._cancel(batches))
+                await asyncio.wait([working, asyncio.create_task(told.wait())], return_when=asyncio.FIRST_COMPLETED)
+                if not working.done():
+                    working.cancel()
+                await cancelling
+                marks.note("leaving")
         marks.note("left")
         return {"state": "left"} if working.cancelled() else working.result()
 
-    async def _work(self, batches: Batches) -> dict[str, object]:
-        job = self._job
-        await (self._submit(batches) if job.documents else self._find(batches))
+    async def work(self, batches: Batches) -> dict[str, object]:
+        """Submit or find the batch, and see it to its end; what the process returns."""
+        job = self.job
+        await (self.submit(batches) if job.documents else self._find(batches))
         async for event in batches.progress(job.batch_id, after=job.after):
-            self._marks.note("event", seq=event.seq)
+            self.marks.note("event", seq=event.seq)
         result = await batches.result(job.batch_id)
-        self._marks.note("ended")
+        self.marks.note("ended")
         return {
             "state": result.state.tag,
             "counts": asdict(result.counts),
             "resolution": None if result.resolution is None else asdict(result.resolution),
         }
 
-    async def _submit(self, batches: Batches) -> None:
-        job = self._job
+    async def cancel_elsewhere(self) -> None:
+        """Cancel the batch as another process does."""
+        other = store_at(self.place)
+        await other.open()
+        await other.control(BatchId(self.job.batch_id), Cancel("of another process", ""))
+        await other.close()
+
+    async def submit(self, batches: Batches) -> None:
+        """Submit the batch, or attach to it."""
+        job = self.job
         while True:
             try:
                 await batches.submit(
                     self._pages(),
                     batch_id=job.batch_id,
                     document_id=lambda page: f"page-{page.number}",
-                    config=BatchConfig(
-                        concurrency=job.concurrency, max_crashes=job.max_crashes, failure_policy=PATIENT
-                    ),
+                    config=self.config,
                 )
             except SubmissionInProgressError:
                 await asyncio.sleep(0.01)
             else:
-                self._marks.note("submitted")
+                self.marks.note("submitted")
                 return
 
     async def _pages(self) -> AsyncGenerator[Page]:
-        for number in range(self._job.documents):
-            if number == self._job.hang_at:
-                self._marks.note("hanging")
+        for number in range(self.job.documents):
+            if number == self.job.hang_at:
+                self.marks.note("hanging")
                 await asyncio.Event().wait()
             yield Page(number)
 
     async def _find(self, batches: Batches) -> None:
         while True:
             try:
-                await batches.state(self._job.batch_id)
+                await batches.state(self.job.batch_id)
             except BatchNotFoundError:
                 await asyncio.sleep(0.01)
             else:
                 return
 
     async def _cancel(self, batches: Batches) -> None:
-        """Cancel the batch, with several calls at once, when the file is there that says so."""
-        if not self._job.cancels:
+        """Cancel the batch, with several calls at once, when SIGUSR1 says so."""
+        if not self.job.cancels:
             return
-        while not (self._folder / "cancel").exists():  # noqa: ASYNC110  (another process makes it)
-            await asyncio.sleep(0.002)
-        calls = [batches.cancel(self._job.batch_id, reason=self._job.process) for _ in range(self._job.cancels)]
+        await self._cancelling.wait()
+        calls = [batches.cancel(self.job.batch_id, reason=self.job.process) for _ in range(self.job.cancels)]
         for answer in asyncio.as_completed(calls):
-            self._marks.note("cancelled", answer=await answer)
-
-
-if __name__ == "__main__":
-    print(json.dumps(asyncio.run(Process(Job(**json.loads(sys.argv[1]))).run())), flush=True)
+            self.marks.note("cancelled", answer=await answer)

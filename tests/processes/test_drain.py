@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.crash.processes import CLOCK, Child, Start, checker_of, children, file_in, open_files, opened, until
-from tests.crash.workload import PATIENT, Job, Page, document_ids, extract, here
+from tests.processes.children import Child, Start, checker_of, children, file_in, open_files, opened, until
+from tests.processes.workload import PATIENT, Job, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchId, BatchOrchestrator, DocumentReleased, SQLiteStore, Worker
 from durable_batches.lifecycle.events import decode_event
@@ -32,13 +32,16 @@ class Scene:
         self.checker.acknowledged("batch", document_ids(DOCUMENTS))
         self._start = start
 
-    async def start(self, process: str, **job: Any) -> Child:
-        """A process, working."""
-        child = self._start(Job(process=process, folder=str(self.folder), documents=DOCUMENTS, **job))
-        await until(
-            lambda: sum(effect.process == process for effect in self.effects.read()) > 20 or not child.running,
-            f"{process} to work",
-        )
+    def start(self, process: str, **job: Any) -> Child:
+        """A process."""
+        return self._start(Job(process=process, folder=str(self.folder), documents=DOCUMENTS, **job))
+
+    async def deploy(self, process: str, number: signal.Signals = signal.SIGTERM, **job: Any) -> Child:
+        """A process that is told to leave while it works."""
+        child = self.start(process, **job, stops=["relate: begun#2"])
+        await child.stopped()
+        child.send(number)
+        child.go_on()
         return child
 
     async def check(self, **check: Any) -> None:
@@ -61,17 +64,13 @@ def scene(tmp_path: Path) -> Generator[Scene]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_deploy_finishes_what_runs_and_repeats_nothing(scene: Scene, number: signal.Signals) -> None:
     """SIGTERM is handled by the process; SIGINT (Ctrl-C) cancels its main task, inside the `async with`."""
-    first = await scene.start("first", pace=0.1)
-    first.send(number)
-    told_at = CLOCK.boot()
+    first = await scene.deploy("first", number, pace=0.005)
     code = await first.ended()
     assert code == (0 if number == signal.SIGTERM else -signal.SIGINT), first.errors
     # Nothing was interrupted: whatever ran again later would be a broken promise.
     await scene.check(left=["first"])
     assert (await scene.releases()).keys() == {"shutdown"}
-    begun = [effect for effect in scene.effects.read() if effect.phase == "start"]
-    assert max(effect.at for effect in begun) < told_at + 1
-    second = await scene.start("second", pace=0.01)
+    second = scene.start("second", pace=0.002)
     assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
     await scene.check(finished=True)
     assert (await scene.releases()).keys() == {"shutdown"}
@@ -81,11 +80,10 @@ async def test_a_deploy_finishes_what_runs_and_repeats_nothing(scene: Scene, num
 async def test_deploy_after_deploy_counts_no_crash(scene: Scene) -> None:
     """More of them than `max_crashes`, and no document becomes a suspect."""
     for number in range(5):
-        child = await scene.start(f"process-{number}", pace=0.03, max_crashes=2)
-        child.send(signal.SIGTERM)
+        child = await scene.deploy(f"process-{number}", pace=0.002, max_crashes=2)
         await child.result()
         await scene.check(left=[child.job.process])
-    last = await scene.start("last", pace=0.003)
+    last = scene.start("last", pace=0.002)
     assert (await last.result())["counts"]["succeeded"] == DOCUMENTS
     await scene.check(finished=True)
     assert (await scene.releases())["crash"] == 0
@@ -94,27 +92,23 @@ async def test_deploy_after_deploy_counts_no_crash(scene: Scene) -> None:
 
 async def test_a_drain_is_bounded(scene: Scene) -> None:
     """What does not finish in time is cancelled, and its document is free at once all the same."""
-    first = scene._start(
-        Job(process="first", folder=str(scene.folder), documents=DOCUMENTS, pace=100.0, drain=0.3, stumbles=0.0)
-    )
-    await until(lambda: len(scene.effects.read()) >= 8, "the first process to begin eight activities")
+    first = scene.start("first", pace=1_000.0, drain=0.05, stumbles=0.0, stops=["split: begun#8"])
+    await first.stopped()
     first.send(signal.SIGTERM)
+    first.go_on()
     assert (await first.result())["state"] == "left"
-    leaving, left = first.marks("leaving")[0]["at"], first.marks("left")[0]["at"]
-    assert 0.3 <= left - leaving < 10
     await scene.check(interrupted=["first"])
     assert await scene.releases() == {"shutdown": 8}
     assert scene.checker.stats.in_flight == 8
-    second = await scene.start("second", pace=0.003, stumbles=0.0)
+    second = scene.start("second", pace=0.002, stumbles=0.0)
     assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
     await scene.check(finished=True)
     assert scene.checker.stats.repeated == 8
 
 
 async def test_two_processes_hand_over_during_a_rolling_deploy(scene: Scene) -> None:
-    first = await scene.start("first", pace=0.03, max_in_flight=4)
-    second = await scene.start("second", pace=0.03, max_in_flight=4)
-    first.send(signal.SIGTERM)
+    second = scene.start("second", pace=0.005, max_in_flight=4)
+    first = await scene.deploy("first", pace=0.005, max_in_flight=4)
     await first.result()
     assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
     await scene.check(left=["first"], finished=True)
@@ -124,7 +118,7 @@ async def test_two_processes_hand_over_during_a_rolling_deploy(scene: Scene) -> 
 
 @pytest.mark.parametrize("moment", ["in-flight", "at-the-end", "idle", "at-once"])
 async def test_leaving_leaves_nothing_behind(tmp_path: Path, moment: str) -> None:
-    here.effects, here.pace, here.poison = EffectsLog(tmp_path / "effects.log", "here"), 0.01, frozenset()
+    here.effects, here.pace, here.poison = EffectsLog(tmp_path / "effects.log", "here"), 0.002, frozenset()
     await asyncio.to_thread(lambda: None)  # Whatever asyncio keeps for itself from the first use on is there.
     threads, tasks, files = set(threading.enumerate()), asyncio.all_tasks(), open_files()
     worker = Worker(SQLiteStore(file_in(tmp_path)), drain=timedelta(seconds=10))
@@ -142,7 +136,8 @@ async def test_leaving_leaves_nothing_behind(tmp_path: Path, moment: str) -> Non
                     break
             await events.aclose()
         elif moment == "idle":
-            await asyncio.sleep(0.3)
+            with worker.signals.journal.waiting.listen() as waiting:
+                await waiting.next()
     here.effects.close()
     assert asyncio.all_tasks() == tasks
     assert open_files() <= files

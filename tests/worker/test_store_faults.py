@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.crash.processes import CLOCK, checker_of, end_of, file_in, until
-from tests.crash.workload import (
+from tests.processes.children import CLOCK, checker_of, end_of, file_in, until
+from tests.processes.workload import (
     PATIENT,
     Batches,
     Page,

@@ -1,10 +1,9 @@
-"""kill -9 at any moment: nothing that was acknowledged is lost, nothing that was recorded is paid for again."""
+"""kill -9 at random moments: nothing that was acknowledged is lost, nothing that was recorded is paid for again."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import random
 import signal
 import statistics
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from tests.crash.databases import Database, PostgresDatabase, SQLiteDatabase
-from tests.crash.processes import (
+from tests.processes.children import (
     CLOCK,
     Child,
     Start,
@@ -25,8 +23,8 @@ from tests.crash.processes import (
     children,
     until,
 )
-from tests.crash.workload import CALLS_AT_ONCE, Job, document_ids, tally_of
-from tests.postgres.databases import without_schema
+from tests.processes.databases import Database, PostgresDatabase, SQLiteDatabase
+from tests.processes.workload import CALLS_AT_ONCE, Job, document_ids, tally_of
 
 from durable_batches import BatchId
 from durable_batches.lifecycle.records import RESOLVER_POSITION
@@ -39,8 +37,7 @@ Moment = Literal["opening", "working", "resolving", "leaving"]
 
 _WORKING: Sequence[Moment] = ("working",) * 10
 
-ROUNDS: Mapping[type[Database], int] = {SQLiteDatabase: 52, PostgresDatabase: 26}
-SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "1000"))
+KILLS_A_CAMPAIGN: Mapping[type[Database], int] = {SQLiteDatabase: 52, PostgresDatabase: 26}
 
 
 @dataclass
@@ -81,11 +78,11 @@ class Kills:
 class Campaign:
     """Batch after batch in one database, the processes that run them killed again and again."""
 
-    def __init__(self, folder: Path, database: Database, seed: int, start: Start) -> None:
+    def __init__(self, folder: Path, database: Database, chance: random.Random, start: Start) -> None:
         self.kills = Kills()
         self._folder = folder
         self._database = database
-        self._random = random.Random(seed)
+        self._random = chance
         self._start = start
         self._effects = EffectsLog(folder / "effects.log")
         self._checker = checker_of(self._effects)
@@ -114,6 +111,7 @@ class Campaign:
                     documents=DOCUMENTS,
                     concurrency=CONCURRENCY,
                     after=seen,
+                    seed=self._random.randrange(1 << 32),
                 )
             )
             if self.kills.total < kills:
@@ -195,8 +193,8 @@ class Campaign:
         self.kills.while_held += bool(held)
         self.kills.during_resolution += RESOLVER_POSITION in held
         self.kills.during_drain += bool(child.marks("leaving")) and not child.marks("ended")
-        unanswered = {mark["number"] for mark in child.marks("commit")} - {
-            mark["number"] for mark in child.marks("committed")
+        unanswered = {mark["number"] for mark in child.marks("store.commit: called")} - {
+            mark["number"] for mark in child.marks("store.commit: answered")
         }
         self.kills.within_commit += bool(unanswered)
         self.kills.applied_without_reply += await self._database.commits(store, worker) in unanswered
@@ -237,14 +235,10 @@ async def _held(store: Store, batch_id: str, worker: str) -> list[int]:
     return [document.execution.position for document in documents if document.execution.owner == worker]
 
 
-async def _campaign(folder: Path, database: Database, seed: int, kills: int) -> Kills:
+async def _campaign(folder: Path, database: Database, chance: random.Random, kills: int) -> Kills:
     folder.mkdir()
     with children() as start:
-        try:
-            return await Campaign(folder, database, seed, start).run(kills)
-        except BaseException as error:
-            error.add_note(f"the seed was {seed}")
-            raise
+        return await Campaign(folder, database, chance, start).run(kills)
 
 
 def _judge(kills: Kills) -> None:
@@ -255,20 +249,35 @@ def _judge(kills: Kills) -> None:
     assert 0 < kills.repeated <= kills.in_flight <= kills.total * CONCURRENCY * CALLS_AT_ONCE
 
 
-@pytest.mark.timeout(600)
-async def test_killed_processes_lose_nothing(tmp_path: Path, database: Database) -> None:
-    seed = random.randrange(1 << 32)
-    kills = await _campaign(tmp_path / "campaign", database, seed, ROUNDS[type(database)])
-    print(f"seed {seed}: {kills}")
+@pytest.mark.parametrize("rounds", [1_000], indirect=True)
+async def test_killed_processes_lose_nothing(
+    tmp_path: Path, database: Database, chance: random.Random, rounds: int
+) -> None:
+    """A fresh database now and then, so that the first moments are hit, too."""
+    kills = Kills()
+    while kills.total < rounds:
+        campaign = await _campaign(
+            tmp_path / str(kills.total),
+            database.another(),
+            chance,
+            min(KILLS_A_CAMPAIGN[type(database)], rounds - kills.total),
+        )
+        kills.add(campaign)
+        print(kills, flush=True)
     _judge(kills)
+    if rounds >= 100:
+        assert min(kills.during_resolution, kills.during_drain, kills.before_sealed) > 0
 
 
-@pytest.mark.timeout(600)
-async def test_processes_that_share_a_batch_are_killed_again_and_again(tmp_path: Path, database: Database) -> None:
-    seed = random.randrange(1 << 32)
-    kills = await _crowd(tmp_path / "crowd", database, seed, kills=10, documents=250)
-    print(f"seed {seed}: {kills} of three processes killed and replaced")
-    assert kills >= 3
+@pytest.mark.parametrize("rounds", [100], indirect=True)
+async def test_processes_that_share_a_batch_are_killed_again_and_again(
+    tmp_path: Path, database: Database, chance: random.Random, rounds: int
+) -> None:
+    killed = 0
+    while killed < rounds:
+        crowd = await _crowd(tmp_path / f"crowd-{killed}", database.another(), chance, kills=10, documents=250)
+        assert crowd >= 3
+        killed += crowd
 
 
 async def _until_works(child: Child, effects: EffectsLog) -> None:
@@ -278,10 +287,9 @@ async def _until_works(child: Child, effects: EffectsLog) -> None:
     await until(lambda: works() or not child.running, f"{child.job.process} to work")
 
 
-async def _crowd(folder: Path, database: Database, seed: int, *, kills: int, documents: int) -> int:
+async def _crowd(folder: Path, database: Database, chance: random.Random, *, kills: int, documents: int) -> int:
     """Three processes on one batch, one of them killed now and then and replaced, while the others go on."""
     folder.mkdir()
-    chance = random.Random(seed)
     effects = EffectsLog(folder / "effects.log")
     checker = checker_of(effects)
     jobs = (
@@ -297,75 +305,44 @@ async def _crowd(folder: Path, database: Database, seed: int, *, kills: int, doc
         for number in itertools.count(1)
     )
     with children() as start:
-        try:
-            crowd = [start(next(jobs)) for _ in range(3)]
-            killed = 0
-            while killed < kills:
-                victim = chance.choice(crowd)
-                await _until_works(victim, effects)
-                await asyncio.sleep(chance.uniform(0.0, 0.15))
-                if not victim.kill():
-                    break
-                killed += 1
-                checker.acknowledged("batch", document_ids(documents))
-                await check_meanwhile(checker, database, interrupted=[victim.job.process])
-                crowd = [child for child in crowd if child is not victim] + [start(next(jobs))]
-            for child in crowd:
-                assert (await child.result())["resolution"] == asdict(tally_of(range(documents)))
-            check_calls(effects, documents)
-            async with database.open() as store:
-                await checker.verify(store, finished=True, everyone_left=True)
-        except BaseException as error:
-            error.add_note(f"the seed was {seed}")
-            raise
+        crowd = [start(next(jobs)) for _ in range(3)]
+        killed = 0
+        while killed < kills:
+            victim = chance.choice(crowd)
+            await _until_works(victim, effects)
+            await asyncio.sleep(chance.uniform(0.0, 0.15))
+            if not victim.kill():
+                break
+            killed += 1
+            checker.acknowledged("batch", document_ids(documents))
+            await check_meanwhile(checker, database, interrupted=[victim.job.process])
+            crowd = [child for child in crowd if child is not victim] + [start(next(jobs))]
+        for child in crowd:
+            assert (await child.result())["resolution"] == asdict(tally_of(range(documents)))
+        check_calls(effects, documents)
+        async with database.open() as store:
+            await checker.verify(store, finished=True, everyone_left=True)
     assert checker.stats.repeated <= checker.stats.in_flight <= killed * 4 * CALLS_AT_ONCE
     return killed
 
 
-async def test_a_process_killed_while_it_makes_the_database_is_no_obstacle(tmp_path: Path) -> None:
-    for number in range(6):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        await _kill_at_birth(folder, SQLiteDatabase(folder / "batches.db"))
-
-
-async def test_a_process_killed_while_it_makes_the_schema_is_no_obstacle(
-    tmp_path: Path, postgres_dsn: str, postgres_schema: str
+@pytest.mark.parametrize("rounds", [50], indirect=True)
+async def test_a_process_killed_while_it_makes_the_database_is_no_obstacle(
+    tmp_path: Path, database: Database, chance: random.Random, rounds: int
 ) -> None:
-    for number in range(3):
+    for number in range(rounds):
         folder = tmp_path / str(number)
         folder.mkdir()
-        try:
-            await _kill_at_birth(folder, PostgresDatabase(postgres_dsn, postgres_schema))
-        finally:
-            without_schema(postgres_dsn, postgres_schema)
+        await _kill_at_birth(folder, database.another(), chance)
 
 
-async def _kill_at_birth(folder: Path, database: Database) -> None:
+async def _kill_at_birth(folder: Path, database: Database, chance: random.Random) -> None:
     with children() as start:
         first = start(Job(process="first", folder=str(folder), store=database.place, documents=4))
         await until(
             lambda: (bool(first.marks("opening")) and database.started) or not first.running, "the database to be there"
         )
-        await asyncio.sleep(random.uniform(0.0, 0.01))
+        await asyncio.sleep(chance.uniform(0.0, 0.01))
         assert first.kill()
         second = start(Job(process="second", folder=str(folder), store=database.place, documents=4, pace=0.001))
         assert (await second.result())["resolution"] == asdict(tally_of(range(4)))
-
-
-@pytest.mark.soak
-async def test_killed_processes_lose_nothing_for_long(tmp_path: Path, database: Database) -> None:
-    """`DURABLE_BATCHES_SOAK_ROUNDS` kills; a fresh database now and then, so that the first moments are hit, too."""
-    seed = random.randrange(1 << 32)
-    kills = Kills()
-    while kills.total < SOAK_ROUNDS:
-        campaign = await _campaign(
-            tmp_path / str(kills.total),
-            database.another(),
-            seed + kills.total,
-            min(ROUNDS[type(database)], SOAK_ROUNDS - kills.total),
-        )
-        kills.add(campaign)
-        print(f"seed {seed}: {kills}", flush=True)
-    _judge(kills)
-    assert min(kills.during_resolution, kills.during_drain, kills.before_sealed) > 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.crash.databases import Database
-from tests.crash.processes import checker_of, children
-from tests.crash.workload import RESOLVER, Job, document_ids, tally_of
+from tests.processes.children import checker_of, children
+from tests.processes.databases import Database
+from tests.processes.workload import RESOLVER, Job, document_ids, tally_of
 
 from durable_batches import (
     BatchId,

@@ -1,4 +1,4 @@
-"""Children of the crash tests: started, waited for, killed; and looks at the file that they leave behind."""
+"""Children: started, waited for, stopped, killed; and looks at the database that they leave behind."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tests import support
-from tests.crash.databases import Database
-from tests.crash.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tally, calls_of, marks_of, run_of
+from tests.processes.databases import Database
+from tests.processes.forks import PATIENCE, Forks, Process, Started
+from tests.processes.marks import noted
+from tests.processes.workload import CALLS_AT_ONCE, MAX_ATTEMPTS, Batches, Job, Tally, calls_of, run_of
 
 from durable_batches import BatchResult
 from durable_batches.clock import SystemClock
@@ -25,34 +26,31 @@ from durable_batches.stores import SQLiteStore, Store
 from durable_batches.testing.history.checker import HistoryChecker
 from durable_batches.testing.virtual.effects import EffectsLog
 
-ROOT: Final = Path(__file__).parents[2]
-
-PATIENCE: Final = 60.0
-"""Seconds until something that must happen is held not to: generous, since the machine may be busy."""
-
 CLOCK: Final = SystemClock()
 
 
 class Child:
-    """One process of `tests.crash.workload`.
+    """One process of a test.
 
     Args:
         job: What it does.
-        before: A command that starts it, as `unshare` does.
+        before: A command that starts it, as `unshare` does; by default it is forked from a warm process.
     """
 
     def __init__(self, job: Job, before: Sequence[str] = ()) -> None:
         self.job = job
         self.folder = Path(job.folder)
         self._errors = self.folder / f"{job.process}.stderr"
-        self._output = b""
-        with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [*before, sys.executable, "-m", "tests.crash.workload", json.dumps(asdict(job))],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=errors,
+        self._output = self.folder / f"{job.process}.stdout"
+        self._process: Process
+        if before:
+            self._process = Started(
+                [*before, sys.executable, "-m", "tests.processes.scenarios", json.dumps(asdict(job))],
+                self._output,
+                self._errors,
             )
+        else:
+            self._process = Forks.here().start(asdict(job), self._output, self._errors)
 
     @property
     def pid(self) -> int:
@@ -60,7 +58,8 @@ class Child:
 
     @property
     def running(self) -> bool:
-        return self._process.poll() is None
+        """Whether it has not ended; it may be stopped."""
+        return self._process.code is None
 
     @property
     def worker(self) -> str:
@@ -74,39 +73,66 @@ class Child:
         return self._errors.read_text(errors="replace")
 
     def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+        """Send a signal, unless it has ended."""
+        if self.running:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> bool:
         """SIGKILL, and wait; False: it had ended before."""
-        self._process.kill()
-        returned = self._process.wait()
-        self._collect()
-        return returned == -signal.SIGKILL
+        self.send(signal.SIGKILL)
+        return self._process.wait(PATIENCE) == -signal.SIGKILL
 
     async def ended(self) -> int:
         """Its exit code, once it has ended."""
-        await until(lambda: not self.running, f"{self.job.process} to end")
-        return self._process.wait()
+        return await self._process.until(lambda: self._process.code, f"{self.job.process} to end")
+
+    async def stopped(self, mark: str | None = None) -> None:
+        """Return once it stands still: where it was told to stop next, or at a certain mark of those.
+
+        Raises:
+            AssertionError: It ended before.
+        """
+        what = f"{self.job.process} to stop" + (f" at {mark!r}" if mark else "")
+        await self._process.until(lambda: True if self._process.stopped or not self.running else None, what)
+        stops = self.stops()
+        assert self.running, f"{self.job.process} ended before {mark!r}, after {stops}: {self.errors}"
+        assert mark is None or stops[-1:] == [mark], f"{self.job.process} stopped at {stops}, not at {mark!r}"
+
+    def stops(self) -> list[str]:
+        """The marks at which it has stopped itself."""
+        return [note["stopped"] for note in self._noted() if "stopped" in note]
+
+    def go_on(self) -> None:
+        """Send it on from where it stopped itself."""
+        self._process.stopped = False
+        self.send(signal.SIGCONT)
+
+    async def stop(self) -> None:
+        """Stop it wherever it is."""
+        self.send(signal.SIGSTOP)
+        await self._process.until(lambda: self._process.stopped or None, f"{self.job.process} to stop")
 
     async def result(self) -> dict[str, Any]:
         """What it printed, once it has ended well."""
         code = await self.ended()
-        self._collect()
+        printed = self._output.read_bytes()
         # A SIGTERM that comes when Python has let go of its signals ends what has ended anyway.
-        good = code == 0 or (code == -signal.SIGTERM and self._output)
+        good = code == 0 or (code == -signal.SIGTERM and printed)
         assert good, f"{self.job.process} exited with {code}:\n{self.errors}"
-        result: dict[str, Any] = json.loads(self._output)
+        result: dict[str, Any] = json.loads(printed)
         return result
 
     def marks(self, mark: str | None = None) -> list[dict[str, Any]]:
         """What it has noted so far."""
-        return [noted for noted in marks_of(self.folder, self.job.process) if mark in (None, noted["mark"])]
+        return [note for note in self._noted() if "mark" in note and mark in (None, note["mark"])]
 
-    def _collect(self) -> None:
-        """Take what it printed; it has ended."""
-        if self._process.stdout is not None and not self._process.stdout.closed:
-            self._output = self._process.stdout.read()
-            self._process.stdout.close()
+    def reached(self) -> list[dict[str, Any]]:
+        """All marks that it has reached, if it was to record them."""
+        return [note for note in self._noted() if "reached" in note]
+
+    def _noted(self) -> list[dict[str, Any]]:
+        return noted(self.folder, self.job.process)
 
 
 class Start(Protocol):

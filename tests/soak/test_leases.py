@@ -1,9 +1,8 @@
-"""A lease outlives code that blocks the event loop; a loop that stands still for too long lets it go."""
+"""Leases in real time: code that blocks the event loop for longer than one does not cost it."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Generator
@@ -11,15 +10,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
-from tests.crash.databases import Database
+from tests.processes.databases import Database
 from tests.support import STAGES, everything, within
 
 from durable_batches import (
     BatchConfig,
-    BatchNotFoundError,
     BatchOrchestrator,
     DocumentReleased,
-    SubmissionInProgressError,
     Worker,
     durable_activity,
     workflow,
@@ -27,7 +24,6 @@ from durable_batches import (
 from durable_batches.testing.history.checker import HistoryChecker
 
 LEASE = timedelta(seconds=1.5)
-SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "50"))
 
 
 blocked_for: set[float] = set()
@@ -79,13 +75,9 @@ def _somebody_else(database: Database) -> Generator[list[str]]:
         thread.join()
 
 
-async def test_code_that_blocks_the_event_loop_does_not_cost_the_lease(database: Database) -> None:
-    await _block_for_three_leases(database)
-
-
-@pytest.mark.soak
-async def test_code_that_blocks_the_event_loop_never_costs_the_lease(database: Database) -> None:
-    for _ in range(SOAK_ROUNDS):
+@pytest.mark.parametrize("rounds", [50], indirect=True)
+async def test_code_that_blocks_the_event_loop_never_costs_the_lease(database: Database, rounds: int) -> None:
+    for _ in range(rounds):
         blocked_for.clear()
         await _block_for_three_leases(database.another())
 
@@ -125,33 +117,3 @@ async def test_a_short_stall_limit_does_not_end_a_worker_whose_loop_turns(databa
         assert (await within(batches.run([0.0, 0.0]))).counts.succeeded == 2
         await asyncio.sleep(5)
         assert worker.worker_id == first
-
-
-async def test_a_submitter_that_was_declared_dead_spoils_nothing(database: Database) -> None:
-    """It was stopped for long, another one has loaded the batch meanwhile, and then it goes on where it was."""
-    stopped, again = asyncio.Event(), asyncio.Event()
-
-    async def documents() -> object:
-        for number in range(2_000):
-            if number == 700:
-                stopped.set()
-                await again.wait()
-            yield number / 1_000_000
-
-    late, soon = (BatchOrchestrator(blocking, store=database.store(), max_in_flight=0) for _ in range(2))
-    async with late, soon:
-        submitting = asyncio.create_task(late.submit(documents(), batch_id="batch"))  # type: ignore[arg-type]
-        await stopped.wait()
-        await soon.worker.store.expire(dead=[late.worker.worker_id])
-        await soon.submit([0.0, 0.001], batch_id="batch")
-        again.set()
-        with pytest.raises((BatchNotFoundError, SubmissionInProgressError)):
-            await submitting
-        assert (await soon.snapshot("batch")).counts.total == 2
-        assert [document.document async for document in soon.documents("batch")] == [0.0, 0.001]
-    async with BatchOrchestrator(blocking, store=database.store()) as batches:
-        assert (await within(batches.result("batch"))).counts.succeeded == 2
-    checker = HistoryChecker()
-    checker.acknowledged("batch", ["0", "1"])
-    async with database.open() as store:
-        await checker.verify(store, finished=True, everyone_left=True)

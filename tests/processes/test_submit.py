@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tests.crash.processes import Child, checker_of, children, file_in, opened, until
-from tests.crash.workload import (
+from tests.processes.children import Child, checker_of, children, file_in, opened
+from tests.processes.workload import (
     Batches,
     Job,
     Page,
@@ -43,13 +43,12 @@ async def _looking(folder: Path) -> AsyncGenerator[Batches]:
 
 
 def _submitter(folder: Path) -> Job:
-    return Job(process="submitter", folder=str(folder), documents=STORED + 1, hang_at=STORED)
+    return Job(process="submitter", folder=str(folder), documents=STORED + 1, hang_at=STORED, stops=["hanging"])
 
 
 async def _hangs(child: Child, folder: Path) -> int:
     """How many of its documents were stored by then."""
-    await until(lambda: bool(child.marks("hanging")) or not child.running, "the submitter to hang")
-    assert child.running, child.errors
+    await child.stopped("hanging")
     stored = await _stored(folder)
     assert 0 < stored < STORED
     return stored
@@ -79,8 +78,8 @@ async def test_a_batch_that_was_never_wholly_there_is_not_there(tmp_path: Path) 
             assert submitter.kill()
             await _is_invisible(batches)
         # Another worker has nothing to do.
-        worker = start(Job(process="worker", folder=str(tmp_path)))
-        await until(lambda: bool(worker.marks("committed")), "the worker to look for work")
+        worker = start(Job(process="worker", folder=str(tmp_path), stops=["store.commit: answered"]))
+        await worker.stopped()
         assert worker.kill()
         checker = checker_of(EffectsLog(tmp_path / "effects.log"))
         async with opened(file_in(tmp_path)) as store:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.crash.databases import Database, PostgresDatabase, SQLiteDatabase
+from tests.processes.databases import Database, PostgresDatabase, SQLiteDatabase
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

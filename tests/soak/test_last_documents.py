@@ -1,45 +1,44 @@
-"""The last two documents of a batch end at the same moment in two processes: its resolver runs once, in one of them."""
+"""The last two documents of batch after batch end at the same moment in two processes: each resolver runs once."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
+import signal
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from tests.crash.databases import Database
-from tests.crash.pairs import Job, pair
-from tests.crash.processes import ROOT
-from tests.support import eventually, unmeasured, within
+from tests.processes.children import children
+from tests.processes.databases import Database
+from tests.processes.pairs import pair
+from tests.processes.workload import Job
+from tests.support import within
 
 from durable_batches import BatchId, BatchOrchestrator
 from durable_batches.testing.history.checker import HistoryChecker
 from durable_batches.testing.virtual.effects import EffectsLog
 
-ROUNDS = 200
-SECONDS_A_ROUND = 0.5
-"""At most, on average, and on a machine that has other things to do as well."""
-SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "100")) * ROUNDS
+MEETINGS = 200
+"""In one database."""
 
 
 class Meeting:
     """Lets two processes go on at the same moment, when both have come.
 
     Args:
+        times: How often.
         prepare: Called before, with the number of the meeting: brings the next batch, so that the two processes find
             something to do at once, and the documents of no more than one batch are there at a time.
     """
 
-    def __init__(self, prepare: Callable[[int], Awaitable[object]]) -> None:
+    def __init__(self, times: int, prepare: Callable[[int], Awaitable[object]]) -> None:
+        self._wanted = times
         self._prepare = prepare
         self._waiting: list[asyncio.StreamWriter] = []
         self.times = 0
+        self.over = asyncio.Event()
 
     async def attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.readline():
@@ -49,6 +48,8 @@ class Meeting:
                 # Two documents at once are two processes': each has room for one.
                 assert first is not second
                 self.times += 1
+                if self.times == self._wanted:
+                    self.over.set()
                 await self._prepare(self.times)
                 self._waiting.clear()
                 for other in (first, second):
@@ -56,30 +57,7 @@ class Meeting:
         writer.close()
 
 
-@asynccontextmanager
-async def a_process(job: Job) -> AsyncGenerator[None]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.crash.pairs",
-        json.dumps(asdict(job)),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        env=unmeasured(),
-    )
-    try:
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"ready\n"
-        yield
-        process.terminate()
-        assert await within(process.wait()) == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def check_rounds(folder: Path, database: Database, rounds: int) -> None:
+async def _meet(folder: Path, database: Database, meetings: int) -> None:
     """So many batches of two documents, each of them in another process."""
     effects = EffectsLog(folder / "effects.log")
     checker = HistoryChecker(effects=effects)
@@ -89,34 +67,35 @@ async def check_rounds(folder: Path, database: Database, rounds: int) -> None:
         batches = await stack.enter_async_context(BatchOrchestrator(pair, store=database.store(), max_in_flight=0))
 
         async def submit(number: int) -> None:
-            if number < rounds:
+            if number < meetings:
                 batch_id = await batches.submit([2 * number, 1], batch_id=f"batch-{number}")
                 checker.acknowledged(batch_id, ["0", "1"])
 
-        meeting = Meeting(submit)
+        meeting = Meeting(meetings, submit)
         server = await asyncio.start_unix_server(meeting.attend, socket)
         stack.callback(server.close)
-        for process in ("one", "other"):
-            job = Job(process=process, store=database.place, effects=str(folder / "effects.log"), meeting=socket)
-            await stack.enter_async_context(a_process(job))
+        start = stack.enter_context(children())
+        both = [
+            start(Job(scenario="pair", process=process, folder=str(folder), store=database.place, meeting=socket))
+            for process in ("one", "other")
+        ]
         await submit(0)
-        await eventually(lambda: meeting.times == rounds, seconds=rounds * SECONDS_A_ROUND)
-        for number in range(rounds):
+        await meeting.over.wait()
+        for number in range(meetings):
             result = await within(batches.result(BatchId(f"batch-{number}")))
             assert result.resolution == 2 * number + 1
+        for child in both:
+            child.send(signal.SIGTERM)
+            await child.result()
     resolutions = Counter(effect.batch_id for effect in effects.read() if effect.activity == "add_up")
-    assert resolutions == {f"batch-{number}": 2 for number in range(rounds)}, "one start and one end each"
+    assert resolutions == {f"batch-{number}": 2 for number in range(meetings)}, "one start and one end each"
     async with database.open() as store:
         await checker.verify(store, finished=True, everyone_left=True)
 
 
-async def test_the_resolver_runs_once(tmp_path: Path, database: Database) -> None:
-    await check_rounds(tmp_path, database, ROUNDS)
-
-
-@pytest.mark.soak
-async def test_the_resolver_runs_once_however_often(tmp_path: Path, database: Database) -> None:
-    for number in range(SOAK_ROUNDS // ROUNDS):
+@pytest.mark.parametrize("rounds", [100], indirect=True)
+async def test_the_resolver_runs_once_however_often(tmp_path: Path, database: Database, rounds: int) -> None:
+    for number in range(rounds):
         folder = tmp_path / str(number)
         folder.mkdir()
-        await check_rounds(folder, database.another(), ROUNDS)
+        await _meet(folder, database.another(), MEETINGS)
