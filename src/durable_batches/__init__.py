@@ -1,8 +1,8 @@
-"""Durable batches: thousands of documents through slow, paid, failing steps, each result paid for once.
+"""Durable batches: thousands of documents through slow, expensive, unreliable steps, each result paid for once.
 
-See the documentation for a tutorial; everything that most users need is exported here. `durable_batches.stores`
-has the persistence protocol, `durable_batches.testing` what tests need, `durable_batches.extraction` a complete
-workflow. Everything else is private.
+Everything that most programs need is exported here. `durable_batches.stores` has the persistence protocol,
+`durable_batches.testing` tools for tests, and `durable_batches.extraction` a complete workflow. All other modules are
+private.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ __version__ = VERSION
 
 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
-    # A pytest plugin comes along, and pytest warns of packages beside a plugin that were imported before it could
-    # rewrite their assertions, unless they say that they do not want it.
+    # The distribution has a pytest plugin, and pytest warns of its packages that were imported before it could
+    # rewrite their assertions, unless their docstring opts out.
     __doc__ = f"{__doc__}\nPYTEST_DONT_REWRITE\n"
 
     if "PostgresStore" not in stores.__all__:  # its extra is not installed

@@ -1,4 +1,4 @@
-"""Submission: documents of any number go in chunk by chunk, and become a batch all at once, or not at all."""
+"""Submission: write any number of documents in chunks, and make them a batch as a whole, or not at all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 class Submission(Generic[D]):
-    """One call of `submit`."""
+    """A call of `submit`."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Submission(Generic[D]):
                 try:
                     await self._discard(loader)
                 except StoreUnavailableError as error:
-                    # It stays behind unsealed: invisible, and wiped when its id is submitted again.
+                    # The batch stays unsealed: invisible, and removed when its id is submitted again.
                     _log.warning("what was loaded of batch %r could not be removed: %s", self._batch_id, error)
             raise
         finally:
@@ -109,13 +109,13 @@ class Submission(Generic[D]):
         if self._connection is None:
             committed = await self._worker.command(self._batch_id, seal)
         else:
-            # What comes of it is known with the commit of the host, which says so to all workers.
+            # The outcome is known when the host commits, which notifies all workers.
             committed = await loading.control(self._batch_id, seal)
         if not committed.applied:
             raise SubmissionInProgressError(self._batch_id)
 
     async def _attached(self, loading: Loading, loader: WorkerId) -> bool:
-        """Create the batch, unsealed; True: it is there already, and that is fine."""
+        """Create the unsealed batch; return True if the call attaches to an existing one."""
         record = new_batch(
             batch_id=self._batch_id,
             workflow=self._workflow.name,
@@ -137,12 +137,12 @@ class Submission(Generic[D]):
             await self._wipe(existing, existing.loader)
 
     async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write; again where the reply was lost."""
+        """Write, and repeat the write if the reply was lost."""
         with self._worker.outages.of(f"the submission of batch {self._batch_id!r}") as outage:
             return await repeat_unknown(write, outage, self._worker.clock)
 
     async def _wipe(self, existing: BatchRecord, loader: WorkerId) -> None:
-        """Remove what a submitter that is dead by now has left behind."""
+        """Remove the partial submission of a dead submitter."""
         await self._worker.expire_dead_workers()
         if loader == self._worker.worker_id:
             alive = existing.batch_id in self._worker.loading
@@ -184,12 +184,12 @@ class Submission(Generic[D]):
 
     def _encoded(self, document: D, position: int) -> bytes:
         try:
-            # Read again, too: better to refuse a document now than to find that no attempt can read it.
+            # Also decoded: a document that no attempt could decode is refused now.
             return self._workflow.document_codec.recoded(document)[0]
         except PayloadError as error:
             document_id = str(position)
             with suppress(Exception):
-                # It may be the very thing that is wrong with the document.
+                # The id itself may be what is wrong with the document.
                 document_id = self._id_of(document, position)
             error.locate(self._batch_id, document_id)
             raise
@@ -199,17 +199,17 @@ class Submission(Generic[D]):
 
 
 def id_of(document: D, position: int, document_id: Callable[[D], str] | None) -> str:
-    """The id of the document at this position, by the function that was given, or by none."""
+    """Determine the id of the document at this ordinal, with the given function or without one."""
     if document_id is not None:
         return _checked_id(document_id(document), "document_id")
     return _own_id(document) or str(position)
 
 
 def iterated(documents: Any) -> AsyncIterator[Any]:
-    """The documents, one by one.
+    """Iterate over the documents.
 
     Raises:
-        ConfigurationError: This is no collection of documents (a string is one document, not many).
+        ConfigurationError: The argument is not a collection of documents (a string is one document).
     """
     kind = type(documents).__name__
     if isinstance(documents, str | bytes | bytearray | memoryview | BaseModel):
@@ -227,7 +227,7 @@ async def _in_turn(documents: Iterable[D]) -> AsyncIterator[D]:
 
 
 def _own_id(document: object) -> str | None:
-    """What the document itself says it is called; None where it says nothing."""
+    """Read the document's own id; None if it has none."""
     for name in ("document_id", "id"):
         own = getattr(document, name, None)
         if isinstance(own, str):

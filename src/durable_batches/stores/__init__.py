@@ -1,4 +1,4 @@
-"""Where batches are kept: the persistence protocol, its backends, and what a store of your own is made of.
+"""Stores of batches: the persistence protocol, its backends, and the parts of a custom store.
 
 `Store` is the protocol. A store keeps the records (`BatchRecord`, `ExecutionRecord`, ...), and asks the `plan_...`
 functions what to write; `durable_batches.testing.StoreConformance` tests it. Its errors are in
@@ -110,7 +110,7 @@ __all__ = [
 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's
     if find_spec("asyncpg") is None:
-        # `import *`, and whoever goes through `dir()`, would fail. By its name it is imported all the same, and the
+        # `import *` and programs that go through `dir()` would fail. By its name it is imported all the same, and the
         # error names the extra.
         __all__.remove("PostgresStore")
 

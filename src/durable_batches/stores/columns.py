@@ -51,7 +51,7 @@ Backend: TypeAlias = Literal["sqlite", "postgres"]
 
 
 class Type(NamedTuple):
-    """What a column holds, in each database's own words."""
+    """The type of a column, as each database names it."""
 
     sqlite: str
     postgres: str
@@ -72,14 +72,14 @@ class Column:
     name: str
     type: Type
     field: str | None = None
-    """The record's field that it holds, with a dot for a field of a field. None: it is the store's own."""
+    """The record's field, with a dot for a nested field. None: the column belongs to the store alone."""
     nullable: bool = False
     fixed: bool = False
     """Written with its row, and never changed."""
     encode: Callable[[Any], object] | None = None
-    """From the field's value to the column's; None: as it is."""
+    """Convert the field's value to the column's; None: unchanged."""
     decode: Callable[[Any], Any] | None = None
-    """From the column's value to the field's; None: as it is."""
+    """Convert the column's value to the field's; None: unchanged."""
     only: Backend | None = None
     """The one database that has it; None: both have."""
 
@@ -91,37 +91,37 @@ class Columns(tuple[Column, ...]):
 
     @property
     def names(self) -> str:
-        """As a list: `a, b`."""
+        """Return the names: `a, b`."""
         return ", ".join([column.name for column in self])
 
     @property
     def marks(self) -> str:
-        """As `?, ?`: SQLite's placeholders for a row of them."""
+        """Return SQLite's placeholders for a row: `?, ?`."""
         return ", ".join("?" * len(self))
 
     @property
     def marked(self) -> str:
-        """As `a = ?, b = ?`: what an UPDATE of SQLite sets."""
+        """Return the assignments of an UPDATE in SQLite: `a = ?, b = ?`."""
         return ", ".join([f"{column.name} = ?" for column in self])
 
     def of(self, alias: str) -> str:
-        """As `t.a, t.b`: of the table, or rows, with this alias."""
+        """Return the names with an alias: `t.a, t.b`."""
         return ", ".join([f"{alias}.{column.name}" for column in self])
 
     def assigned_from(self, alias: str) -> str:
-        """As `a = new.a, b = new.b`: what an UPDATE sets to the rows with this alias."""
+        """Return the assignments of an UPDATE from rows with an alias: `a = new.a, b = new.b`."""
         return ", ".join([f"{column.name} = {alias}.{column.name}" for column in self])
 
     def numbered(self, first: int) -> str:
-        """As `$1, $2`: Postgres' placeholders for a row of them."""
+        """Return Postgres' placeholders for a row: `$1, $2`."""
         return ", ".join([f"${number}" for number in range(first, first + len(self))])
 
     def arrays(self, first: int) -> str:
-        """As `$1::bigint[], $2::text[]`: Postgres' placeholders for many rows of them, each column an array."""
+        """Return Postgres' placeholders for many rows, one array per column: `$1::bigint[], $2::text[]`."""
         return ", ".join([f"${number}::{column.type.postgres}[]" for number, column in enumerate(self, first)])
 
     def and_also(self, *more: Column) -> Columns:
-        """These, and then others."""
+        """Append other columns."""
         return Columns((*self, *more))
 
 
@@ -151,11 +151,11 @@ class Table:
         assert len(self._by_name) == len(self.columns), f"a column of {name} is there twice"
 
     def choose(self, *names: str) -> Columns:
-        """These columns, in this order."""
+        """Choose columns, in this order."""
         return Columns(self._by_name[name] for name in names)
 
     def in_backend(self, backend: Backend) -> Columns:
-        """The columns that the table has in this database."""
+        """Return the table's columns in this database."""
         return Columns(column for column in self.columns if column.only in (None, backend))
 
 
@@ -207,11 +207,11 @@ BATCH: Final = Table(
     unique=[["batch_id"]],
 )
 BATCH_RECORD: Final = Columns(column for column in BATCH.columns if column.field is not None)
-"""All that a `BatchRecord` holds."""
+"""The columns of a `BatchRecord`."""
 BATCH_CHANGES: Final = Columns(column for column in BATCH_RECORD if not column.fixed)
-"""What a plan may change of it."""
+"""The columns that a plan may change."""
 BATCH_FRONT: Final = BATCH.choose("from_due", "from_key")
-"""Where in the index of what is due a claim begins, on Postgres."""
+"""The start of a claim in the index of due executions, on Postgres."""
 
 # ---- executions ------------------------------------------------------------------------------------------------------
 
@@ -237,9 +237,9 @@ EXECUTION: Final = Table(
     unique=[["batch", "document_id"]],
 )
 EXECUTION_RECORD: Final = Columns(column for column in EXECUTION.columns if column.field is not None)
-"""All that an `ExecutionRecord` holds, but for the batch and the position, which the key holds."""
+"""The columns of an `ExecutionRecord`, except the batch and the position, which are in the key."""
 EXECUTION_CHANGES: Final = Columns(column for column in EXECUTION_RECORD if not column.fixed)
-"""What a plan may change of it."""
+"""The columns that a plan may change."""
 
 # ---- what belongs to executions and batches --------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ EVENT: Final = Table(
     primary_key=["batch", "seq"],
 )
 EVENT_RECORD: Final = Columns(column for column in EVENT.columns if column.field is not None)
-"""All that an `EventRecord` holds, but for the batch."""
+"""The columns of an `EventRecord`, except the batch."""
 SIGNAL: Final = Table(
     "signal",
     [
@@ -315,7 +315,7 @@ WORKER: Final = Table(
     primary_key=["worker_id"],
 )
 WORKER_RECORD: Final = Columns(column for column in WORKER.columns if column.field is not None)
-"""All that a `WorkerRecord` holds."""
+"""The columns of a `WorkerRecord`."""
 
 SCHEMA_VERSION: Final = Table(
     "schema_version",
@@ -330,7 +330,7 @@ TABLES: Final = (BATCH, EXECUTION, DOCUMENT, OUTCOME, ACTIVITY, EVENT, SIGNAL, W
 
 
 def _top(columns: Columns) -> list[str]:
-    """The record's own fields that these columns hold, each once."""
+    """List the record's top-level fields in these columns, each once."""
     return list(dict.fromkeys((column.field or "").partition(".")[0] for column in columns))
 
 

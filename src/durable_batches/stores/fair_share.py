@@ -30,7 +30,7 @@ class Share:
 
 
 def overdue(batch: BatchRecord, now: Micros) -> bool:
-    """Whether the batch's deadline has passed: a claim looks at it, and takes nothing from it."""
+    """Return whether the batch's deadline has passed: a claim ends the batch, and takes nothing from it."""
     return batch.wake is not None and batch.wake <= now
 
 

@@ -1,8 +1,8 @@
-"""The stores' tables as SQLAlchemy describes tables: for the host application's own queries, and for Alembic.
+"""The stores' tables as SQLAlchemy `MetaData`: for the host application's own queries, and for Alembic.
 
-Needs SQLAlchemy, which comes with the extra `postgres`; nothing else of the library imports this module. The tables are
-made and changed by the store itself when it is opened, or by `durable-batches migrate`. Read them as you like; write
-through the store alone, whose promises rest on what it finds there.
+Needs SQLAlchemy, which comes with the extra `postgres`; no other module of the library imports this one. The store
+creates and upgrades the tables when it is opened, or `durable-batches migrate` does. Only read them: the library's
+guarantees depend on their contents.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ _TYPES: Final[dict[Type, TypeEngine[Any]]] = {
 
 
 def postgres_tables(schema: str | None = "durable_batches") -> MetaData:
-    """Describe the tables of a `PostgresStore`.
+    """Return the tables of a `PostgresStore`.
 
     Args:
-        schema: The store's `schema`; None for the one that a connection goes to by default, as SQLAlchemy and Alembic
-            have it where no schema is named.
+        schema: The store's `schema`; None for the default schema of the connection, which SQLAlchemy and Alembic
+            report as no schema.
 
     Returns:
-        A collection of its own, which holds the store's tables and nothing else.
+        A new `MetaData` that contains only the store's tables.
     """
     return _tables("postgres", schema)
 
 
 def sqlite_tables() -> MetaData:
-    """Describe the tables of a `SQLiteStore`.
+    """Return the tables of a `SQLiteStore`.
 
     Returns:
-        A collection of its own, which holds the store's tables and nothing else.
+        A new `MetaData` that contains only the store's tables.
     """
     return _tables("sqlite", None)
 
