@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -103,6 +103,10 @@ class _Session:
 
     def execute(self, *statements: str) -> None:
         async def run() -> None:
+            # Anew where a test has restarted the server: an idle connection does not hear of that before its next use.
+            if self._connection is not None:
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await self._connection.execute("SELECT")
             if self._connection is None or self._connection.is_closed():
                 self._connection = await asyncpg.connect(self._dsn)
             for statement in statements:
