@@ -209,6 +209,10 @@ class RetryLater(Exception):
     """
 
     def __init__(self, after: timedelta) -> None:
+        if not isinstance(after, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"RetryLater takes a timedelta, not {type(after).__name__!r}: RetryLater(timedelta(seconds=30))"
+            )
         self.after = after
         super().__init__(f"retry after {after.total_seconds():g} s")
 

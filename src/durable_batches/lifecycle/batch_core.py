@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypedDict
 
 from pydantic_core import from_json, to_json
 
-from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.config import RECORDED, BatchConfig
 from durable_batches.lifecycle.records import BatchRecord, Micros, WorkerId
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import BatchId, Counts
@@ -74,7 +74,8 @@ def _definition_in(core: bytes) -> Definition:
 def decode_definition(text: str) -> Definition:
     """Decode a core's definition."""
     data = from_json(text)
-    return Definition(tuple(data["stages"]), data["resolver"], BatchConfig.model_validate(data["config"]))
+    config = BatchConfig.model_validate(data["config"], context=RECORDED)
+    return Definition(tuple(data["stages"]), data["resolver"], config)
 
 
 def _encode_definition(definition: Definition) -> str:

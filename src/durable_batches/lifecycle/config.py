@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
 from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, RetryFailed
+from durable_batches.options import wrong_duration
 
-__all__ = ["BatchConfig"]
+__all__ = ["RECORDED", "BatchConfig"]
 
-Positive = Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=3650))]
+RECORDED: Final = {"recorded": True}
+"""The context of validation of a configuration that was read from a store."""
+
+
+def _no_number(value: object, info: ValidationInfo) -> object:
+    # Recorded, and in JSON generally, it is a number of seconds.
+    if isinstance(value, int | float) and info.mode == "python" and info.context != RECORDED:
+        raise ValueError(wrong_duration(value))
+    return value
+
+
+Positive = Annotated[timedelta, BeforeValidator(_no_number), Field(gt=timedelta(0), le=timedelta(days=3650))]
 
 
 # As arguments of the class, because type checkers know them there only. The schema is built when the first
@@ -20,10 +32,11 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
     """How a batch runs. Recorded at submission; attaching to an existing batch keeps its configuration.
 
     Raises:
-        pydantic.ValidationError: A value is out of range, or a name is unknown.
+        pydantic.ValidationError: A value is out of range or of a wrong type (a number in place of a `timedelta`, for
+            example), or a name is unknown.
     """
 
-    concurrency: Annotated[int, Field(ge=1, le=100_000)] = 8
+    concurrency: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 8
     """Maximum number of documents in flight, over all workers."""
 
     failure_policy: Annotated[ContinueOnFailure | AbortAll | RetryFailed, Field(discriminator="tag")] = Field(
@@ -37,7 +50,7 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
     deadline: Positive | None = None
     """The time from submission after which an unfinished batch is FAILED."""
 
-    max_crashes: Annotated[int, Field(ge=1, le=1_000_000)] = 3
+    max_crashes: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 3
     """A document whose process crashed this often while it ran, the last time alone, fails (`CrashLoopError`)."""
 
     metadata: dict[str, str] = Field(default_factory=dict)

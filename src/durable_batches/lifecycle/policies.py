@@ -17,6 +17,14 @@ from durable_batches.errors import (
     RetryLater,
 )
 from durable_batches.lifecycle.states import Counts
+from durable_batches.options import (
+    check_callable,
+    check_duration,
+    check_instance,
+    check_integer,
+    check_number,
+    check_subclasses,
+)
 
 __all__ = [
     "AbortAll",
@@ -43,6 +51,7 @@ class ContinueOnFailure:
             FAILS. None: no limit.
 
     Raises:
+        ConfigurationError: An option is of a wrong type.
         ValueError: A threshold is out of range.
     """
 
@@ -51,6 +60,8 @@ class ContinueOnFailure:
     tag: Literal["continue-on-failure"] = "continue-on-failure"
 
     def __post_init__(self) -> None:
+        check_integer("max_failures", self.max_failures, optional=True)
+        check_number("max_failure_ratio", self.max_failure_ratio, optional=True)
         if self.max_failures is not None and self.max_failures < 0:
             raise ValueError("max_failures must be 0 or more")
         if self.max_failure_ratio is not None and not 0 <= self.max_failure_ratio <= 1:
@@ -74,6 +85,7 @@ class RetryFailed:
         then: What a document's failure means once its attempts are used up.
 
     Raises:
+        ConfigurationError: An option is of a wrong type.
         ValueError: `max_attempts` is below 1, or `backoff` is negative or longer than 3650 days.
     """
 
@@ -83,6 +95,8 @@ class RetryFailed:
     tag: Literal["retry-failed"] = "retry-failed"
 
     def __post_init__(self) -> None:
+        check_integer("max_attempts", self.max_attempts)
+        check_instance("then", self.then, (ContinueOnFailure, AbortAll))
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be 1 or more")
         _check_delay("backoff", self.backoff)
@@ -133,6 +147,7 @@ class RetryPolicy:
     `Retry-After` header (seconds) on its `response`.
 
     Raises:
+        ConfigurationError: An option is of a wrong type, a number in place of a `timedelta` for example.
         ValueError: A number is out of range.
     """
 
@@ -145,6 +160,11 @@ class RetryPolicy:
     retryable: Callable[[BaseException], bool | timedelta] | None = None
 
     def __post_init__(self) -> None:
+        check_integer("max_attempts", self.max_attempts)
+        check_number("factor", self.factor)
+        check_number("jitter", self.jitter)
+        check_subclasses("non_retryable", self.non_retryable, BaseException)
+        check_callable("retryable", self.retryable, optional=True)
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be 1 or more")
         _check_delay("initial", self.initial)
@@ -217,6 +237,7 @@ def isolated_concurrency(crashes: int, max_crashes: int, capacity: int) -> int:
 
 
 def _check_delay(name: str, delay: timedelta) -> None:
+    check_duration(name, delay)
     if not _ZERO <= delay <= _LONGEST:
         raise ValueError(f"{name} must not be negative, nor longer than {_LONGEST.days} days")
 

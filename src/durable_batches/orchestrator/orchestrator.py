@@ -21,6 +21,7 @@ from durable_batches.lifecycle.primitives import from_micros, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, DocumentRecord, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, BatchState, Cancelled, Completed, Failed, Stage
+from durable_batches.options import check_duration, check_instance, check_integer
 from durable_batches.orchestrator.submission import Submission
 from durable_batches.reading.results import UNFINISHED, failure_of, outcome_of, status_of
 from durable_batches.runtime.dependencies import Provider
@@ -88,9 +89,11 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             raise ConfigurationError(f"{workflow!r} is no workflow; decorate it with @workflow(machine)")
         if (store is None) == (worker is None):
             raise ConfigurationError("give either store= or worker=")
+        check_instance("worker", worker, Worker, optional=True)
+        check_instance("config", config, BatchConfig, optional=True)
         workflow.check()
         self._workflow = workflow
-        self._config = config or BatchConfig()
+        self._config = BatchConfig() if config is None else config
         if worker is None:
             assert store is not None
             worker = Worker(store, max_in_flight=max_in_flight, dependencies=dependencies)
@@ -160,7 +163,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         submission = Submission(
             self._worker,
             self._workflow,
-            config=config or self._config,
+            config=self._config if config is None else config,
             batch_id=batch_id,
             document_id=document_id,
             if_exists=if_exists,
@@ -226,6 +229,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
+        check_integer("after", after)
         async with aclosing(self._reader.events(batch_id, after)) as records:
             async for record in records:
                 yield decode_event(record)
@@ -238,6 +242,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
+        check_duration("interval", interval)
         async with aclosing(self._reader.changes(batch_id, interval)) as records:
             async for record in records:
                 yield self._snapshot(record)

@@ -32,6 +32,7 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_callable, check_instance
 from durable_batches.outage import repeat_unknown
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import HostTransaction, HostTransactions, Loading
@@ -63,6 +64,10 @@ class Submission(Generic[D]):
         if_exists: Literal["attach", "error"],
         connection: HostTransaction | None = None,
     ) -> None:
+        check_instance("config", config, BatchConfig)
+        check_callable("document_id", document_id, optional=True)
+        if if_exists not in ("attach", "error"):  # pyright: ignore[reportUnnecessaryContains]
+            raise ConfigurationError(f"if_exists must be 'attach' or 'error', not {if_exists!r}")
         self._worker = worker
         self._connection = connection
         self._workflow = workflow

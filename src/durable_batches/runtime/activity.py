@@ -14,10 +14,11 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, 
 
 from typing_extensions import deprecated
 
-from durable_batches.errors import ActivityDefinitionError
+from durable_batches.errors import ActivityDefinitionError, MachineError
 from durable_batches.lifecycle.machine import tag_of
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.states import Stage
+from durable_batches.options import check_duration, check_instance, check_integer, check_subclass
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.context import current_dependencies, workflow_scope
 from durable_batches.runtime.definition import ActivityDefinition, Replacement
@@ -139,8 +140,8 @@ class DurableActivity(Generic[P, T_co]):
             ConfigurationError: `stage` is no stage, `key` is empty, or `timeout` is not positive.
         """
         other = self._copy()
-        other.stage = stage or self.stage
-        other.retry = retry or self.retry
+        other.stage = self.stage if stage is None else stage
+        other.retry = self.retry if retry is None else retry
         other.timeout = self.timeout if timeout is None else timeout
         other.explicit_key = self.explicit_key if key is None else key
         other._check_options()
@@ -195,12 +196,17 @@ class DurableActivity(Generic[P, T_co]):
         self.is_plain: bool = (
             definition.is_async and self.timeout is None and self.instance is None and not definition.dependencies
         )
+        subject, error = f"activity {self.name!r}:", ActivityDefinitionError
         if self.stage is not None:
+            check_subclass(f"{subject} stage", self.stage, Stage, error=MachineError)
             tag_of(self.stage)
+        check_instance(f"{subject} retry", self.retry, RetryPolicy, error=error)
+        check_duration(f"{subject} timeout", self.timeout, optional=True, error=error)
+        check_instance(f"{subject} key", self.explicit_key, str, optional=True, error=error)
         if self.timeout is not None and self.timeout <= timedelta(0):
-            raise ActivityDefinitionError(f"activity {self.name!r}: timeout must be positive")
+            raise ActivityDefinitionError(f"{subject} timeout must be positive")
         if self.explicit_key == "":
-            raise ActivityDefinitionError(f"activity {self.name!r}: a key must not be empty")
+            raise ActivityDefinitionError(f"{subject} a key must not be empty")
 
 
 class ActivityDecorator(Protocol):
@@ -310,9 +316,11 @@ async def map_activity(activity: Callable[[X], Awaitable[T]], items: Iterable[X]
         concurrency: The number of concurrent calls.
 
     Raises:
+        ConfigurationError: `concurrency` is no int.
         ValueError: `concurrency` is below 1.
         ActivityFailedError: A call's attempts are used up.
     """
+    check_integer("concurrency", concurrency)
     if concurrency < 1:
         raise ValueError("concurrency must be 1 or more")
     queue = enumerate(items)

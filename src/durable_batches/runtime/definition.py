@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_
 from durable_batches.codec.codec import Codec
 from durable_batches.errors import ActivityDefinitionError
 from durable_batches.lifecycle.primitives import problem_with_name
+from durable_batches.options import check_callable, check_names
 from durable_batches.runtime.checkpoint import CallKeys
 from durable_batches.runtime.dependencies import Dependency, dependencies_of
 
@@ -130,6 +131,8 @@ class ActivityDefinition(Generic[T]):
             raise ActivityDefinitionError(
                 f"activity {self.name!r} is a generator; an activity returns one result, a list for example"
             )
+        check_callable(f"activity {self.name!r}: key", self.key, optional=True, error=ActivityDefinitionError)
+        check_names(f"activity {self.name!r}: ignore", self._ignore, error=ActivityDefinitionError)
         unknown = [name for name in self._ignore if name not in self._signature.parameters]
         if unknown:
             raise ActivityDefinitionError(f"activity {self.name!r} has no parameter {unknown[0]!r} to ignore")

@@ -18,6 +18,7 @@ from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
 from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.primitives import from_micros, problem_with_name
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
+from durable_batches.options import check_callable, check_instance, check_names
 from durable_batches.runtime.activity import DurableActivity, durable_activity
 from durable_batches.runtime.context import current_clock, workflow_scope
 from durable_batches.runtime.definition import annotations_of
@@ -124,6 +125,11 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
     ) -> None:
         if not inspect.iscoroutinefunction(fn):
             raise ActivityDefinitionError(f"a workflow is an async function; {fn!r} is none")
+        subject, error = f"workflow {fn.__name__!r}:", ActivityDefinitionError
+        check_instance(f"{subject} machine", machine, BatchStateMachine, error=error)
+        check_names(f"{subject} accepts", accepts, error=error)
+        check_callable(f"{subject} resolver", resolver, optional=True, error=error)
+        check_instance(f"{subject} resolver_retry", resolver_retry, RetryPolicy, error=error)
         self.fn = fn
         self.name: str = fn.__name__ if name is None else name
         self.version: str = version

@@ -16,6 +16,7 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.records import BatchRecord
 from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.options import check_flag, check_instance, check_integer
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.results import BatchResult
@@ -90,6 +91,9 @@ def run_batch(
             `BatchOrchestrator.submit`.
     """
     _refuse_a_running_loop()
+    check_integer("max_in_flight", max_in_flight)
+    check_flag("progress", progress)
+    check_instance("config", config, BatchConfig, optional=True)
     if max_in_flight < 1:
         raise ConfigurationError("max_in_flight must be 1 or more: this is who runs the batch")
     script = _Script(
@@ -98,7 +102,7 @@ def run_batch(
         worker=Worker(_opened(store), max_in_flight=max_in_flight, drain=drain, dependencies=dependencies),
         where="the store" if isinstance(store, Store) else str(store),
         batch_id=batch_id,
-        config=config or BatchConfig(),
+        config=BatchConfig() if config is None else config,
         document_id=document_id,
         drain=drain,
         progress=progress,

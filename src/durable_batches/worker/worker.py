@@ -21,6 +21,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_duration, check_instance, check_integer
 from durable_batches.outage import Backoff, Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
@@ -82,6 +83,10 @@ class Worker:
                 f"{type(store).__name__!r} is no store; give a SQLiteStore, a PostgresStore, a MemoryStore, or an "
                 "object with the methods of durable_batches.stores.Store"
             )
+        check_integer("max_in_flight", max_in_flight)
+        for name, duration in (("lease", lease), ("drain", drain), ("max_stall", max_stall)):
+            check_duration(name, duration)
+        check_instance("dependencies", dependencies, Mapping, optional=True)
         if max_in_flight < 0:
             raise ConfigurationError("max_in_flight must be 0 or more")
         if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):

@@ -31,6 +31,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_duration
 from durable_batches.stores.postgres import load, queries
 from durable_batches.stores.postgres.commit.commit import Commits
 from durable_batches.stores.postgres.connection.database import Database
@@ -95,6 +96,8 @@ class PostgresStore:
         lock_timeout: timedelta = _LOCK_TIMEOUT,
         clock: Clock | None = None,
     ) -> None:
+        check_duration("statement_timeout", statement_timeout)
+        check_duration("lock_timeout", lock_timeout)
         if statement_timeout <= timedelta(0) or lock_timeout <= timedelta(0):
             raise ConfigurationError("statement_timeout and lock_timeout must be positive")
         self._database: Final = Database(url, schema, statement_timeout.total_seconds(), lock_timeout.total_seconds())

@@ -38,6 +38,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_instance
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
 from durable_batches.stores.rows import execution_key
 from durable_batches.stores.sqlite import claims, queries, workers
@@ -71,6 +72,7 @@ class SQLiteStore:
     """
 
     def __init__(self, path: str | PathLike[str], *, clock: Clock | None = None) -> None:
+        check_instance("path", path, (str, PathLike))
         if str(path) in ("", ":memory:"):
             raise ConfigurationError("a SQLiteStore needs a file, which its threads open; for none, use MemoryStore()")
         self.path: Final = Path(path).absolute()  # since each of its connections opens it, whenever that is

@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 from durable_batches.clock import Alarm, Timer
 from durable_batches.lifecycle.primitives import to_micros
+from durable_batches.options import check_number
 
 __all__ = ["ManualClock"]
 
@@ -141,6 +142,7 @@ class ManualClock:
         Raises:
             ValueError: `seconds` is negative: time does not go back (but see `jump`).
         """
+        check_number("the seconds to advance by", seconds)
         if seconds < 0:
             raise ValueError("a clock cannot be advanced by less than nothing")
         with self._lock:

@@ -24,6 +24,7 @@ from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.progress import state_of
 from durable_batches.lifecycle.records import Committed, WorkerId
 from durable_batches.lifecycle.states import BatchId, Completed, Stage
+from durable_batches.options import check_duration, check_integer
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.workflow import Workflow
@@ -115,6 +116,8 @@ async def survives_crashes(
             with summarise.override(fake):
                 await survives_crashes(headline, ["rain", "sun"])
     """
+    check_integer("limit", limit)
+    check_duration("patience", patience)
     if limit < 1:
         raise ConfigurationError("limit must be 1 or more")
     trial = _Trial(

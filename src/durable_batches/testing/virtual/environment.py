@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.states import Stage
+from durable_batches.options import check_duration, check_instance
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.results import BatchResult
@@ -84,6 +85,7 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         Raises:
             ValueError: `by` is negative.
         """
+        check_duration("the time to advance by", by)
         if by < timedelta(0):
             raise ValueError("time cannot be advanced by less than nothing")
         self._worker.wake()
@@ -166,6 +168,8 @@ async def environment(
             "environment(store=...) takes a function that makes the store, so that it goes by the environment's clock: "
             "store=lambda clock: SQLiteStore(path, clock=clock); or give the clock that it was made with as well"
         )
+    check_instance("clock", clock, ManualClock, optional=True)
+    check_duration("patience", patience)
     clock = clock or ManualClock()
     mortal = MortalStore(_made(store, clock))
     worker = virtual_worker(mortal, clock, max_in_flight=max_in_flight, dependencies=dependencies)
