@@ -1,1 +1,1 @@
-"""One document: activities, workflows, checkpoints, and the codec of what they take and give."""
+"""Run one document: activities, workflows, checkpoints."""

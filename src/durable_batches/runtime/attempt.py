@@ -1,7 +1,7 @@
-"""One attempt of one execution: runs the workflow (or resolver), and owns the activity calls that it makes.
+"""An attempt of an execution: run the workflow (or resolver), and own its activity calls.
 
-The attempt ends in exactly one fact: succeeded, failed or released. Before that fact, every call it made has
-ended and is recorded, or was cancelled and awaited.
+The attempt ends in exactly one fact: succeeded, failed or released. Before that fact, every call that it made has
+finished and is recorded, or was cancelled and awaited.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ __all__ = ["Attempt"]
 
 
 class Attempt:
-    """One attempt. `run` is its life; everything else is called from within it, or to stop it.
+    """An attempt. Everything but `run` is called by code that `run` runs, or to stop it.
 
     Args:
-        execution: Whose attempt it is.
-        stage_index: Gives a stage's place in the machine, or raises ForeignStageError; None where the execution
-            has no stages (the resolver).
-        checkpoints: What earlier attempts recorded.
-        resources: What it shares with others.
-        timeout: Of the attempt, in seconds.
-        metadata: Of the batch.
+        execution: The execution.
+        stage_index: Returns a stage's index in the machine, or raises ForeignStageError; None if the execution has
+            no stages (the resolver).
+        checkpoints: The checkpoints of earlier attempts.
+        resources: Shared with other attempts.
+        timeout: The timeout of the attempt, in seconds.
+        metadata: The batch's labels.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Attempt:
     async def run(
         self, body: Callable[[], Coroutine[Any, Any, Any]]
     ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
-        """Run the body in the current task, to its end and that of all the calls it made."""
+        """Run the body in the current task, until it and all of its calls have finished."""
         self._task = asyncio.current_task()
         outcome = await self._run(body)
         if not isinstance(outcome, AttemptStopped):
-            # A stage that it entered last, and that no commit has taken along.
+            # The stage that it entered last, if no commit has recorded it yet.
             self._report_stage()
         self._ended = True
         grace = 0.0 if isinstance(outcome, AttemptStopped) else self._resources.grace
@@ -114,7 +114,7 @@ class Attempt:
             except asyncio.CancelledError:
                 if self._stopping is None:
                     raise
-                # Stopped in its last moments: what it achieved stands, unless the run went on without it.
+                # Stopped at its very end: its result stands, unless the batch has continued without it.
                 grace = 0.0
         if self._stopping is not None and (self._stopping != "shutdown" or self._unwound):
             return AttemptStopped(self._stopping)
@@ -143,13 +143,13 @@ class Attempt:
             raise
         except BaseException as error:  # noqa: BLE001  (a user's workflow may raise anything; its document has failed)
             if (reason := self._stop_reason()) is not None:
-                # What it raised because it was being stopped is no failure of the document.
+                # An error that it raised because it was stopped is not a failure of the document.
                 return AttemptStopped(reason)
             if deadline is not None and deadline.expired and isinstance(error, TimeoutError):
                 assert self._timeout is not None
                 batch_id, document_id = self.execution.batch_id, self.execution.document_id
                 late = self._failed(DocumentTimeoutError(batch_id, document_id, self._timeout))
-                # Where it was at that moment; for whoever reads it, and no part of what failed.
+                # Shows where it was at that moment; not part of the failure.
                 late.error.__cause__ = error.__cause__
                 trim(late.error)
                 return late
@@ -167,7 +167,7 @@ class Attempt:
         With `drain`, calls that are running may finish and be recorded first; a second stop without it ends them.
         """
         if reason == self._stopping and reason != "shutdown":
-            # Told so already; a second cancellation would only break into its cleaning up.
+            # Already cancelled; a second cancellation would only interrupt its clean-up.
             return
         self._stopping = self._stopping if self._stopping in ("ended", "fenced") else reason
         if drain:
@@ -182,9 +182,9 @@ class Attempt:
         return self._task is not None and self._task.cancelling() > 0
 
     async def _settle(self, grace: float) -> None:
-        """Let the calls that the body left behind finish for so many seconds; then cancel and await them."""
+        """Wait a number of seconds for the calls that the body left running; then cancel and await them."""
         self._idle = asyncio.get_running_loop().create_future()
-        # Once each: a second cancellation would break into their cleaning up.
+        # Once each: a second cancellation would interrupt their clean-up.
         timer = self._resources.clock.call_later(grace, self._cancel_calls)
         try:
             await self._idle
@@ -198,12 +198,12 @@ class Attempt:
 
     @property
     def task(self) -> asyncio.Task[Any] | None:
-        """What runs it; None before it has begun."""
+        """The task that runs it; None before it has started."""
         return self._task
 
     @property
     def calls(self) -> list[RunningCall]:
-        """The activity calls that it has running now, those that wait for their next try included."""
+        """The running activity calls, including those that wait for their next attempt."""
         return [RunningCall(call.task, call.key, call.attempt) for call in self._calls]
 
     # ---- stages ----------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Attempt:
         index = self._stage_index(stage, activity)
         if index > self._mark and not self._ended:
             if self._mark == self._reported:
-                # An activity that returns at once brings its stage along with its result; most do not.
+                # The result of an activity that returns immediately carries its stage; most do not return so soon.
                 self._resources.recorder.before_commit(self._report_stage)
             self._mark = index
 
@@ -236,7 +236,7 @@ class Attempt:
         """See `WorkflowScope`."""
         activity, definition = bound.activity, bound.definition
         if self._stopping is not None or self._ended:
-            # The attempt is over: whoever still calls is unwound.
+            # The attempt has finished: a late caller is unwound.
             self._unwound = self._unwound or not self._ended
             raise asyncio.CancelledError
         try:
@@ -256,7 +256,7 @@ class Attempt:
         self._calls.add(call)
         try:
             if activity.is_plain and definition.replacement is None and not self._resources.middleware:
-                # What nearly all calls are, spelt out: `Call.once` and `_record`, without a coroutine each.
+                # The common case, inlined: `Call.once` and `_record`, without a coroutine each.
                 tokens = enter_activity(call)
                 call.attempt = 1
                 payload, value = b"", None
@@ -283,7 +283,7 @@ class Attempt:
             self._resources.stats.activities_run += 1
             return value
         except asyncio.CancelledError:
-            # Should the body swallow this and return all the same, its result lacks this call's.
+            # If the body swallows this and returns, its result lacks the result of this call.
             self._unwound = self._unwound or (self._stop_reason() is not None and not self._ended)
             raise
         finally:
@@ -317,7 +317,7 @@ class Attempt:
         raise error
 
     async def _try(self, call: Call, first: BaseException | None = None) -> tuple[bytes, Any]:
-        """Call the function until it returns or its retries are used up: its result, encoded and as it is read."""
+        """Call the function until it returns or its attempts are used up; return the encoded and the decoded result."""
         activity = call.bound.activity
         while True:
             try:
@@ -328,7 +328,7 @@ class Attempt:
             except asyncio.CancelledError:
                 if call.task.cancelling() > 0 or self._stopping is not None or self._ended:
                     raise
-                # Not we were cancelled, but something that the function waited for.
+                # This task was not cancelled; something that the function awaited was.
                 error: BaseException = RuntimeError("the activity's own work was cancelled")
             except (KeyboardInterrupt, GeneratorExit):
                 raise
@@ -346,9 +346,9 @@ class Attempt:
     async def _recorded_failure(self, key: str, failure: ActivityFailure) -> ActivityFailedError:
         execution = self.execution
         error = failure.error(execution.batch_id, execution.document_id)
-        # In the grace after the attempt's end only results are worth recording: nobody will catch a failure.
+        # In the grace period after the attempt only results are recorded: no code can catch a failure any more.
         if not self._ended:
-            # Noted at once, for a sibling may end the attempt before this is committed; and again when it is.
+            # Noted immediately, since a sibling may end the attempt before this is committed; and again afterwards.
             self._note_failure(error, key)
             refusal = await self._resources.recorder.record(
                 ActivityFailed(
@@ -366,7 +366,7 @@ class Attempt:
         return error
 
     def _refused(self, refusal: Refusal) -> None:
-        """The store says that this attempt is not one any more: unwind it."""
+        """Unwind an attempt that the store has refused."""
         self.stop("ended" if refusal == "ended" else "fenced")
         raise asyncio.CancelledError
 

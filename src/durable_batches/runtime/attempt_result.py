@@ -1,4 +1,4 @@
-"""How an attempt can end, and what is recorded of one that failed."""
+"""The result of an attempt, and the record of a failed one."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class AttemptStopped(NamedTuple):
 
 
 def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) -> AttemptFailed:
-    """The end of an attempt whose body raised.
+    """Make the result of an attempt whose body raised.
 
     Args:
-        error: What it raised.
-        attempts: Of the document, this one included.
-        last_failures: The keys of the recorded failures after which the body called nothing any more (siblings in
-            a `gather`, of which only one is raised).
+        error: The error.
+        attempts: The number of attempts of the document, this one included.
+        last_failures: The keys of the recorded failures after which the body made no more calls (siblings in a
+            `gather`, of which only one is raised).
     """
     trim(error)
     leaves = list(_leaves(error))
@@ -63,14 +63,14 @@ def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) ->
         error=error,
         record=record,
         retryable=all(_leaves_room(leaf) for leaf in leaves),
-        # The failures that ended the attempt: the next one is to run those activities again. One that the body
-        # caught and went on from stays, and is replayed.
+        # The failures that ended the attempt: the next attempt runs those activities again. A failure that the body
+        # caught stays recorded, and is replayed.
         forget=tuple(sorted({*last_failures, *_checkpoints_behind(error)})),
     )
 
 
 def note_checkpoint(error: ActivityFailedError, key: str) -> None:
-    """Remember which recorded failure an error tells of."""
+    """Remember the key of an error's recorded failure."""
     error.__dict__["_checkpoint"] = key
 
 

@@ -1,4 +1,4 @@
-"""One call of an activity: its form, and the arguments. Handed from the activity to the attempt, and on to the try."""
+"""A call of an activity with its arguments, handed from the activity to the attempt of the execution."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["BoundCall"]
 
 
 class BoundCall:
-    """A call of an activity that has not begun.
+    """A call of an activity that has not started.
 
     Args:
         activity: The form that it is called in: the options of the call, and the instance that it is bound to.
@@ -38,7 +38,7 @@ class BoundCall:
         self.kwargs = kwargs
 
     def base_key(self) -> str:
-        """Make the call's key but for its occurrence.
+        """Make the call's key, without its occurrence.
 
         Raises:
             PayloadError: An argument, or the explicit key, cannot be encoded.

@@ -1,4 +1,4 @@
-"""One running activity call: what its body sees of it, and how the function is run."""
+"""A running activity call: its context for the body, and the execution of the function."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class RunningCall(NamedTuple):
     """An activity call, seen from outside."""
 
     task: asyncio.Task[Any]
-    """Where it was made, and runs."""
+    """The execution that made it."""
     key: str
     attempt: int
 
 
 class Call:
-    """One running activity call; what `current_activity()` gives its body.
+    """A running activity call, which `current_activity()` returns to its body.
 
     Args:
-        resources: What all calls of a worker share.
-        bound: What is called, and with what.
-        key: Of the checkpoint that it will be recorded under.
+        resources: Shared by all calls of a worker.
+        bound: The activity and the arguments.
+        key: The key of the checkpoint.
         scope: The execution that makes the call.
     """
 
@@ -67,7 +67,7 @@ class Call:
 
     @property
     def context(self) -> ExecutionContext:
-        """Of the execution that makes the call."""
+        """The context of the execution that makes the call."""
         return self._scope.context
 
     # ---- as the body sees it -----------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Call:
 
     @property
     def identity(self) -> tuple[BatchId, str, str]:
-        """What tells it from all other calls: batch, document and key."""
+        """The unique identity of the call: batch, document and key."""
         return self.batch_id, self.document_id, self.key
 
     @property
@@ -112,7 +112,7 @@ class Call:
     # ---- as the attempt runs it --------------------------------------------------------------------------------
 
     async def once(self) -> tuple[bytes, Any]:
-        """Call the function once more: its result, encoded and as it is read."""
+        """Make one attempt; return the encoded and the decoded result."""
         bound = self.bound
         self.attempt += 1
         tokens = enter_activity(self)
@@ -133,7 +133,7 @@ class Call:
             leave(tokens)
 
     async def _run(self, function: Callable[..., Any], kwargs: Mapping[str, Any], *, is_async: bool) -> Any:
-        """Run the function once, under the activity's timeout, and in a thread where it is a sync one."""
+        """Run the function once, with the activity's timeout; a sync function in a thread."""
         activity, args = self.bound.activity, self.bound.args
         if activity.timeout is None:
             return await (function(*args, **kwargs) if is_async else self._in_thread(function, args, kwargs))
@@ -151,7 +151,7 @@ class Call:
                     batch_id=self.batch_id,
                     document_id=self.document_id,
                 )
-                # Where it was at that moment.
+                # Shows where it was at that moment.
                 raise late from error.__cause__
             raise
 
@@ -162,14 +162,14 @@ class Call:
             try:
                 return context.run(fn, *args, **kwargs)
             except StopIteration as error:
-                # No future can carry it; this is what a generator makes of one.
+                # A future cannot hold StopIteration; a generator converts it to this.
                 raise RuntimeError("the function raised StopIteration") from error
 
         result: Any = await asyncio.get_running_loop().run_in_executor(self._resources.threads, call)
         return await result if inspect.isawaitable(result) else result
 
     async def wait(self, seconds: float) -> None:
-        """Wait before the next attempt; nothing is running meanwhile, so nothing is lost by stopping."""
+        """Wait before the next attempt; nothing is running meanwhile, so stopping loses nothing."""
         self._waiting = True
         try:
             await self._resources.clock.sleep(seconds)
@@ -177,7 +177,7 @@ class Call:
             self._waiting = False
 
     def tell_of_retry(self, error: BaseException, seconds: float) -> None:
-        """Log it, in a line."""
+        """Log that the call is retried."""
         if not _log.isEnabledFor(logging.INFO):
             return
         _log.info(
@@ -191,6 +191,6 @@ class Call:
         )
 
     def stop_waiting(self) -> None:
-        """Wait no longer for the next attempt."""
+        """Stop waiting for the next attempt."""
         if self._waiting:
             self.task.cancel()

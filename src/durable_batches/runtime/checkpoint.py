@@ -1,8 +1,8 @@
-"""Checkpoint keys, and the recorded activities of one execution.
+"""Checkpoint keys, and the recorded activities of an execution.
 
-A key is made of the activity's name and version, a digest of the canonical input, and the occurrence among
-identical calls. It is not a position: `asyncio.gather` may reorder calls, and a deploy may insert or remove
-activities, and every other recorded result is still found.
+A key consists of the activity's name and version, a digest of the canonical input, and the occurrence among
+identical calls. It does not depend on the order of calls: `asyncio.gather` may reorder them, and a deployment may
+insert or remove activities, and every other recorded result is still found.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from durable_batches.lifecycle.records import CheckpointRecord
 __all__ = ["CallKeys", "Recorded"]
 
 _DIGEST_BYTES: Final = 12
-"""96 bits tell the calls of one execution apart: a thousand calls collide with a chance of about 1e-23."""
+"""96 bits distinguish the calls of one execution: a thousand calls collide with a probability of about 1e-23."""
 
 
 class CallKeys:
-    """Makes the keys of one activity's calls.
+    """Make the checkpoint keys of one activity's calls.
 
     Args:
         name: The activity's name.
-        version: Its version.
-        signature: Of the function, without what is no input (`self`, dependencies).
-        hints: The parameters' annotations; those without one are no part of the digest.
+        version: The activity's version.
+        signature: The function's signature, without parameters that are not inputs (`self`, dependencies).
+        hints: The parameters' annotations; parameters without one are not part of the digest.
     """
 
     __slots__ = ("_digesters", "_direct", "_names", "_prefix", "_signature", "_simple", "_single")
@@ -45,7 +45,7 @@ class CallKeys:
         self._signature = signature
         parameters = signature.parameters.values()
         self._names = tuple(signature.parameters)
-        # Calls that give every positional parameter in order and nothing else need no binding.
+        # Calls that pass exactly the positional parameters in order need no binding.
         self._simple = all(parameter.kind is Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
         digesters = [
             (
@@ -62,7 +62,7 @@ class CallKeys:
         ]
         # By name, so that parameters may change their order.
         self._digesters = tuple(sorted(digesters, key=lambda digester: digester[0]))
-        # Where each parameter has a digest and none a default, calls that give all in their places need no binding.
+        # If each parameter has a digest and none a default, calls that pass all by position need no binding.
         places = {name: index for index, name in enumerate(self._names)}
         direct = self._simple and len(digesters) == len(places)
         self._direct = (
@@ -70,12 +70,12 @@ class CallKeys:
             if direct and all(digester[3] is Parameter.empty for digester in self._digesters)
             else None
         )
-        # Most activities have one parameter, and most calls give it in its place.
+        # Most activities have one parameter, and most calls pass it by position.
         single = self._simple and len(self._names) == 1 and len(digesters) == 1
         self._single = self._of_one(*digesters[0][1:]) if single else None
 
     def base(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        """The key of a call but for its occurrence: of its input.
+        """Make the key of a call from its input, without its occurrence.
 
         Raises:
             PayloadError: An argument cannot be encoded.
@@ -84,15 +84,15 @@ class CallKeys:
         return self._prefix + blake2b(self._canonical(args, kwargs), digest_size=_DIGEST_BYTES).hexdigest()
 
     def named(self, key: str) -> str:
-        """The key of a call but for its occurrence: of the user's own making."""
+        """Make the key of a call from an explicit key, without its occurrence."""
         return f"{self._prefix}key={_digest(key.encode())}"
 
     def input_digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-        """The digest of the input of a call whose key is explicit; None where it has none."""
+        """Digest the input of a call with an explicit key; None if it has no digest."""
         try:
             return _digest(self._canonical(args, kwargs))
         except PayloadError:
-            # An explicit key is there for inputs that cannot be told by their digest.
+            # An explicit key is for inputs that have no stable digest.
             return None
 
     def _canonical(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
@@ -132,7 +132,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def _collected(parameter: Parameter, annotation: Any) -> Any:
-    """The type of what is bound to a parameter."""
+    """Return the type of a parameter's bound value."""
     if parameter.kind is Parameter.VAR_POSITIONAL:
         return tuple[annotation, ...]
     if parameter.kind is Parameter.VAR_KEYWORD:
@@ -145,10 +145,10 @@ def _digest(data: bytes) -> str:
 
 
 class Recorded:
-    """The checkpoints that an attempt found, and the keys that it gives out.
+    """The checkpoints that an attempt found, and the keys of its new calls.
 
-    A call takes the first unused recorded success of its key, else the next recorded failure; a call that finds
-    neither is new, and gets a key that no other call of this execution has had.
+    A call takes the first unused recorded success of its key, or else the next recorded failure. A call that finds
+    neither is new, and gets a key that no other call of this execution has.
     """
 
     __slots__ = ("_failures", "_inputs", "_next", "_successes", "found", "used")
@@ -173,7 +173,7 @@ class Recorded:
         return self.found - self.used
 
     def take(self, base: str) -> CheckpointRecord | None:
-        """The checkpoint that answers the next call of this key, if there is one."""
+        """Return the checkpoint of the next call with this key, if there is one."""
         if self.used == self.found:
             return None
         for recorded in (self._successes, self._failures):
@@ -184,16 +184,16 @@ class Recorded:
         return None
 
     def new_key(self, base: str) -> str:
-        """The whole key of a call that found no checkpoint."""
+        """Make the complete key of a call that found no checkpoint."""
         occurrence = self._next.get(base, 0)
         self._next[base] = occurrence + 1
         return f"{base}#{occurrence}"
 
     def check_input(self, base: str, digest: str, activity: str, batch_id: str, document_id: str) -> None:
-        """Two calls of one attempt with the same explicit key must have the same input.
+        """Verify that calls of one attempt with the same explicit key have the same input.
 
         Raises:
-            CheckpointMismatchError: They have not.
+            CheckpointMismatchError: The inputs differ.
         """
         if self._inputs.setdefault(base, digest) != digest:
             raise CheckpointMismatchError(activity, batch_id, document_id)

@@ -1,4 +1,4 @@
-"""What an activity is, whatever form a call of it has: bound to an instance, with other options, or replaced."""
+"""The definition of an activity, shared by all of its forms: bound to an instance, with other options, or replaced."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ T = TypeVar("T")
 
 
 class Replacement(NamedTuple):
-    """What a test has put in the function's place."""
+    """The replacement of a function in a test."""
 
     fn: Callable[..., Any]
     takes_instance: bool
-    """Whether it gets the instance of a method, as the function itself does."""
+    """Whether it gets the instance of a method, like the function itself."""
 
 
 class ActivityDefinition(Generic[T]):
-    """A function, and how its calls are told apart and its results recorded.
+    """A function, the keys of its calls, and the codec of its results.
 
     Args:
         fn: The function.
-        name: The activity's name, where it is not the function's own.
-        version: Its version.
-        key: The user's own key function, in place of the input's digest.
-        ignore: Parameters that are no part of the digest.
+        name: The activity's name; by default the function's name.
+        version: The activity's version.
+        key: The user's key function, in place of the input's digest.
+        ignore: Parameters that are not part of the digest.
         namespace: The names that annotations may use beyond those of the function's module.
 
     Raises:
@@ -64,7 +64,7 @@ class ActivityDefinition(Generic[T]):
         self._ignore = ignore
         self._namespace = namespace
         self._signature = inspect.signature(fn)
-        # What looks like a method is one once a class has it as an attribute; a static method looks like one, too.
+        # It is a method if a class has it as an attribute; a static method may look like one as well.
         self._takes_instance = _is_in_class(fn) and _first_is_instance(self._signature)
         self.name: str = _name_of(fn, in_class=self._takes_instance) if name is None else name
         self._positional = _positional(self._signature)[1 if self._takes_instance else 0 :]
@@ -72,24 +72,24 @@ class ActivityDefinition(Generic[T]):
         self.all_input: bool = not self._takes_instance and not self.dependencies
         self._check()
 
-    # Plain attributes after the first use: what every call asks for is found without a call.
+    # Plain attributes after the first use: every call reads them without another call.
 
     @cached_property
     def keys(self) -> CallKeys:
-        """What makes the keys of its calls."""
+        """The keys of its calls."""
         return self._prepared_late()[0]
 
     @cached_property
     def codec(self) -> Codec[T]:
-        """What encodes its results."""
+        """The codec of its results."""
         return self._prepared_late()[1]
 
     def became_method(self) -> None:
-        """A class has it as an attribute: what looks like a method is one. Another function stays what it is."""
+        """Note that a class has it as an attribute: a function that looks like a method is one."""
         self.is_method = self._takes_instance
 
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Of a call's arguments (without the instance), those that are inputs."""
+        """Select the inputs among a call's arguments (without the instance)."""
         if self._takes_instance and not self.is_method:
             first = next(iter(self._signature.parameters))
             raise ActivityDefinitionError(
@@ -102,15 +102,15 @@ class ActivityDefinition(Generic[T]):
         return (*kept, *args[len(positional) :]), named
 
     def missing(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Dependency]:
-        """The dependencies that a call's arguments (without the instance) leave open."""
+        """List the dependencies that a call's arguments (without the instance) leave open."""
         if not self.dependencies or self.replacement is not None:
-            # What a test put in its place is called as the caller calls it.
+            # A replacement is called with the caller's arguments.
             return {}
         given = {*self._positional[: len(args)], *kwargs}
         return {name: wanted for name, wanted in self.dependencies.items() if name not in given}
 
     def function(self, instance: object | None) -> tuple[Callable[..., Any], bool]:
-        """What a call calls, without the instance; and whether it is async."""
+        """The function to call, without the instance, and whether it is async."""
         if self.replacement is None:
             return (self.fn if instance is None else MethodType(self.fn, instance)), self.is_async
         fake, takes_instance = self.replacement
@@ -121,7 +121,7 @@ class ActivityDefinition(Generic[T]):
     # ---- checks ----------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        # Both, and a digest, make a key that every store has to hold.
+        # Both are part of a key that every store must be able to hold.
         for given in (self.name, self.version, f"{self.name}{self.version}"):
             if (problem := problem_with_name(given)) is not None:
                 raise ActivityDefinitionError(f"the name and the version of an activity {problem}")
@@ -136,7 +136,7 @@ class ActivityDefinition(Generic[T]):
         unknown = [name for name in self._ignore if name not in self._signature.parameters]
         if unknown:
             raise ActivityDefinitionError(f"activity {self.name!r} has no parameter {unknown[0]!r} to ignore")
-        # A name that is defined further down in the module is looked up at the first call.
+        # A name that is defined later in the module is resolved at the first call.
         with suppress(NameError):
             self._prepare()
 
@@ -164,7 +164,7 @@ class ActivityDefinition(Generic[T]):
                 f"out of the checkpoint's key with ignore=({missing[0]!r},)"
             )
         if self.key is not None:
-            # The input's digest only backs up the explicit key: parameters that cannot have one are left out.
+            # The digest only verifies the explicit key: parameters that cannot have a digest are omitted.
             digested = {name: hint for name, hint in digested.items() if _is_encodable(hint)}
         self.keys = CallKeys(self.name, self.version, signature, digested)
         self.codec = Codec[T](_awaited(returned), f"the result of activity {self.name!r}")
@@ -179,19 +179,19 @@ class ActivityDefinition(Generic[T]):
 
 
 def annotations_of(fn: Callable[..., Any], namespace: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The function's resolved annotations; names local to where it was defined are known, too."""
+    """Resolve the function's annotations, including names local to the place of its definition."""
     target = fn if inspect.isroutine(fn) else type(fn).__call__
     return get_type_hints(target, localns=dict(namespace) if namespace else None, include_extras=True)
 
 
 def _name_of(fn: Callable[..., Any], *, in_class: bool) -> str:
-    """The function's own name (not its module: code may move); of a method, with its class."""
+    """Return the function's name (without its module: code may move); for a method, with its class."""
     name = getattr(fn, "__name__", "") or type(fn).__name__
     return f"{fn.__qualname__.split('.')[-2]}.{name}" if in_class else name
 
 
 def _is_in_class(fn: Callable[..., Any]) -> bool:
-    """Whether its definition stands in a class's body (a method that is bound already has its instance)."""
+    """Return whether it is defined in a class body (a bound method already has its instance)."""
     if not inspect.isfunction(fn):
         return False
     within = getattr(fn, "__qualname__", "").rpartition(".")[0]
@@ -204,7 +204,7 @@ def _first_is_instance(signature: inspect.Signature) -> bool:
 
 
 def _positional(signature: inspect.Signature) -> tuple[str, ...]:
-    """The parameters that can be given in their place."""
+    """List the parameters that can be passed by position."""
     return tuple(
         parameter.name
         for parameter in signature.parameters.values()
@@ -213,7 +213,7 @@ def _positional(signature: inspect.Signature) -> tuple[str, ...]:
 
 
 def _awaited(annotation: Any) -> Any:
-    """What a value of this type awaits to: a function that is not async may return an awaitable."""
+    """Return the type that an awaitable of this type awaits to: a sync function may return an awaitable."""
     origin = get_origin(annotation)
     return get_args(annotation)[-1] if isinstance(origin, type) and issubclass(origin, Awaitable) else annotation
 

@@ -1,6 +1,6 @@
-"""Which activities a function names: what can be found out before it runs.
+"""Find the activities that a function names, before it runs.
 
-Nothing is executed: its code is read, and that of the functions of its own module that it names.
+Nothing is executed: only the function's code is read, and that of the functions of its module that it names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MISSING: Final = object()
 
 
 def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[..., Any]]:
-    """The activities that a function's code names: directly, as an attribute, or by way of another function."""
+    """List the activities that a function's code names: directly, as an attribute, or through another function."""
     waiting = [inspect.unwrap(fn)]
     seen: set[int] = set()
     while waiting:
@@ -37,7 +37,7 @@ def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[...,
 
 
 def _named_in(fn: Callable[..., Any]) -> Iterator[object]:
-    # An object that can be called has its code in its class.
+    # The code of a callable object is in its class.
     function = fn if hasattr(fn, "__code__") else type(fn).__call__
     code: CodeType | None = getattr(function, "__code__", None)
     if code is not None:
@@ -47,7 +47,7 @@ def _named_in(fn: Callable[..., Any]) -> Iterator[object]:
 
 
 class _Names(NamedTuple):
-    """What a function's names stand for."""
+    """The values of a function's names."""
 
     of_module: Mapping[str, Any]
     of_closure: Mapping[str, Any]

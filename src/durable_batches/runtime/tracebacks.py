@@ -1,7 +1,7 @@
-"""Tracebacks that begin where the user's code does.
+"""Trim tracebacks so that they begin in the user's code.
 
-Between the event loop and an activity's body lie some frames of the library, the same ones for every error. Whoever
-reads a traceback looks for their own; so those that come before it are left out.
+Between the event loop and an activity's body are some frames of the library, the same for every error. Users look
+for frames of their own code, so those above it are removed.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from durable_batches.errors import DurableBatchesError
 __all__ = ["related", "trim"]
 
 _MACHINERY: Final = ("durable_batches", "asyncio", "concurrent", "contextlib", "threading")
-"""The library, and what may lie between it and the user's code: the thread that a sync activity runs in, for one."""
+"""The library, and modules between it and the user's code, such as those of the thread of a sync activity."""
 
 _AS_THE_USERS: Final = tuple(f"durable_batches.{name}" for name in "cli extraction script terminal testing".split())
-"""The rooms of the library that are as the user's own code: examples, commands, and help for tests."""
+"""The packages of the library that count as user code: examples, commands, and tools for tests."""
 
 
 def trim(error: BaseException) -> None:
-    """Have the tracebacks of an error, of what it came from, and of what its groups hold begin with the user's code.
+    """Trim the tracebacks of an error, of its causes, and of the members of its groups to the user's code.
 
-    The library's own errors say themselves what happened; their tracebacks end with the user's code, too.
+    The library's own errors explain themselves; their tracebacks also end with the user's code.
     """
     for part in related(error):
         part.__traceback__ = _trimmed(part)
 
 
 def related(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came from, and what its groups hold; each once."""
+    """List the error, its causes, and the members of its groups; each once."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -47,19 +47,19 @@ def related(error: BaseException) -> Iterator[BaseException]:
 
 
 def _trimmed(error: BaseException) -> TracebackType | None:
-    # Who cancelled it is not in the traceback anyway; only where it was at that moment.
+    # The canceller is not in the traceback, only the place at that moment.
     tells_nothing_more = isinstance(error, DurableBatchesError | CancelledError)
     first = error.__traceback__
     while first is not None and _is_machinery(first.tb_frame):
         first = first.tb_next
     if first is None:
-        # All of it is the library's. Were it a mistake of the library's, that would be what one has to see.
+        # All frames are the library's: if this is a bug of the library, they are needed.
         return None if tells_nothing_more else error.__traceback__
     return _without_tail(first) if tells_nothing_more else first
 
 
 def _without_tail(first: TracebackType) -> TracebackType:
-    """A copy up to the last frame that is not the library's; the entries themselves may be another error's, too."""
+    """Copy a traceback up to the last frame outside the library; its entries may be shared with another error."""
     entries: list[TracebackType] = []
     entry: TracebackType | None = first
     while entry is not None:
