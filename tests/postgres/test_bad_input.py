@@ -1,4 +1,4 @@
-"""What the store answers to what cannot work: a wrong address, missing rights, somebody else's tables, locks."""
+"""What the store answers to what cannot work: a wrong address, missing rights, tables of another application, locks."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_a_database_that_is_not_there(postgres_dsn: str) -> None:
     assert 'database "nowhere" does not exist' in str(error)
 
 
-async def test_a_user_who_is_not_known(postgres_server: Server) -> None:
+async def test_an_unknown_user(postgres_server: Server) -> None:
     error = await answer_of(PostgresStore(at(postgres_server.dsn(), user="nobody")))
     assert isinstance(error, StoreAccessError)
     assert "check the user and the password" in str(error)
@@ -254,7 +254,7 @@ async def test_a_role_that_may_not_make_the_schema(clerk: str, postgres_schema: 
     assert "durable-batches migrate" in str(error)
 
 
-async def test_a_role_may_use_a_schema_that_somebody_else_has_made(
+async def test_a_role_may_use_a_schema_that_another_role_has_made(
     clerk: str, postgres_dsn: str, postgres_schema: str
 ) -> None:
     async with opened(PostgresStore(postgres_dsn, schema=postgres_schema)):
@@ -335,11 +335,11 @@ async def test_a_batch_may_take_longer_to_remove_than_a_statement_may(postgres_d
         assert await store.create(record) is None
 
 
-async def test_somebody_elses_tables_are_left_alone(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_tables_of_the_application_are_left_alone(postgres_dsn: str, postgres_schema: str) -> None:
     execute(postgres_dsn, f"CREATE SCHEMA {postgres_schema}", f"CREATE TABLE {postgres_schema}.batch (mine text)")
     error = await answer_of(PostgresStore(postgres_dsn, schema=postgres_schema))
     assert isinstance(error, StoreCorruptError)
-    assert "tables of somebody else" in str(error)
+    assert "tables of another application" in str(error)
     execute(postgres_dsn, f"SELECT mine FROM {postgres_schema}.batch")
 
 
@@ -399,16 +399,16 @@ QUICK = timedelta(seconds=0.3)
 async def test_a_batch_that_is_locked_holds_up_no_other(
     postgres_dsn: str, postgres_schema: str, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody has its rows locked and is idle in a transaction: the others go on, and it does, too, afterwards."""
+    """Another session has locked its rows, idle in a transaction: other batches go on, and so does it afterwards."""
     store = PostgresStore(postgres_dsn, schema=postgres_schema, lock_timeout=QUICK)
     async with BatchOrchestrator(three_steps, store=store, config=BatchConfig(concurrency=4)) as batches:
         locked = await batches.submit(range(40))
         await eventually(lambda: batches.stats.activities_run > 5)
-        somebody = await asyncpg.connect(postgres_dsn)
+        session = await asyncpg.connect(postgres_dsn)
         try:
-            holding = somebody.transaction()
+            holding = session.transaction()
             await holding.start()
-            await somebody.execute(f"SELECT 1 FROM {postgres_schema}.{table} FOR UPDATE")
+            await session.execute(f"SELECT 1 FROM {postgres_schema}.{table} FOR UPDATE")
             for _ in range(3):
                 other = await within(batches.run(range(20)))
                 assert other.counts.succeeded == 20
@@ -419,7 +419,7 @@ async def test_a_batch_that_is_locked_holds_up_no_other(
                 assert caught.value.batch_ids == (locked,)
             await holding.rollback()
         finally:
-            await somebody.close()
+            await session.close()
         result = await within(batches.result(locked))
         assert result.counts.succeeded == 40
     assert any(locked in record.message for record in caplog.records)
@@ -433,16 +433,16 @@ async def test_a_worker_whose_batch_is_locked_leaves_all_the_same(postgres_dsn: 
         locked, other = await scene.batch(2), await scene.batch(2)
         hand = await scene.worker()
         assert len(await hand.claim()) == 4
-        somebody = await asyncpg.connect(postgres_dsn)
-        async with somebody.transaction():
-            await somebody.execute(f"SELECT 1 FROM {postgres_schema}.batch WHERE batch_id = $1 FOR UPDATE", locked)
+        session = await asyncpg.connect(postgres_dsn)
+        async with session.transaction():
+            await session.execute(f"SELECT 1 FROM {postgres_schema}.batch WHERE batch_id = $1 FOR UPDATE", locked)
             await store.leave(hand.worker_id)
             assert not await store.workers()
             assert (await scene.look(other)).counts.pending == 2
             assert (await scene.look(locked)).counts.running == 2
             assert not (await store.expire()).workers
             assert (await scene.look(locked)).counts.running == 2
-        await somebody.close()
+        await session.close()
         assert len((await store.expire()).events) == 2
         await scene.check()
         released = (await scene.document(locked, 0)).execution

@@ -64,7 +64,7 @@ async def read_by_a_claim(store: PostgresStore) -> ExplainingSession:
 
 
 async def end(hand: Hand, store: PostgresStore, documents: int) -> None:
-    """Claim and end so many documents, as workers do."""
+    """Claim and end this many documents, as workers do."""
     reports: list[ExecutionSucceeded] = []
     request = ClaimRequest(frozenset({LETTERS}), EACH, 0, EACH, EACH, 0)
     for _ in range(documents // EACH):

@@ -1,4 +1,4 @@
-"""Commits in one statement: made where nobody else has changed the batches since the last one, and only there."""
+"""The optimistic commit: made where nothing has changed since the last one, and only there."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_a_commit_takes_one_round_trip(postgres_dsn: str, postgres_schema:
             facts = [result(claim, f"step-{number:02}", mark=stage)]
             assert not (await store.commit(hand.worker_id, hand.number, facts)).refused
             said.append(wire.said - before)
-        # The first of each kind has its statement prepared; and now and then others are told of news at that moment.
+        # The first of each kind has its statement prepared; and now and then a notification is sent at that moment.
         assert min(said) == sorted(said)[len(said) // 2] == 1
         await scene.check()
         for claim in claims:
@@ -114,23 +114,21 @@ async def test_what_another_process_has_changed_is_noticed(postgres_dsn: str, po
 async def test_what_another_session_changes_at_the_same_moment_is_noticed(
     postgres_dsn: str, postgres_schema: str, mark: int | None
 ) -> None:
-    """A commit that waits for a batch's row looks at it as it is when it gets it."""
+    """A commit that waits for a batch's row checks it as it is when it gets it."""
     async with store_at(postgres_dsn, postgres_schema) as store:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         batch_id = claims[0].execution.batch_id
-        somebody = await asyncpg.connect(postgres_dsn)
+        session = await asyncpg.connect(postgres_dsn)
         try:
-            async with somebody.transaction():
-                await somebody.execute(
-                    f"UPDATE {postgres_schema}.batch SET paused = true WHERE batch_id = $1", batch_id
-                )
+            async with session.transaction():
+                await session.execute(f"UPDATE {postgres_schema}.batch SET paused = true WHERE batch_id = $1", batch_id)
                 committing = asyncio.create_task(hand.report(result(claims[0], "second", mark=mark)))
                 await asyncio.sleep(0.3)
-                # Checkpoints alone wait for nobody.
+                # Checkpoints alone wait for no lock.
                 assert committing.done() is (mark is None)
         finally:
-            await somebody.close()
+            await session.close()
         await within(committing)
         assert (await scene.look(batch_id)).paused
         assert len(await scene.checkpoints(batch_id)) == 2
@@ -144,36 +142,34 @@ async def test_a_commit_waits_for_a_lock_no_longer_than_its_lease_allows(
     async with store_at(postgres_dsn, postgres_schema) as store:
         _, hand, claims = await two_documents(store, lease=3.0)
         await hand.report(result(claims[0], "first"))
-        somebody = await asyncpg.connect(postgres_dsn)
+        session = await asyncpg.connect(postgres_dsn)
         try:
-            async with somebody.transaction():
-                await somebody.execute(f"SELECT 1 FROM {postgres_schema}.batch FOR UPDATE")
+            async with session.transaction():
+                await session.execute(f"SELECT 1 FROM {postgres_schema}.batch FOR UPDATE")
                 began = asyncio.get_running_loop().time()
                 with pytest.raises(StoreLockedError):
                     await within(store.commit(hand.worker_id, hand.number + 1, [result(claims[0], "late", mark=2)]))
                 # A third of it, and less than the three seconds that everything else would wait.
                 assert 0.9 < asyncio.get_running_loop().time() - began < 2.9
         finally:
-            await somebody.close()
+            await session.close()
 
 
-async def test_a_worker_that_is_declared_dead_while_it_commits_is_fenced(
-    postgres_dsn: str, postgres_schema: str
-) -> None:
+async def test_a_worker_that_is_expired_while_it_commits_is_fenced(postgres_dsn: str, postgres_schema: str) -> None:
     async with store_at(postgres_dsn, postgres_schema) as store:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
-        somebody = await asyncpg.connect(postgres_dsn)
+        session = await asyncpg.connect(postgres_dsn)
         try:
-            async with somebody.transaction():
-                await somebody.execute(f"DELETE FROM {postgres_schema}.worker")
+            async with session.transaction():
+                await session.execute(f"DELETE FROM {postgres_schema}.worker")
                 late = asyncio.create_task(
                     store.commit(hand.worker_id, hand.number + 1, [result(claims[0], "late", mark=2)])
                 )
                 await asyncio.sleep(0.2)
                 assert not late.done()
         finally:
-            await somebody.close()
+            await session.close()
         with pytest.raises(WorkerFencedError):
             await within(late)
         assert len(await scene.checkpoints(claims[0].execution.batch_id)) == 1
@@ -210,7 +206,7 @@ async def test_a_number_is_used_once_wherever_that_was(postgres_dsn: str, postgr
         assert [checkpoint.payload for checkpoint in recorded] == [b"first", b"second"]
 
 
-async def test_a_refused_fact_takes_the_long_way(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_a_refused_fact_is_committed_under_locks(postgres_dsn: str, postgres_schema: str) -> None:
     """Its refusal is kept with the number, for when the reply is lost."""
     async with store_at(postgres_dsn, postgres_schema) as store:
         scene, hand, claims = await two_documents(store)
@@ -242,7 +238,7 @@ async def test_the_servers_clock_is_what_a_commit_goes_by(postgres_dsn: str, pos
 
 
 async def test_two_workers_on_one_batch_do_not_go_wrong(postgres_dsn: str, postgres_schema: str) -> None:
-    """Both believe again and again that nobody else is at it."""
+    """Both take it again and again that the batch is as they left it."""
     async with store_at(postgres_dsn, postgres_schema) as store, store_at(postgres_dsn, postgres_schema) as elsewhere:
         scene = Scene(store, asyncio.sleep)
         batch_id = await scene.batch(8)

@@ -1,4 +1,4 @@
-"""`durable-batches migrate`: by itself, or by SQL that somebody else runs."""
+"""`durable-batches migrate`: by itself, or by SQL that an administrator runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_it_makes_the_schema_and_then_has_nothing_to_do(postgres_dsn: str,
 
 
 @pytest.mark.processes
-async def test_its_sql_can_be_run_by_somebody_else(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_its_sql_can_be_run_by_another_role(postgres_dsn: str, postgres_schema: str) -> None:
     shown = await migrate("--sql", "--schema", postgres_schema)
     assert shown.returncode == 0
     execute(postgres_dsn, shown.stdout)

@@ -211,7 +211,7 @@ async def test_processes_share_a_file_from_its_first_moment(path: Path) -> None:
         ) == [(1, "0.1.0", VERSION)]
 
 
-async def test_a_file_that_somebody_reads_is_waited_for_before_its_log_is_switched(path: Path) -> None:
+async def test_a_file_that_another_process_reads_is_waited_for_before_its_log_is_switched(path: Path) -> None:
     """SQLite itself does not wait then, nor when two make the file at the same moment."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("CREATE TABLE theirs (a)")
@@ -326,7 +326,7 @@ async def test_versions_are_compared_as_numbers(path: Path, monkeypatch: pytest.
             pass
 
 
-async def test_somebody_elses_tables_are_left_alone(path: Path) -> None:
+async def test_tables_of_the_application_are_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE batch (mine TEXT)")
         connection.execute("INSERT INTO batch VALUES ('kept')")
@@ -559,7 +559,7 @@ async def test_a_truncated_file_is_called_damaged(path: Path, kept: float) -> No
     assert str(path) in str(caught.value)
 
 
-async def test_damage_in_the_middle_is_found_by_who_reads_it(path: Path) -> None:
+async def test_damage_in_the_middle_is_found_when_it_is_read(path: Path) -> None:
     await filled(path)
     with path.open("r+b") as file:
         file.seek(3 * 4096)
@@ -615,7 +615,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def open_as_nobody(path: Path, somewhere: Path) -> str:
-    """What somebody gets who has no rights but those that everybody has (root has all, whatever the mode says)."""
+    """Open it as a user with no rights but those of all users (root has every right, whatever the mode says)."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",

@@ -65,7 +65,7 @@ def _translate(error: Exception, where: str) -> DurableBatchesError:
             )
         case "42501":
             return StoreAccessError(
-                f"the database {where} refuses: {said}; grant the role its rights, or have somebody who has them "
+                f"the database {where} refuses: {said}; grant the role its rights, or have a role that has them "
                 "run `durable-batches migrate`"
             )
         case "53100" | "54P01":
@@ -85,8 +85,8 @@ def _translate(error: Exception, where: str) -> DurableBatchesError:
             )
         case "42P07":
             return StoreCorruptError(
-                f"the schema in the database {where} has tables of somebody else ({said}); they were left as they "
-                "are, so give another schema="
+                f"the schema in the database {where} has tables of another application ({said}); they were left as "
+                "they are, so give another schema="
             )
         case "26000" | "42P05":
             # A statement that this connection has prepared is not there, or one that it has not is.
