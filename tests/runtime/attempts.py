@@ -56,6 +56,13 @@ class Trial:
         self.recorder = FactList()
         self.stats = RunStats()
         self.threads = ThreadPoolExecutor(1)
+        self.resources = Resources(
+            recorder=self.recorder,
+            clock=clock or SystemClock(),
+            threads=self.threads,
+            stats=self.stats,
+            middleware=middleware,
+        )
         self.attempt = Attempt(
             ExecutionRecord(
                 batch_id=BatchId("batch"),
@@ -74,13 +81,7 @@ class Trial:
             ),
             stage_index=machine.stage_index,
             checkpoints=list(checkpoints),
-            resources=Resources(
-                recorder=self.recorder,
-                clock=clock or SystemClock(),
-                threads=self.threads,
-                stats=self.stats,
-                middleware=middleware,
-            ),
+            resources=self.resources,
         )
 
     async def end(

@@ -47,15 +47,28 @@ class Digester:
         Raises:
             PayloadError: The value is not encodable.
         """
-        if type(value) is int and self._scalar is int:
-            return b"%d" % value
+        if self._strict:
+            return self._looked_at(value)
+        try:
+            if type(value) is int and self._scalar is int:
+                return b"%d" % value
+            # Nothing asked before whether an argument is of its annotated type. One that is holds nothing that JSON
+            # has no form for.
+            return self._serializer.to_json(
+                value, by_alias=False, round_trip=True, exclude_defaults=True, warnings="error"
+            )
+        except (PydanticSerializationError, ValueError, RecursionError, TypeError):
+            # It is of another type, or an int of more digits than Python converts.
+            return self._looked_at(value)
+
+    def _looked_at(self, value: Any) -> bytes:
         try:
             payload = self._serializer.to_json(
                 value, by_alias=False, round_trip=True, exclude_defaults=True, warnings=False
             )
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
             raise refusal_of(self._what, value, error, iterators=False) from None
-        if self._strict and is_suspicious(payload):
+        if is_suspicious(payload):
             refuse_unstorable(self._what, value)
         return payload
 

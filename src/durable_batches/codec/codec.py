@@ -32,6 +32,9 @@ T = TypeVar("T")
 MAX_PAYLOAD_BYTES: Final = 16 * 1024 * 1024
 """The default limit of one encoded payload."""
 
+_LONG_INT: Final = 4_000
+"""Digits of an int; not many more can be read again."""
+
 
 class Codec(Generic[T]):
     """Encodes and decodes values of one annotation.
@@ -96,7 +99,8 @@ class Codec(Generic[T]):
     def recoded(self, value: T) -> tuple[bytes, T]:
         """Encode a value, and read it from its bytes: what a replay returns."""
         payload = self.encode(value)
-        if type(value) is self._scalar:
+        scalar = self._scalar
+        if type(value) is scalar and (scalar is not int or len(payload) < _LONG_INT):
             # It cannot be changed, and reads as it is.
             return payload, value
         return payload, self._decoded(payload, reading=False)
