@@ -49,7 +49,7 @@ class Database(Protocol):
         ...
 
     def at_rest(self) -> AbstractAsyncContextManager[Store]:
-        """As killed processes left it, on a copy, so that the recovery is left to the next process; nobody works."""
+        """As killed processes left it; what there is to recover is left to the next process. Nobody works."""
         ...
 
     def at_one_moment(self) -> AbstractAsyncContextManager[Store]:
@@ -175,7 +175,7 @@ class PostgresDatabase:
                     await asyncio.sleep(0.002)
         finally:
             await connection.close()
-        async with self.at_one_moment() as store:
+        async with self.open() as store:
             yield store
 
     @asynccontextmanager

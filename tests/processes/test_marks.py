@@ -232,7 +232,7 @@ class Stage:
         await child.stopped(mark)
         assert child.kill()
         self.note_submission(child)
-        async with self.database.open() as store:
+        async with self.database.at_rest() as store:
             record = await store.batch(BatchId(self.batch_id))
             if record is not None and record.state == "cancelled":
                 self._state = "cancelled"

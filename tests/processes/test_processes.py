@@ -241,10 +241,10 @@ def namespace() -> Sequence[str]:
 async def test_processes_of_two_containers_leave_each_other_alone(scene: Scene, namespace: Sequence[str]) -> None:
     """The boot is the same, and the process ids are, and neither can see the other; both are alive."""
     processes = [
-        scene.start_one(f"container-{number}", namespace, documents=60, concurrency=12, max_in_flight=4, pace=0.01)
+        scene.start_one(f"container-{number}", namespace, documents=24, concurrency=12, max_in_flight=4, pace=0.01)
         for number in range(2)
     ]
-    await scene.check_completed(processes, 60)
+    await scene.check_completed(processes, 24)
     assert scene.checker.stats.repeated == 0
     assert not any("expired" in child.errors for child in processes)
 
