@@ -30,7 +30,7 @@ class RunningCall(NamedTuple):
     """An activity call, seen from outside."""
 
     task: asyncio.Task[Any]
-    """The execution that made it."""
+    """The task that makes the call and runs it."""
     key: str
     attempt: int
 

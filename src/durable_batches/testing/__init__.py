@@ -1,4 +1,4 @@
-"""What tests need: workflows in virtual time, crashes on demand, stand-ins for unit tests, a suite for stores."""
+"""Tools for tests: workflows in virtual time, crashes on demand, contexts for unit tests, a suite for stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results for the unit test of a resolver: no store, no batch."""
+"""Make results for the unit test of a resolver, without a store or a batch."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def results_of(
     failures: Sequence[DocumentFailure] | Mapping[str, Exception] = (),
     batch_id: str = "test",
 ) -> Results[R]:
-    """What a resolver gets, in memory: `await link(results_of([...]))` is a resolver's unit test.
+    """Make the `Results` of a resolver in memory: `await link(results_of([...]))` is a unit test of a resolver.
 
     Args:
-        values: What the workflow returned, in submission order; a mapping is by document id. Without ids, the
-            documents have those that `submit` gives: their places from 0, less those that failed.
-        failures: The documents that failed; a mapping is by document id.
+        values: The workflow's results, in submission order, or by document id. Without ids, the documents have those
+            that `submit` would give them: their ordinals from 0, without those of failed documents.
+        failures: The failed documents, in order or by document id.
         batch_id: The batch's id.
 
     Raises:
-        ConfigurationError: Two documents have one id.
+        ConfigurationError: Two documents have the same id.
     """
     failed = _failures(failures)
     taken = {failure.document_id for failure in failed}
@@ -48,7 +48,7 @@ def results_of(
 
 
 class _KnownResults(Generic[R]):
-    """`Results` that are all there."""
+    """`Results` in memory."""
 
     def __init__(self, batch_id: BatchId, succeeded: list[DocumentSucceeded[R]], failed: list[DocumentFailure]) -> None:
         self.batch_id: Final = batch_id

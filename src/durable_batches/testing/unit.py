@@ -1,4 +1,4 @@
-"""What an orchestrator would provide, for unit tests of activities and workflows as plain functions."""
+"""Contexts for unit tests of activities and workflows as plain functions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["RecordingActivityContext", "activity_context", "execution_context"]
 
 
 class RecordingActivityContext:
-    """An `ActivityContext` that keeps what it is told.
+    """An `ActivityContext` that keeps the reports.
 
     Attributes:
-        batch_id: The batch.
-        document_id: The document.
-        attempt: Which try of the activity it is.
-        idempotency_key: Of the call.
-        reports: What `report(current, total)` was called with, in order.
+        batch_id: The batch's id.
+        document_id: The document's id.
+        attempt: The number of the attempt.
+        idempotency_key: The call's key.
+        reports: The arguments of each `report(current, total)`, in order.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class RecordingActivityContext:
 
     @property
     def context(self) -> ExecutionContext:
-        """What `current_execution()` is within the activity."""
+        """The value of `current_execution()` within the activity."""
         return ExecutionContext(batch_id=self.batch_id, document_id=self.document_id, ordinal=0, attempt=1, run=1)
 
 
@@ -64,15 +64,15 @@ def activity_context(
     idempotency_key: str = "test",
     dependencies: Mapping[Provider, object] | None = None,
 ) -> Generator[RecordingActivityContext]:
-    """For unit tests: within the block, `current_activity()` is this, as in an activity that an orchestrator runs.
+    """Set `current_activity()` within a `with` block, as in an activity that an orchestrator runs. For unit tests.
 
     Args:
-        batch_id: The batch.
-        document_id: The document.
-        attempt: Which try of the activity it is.
-        idempotency_key: Of the call.
-        dependencies: By provider, the values of the `dependency(...)` parameters that a call leaves open. Nothing
-            is opened here: other ones have to be passed.
+        batch_id: The batch's id.
+        document_id: The document's id.
+        attempt: The number of the attempt.
+        idempotency_key: The call's key.
+        dependencies: Values by provider, for `dependency(...)` parameters that a call does not pass. Nothing is opened
+            here: pass all other dependencies explicitly.
 
     Example::
 
@@ -105,17 +105,17 @@ def execution_context(
     metadata: Mapping[str, str] | None = None,
     dependencies: Mapping[Provider, object] | None = None,
 ) -> Generator[ExecutionContext]:
-    """For unit tests: within the block, `current_execution()` is this, in workflows called as plain functions.
+    """Set `current_execution()` within a `with` block, for workflows called as plain functions. For unit tests.
 
     Args:
-        batch_id: The batch.
-        document_id: The document; empty for a resolver.
-        ordinal: The document's place in the submission's order.
-        attempt: Of the document.
-        run: Of the batch.
+        batch_id: The batch's id.
+        document_id: The document's id; empty for a resolver.
+        ordinal: The document's ordinal in the submission.
+        attempt: The number of the document's attempt.
+        run: The number of the batch's run.
         metadata: The batch's labels.
-        dependencies: By provider, the values of the `dependency(...)` parameters that the workflow's activity calls
-            leave open. Nothing is opened here: others have to be passed.
+        dependencies: Values by provider, for `dependency(...)` parameters that the workflow's calls do not pass.
+            Nothing is opened here: pass all other dependencies explicitly.
 
     Example::
 

@@ -53,7 +53,7 @@ __all__ = ["HistoryChecker", "HistoryStats", "HistoryViolation"]
 
 
 class HistoryViolation(AssertionError):
-    """The history breaks promises; `violations` says which, one line each."""
+    """The history breaks guarantees; `violations` lists them, one line each."""
 
     def __init__(self, violations: Sequence[str]) -> None:
         self.violations: tuple[str, ...] = tuple(violations)
@@ -66,16 +66,16 @@ class HistoryViolation(AssertionError):
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryStats:
-    """What was counted in the effects log, as of the last checks."""
+    """Counters of the effects log, as of the last check."""
 
     runs: int
-    """Runs of activities: bodies that were begun, further tries of the retry policy not counted."""
+    """Runs of activities: started bodies, without the further attempts of the retry policy."""
     repeated: int
-    """Runs of an activity after one that was interrupted."""
+    """Runs of an activity after an interrupted one."""
     retried: int
-    """Runs of an activity after one that failed, and was not tried to its end or failed its document with it."""
+    """Runs of an activity after one that failed before its last attempt, or whose document failed with it."""
     in_flight: int
-    """Runs that were begun and not recorded when their process was interrupted, over all interruptions."""
+    """Runs that had started and were not recorded when their process was interrupted, over all interruptions."""
 
 
 @dataclass
@@ -105,7 +105,7 @@ class _Stream(NamedTuple):
 
 
 class HistoryChecker:
-    """Checks one history: the life of some batches, over any number of processes and crashes.
+    """Check a history: the life of some batches, over any number of processes and crashes.
 
     Args:
         effects: What their activities really did; without it, only what the store holds is checked.
@@ -152,18 +152,18 @@ class HistoryChecker:
     # ---- what the test saw -----------------------------------------------------------------------------------
 
     def acknowledged(self, batch_id: str, document_ids: Iterable[str]) -> None:
-        """`submit` returned this batch, of these documents."""
+        """Note that `submit` returned this batch, of these documents."""
         self._acknowledged[batch_id] = frozenset(document_ids)
 
     def cancel_answered(self, batch_id: str, answer: bool | None, *, process: str = "", at: float = 0.0) -> None:
-        """A `cancel` returned; None: its caller died before it did.
+        """Note that a `cancel` returned; None: its caller died before it did.
 
         `at`: when it did, on the boot clock; after that no activity of the batch starts in `process`.
         """
         self._cancels.setdefault(batch_id, []).append(_Cancel(answer, process, at))
 
     def streamed(self, batch_id: str, events: Sequence[BatchEvent], *, after: int = 0, ended: bool = False) -> None:
-        """`progress(batch_id, after=after)` gave these events; `ended`: and then it ended."""
+        """Note that `progress(batch_id, after=after)` yielded these events; `ended`: and then stopped."""
         self._streams.setdefault(batch_id, []).append(_Stream(list(events), after, ended))
 
     # ---- checking --------------------------------------------------------------------------------------------
@@ -181,10 +181,10 @@ class HistoryChecker:
         heartbeat: float | None = None,
         as_of: float | None = None,
     ) -> None:
-        """`check`, and raise what it finds.
+        """Check, and raise an error if a guarantee is broken.
 
         Raises:
-            HistoryViolation: A promise is broken.
+            HistoryViolation: A guarantee is broken.
         """
         violations = await self.check(
             store,
@@ -213,7 +213,7 @@ class HistoryChecker:
         heartbeat: float | None = None,
         as_of: float | None = None,
     ) -> list[str]:
-        """Every broken promise, one line each; empty where all are kept.
+        """List the broken guarantees, one line each.
 
         Args:
             store: Open. May be in use by others meanwhile, if they leave it moments to look.

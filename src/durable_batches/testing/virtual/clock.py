@@ -1,4 +1,4 @@
-"""A clock that stands still until a test moves it."""
+"""A clock that stands still until a test advances it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _BOOTED_BEFORE: Final = 1_000_000_000
 
 
 class ManualClock:
-    """A `durable_batches.clock.Clock` that is moved by hand.
+    """A `durable_batches.clock.Clock` that a test advances.
 
-    Nothing happens by itself: who sleeps on it sleeps until `advance`. All methods may be called from any
-    thread; a timer calls back on the event loop that it was set on, as real ones do. An activity of a test that
-    is to take a while sleeps on it, too: `await clock.sleep(30)`.
+    Time does not pass by itself: a task that sleeps on the clock sleeps until `advance`. All methods may be called from
+    any thread; a timer calls back on the event loop that it was set on. An activity of a test that should take a while
+    also sleeps on the clock: `await clock.sleep(30)`.
 
     Args:
-        start: What the wall clock shows at first; an aware moment.
-        jitter: How much of each delay's jitter there is: none (0), so that a retry is made when its policy says, up
-            to all of it (1).
+        start: The initial time of the wall clock; an aware moment.
+        jitter: The share of each delay's jitter: from 0 (no jitter, so a retry is due exactly when its policy says) to
+            1.
 
     Example::
 
         clock = ManualClock()
         store = MemoryStore(clock=clock)
         ...
-        clock.advance(31)  # the lease of 30 s is over
+        clock.advance(31)  # the lease of 30 s has expired
     """
 
     def __init__(self, start: datetime = _START, *, jitter: float = 0.0) -> None:
@@ -57,22 +57,22 @@ class ManualClock:
         return f"<ManualClock, advanced by {timedelta(microseconds=self._elapsed)}>"
 
     def now(self) -> int:
-        """The wall clock: microseconds since the epoch."""
+        """Return the wall clock: microseconds since the epoch."""
         with self._lock:
             return self._wall_start + self._elapsed
 
     def boot(self) -> float:
-        """The boot clock, in seconds."""
+        """Return the boot clock, in seconds."""
         with self._lock:
             return (_BOOTED_BEFORE + self._elapsed) / 1_000_000
 
     @property
     def tolerance(self) -> float:
-        """None: a timer is called at its moment."""
+        """Zero: a timer fires exactly when it is due."""
         return 0.0
 
     async def sleep(self, seconds: float, *, housekeeping: bool = False) -> None:
-        """Wait until the clock has been moved so many seconds; not at all for none."""
+        """Wait until the clock has advanced by a number of seconds; zero does not wait."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return
@@ -88,7 +88,7 @@ class ManualClock:
             timer.cancel()
 
     def call_later(self, seconds: float, callback: Callable[[], object], *, housekeeping: bool = False) -> Timer:
-        """Call back on the running event loop once the clock has been moved so many seconds."""
+        """Call back on the running event loop when the clock has advanced by a number of seconds."""
         loop = asyncio.get_running_loop()
         if seconds <= 0:
             return loop.call_soon(callback)
@@ -99,45 +99,45 @@ class ManualClock:
         return call
 
     def alarm(self) -> Alarm:
-        """Wakes its threads when it is set or the clock has been moved so far; no real time need pass."""
+        """Create an alarm, which wakes its threads when it is set or the clock has advanced far enough."""
         alarm = _ManualAlarm(self._moved, lambda: self._elapsed)
         self._alarms.add(alarm)
         return alarm
 
     def jitter(self) -> float:
-        """Always the same."""
+        """Return the share that was given at construction."""
         return self._jitter
 
     @property
     def waiting(self) -> int:
-        """How many timers (sleeps included) are set: whether the code under test has got to its sleep yet."""
+        """The number of timers (including sleeps): shows whether the code under test has reached its sleep."""
         with self._lock:
             return sum(not call.cancelled for call in self._calls)
 
     @property
     def waiting_threads(self) -> int:
-        """How many threads wait with alarms of this clock, a worker's heartbeat for example."""
+        """The number of threads that wait with alarms of this clock, such as a worker's lease renewer."""
         with self._lock:
             return sum(alarm.waiting for alarm in self._alarms)
 
     @property
     def next_timer(self) -> timedelta | None:
-        """How far the next timer is away on which something hangs (no housekeeping); None: none is set."""
+        """The time until the next timer other than housekeeping; None: none is set."""
         with self._lock:
-            # Most timers are cancelled before they are due, and would stay here until then.
+            # Most timers are cancelled before they are due, and would otherwise stay here until then.
             self._calls = [call for call in self._calls if not call.cancelled]
             heapq.heapify(self._calls)
             due = min((call.due for call in self._calls if not call.housekeeping), default=None)
             return None if due is None else timedelta(microseconds=due - self._elapsed)
 
     def is_sleeping(self, task: asyncio.Task[object]) -> bool:
-        """Whether the task sleeps on this clock now."""
+        """Return whether the task sleeps on this clock now."""
         return task in self._sleepers
 
     def advance(self, seconds: float) -> None:
-        """Move both clocks on. Timers that fall due are called in their order, each at its own moment.
+        """Advance both clocks. Timers that become due fire in order, each at its own time.
 
-        Tasks that slept go on when the event loop runs next, and see the time at the end of this call.
+        Tasks that slept continue when the event loop runs next, and see the time at the end of this call.
 
         Raises:
             ValueError: `seconds` is negative: time does not go back (but see `jump`).
@@ -158,7 +158,7 @@ class ManualClock:
             call.make()
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock, and it alone, forward or (negative) back, as an operator or NTP does."""
+        """Set only the wall clock forward or (negative) back, as an operator or NTP does."""
         with self._lock:
             self._wall_start += _micros(seconds)
 

@@ -48,7 +48,7 @@ V = TypeVar("V", default=None)
 
 _BATCH: Final = BatchId("crashes")
 _SHOWN: Final = 10
-"""Differences in a message."""
+"""Maximum number of differences in a message."""
 _MISSES: Final = 4
 """There are no more points when so many runs in a row were over before they came to theirs. One is not enough: threads
 end when they like, so some runs take fewer writes than others, and the last moments of a batch must not be missed."""
@@ -56,12 +56,12 @@ end when they like, so some runs take fewer writes than others, and the last mom
 
 @dataclass(frozen=True, kw_only=True)
 class CrashReport:
-    """What `survives_crashes` tried."""
+    """The result of `survives_crashes`."""
 
     points: int
-    """How many times the process was killed, each time at another point, and started again."""
+    """The number of crashes, each at another point."""
     writes: int
-    """How many writes to the store the batch takes undisturbed; each has a point before it and one after."""
+    """The number of writes to the store without a crash; each has a point before it and one after it."""
 
 
 async def survives_crashes(
@@ -79,35 +79,34 @@ async def survives_crashes(
     limit: int = 200,
     patience: timedelta = PATIENCE,
 ) -> CrashReport:
-    """For tests: kill the process at every write of a batch, and demand the same result each time.
+    """Crash the process at every write of a batch, and verify that the result is the same each time. For tests.
 
-    First the batch runs undisturbed. Then it runs once for every point of its life, each time on a new store: the
-    process is killed just before a write to the store is applied, or just after it was and before the reply, and is
-    started again, and submits the batch again under its id. State, counts, each document's outcome and the
-    resolution must be as without the crash; no activity that was recorded may run again; and the history that the
-    store tells must keep the library's promises (`HistoryChecker`). Time is virtual, so that retries, timeouts and
-    sleeps cost none.
+    First the batch runs without a crash. Then it runs once for every point, each time on a new store: the process is
+    killed just before a write to the store is applied, or just after it and before the reply. It is restarted, and
+    submits the batch again under its id. State, counts, each document's outcome and the resolution must be the same as
+    without the crash; no recorded activity may run again; and the history in the store must keep the library's
+    guarantees (`HistoryChecker`). Time is virtual, so retries, timeouts and sleeps take no time.
 
-    The workflow's result must follow from the documents. Where activities are replaced by fakes that count their
-    calls, `prepare` sets them back; what is random in a result is left out by `comparing`. Policies that cancel
-    documents (`AbortAll`) make of a batch what is a matter of timing, and cannot be tested so.
+    The workflow's result must depend only on the documents. If fakes of activities count their calls, reset them with
+    `prepare`; exclude random parts of a result with `comparing`. Under a policy that cancels documents (`AbortAll`),
+    the outcome depends on timing and cannot be tested this way.
 
     Args:
-        workflow: What to run.
-        documents: What to submit; a few that take different ways through the workflow are enough.
-        store: Makes a new, empty store each time, on the given clock. In memory by default.
-        config: Of the batch.
+        workflow: The workflow to run.
+        documents: The documents to submit; a few that take different paths through the workflow are enough.
+        store: Creates a new, empty store each time, on the given clock. By default a store in memory.
+        config: The configuration of the batch.
         document_id: See `BatchOrchestrator.submit`.
-        max_in_flight: Documents in flight at once.
-        dependencies: By provider, what activities and resolvers get in place of what it opens; see `Worker`.
-        prepare: Called before each run of the batch, though not when its killed process is started again.
-        comparing: What of a result has to be the same; all of it by default.
-        comparing_resolution: What of the resolution has to be the same; all of it by default.
-        limit: Points to try at most; where there are more, these many are spread evenly over them.
-        patience: How long, in real time, an activity may show nothing until it is taken to hang.
+        max_in_flight: Documents in flight.
+        dependencies: Replacements by provider; see `Worker`.
+        prepare: Called before each run of the batch, but not at the restart after a crash.
+        comparing: Returns the part of a result that must be the same; by default all of it.
+        comparing_resolution: Returns the part of the resolution that must be the same; by default all of it.
+        limit: The maximum number of points; if there are more, this many are spread evenly over them.
+        patience: The real time without any event after which an activity is considered hanging.
 
     Raises:
-        AssertionError: It does not survive; the message says which point, and what was different after it.
+        AssertionError: The result differs; the message names the point and the difference.
         ConfigurationError: `store` makes a store that is not empty, or `limit` is below 1.
 
     Example::

@@ -1,7 +1,7 @@
-"""A log of what activities really did, outside the store: what a history is checked against after a crash.
+"""A log of the effects of activities, outside the store, against which a history is checked after a crash.
 
-Each mark is one line, written by one `write` to a file opened for appending, so that the marks of several
-processes keep their order and a process that is killed loses at most the line that it was writing.
+Each mark is one line, written by one `write` to a file opened for appending, so the marks of several processes keep
+their order, and a killed process loses at most the line that it was writing.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ __all__ = ["Effect", "EffectsLog"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """One mark: the body of an activity began, ended, or raised (or was cancelled)."""
+    """A mark: the body of an activity started, returned, or raised (or was cancelled)."""
 
     process: str
-    """Which process did it, by a name that no other process of the history has."""
+    """The process, by a name that is unique in the history."""
     batch_id: str
     document_id: str
     """Empty in a resolver's activity."""
     activity: str
     key: str
-    """The call's idempotency key: the same for every try of it, in whatever process."""
+    """The call's idempotency key: the same for all of its attempts, in any process."""
     attempt: int
     """`current_activity().attempt`: counted from 1 in each run of the call."""
     run: str
-    """Which execution of the body this is: the same in its two marks, and in no others."""
+    """The id of one execution of the body: the same in its two marks, and in no others."""
     phase: Literal["start", "end", "error"]
     at: float
     """Seconds on the boot clock, which all processes of the machine share."""
 
 
 class EffectsLog:
-    """Appends to the log, and reads it.
+    """Append to the log, and read it.
 
     Args:
-        path: The file; made with the first mark.
+        path: The file; created with the first mark.
         process: The name of this process; needed for writing only.
     """
 
@@ -64,9 +64,9 @@ class EffectsLog:
 
     @contextmanager
     def activity(self, name: str) -> Generator[str]:
-        """Around an activity's body: marks its start and its end. Gives the name of this run of it.
+        """Mark the start and the end of an activity's body, in a `with` block. Return the id of this run.
 
-        A body that returns that name as a part of its result lets the checker tell which run was recorded.
+        If the body returns that id as part of its result, the checker knows which run was recorded.
 
         Raises:
             NotInActivityError: Not within an activity that an orchestrator runs.
@@ -96,14 +96,14 @@ class EffectsLog:
         self.write(json.dumps(fields, separators=(",", ":")))
 
     def write(self, line: str) -> None:
-        """Append a line of any text; `read` passes over what is no mark."""
+        """Append a line of any text; `read` skips lines that are not marks."""
         if self._file is None:
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         # The newline before it keeps it apart from a line that a killed process did not finish.
         os.write(self._file, f"\n{line}\n".encode())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -111,7 +111,7 @@ class EffectsLog:
     # ---- reading -------------------------------------------------------------------------------------------
 
     def read(self) -> Sequence[Effect]:
-        """All marks so far, in the order in which they were made."""
+        """Read all marks so far, in their order."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)

@@ -1,4 +1,4 @@
-"""`environment(workflow)`: a workflow's batches in virtual time, with crashes on demand."""
+"""`environment(workflow)`: run batches in virtual time, with crashes on demand."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
 V_co = TypeVar("V_co", default=None, covariant=True)
 
 StoreMaker: TypeAlias = Callable[[ManualClock], Store]
-"""Makes a store that goes by the clock: `lambda clock: SQLiteStore("batches.db", clock=clock)`."""
+"""A function that creates a store on a clock: `lambda clock: SQLiteStore("batches.db", clock=clock)`."""
 
 
 class Environment(Generic[D, R_co, S_co, V_co]):
-    """What `environment(workflow)` gives.
+    """The value of `environment(workflow)`.
 
     Attributes:
-        batches: The orchestrator; the same object from crash to crash.
-        clock: The time that everything in the environment goes by. An activity's fake that is to take a while
-            sleeps on it: `await env.clock.sleep(30)`.
-        store: Where the batches are.
+        batches: The orchestrator; it stays the same across crashes.
+        clock: The clock of the environment. An activity's fake that should take a while sleeps on it:
+            `await env.clock.sleep(30)`.
+        store: The store of the batches.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         return f"<environment on {self.store!r}, {self.clock!r}>"
 
     async def settled(self) -> None:
-        """Return when everything has ended, or waits: for time to pass, or for something outside.
+        """Return when all work has finished or waits, for time to pass or for an external event.
 
-        Nothing that is due is left unclaimed then, and nothing uncommitted. An activity waits for time to pass when
-        it sleeps on the environment's clock. One that waits for anything else is taken to hang, and so to wait,
-        once nothing at all has happened for the environment's `patience`.
+        Then everything that is due is claimed, and everything is committed. An activity waits for time to pass if it
+        sleeps on the environment's clock. An activity that waits for anything else is considered hanging, and so
+        waiting, when nothing has happened for the environment's `patience`.
         """
         self._worker.wake()
         await self._driver.settled()
 
     async def advance(self, by: timedelta) -> None:
-        """Let time pass: retries, timeouts, deadlines and sleeps come when they are due, one after the other.
+        """Let time pass: retries, timeouts, deadlines and sleeps happen when they are due, one after another.
 
-        Before each of them everything settles, so that three retries in a row are made within one call, each at
-        its own moment. It takes as long as what happens takes, however many days go by.
+        Everything settles before each of them, so one call may make three retries in a row, each at its own time. It
+        takes only as long as the work in that time.
 
         Raises:
             ValueError: `by` is negative.
@@ -92,10 +92,10 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         await self._driver.advance(by)
 
     async def finished(self, batch_id: str) -> BatchResult[V_co]:
-        """Let as much time pass as it takes, until the batch's current run has ended; `batches.result(batch_id)`.
+        """Let time pass until the batch has ended, and return its result.
 
         Raises:
-            AssertionError: It waits for something that time does not bring.
+            AssertionError: The batch waits for something other than time.
             BatchNotFoundError: There is no such batch.
         """
         result = asyncio.create_task(self.batches.result(batch_id))
@@ -112,14 +112,14 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         return await result
 
     async def crash(self) -> None:
-        """As `kill -9` of the process, and its start again: what was not committed is lost, and runs again.
+        """Crash and restart the process, like `kill -9`: work that was not committed is lost, and runs again.
 
-        What was running is cancelled. A process that is killed runs no `finally` block; here they run, there is no
-        other way within one process, but what they do does not reach the store. A submission that was under way
-        fails. Then the next worker takes over, on the same store, and finds its predecessor dead, which counts as a
-        crash of the documents that it held (`BatchConfig.max_crashes`). Dependencies stay open.
+        Running work is cancelled. A killed process runs no `finally` blocks; here they run, since there is no other way
+        within one process, but their writes do not reach the store. A submission in progress fails. Then the next
+        worker takes over, on the same store, and finds its predecessor dead, which counts as a crash of the documents
+        that it was running (`BatchConfig.max_crashes`). Dependencies stay open.
 
-        `batches` stays usable, and who waits for a result or events through it still does.
+        `batches` stays usable, and tasks that wait for a result or events through it keep waiting.
         """
         dead = self._worker.worker_id
         self._mortal.bury(dead)
@@ -141,17 +141,17 @@ async def environment(
     dependencies: Mapping[Provider, object] | None = None,
     patience: timedelta = PATIENCE,
 ) -> AsyncGenerator[Environment[D, R, S, V]]:
-    """For tests: run a workflow's batches in virtual time, in which nothing waits and a month passes at once.
+    """Run a workflow's batches in virtual time, in which a month passes instantly. For tests.
 
     Args:
-        workflow: What to run.
-        store: What makes the store, on the environment's clock; or a store, which must go by `clock`, given as
-            well. In memory by default.
-        clock: The clock; one of its own, which begins in 2030, by default.
-        config: Of batches that are submitted without one.
-        max_in_flight: Documents in flight at once.
-        dependencies: By provider, what activities and resolvers get in place of what it opens; see `Worker`.
-        patience: How long, in real time, an activity may show nothing until it is taken to hang.
+        workflow: The workflow to run.
+        store: A function that creates the store on the environment's clock; or a store, with its clock as `clock`. By
+            default a store in memory.
+        clock: The clock; by default a new one, which starts in 2030.
+        config: The configuration of batches that are submitted without one.
+        max_in_flight: Documents in flight.
+        dependencies: Replacements by provider; see `Worker`.
+        patience: The real time without any event after which an activity is considered hanging.
 
     Raises:
         ConfigurationError: `store` is a store without a `clock`, or neither a store nor a function.
@@ -178,9 +178,9 @@ async def environment(
 
 
 class BatchEnvironment(Protocol):
-    """The type of the pytest fixture `batch_environment`: `environment`, on a SQLite file of the test's own.
+    """The type of the pytest fixture `batch_environment`: like `environment`, on a SQLite file of the test.
 
-    Called again within one test, it opens the same file, as the next process would, and time goes on.
+    A second call in the same test opens the same file, like the next process, and time continues.
     """
 
     def __call__(
