@@ -24,6 +24,7 @@ from tests.processes.children import (
 from tests.processes.clocks import SharedClock
 from tests.processes.databases import Database
 from tests.processes.workload import Job, document_ids, tally_of
+from tests.support import opened
 
 from durable_batches.testing.virtual.effects import Effect, EffectsLog
 
@@ -193,21 +194,16 @@ async def test_a_process_that_was_stopped_past_its_lease_is_fenced_and_begins_an
     assert "lease of worker" in zombie.errors
 
 
-async def test_a_process_that_only_thought_that_its_lease_had_run_out_breaks_no_promise(
-    scene: Scene, clock: SharedClock
-) -> None:
-    """The clock is set forward for all: the lease of the survivor is over, too, and it is fenced as well."""
-    job: dict[str, Any] = {
-        "documents": 12,
-        "concurrency": 8,
-        "max_in_flight": 4,
-        "pace": 0.002,
-        "clock": str(clock.path),
-    }
+async def test_a_survivor_whose_own_lease_ran_out_is_fenced_as_well(scene: Scene, clock: SharedClock) -> None:
+    """It is expired along with the process that stood still: what it had begun runs again, too, as it may."""
+    job = {"documents": 12, "concurrency": 8, "max_in_flight": 4, "pace": 0.002, "clock": str(clock.path)}
     processes = scene.start(2, **job, lease=SHORT, stops=["measure: begun#3"])
     await scene.all_stopped(processes)
     scene.checker.acknowledged("batch", document_ids(12))
     clock.advance(AN_HOUR)
+    async with opened(scene.database.store(clock=clock)) as store:
+        expired = await store.expire()
+    assert set(expired.workers) == {child.worker for child in processes}
     for child in processes:
         child.go_on()
     await scene.check_completed(processes, 12, fenced=[child.job.process for child in processes])
