@@ -17,7 +17,6 @@ from pydantic_core import PydanticSerializationError, core_schema, to_json
 
 from durable_batches.codec.refusals import (
     is_suspicious,
-    may_be_unstorable,
     refusal_of,
     refuse_iterator,
     refuse_unstorable,
@@ -28,18 +27,21 @@ from durable_batches.errors import ActivityDefinitionError
 
 __all__ = ["Digester"]
 
+_LONGEST_INT: Final = 1 << 64
+_SHORTEST_INT: Final = -_LONGEST_INT
+"""Between these, Python writes an int as the serializer does; there is a number of digits that it refuses to write."""
+
 
 class Digester:
     """Encodes one parameter's values canonically, for a digest. One way only."""
 
-    __slots__ = ("_scalar", "_serializer", "_strict", "_what")
+    __slots__ = ("_scalar", "_serializer", "_what")
 
     def __init__(self, annotation: Any, what: str) -> None:
         schema = _canonical(configured(schema_of(annotation, what)))
         self._serializer = serializer_of(schema)
         self._what = what
         self._scalar = scalar_of(schema)
-        self._strict = may_be_unstorable(schema)
 
     def encode(self, value: Any) -> bytes:
         """Encode a value: its canonical bytes.
@@ -47,28 +49,18 @@ class Digester:
         Raises:
             PayloadError: The value is not encodable.
         """
-        if self._strict:
-            return self._looked_at(value)
+        scalar = type(value) is self._scalar
         try:
-            if type(value) is int and self._scalar is int:
+            if scalar and self._scalar is int and _SHORTEST_INT < value < _LONGEST_INT:
                 return b"%d" % value
-            # Nothing asked before whether an argument is of its annotated type. One that is holds nothing that JSON
-            # has no form for.
-            return self._serializer.to_json(
-                value, by_alias=False, round_trip=True, exclude_defaults=True, warnings="error"
-            )
-        except (PydanticSerializationError, ValueError, RecursionError, TypeError):
-            # It is of another type, or an int of more digits than Python converts.
-            return self._looked_at(value)
-
-    def _looked_at(self, value: Any) -> bytes:
-        try:
             payload = self._serializer.to_json(
                 value, by_alias=False, round_trip=True, exclude_defaults=True, warnings=False
             )
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
             raise refusal_of(self._what, value, error, iterators=False) from None
-        if is_suspicious(payload):
+        # Nothing has asked whether the value is of its type: only these are known to hold nothing that JSON has no
+        # form for.
+        if not scalar and is_suspicious(payload):
             refuse_unstorable(self._what, value)
         return payload
 

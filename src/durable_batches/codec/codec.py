@@ -9,7 +9,7 @@ the path to it. Types only: nothing that is read can make the library run code.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
@@ -68,7 +68,9 @@ class Codec(Generic[T]):
             PayloadTooLargeError: It is over the limit.
         """
         try:
-            payload = self._serializer.to_json(value, by_alias=False, round_trip=True, warnings="error")
+            # Of a builtin type, it is known to be of its type without the serializer's asking.
+            warnings: Literal[False, "error"] = False if type(value) is self._scalar else "error"
+            payload = self._serializer.to_json(value, by_alias=False, round_trip=True, warnings=warnings)
         except (PydanticSerializationError, ValueError, RecursionError, TypeError) as error:
             raise refusal_of(self._what, value, error) from None
         if self._strict and is_suspicious(payload):
