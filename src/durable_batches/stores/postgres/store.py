@@ -68,22 +68,22 @@ _LOCK_TIMEOUT: Final = timedelta(seconds=3)
 
 
 class PostgresStore:
-    """Batches in a schema of a Postgres database (13 or newer), which is made where there is none.
+    """Store batches in a schema of a Postgres database (13 or newer), which is created if it does not exist.
 
-    Any number of processes on any number of machines share it. Leases are measured on the server's clock.
+    Any number of processes on any number of machines may share it. Leases are measured on the server's clock.
 
     Args:
-        url: A DSN (`postgresql://user:password@host:5432/database`), or the host application's engine of
-            SQLAlchemy (`postgresql+asyncpg`): then the store connects as that engine does. It opens connections of
-            its own either way, about eight a process. They need sessions: not a pooler in transaction mode.
-        schema: The schema for its tables. Any name; several stores may share a database, each with its own.
-        statement_timeout: How long the server may work on one statement, and about how long a server that does
-            not answer is waited for.
+        url: A DSN (`postgresql://user:password@host:5432/database`), or an SQLAlchemy engine of the application
+            (`postgresql+asyncpg`): then the store connects as the engine does. Either way it opens connections of its
+            own, about eight per process. They need sessions: a pooler in transaction mode is refused.
+        schema: The schema for the tables. Several stores may share a database, each with its own schema.
+        statement_timeout: The time that the server may take for one statement, and about how long the store waits
+            for a server that does not answer.
         lock_timeout: How long a write waits for rows that another session has locked.
-        clock: The time it goes by; by default the server's. For simulations.
+        clock: The source of time; by default the server's. For simulations.
 
     Raises:
-        ConfigurationError: The url or the schema is not what the server could take, or a timeout is not positive.
+        ConfigurationError: The url or the schema is invalid, or a timeout is not positive.
         MissingExtraError: The driver is not installed.
     """
 

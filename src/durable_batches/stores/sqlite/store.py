@@ -58,17 +58,17 @@ _POLL_SECONDS: Final = 0.1
 
 
 class SQLiteStore:
-    """Batches in a SQLite file, which is made where there is none.
+    """Store batches in a SQLite file, which is created if it does not exist.
 
-    Several processes on one machine may share the file; a network file system must not be used, since SQLite's
-    locks do not hold there. Leases are measured on the machine's boot clock.
+    Several processes on one machine may share the file. Do not use a network file system: SQLite's locks do not work
+    there. Leases are measured on the machine's boot clock.
 
     Args:
         path: The file.
-        clock: The time it goes by.
+        clock: The source of time.
 
     Raises:
-        ConfigurationError: The path is that of a database without a file (`:memory:`).
+        ConfigurationError: The path names a database without a file (`:memory:`).
     """
 
     def __init__(self, path: str | PathLike[str], *, clock: Clock | None = None) -> None:

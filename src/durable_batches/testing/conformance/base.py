@@ -1,4 +1,4 @@
-"""The suite's foundation: what an adapter's author provides, and the scene that each test begins with."""
+"""The base of the suite: the methods that an adapter's author provides, and the fixtures of the tests."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ __all__ = ["Conformance"]
 
 @pytest.mark.asyncio
 class Conformance:
-    """What to provide; see `durable_batches.testing.StoreConformance`."""
+    """The methods to override; see `durable_batches.testing.StoreConformance`."""
 
     async def make_store(self, clock: Clock) -> Store:
-        """A store with nothing in it, not open yet, that goes by this clock. Called once a test."""
+        """Create an empty store on this clock, without opening it. Called once per test."""
         raise NotImplementedError("override make_store: an empty store, not open yet")
 
     async def reopen_store(self, clock: Clock) -> Store:
-        """Another store object on the data of this test's `make_store`, not open yet, as another process has one.
+        """Create another store object on the data of `make_store`, like another process, without opening it.
 
-        Asked for where the capabilities say `durable` or `several_processes`.
+        Called if the capabilities declare `durable` or `several_processes`.
         """
         raise NotImplementedError(
             "override reopen_store: the store declares that it is durable or serves several processes"
         )
 
     async def pass_time(self, seconds: float) -> None:
-        """Let so many seconds pass on the store's clock.
+        """Let a number of seconds pass on the store's clock.
 
-        Override it for a store that goes by a clock of its own (a database server's).
+        Override it for a store with its own clock (that of a database server).
         """
         self.clock.advance(seconds)
 
@@ -43,7 +43,7 @@ class Conformance:
 
     @pytest_asyncio.fixture
     async def scene(self) -> AsyncIterator[Scene]:
-        """An open store with nothing in it."""
+        """Open an empty store."""
         self.clock = ManualClock()
         store = await self.make_store(self.clock)
         await store.open()
@@ -53,8 +53,8 @@ class Conformance:
             await store.close()
 
     @pytest_asyncio.fixture
-    async def neighbour(self, scene: Scene) -> AsyncIterator[Store]:
-        """The same data, open a second time, as another process has it."""
+    async def second_store(self, scene: Scene) -> AsyncIterator[Store]:
+        """Open the same data a second time, like another process."""
         if not scene.store.capabilities.several_processes:
             pytest.skip("the store does not declare several_processes")
         store = await self.reopen_store(self.clock)

@@ -1,4 +1,4 @@
-"""Claims: what a worker gets to run, of what, in which order, and how much of it."""
+"""Claims: which executions a worker gets, in which order, and how many."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ClaimsConformance(Conformance):
     # ---- what a claim is ---------------------------------------------------------------------------------------
 
     async def test_a_claim_has_what_it_takes_to_run(self, scene: Scene) -> None:
-        """A claim comes with the execution as it is now owned, its input, and the batch's record after the claim."""
+        """A claim has the owned execution, its input, and the batch's record after the claim."""
         batch_id = await scene.batch([NewDocument(0, "first", b"text")])
         hand = await scene.worker()
         claim = await hand.take()
@@ -51,7 +51,7 @@ class ClaimsConformance(Conformance):
         assert not await hand.claim(4)
 
     async def test_nothing_to_claim_is_fine(self, scene: Scene) -> None:
-        """A claim without anything to take is a commit like any other, and knows of no time to look again."""
+        """A claim that finds nothing is a commit like any other, and has no time to look again."""
         hand = await scene.worker()
         committed = await hand.commit(claim=hand.request())
         assert (list(committed.claims), committed.retry_in) == ([], None)
@@ -84,7 +84,7 @@ class ClaimsConformance(Conformance):
     # ---- bounds ------------------------------------------------------------------------------------------------
 
     async def test_concurrency_counts_over_all_workers(self, scene: Scene) -> None:
-        """No more documents of a batch run than its concurrency allows, whoever claims them."""
+        """No more documents of a batch run than its concurrency allows, over all workers."""
         batch_id = await scene.batch(5, concurrency=2)
         one, other = await scene.worker(), await scene.worker()
         assert len(await one.claim(1)) == 1
@@ -141,13 +141,15 @@ class ClaimsConformance(Conformance):
         assert len({claim.execution.batch_id for claim in claims}) == 2
 
     async def test_suspects_come_alone(self, scene: Scene) -> None:
-        """`held` and `window` reach plan_claims: a suspect is not claimed beside others that are held already."""
+        """`held` and `window` reach plan_claims: a possible poison document is not claimed beside held executions."""
         batch_id = await scene.batch(2, max_crashes=2)
         dead, hand = await scene.worker(), await scene.worker()
         await dead.claim(1)
         await scene.store.expire(dead=[dead.worker_id])
         await scene.check()
-        assert _positions(await hand.claim(2)) == [1], "the suspect comes after the innocent, and not beside them"
+        assert _positions(await hand.claim(2)) == [1], (
+            "a possible poison document is claimed after the others, and not beside them"
+        )
         assert not await hand.claim(1, held=1)
         (claim,) = await hand.claim(1, held=0)
         assert (claim.execution.position, claim.execution.alone) == (0, True)
@@ -162,7 +164,7 @@ class ClaimsConformance(Conformance):
     # ---- which batches -------------------------------------------------------------------------------------------
 
     async def test_only_the_workers_workflows_are_claimed(self, scene: Scene) -> None:
-        """Batches of other workflows, or of other versions of one, are left alone."""
+        """Batches of other workflows, or of other versions, are not claimed."""
         mine = await scene.batch(1)
         newer = await scene.batch(1, workflow=("letters", "2"))
         foreign = await scene.batch(1, workflow=("ünter 文書", "1"))
@@ -198,7 +200,7 @@ class ClaimsConformance(Conformance):
         assert foreign.retry_in is None, "what a worker cannot run is nothing to wait for"
 
     async def test_a_deadline_fails_the_batch(self, scene: Scene) -> None:
-        """A claim after a batch's deadline fails it, also where nothing of it is free; `retry_in` says when to look."""
+        """A claim after a batch's deadline fails it, even without open slots; `retry_in` says when to look."""
         batch_id = await scene.batch(2, concurrency=1, deadline=60)
         hand = await scene.worker(lease=1_000)
         claim = (await hand.claim(1))[0]
@@ -239,7 +241,7 @@ class ClaimsConformance(Conformance):
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     async def test_checkpoints_come_with_the_claim(self, scene: Scene) -> None:
-        """A claim has its execution's first checkpoints by key; `more_checkpoints` tells whether there are others."""
+        """A claim has its execution's first checkpoints by key; `more_checkpoints` says whether there are others."""
         batch_id = await scene.batch(2)
         hand = await scene.worker()
         one, two = await hand.claim(2)

@@ -1,4 +1,4 @@
-"""What workers report: every kind of fact, which are refused, and what is written of them."""
+"""Facts: every kind, which are refused, and what is written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FactsConformance(Conformance):
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
     async def test_checkpoints_are_recorded(self, scene: Scene) -> None:
-        """Results and final failures of activities are kept of their execution, and counted of their batch."""
+        """Results and final failures of activities are stored with their execution, and counted for their batch."""
         batch_id = await scene.batch(2)
         hand = await scene.worker()
         one, two = await hand.claim(2)
@@ -65,7 +65,7 @@ class FactsConformance(Conformance):
         assert await scene.look(batch_id) == before
 
     async def test_forgotten_failures_are_gone(self, scene: Scene) -> None:
-        """A failure that names recorded failures to `forget` removes those, of its own execution, and no others."""
+        """A failure that names recorded failures to `forget` deletes those of its own execution, and no others."""
         batch_id = await scene.batch(2, policy=RetryFailed())
         hand = await scene.worker()
         one, two = await hand.claim(2)
@@ -104,7 +104,7 @@ class FactsConformance(Conformance):
         ]
 
     async def test_success_ends_the_document(self, scene: Scene) -> None:
-        """A document that succeeded has its outcome and no owner, and its slot is free."""
+        """A document that succeeded has its outcome and no owner, and its slot is open again."""
         batch_id = await scene.batch(2, concurrency=1)
         hand = await scene.worker()
         claim = await hand.take()
@@ -128,7 +128,7 @@ class FactsConformance(Conformance):
         assert (await scene.tags(batch_id))[-2:] == ["state_changed", "batch_completed"]
 
     async def test_failure_ends_the_document(self, scene: Scene) -> None:
-        """Under ContinueOnFailure a failed document has its failure recorded, and the others go on."""
+        """Under ContinueOnFailure a failed document has its failure recorded, and the others continue."""
         batch_id = await scene.batch(2, policy=ContinueOnFailure())
         hand = await scene.worker()
         one, two = await hand.claim(2)
@@ -143,7 +143,7 @@ class FactsConformance(Conformance):
         assert (await scene.look(batch_id)).state == "completed"
 
     async def test_abort_ends_the_batch_and_frees_at_the_next_report(self, scene: Scene) -> None:
-        """Under AbortAll the first failure ends the run; what still runs is refused as ended, and freed."""
+        """Under AbortAll the first failure ends the batch; later facts are refused as ended, and free slots."""
         batch_id = await scene.batch(3, policy=AbortAll())
         hand = await scene.worker()
         one, two = await hand.claim(2)
@@ -259,7 +259,7 @@ class FactsConformance(Conformance):
         assert (await scene.look(batch_id)).state == "completed"
 
     async def test_what_was_paid_for_is_kept(self, scene: Scene) -> None:
-        """A result that arrives after its run has ended is recorded, refused as ended, and changes nothing else."""
+        """A result that arrives after its batch has ended is recorded, refused as ended, and changes nothing else."""
         batch_id = await scene.batch(2)
         hand = await scene.worker()
         claim = (await hand.claim(1))[0]
@@ -279,7 +279,7 @@ class FactsConformance(Conformance):
     # ---- commands --------------------------------------------------------------------------------------------
 
     async def test_cancel_ends_the_run_once(self, scene: Scene) -> None:
-        """One request's `Cancel` is applied, and says so as often as it is repeated; another request's is not."""
+        """The `Cancel` of one request is applied, also when it is repeated; that of another request is not."""
         batch_id = await scene.batch(3)
         hand = await scene.worker()
         await hand.claim(1)

@@ -1,4 +1,4 @@
-"""Loading: `create`, `add`, and the commands about a batch that is being loaded; what goes in comes out."""
+"""Loading: `create`, `add`, and the commands about a batch that is being loaded; data is returned unchanged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ AWKWARD_IDS: Final = (
     "1e3",
     "x" * 512,
 )
-"""Ids that are all different, and that collations, patterns and JSON take for equal or for something else."""
+"""Distinct ids that collations, patterns and JSON may confuse."""
 
 AWKWARD_PAYLOADS: Final = {
     "empty": b"",
@@ -55,7 +55,7 @@ AWKWARD_PAYLOADS: Final = {
 
 
 class LoadingConformance(Conformance):
-    """What happens before a batch runs."""
+    """Load batches."""
 
     # ---- create ----------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ class LoadingConformance(Conformance):
         await scene.store.add(batch_id, LOADER, [])
 
     async def test_an_id_twice_in_a_chunk_is_refused(self, scene: Scene) -> None:
-        """Two documents of one id in one chunk raise DuplicateDocumentError, and none of the chunk is stored."""
+        """Two documents with the same id in one chunk raise DuplicateDocumentError, and none of the chunk is stored."""
         batch_id = await scene.load(scene.record())
         chunk = [NewDocument(0, "fine", b""), NewDocument(1, "twice", b""), NewDocument(2, "twice", b"")]
         with pytest.raises(DuplicateDocumentError) as caught:
@@ -160,7 +160,7 @@ class LoadingConformance(Conformance):
         assert len(await scene.store.documents(other, limit=10)) == 2
 
     async def test_awkward_document_ids_are_told_apart(self, scene: Scene) -> None:
-        """Document ids are compared exactly and come out as they went in."""
+        """Document ids are compared exactly and returned unchanged."""
         documents = [NewDocument(position, name, b"") for position, name in enumerate(AWKWARD_IDS)]
         batch_id = await scene.sealed(scene.record(), documents)
         found = await scene.store.documents(batch_id, limit=100)
@@ -182,7 +182,7 @@ class LoadingConformance(Conformance):
 
     @pytest.mark.parametrize("payload", AWKWARD_PAYLOADS.values(), ids=AWKWARD_PAYLOADS.keys())
     async def test_payloads_are_kept_to_the_byte(self, scene: Scene, payload: bytes) -> None:
-        """Inputs, checkpoints and outcomes come out exactly as they went in, on every way out."""
+        """Inputs, checkpoints and outcomes are returned unchanged by every method."""
         batch_id = await scene.sealed(scene.record(), [NewDocument(0, "document", payload)])
         hand = await scene.worker()
         claim = await hand.take()
@@ -222,7 +222,7 @@ class LoadingConformance(Conformance):
         assert await scene.tags(batch_id) == ["batch_created"]
 
     async def test_an_empty_batch_completes_at_once(self, scene: Scene) -> None:
-        """A batch without documents and resolver is over when it is sealed."""
+        """A batch without documents and resolver completes when it is sealed."""
         batch_id = await scene.batch(0)
         assert (await scene.look(batch_id)).state == "completed"
 
@@ -236,7 +236,7 @@ class LoadingConformance(Conformance):
     # ---- discard ---------------------------------------------------------------------------------------------
 
     async def test_discarding_leaves_nothing(self, scene: Scene) -> None:
-        """`Discard` removes an unsealed batch with all that belongs to it; its id can be used anew."""
+        """`Discard` removes an unsealed batch with all that belongs to it; its id can be used again."""
         kept = await scene.batch(2)
         batch_id = await scene.load(scene.record("again", resolver=True), 3)
         assert (await scene.store.control(batch_id, Discard(LOADER))).applied

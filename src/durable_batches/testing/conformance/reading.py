@@ -1,4 +1,4 @@
-"""Reads, paged by key; `wait`; and what outlives the store object."""
+"""Reads, paged by key; `wait`; and durability."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOWHERE: Final = BatchId("nowhere")
 
 
 class ReadingConformance(Conformance):
-    """What can be read."""
+    """Read batches, documents, checkpoints and events."""
 
     async def test_reading_what_is_not_there(self, scene: Scene) -> None:
         """Reads about an unknown batch find nothing, and raise nothing."""
@@ -132,7 +132,7 @@ class ReadingConformance(Conformance):
         assert not await scene.store.batches(BatchQuery(), after=made[0], limit=3)
 
     async def test_a_page_after_a_batch_that_is_gone_is_empty(self, scene: Scene) -> None:
-        """`batches` after an id that is unknown by now does not begin from the newest again."""
+        """`batches` after an unknown id does not start from the newest again."""
         await scene.batch(0)
         assert not await scene.store.batches(BatchQuery(), after=NOWHERE, limit=10)
 
@@ -163,7 +163,7 @@ class ReadingConformance(Conformance):
     # ---- what outlives the store object --------------------------------------------------------------------------
 
     async def test_everything_outlives_its_process(self, scene: Scene) -> None:
-        """A durable store that is opened again has everything that was acknowledged."""
+        """A durable store that is reopened has everything that was acknowledged."""
         if not scene.store.capabilities.durable:
             pytest.skip("the store does not declare durable")
         batch_id = await scene.batch(4, resolver=True)
@@ -189,19 +189,19 @@ class WaitingConformance(Conformance):
     """`wait`."""
 
     async def test_wait_returns_when_there_is_news_already(self, scene: Scene) -> None:
-        """`wait` does not sleep where a batch is beyond the number that was seen, or work can be claimed."""
+        """`wait` does not sleep if a batch is beyond the seen number, or work can be claimed."""
         batch_id = await scene.batch(1)
         await asyncio.wait_for(scene.store.wait({batch_id: 0}, work=(), timeout=HOUR), 10)
         await asyncio.wait_for(scene.store.wait({batch_id: 1}, work=[LETTERS], timeout=HOUR), 10)
 
     async def test_wait_wakes_for_an_event(self, scene: Scene) -> None:
-        """`wait` returns when another task's commit adds an event to a batch that is waited for."""
+        """`wait` returns when another task's commit adds an event to one of its batches."""
         batch_id = await scene.batch(1)
         hand = await scene.worker(lease=1_000)
         await self._wakes(scene.store, scene, {batch_id: 1, NOWHERE: 0}, hand)
 
     async def test_wait_wakes_for_a_cancel(self, scene: Scene) -> None:
-        """`wait` returns for what `control` writes, too, and knows batch ids in any script."""
+        """`wait` also returns for writes of `control`, and knows batch ids in any script."""
         record = scene.record("Größe/文書")
         batch_id = await scene.sealed(record, 1)
         waiting = asyncio.create_task(scene.store.wait({batch_id: 1}, work=(), timeout=HOUR))
@@ -218,7 +218,7 @@ class WaitingConformance(Conformance):
         await self._returns(waiting, scene)
 
     async def test_wait_ends_with_its_time(self, scene: Scene) -> None:
-        """`wait` returns when the time is up, also where nothing happens."""
+        """`wait` returns when the time is up, even if nothing happens."""
         batch_id = await scene.batch(1)
         await asyncio.wait_for(scene.store.wait({batch_id: 1}, work=(), timeout=0), 10)
         waiting = asyncio.create_task(scene.store.wait({batch_id: 1}, work=(), timeout=1_000_000))
@@ -226,7 +226,7 @@ class WaitingConformance(Conformance):
         await self._returns(waiting, scene)
 
     async def test_a_wait_can_be_cancelled(self, scene: Scene) -> None:
-        """Cancelling a task that waits ends it, and the store works on."""
+        """Cancelling a waiting task ends it, and the store keeps working."""
         waiting = asyncio.create_task(scene.store.wait({}, work=[LETTERS], timeout=HOUR))
         await asyncio.sleep(0.01)
         waiting.cancel()
@@ -234,12 +234,12 @@ class WaitingConformance(Conformance):
             await waiting
         await scene.batch(1)
 
-    async def test_wait_wakes_for_another_process(self, scene: Scene, neighbour: Store) -> None:
+    async def test_wait_wakes_for_another_process(self, scene: Scene, second_store: Store) -> None:
         """A store that declares `pushes` wakes for what another process commits."""
         if not scene.store.capabilities.pushes:
             pytest.skip("the store does not declare pushes")
         batch_id = await scene.batch(1)
-        hand = await scene.worker(store=neighbour, lease=1_000)
+        hand = await scene.worker(store=second_store, lease=1_000)
         await self._wakes(scene.store, scene, {batch_id: 1}, hand)
 
     async def _wakes(self, store: Store, scene: Scene, seen: Mapping[BatchId, int], hand: Hand) -> None:

@@ -85,7 +85,7 @@ class Scene:
 
     Args:
         store: Open.
-        pass_time: Lets so many seconds pass on the store's clock.
+        pass_time: Lets a number of seconds pass on the store's clock.
     """
 
     def __init__(self, store: Store, pass_time: PassTime) -> None:

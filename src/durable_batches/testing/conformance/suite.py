@@ -1,4 +1,4 @@
-"""The conformance suite for stores: one set of tests that every store passes, the library's own and yours.
+"""The conformance suite: one set of tests for all stores, those of the library and yours.
 
 Needs pytest and pytest-asyncio. In a test module of the adapter::
 
@@ -16,7 +16,7 @@ Needs pytest and pytest-asyncio. In a test module of the adapter::
         async def reopen_store(self, clock: Clock) -> Store:
             return MyStore(self.path, clock=clock)
 
-Each test's docstring is the rule of the protocol that it tests; what a failing one says is what to mend.
+The docstring of a test is the rule of the protocol that it tests; its failure message says what is expected.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class StoreConformance(
     ReadingConformance,
     WaitingConformance,
 ):
-    """Subclass it in a test module, with a name that pytest collects, and override `make_store`.
+    """Test a store: subclass this in a test module, under a name that pytest collects, and override `make_store`.
 
-    A store whose `capabilities` declare `durable` or `several_processes` overrides `reopen_store`, too; one that
-    goes by a clock of its own overrides `pass_time`. What is not declared is skipped.
+    A store whose `capabilities` declare `durable` or `several_processes` also overrides `reopen_store`; one with its
+    own clock overrides `pass_time`. Tests of undeclared capabilities are skipped.
     """

@@ -1,4 +1,4 @@
-"""Workers: registration, the numbering and fencing of their commits, leases, death and goodbye."""
+"""Workers: registration, numbering and fencing of their commits, leases, expiry and deregistration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OpeningConformance(Conformance):
     """`open` and `close`."""
 
     async def test_opening_nests(self, scene: Scene) -> None:
-        """Each `open` wants its `close`: the store works until the last one."""
+        """Each `open` needs its own `close`: the store works until the last one."""
         await scene.store.open()
         await scene.store.close()
         batch_id = await scene.batch(1)
@@ -57,7 +57,7 @@ class WorkersConformance(Conformance):
     # ---- numbers ---------------------------------------------------------------------------------------------
 
     async def test_commits_are_numbered_from_1(self, scene: Scene) -> None:
-        """A worker's first commit is number 1, and each further one its predecessor's + 1."""
+        """A worker's first commit has number 1, and each further one its predecessor's + 1."""
         hand = await scene.worker()
         for number in (1, 2, 3):
             await scene.store.commit(hand.worker_id, number, [])
@@ -102,7 +102,7 @@ class WorkersConformance(Conformance):
         await hand.commit()
 
     async def test_the_same_number_again_returns_the_refusals(self, scene: Scene) -> None:
-        """A repeated commit answers with the refusals of the first time, and forgets them at the next number."""
+        """A repeated commit returns the refusals of the first time, until the next number."""
         batch_id = await scene.batch(2)
         hand = await scene.worker()
         one, two = await hand.claim(2)
@@ -118,7 +118,7 @@ class WorkersConformance(Conformance):
         assert (await scene.look(batch_id)).state == "completed"
 
     async def test_the_same_number_again_returns_the_claims(self, scene: Scene) -> None:
-        """A repeated commit answers with what it claimed the first time, inputs and checkpoints included."""
+        """A repeated commit returns the claims of the first time, with inputs and checkpoints."""
         await scene.batch(5, concurrency=3)
         hand, other = await scene.worker(), await scene.worker()
         claim = (await hand.claim(1))[0]
@@ -139,7 +139,7 @@ class WorkersConformance(Conformance):
     # ---- leases ----------------------------------------------------------------------------------------------
 
     async def test_a_worker_lives_as_long_as_its_lease(self, scene: Scene) -> None:
-        """`expire` declares dead whoever is past its lease, once, and nobody else."""
+        """`expire` expires each worker past its lease, once, and no others."""
         short, long = await scene.worker(lease=LEASE), await scene.worker(lease=10 * LEASE)
         await scene.pass_time(LEASE / 2)
         assert not (await scene.store.expire()).workers, "a lease counts from the registration"
@@ -149,7 +149,7 @@ class WorkersConformance(Conformance):
         assert [worker.worker_id for worker in await scene.store.workers()] == [long.worker_id]
 
     async def test_a_beat_renews_the_lease(self, scene: Scene) -> None:
-        """`heart(worker).beat()`, on a thread of its own, begins the lease anew, and is False for the dead."""
+        """`heart(worker).beat()`, on a thread, renews the lease, and returns False for an expired worker."""
         hand = await scene.worker()
         threads: list[int] = []
 
@@ -167,11 +167,11 @@ class WorkersConformance(Conformance):
         assert not (await scene.store.expire()).workers, "beat() must renew the lease"
         await scene.pass_time(LEASE)
         await scene.store.expire()
-        assert await asyncio.to_thread(beats, 1) == [False], "beat() is False once the worker was declared dead"
+        assert await asyncio.to_thread(beats, 1) == [False], "beat() returns False once the worker was expired"
         assert threading.get_ident() not in threads
 
     async def test_a_beat_does_not_renew_the_leases_of_others(self, scene: Scene) -> None:
-        """Each heart keeps one worker."""
+        """Each heart renews the lease of one worker."""
         kept, other = await scene.worker(), await scene.worker()
         await scene.pass_time(LEASE * 0.75)
         heart = scene.store.heart(kept.worker_id)
@@ -183,7 +183,7 @@ class WorkersConformance(Conformance):
         assert list((await scene.store.expire()).workers) == [other.worker_id]
 
     async def test_the_heart_of_nobody_does_not_beat(self, scene: Scene) -> None:
-        """`beat()` of a worker that never registered is False."""
+        """`beat()` of a worker that never registered returns False."""
         heart = scene.store.heart(WorkerId("nobody"))
         try:
             assert not heart.beat()
@@ -191,7 +191,7 @@ class WorkersConformance(Conformance):
             heart.close()
 
     async def test_a_commit_renews_the_lease(self, scene: Scene) -> None:
-        """Every commit begins the worker's lease anew."""
+        """Every commit renews the worker's lease."""
         hand = await scene.worker()
         await scene.pass_time(LEASE * 0.75)
         await hand.commit()
@@ -201,7 +201,7 @@ class WorkersConformance(Conformance):
     # ---- death -----------------------------------------------------------------------------------------------
 
     async def test_death_frees_what_the_worker_held(self, scene: Scene) -> None:
-        """What a dead worker held can be claimed by others, with a crash counted and its checkpoints kept."""
+        """The executions of an expired worker can be claimed by others, with a crash counted and checkpoints kept."""
         batch_id = await scene.batch(2)
         dead, heir = await scene.worker(), await scene.worker(lease=10 * LEASE)
         claim, done = await dead.claim(2)
@@ -217,7 +217,7 @@ class WorkersConformance(Conformance):
         assert [checkpoint.key for checkpoint in again.checkpoints] == ["paid"]
 
     async def test_the_dead_cannot_write(self, scene: Scene) -> None:
-        """A commit of a worker that was declared dead raises WorkerFencedError and writes nothing."""
+        """A commit of an expired worker raises WorkerFencedError and writes nothing."""
         batch_id = await scene.batch(2)
         dead = await scene.worker()
         claim = (await dead.claim(1))[0]
@@ -234,7 +234,7 @@ class WorkersConformance(Conformance):
             await scene.store.commit(dead.worker_id, dead.number, [])
 
     async def test_declaring_dead_twice_counts_one_crash(self, scene: Scene) -> None:
-        """A worker dies once."""
+        """A worker is expired once."""
         batch_id = await scene.batch(1)
         dead = await scene.worker()
         await dead.take()
@@ -243,7 +243,7 @@ class WorkersConformance(Conformance):
         assert (await scene.document(batch_id, 0)).execution.crashes == 1
 
     async def test_only_the_dead_lose_what_they_hold(self, scene: Scene) -> None:
-        """`expire` leaves alone what living workers hold."""
+        """`expire` does not touch the executions of live workers."""
         await scene.batch(2)
         dead, alive = await scene.worker(), await scene.worker()
         await dead.claim(1)
@@ -252,7 +252,7 @@ class WorkersConformance(Conformance):
         await alive.report(alive.succeeded(claim))
 
     async def test_death_frees_the_resolver(self, scene: Scene) -> None:
-        """A dead worker's resolver can be claimed again."""
+        """The resolver of an expired worker can be claimed again."""
         batch_id = await scene.batch(0, resolver=True)
         dead, heir = await scene.worker(), await scene.worker()
         await dead.take()
@@ -264,7 +264,7 @@ class WorkersConformance(Conformance):
         assert (await scene.look(batch_id)).state == "completed"
 
     async def test_death_after_the_end_only_frees(self, scene: Scene) -> None:
-        """What a dead worker held of an ended run is freed and changes nothing else."""
+        """The executions that an expired worker held of an ended batch are released, and nothing else changes."""
         batch_id = await scene.batch(2)
         dead = await scene.worker()
         await dead.claim(1)
@@ -277,7 +277,7 @@ class WorkersConformance(Conformance):
         assert (row.owner, row.crashes) == (None, 0)
 
     async def test_crashes_narrow_the_search_and_end_in_failure(self, scene: Scene) -> None:
-        """A suspect comes with fewer neighbours each time, and fails only after a crash that it suffered alone."""
+        """A possible poison document runs with ever less concurrency, and fails only after a crash in isolation."""
         batch_id = await scene.batch(2, max_crashes=2)
         for alone in (False, True):
             hand = await scene.worker()
@@ -292,10 +292,10 @@ class WorkersConformance(Conformance):
         assert b"CrashLoopError" in failed.outcome
         assert (other.execution.status, other.execution.crashes) == ("pending", 1)
 
-    # ---- goodbye ---------------------------------------------------------------------------------------------
+    # ---- deregistration --------------------------------------------------------------------------------------
 
     async def test_leaving_frees_and_counts_no_crash(self, scene: Scene) -> None:
-        """A worker that leaves gives back what it holds, at once and without a crash."""
+        """A worker that leaves releases its executions at once, and no crash is counted."""
         batch_id = await scene.batch(2)
         leaver, heir = await scene.worker(), await scene.worker()
         await leaver.claim(2)
@@ -306,7 +306,7 @@ class WorkersConformance(Conformance):
         assert len(await heir.claim(2)) == 2
 
     async def test_who_left_cannot_write(self, scene: Scene) -> None:
-        """Leaving fences the id: no commit, no beat, and not among the workers any more."""
+        """Leaving fences the id: commits and beats are refused, and `workers` does not list it."""
         leaver = await scene.worker()
         assert not await scene.store.leave(leaver.worker_id)
         with pytest.raises(WorkerFencedError):
@@ -320,7 +320,7 @@ class WorkersConformance(Conformance):
         assert not (await scene.store.expire()).workers
 
     async def test_leaving_twice_is_harmless(self, scene: Scene) -> None:
-        """A goodbye that is repeated, or of a worker that was declared dead meanwhile, does nothing."""
+        """A repeated `leave`, or that of a worker that was expired meanwhile, does nothing."""
         await scene.batch(1)
         leaver = await scene.worker()
         await leaver.take()
@@ -333,35 +333,35 @@ class WorkersConformance(Conformance):
 
     # ---- several processes -----------------------------------------------------------------------------------
 
-    async def test_fencing_holds_across_processes(self, scene: Scene, neighbour: Store) -> None:
-        """A worker that another process declared dead cannot write."""
+    async def test_fencing_holds_across_processes(self, scene: Scene, second_store: Store) -> None:
+        """A worker that another process expired cannot write."""
         batch_id = await scene.batch(1)
         hand = await scene.worker()
         claim = await hand.take()
-        assert [worker.worker_id for worker in await neighbour.workers()] == [hand.worker_id]
-        await neighbour.expire(dead=[hand.worker_id])
+        assert [worker.worker_id for worker in await second_store.workers()] == [hand.worker_id]
+        await second_store.expire(dead=[hand.worker_id])
         with pytest.raises(WorkerFencedError):
             await hand.commit(hand.succeeded(claim))
-        heir = await scene.worker(store=neighbour)
+        heir = await scene.worker(store=second_store)
         await heir.report(heir.succeeded(await heir.take()))
         assert (await scene.look(batch_id)).state == "completed"
 
-    async def test_leases_hold_across_processes(self, scene: Scene, neighbour: Store) -> None:
+    async def test_leases_hold_across_processes(self, scene: Scene, second_store: Store) -> None:
         """A lease that one process renews is not expired by another."""
         hand = await scene.worker()
         for _ in range(3):
             await scene.pass_time(LEASE * 0.75)
             await hand.commit()
-            assert not (await neighbour.expire()).workers
+            assert not (await second_store.expire()).workers
 
     async def test_nothing_is_remembered_that_another_store_may_have_changed(
-        self, scene: Scene, neighbour: Store
+        self, scene: Scene, second_store: Store
     ) -> None:
-        """What a store object keeps in memory between two commits of a worker is checked against the numbers."""
+        """A store object verifies what it keeps in memory between two commits of a worker against the numbers."""
         batch_id = await scene.batch(2)
         hand = await scene.worker()
         claim = (await hand.claim(1))[0]
-        there = Hand(scene, neighbour, hand.worker_id)
+        there = Hand(scene, second_store, hand.worker_id)
         there.number = hand.number
         await there.report(there.entered(claim, 1), there.released(claim))
         hand.number = there.number
@@ -370,10 +370,10 @@ class WorkersConformance(Conformance):
         assert dict(committed.refused) == {0: "superseded"}, "a row from before another store's commit was used"
         assert (await scene.document(batch_id, 0)).execution.mark == 1
 
-    async def test_processes_share_the_work_without_overlap(self, scene: Scene, neighbour: Store) -> None:
+    async def test_processes_share_the_work_without_overlap(self, scene: Scene, second_store: Store) -> None:
         """Workers of two processes that claim at the same time own different executions, within the concurrency."""
         batch_id = await scene.batch(40, concurrency=20)
-        hands = [await scene.worker(store=store) for store in (scene.store, neighbour) * 3]
+        hands = [await scene.worker(store=store) for store in (scene.store, second_store) * 3]
         rounds = [await asyncio.gather(*[_claim(hand) for hand in hands]) for _ in range(2)]
         positions = [position for claimed in rounds for found in claimed for position in found]
         assert len(positions) == len(set(positions)), "no execution may be owned by two workers"

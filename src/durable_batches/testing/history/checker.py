@@ -108,12 +108,11 @@ class HistoryChecker:
     """Check a history: the life of some batches, over any number of processes and crashes.
 
     Args:
-        effects: What their activities really did; without it, only what the store holds is checked.
-        run_of: Gives the name of the run (`EffectsLog.activity`) that a recorded result or failure came from,
-            where its payload holds it: then it is also checked which of several runs was recorded.
+        effects: The log of the activities' effects; without it, only the contents of the store are checked.
+        run_of: Returns the id of the run (`EffectsLog.activity`) from a recorded result or failure, if its payload has
+            it: then the checker also verifies which of several runs was recorded.
         max_attempts: The retry policies' `max_attempts`, by activity.
-        calls_at_once: How many activities one document's workflow has running at once at most: more than these
-            cannot be lost with a process.
+        calls_at_once: The maximum number of concurrent activities of one document: no more can be lost with a process.
     """
 
     def __init__(
@@ -216,22 +215,23 @@ class HistoryChecker:
         """List the broken guarantees, one line each.
 
         Args:
-            store: Open. May be in use by others meanwhile, if they leave it moments to look.
-            only: The batches to look at; all by default.
-            interrupted: Processes of the effects log that have died since the last check, or gave up running
-                activities (a drain that took too long): what they had begun and not recorded may run again.
-            fenced: Processes that were declared dead and live: what they began meanwhile counts for nothing.
-            left: Processes that left in good order: they let what ran finish, but did not wait for the next try of
-                what had failed.
+            store: An open store. Others may use it meanwhile, if they pause now and then.
+            only: The batches to check; by default all.
+            interrupted: Processes of the effects log that have died since the last check, or have abandoned running
+                activities (when a drain took too long): activities that they had started but not recorded may run
+                again.
+            fenced: Processes whose lease expired while they were alive: activities that they started meanwhile do not
+                count.
+            left: Processes that were closed gracefully: running activities finished, but pending retries did not run.
             finished: The batches must have ended.
             everyone_left: No worker may be alive, and nothing may be owned.
-            heartbeat: Seconds after an acknowledged cancel from which on other processes start none of its
+            heartbeat: The seconds after an acknowledged cancel from which other processes start none of the batch's
                 activities.
-            as_of: For a copy of a store that others went on with: when it was begun, on the boot clock. What the
-                log tells of later moments is no part of the copy.
+            as_of: For a copy of a store in use: the moment at which the copy was started, on the boot clock. Later
+                entries of the log are ignored.
 
         Raises:
-            TimeoutError: A batch moves all the time; take a copy of the store, and check that.
+            TimeoutError: A batch changes all the time; take a copy of the store, and check that.
         """
         self._violations = []
         self._faults.interrupted |= set(interrupted)

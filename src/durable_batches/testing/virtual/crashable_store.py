@@ -158,7 +158,7 @@ class MortalStore:
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
         """See `Store.control`."""
-        # Not `Discard`: its loader may well be dead, and somebody else wipes what it left behind.
+        # Not `Discard`: its loader may be dead, and another submitter removes its partial submission.
         by = command.loader if isinstance(command, Seal) else None
         return await self._write("control", lambda: self.inner.control(batch_id, command), by)
 

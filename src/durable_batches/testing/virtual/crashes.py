@@ -50,8 +50,8 @@ _BATCH: Final = BatchId("crashes")
 _SHOWN: Final = 10
 """Maximum number of differences in a message."""
 _MISSES: Final = 4
-"""There are no more points when so many runs in a row were over before they came to theirs. One is not enough: threads
-end when they like, so some runs take fewer writes than others, and the last moments of a batch must not be missed."""
+"""The number of runs in a row that finished before they reached their point, after which there are no more points. One
+is not enough: threads end at any time, so some runs take fewer writes than others, and no last point may be missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +228,7 @@ class _Trial(Generic[D, R, S, V]):
             elif point.number > life.writes:
                 missed += 1
                 if missed == _MISSES:
-                    # So many runs were over before they came to this point; others will not come to a later one.
+                    # Enough runs finished before they reached this point; no other will reach a later one.
                     break
         return CrashReport(points=tried, writes=life.writes)
 
@@ -371,7 +371,7 @@ def _in_memory(clock: ManualClock) -> Store:
 
 
 def _points(writes: int, limit: int) -> Iterator[_Point]:
-    """Where to kill: everywhere, or where that is too often, evenly over a run of so many writes."""
+    """Choose the points: all of them, or if those are too many, evenly over a run with this number of writes."""
     if writes * len(_MOMENTS) <= limit:
         everywhere = (_Point(number, moment) for number in count(1) for moment in _MOMENTS)
         # A run may take a few more writes than another: it ends when some were over before they were killed.
