@@ -358,9 +358,9 @@ async def test_tries_of_an_activity_are_told_in_a_line(log: pytest.LogCaptureFix
 
     async with BatchOrchestrator(run, store=MemoryStore()) as batches:
         await within(batches.run(["x"], batch_id="b"))
-    what = "failed: ConnectionError: no route to the host; again in 0 s"
-    assert [line for line in lines(log, logging.INFO) if "try" in line] == [
-        f"activity 'ask' in document '0' of batch 'b': try {number} of 3 {what}" for number in (1, 2)
+    what = "failed: ConnectionError: no route to the host; retried in 0 s"
+    assert [line for line in lines(log, logging.INFO) if "attempt" in line] == [
+        f"activity 'ask' in document '0' of batch 'b': attempt {number} of 3 {what}" for number in (1, 2)
     ]
     assert not lines(log, logging.WARNING)
 

@@ -65,8 +65,8 @@ class Attempt:
         self._metadata = metadata or {}
         self._context: ExecutionContext | None = None
         self.recorded: Recorded = Recorded(checkpoints)
-        self._stage_index = stage_index
-        self._mark = self._reported = execution.mark
+        self._index_of = stage_index
+        self._stage_index = self._reported = execution.mark
         self._resources = resources
         self._timeout = timeout
         self._task: asyncio.Task[Any] | None = None
@@ -213,21 +213,23 @@ class Attempt:
         self._enter(stage, None)
 
     def _enter(self, stage: type[Stage], activity: str | None) -> None:
-        if self._stage_index is None:
+        if self._index_of is None:
             return
-        index = self._stage_index(stage, activity)
-        if index > self._mark and not self._ended:
-            if self._mark == self._reported:
+        index = self._index_of(stage, activity)
+        if index > self._stage_index and not self._ended:
+            if self._stage_index == self._reported:
                 # The result of an activity that returns immediately carries its stage; most do not return so soon.
                 self._resources.recorder.before_commit(self._report_stage)
-            self._mark = index
+            self._stage_index = index
 
     def _report_stage(self) -> None:
-        if self._mark > self._reported and not self._ended:
-            self._reported = self._mark
+        if self._stage_index > self._reported and not self._ended:
+            self._reported = self._stage_index
             execution = self.execution
             self._resources.recorder.post(
-                StageEntered(execution.batch_id, execution.run, execution.position, execution.attempt, self._mark)
+                StageEntered(
+                    execution.batch_id, execution.run, execution.position, execution.attempt, self._stage_index
+                )
             )
 
     # ---- activities ------------------------------------------------------------------------------------------
@@ -271,7 +273,7 @@ class Attempt:
                     payload, value = await self._try(call, raised)
             else:
                 payload, value = await self._try(call)
-            self._reported = mark = self._mark
+            self._reported = mark = self._stage_index
             refusal = await self._resources.recorder.record(
                 make_record(
                     ActivityCompleted,
@@ -340,7 +342,7 @@ class Attempt:
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 trim(error)
                 raise await self._recorded_failure(call.key, failure) from error
-            call.tell_of_retry(error, delay.total_seconds())
+            call.log_retry(error, delay.total_seconds())
             await call.wait(delay.total_seconds())
 
     async def _recorded_failure(self, key: str, failure: ActivityFailure) -> ActivityFailedError:

@@ -28,7 +28,7 @@ class AttemptFailed(NamedTuple):
     error: BaseException
     record: DocumentFailureRecord
     retryable: bool
-    forget: tuple[str, ...]
+    failures_to_delete: tuple[str, ...]
 
 
 class AttemptStopped(NamedTuple):
@@ -65,7 +65,7 @@ def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) ->
         retryable=all(_leaves_room(leaf) for leaf in leaves),
         # The failures that ended the attempt: the next attempt runs those activities again. A failure that the body
         # caught stays recorded, and is replayed.
-        forget=tuple(sorted({*last_failures, *_checkpoints_behind(error)})),
+        failures_to_delete=tuple(sorted({*last_failures, *_checkpoints_behind(error)})),
     )
 
 

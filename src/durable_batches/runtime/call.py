@@ -176,18 +176,28 @@ class Call:
         finally:
             self._waiting = False
 
-    def tell_of_retry(self, error: BaseException, seconds: float) -> None:
-        """Log that the call is retried."""
+    def log_retry(self, error: BaseException, seconds: float) -> None:
+        """Log that an attempt failed and the call is retried."""
         if not _log.isEnabledFor(logging.INFO):
             return
+        activity = self.bound.activity
         _log.info(
-            "activity %r in %s: try %d of %d failed: %s; again in %.3g s",
-            self.bound.activity.name,
+            "activity %r in %s: attempt %d of %d failed: %s; retried in %.3g s",
+            activity.name,
             place_of(self.batch_id, self.document_id),
             self.attempt,
-            self.bound.activity.retry.max_attempts,
+            activity.retry.max_attempts,
             in_a_line(type(error).__name__, message_of(error)),
             seconds,
+            extra={
+                "batch_id": self.batch_id,
+                "document_id": self.document_id,
+                "activity": activity.name,
+                "attempt": self.attempt,
+                "max_attempts": activity.retry.max_attempts,
+                "error_type": type(error).__name__,
+                "retry_seconds": seconds,
+            },
         )
 
     def stop_waiting(self) -> None:

@@ -181,7 +181,7 @@ class Runner:
                     await recorder.record(_failed(identity, failure))
                 else:
                     self._warn_of_unused(claim, unused)
-            case AttemptFailed(error=error, record=record, retryable=retryable, forget=forget):
+            case AttemptFailed(error=error, record=record, retryable=retryable, failures_to_delete=keys):
                 # Before it is committed: the store may be away, or the process about to end.
                 self._failures.failed(execution, error, record, _retry_delay(claim, retry_in, retryable=retryable))
                 await recorder.record(
@@ -191,7 +191,7 @@ class Runner:
                         error=record.error,
                         retryable=retryable,
                         retry_in=retry_in,
-                        forget=forget,
+                        forget=keys,
                     )
                 )
 
