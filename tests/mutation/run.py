@@ -26,6 +26,7 @@ ROOT: Final = Path(__file__).parents[2]
 WORK: Final = ROOT / "build" / "mutation"
 PACKAGE: Final = "src/durable_batches/lifecycle"
 TESTS: Final = "tests/lifecycle"
+PROPERTIES: Final = "tests/properties.py"
 EXPLANATIONS: Final = f"{TESTS}/mutants.toml"
 
 QUICK: Final = "0.1"
@@ -54,6 +55,11 @@ from hypothesis import Phase, settings
 # A failure is enough here: to look for its simplest form can take minutes.
 settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate])
 settings.load_profile("mutation")
+
+
+def pytest_configure(config):
+    # pyproject.toml deselects by it.
+    config.addinivalue_line("markers", "soak: takes minutes")
 """
 
 KILLED: Final = {1, 3, 36, 24, -24, 152, 255}
@@ -96,8 +102,10 @@ def module_of(path: Path) -> str:
 def prepare() -> None:
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
-    for folder in ("src", "tests"):
+    for folder in ("src", TESTS):
         shutil.copytree(ROOT / folder, WORK / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    # Not the conftest of all tests, which knows the databases' drivers.
+    shutil.copy(ROOT / PROPERTIES, WORK / PROPERTIES)
     shutil.copy(ROOT / "pyproject.toml", WORK)
     (WORK / "setup.cfg").write_text(SETTINGS)
     (WORK / "conftest.py").write_text(CONFTEST)

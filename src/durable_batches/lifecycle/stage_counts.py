@@ -64,7 +64,7 @@ class StageCounts:
         stored = self.stored
         stored[previous + 1] -= 1
         stored[stage + 1] += 1
-        self.passed += stage if previous < 0 else stage - previous
+        self.passed += stage - previous if previous > 0 else stage
 
     def leave(self, stage: int) -> None:
         """Remove a document that has finished in this stage (or in `NO_STAGE`)."""
