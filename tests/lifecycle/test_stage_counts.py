@@ -73,7 +73,7 @@ class Documents(RuleBasedStateMachine):
         if entered:
             assert self.counts.earliest() == min(0 if stage == NO_STAGE else stage for stage in entered)
         else:
-            with pytest.raises(ValueError, match="^there is no unfinished document$"):
+            with pytest.raises(ValueError, match=r"^there is no unfinished document$"):
                 self.counts.earliest()
 
 

@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.machine import BatchStateMachine
-from durable_batches.lifecycle.primitives import from_micros
+from durable_batches.lifecycle.primitives import Value, from_micros
 from durable_batches.lifecycle.records import BatchRecord, Micros
 from durable_batches.lifecycle.states import (
     BatchId,
@@ -31,8 +31,8 @@ S = TypeVar("S", bound=Stage, default=Stage)
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageCount:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class StageCount(Value):
     """Where the documents of a batch are with one stage."""
 
     stage: str
@@ -43,8 +43,8 @@ class StageCount:
     total: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchSnapshot(Generic[S_co]):
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BatchSnapshot(Value, Generic[S_co]):
     """A batch at one moment."""
 
     batch_id: BatchId

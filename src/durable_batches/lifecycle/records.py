@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, NewType, TypeAlias
 
+from durable_batches.lifecycle.primitives import Value
 from durable_batches.lifecycle.states import BatchId, Counts
 
 __all__ = [
@@ -56,8 +57,8 @@ NOW: Final[Micros] = 0
 """As a due time: at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchRecord:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BatchRecord(Value):
     """One row a batch. Values that a store filters or sorts by have a field; the state machine's own are in `core`."""
 
     batch_id: BatchId

@@ -38,8 +38,8 @@ BatchId = NewType("BatchId", str)
 """The id of a batch, as `submit` returns it. Every method that takes one takes any `str`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Counts(Value):
     """The documents of a batch by their status; the parts sum to `total`."""
 
     total: int = 0
