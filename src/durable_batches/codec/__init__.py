@@ -1,1 +1,1 @@
-"""Values to bytes and back, by annotation; identity of inputs."""
+"""Encode values by annotation, decode them, and digest inputs."""

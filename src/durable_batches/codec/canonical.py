@@ -1,4 +1,4 @@
-"""The canonical form of inputs, for the digests that checkpoint keys are made of.
+"""Encode inputs canonically, for the digests in checkpoint keys.
 
 Fields equal to their defaults are left out, so that adding an optional field changes no digest; sets and dict keys
 are sorted; members of a union are told apart by their class. Written only, never read. The keys of recorded
@@ -33,7 +33,7 @@ _SHORTEST_INT: Final = -_LONGEST_INT
 
 
 class Digester:
-    """Encodes one parameter's values canonically, for a digest. One way only."""
+    """Encode the values of one parameter canonically, for a digest. There is no decoding."""
 
     __slots__ = ("_scalar", "_serializer", "_what")
 
@@ -44,7 +44,7 @@ class Digester:
         self._scalar = scalar_of(schema)
 
     def encode(self, value: Any) -> bytes:
-        """Encode a value: its canonical bytes.
+        """Encode a value canonically.
 
         Raises:
             PayloadError: The value is not encodable.
@@ -66,7 +66,7 @@ class Digester:
 
 
 def _canonical(schema: Any) -> Any:
-    """Give a schema serializers that have one form only for equal values."""
+    """Give a schema serializers that produce the same form for equal values."""
 
     def change(part: dict[str, Any]) -> dict[str, Any]:
         match part["type"]:
@@ -109,7 +109,7 @@ def _serialized_by(part: dict[str, Any], function: Callable[[Any, Any], Any]) ->
 
 
 def _with_extras(part: dict[str, Any]) -> dict[str, Any]:
-    """Have the fields that a model does not declare serialized as anything is."""
+    """Serialize a model's undeclared fields like values of any type."""
     if part["type"] == "model-fields":
         return {**part, "extras_schema": part.get("extras_schema", _ANYTHING)}
     return {**part, "schema": _with_extras(part["schema"])} if "schema" in part else part
@@ -148,7 +148,7 @@ def _tagged_member(value: Any, handler: Callable[[Any], Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Put everything of a value that has an order of its own, or none, in one that depends on nothing else."""
+    """Order the unordered parts of a value deterministically."""
     if value is None or isinstance(value, str | int | float):
         return value
     if is_set(value):

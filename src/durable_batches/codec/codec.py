@@ -1,4 +1,4 @@
-"""Values to bytes and back, driven by annotations.
+"""Encode values to bytes and decode them, driven by annotations.
 
 The format is JSON, by pydantic. Two things are made stricter than its defaults. `bytes` anywhere inside a value,
 also in models with a configuration of their own, are base64, so that they come back exactly; and what JSON would
@@ -37,7 +37,7 @@ _LONG_INT: Final = 4_000
 
 
 class Codec(Generic[T]):
-    """Encodes and decodes values of one annotation.
+    """Encode and decode values of one annotation.
 
     Args:
         annotation: The type.
@@ -57,7 +57,7 @@ class Codec(Generic[T]):
         self._what = what
         self._limit = limit
         self._scalar = scalar_of(schema)
-        # Only these can hold what JSON has no form for.
+        # Only these can hold values that JSON cannot represent.
         self._strict = may_be_unstorable(schema)
 
     def encode(self, value: T) -> bytes:
@@ -65,7 +65,7 @@ class Codec(Generic[T]):
 
         Raises:
             PayloadError: The value cannot be stored exactly, or is not of the annotated type.
-            PayloadTooLargeError: It is over the limit.
+            PayloadTooLargeError: The encoded value exceeds the limit.
         """
         try:
             # Of a builtin type, it is known to be of its type without the serializer's asking.
@@ -80,10 +80,10 @@ class Codec(Generic[T]):
         return payload
 
     def decode(self, payload: bytes) -> T:
-        """Read a value of the annotated type from its bytes.
+        """Decode a value of the annotated type.
 
         Raises:
-            PayloadError: They are not of that type (the annotation has changed, say).
+            PayloadError: The bytes are not of that type, for example because the annotation has changed.
         """
         return self._decoded(payload, reading=True)
 
@@ -99,19 +99,19 @@ class Codec(Generic[T]):
         return value
 
     def recoded(self, value: T) -> tuple[bytes, T]:
-        """Encode a value, and read it from its bytes: what a replay returns."""
+        """Encode a value and decode it again, as a replay does."""
         payload = self.encode(value)
         scalar = self._scalar
         if type(value) is scalar and (scalar is not int or len(payload) < _LONG_INT):
-            # It cannot be changed, and reads as it is.
+            # Immutable, and decoded as it is.
             return payload, value
         return payload, self._decoded(payload, reading=False)
 
 
 class payload_of:  # noqa: N801  (used like a function)
-    """Within: a payload that cannot be stored or read is said to be this document's, or this batch's resolver's.
+    """Add document and batch to a `PayloadError` within a `with` block.
 
-    A class, since every activity call goes through it: a generator would cost three times as much.
+    A class, because every activity call uses it: a generator would cost three times as much.
     """
 
     __slots__ = ("_batch_id", "_document_id")

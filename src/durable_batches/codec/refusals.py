@@ -1,4 +1,4 @@
-"""What cannot be stored exactly is refused, with the path to it and the reason, and without showing a value.
+"""Refuse values that cannot be stored exactly, with the path and the reason, and without showing the value.
 
 JSON has no form for NaN and the infinities, for a lone surrogate, for what is nested without an end, and for objects
 that pydantic does not know. Some of these the serializer refuses itself, and then this finds out where they are;

@@ -52,11 +52,11 @@ _CLASSES: Final[Mapping[str, type[Any]]] = {
 
 _OTHER: Final = ""
 _ANY: Final = "?"
-"""In a name's place before a value of a member whose class cannot be told (`Any`), which may look like any other."""
+"""The name of a member whose class is unknown (`Any`), whose values may look like those of any other."""
 
 
 def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) -> dict[str, Any]:
-    """The schema of a union, changed where its members could be mistaken for each other.
+    """Change the schema of a union whose members could be mistaken for each other.
 
     `classes` are those of the schema's definitions, by reference.
     """
@@ -90,14 +90,14 @@ def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) 
 
 
 def without_names(schema: dict[str, Any]) -> dict[str, Any]:
-    """The union's schema as it was before `with_members_named`; any other schema as it is."""
+    """Undo `with_members_named`; return any other schema unchanged."""
     named = schema.get("type") == "json-or-python" and schema["json_schema"].get("type") == "tagged-union"
     union: dict[str, Any] = schema["python_schema"] if named else schema
     return union
 
 
 def classes_by_ref(schema: Any) -> dict[str, type[Any]]:
-    """The classes that the parts of a schema stand for, by the reference that others name them by."""
+    """List the classes of a schema's definitions, by reference."""
     found: dict[str, type[Any]] = {}
     waiting: list[Any] = [schema]
     while waiting:
@@ -129,7 +129,7 @@ def _look_alike(members: Mapping[type[Any], Any], unknown: bool) -> bool:
 
 
 def _json_kind(cls: type[Any]) -> str | None:
-    """What JSON writes for it; None: it depends."""
+    """Return the kind of JSON value of a schema; None: it depends on the value."""
     if cls in (bool, int, float, NoneType):
         return cls.__name__
     if cls in (list, tuple, set, frozenset, deque):
@@ -142,7 +142,7 @@ def _json_kind(cls: type[Any]) -> str | None:
 
 
 def _class_of(schema: Any, classes: Mapping[str, type[Any]]) -> type[Any] | None:
-    """The class that a schema's values have; None where that cannot be told."""
+    """Return the class of a schema's values; None if it is unknown."""
     match schema.get("type"):
         case "model" | "dataclass" | "enum" | "is-instance" | "named-tuple" if isinstance(schema["cls"], type):
             cls: type[Any] = schema["cls"]
@@ -165,7 +165,7 @@ def _class_of(schema: Any, classes: Mapping[str, type[Any]]) -> type[Any] | None
 
 
 def _names(members: Mapping[type[Any], Any]) -> dict[type[Any], str]:
-    """The classes' names; longer ones for two that share theirs."""
+    """Return the classes' names, qualified if two are the same."""
     counts = Counter(cls.__name__ for cls in members)
     return {
         cls: cls.__name__ if counts[cls.__name__] == 1 else f"{cls.__module__}.{cls.__qualname__}" for cls in members
@@ -173,7 +173,7 @@ def _names(members: Mapping[type[Any], Any]) -> dict[type[Any], str]:
 
 
 def _with_name(alternatives: list[Any]) -> Any:
-    """The schema of a pair: the name, and a value of one of these."""
+    """Make the schema of a pair: the name, and a value of one of these."""
     member = alternatives[0] if len(alternatives) == 1 else core_schema.union_schema(alternatives)
     pair = core_schema.tuple_schema([core_schema.str_schema(), member], strict=False)
     return core_schema.no_info_after_validator_function(_second, pair)

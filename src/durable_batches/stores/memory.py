@@ -80,10 +80,10 @@ class _Worker:
 
 
 class MemoryStore:
-    """Keeps everything in this process's memory, and is gone with it.
+    """Store batches in the memory of this process, which end with it. For tests, and for work that may be lost.
 
     Args:
-        clock: The time it goes by.
+        clock: The source of time.
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
@@ -100,10 +100,10 @@ class MemoryStore:
         return Capabilities(several_processes=False, durable=False, pushes=True)
 
     async def open(self) -> None:
-        """Nothing to connect to."""
+        """Open the store; there is no connection."""
 
     async def close(self) -> None:
-        """Keeps what it holds: the same object can be opened again, as a database file could."""
+        """Keep the contents: the same object can be opened again, like a database file."""
 
     # ---- workers -------------------------------------------------------------------------------------------
 

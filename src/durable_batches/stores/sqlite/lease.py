@@ -1,4 +1,4 @@
-"""What renews a worker's lease."""
+"""Renew the lease of a worker."""
 
 from __future__ import annotations
 
