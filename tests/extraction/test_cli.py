@@ -32,8 +32,7 @@ from durable_batches import (
     SQLiteStore,
     StageCount,
 )
-from durable_batches.cli.demo import Demo
-from durable_batches.cli.live import follow, panel, status_line
+from durable_batches.cli.demo.demo import RESOLVING, Demo
 from durable_batches.extraction import (
     DocumentRef,
     Entity,
@@ -43,6 +42,8 @@ from durable_batches.extraction import (
     Vocabulary,
     extraction_workflow,
 )
+from durable_batches.terminal.bars import follow, panel
+from durable_batches.terminal.lines import status_line
 
 DOCUMENTS = 12
 
@@ -234,7 +235,7 @@ async def test_failed_documents_are_told(folder: Path, monkeypatch: pytest.Monke
                 raise NonRetryableError("the service refuses")
             return await super().make_entities(document, mentions)
 
-    monkeypatch.setattr("durable_batches.cli.demo.RuleExtractor", Refusing)
+    monkeypatch.setattr("durable_batches.cli.demo.demo.RuleExtractor", Refusing)
     code, output = await within(folder)
     assert code == 1
     if failing == DOCUMENTS:
@@ -293,7 +294,7 @@ HALF = snapshot(
     Counts(total=100, succeeded=4, failed=1, running=2, pending=93),
     [8, 7, 6, 5, 5],
 )
-RESOLVING = snapshot(Resolving(counts=Counts(total=2, succeeded=2)), Counts(total=2, succeeded=2), [2] * 5)
+IN_RESOLVER = snapshot(Resolving(counts=Counts(total=2, succeeded=2)), Counts(total=2, succeeded=2), [2] * 5)
 ENDED = snapshot(Completed(counts=Counts(total=2, succeeded=2)), Counts(total=2, succeeded=2), [2] * 5)
 
 
@@ -312,7 +313,7 @@ def test_a_line_says_where_the_batch_is() -> None:
 
 
 def test_the_panel_has_a_bar_for_each_stage() -> None:
-    text = rendered(panel(HALF))
+    text = rendered(panel(HALF, resolving=RESOLVING))
     assert [line.split("  ")[0] for line in text.splitlines()][:6] == [
         "Chunking",
         "Extracting mentions",
@@ -323,18 +324,18 @@ def test_the_panel_has_a_bar_for_each_stage() -> None:
     ]
     assert "8/100" in text
     assert "1 in it" in text
-    assert "linking across documents" in rendered(panel(RESOLVING))
-    assert "done" in rendered(panel(ENDED))
+    assert "linking across documents" in rendered(panel(IN_RESOLVER, resolving=RESOLVING))
+    assert "done" in rendered(panel(ENDED, resolving=RESOLVING))
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 async def test_a_batch_is_followed_to_its_end(terminal: bool) -> None:
     async def snapshots() -> AsyncIterator[BatchSnapshot[ExtractionStage]]:
-        for each in (HALF, RESOLVING, ENDED):
+        for each in (HALF, IN_RESOLVER, ENDED):
             yield each
 
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
-    assert await follow(snapshots(), console) is ENDED
+    assert await follow(snapshots(), console, resolving=RESOLVING) is ENDED
     assert isinstance(console.file, io.StringIO)
     output = console.file.getvalue()
     assert "2/2 documents" in output

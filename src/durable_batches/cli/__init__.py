@@ -1,4 +1,4 @@
-"""The command `durable-batches`. Needs the extra `cli`; without it, it says so in one line."""
+"""The command `durable-batches`. Needs the extra `cli`; without it, one line on stderr names the extra."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def main() -> None:
         app = _application()
         app()
     except MissingExtraError as error:
-        sys.exit(_complain(error, USAGE_ERROR))
+        sys.exit(_print_error(error, USAGE_ERROR))
     except DurableBatchesError as error:
-        sys.exit(_complain(error, 1))
+        sys.exit(_print_error(error, 1))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
@@ -38,6 +38,6 @@ def _application() -> Callable[[], None]:
     return app
 
 
-def _complain(error: Exception, code: int) -> int:
+def _print_error(error: Exception, code: int) -> int:
     print(f"durable-batches: {error}", file=sys.stderr)
     return code

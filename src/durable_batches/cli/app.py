@@ -56,14 +56,14 @@ def demo(
             max=60,
         ),
     ] = 0.2,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever was done before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new batch, whatever the database has.")] = False,
 ) -> None:
     """Extract a knowledge graph from the metadata and READMEs of the installed packages.
 
-    Stop it in any way you like, Ctrl-C or kill -9, and run it again: it goes on where it was.
+    Stop it in any way, with Ctrl-C or kill -9, and run it again: it resumes the batch.
     """
-    # The extraction's own dependency is asked for only by those who extract.
-    from durable_batches.cli.demo import Demo
+    # Only this command needs the dependencies of the extraction.
+    from durable_batches.cli.demo.demo import Demo
 
     code = asyncio.run(Demo(path=path, db=db, out=out, concurrency=concurrency, pace=pace, fresh=fresh).run())
     raise typer.Exit(code)
@@ -86,9 +86,9 @@ def migrate(
         typer.Option("--sql", help="Show the SQL and change nothing; without a target, all of it from the beginning."),
     ] = False,
 ) -> None:
-    """Bring the tables in a database up to date, or make them.
+    """Create the tables in a database, or bring them up to date.
 
-    Whoever opens a store does that as well; this is for those whose services may not change tables.
+    Opening a store does the same; this command is for services whose role may not change tables.
     """
     from durable_batches.cli import migrate as migration
 
@@ -97,4 +97,4 @@ def migrate(
     elif target is None:
         raise typer.BadParameter("say which database: a DSN, or a path", param_hint="TARGET")
     else:
-        typer.echo(asyncio.run(migration.migrated(target, schema)))
+        typer.echo(asyncio.run(migration.migrate(target, schema)))

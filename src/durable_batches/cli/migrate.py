@@ -1,4 +1,4 @@
-"""`durable-batches migrate`: a database's schema, brought up to date or shown as SQL."""
+"""`durable-batches migrate`: bring a database's schema up to date, or print the SQL that does."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.stores import SQLiteStore
 from durable_batches.stores.migrations import newer_scripts
 
-__all__ = ["migrated", "script"]
+__all__ = ["migrate", "script"]
 
 
-async def migrated(target: str, schema: str) -> str:
-    """Bring it up to date; what there is to say about it."""
-    _refuse_words(target)
+async def migrate(target: str, schema: str) -> str:
+    """Bring the target's schema up to date; return a line about what was done."""
+    _refuse_keywords(target)
     if "://" not in target:
         store = SQLiteStore(target)
         await store.open()
         await store.close()
         return f"{store.path} is up to date"
-    # The driver is asked for only by those who use it.
+    # Only a Postgres target needs the driver.
     from durable_batches.stores.postgres.connection.database import Database
-    from durable_batches.stores.postgres.connection.schema import migrate
+    from durable_batches.stores.postgres.connection.schema import migrate as migrate_schema
     from durable_batches.stores.postgres.connection.session import session_of_its_own
 
     database = Database(target, schema, statement_seconds=60, lock_seconds=10)
     async with session_of_its_own(database) as session:
-        changed = await migrate(database, session)
+        changed = await migrate_schema(database, session)
     return f"schema {schema!r} in {database.where} {'was brought' if changed else 'is'} up to date"
 
 
-def _refuse_words(target: str) -> None:
-    # Else it would be the name of a file, with a password in it, and nobody would notice.
+def _refuse_keywords(target: str) -> None:
+    # It would be taken for the name of a file, with a password in it.
     if "://" not in target and re.search(r"\b(host|hostaddr|port|dbname|user|password|service)\s*=", target):
         raise ConfigurationError(
             "a Postgres is named by a URL, postgresql://user:password@host:5432/database, not by words as host=..."
@@ -39,7 +39,7 @@ def _refuse_words(target: str) -> None:
 
 
 async def script(target: str | None, schema: str) -> str:
-    """The SQL that it takes: from nothing, or from what the target has."""
+    """Return the SQL that brings the target's schema up to date; without a target, the SQL of the whole schema."""
     from durable_batches.stores.postgres.connection.database import Database
     from durable_batches.stores.postgres.connection.names import quoted_text
     from durable_batches.stores.postgres.connection.schema import (

@@ -1,4 +1,4 @@
-"""A batch in a script: for people without asyncio. Progress, an end in good order when told to stop, resumption."""
+"""Batches in scripts without asyncio: progress, a graceful stop at a signal, resumption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch that a script goes on with: whether what it submits was submitted before, document by document."""
+"""Find the batch that a script resumes: the one whose documents are those that the script submits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from durable_batches.reading.results import each_document
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import BatchQuery, Store
 
-__all__ = ["LABEL", "Earlier", "Found"]
+__all__ = ["LABEL", "Found", "Resumption"]
 
 LABEL: Final = "submitted-by"
-"""The label of batches whose ids `run_batch` has made up. Others it leaves alone, unless it is told their ids."""
+"""The label of batches whose ids `run_batch` has generated. Only these are resumed without their id."""
 
 _PAGE: Final = 100
 
@@ -27,11 +27,11 @@ D = TypeVar("D")
 
 @dataclass(frozen=True, kw_only=True)
 class Found(Generic[D]):
-    """What was found.
+    """The batch to resume, and the documents to submit where there is none.
 
     Attributes:
-        record: The batch to go on with; None: a new one.
-        documents: The documents, from the first; to submit where there is no batch.
+        record: The batch to resume; None: a new one is submitted.
+        documents: All documents, from the first; to submit where there is no batch.
         others: Unfinished batches of other documents.
     """
 
@@ -40,12 +40,12 @@ class Found(Generic[D]):
     others: Sequence[BatchRecord] = ()
 
 
-class Earlier(Generic[D]):
-    """Looks for the batch that these documents are in.
+class Resumption(Generic[D]):
+    """Finds the batch that has the given documents.
 
     Args:
-        store: Where to look.
-        workflow: The batch's.
+        store: The store to search.
+        workflow: The workflow of the batch.
         document_id: As for `submit`.
     """
 
@@ -57,7 +57,7 @@ class Earlier(Generic[D]):
         self._document_id = document_id
 
     async def of_id(self, batch_id: str, documents: Iterable[D] | AsyncIterable[D]) -> Found[D]:
-        """The batch of this id. One that has ended must be of these documents.
+        """Find the batch of this id. A batch that has ended must have these documents.
 
         Raises:
             BatchExistsError: It has ended, and its documents are others.
@@ -65,7 +65,7 @@ class Earlier(Generic[D]):
         """
         record = await self._store.batch(BatchId(batch_id))
         if record is None or not record.sealed or record.workflow != self._workflow.name:
-            # To submit it says what there is to say.
+            # Submitting it raises the error.
             return Found(record=None, documents=documents)
         if not record.ended:
             if not self._runs(record):
@@ -80,7 +80,7 @@ class Earlier(Generic[D]):
         return found
 
     async def unfinished(self, documents: Iterable[D] | AsyncIterable[D]) -> Found[D]:
-        """The newest unfinished batch whose documents are these, among those whose ids were made up."""
+        """Find the newest unfinished batch that has these documents, among those with a generated id."""
         candidates: list[BatchRecord] = []
         query = BatchQuery(workflow=self._workflow.name, metadata={LABEL: "run_batch"})
         after: BatchId | None = None
@@ -95,43 +95,43 @@ class Earlier(Generic[D]):
         return (record.workflow, record.version) in self._workflow.versions
 
     async def _among(self, candidates: Sequence[BatchRecord], documents: Iterable[D] | AsyncIterable[D]) -> Found[D]:
-        """Read the documents beside those of the candidates, until one candidate is left at their end, or none.
+        """Compare the documents with those of the candidates, one by one, until they end or no candidate is left.
 
-        Whatever there are, a page of each is in memory at a time. The documents can be read only once; where none of
-        the candidates has them all, those that were read are had again from the one that had them up to there.
+        A page of each candidate is in memory at a time. The documents can be read only once; where no candidate has
+        them all, those that were read are read again from the candidate that had them up to there.
         """
         if not candidates:
             return Found(record=None, documents=documents)
         source = iterated(documents)
         async with AsyncExitStack() as stack:
             left = [(record, await stack.enter_async_context(aclosing(self._stored(record)))) for record in candidates]
-            position = 0
+            ordinal = 0
             async for document in source:
-                given = (id_of(document, position, self._document_id), self._encoded(document))
-                having = left[0][0]
+                given = (id_of(document, ordinal, self._document_id), self._encoded(document))
+                longest = left[0][0]
                 left = [(record, stored) for record, stored in left if await _next(stored) == given]
                 if not left:
-                    again = self._chained(having, position, document, source)
+                    again = self._chained(longest, ordinal, document, source)
                     return Found(record=None, documents=again, others=candidates)
-                position += 1
+                ordinal += 1
         for record, _ in left:
-            if record.counts.total == position:
+            if record.counts.total == ordinal:
                 others = [other for other in candidates if other is not record]
                 return Found(record=record, documents=documents, others=others)
-        return Found(record=None, documents=self._first(left[0][0], position), others=candidates)
+        return Found(record=None, documents=self._first(left[0][0], ordinal), others=candidates)
 
     def _encoded(self, document: D) -> bytes | None:
         try:
             return self._workflow.document_codec.recoded(document)[0]
         except PayloadError:
-            # It is in no batch. To submit it says what is wrong with it.
+            # No batch has it. Submitting it raises the error.
             return None
 
     def _stored(self, record: BatchRecord) -> AsyncGenerator[DocumentRecord, None]:
         return each_document(self._store, record.batch_id, inputs=True)
 
     async def _first(self, record: BatchRecord, count: int) -> AsyncGenerator[D, None]:
-        """The first so many documents of a batch, as they were given."""
+        """Decode the first documents of a batch."""
         async with aclosing(self._stored(record)) as stored:
             async for document in stored:
                 if document.execution.position >= count:
@@ -142,11 +142,11 @@ class Earlier(Generic[D]):
         self, record: BatchRecord, count: int, document: D, rest: AsyncIterator[D]
     ) -> AsyncGenerator[D, None]:
         async with aclosing(self._first(record, count)) as first:
-            async for earlier in first:
-                yield earlier
+            async for document_before in first:
+                yield document_before
         yield document
-        async for later in rest:
-            yield later
+        async for document_after in rest:
+            yield document_after
 
 
 async def _next(stored: AsyncGenerator[DocumentRecord, None]) -> tuple[str, bytes] | None:

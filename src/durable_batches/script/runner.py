@@ -1,4 +1,4 @@
-"""`run_batch`: from the first document to the end, or to a signal."""
+"""`run_batch`: run a batch from a script, to its end or to a signal."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.results import BatchResult
 from durable_batches.runtime.workflow import Workflow
-from durable_batches.script.resume import LABEL, Earlier, Found
+from durable_batches.script.resume import LABEL, Found, Resumption
 from durable_batches.script.signals import StopSignals
 from durable_batches.stores.protocol import Store
-from durable_batches.terminal.lines import say
+from durable_batches.terminal.lines import print_line
 from durable_batches.terminal.show import show
 from durable_batches.worker.worker import Worker
 
@@ -36,7 +36,7 @@ S = TypeVar("S", bound=Stage, default=Stage)
 V = TypeVar("V", default=None)
 
 _DEFAULT_DRAIN: Final = timedelta(seconds=30)
-_BETWEEN_LOOKS: Final = timedelta(milliseconds=250)
+_SHOW_INTERVAL: Final = timedelta(milliseconds=250)
 
 
 def run_batch(
@@ -54,39 +54,39 @@ def run_batch(
 ) -> BatchResult[V]:
     """Run a batch from a script, without asyncio: `sys.exit(run_batch(extract, texts, store="x.db").exit_code)`.
 
-    **Run again**, an interrupted script goes on where it was. Without `batch_id`, it resumes the unfinished batch
-    that has exactly these documents, if the store has one that this function began. Any other call begins a new
-    batch: other documents are not what was asked for before, and after the end, a call is a new wish (with a prompt
-    that has changed, say), so that neither is given the results of an earlier batch. With `batch_id`, it goes on with
-    the batch of that id, whatever documents there are now; once that has ended, its result is returned, and
-    documents that are not its own are refused. The configuration of a batch is that of its beginning.
+    **Run again**, an interrupted script resumes its batch. Without `batch_id`, that is the unfinished batch that has
+    exactly these documents, if the store has one that this function began. Any other call begins a new batch: other
+    documents are another batch, and a call after the end is a new run (with a prompt that has changed, say), so that
+    neither gets the results of an earlier batch. With `batch_id`, it resumes the batch of that id, whatever documents
+    it is given; once that batch has ended, its result is returned, and documents that are not its own are refused. A
+    batch keeps the configuration that it was submitted with.
 
-    **Told to stop**, by SIGINT (Ctrl-C) or SIGTERM, it finishes and records what is running, for as long as `drain`
-    allows, says on stderr how to go on, and raises `SystemExit` with 130 or 143. A second signal ends the waiting at
-    once, a third one the process. If the batch has ended by then, its result is returned as ever. Outside the main
-    thread, signals do what they did before.
+    **At SIGINT (Ctrl-C) or SIGTERM**, running activities may finish and are recorded, for at most `drain`. Then
+    stderr has how to resume the batch, and `SystemExit` is raised with 130 or 143. A second signal ends the drain, a
+    third one the process. If the batch has ended by then, its result is returned. Outside the main thread, signals
+    keep their handlers.
 
     Args:
         workflow: What to run.
         documents: Any number; consumed lazily.
-        store: Where the batch is kept: the path of an SQLite file, made where there is none, or a store.
-        batch_id: A name of your own for the batch: that of the night, for a job that is to run anew every night.
-        config: How a new batch runs.
+        store: The store of the batch: the path of an SQLite file, created where there is none, or a store.
+        batch_id: The id of the batch: one with the date, for a job that runs a new batch every night.
+        config: The configuration of a new batch.
         document_id: A document's id, unique in its batch; see `BatchOrchestrator.submit` for the default.
         max_in_flight: Documents in flight in this process at once.
-        drain: How long running activities may go on when it is told to stop.
+        drain: How long running activities may go on after a signal.
         dependencies: By provider, what activities and resolvers get in place of what it opens; see `Worker`.
-        progress: Whether to show it on stderr: as bars on a terminal where rich is installed (the extra `cli`), and
-            as a line now and then elsewhere. Without, nothing is said but how to go on after an interruption.
+        progress: Whether to show the progress on stderr: as bars on a terminal where rich is installed (the extra
+            `cli`), as lines elsewhere. Without it, only how to resume an interrupted batch is printed.
 
     Returns:
-        The end of the run. `raise_for_failures()`, `value` and `exit_code` say the rest.
+        The result of the run; see `raise_for_failures()`, `value` and `exit_code`.
 
     Raises:
         ConfigurationError: It is called inside a running event loop, where `await batches.run(documents)` of a
-            `BatchOrchestrator` is what to use; or something that it was given cannot work.
-        BatchExistsError: The batch of this id has ended, and is of other documents.
-        SystemExit: A signal said to stop.
+            `BatchOrchestrator` is to be used; or an argument cannot work.
+        BatchExistsError: The batch of this id has ended, and has other documents.
+        SystemExit: A signal was received.
         DuplicateDocumentError, PayloadError, WorkflowMismatchError, SubmissionInProgressError: See
             `BatchOrchestrator.submit`.
     """
@@ -163,14 +163,14 @@ class _Script(Generic[D, R, S, V]):
         self._batch_id: BatchId | None = None
 
     async def run(self, signals: StopSignals) -> BatchResult[V] | None:
-        """The batch's end; None: it was told to stop before."""
-        async with signals.hurrying(self._worker), self._batches:
+        """Run the batch to its end; return None where a signal stopped it before."""
+        async with signals.ending_drain(self._worker), self._batches:
             work = asyncio.create_task(self._work())
-            await signals.interrupting(work)
+            await signals.wait_for(work)
             if work.cancelled():
-                say(
-                    f"{signals.name}: what is running is finished and recorded first, for {_seconds(self._drain)} at "
-                    "most (again: stop at once)"
+                print_line(
+                    f"{signals.name}: what is running is finished and recorded first, for "
+                    f"{_in_seconds(self._drain)} at most (again: stop at once)"
                 )
         return await self._stopped(signals) if work.cancelled() else work.result()
 
@@ -181,47 +181,47 @@ class _Script(Generic[D, R, S, V]):
         batch_id = await self._submit(found) if found.record is None else found.record.batch_id
         self._batch_id = batch_id
         if self._progress:
-            await self._tell(batch_id, found)
+            await self._print_start(batch_id, found)
             if found.record is None or not found.record.ended:
-                async with aclosing(self._batches.watch(batch_id, interval=_BETWEEN_LOOKS)) as snapshots:
+                async with aclosing(self._batches.watch(batch_id, interval=_SHOW_INTERVAL)) as snapshots:
                     await show(snapshots, resolver=self._workflow.resolver is not None)
-        return self._told(await self._batches.result(batch_id))
+        return self._printed(await self._batches.result(batch_id))
 
-    def _told(self, result: BatchResult[V]) -> BatchResult[V]:
+    def _printed(self, result: BatchResult[V]) -> BatchResult[V]:
         if self._progress:
-            say(str(result))
+            print_line(str(result))
         return result
 
     async def _found(self) -> Found[D]:
-        earlier = Earlier(self._worker.store, self._workflow, self._document_id)
+        resumption = Resumption(self._worker.store, self._workflow, self._document_id)
         if self._given_id is not None:
-            return await earlier.of_id(self._given_id, self._documents)
-        return await earlier.unfinished(self._documents)
+            return await resumption.of_id(self._given_id, self._documents)
+        return await resumption.unfinished(self._documents)
 
     async def _submit(self, found: Found[D]) -> BatchId:
         config, batch_id = self._config, self._given_id
         if batch_id is None:
-            # Told from batches that somebody has named, or that a service has submitted: those are not touched.
+            # Batches with an id of the user's, and those that a service has submitted, are not resumed.
             config = config.model_copy(update={"metadata": {**config.metadata, LABEL: "run_batch"}})
             batch_id = f"{self._workflow.name[:64]}-{uuid4().hex[:12]}"
-        # Known already while the documents go in: a signal may come just as the last one is there.
+        # Known before the documents are loaded: a signal may arrive right after the last one.
         self._batch_id = BatchId(batch_id)
         return await self._batches.submit(
             found.documents, config=config, batch_id=batch_id, document_id=self._document_id
         )
 
-    async def _tell(self, batch_id: BatchId, found: Found[D]) -> None:
+    async def _print_start(self, batch_id: BatchId, found: Found[D]) -> None:
         record = found.record
         if record is None:
             total = (await self._batches.snapshot(batch_id)).counts.total
-            say(f"batch {batch_id!r} in {self._where}: {total} documents")
+            print_line(f"batch {batch_id!r} in {self._where}: {total} documents")
         elif record.ended:
-            say(f"batch {batch_id!r} in {self._where} has ended before; nothing is run")
+            print_line(f"batch {batch_id!r} in {self._where} has ended before; nothing is run")
         else:
             recorded = await self._batches.count_checkpoints(batch_id)
-            say(f"resuming batch {batch_id!r} in {self._where}: {_words(record, recorded)}")
+            print_line(f"resuming batch {batch_id!r} in {self._where}: {_progress_text(record, recorded)}")
         for other in found.others:
-            say(
+            print_line(
                 f"batch {other.batch_id!r} of other documents is unfinished, too, and goes on beside this one; "
                 f"batch_id={other.batch_id!r} waits for it"
             )
@@ -229,7 +229,7 @@ class _Script(Generic[D, R, S, V]):
     # ---- the end ---------------------------------------------------------------------------------------------
 
     async def _stopped(self, signals: StopSignals) -> BatchResult[V] | None:
-        """Say what was done and how to go on; the result, where the batch has ended while the worker left."""
+        """Print what was done and how to resume; return the result where the batch ended during the drain."""
         store = self._worker.store
         record, recorded = None, 0
         await store.open()
@@ -240,26 +240,28 @@ class _Script(Generic[D, R, S, V]):
         finally:
             await store.close()
         if record is None or not record.sealed:
-            say(f"stopped by {signals.name} before all documents were submitted; nothing was run; run it again")
+            print_line(f"stopped by {signals.name} before all documents were submitted; nothing was run; run it again")
             return None
         if record.ended:
-            # A worker that only reads.
+            # With max_in_flight=0 nothing runs.
             async with BatchOrchestrator(self._workflow, store=store, max_in_flight=0) as reader:
-                return self._told(await reader.result(record.batch_id))
-        say(f"stopped by {signals.name}: {_words(record, recorded)}")
+                return self._printed(await reader.result(record.batch_id))
+        print_line(f"stopped by {signals.name}: {_progress_text(record, recorded)}")
         if not store.capabilities.durable:
-            say("the store is gone with this process; with the path of a file as store=, it could be resumed")
+            print_line("the store is gone with this process; with the path of a file as store=, it could be resumed")
         elif self._given_id is None:
-            say(f"to resume it, run the same again; or, whatever the documents, with batch_id={record.batch_id!r}")
+            print_line(
+                f"to resume it, run the same again; or, whatever the documents, with batch_id={record.batch_id!r}"
+            )
         else:
-            say(f"to resume it, run the same again, with batch_id={record.batch_id!r}")
+            print_line(f"to resume it, run the same again, with batch_id={record.batch_id!r}")
         return None
 
 
-def _words(record: BatchRecord, recorded: int) -> str:
+def _progress_text(record: BatchRecord, recorded: int) -> str:
     counts = record.counts
     return f"{counts.ended} of {counts.total} documents have ended, {recorded} recorded activities will not be repeated"
 
 
-def _seconds(duration: timedelta) -> str:
+def _in_seconds(duration: timedelta) -> str:
     return f"{duration.total_seconds():g} s"

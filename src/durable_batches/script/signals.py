@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as requests to stop, rather than as ends."""
+"""SIGINT and SIGTERM as requests to stop gracefully."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from durable_batches.worker.worker import Worker
 __all__ = ["StopSignals"]
 
 _NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
-_TOO_MANY: Final = 3
-"""So many say that the good order takes too long, or does not come to its end."""
+_FORCED: Final = 3
+"""The signal of this number ends the process at once."""
 
 _ECHO_SECONDS: Final = 0.5
-"""What follows so soon is the same wish: `timeout` and others signal a process, and its group with it once more."""
+"""A signal that follows this soon is not counted: `timeout` and others signal the process and its group."""
 
 
 class StopSignals:
-    """Inside, the signals that say to stop are counted; what they mean is for the caller to say. A third one kills.
+    """Counts the signals that ask the process to stop; the third one ends it.
 
-    The handlers of before are restored at the end. Only a process's main thread can have any; in another one there is
-    nothing to count. A signal that the process was told to ignore (`nohup`, a shell's background job) stays ignored.
+    The previous handlers are restored at the end. Only a process's main thread can have handlers; in another thread
+    no signal is counted. A signal that the process ignores (`nohup`, a shell's background job) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,14 @@ class StopSignals:
         self._received: list[int] = []
         self._latest = 0.0
         self._before: dict[signal.Signals, Any] = {}
-        self._came = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _NUMBERS:
                 before = signal.getsignal(number)
-                # None: one that was not installed from Python, and could not be restored.
+                # None: a handler that was not installed from Python, and could not be restored.
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._receive)
         return self
@@ -54,53 +54,53 @@ class StopSignals:
 
     @property
     def name(self) -> str:
-        """What the first one is called."""
+        """The name of the first signal."""
         return signal.Signals(self._received[0]).name
 
     @property
     def exit_code(self) -> int:
-        """The code that shells give to what the first one has ended."""
+        """The exit code that shells give to a process that the first signal has ended."""
         return 128 + self._received[0]
 
-    async def told(self, times: int = 1) -> None:
-        """Wait until so many have come; those of before count."""
+    async def received(self, count: int = 1) -> None:
+        """Wait until this many signals were received, counted from the beginning."""
         self._loop = asyncio.get_running_loop()
-        while len(self._received) < times:
-            self._came.clear()
-            await self._came.wait()
+        while len(self._received) < count:
+            self._arrived.clear()
+            await self._arrived.wait()
 
-    async def interrupting(self, work: asyncio.Task[Any]) -> None:
-        """Wait for the work's end; cancel it when a signal comes, or has come before."""
-        told = asyncio.create_task(self.told())
+    async def wait_for(self, work: asyncio.Task[Any]) -> None:
+        """Wait for the end of the task; cancel it when a signal is received, or was received before."""
+        received = asyncio.create_task(self.received())
         try:
-            await asyncio.wait([work, told], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([work, received], return_when=asyncio.FIRST_COMPLETED)
         finally:
             work.cancel()
-            told.cancel()
-            await asyncio.wait([work, told])
+            received.cancel()
+            await asyncio.wait([work, received])
 
     @asynccontextmanager
-    async def hurrying(self, worker: Worker) -> AsyncGenerator[None]:
-        """Within, a second signal ends the worker's drain."""
-        task = asyncio.create_task(self._hurry(worker))
+    async def ending_drain(self, worker: Worker) -> AsyncGenerator[None]:
+        """Within the block, the second signal ends the worker's drain."""
+        task = asyncio.create_task(self._end_drain(worker))
         try:
             yield
         finally:
             task.cancel()
             await asyncio.wait([task])
 
-    async def _hurry(self, worker: Worker) -> None:
-        await self.told(2)
+    async def _end_drain(self, worker: Worker) -> None:
+        await self.received(2)
         worker.end_drain()
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        # Between two instructions of whatever runs, be it the loop or something that blocks it.
+        # Called between two instructions of the main thread, also while the event loop is blocked.
         now = self._clock.boot()
         if self._received and now - self._latest < _ECHO_SECONDS:
             return
         self._latest = now
         self._received.append(number)
-        if len(self._received) >= _TOO_MANY:
+        if len(self._received) >= _FORCED:
             os._exit(128 + number)
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._came.set)
+            self._loop.call_soon_threadsafe(self._arrived.set)

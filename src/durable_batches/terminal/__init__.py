@@ -1,1 +1,1 @@
-"""Batches shown on a terminal: lines, or bars with rich."""
+"""The progress of a batch on a terminal: as lines, or as bars with rich."""

@@ -1,7 +1,8 @@
-"""A batch as it moves, in bars. For any workflow; needs rich, which the extra `cli` brings."""
+"""The progress of a batch as bars. For any workflow; needs rich, which the extra `cli` brings."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterable
 from typing import TypeVar
@@ -14,50 +15,66 @@ from rich.text import Text
 
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import Stage
-from durable_batches.terminal.lines import follow_in_lines, is_terminal, numbers_of, words
+from durable_batches.terminal.lines import follow_in_lines, is_terminal, numbers_of, title_of
 
-__all__ = ["errors", "follow", "panel"]
+__all__ = ["follow", "panel", "stderr_console", "stdout_console"]
 
 S = TypeVar("S", bound=Stage)
 
 
-class _Errors(Console):
-    """A console whose reader may leave: it says no more, and the work goes on to its end."""
+class _StderrConsole(Console):
+    """A console on stderr. When its reader leaves, it prints no more, and the work goes on."""
 
     def on_broken_pipe(self) -> None:
-        """Be quiet from here on."""
+        """Print no more."""
         self.quiet = True
 
 
-def errors() -> Console:
-    """Where a script tells how far it is."""
-    return _Errors(stderr=True)
+class _StdoutConsole(Console):
+    """A console on stdout. When its reader leaves (`| head`), it prints no more, and the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more. The interpreter flushes stdout when it ends, and must not fail then."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def stderr_console() -> Console:
+    """Return the console that a script's progress is printed on."""
+    return _StderrConsole(stderr=True)
+
+
+def stdout_console() -> Console:
+    """Return the console that a command's output is printed on."""
+    return _StdoutConsole()
 
 
 async def follow(
     snapshots: AsyncIterable[BatchSnapshot[S]], console: Console, *, resolving: str | None
 ) -> BatchSnapshot[S] | None:
-    """Show each snapshot, in a log only now and then; return the last one.
+    """Show each snapshot, or some of them where the console is no terminal; return the last snapshot.
 
     Args:
-        snapshots: What to show.
-        console: Where.
-        resolving: What the resolver does, in a few words; None: there is none.
+        snapshots: The batch's snapshots, up to its end.
+        console: The console to print on.
+        resolving: A short description of the resolver's work; None: the workflow has no resolver.
     """
     latest: BatchSnapshot[S] | None = None
     if console.is_terminal and not console.is_dumb_terminal:
-        # What goes to a file or a pipe must not come out here.
+        # Output that goes to a file or a pipe must not be printed here.
         redirected = is_terminal(sys.stdout)
         with Live(console=console, refresh_per_second=10, redirect_stdout=redirected) as live:
             async for latest in snapshots:
                 live.update(panel(latest, resolving=resolving))
         return latest
-    # Not wrapped: a log's reader searches it by line.
+    # Not wrapped, so that a log can be searched by line.
     return await follow_in_lines(snapshots, lambda line: console.print(line, soft_wrap=True, highlight=False))
 
 
 def panel(snapshot: BatchSnapshot[S], *, resolving: str | None) -> RenderableType:
-    """The batch as bars, one a stage, and a line of numbers."""
+    """Return the batch as bars, one a stage, and a line of numbers."""
     stages = Table.grid(padding=(0, 2))
     stages.add_column(no_wrap=True)
     stages.add_column(width=40)
@@ -67,7 +84,7 @@ def panel(snapshot: BatchSnapshot[S], *, resolving: str | None) -> RenderableTyp
         finished = stage.done == stage.total
         inside = stage.current - stage.done
         stages.add_row(
-            Text(words(stage.stage), style="green" if finished else "bold" if inside else "dim"),
+            Text(title_of(stage.stage), style="green" if finished else "bold" if inside else "dim"),
             ProgressBar(total=max(stage.total, 1), completed=stage.done if stage.total else 1, width=40),
             f"{stage.done}/{stage.total}",
             f"{inside} in it" if inside else "",

@@ -1,4 +1,4 @@
-"""A batch as it moves, in lines of text: for logs, and for terminals without bars."""
+"""The progress of a batch as lines of text: for logs, and for terminals without bars."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Final, TextIO, TypeVar
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import ENDED_TAGS, Counts, Stage
 
-__all__ = ["follow_in_lines", "is_terminal", "numbers_of", "say", "status_line", "words"]
+__all__ = ["follow_in_lines", "is_terminal", "numbers_of", "print_line", "status_line", "title_of"]
 
-_LEAST_SECONDS: Final = 2.0
-_MOST_SECONDS: Final = 300.0
-_SHARE: Final = 0.1
+_MIN_INTERVAL_SECONDS: Final = 2.0
+_MAX_INTERVAL_SECONDS: Final = 300.0
+_INTERVAL_SHARE: Final = 0.1
 
 S = TypeVar("S", bound=Stage)
 
 
-def say(text: str) -> None:
-    """Write a line to stderr. Where nobody reads it any more, the work goes on all the same."""
+def print_line(text: str) -> None:
+    """Print a line on stderr. A stderr that is closed does not stop the work."""
     if sys.stderr is None:
         return
     with suppress(OSError, ValueError):
@@ -29,7 +29,7 @@ def say(text: str) -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether somebody is watching."""
+    """Return whether the stream is a terminal that is open."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -40,30 +40,30 @@ def is_terminal(stream: TextIO | None) -> bool:
 async def follow_in_lines(
     snapshots: AsyncIterable[BatchSnapshot[S]], write: Callable[[str], object]
 ) -> BatchSnapshot[S] | None:
-    """Write a line about the first snapshot, about the last, and now and then in between; return the last one."""
+    """Write a line for the first and the last snapshot, and some in between; return the last snapshot."""
     latest: BatchSnapshot[S] | None = None
     now = asyncio.get_running_loop().time
     began = due = now()
     async for latest in snapshots:
         if now() >= due or latest.state.tag in ENDED_TAGS:
-            # The longer it takes, the less often: what a night has left in a log is to be read in the morning.
-            due = now() + min(max(_LEAST_SECONDS, _SHARE * (now() - began)), _MOST_SECONDS)
+            # Less and less often, so that the log of a long run stays short.
+            due = now() + min(max(_MIN_INTERVAL_SECONDS, _INTERVAL_SHARE * (now() - began)), _MAX_INTERVAL_SECONDS)
             write(status_line(latest))
     return latest
 
 
 def status_line(snapshot: BatchSnapshot[S]) -> str:
-    """The batch in one line."""
-    return f"{words(snapshot.state.tag).lower():22} {numbers_of(snapshot)}"
+    """Return the state and the numbers of a batch in one line."""
+    return f"{title_of(snapshot.state.tag).lower():22} {numbers_of(snapshot)}"
 
 
 def numbers_of(snapshot: BatchSnapshot[S]) -> str:
-    """The batch in numbers: percentage, counts, rate and the time that is left at that rate."""
+    """Return percentage, counts, rate and the remaining time at that rate."""
     counts = snapshot.counts
     parts = [
         f"{snapshot.percentage:3.0f} %",
         f"{counts.ended}/{counts.total} documents",
-        _count_words(counts),
+        _counts_text(counts),
         "paused" if snapshot.paused else "",
     ]
     rate = snapshot.documents_per_second
@@ -74,12 +74,12 @@ def numbers_of(snapshot: BatchSnapshot[S]) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def words(tag: str) -> str:
-    """A state's tag for people."""
+def title_of(tag: str) -> str:
+    """Return a state's tag as a title: `extracting_mentions` as "Extracting mentions"."""
     return tag.replace("_", " ").capitalize()
 
 
-def _count_words(counts: Counts) -> str:
+def _counts_text(counts: Counts) -> str:
     named = {
         "succeeded": counts.succeeded,
         "failed": counts.failed,

@@ -1,4 +1,4 @@
-"""What a script tells on stderr: bars where there is a terminal to draw them on, and lines for everybody else."""
+"""The progress of a script on stderr: bars on a terminal, and lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import Stage
-from durable_batches.terminal.lines import follow_in_lines, is_terminal, say
+from durable_batches.terminal.lines import follow_in_lines, is_terminal, print_line
 
 __all__ = ["show"]
 
@@ -16,19 +16,21 @@ S = TypeVar("S", bound=Stage)
 
 
 async def show(snapshots: AsyncIterable[BatchSnapshot[S]], *, resolver: bool) -> None:
-    """Show the snapshots as they come: as bars on a terminal, where rich is installed, and as lines elsewhere.
+    """Show each snapshot: as bars on a terminal where rich is installed, as lines elsewhere.
 
     Args:
-        snapshots: What to show.
-        resolver: Whether the workflow has one, which is shown as one more stage.
+        snapshots: The batch's snapshots, up to its end.
+        resolver: Whether the workflow has a resolver, which is shown as one more stage.
     """
     if is_terminal(sys.stderr):
         try:
             from durable_batches.terminal import bars
         except ImportError:
-            # Bars are a nicety: without the extra `cli` there are lines.
+            # Without the extra `cli` there are lines.
             pass
         else:
-            await bars.follow(snapshots, bars.errors(), resolving="over all of the results" if resolver else None)
+            await bars.follow(
+                snapshots, bars.stderr_console(), resolving="over all of the results" if resolver else None
+            )
             return
-    await follow_in_lines(snapshots, say)
+    await follow_in_lines(snapshots, print_line)

@@ -1,4 +1,4 @@
-"""What the demonstration found, for people to read."""
+"""The summary that the demonstration prints of its graph."""
 
 from __future__ import annotations
 
