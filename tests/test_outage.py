@@ -81,8 +81,7 @@ def test_every_kind_says_whether_it_is_transient() -> None:
 async def test_a_call_is_repeated_until_it_is_answered() -> None:
     clock = ManualClock()
     call, sleeps = Calls(*[AWAY] * 4), Sleeps(clock)
-    with Outages(clock).of("a test") as outage:
-        assert await ride_out(call, outage, sleeps) == "answer"
+    assert await ride_out(call, Outages(clock), "a test", sleeps) == "answer"
     assert call.made == 5
     assert sleeps.seconds == [0.05, 0.1, 0.2, 0.4]
 
@@ -91,16 +90,16 @@ async def test_a_call_is_repeated_until_it_is_answered() -> None:
 async def test_what_does_not_pass_by_itself_is_raised(error: Exception) -> None:
     clock = ManualClock()
     call, sleeps = Calls(AWAY, error), Sleeps(clock)
-    with Outages(clock).of("a test") as outage, pytest.raises(type(error)):
-        await ride_out(call, outage, sleeps)
+    with pytest.raises(type(error)):
+        await ride_out(call, Outages(clock), "a test", sleeps)
     assert call.made == 2
 
 
 async def test_a_caller_decides_what_passes() -> None:
     clock = ManualClock()
     call, sleeps = Calls(StoreFullError("full")), Sleeps(clock)
-    with Outages(clock).of("a test") as outage:
-        assert await ride_out(call, outage, sleeps, backoff=lambda: Backoff(7.0), passes=lambda _: True) == "answer"
+    answer = await ride_out(call, Outages(clock), "a test", sleeps, backoff=lambda: Backoff(7.0), passes=lambda _: True)
+    assert answer == "answer"
     assert sleeps.seconds == [7.0]
 
 
@@ -108,18 +107,18 @@ async def test_a_write_whose_reply_was_lost_is_made_five_times_at_most() -> None
     clock = ManualClock()
     async with moving(clock, 1.0):
         answered, lost = Calls(*[CommitUnknownError("lost")] * 4), Calls(*[CommitUnknownError("lost")] * 5)
-        with Outages(clock).of("a test") as outage:
-            assert await within(repeat_unknown(answered, outage, clock)) == "answer"
-            with pytest.raises(CommitUnknownError):
-                await within(repeat_unknown(lost, outage, clock))
+        outages = Outages(clock)
+        assert await within(repeat_unknown(answered, outages, "a test", clock)) == "answer"
+        with pytest.raises(CommitUnknownError):
+            await within(repeat_unknown(lost, outages, "a test", clock))
     assert (answered.made, lost.made) == (5, 5)
 
 
 async def test_a_write_that_was_not_made_is_not_repeated() -> None:
     clock = ManualClock()
     call = Calls(AWAY)
-    with Outages(clock).of("a test") as outage, pytest.raises(StoreUnavailableError):
-        await repeat_unknown(call, outage, clock)
+    with pytest.raises(StoreUnavailableError):
+        await repeat_unknown(call, Outages(clock), "a test", clock)
     assert call.made == 1
 
 
@@ -128,8 +127,7 @@ async def test_a_write_that_was_not_made_is_not_repeated() -> None:
 
 async def test_an_outage_has_one_line_at_its_begin_and_one_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
     clock = ManualClock()
-    with Outages(clock).of("a test") as outage:
-        await ride_out(Calls(*[AWAY] * 9), outage, Sleeps(clock))
+    await ride_out(Calls(*[AWAY] * 9), Outages(clock), "a test", Sleeps(clock))
     assert lines(caplog) == [
         "store unavailable: nobody answers; a test waits",
         "store connection restored after 16.4 s",

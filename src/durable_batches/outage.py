@@ -141,7 +141,8 @@ def is_transient(error: StoreUnavailableError) -> bool:
 
 async def ride_out(
     call: Callable[[], Awaitable[T]],
-    outage: Outage,
+    outages: Outages,
+    operation: str,
     sleep: Callable[[float], Awaitable[object]],
     *,
     backoff: Callable[[], Backoff] = Backoff,
@@ -150,29 +151,36 @@ async def ride_out(
     """Call the store until it answers, with pauses that grow.
 
     Args:
-        call: What is repeated.
-        outage: Is told of failures, and of the answer after them.
+        call: The call that is repeated.
+        outages: Log failures, and the answer after them.
+        operation: The name of the call there.
         sleep: Waits for so many seconds.
         backoff: Makes the pauses, when the first call has failed.
         passes: Which failures are ridden out; the others are raised. Transient ones by default.
     """
-    pauses: Backoff | None = None
-    while True:
-        try:
-            answer = await call()
-        except StoreUnavailableError as error:
-            if not passes(error):
-                raise
-            outage.failed(error)
-            pauses = pauses or backoff()
+    try:
+        return await call()
+    except StoreUnavailableError as error:
+        if not passes(error):
+            raise
+        outage = outages.of(operation)
+        outage.failed(error)
+    pauses = backoff()
+    with outage:
+        while True:
             await sleep(pauses.pause())
-        else:
-            if outage.away:
+            try:
+                answer = await call()
+            except StoreUnavailableError as error:
+                if not passes(error):
+                    raise
+                outage.failed(error)
+            else:
                 outage.answered()
-            return answer
+                return answer
 
 
-async def repeat_unknown(write: Callable[[], Awaitable[T]], outage: Outage, clock: Clock) -> T:
+async def repeat_unknown(write: Callable[[], Awaitable[T]], outages: Outages, operation: str, clock: Clock) -> T:
     """Write; again, a few times, where the reply was lost. The store answers then as it did the first time.
 
     Raises:
@@ -185,4 +193,5 @@ async def repeat_unknown(write: Callable[[], Awaitable[T]], outage: Outage, cloc
         left -= 1
         return isinstance(error, CommitUnknownError) and left > 0
 
-    return await ride_out(write, outage, clock.sleep, backoff=partial(Backoff, longest=3.2, factor=4), passes=passes)
+    backoff = partial(Backoff, longest=3.2, factor=4)
+    return await ride_out(write, outages, operation, clock.sleep, backoff=backoff, passes=passes)

@@ -143,8 +143,8 @@ class Submission(Generic[D]):
 
     async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write, and repeat the write if the reply was lost."""
-        with self._worker.outages.of(f"the submission of batch {self._batch_id!r}") as outage:
-            return await repeat_unknown(write, outage, self._worker.clock)
+        operation = f"the submission of batch {self._batch_id!r}"
+        return await repeat_unknown(write, self._worker.outages, operation, self._worker.clock)
 
     async def _wipe(self, existing: BatchRecord, loader: WorkerId) -> None:
         """Remove the partial submission of a dead submitter."""

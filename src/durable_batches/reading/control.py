@@ -38,7 +38,11 @@ class Control:
 
     async def give(self, batch_id: BatchId, command: Command) -> Committed:
         """Give a command; where the reply is lost, again: the store knows it by its id, and answers as it did."""
-        with self._outages.of(f"a command to batch {batch_id!r}") as outage:
-            committed = await repeat_unknown(lambda: self._store.control(batch_id, command), outage, self._clock)
+        committed = await repeat_unknown(
+            lambda: self._store.control(batch_id, command),
+            self._outages,
+            f"a command to batch {batch_id!r}",
+            self._clock,
+        )
         self._committed(batch_id, command, committed)
         return committed

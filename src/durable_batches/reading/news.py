@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
 from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError, WorkerNotRunningError
-from durable_batches.lifecycle.records import EventRecord
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Backoff, Outages, ride_out
 from durable_batches.reading.signals import NewsSignals
@@ -24,6 +23,7 @@ _AWAY_SECONDS: Final = 1.0
 """Between two looks while the store is away."""
 
 _TASK: Final = "durable-batches news"
+_OPERATION: Final = "the look-out for news of batches"
 
 
 class News:
@@ -42,6 +42,8 @@ class News:
         self._outages = outages
         self._signals = signals
         self._subscriptions = Subscriptions()
+        self.deliver: Final = self._subscriptions.deliver
+        """Hands the events of a commit of this process to the subscribers of their batches."""
         self._is_open = False
         self._look_out: asyncio.Task[None] | None = None
         self._waiting: asyncio.Task[None] | None = None
@@ -68,10 +70,6 @@ class News:
                 self._look_out = asyncio.create_task(self._look_out_for_news(), name=_TASK)
             yield subscription
 
-    def deliver(self, events: Iterable[EventRecord]) -> None:
-        """Hand the events of a commit of this process to the subscribers of their batches."""
-        self._subscriptions.deliver(events)
-
     def open(self) -> None:
         """Allow subscriptions; the look-out begins with the first one."""
         self._is_open = True
@@ -88,9 +86,8 @@ class News:
     async def _look_out_for_news(self) -> None:
         sleep = partial(self._clock.sleep, housekeeping=True)
         backoff = partial(Backoff, _AWAY_SECONDS, _AWAY_SECONDS)
-        with self._outages.of("the look-out for news of batches") as outage:
-            while True:
-                await ride_out(self._look, outage, sleep, backoff=backoff, passes=_any)
+        while True:
+            await ride_out(self._look, self._outages, _OPERATION, sleep, backoff=backoff, passes=_any)
 
     async def _look(self) -> None:
         """Wait for news once, and wake those whom it concerns."""

@@ -166,5 +166,4 @@ class BatchReader:
         )
 
     async def _through_outages(self, read: Callable[[], Awaitable[T]], batch_id: str) -> T:
-        with self._outages.of(f"a reader of batch {batch_id!r}") as outage:
-            return await ride_out(read, outage, self._sleep)
+        return await ride_out(read, self._outages, f"a reader of batch {batch_id!r}", self._sleep)

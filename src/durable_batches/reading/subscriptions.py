@@ -115,14 +115,14 @@ class Subscriptions:
             if event.batch_id in self._by_batch:
                 delivered.setdefault(event.batch_id, []).append(event)
         for batch_id, own in delivered.items():
-            self._know(batch_id, own[-1].seq)
+            self._latest[batch_id] = max(self._latest.get(batch_id, 0), own[-1].seq)
             for subscription in self._by_batch[batch_id]:
                 subscription.deliver(own)
 
     def wake(self, batch_id: BatchId, seq: int = 0) -> None:
         """Have the subscribers of a batch read the store, which has this event."""
         if batch_id in self._by_batch:
-            self._know(batch_id, seq)
+            self._latest[batch_id] = max(self._latest.get(batch_id, 0), seq)
             for subscription in self._by_batch[batch_id]:
                 subscription.wake()
 
@@ -130,6 +130,3 @@ class Subscriptions:
         """Have all subscribers read the store."""
         for batch_id in self._by_batch:
             self.wake(batch_id)
-
-    def _know(self, batch_id: BatchId, seq: int) -> None:
-        self._latest[batch_id] = max(self._latest.get(batch_id, 0), seq)

@@ -25,7 +25,7 @@ from durable_batches.lifecycle.facts import (
 )
 from durable_batches.lifecycle.records import ClaimRequest, Committed, Refusal, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.outage import Backoff, Outage, Outages, ride_out
+from durable_batches.outage import Backoff, Outages, ride_out
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.signals import JournalSignals
 
@@ -85,7 +85,8 @@ class Journal:
         self._store = store
         self._worker = worker
         self._clock = clock
-        self._outage: Outage = outages.of(f"commits of worker {worker}")
+        self._outages = outages
+        self._operation = f"commits of worker {worker}"
         self._claim = claim
         self._committed = committed
         self._signals = signals
@@ -148,8 +149,7 @@ class Journal:
             WorkerFencedError: The worker was expired; those who await a verdict get this, too.
         """
         try:
-            with self._outage:
-                await self._commit_until_closed()
+            await self._commit_until_closed()
             # What is reported from here on, by a thread that was left behind, comes too late.
             self._fail(WorkerFencedError(self._worker))
         except BaseException as error:
@@ -242,7 +242,8 @@ class Journal:
         self._signals.beginning.fire(number)
         committed = await ride_out(
             lambda: self._store.commit(self._worker, number, facts, request),
-            self._outage,
+            self._outages,
+            self._operation,
             self._pause,
             backoff=lambda: Backoff(_FIRST_PAUSE),
             passes=_is_not_about_batches,

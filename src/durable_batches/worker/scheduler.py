@@ -169,7 +169,8 @@ class Scheduler:
                 is_full = 0 < len(committed.claims) == request.limit
                 self._wants = _Wants.WORK if is_full else _Wants.NOTHING
             self._wake_in(committed.retry_in)
-        self.stop_ended(committed.events)
+        if committed.events:
+            self.stop_ended(committed.events)
         for claim in committed.claims:
             self._start(claim)
         if request is not None:

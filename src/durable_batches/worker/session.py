@@ -167,11 +167,15 @@ class Session:
 
     def commanded(self, batch_id: BatchId, command: Command, committed: Committed) -> None:
         """Take note of a command that was given in this process."""
-        if isinstance(command, Seal):
-            self.scheduler.look_at_deadlines()
+        self.scheduler.stop_ended(committed.events)
         if committed.applied and isinstance(command, Cancel):
             # The answer to a repeated one comes without the event that says so.
             self.scheduler.stop_batch(batch_id)
+        if isinstance(command, Seal):
+            # The batch may have a deadline.
+            self.scheduler.look_at_deadlines()
+        else:
+            self.scheduler.wake()
 
     # ---- its life ----------------------------------------------------------------------------------------------
 

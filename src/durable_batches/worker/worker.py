@@ -197,7 +197,7 @@ class Worker:
     def reader(self, workflow: str) -> BatchReader:
         """Make a reader of this workflow's batches, which reads while the worker is running."""
         return BatchReader(
-            self._store, self._clock, self._news, self._outages, running=lambda: self.running, workflow=workflow
+            self._store, self._clock, self._news, self._outages, running=lambda: self._entered > 0, workflow=workflow
         )
 
     def serve(self, workflow: AnyWorkflow) -> None:
@@ -365,6 +365,6 @@ class Worker:
         )
 
     def _commanded(self, batch_id: BatchId, command: Command, committed: Committed) -> None:
-        self.announce(committed.events)
+        self._news.deliver(committed.events)
         if self._session is not None:
             self._session.commanded(batch_id, command, committed)
