@@ -133,12 +133,12 @@ async def test_a_month_is_not_gone_through_second_by_second(store: StoreMaker) -
     async with environment(of_one(act, retry=retry), store=store, clock=act.clock, patience=NEVER) as env:
         batch_id = await env.batches.submit(["a"])
         await env.settled()
-        before = env._mortal.calls
+        before = env._crashable.calls
         await env.advance(30 * DAY)
         assert act.seconds == [0, 10 * 86_400, 30 * 86_400]
         assert (await env.batches.state(batch_id)).tag == "completed"
         # A month has 2.6 million seconds, and a poll every tenth of one.
-        assert env._mortal.calls - before < 100
+        assert env._crashable.calls - before < 100
 
 
 async def test_time_does_not_go_back() -> None:

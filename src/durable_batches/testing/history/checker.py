@@ -33,20 +33,19 @@ The promises, by the numbers that its messages have:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from durable_batches.clock import SystemClock
-from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
-from durable_batches.lifecycle.failures import DocumentFailureRecord
-from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, DocumentRecord, ExecutionRecord
 from durable_batches.stores.protocol import Store
-from durable_batches.testing.history.replay import Replay
 from durable_batches.testing.history.runs import ActivityRuns, Faults, RunSource, call_of
-from durable_batches.testing.history.store_snapshot import Picture, batch_ids, effective_status, name_of, picture_of
+from durable_batches.testing.history.store_snapshot import (
+    StoreSnapshot,
+    batch_ids,
+    take_snapshot,
+)
+from durable_batches.testing.history.stored_batch import StoredBatch
 from durable_batches.testing.virtual.effects import Effect, EffectsLog
 
 __all__ = ["HistoryChecker", "HistoryStats", "HistoryViolation"]
@@ -76,20 +75,6 @@ class HistoryStats:
     """Runs of an activity after one that failed before its last attempt, or whose document failed with it."""
     in_flight: int
     """Runs that had started and were not recorded when their process was interrupted, over all interruptions."""
-
-
-@dataclass
-class _Known:
-    """What was seen of a batch at earlier checks, in digests."""
-
-    runs: ActivityRuns
-    documents: frozenset[str] = frozenset()
-    log: list[bytes] = field(default_factory=list[bytes])
-    results: dict[tuple[str, str], bytes] = field(default_factory=dict[tuple[str, str], bytes])
-    """Of recorded successes, by document and key."""
-    failures: dict[tuple[str, str], tuple[bytes, int]] = field(default_factory=dict[tuple[str, str], tuple[bytes, int]])
-    """Of recorded failures, and how often their document had failed then: its next attempt forgets some."""
-    outcomes: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
 
 class _Cancel(NamedTuple):
@@ -134,13 +119,14 @@ class HistoryChecker:
         self._acknowledged: dict[str, frozenset[str]] = {}
         self._cancels: dict[str, list[_Cancel]] = {}
         self._streams: dict[str, list[_Stream]] = {}
-        self._known: dict[str, _Known] = {}
+        self._stored: dict[str, StoredBatch] = {}
+        self._runs: dict[str, ActivityRuns] = {}
         self._violations: list[str] = []
 
     @property
     def stats(self) -> HistoryStats:
         """What was counted in the effects log so far."""
-        runs = [known.runs for known in self._known.values()]
+        runs = self._runs.values()
         return HistoryStats(
             runs=sum(counted.runs for counted in runs),
             repeated=sum(counted.repeated for counted in runs),
@@ -241,17 +227,15 @@ class HistoryChecker:
         wanted = stored if only is None else stored & set(only)
         for batch_id in sorted(wanted):
             moment = self._clock.boot() if as_of is None else as_of
-            picture = await picture_of(store, batch_id)
-            if picture is None:
+            snapshot = await take_snapshot(store, batch_id)
+            if snapshot is None:
                 stored.discard(batch_id)
                 continue
             # Read after the store: what is recorded there has left its marks before.
-            self._check(picture, self._effects_of(batch_id), heartbeat, moment)
-            if finished and not picture.record.ended:
-                self._find(2, batch_id, f"has not ended: it is in state {picture.record.state!r}")
-            if everyone_left:
-                self._check_nothing_owned(picture)
-        for gone in (self._acknowledged.keys() | self._known.keys()) - stored:
+            self._check(snapshot, self._effects_of(batch_id), heartbeat, moment, everyone_left=everyone_left)
+            if finished and not snapshot.record.ended:
+                self._find(2, batch_id, f"has not ended: it is in state {snapshot.record.state!r}")
+        for gone in (self._acknowledged.keys() | self._stored.keys()) - stored:
             self._find(1, gone, "was acknowledged, or seen, and is gone")
         if everyone_left:
             alive = [worker.worker_id for worker in await store.workers()]
@@ -259,19 +243,26 @@ class HistoryChecker:
                 self._violations.append(f"14: workers are alive after everyone left: {', '.join(alive)}")
         return self._violations
 
-    def _check(self, picture: Picture, effects: Sequence[Effect], heartbeat: float | None, as_of: float) -> None:
-        batch_id = picture.record.batch_id
-        known = self._known.get(batch_id)
-        if known is None:
+    def _check(
+        self,
+        snapshot: StoreSnapshot,
+        effects: Sequence[Effect],
+        heartbeat: float | None,
+        as_of: float,
+        *,
+        everyone_left: bool,
+    ) -> None:
+        batch_id = snapshot.record.batch_id
+        stored = self._stored.setdefault(batch_id, StoredBatch())
+        runs = self._runs.get(batch_id)
+        if runs is None:
             runs = ActivityRuns(batch_id, self._faults, self._run_of, self._max_attempts, self._calls_at_once)
-            known = self._known[batch_id] = _Known(runs)
-        self._check_documents(picture, known)
-        self._check_log(picture, known)
-        self._check_checkpoints(picture, known)
-        self._check_leases(picture)
-        self._check_cancels(picture, effects, heartbeat)
-        self._check_streams(picture)
-        for promise, problem in known.runs.check(picture, effects, as_of):
+            self._runs[batch_id] = runs
+        for promise, problem in stored.check(snapshot, self._acknowledged.get(batch_id), everyone_left=everyone_left):
+            self._find(promise, batch_id, problem)
+        self._check_cancels(snapshot, effects, heartbeat)
+        self._check_streams(snapshot)
+        for promise, problem in runs.check(snapshot, effects, as_of):
             self._find(promise, batch_id, problem)
 
     def _find(self, promise: int, batch_id: str, problem: str) -> None:
@@ -286,187 +277,10 @@ class HistoryChecker:
         self._effects_read = len(effects)
         return self._effects_by_batch.get(batch_id, ())
 
-    # ---- what the store holds ------------------------------------------------------------------------------
-
-    def _check_documents(self, picture: Picture, known: _Known) -> None:
-        record = picture.record
-        found = frozenset(picture.documents)
-        expected = self._acknowledged.get(record.batch_id) or known.documents or found
-        if found != expected:
-            lost, strange = len(expected - found), len(found - expected)
-            self._find(1, record.batch_id, f"{lost} of its documents are gone, {strange} are none of its own")
-        if record.counts.total != len(found):
-            self._find(1, record.batch_id, f"its total is {record.counts.total}, of {len(found)} documents stored")
-        positions = [document.execution.position for document in picture.documents.values()]
-        if positions != list(range(len(positions))):
-            self._find(1, record.batch_id, "its documents' positions have gaps or are out of order")
-        known.documents = known.documents or found
-
-    def _check_log(self, picture: Picture, known: _Known) -> None:
-        record, log = picture.record, picture.log
-        if [event.seq for event in log] != list(range(1, record.seq + 1)):
-            self._find(9, record.batch_id, f"its {len(log)} events are not numbered 1 to {record.seq}")
-            return
-        digests = [_digest(event.tag.encode(), event.data, str(event.at).encode()) for event in log]
-        if digests[: len(known.log)] != known.log:
-            self._find(9, record.batch_id, "events that were seen before are others now, or gone")
-        known.log = digests
-        try:
-            events = [decode_event(event) for event in log]
-        except (LookupError, TypeError, ValueError) as error:
-            self._find(9, record.batch_id, f"its events cannot be read: {error!r}")
-            return
-        replay = Replay(definition_of(record))
-        for event in events:
-            replay.take(event)
-        replay.end_of_log()
-        for problem in replay.problems:
-            promise, _, text = problem.partition(": ")
-            self._find(int(promise), record.batch_id, text)
-        self._compare_record(record, replay)
-        for document in picture.documents.values():
-            self._compare_row(record, replay, document, known)
-        self._compare_resolver(record, replay, picture.resolver, known)
-
-    def _compare_record(self, record: BatchRecord, replay: Replay) -> None:
-        try:
-            batch = BatchInProgress(record, record.created_at)
-        except AssertionError as error:
-            self._find(11, record.batch_id, str(error))
-            return
-        for name, stored, told in (
-            ("state", record.state, replay.state),
-            ("counts", record.counts, replay.counts),
-            ("free slots", record.free, batch.open_slots),
-        ):
-            if stored != told:
-                self._find(11, record.batch_id, f"{name}: its row says {stored!r}, its events {told!r}")
-        if abs(batch.percentage - replay.percentage) > 0.001:
-            told = f"its row says {batch.percentage}, its events {replay.percentage}"
-            self._find(11, record.batch_id, f"percentage: {told}")
-
-    def _compare_row(self, batch: BatchRecord, replay: Replay, document: DocumentRecord, known: _Known) -> None:
-        execution = document.execution
-        told = replay.document(execution.document_id)
-        status = effective_status(batch, execution)
-        expected = "cancelled" if batch.ended and told.unfinished else told.status
-        last_failure = told.status == "failed"
-        for name, stored, wanted in (
-            ("status", status, expected),
-            ("attempt", execution.attempt, told.attempt),
-            ("stage", execution.mark, told.mark),
-            (
-                "failures and crashes",
-                execution.failures + execution.crashes,
-                told.failures + told.crashes + last_failure,
-            ),
-        ):
-            if stored != wanted:
-                self._find(
-                    11,
-                    batch.batch_id,
-                    f"{name} of {name_of(execution)}: its row says {stored!r}, its events {wanted!r}",
-                )
-        self._check_row(batch, execution)
-        self._check_outcome(batch, document, known)
-
-    def _compare_resolver(
-        self, batch: BatchRecord, replay: Replay, resolver: DocumentRecord | None, known: _Known
-    ) -> None:
-        if resolver is None:
-            if definition_of(batch).resolver:
-                self._find(1, batch.batch_id, "it has lost its resolver's execution")
-            return
-        execution = resolver.execution
-        if execution.attempt != replay.resolver_attempts:
-            self._find(
-                11,
-                batch.batch_id,
-                f"its resolver's row says attempt {execution.attempt}, its events {replay.resolver_attempts}",
-            )
-        if (execution.status == "succeeded") != (replay.resolver == "succeeded"):
-            self._find(
-                8,
-                batch.batch_id,
-                f"its resolver's row says {execution.status!r}, its events {replay.resolver!r}",
-            )
-        self._check_row(batch, execution)
-        self._check_outcome(batch, resolver, known)
-
-    def _check_row(self, batch: BatchRecord, execution: ExecutionRecord) -> None:
-        """A row fits together: it is owned while it runs, and due while it waits."""
-        running = execution.status == "running"
-        unready = execution.position == RESOLVER_POSITION and batch.state != "resolving"
-        waits_for_clock = execution.status in ("pending", "waiting") and not unready
-        if (execution.owner is not None) != running:
-            self._find(14, batch.batch_id, f"{name_of(execution)} is {execution.status}, owned by {execution.owner!r}")
-        if not batch.ended and (execution.due is not None) != waits_for_clock:
-            self._find(2, batch.batch_id, f"{name_of(execution)} is {execution.status}, due {execution.due!r}")
-
-    def _check_outcome(self, batch: BatchRecord, document: DocumentRecord, known: _Known) -> None:
-        execution, outcome = document.execution, document.outcome
-        if execution.status not in ("succeeded", "failed"):
-            return
-        if outcome is None:
-            self._find(1, batch.batch_id, f"{name_of(execution)} has {execution.status}, and no outcome is stored")
-            return
-        digest = _digest(execution.status.encode(), outcome)
-        if known.outcomes.setdefault(execution.document_id, digest) != digest:
-            self._find(3, batch.batch_id, f"the outcome of {name_of(execution)} is another one now")
-        if execution.status == "failed":
-            try:
-                failure = DocumentFailureRecord.decode(outcome)
-            except (TypeError, ValueError) as error:
-                self._find(1, batch.batch_id, f"the failure of {name_of(execution)} cannot be read: {error!r}")
-                return
-            limit = definition_of(batch).config.max_crashes
-            if failure.error_type == "CrashLoopError" and execution.crashes < limit:
-                self._find(
-                    5,
-                    batch.batch_id,
-                    f"{name_of(execution)} was given up after {execution.crashes} of {limit} crashes",
-                )
-
-    def _check_checkpoints(self, picture: Picture, known: _Known) -> None:
-        batch_id = picture.record.batch_id
-        for identity, checkpoint in picture.checkpoints.items():
-            digest = _digest(checkpoint.kind.encode(), checkpoint.payload)
-            failures = picture.failures(identity[0])
-            if identity in known.results:
-                if known.results[identity] != digest:
-                    self._find(3, batch_id, f"the recorded result of {identity} is another one now")
-            elif checkpoint.kind == "succeeded":
-                known.results[identity] = digest
-            else:
-                before = known.failures.get(identity, (digest, failures))
-                if before[0] != digest and before[1] == failures:
-                    self._find(3, batch_id, f"the recorded failure of {identity} is another one now")
-                known.failures[identity] = (digest, failures)
-        for identity in known.results.keys() - picture.checkpoints.keys():
-            self._find(3, batch_id, f"the recorded result of {identity} is gone")
-        for identity in known.failures.keys() - picture.checkpoints.keys():
-            if picture.failures(identity[0]) == known.failures[identity][1]:
-                self._find(3, batch_id, f"the recorded failure of {identity} is gone")
-            del known.failures[identity]
-
-    def _check_leases(self, picture: Picture) -> None:
-        for execution in picture.executions():
-            if execution.owner is not None and execution.owner not in picture.alive:
-                self._find(
-                    14,
-                    picture.record.batch_id,
-                    f"{name_of(execution)} is owned by {execution.owner!r}, who is dead",
-                )
-
-    def _check_nothing_owned(self, picture: Picture) -> None:
-        owned = [name_of(execution) for execution in picture.executions() if execution.owner is not None]
-        if owned:
-            self._find(14, picture.record.batch_id, f"still owned after everyone left: {', '.join(owned)}")
-
     # ---- what the test saw ---------------------------------------------------------------------------------
 
-    def _check_cancels(self, picture: Picture, effects: Sequence[Effect], heartbeat: float | None) -> None:
-        record = picture.record
+    def _check_cancels(self, snapshot: StoreSnapshot, effects: Sequence[Effect], heartbeat: float | None) -> None:
+        record = snapshot.record
         cancels = self._cancels.get(record.batch_id, [])
         winners = [cancel for cancel in cancels if cancel.answer is True]
         lost_replies = any(cancel.answer is None for cancel in cancels)
@@ -484,9 +298,9 @@ class HistoryChecker:
                         f"the cancel in {cancel.process!r} was acknowledged",
                     )
 
-    def _check_streams(self, picture: Picture) -> None:
-        record = picture.record
-        log = {event.seq: event for event in picture.log}
+    def _check_streams(self, snapshot: StoreSnapshot) -> None:
+        record = snapshot.record
+        log = {event.seq: event for event in snapshot.log}
         for stream in self._streams.get(record.batch_id, ()):
             numbers = [event.seq for event in stream.events]
             if numbers != list(range(stream.after + 1, stream.after + 1 + len(numbers))):
@@ -499,7 +313,3 @@ class HistoryChecker:
             last = numbers[-1] if numbers else stream.after
             if stream.ended and (last != record.seq or log[last].tag not in LAST_EVENT_TAGS):
                 self._find(10, record.batch_id, f"a stream ended with event {last} of {record.seq}")
-
-
-def _digest(*parts: bytes) -> bytes:
-    return blake2b(b"\0".join(parts), digest_size=16).digest()

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 from durable_batches.lifecycle.records import RESOLVER_DOCUMENT_ID, CheckpointRecord
-from durable_batches.testing.history.store_snapshot import Picture
+from durable_batches.testing.history.store_snapshot import StoreSnapshot
 from durable_batches.testing.virtual.effects import Effect
 
 __all__ = ["ActivityRuns", "Faults", "RunSource"]
@@ -83,20 +83,20 @@ class ActivityRuns:
         self._starts_when_ended: int | None = None
         self._problems: list[tuple[int, str]] = []
 
-    def check(self, picture: Picture, effects: Sequence[Effect], as_of: float) -> list[tuple[int, str]]:
+    def check(self, snapshot: StoreSnapshot, effects: Sequence[Effect], as_of: float) -> list[tuple[int, str]]:
         """What is wrong: promises' numbers, and what breaks them.
 
         Args:
-            picture: The batch as it is stored.
-            effects: Those of this batch, read later than the picture was taken.
-            as_of: On the boot clock: the picture shows this moment, or a later one. Whether something may have begun
-                after it cannot be told from the picture.
+            snapshot: The batch as it is stored.
+            effects: Those of this batch, read later than the snapshot was taken.
+            as_of: On the boot clock: the snapshot shows this moment, or a later one. Whether something may have begun
+                after it cannot be told from the snapshot.
         """
         self._problems = []
         calls = _calls(effects)
         recorded = {
             _idempotency_key(self._batch_id, document_id, key): checkpoint
-            for (document_id, key), checkpoint in picture.checkpoints.items()
+            for (document_id, key), checkpoint in snapshot.checkpoints.items()
         }
         self.runs = sum(len(runs) for runs in calls.values())
         self.repeated = self.retried = 0
@@ -104,12 +104,12 @@ class ActivityRuns:
         self._counted |= newly
         for key, runs in calls.items():
             self._check_tries(runs)
-            self._check_repetitions(runs, picture, as_of)
+            self._check_repetitions(runs, snapshot, as_of)
             self._check_recorded(key, runs, recorded.get(key), as_of)
-        self._count_in_flight(calls, picture, recorded.keys(), newly)
+        self._count_in_flight(calls, snapshot, recorded.keys(), newly)
         starts = [effect for effect in effects if effect.phase == "start" and effect.process not in self._faults.fenced]
         self._check_resolver(starts)
-        self._check_absorbed(picture, starts)
+        self._check_absorbed(snapshot, starts)
         if effects and recorded and not calls.keys() & recorded.keys():
             self._find(6, "the effects log knows none of its recorded calls: is it another history's?")
         return self._problems
@@ -120,7 +120,7 @@ class ActivityRuns:
     def _count_in_flight(
         self,
         calls: Mapping[str, Sequence[_Run]],
-        picture: Picture,
+        snapshot: StoreSnapshot,
         recorded: Collection[str],
         newly: Collection[str],
     ) -> None:
@@ -130,7 +130,7 @@ class ActivityRuns:
             for index, run in enumerate(runs):
                 document_id = run.tries[0].document_id
                 again = index < len(runs) - 1
-                retried = again and run.failed and picture.failures(document_id) > 0
+                retried = again and run.failed and snapshot.failures(document_id) > 0
                 if run.process in newly and (again or key not in recorded) and not retried:
                     lost[(run.process, document_id)] += 1
         self.in_flight += lost.total()
@@ -150,14 +150,14 @@ class ActivityRuns:
             if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > limit:
                 self._find(7, f"{call_of(first)} has the tries {numbers}, of at most {limit}")
 
-    def _check_repetitions(self, runs: Sequence[_Run], picture: Picture, as_of: float) -> None:
+    def _check_repetitions(self, runs: Sequence[_Run], snapshot: StoreSnapshot, as_of: float) -> None:
         faults = self._faults
         for before, run in pairwise(runs):
             if run.began > as_of:
                 break
             first = run.tries[0]
             # A failure that ended its document's attempt is forgotten, so that the next one tries again.
-            forgotten = picture.failures(first.document_id) > 0
+            forgotten = snapshot.failures(first.document_id) > 0
             if before.failed and (forgotten or before.process in faults.left):
                 self.retried += 1
             elif before.process in faults.interrupted or {before.process, run.process} & faults.fenced:
@@ -207,9 +207,9 @@ class ActivityRuns:
             elif resolving:
                 self._find(8, f"{call_of(effect)} began after the resolver had begun")
 
-    def _check_absorbed(self, picture: Picture, starts: Sequence[Effect]) -> None:
+    def _check_absorbed(self, snapshot: StoreSnapshot, starts: Sequence[Effect]) -> None:
         """What was seen ended does nothing any more; a cancel is heard of a little later, and is 12's matter."""
-        if not picture.record.ended or picture.record.state == "cancelled":
+        if not snapshot.record.ended or snapshot.record.state == "cancelled":
             return
         if self._starts_when_ended is None:
             self._starts_when_ended = len(starts)

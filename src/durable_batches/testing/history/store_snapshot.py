@@ -18,14 +18,14 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import BatchQuery, Store
 
-__all__ = ["Picture", "batch_ids", "effective_status", "name_of", "picture_of"]
+__all__ = ["StoreSnapshot", "batch_ids", "effective_status", "name_of", "take_snapshot"]
 
 _PAGE: Final = 500
 _LOOKS: Final = 100
 """How often a batch that others are writing to is looked at, until it stood still for one look."""
 
 
-class Picture(NamedTuple):
+class StoreSnapshot(NamedTuple):
     """A batch, read while nobody wrote to it."""
 
     record: BatchRecord
@@ -59,7 +59,7 @@ async def batch_ids(store: Store) -> list[BatchId]:
             return found
 
 
-async def picture_of(store: Store, batch_id: BatchId) -> Picture | None:
+async def take_snapshot(store: Store, batch_id: BatchId) -> StoreSnapshot | None:
     """The batch at one moment: looked at again while it moves; None: it is deleted, or not sealed.
 
     Raises:
@@ -82,7 +82,7 @@ async def picture_of(store: Store, batch_id: BatchId) -> Picture | None:
             await asyncio.sleep(0.01)
             continue
         resolver = [found for found in executions if found.execution.position == RESOLVER_POSITION]
-        return Picture(
+        return StoreSnapshot(
             record=record,
             log=log,
             resolver=resolver[0] if resolver else None,

@@ -27,12 +27,12 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, Heart, Store
 
-__all__ = ["MortalStore"]
+__all__ = ["CrashableStore"]
 
 T = TypeVar("T")
 
 
-class MortalStore:
+class CrashableStore:
     """A store as one process sees it.
 
     Args:
@@ -47,14 +47,14 @@ class MortalStore:
         """How many of them write."""
         self.under_way: int = 0
         """How many are not answered yet; `wait`, which is a kind of sleep, is not among them."""
-        self._buried: set[WorkerId] = set()
+        self._killed: set[WorkerId] = set()
 
     def __repr__(self) -> str:
         return repr(self.inner)
 
-    def bury(self, worker: WorkerId) -> None:
+    def kill(self, worker: WorkerId) -> None:
         """From here on nothing that this worker (or who submits through it) asks for is done, or answered."""
-        self._buried.add(worker)
+        self._killed.add(worker)
 
     # ---- every call ------------------------------------------------------------------------------------------
 
@@ -84,9 +84,9 @@ class MortalStore:
         """Refuse the dead.
 
         Raises:
-            WorkerFencedError: `by` is buried.
+            WorkerFencedError: `by` is killed.
         """
-        if by in self._buried:
+        if by in self._killed:
             assert by is not None
             raise WorkerFencedError(by)
 
@@ -131,8 +131,8 @@ class MortalStore:
         return await self._write("expire", lambda: self.inner.expire(dead=dead))
 
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
-        """See `Store.leave`; a buried worker has left nothing that could still be released."""
-        if worker in self._buried:
+        """See `Store.leave`; a killed worker has left nothing that could still be released."""
+        if worker in self._killed:
             return ()
         return await self._write("leave", lambda: self.inner.leave(worker), worker)
 

@@ -31,9 +31,9 @@ from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.memory import MemoryStore
 from durable_batches.stores.protocol import Store
 from durable_batches.testing.history.checker import HistoryChecker
-from durable_batches.testing.history.store_snapshot import Picture, effective_status, picture_of
+from durable_batches.testing.history.store_snapshot import StoreSnapshot, effective_status, take_snapshot
 from durable_batches.testing.virtual.clock import ManualClock
-from durable_batches.testing.virtual.crashable_store import MortalStore
+from durable_batches.testing.virtual.crashable_store import CrashableStore
 from durable_batches.testing.virtual.driver import PATIENCE, Driver, Stuck, virtual_worker
 from durable_batches.testing.virtual.environment import StoreMaker
 from durable_batches.testing.virtual.inside import kill
@@ -148,7 +148,7 @@ class _Point(NamedTuple):
     moment: Literal["before", "after"]
 
 
-class _Life(MortalStore):
+class _Life(CrashableStore):
     """A store as a process sees it that is killed at a point."""
 
     def __init__(self, store: Store, point: _Point | None, *, first: bool) -> None:
@@ -220,10 +220,10 @@ class _Trial(Generic[D, R, S, V]):
         """Everything."""
         clock, store = await self._fresh()
         life = await self._live(store, clock, None, first=True)
-        picture = await self._picture(store, HistoryChecker())
+        snapshot = await self._snapshot(store, HistoryChecker())
         tried = missed = 0
         for point in _points(life.writes, limit):
-            if await self._survives(point, picture):
+            if await self._survives(point, snapshot):
                 tried, missed = tried + 1, 0
             elif point.number > life.writes:
                 missed += 1
@@ -232,7 +232,7 @@ class _Trial(Generic[D, R, S, V]):
                     break
         return CrashReport(points=tried, writes=life.writes)
 
-    async def _survives(self, point: _Point, undisturbed: Picture) -> bool:
+    async def _survives(self, point: _Point, undisturbed: StoreSnapshot) -> bool:
         """Kill a process at this point, and start it again; False: it did not come to the point.
 
         Raises:
@@ -246,10 +246,10 @@ class _Trial(Generic[D, R, S, V]):
         if before.acknowledged:
             checker.acknowledged(_BATCH, undisturbed.documents)
         try:
-            await self._bury(store, checker)
+            await self._expire_dead(store, checker)
             after = await self._live(store, clock)
-            picture = await self._picture(store, checker)
-            problems = [*self._differences(picture, undisturbed), *_repetitions(before, after, picture, undisturbed)]
+            snapshot = await self._snapshot(store, checker)
+            problems = [*self._differences(snapshot, undisturbed), *_repetitions(before, after, snapshot, undisturbed)]
         except Exception as error:
             raise AssertionError(f"{_told(point, before.killed)}: {error}") from error
         if problems:
@@ -304,7 +304,7 @@ class _Trial(Generic[D, R, S, V]):
             life.acknowledged = life.killed is None
             await batches.result(_BATCH)
 
-    async def _bury(self, store: Store, checker: HistoryChecker) -> None:
+    async def _expire_dead(self, store: Store, checker: HistoryChecker) -> None:
         """What another process does about a dead one, or the same one when it is started again."""
         await store.open()
         try:
@@ -313,32 +313,32 @@ class _Trial(Generic[D, R, S, V]):
         finally:
             await store.close()
 
-    async def _picture(self, store: Store, checker: HistoryChecker) -> Picture:
+    async def _snapshot(self, store: Store, checker: HistoryChecker) -> StoreSnapshot:
         await store.open()
         try:
             await checker.verify(store, finished=True, everyone_left=True)
-            picture = await picture_of(store, _BATCH)
+            snapshot = await take_snapshot(store, _BATCH)
         finally:
             await store.close()
-        assert picture is not None
-        return picture
+        assert snapshot is not None
+        return snapshot
 
     # ---- what became of it -------------------------------------------------------------------------------------
 
-    def _differences(self, picture: Picture, undisturbed: Picture) -> Iterator[str]:
-        found, expected = self._outline(picture), self._outline(undisturbed)
+    def _differences(self, snapshot: StoreSnapshot, undisturbed: StoreSnapshot) -> Iterator[str]:
+        found, expected = self._outline(snapshot), self._outline(undisturbed)
         for what in dict.fromkeys([*expected, *found]):
             if found.get(what) != expected.get(what):
                 yield (
                     f"{what}: {reprlib.repr(found.get(what))}; without the crash: {reprlib.repr(expected.get(what))}"
                 )
 
-    def _outline(self, picture: Picture) -> dict[str, object]:
+    def _outline(self, snapshot: StoreSnapshot) -> dict[str, object]:
         """All that has to be the same, by what it is."""
-        state: Any = state_of(picture.record, self.workflow.machine)
+        state: Any = state_of(snapshot.record, self.workflow.machine)
         outline: dict[str, object] = {"the batch": state}
-        for document_id, document in picture.documents.items():
-            status = effective_status(picture.record, document.execution)
+        for document_id, document in snapshot.documents.items():
+            status = effective_status(snapshot.record, document.execution)
             detail: object = None
             if status == "succeeded":
                 assert document.outcome is not None
@@ -349,10 +349,10 @@ class _Trial(Generic[D, R, S, V]):
                 # A crash is an attempt, too; everything else is as it was.
                 detail = DocumentFailureRecord.decode(document.outcome)._replace(attempts=0)
             outline[f"document {document_id!r}"] = (status, detail)
-        if isinstance(state, Completed) and definition_of(picture.record).resolver:
-            assert picture.resolver is not None
-            assert picture.resolver.outcome is not None
-            resolution: Any = self.workflow.resolution_codec.decode(picture.resolver.outcome)
+        if isinstance(state, Completed) and definition_of(snapshot.record).resolver:
+            assert snapshot.resolver is not None
+            assert snapshot.resolver.outcome is not None
+            resolution: Any = self.workflow.resolution_codec.decode(snapshot.resolver.outcome)
             compared = self.comparing_resolution
             outline["the resolution"] = resolution if compared is None else compared(resolution)
         return outline
@@ -385,14 +385,14 @@ def _points(writes: int, limit: int) -> Iterator[_Point]:
 _MOMENTS: Final[tuple[Literal["before", "after"], ...]] = ("before", "after")
 
 
-def _repetitions(before: _Life, after: _Life, picture: Picture, undisturbed: Picture) -> Iterator[str]:
+def _repetitions(before: _Life, after: _Life, snapshot: StoreSnapshot, undisturbed: StoreSnapshot) -> Iterator[str]:
     """What was paid for twice."""
-    ids = {document.execution.position: name for name, document in picture.documents.items()}
+    ids = {document.execution.position: name for name, document in snapshot.documents.items()}
     for position, key in sorted(before.recorded & after.recorded):
         where = f"document {ids[position]!r}" if position in ids else "the resolver"
         yield f"activity {key.partition(':')[0]!r} of {where} was recorded before the crash, and ran again after it"
-    unused, unused_before = _unused(picture), _unused(undisturbed)
-    counted, expected = _results(picture), _results(undisturbed)
+    unused, unused_before = _unused(snapshot), _unused(undisturbed)
+    counted, expected = _results(snapshot), _results(undisturbed)
     for name in counted:
         if counted[name] > expected[name] and (not name or unused[name] > unused_before[name]):
             where = f"document {name!r}" if name else "the resolver"
@@ -402,17 +402,17 @@ def _repetitions(before: _Life, after: _Life, picture: Picture, undisturbed: Pic
             )
 
 
-def _unused(picture: Picture) -> Counter[str]:
+def _unused(snapshot: StoreSnapshot) -> Counter[str]:
     """How many recorded activities each document did not ask for in the end."""
-    events = map(decode_event, picture.log)
+    events = map(decode_event, snapshot.log)
     return Counter(
         {event.document_id: event.unused_checkpoints for event in events if isinstance(event, DocumentCompleted)}
     )
 
 
-def _results(picture: Picture) -> Counter[str]:
+def _results(snapshot: StoreSnapshot) -> Counter[str]:
     """How many activity results each document (empty: the resolver) has recorded."""
-    return Counter(name for (name, _), checkpoint in picture.checkpoints.items() if checkpoint.kind == "succeeded")
+    return Counter(name for (name, _), checkpoint in snapshot.checkpoints.items() if checkpoint.kind == "succeeded")
 
 
 def _told(point: _Point, method: str) -> str:

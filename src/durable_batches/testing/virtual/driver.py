@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.testing.virtual.clock import ManualClock
-from durable_batches.testing.virtual.crashable_store import MortalStore
+from durable_batches.testing.virtual.crashable_store import CrashableStore
 from durable_batches.testing.virtual.inside import attempts_of, is_at_rest
 from durable_batches.worker.worker import Worker
 
@@ -33,7 +33,7 @@ _Run: TypeAlias = "tuple[asyncio.Task[Any], str, int]"
 
 
 def virtual_worker(
-    store: MortalStore,
+    store: CrashableStore,
     clock: ManualClock,
     *,
     max_in_flight: int,
@@ -72,7 +72,7 @@ class Driver:
         patience: For how long, in real time, the user's own code may show nothing until it counts as waiting.
     """
 
-    def __init__(self, worker: Worker, store: MortalStore, clock: ManualClock, patience: timedelta) -> None:
+    def __init__(self, worker: Worker, store: CrashableStore, clock: ManualClock, patience: timedelta) -> None:
         self._worker = worker
         self._store = store
         self._clock = clock

@@ -21,7 +21,7 @@ from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.memory import MemoryStore
 from durable_batches.stores.protocol import Store
 from durable_batches.testing.virtual.clock import ManualClock
-from durable_batches.testing.virtual.crashable_store import MortalStore
+from durable_batches.testing.virtual.crashable_store import CrashableStore
 from durable_batches.testing.virtual.driver import PATIENCE, Driver, Stuck, virtual_worker
 from durable_batches.testing.virtual.inside import kill, unlogged_restart
 
@@ -53,13 +53,13 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         self,
         batches: BatchOrchestrator[D, R_co, S_co, V_co],
         clock: ManualClock,
-        store: MortalStore,
+        store: CrashableStore,
         driver: Driver,
     ) -> None:
         self.batches: Final[BatchOrchestrator[D, R_co, S_co, V_co]] = batches
         self.clock: Final = clock
         self.store: Final[Store] = store.inner
-        self._mortal = store
+        self._crashable = store
         self._worker = batches.worker
         self._driver = driver
 
@@ -122,7 +122,7 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         `batches` stays usable, and tasks that wait for a result or events through it keep waiting.
         """
         dead = self._worker.worker_id
-        self._mortal.bury(dead)
+        self._crashable.kill(dead)
         with self._worker.signals.membership.restarted.listen() as restarted, unlogged_restart(dead):
             kill(self._worker)
             expired = await self.store.expire(dead=[dead])
@@ -171,10 +171,10 @@ async def environment(
     check_instance("clock", clock, ManualClock, optional=True)
     check_duration("patience", patience)
     clock = clock or ManualClock()
-    mortal = MortalStore(_made(store, clock))
-    worker = virtual_worker(mortal, clock, max_in_flight=max_in_flight, dependencies=dependencies)
+    crashable = CrashableStore(_made(store, clock))
+    worker = virtual_worker(crashable, clock, max_in_flight=max_in_flight, dependencies=dependencies)
     async with BatchOrchestrator(workflow, worker=worker, config=config) as batches:
-        yield Environment(batches, clock, mortal, Driver(worker, mortal, clock, patience))
+        yield Environment(batches, clock, crashable, Driver(worker, crashable, clock, patience))
 
 
 class BatchEnvironment(Protocol):

@@ -36,7 +36,7 @@ def kill(worker: Worker) -> None:
     """End the worker's session as if its process had died: nothing begins any more, and what runs is cancelled.
 
     As after any loss of its lease, the worker goes on with a new session, unless it is being closed. What the old one
-    still asks of the store is for the store to refuse (`MortalStore`).
+    still asks of the store is for the store to refuse (`CrashableStore`).
     """
     session = _session_of(worker)
     if session is not None:
