@@ -375,7 +375,7 @@ async def test_connections_that_all_went_deaf_are_given_up_together(postgres_dsn
         ) as store:
             limit = store._database.answer_seconds
             await asyncio.gather(*(store.batches(BatchQuery(), limit=1) for _ in range(20)))
-            assert len(store._alive().readers._idle) > 2
+            assert len(store._open_store().readers._idle) > 2
             proxy.half_open()
             began = asyncio.get_running_loop().time()
             await store.batches(BatchQuery(), limit=1)

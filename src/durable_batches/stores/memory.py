@@ -96,7 +96,7 @@ class MemoryStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """One process, nothing durable."""
+        """Declare: one process, nothing durable."""
         return Capabilities(several_processes=False, durable=False, pushes=True)
 
     async def open(self) -> None:

@@ -1,4 +1,4 @@
-"""Records to rows and back, for the stores that keep them in tables; the order of columns is that of `columns`."""
+"""Rows of records, and records of rows, for the stores that keep them in tables; in the order of `columns`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Row = Sequence[Any]
 
 
 def _encoder(columns: Columns) -> Callable[[object], list[object]]:
-    """What makes a record's values for these columns, in their order."""
+    """Make the function that returns a record's values for these columns, in their order."""
     get: Callable[[object], tuple[object, ...]] = attrgetter(*[column.field or "" for column in columns])
     encoders = [(index, column.encode) for index, column in enumerate(columns) if column.encode is not None]
 

@@ -15,7 +15,7 @@ READABLE_SINCE: Final = "0.1.0"
 
 
 def newer_scripts(dialect: str, where: str, version: int, readable_since: str) -> list[tuple[int, str]]:
-    """The scripts, with their numbers, that a schema of this version lacks.
+    """Find the scripts, with their numbers, that a schema of this version lacks.
 
     Raises:
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.

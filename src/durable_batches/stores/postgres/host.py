@@ -80,7 +80,7 @@ class _Joined:
             return await load.create(self._session, batch)
 
     async def _is_the_stores(self, loader: WorkerId) -> bool:
-        """Whether the connection's database is the store's; names do not tell, as staging's and production's."""
+        """Whether the connection's database is the store's: staging and production may have the same names."""
         table = f"{self._session.quoted}.worker"
         if await self._session.value("SELECT to_regclass($1)", table) is None:
             return False

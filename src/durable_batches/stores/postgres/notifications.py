@@ -28,11 +28,11 @@ _log = logging.getLogger("durable_batches")
 
 _POLL_SECONDS: Final = 0.5
 _LEAST_SECONDS: Final = 0.1
-"""Between two looks, however much happens."""
+"""Between two queries, however much happens."""
 _NOTIFY_SECONDS: Final = 0.1
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
-"""After the connection was lost, until another is tried: each time twice as long, until one is good for a look."""
+"""After the connection was lost, until another is tried: each time twice as long, until one has answered a query."""
 
 
 class _Waiter:

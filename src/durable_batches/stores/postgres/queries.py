@@ -1,4 +1,4 @@
-"""The statements of the Postgres store: records to rows and back. Runs inside a transaction; decides nothing.
+"""Batches, documents and what they have recorded: loaded, inserted and deleted. Runs within a transaction.
 
 Each statement is one round trip, whatever the number of rows: these go as arrays (`unnest`).
 """
@@ -94,7 +94,7 @@ async def load_batches(session: Session, query: BatchQuery, after: BatchId | Non
 
 
 def _labels(metadata: Mapping[str, str]) -> list[str]:
-    """A digest of each label: of a bounded length, and without what a text of the server cannot hold."""
+    """Digest each label: to a bounded length, and without the characters that a text of the server cannot hold."""
     return [
         hashlib.blake2b(json.dumps(label).encode(), digest_size=16).hexdigest() for label in sorted(metadata.items())
     ]

@@ -117,7 +117,7 @@ class PostgresStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Durable, several processes, pushes, the host's transactions."""
+        """Declare: durable, several processes, pushes, the host's transactions."""
         return Capabilities(several_processes=True, durable=True, pushes=True, host_transactions=True)
 
     async def open(self) -> None:
@@ -177,7 +177,7 @@ class PostgresStore:
     def heart(self, worker: WorkerId) -> LeaseRenewer:
         """See `Store.heart`."""
         seconds = self._timeouts.longest_renewal_seconds(worker)
-        return LeaseRenewer(self._alive().thread, self._database, self._server_clock, worker, seconds)
+        return LeaseRenewer(self._open_store().thread, self._database, self._server_clock, worker, seconds)
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """See `Store.workers`."""
@@ -289,8 +289,8 @@ class PostgresStore:
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
-        running = self._alive()
-        news = asyncio.wrap_future(running.thread.start(running.notifications.wait(dict(seen), work)))
+        running = self._open_store()
+        woken = asyncio.wrap_future(running.thread.start(running.notifications.wait(dict(seen), work)))
         time_is_up = asyncio.get_running_loop().create_future()
 
         def end() -> None:
@@ -302,14 +302,14 @@ class PostgresStore:
         else:
             timer = self._clock.call_later(timeout / 1_000_000, end, housekeeping=True)
         try:
-            await asyncio.wait([news, time_is_up], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([woken, time_is_up], return_when=asyncio.FIRST_COMPLETED)
         finally:
             timer.cancel()
-            news.cancel()
+            woken.cancel()
 
     # ---- its own loop ------------------------------------------------------------------------------------------
 
-    def _alive(self) -> _Running:
+    def _open_store(self) -> _Running:
         if self._running is None:
             raise StoreUnavailableError(f"{self!r} is not open; use it inside `async with` its orchestrator or worker")
         return self._running
@@ -317,13 +317,13 @@ class PostgresStore:
     async def _write(
         self, work: Callable[Concatenate[Session, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        running = self._alive()
+        running = self._open_store()
         return await running.thread.run(running.writers.run(work, *args, **kwargs))
 
     async def _read(
         self, work: Callable[Concatenate[Session, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        running = self._alive()
+        running = self._open_store()
         return await running.thread.run(running.readers.run(work, *args, **kwargs))
 
     def _changed(self, events: Sequence[EventRecord]) -> None:
@@ -332,7 +332,7 @@ class PostgresStore:
 
 
 class _Running:
-    """What an open store has on its loop."""
+    """An open store's thread, connections and notifications."""
 
     def __init__(self, thread: LoopThread, database: Database, notifications: Notifications) -> None:
         self.thread = thread

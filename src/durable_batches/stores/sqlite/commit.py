@@ -114,6 +114,7 @@ def _claim(
     made: Sequence[Claim] = ()
     if candidates:
         writes = plan_claims(now, worker, request, candidates, now)
+        assert len(writes.executions) <= request.limit, "the shares of a claim exceed what was asked for"
         queries.apply(connection, keys, writes, claimed_by_commit=number)
         events = [*events, *writes.events]
         batches = {record.batch_id: record for record in writes.batches}

@@ -22,10 +22,10 @@ from durable_batches.version import VERSION
 __all__ = ["connect", "migrate", "transaction", "translated"]
 
 BUSY_SECONDS: Final = 60.0
-"""How long a transaction waits for another process's. Ours take milliseconds; this long means a stuck one."""
+"""How long a transaction waits for that of another process. These take milliseconds; this long means a stuck one."""
 
 _WAL_TRIES: Final = 100
-"""Each of which waits, and is in vain only if another process was faster again."""
+"""Each try waits, and fails only if another process was faster again."""
 
 _SETTINGS: Final = (
     "PRAGMA synchronous = FULL",
@@ -39,13 +39,13 @@ _SETTINGS: Final = (
 
 
 def connect(path: Path, *, reading: bool = False) -> sqlite3.Connection:
-    """A connection with the store's settings: WAL, and every commit synced to the disk before it is acknowledged.
+    """Open a connection with the store's settings: WAL, and every commit synced to the disk before it is acknowledged.
 
     Raises:
         StoreUnavailableError: Or a kin of it: the file cannot be opened, written or understood.
     """
     with translated(path):
-        # The connection is used by one thread at a time, but not always by the one that closes it.
+        # One thread at a time uses the connection, but it may be closed by another one.
         connection = sqlite3.connect(
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
         )
@@ -82,7 +82,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, path: Path) -> Generator[None]:
-    """One write transaction; rolled back whole if anything goes wrong, with the error translated."""
+    """Within: one write transaction, with errors translated; an exception rolls all of it back."""
     with translated(path):
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -163,7 +163,7 @@ def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The script's statements, one by one: `executescript` would commit the transaction that they belong to."""
+    """Split a script into its statements: `executescript` would commit the transaction that they belong to."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

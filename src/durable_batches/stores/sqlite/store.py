@@ -54,7 +54,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _POLL_SECONDS: Final = 0.1
-"""How often `wait` looks for commits of other processes (a pragma on an open connection: microseconds)."""
+"""How often `wait` polls for commits of other processes (a pragma on an open connection: microseconds)."""
 
 
 class SQLiteStore:
@@ -88,7 +88,7 @@ class SQLiteStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Durable, several processes."""
+        """Declare: durable, several processes."""
         return Capabilities(several_processes=True, durable=True, pushes=False)
 
     async def open(self) -> None:

@@ -65,7 +65,7 @@ def release(
 
 
 def _owned_by(connection: sqlite3.Connection, ids: str) -> list[ExecutionKey]:
-    """The executions that these workers own, and the resolvers of the batches concerned."""
+    """Find the executions that these workers own, and the resolvers of the batches concerned."""
     rows = connection.execute(
         "SELECT batch.batch_id, execution.key FROM execution JOIN batch ON batch.key = execution.batch "
         "WHERE execution.owner IN (SELECT value FROM json_each(?)) AND execution.owner IS NOT NULL",

@@ -223,6 +223,7 @@ class Commits:
         candidates = await load_candidates(session, now, request, locked, batches) if batches else []
         if candidates:
             writes = plan_claims(now, worker, request, candidates, now)
+            assert len(writes.executions) <= request.limit, "the shares of a claim exceed what was asked for"
             claims, retry_in = await write_claims(session, locked, candidates, writes, number, now, request)
             locked.were_written(writes.batches, version)
             cache.remember(locked)

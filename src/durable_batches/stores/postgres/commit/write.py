@@ -1,4 +1,4 @@
-"""What a plan writes: one statement for all of it, whatever the number of rows; these go as arrays (`unnest`)."""
+"""Writes a plan: in one statement, whatever the number of rows; these go as arrays (`unnest`)."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _insert(table: Table) -> str:
 
 
 def _update(table: Table, changed: Columns) -> str:
-    """Of the rows with the keys that stand first."""
+    """Write the UPDATE of rows, which are found by the key: the first of the columns."""
     assert changed[0].name == "key"
     assigned = Columns(changed[1:]).assigned_from("new")
     return f"UPDATE {{s}}.{table.name} t SET {assigned} FROM {{rows}} AS new WHERE t.key = new.key"

@@ -19,7 +19,7 @@ __all__ = ["driver_connection_of", "opener_of"]
 
 
 def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[Connection]]:
-    """What opens connections as the engine does, with all of its settings and events, but none of its pool's own.
+    """Make the function that opens connections as the engine does, with its settings and events, outside of its pool.
 
     The store's connections belong to the store's event loop, and so cannot be shared with the host's.
     """
@@ -51,7 +51,7 @@ def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[Connection]]:
 
 
 async def driver_connection_of(connection: object) -> Connection | None:
-    """The driver's connection under SQLAlchemy's, inside its transaction, which is begun where it was not yet.
+    """Find the driver's connection under SQLAlchemy's, in its transaction, which is begun where it was not yet.
 
     None: this is neither a connection nor a session of SQLAlchemy's asyncio extension.
     """

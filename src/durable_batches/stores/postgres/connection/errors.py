@@ -45,7 +45,7 @@ def translated(where: str) -> Generator[None]:
 
 
 _LOST_CLASSES: Final = ("08", "57")
-"""Of SQLSTATE: what went wrong with the connection, and what an operator did."""
+"""Classes of SQLSTATE: errors of the connection, and what an operator did."""
 
 
 def is_lost(error: BaseException) -> bool:
@@ -106,7 +106,7 @@ def _translate(error: Exception, where: str) -> DurableBatchesError:
 
 
 def _one_line(error: Exception) -> str:
-    """What the server says, without its details: these may hold a user's values, as what the driver says does."""
+    """Return the server's message without its details, which may hold a user's values, as the driver's messages do."""
     said = str(getattr(error, "message", None) or "")
     if not said:
         said = "it does not fit its column" if isinstance(error, asyncpg.DataError) else str(error)
@@ -114,7 +114,7 @@ def _one_line(error: Exception) -> str:
 
 
 def pooled(where: str) -> ConfigurationError:
-    """What there is to say of a pooler that hands sessions out by the transaction."""
+    """Make the error that says what is wrong with a pooler in transaction mode."""
     return ConfigurationError(
         f"{where} is a pooler in transaction mode (as PgBouncer with pool_mode = transaction): what one transaction "
         "sets up, prepares or listens to is gone in the next. Connect to the server itself, or to a pool in session "

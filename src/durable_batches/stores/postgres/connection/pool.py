@@ -1,4 +1,4 @@
-"""Connections of one kind, opened as they are needed and kept for the next; lives on the store's loop."""
+"""A pool of connections of one kind, opened as they are needed and kept for the next; used on the store's loop."""
 
 from __future__ import annotations
 

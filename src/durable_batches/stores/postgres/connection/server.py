@@ -1,4 +1,4 @@
-"""What kind of server this is: whether the store can work with it."""
+"""Checks of the server: whether the store can work with it."""
 
 from __future__ import annotations
 
