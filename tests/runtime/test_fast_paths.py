@@ -25,6 +25,7 @@ from tests.runtime.keys import key
 from tests.support import AT_ONCE, ONCE, Reading
 
 from durable_batches import (
+    ActivityDefinitionError,
     ActivityFailedError,
     PayloadError,
     RetryLater,
@@ -39,6 +40,7 @@ from durable_batches.codec.codec import Codec
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, StageEntered
 from durable_batches.lifecycle.records import CheckpointRecord
 from durable_batches.runtime import attempt
+from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.attempt_result import AttemptFailed, AttemptStopped, AttemptSucceeded
 from durable_batches.runtime.call import Call
 from durable_batches.runtime.checkpoint import CallKeys
@@ -474,3 +476,38 @@ def test_texts_that_look_like_numbers_are_stored(length: int, word: str) -> None
     value = {"text": word, "more": "x" * length, word: [word]}
     payload = Codec[Any](dict[str, Any], "value").encode(value)
     assert json.loads(payload) == value
+
+
+# ---- what is prepared late -----------------------------------------------------------------------------------------
+
+
+def activity_with_a_later_type() -> DurableActivity[..., Any]:
+    async def act(value: str) -> str:
+        return value
+
+    act.__annotations__ = {"value": "str", "return": "Later"}
+    namespace: dict[str, Any] = {}
+    activity = DurableActivity[[str], str](act, namespace=namespace)
+    assert not {"keys", "codec"} & vars(activity.definition).keys()
+    namespace["Later"] = str
+    return activity
+
+
+def test_keys_and_codec_are_prepared_by_the_first_use_of_either() -> None:
+    first, second = activity_with_a_later_type(), activity_with_a_later_type()
+    assert first.definition.codec.encode("a") == second.definition.codec.encode("a") == b'"a"'
+    assert key(first, "a") == key(second, "a")
+    third = activity_with_a_later_type()
+    assert key(third, "a") == key(first, "a")
+    assert third.definition.codec.encode("a") == b'"a"'
+
+
+def test_a_type_that_is_nowhere_is_said_at_the_first_use() -> None:
+    async def act(value: str) -> str:
+        return value
+
+    act.__annotations__ = {"value": "str", "return": "Nowhere"}
+    activity = DurableActivity[[str], str](act)
+    for use in (lambda: activity.definition.codec, lambda: key(activity, "a")):
+        with pytest.raises(ActivityDefinitionError, match="'Nowhere' is not defined"):
+            use()
