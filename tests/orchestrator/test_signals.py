@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import NO_DRAIN, STAGES, eventually, within
+from tests.support import NO_DRAIN, STAGES, eventually, moving, within
 
 from durable_batches import BatchOrchestrator, Store, Worker, workflow
-from durable_batches.errors import StoreUnavailableError
-from durable_batches.lifecycle.records import WorkerId
+from durable_batches.errors import CommitUnknownError, StoreUnavailableError
+from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.signals import until
 from durable_batches.testing import ManualClock
 
@@ -112,6 +112,36 @@ async def test_a_worker_that_lost_its_lease_has_a_successor(open_store: StoreMak
             second = await restarted.next()
             assert second != first
             assert worker.worker_id == second
+
+
+async def test_a_registration_whose_reply_was_lost_does_not_stay(
+    open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock()
+    store = open_store(clock)
+    worker = Worker(store, max_in_flight=0, clock=clock)
+    membership, register = worker.signals.membership, store.register
+    lost: list[WorkerId] = []
+
+    async def register_unheard(record: WorkerRecord, lease: int) -> None:
+        await register(record, lease)
+        if not lost:
+            lost.append(record.worker_id)
+            raise CommitUnknownError("the reply was lost")
+
+    with membership.restarted.listen() as restarted, membership.lease_lost.listen() as lease_lost:
+        async with worker:
+            first = await restarted.next()
+            monkeypatch.setattr(store, "register", register_unheard)
+            await store.expire(dead=[first])
+            await eventually(lambda: clock.waiting_threads == 1)
+            clock.advance(10)
+            await lease_lost.next()
+            async with moving(clock, 0.1):
+                third = await restarted.next()
+            assert third not in (first, *lost)
+            assert [known.worker_id for known in await store.workers()] == [third]
+    assert len(lost) == 1
 
 
 async def test_a_lease_that_cannot_be_renewed_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

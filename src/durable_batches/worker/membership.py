@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 
+from durable_batches.errors import CommitUnknownError
 from durable_batches.lifecycle.records import EventRecord, WorkerId, WorkerRecord
 from durable_batches.stores.protocol import Expired, Store
 from durable_batches.worker.failure_log import log_crash_loops
@@ -41,7 +42,12 @@ class Membership:
         record = WorkerRecord(
             worker, identity.boot_id, identity.pid_namespace, identity.pid, identity.started, frozenset(workflows)
         )
-        await self._store.register(record, int(lease.total_seconds() * 1_000_000))
+        try:
+            await self._store.register(record, int(lease.total_seconds() * 1_000_000))
+        except CommitUnknownError:
+            # It may be registered, and its successor has another id.
+            self.deregister_later(worker)
+            raise
         host = socket.gethostname()
         _log.info(
             "worker %s registered: process %d on %s",
