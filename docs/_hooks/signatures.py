@@ -1,4 +1,4 @@
-"""Show signatures as users need them: defaults as values, and no deprecated names.
+"""Show the library as users need it: defaults as values, no deprecated names, and docstrings as Markdown.
 
 So `lease=timedelta(seconds=30)` stands where the code has `lease=_DEFAULT_LEASE` or, in overloads, `lease=...`.
 """
@@ -14,14 +14,17 @@ _CONSTANT = re.compile(r"_[A-Z][A-Z0-9_]*")
 
 
 class Signatures(griffe.Extension):
-    """Replace a default that is a private constant by its value, and `...` in an overload by the default."""
+    """Change the loaded package: its functions' defaults, its deprecated functions, its docstrings."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Visit each function of the package once it is loaded."""
+        """Visit the package once it is loaded."""
         self._visit(pkg)
 
     def _visit(self, parent: griffe.Module | griffe.Class) -> None:
         for name, member in list(parent.members.items()):
+            if not member.is_alias and member.docstring is not None:
+                # A colon is enough before an indented block of code.
+                member.docstring.value = re.sub("::$", ":", member.docstring.value, flags=re.MULTILINE)
             if isinstance(member, griffe.Function):
                 if any(str(decorator.value).startswith("deprecated(") for decorator in member.decorators):
                     del parent.members[name]

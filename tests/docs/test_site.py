@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from html import unescape
 from importlib import import_module
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def test_no_internals_are_shown(site: Path, documented: list[str]) -> None:
     for page in (site / "reference").rglob("index.html"):
         text = TAG.sub("", page.read_text(encoding="utf-8"))
         assert re.findall(r"= _[A-Z_]+\b|= \.\.\.", text) == [], page
+
+
+def test_code_of_the_reference_fits_the_page(site: Path) -> None:
+    for page in (site / "reference").rglob("index.html"):
+        blocks = re.findall(r"<pre>(.*?)</pre>", page.read_text(encoding="utf-8"), re.DOTALL)
+        lines = [line for block in blocks for line in unescape(TAG.sub("", block)).splitlines()]
+        assert [line for line in lines if len(line) > 78] == [], page
+
+
+def test_docstrings_are_markdown(site: Path) -> None:
+    for page in (site / "reference").rglob("index.html"):
+        assert "::</p>" not in page.read_text(encoding="utf-8"), page
 
 
 def test_error_codes_are_folded_away_where_another_page_is_read(site: Path) -> None:

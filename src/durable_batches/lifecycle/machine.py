@@ -41,15 +41,15 @@ S12 = TypeVar("S12", bound=Stage)
 
 
 class BatchStateMachine(Generic[S_co]):
-    """The stages of one kind of batch, in order; `PENDING` comes before them, `RESOLVING` and the ends after.
+    """The stages of a kind of batch, in order; `PENDING` precedes them, `RESOLVING` and the terminal states follow.
 
-    The stages' union is inferred from the arguments, nothing is written twice::
+    The union of the stages is inferred from the arguments: this is a `BatchStateMachine[Ocr | Translate | Index]`::
 
-        machine = BatchStateMachine(Ocr, Translate, Index)  # BatchStateMachine[Ocr | Translate | Index]
+        machine = BatchStateMachine(Ocr, Translate, Index)
 
     Raises:
-        MachineError: A stage has no tag, or one that is repeated or reserved, or is no `Stage`; or the classes do
-            not equal an explicit type argument (`BatchStateMachine[A | B](A)`).
+        MachineError: A stage has no tag, or a repeated or reserved one, or is not a `Stage`; or the classes do
+            not match an explicit type argument (`BatchStateMachine[A | B](A)`).
     """
 
     @overload

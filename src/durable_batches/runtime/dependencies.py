@@ -63,13 +63,13 @@ def dependency(provider: Callable[[], Any], /) -> Any:
 
     Example::
 
-        async def http() -> AsyncIterator[httpx.AsyncClient]:
-            async with httpx.AsyncClient() as client:
+        async def http() -> AsyncIterator[AsyncClient]:
+            async with AsyncClient() as client:
                 yield client
 
 
         @durable_activity
-        async def fetch(url: str, client: httpx.AsyncClient = dependency(http)) -> str: ...
+        async def fetch(url: str, client: AsyncClient = dependency(http)) -> str: ...
     """
     if not callable(provider):
         raise ConfigurationError(f"dependency() takes a function that opens the value, not {type(provider).__name__!r}")
