@@ -21,7 +21,7 @@ times, and the shortest way counts.
     progress of 7 events         all events of the ended batch, from its first one
     cancel                       `cancel` of a batch that has ended
 
-What the program has to know of the package (`journal.py`, its `record`, that the store writes in a thread) is older
+What the program has to know of the package (`journal.py`, its `record`, and `_committed`, which it calls) is older
 than the program, so that versions before it can be measured, too: with PYTHONPATH=/of/that/version/src.
 """
 
@@ -43,7 +43,6 @@ from durable_batches import BatchOrchestrator, BatchStateMachine, SQLiteStore, S
 
 PACKAGE: Final = str(Path(durable_batches.__file__).parent) + "/"
 RESUME: Final = dis.opmap["RESUME"]
-LOOP: Final = threading.main_thread()
 ROUNDS: Final = 9
 
 
@@ -52,8 +51,6 @@ class Call(NamedTuple):
 
     file: str
     function: str
-    in_loop: bool
-    """Whether in the thread of the event loop."""
 
 
 class Way(NamedTuple):
@@ -104,8 +101,7 @@ class Tracer:
             return
         code = frame.f_code
         if code.co_filename.startswith(PACKAGE) and not _goes_on(frame):
-            call = Call(code.co_filename[len(PACKAGE) :], code.co_qualname, threading.current_thread() is LOOP)
-            self._calls.append(call)
+            self._calls.append(Call(code.co_filename[len(PACKAGE) :], code.co_qualname))
 
 
 def _goes_on(frame: FrameType) -> bool:
@@ -175,9 +171,8 @@ async def in_an_activity(folder: Path) -> dict[str, list[Call]]:
             pass
     calls = tracer.end()
     handed_in = _first(calls, 0, lambda call: call.file.endswith("journal.py") and call.function.endswith(".record"))
-    writing = _first(calls, handed_in, lambda call: not call.in_loop)
-    committed = _first(calls, writing, lambda call: call.in_loop and not _is_commit(call))
-    told = _first(calls, committed, _is_commit)
+    committed = _first(calls, handed_in, lambda call: call.function.endswith("._committed"))
+    told = _first(calls, committed, lambda call: call.file.endswith(("journal.py", "signals.py")))
     return {
         "activity, row, subscribers": calls[:told],
         "  call, journal": calls[: handed_in + 1],
@@ -187,10 +182,6 @@ async def in_an_activity(folder: Path) -> dict[str, list[Call]]:
 
 def _first(calls: Sequence[Call], start: int, condition: Callable[[Call], bool]) -> int:
     return next(index for index in range(start, len(calls)) if condition(calls[index]))
-
-
-def _is_commit(call: Call) -> bool:
-    return call.file.endswith("journal.py") or call.file.startswith(("stores/", "tasks", "outage"))
 
 
 def journeys(rounds: int = ROUNDS) -> dict[str, list[Call]]:
