@@ -49,7 +49,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Kind = Callable[[int, int], Run]
-"""Runs so many documents with so many in flight."""
+"""Runs a number of documents with a number in flight."""
 
 
 async def ours(store: Store, documents: int, in_flight: int, count: Callable[[], Run]) -> Run:

@@ -89,7 +89,7 @@ async def work(dsn: str, schema: str, name: str, lease: float) -> None:
 def workers(
     dsn: str, schema: str, name: str, count: int, *, lease: float = 30.0, before: tuple[str, ...] = ()
 ) -> Generator[list[subprocess.Popen[str]]]:
-    """So many worker processes, ready to begin; they have ended at the end."""
+    """Start a number of worker processes, and end them after the block."""
     command = [*before, sys.executable, "-m", "benchmarks.workers", "--work", dsn, schema, name, str(lease)]
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     try:
@@ -106,7 +106,7 @@ def workers(
 
 
 def time_of(dsn: str, count: int, documents: int) -> float:
-    """Seconds from the submission to the end, with so many worker processes."""
+    """Measure the seconds from submission to end, with a number of worker processes."""
 
     async def submit_and_wait(schema: str) -> float:
         async with BatchOrchestrator(two_naps, store=PostgresStore(dsn, schema=schema), max_in_flight=0) as batches:

@@ -55,7 +55,7 @@ def seconds_with_dbos(dsn: str | None, documents: int, in_flight: int) -> float 
     Args:
         dsn: Of a server; None: DBOS keeps its state in an SQLite file.
         documents: How many.
-        in_flight: So many of them at once.
+        in_flight: The number of concurrent ones.
     """
     if importlib.util.find_spec("dbos") is None:
         return None

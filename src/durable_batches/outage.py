@@ -151,12 +151,12 @@ async def ride_out(
     """Call the store until it answers, with pauses that grow.
 
     Args:
-        call: The call that is repeated.
-        outages: Log failures, and the answer after them.
-        operation: The name of the call there.
-        sleep: Waits for so many seconds.
-        backoff: Makes the pauses, when the first call has failed.
-        passes: Which failures are ridden out; the others are raised. Transient ones by default.
+        call: The call to repeat.
+        outages: Logs failures, and the answer after them.
+        operation: The name of the call in the log.
+        sleep: Waits for a number of seconds.
+        backoff: Creates the pauses, when the first call has failed.
+        passes: Returns whether a failure is ridden out; others are raised. By default transient failures are.
     """
     try:
         return await call()

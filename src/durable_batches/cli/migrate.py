@@ -51,7 +51,7 @@ async def script(target: str | None, schema: str) -> str:
     from durable_batches.stores.postgres.connection.session import session_of_its_own
 
     if target is not None and "://" not in target:
-        raise ConfigurationError("--sql is for Postgres; a SQLite file is brought up to date by whoever opens it")
+        raise ConfigurationError("--sql is for Postgres; a SQLite file is upgraded when it is opened")
     database = Database(target or "postgresql://", schema, statement_seconds=60, lock_seconds=10)
     if target is None:
         newer, schema_is_there = newer_scripts("postgres", "", 0, "0"), False

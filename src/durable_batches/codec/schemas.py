@@ -118,17 +118,17 @@ def _can_build_anew() -> bool:
 
 
 _CAN_BUILD_ANEW: Final = _can_build_anew()
-"""Whether pydantic-core can be told to build the parts of a model anew; it cannot before pydantic 2.13."""
+"""Whether pydantic-core can rebuild the parts of a model; it cannot before pydantic 2.13."""
 
 _building: Final = RLock()
 
 
 @contextmanager
 def _without_prebuilt(schema: Any) -> Generator[None]:
-    """Have pydantic-core build all parts of a schema anew.
+    """Make pydantic-core rebuild all parts of a schema.
 
-    It would take those that a model or a dataclass has of itself, whose configuration is not the library's, unless
-    the class says that it is not complete.
+    Otherwise it would reuse the prebuilt parts of models and dataclasses, whose configuration is not the library's,
+    unless the class is marked as incomplete.
     """
     with _building:
         complete = [cls for cls in _classes_in(schema) if vars(cls).get(_COMPLETE) is True]

@@ -1,6 +1,6 @@
 """Link records of people: by address, by name, and by a similar name with supporting evidence.
 
-Whoever links two people invents a person, so a similar name alone is never enough.
+A wrong link invents a person, so a similar name alone is never enough.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 class Value:
     """Base of frozen dataclasses that leaves them less to generate: `@dataclass(..., repr=False, eq=False)`.
 
-    They are shown, compared and hashed as other frozen dataclasses are. But `dataclass` would compile that for each
-    class anew, and importing the library would take noticeably longer.
+    Its methods show, compare and hash like those of other frozen dataclasses. `dataclass` would compile them for each
+    class, which would noticeably slow down the import of the library.
     """
 
     def __repr__(self) -> str:

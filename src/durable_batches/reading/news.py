@@ -96,8 +96,8 @@ class News:
             return
         for batch_id in seen:
             if self._subscriptions.latest(batch_id) != seen[batch_id]:
-                # It has no subscribers any more, or what the store told of was handed over to them meanwhile. If there
-                # is more, the next wait ends at once, or what is handed over next does not follow without a gap.
+                # It has no subscribers any more, or they have received the events meanwhile. If there are more, the
+                # next wait ends immediately, or the next delivery has a gap.
                 continue
             record = await self._store.batch(batch_id)
             latest = self._subscriptions.latest(batch_id)

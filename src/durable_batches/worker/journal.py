@@ -45,7 +45,7 @@ _WITH_PAYLOAD: Final = frozenset({ActivityCompleted, ActivityFailed, ExecutionSu
 
 
 _Entry: TypeAlias = tuple[Fact, "asyncio.Future[Refusal | None] | None"]
-"""A fact, and the future of its verdict where somebody awaits it."""
+"""A fact, and the future of its verdict if a task awaits it."""
 
 
 class JournalPhase(Enum):

@@ -134,7 +134,7 @@ class Driver:
     async def _look(self) -> _View:
         await _nothing_else_to_run()
         running = self._running()
-        # What hung, and does not any more, is looked at anew when it hangs again.
+        # A task that no longer hangs counts as new when it hangs again.
         self._hanging = running.intersection(self._hanging)
         return _View(bool(self._store.under_way) or not is_at_rest(self._worker), running - self._hanging)
 

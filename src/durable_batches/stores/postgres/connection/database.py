@@ -42,9 +42,9 @@ _SETTINGS: Final = {
 }
 
 _BY_KEY: Final = {
-    # Every statement of a write path finds its rows by a key or along one index. What the planner believes of a
-    # table that has grown since it was last analysed must not talk it into reading all of it, so the other ways
-    # are closed; and with one way there is nothing to plan anew each time.
+    # Every statement of a write path finds its rows by a key or along one index. Outdated statistics of a table
+    # that has grown must not make the planner read all of it, so all other plans are disabled; and with only one
+    # plan there is no need to plan each time.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",

@@ -76,8 +76,8 @@ def _translate(error: Exception, where: str) -> DurableBatchesError:
             return StoreAccessError(f"{said} (at {where}); create it, or mend the DSN")
         case "3F000" | "42P01":
             return StoreCorruptError(
-                f"tables of the store are missing in the database {where} ({said}); were they dropped? Opening the "
-                "store anew makes them, empty"
+                f"tables of the store are missing in the database {where} ({said}); were they dropped? Reopening "
+                "the store creates them, empty"
             )
         case "42703":
             return StoreCorruptError(
