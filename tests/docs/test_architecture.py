@@ -35,12 +35,13 @@ def test_the_layout_names_what_there_is() -> None:
     assert missing == []
 
 
-def test_the_layout_names_every_folder_of_the_package() -> None:
-    folders = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("__init__.py")} - {Path()}
-    named = {path for paths in layout().values() for path in paths}
-    # What has a line of its own, where a folder's contents are listed in words.
-    in_words = {path for path in folders if path.parts[0] in ("testing", "extraction", "cli")}
-    assert sorted(map(str, folders - named - in_words)) == []
+def test_the_layout_names_every_module() -> None:
+    named = {str(path).removesuffix(".py") for paths in layout().values() for path in paths}
+    there = {str(path.relative_to(PACKAGE).with_suffix("")) for path in PACKAGE.rglob("*.py")}
+    there |= {str(path.parent.relative_to(PACKAGE)) for path in PACKAGE.rglob("__init__.py")} - {"."}
+    # Described in words, and __init__ by its folder.
+    aside = re.compile(r"(testing|extraction|cli)/|(.*/)?__init__$")
+    assert sorted(name for name in there - named if not aside.match(name)) == []
 
 
 def test_every_target_is_in_the_table() -> None:
