@@ -92,8 +92,7 @@ def _log_expired(workers: Sequence[WorkerId], dead: Collection[WorkerId]) -> Non
     _log.log(
         # An ended process was stopped deliberately or crashed visibly; an expired lease needs attention.
         logging.INFO if processes_ended else logging.WARNING,
-        "%d dead workers expired, their executions released (%s): %s",
-        len(workers),
+        "expired dead workers and released their executions (%s): %s",
         "processes ended" if processes_ended else "leases ran out",
         ", ".join(workers),
         extra={"worker_ids": list(workers), "processes_ended": processes_ended},
