@@ -1,4 +1,4 @@
-"""`durable-batches demo`, as a user runs it: a process of its own, stopped in every way there is."""
+"""`durable-batches demo` as a user runs it: in its own process, stopped in every way."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DOCUMENTS = 12
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder to run in, with a few texts to read."""
+    """A working folder with a few texts."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(DOCUMENTS):
@@ -94,7 +94,7 @@ def numbers(pattern: str, output: str) -> list[int]:
 
 
 @pytest.mark.processes
-async def test_the_demonstration_runs_to_its_end_and_says_so_again(folder: Path) -> None:
+async def test_the_demonstration_runs_to_its_end_and_a_second_run_repeats_nothing(folder: Path) -> None:
     first = run(folder, "--pace", "0", "--out", "graph.json")
     assert first.returncode == 0, first.stderr
     assert f"reading the text files in texts: {DOCUMENTS} documents" in first.stdout
@@ -120,7 +120,7 @@ async def test_the_demonstration_runs_to_its_end_and_says_so_again(folder: Path)
 
 
 async def recorded_activities(database: Path) -> int:
-    """What the batch has recorded so far, as another process sees it."""
+    """Count the checkpoints of the batch, as another process does."""
     workflow = extraction_workflow(RuleExtractor(Vocabulary()))
     async with BatchOrchestrator(workflow, store=SQLiteStore(database), max_in_flight=0) as batches:
         found = [snapshot async for snapshot in batches.list_batches()]
@@ -128,7 +128,7 @@ async def recorded_activities(database: Path) -> int:
 
 
 async def run_until_half(folder: Path, number: signal.Signals) -> tuple[int, int, str]:
-    """Start the demonstration, and send the signal in the middle of it."""
+    """Start the demonstration, and send it the signal half-way."""
     process = await asyncio.create_subprocess_exec(
         *demo("--pace", "0.2", "--concurrency", "2"),
         cwd=folder,
@@ -154,7 +154,7 @@ async def run_until_half(folder: Path, number: signal.Signals) -> tuple[int, int
     ids=["kill", "int", "term"],
 )
 @pytest.mark.processes
-async def test_stopped_in_any_way_it_goes_on_where_it_was(folder: Path, number: signal.Signals, code: int) -> None:
+async def test_a_stopped_demonstration_is_resumed(folder: Path, number: signal.Signals, code: int) -> None:
     returncode, seen, output = await run_until_half(folder, number)
     assert returncode == code
     assert ("run the same command again" in output) == (number is not signal.SIGKILL)
@@ -179,7 +179,7 @@ async def test_stopped_in_any_way_it_goes_on_where_it_was(folder: Path, number: 
 
 
 @pytest.mark.processes
-def test_it_goes_on_when_its_reader_leaves(folder: Path) -> None:
+def test_it_runs_on_when_its_reader_leaves(folder: Path) -> None:
     with subprocess.Popen(demo("--pace", "0"), cwd=folder, env=environment(), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -188,7 +188,7 @@ def test_it_goes_on_when_its_reader_leaves(folder: Path) -> None:
 
 
 async def within(folder: Path, *, path: str = "texts", out: str = "graph.json", fresh: bool = False) -> tuple[int, str]:
-    """The demonstration in this process: its exit code and what it says."""
+    """Run the demonstration in this process; return its exit code and output."""
     console = Console(file=io.StringIO(), width=120)
     code = await Demo(
         path=folder / path, db=folder / "demo.db", out=folder / out, concurrency=4, pace=0, fresh=fresh, console=console
@@ -213,14 +213,14 @@ async def test_a_fresh_batch_repeats_everything(folder: Path) -> None:
     assert re.search(r"the batch demo-files-\w+-2 in .* has ended already", again)
 
 
-async def test_a_folder_without_texts_is_told(folder: Path) -> None:
+async def test_a_folder_without_texts_is_reported(folder: Path) -> None:
     (folder / "empty").mkdir()
     code, output = await within(folder, path="empty")
     assert code == 1
     assert "there is nothing to read" in output
 
 
-async def test_a_graph_that_cannot_be_written_is_told(folder: Path) -> None:
+async def test_a_graph_that_cannot_be_written_is_reported(folder: Path) -> None:
     code, output = await within(folder, out="missing/graph.json")
     assert code == 1
     assert "cannot be written" in output
@@ -228,7 +228,7 @@ async def test_a_graph_that_cannot_be_written_is_told(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", [3, DOCUMENTS])
-async def test_failed_documents_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+async def test_failed_documents_are_reported(folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     class Refusing(RuleExtractor):
         async def make_entities(self, document: DocumentRef, mentions: list[Mention]) -> list[Entity]:
             if document.id < f"note-{failing:02}":
@@ -248,7 +248,7 @@ async def test_failed_documents_are_told(folder: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("package", "extra"), [("typer", "cli"), ("rich", "cli"), ("rapidfuzz", "extraction")])
 @pytest.mark.processes
-def test_a_missing_package_is_told_with_its_extra(folder: Path, package: str, extra: str) -> None:
+def test_a_missing_package_is_reported_with_its_extra(folder: Path, package: str, extra: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from durable_batches.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "demo", "--path", "texts"],
@@ -305,7 +305,7 @@ def rendered(renderable: Any) -> str:
     return console.file.getvalue()
 
 
-def test_a_line_says_where_the_batch_is() -> None:
+def test_a_line_shows_state_and_numbers() -> None:
     assert status_line(HALF).split("  ")[-1] == "ETA 3:10"
     assert " ".join(status_line(HALF).split()) == (
         "chunking 40 % 5/100 documents 4 succeeded, 1 failed, 2 running, 93 pending 0.5/s ETA 3:10"

@@ -1,4 +1,4 @@
-"""`run_batch`: which batch it runs, what it returns and tells, and what it refuses."""
+"""`run_batch`: the batch that it runs, its result and output, and the arguments that it refuses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ONE_BY_ONE = BatchConfig(concurrency=1)
 
 @dataclass
 class Desk:
-    """A workflow that works on one document after the other, and can be stopped at one."""
+    """A workflow that runs one document after the other, and can be stopped at one."""
 
     store: Path
     calls: list[str] = field(default_factory=list[str])
@@ -137,7 +137,7 @@ def test_it_is_configured_as_other_batches_are(desk: Desk) -> None:
     assert snapshot.metadata == {"of": "me", LABEL: "run_batch"}
 
 
-def test_failed_documents_are_not_passed_over_in_silence(desk: Desk) -> None:
+def test_failed_documents_are_reported(desk: Desk) -> None:
     result = desk.run(["a", "bad news", "c"])
     assert (result.value, result.exit_code) == (["A", "C"], 3)
     with pytest.raises(DocumentsFailedError) as caught:
@@ -146,7 +146,7 @@ def test_failed_documents_are_not_passed_over_in_silence(desk: Desk) -> None:
 
 
 def test_it_runs_in_another_thread(desk: Desk) -> None:
-    """Where no signal handlers can be."""
+    """A thread other than the main thread cannot have signal handlers."""
     results: list[BatchResult[list[str]]] = []
     thread = threading.Thread(target=lambda: results.append(desk.run(["a"])))
     thread.start()
@@ -158,7 +158,7 @@ def test_it_runs_in_another_thread(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("form", [list, iter, streamed])
-def test_run_again_it_goes_on(form: Callable[[list[str]], Any], desk: Desk) -> None:
+def test_a_second_run_resumes_the_batch(form: Callable[[list[str]], Any], desk: Desk) -> None:
     desk.interrupted(form(["a", "b", "c"]), "b")
     assert desk.calls == ["a", "b"]
     assert desk.run(form(["a", "b", "c"])).value == ["A", "B", "C"]
@@ -166,7 +166,7 @@ def test_run_again_it_goes_on(form: Callable[[list[str]], Any], desk: Desk) -> N
     assert len(desk.batches()) == 1
 
 
-def test_after_the_end_it_is_a_new_batch(desk: Desk) -> None:
+def test_a_run_after_the_end_begins_a_new_batch(desk: Desk) -> None:
     first, second = desk.run(["a"]), desk.run(["a"])
     assert first.batch_id != second.batch_id
     assert desk.calls == ["a", "a"]
@@ -179,13 +179,13 @@ def test_after_the_end_it_is_a_new_batch(desk: Desk) -> None:
 )
 @pytest.mark.parametrize("form", [list, iter])
 def test_other_documents_are_another_batch(form: Callable[[list[str]], Any], documents: list[str], desk: Desk) -> None:
-    """None is lost and none is taken twice, although those of both batches were compared."""
+    """No document is lost or submitted twice, although those of both batches were compared."""
     desk.interrupted(["a", "b", "c"], "a")
     assert desk.run(form(documents)).value == [document.upper() for document in documents]
     assert len(desk.batches()) == 2
 
 
-def test_documents_with_other_ids_are_others(desk: Desk) -> None:
+def test_documents_with_other_ids_are_other_documents(desk: Desk) -> None:
     desk.interrupted(["a", "b"], "a")
     assert desk.run(["a", "b"], document_id=str).value == ["A", "B"]
     assert len(desk.batches()) == 2
@@ -222,7 +222,7 @@ def test_documents_are_compared_by_ids_of_their_own(tmp_path: Path) -> None:
 
 
 def test_of_several_unfinished_batches_the_right_one_is_resumed(desk: Desk) -> None:
-    """Those that have more documents than are read at once, and differ only at their ends."""
+    """Batches of more documents than one page, which differ at their ends only."""
     many = [f"{number}" for number in range(250)]
     for last in ("x", "y", "z"):
         desk.interrupted([*many, last], "0" if last == "x" else last)
@@ -233,13 +233,13 @@ def test_of_several_unfinished_batches_the_right_one_is_resumed(desk: Desk) -> N
     assert len(desk.batches()) == before + 1
 
 
-def test_what_others_submitted_is_left_alone(desk: Desk) -> None:
+def test_batches_that_were_submitted_otherwise_are_not_resumed(desk: Desk) -> None:
     """A service's batch of the same documents, and one with a name."""
     desk.interrupted(["a", "b"], "a", batch_id="named")
     assert desk.run(["a", "b"]).batch_id != "named"
 
 
-def test_a_name_stands_for_one_batch(desk: Desk) -> None:
+def test_a_batch_id_is_one_batch(desk: Desk) -> None:
     desk.interrupted(["a", "b", "c"], "b", batch_id="nightly")
     # Whatever the documents are now: their source may have changed since.
     result = desk.run(["x"], batch_id="nightly")
@@ -249,7 +249,7 @@ def test_a_name_stands_for_one_batch(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("documents", [["x"], ["a", "b"], ["a"], []], ids=["other", "more", "fewer", "none"])
-def test_a_finished_batch_is_not_given_for_other_documents(documents: list[str], desk: Desk) -> None:
+def test_a_finished_batch_of_other_documents_is_refused(documents: list[str], desk: Desk) -> None:
     finished = ["a", "x", "y"] if documents == ["a"] else ["a"]
     desk.run(finished, batch_id="nightly")
     with pytest.raises(BatchExistsError, match="'nightly' exists already; it has ended, and is not of these documents"):
@@ -257,7 +257,7 @@ def test_a_finished_batch_is_not_given_for_other_documents(documents: list[str],
     assert len(desk.batches()) == 1
 
 
-def test_a_made_up_name_can_be_given_later(desk: Desk) -> None:
+def test_a_generated_id_can_be_given_later(desk: Desk) -> None:
     desk.interrupted(["a", "b"], "a")
     (snapshot,) = desk.batches()
     assert desk.run([], batch_id=snapshot.batch_id).value == ["A", "B"]
@@ -272,8 +272,8 @@ def test_a_batch_of_a_version_that_cannot_be_run_is_not_waited_for(desk: Desk) -
         run_batch(newer, ["a", "b"], store=desk.store, batch_id="nightly", progress=False)
 
 
-def test_the_end_while_it_drains_is_the_end(tmp_path: Path) -> None:
-    """Not to be resumed any more: so its result is not withheld."""
+def test_a_batch_that_ends_during_the_drain_has_a_result(tmp_path: Path) -> None:
+    """It cannot be resumed any more, so its result is returned."""
 
     @workflow(STAGES)
     async def run(document: str) -> str:
@@ -287,13 +287,13 @@ def test_the_end_while_it_drains_is_the_end(tmp_path: Path) -> None:
 # ---- what it refuses -----------------------------------------------------------------------------------------------
 
 
-async def test_inside_an_event_loop_it_names_what_to_use(desk: Desk) -> None:
+async def test_inside_an_event_loop_it_names_the_alternative(desk: Desk) -> None:
     with pytest.raises(ConfigurationError, match=r"await batches\.run\(documents\)"):
         desk.run(["a"])
     assert not desk.store.exists()
 
 
-def test_what_cannot_work_is_refused(desk: Desk) -> None:
+def test_arguments_that_cannot_work_are_refused(desk: Desk) -> None:
     with pytest.raises(ConfigurationError, match="is no workflow"):
         run_batch(str, ["a"], store=desk.store)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigurationError, match="is no store"):
@@ -348,7 +348,7 @@ def test_handlers_are_restored(desk: Desk) -> None:
         signal.signal(signal.SIGINT, before[1])
 
 
-def test_stopped_while_it_submits_nothing_remains(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_during_submission_leaves_nothing(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     async def slow() -> AsyncIterator[str]:
         yield "a"
         signal.raise_signal(signal.SIGINT)
@@ -362,7 +362,7 @@ def test_stopped_while_it_submits_nothing_remains(desk: Desk, capsys: pytest.Cap
     assert desk.calls == []
 
 
-def test_how_to_go_on_is_always_told(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_to_resume_is_always_printed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     desk.interrupted(["a", "b"], "a")
     (snapshot,) = desk.batches()
     assert capsys.readouterr().err.splitlines() == [
@@ -381,7 +381,7 @@ def test_how_to_go_on_is_always_told(desk: Desk, capsys: pytest.CaptureFixture[s
 # ---- progress ------------------------------------------------------------------------------------------------------
 
 
-def test_it_tells_in_lines(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_in_lines(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     result = desk.run(["a", "bad news"], progress=True)
     output, errors = capsys.readouterr()
     assert output == ""
@@ -393,7 +393,7 @@ def test_it_tells_in_lines(desk: Desk, capsys: pytest.CaptureFixture[str]) -> No
     assert failure == "  1: ValueError: bad news cannot be handled"
 
 
-def test_it_tells_what_it_goes_on_with(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_resumed_batch_is_printed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     desk.interrupted(["a", "b"], "a")
     (unfinished,) = desk.batches()
     capsys.readouterr()
@@ -406,13 +406,13 @@ def test_it_tells_what_it_goes_on_with(desk: Desk, capsys: pytest.CaptureFixture
     assert "has ended before; nothing is run" in capsys.readouterr().err
 
 
-def test_without_progress_it_is_silent(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_progress_nothing_is_printed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     desk.run(["a", "bad"])
     assert capsys.readouterr() == ("", "")
 
 
 class Terminal:
-    """What stderr is, to somebody who watches."""
+    """A stderr that is a terminal."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -427,7 +427,7 @@ class Terminal:
     def flush(self) -> None: ...
 
 
-def test_without_rich_a_terminal_has_lines(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rich_a_terminal_shows_lines(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setitem(sys.modules, "rich.console", None)
@@ -440,9 +440,7 @@ def test_without_rich_a_terminal_has_lines(desk: Desk, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_without_anything_to_tell_on_it_runs_all_the_same(
-    closed: bool, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_runs_without_a_stderr(closed: bool, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = (tmp_path / "errors").open("w") if closed else None
     if nobody is not None:
         nobody.close()

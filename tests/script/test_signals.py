@@ -1,4 +1,4 @@
-"""A script that is told to stop: real processes, real signals, a file, and nothing that is done twice."""
+"""Signals that stop a script: real processes, real signals, one file, and no activity that is repeated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CALLS = calls_of(8)
 
 
 class Scene:
-    """One process after another on one file."""
+    """Runs one process after another on one file."""
 
     def __init__(self, folder: Path) -> None:
         self.store = folder / "job.db"
@@ -105,7 +105,7 @@ def scene(tmp_path: Path) -> Generator[Scene]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
 @pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
 @pytest.mark.processes
-def test_what_runs_is_finished_and_nothing_is_run_again(
+def test_running_activities_finish_and_none_is_repeated(
     scene: Scene, number: signal.Signals, code: int, named: bool
 ) -> None:
     options = ["batch_id=nightly"] if named else []
@@ -140,7 +140,7 @@ def test_what_runs_is_finished_and_nothing_is_run_again(
 
 
 @pytest.mark.processes
-def test_after_a_kill_what_was_recorded_is_not_run_again(scene: Scene) -> None:
+def test_after_a_kill_recorded_activities_are_not_repeated(scene: Scene) -> None:
     process = scene.start("pace=0.1")
     scene.until_begun(10)
     process.kill()
@@ -154,8 +154,8 @@ def test_after_a_kill_what_was_recorded_is_not_run_again(scene: Scene) -> None:
 
 
 @pytest.mark.processes
-def test_stopped_again_and_again_it_comes_to_its_end(scene: Scene) -> None:
-    """More often than a document may crash: leaving in good order is none."""
+def test_a_batch_that_is_stopped_many_times_ends(scene: Scene) -> None:
+    """More often than a document may crash: a graceful stop is no crash."""
     for _ in range(4):
         begun = scene.marks.counts("begin").total()
         process = scene.start("pace=0.2", "documents=24")
@@ -199,7 +199,7 @@ def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
 
 @pytest.mark.processes
 def test_a_third_signal_ends_the_process(scene: Scene) -> None:
-    """An activity that does not let itself be cancelled would hold it up for ever."""
+    """An activity that suppresses its cancellation would block it forever."""
     process = scene.start("stubborn=yes")
     scene.until_begun(4)
     process.send_signal(signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_a_third_signal_ends_the_process(scene: Scene) -> None:
 
 @pytest.mark.processes
 def test_a_signal_that_is_ignored_stays_ignored(scene: Scene) -> None:
-    """As in a shell's background job, which Ctrl-C is not meant for."""
+    """As in a background job of a shell, which Ctrl-C must not stop."""
     program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import runpy; "
     program += "runpy.run_module('tests.script.job', run_name='__main__', alter_sys=False)"
     process = scene.process = subprocess.Popen(
@@ -231,7 +231,7 @@ def test_a_signal_that_is_ignored_stays_ignored(scene: Scene) -> None:
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
 @pytest.mark.processes
-def test_on_a_terminal_there_are_bars(scene: Scene, term: str) -> None:
+def test_a_terminal_shows_bars(scene: Scene, term: str) -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": term, "COLUMNS": "100"}
     process = subprocess.Popen(
@@ -258,7 +258,7 @@ def test_on_a_terminal_there_are_bars(scene: Scene, term: str) -> None:
 
 
 @pytest.mark.processes
-def test_it_goes_on_when_nobody_reads_what_it_tells(scene: Scene) -> None:
+def test_it_runs_on_when_the_reader_of_its_output_leaves(scene: Scene) -> None:
     process = scene.start()
     assert process.stderr is not None
     process.stderr.close()
