@@ -52,7 +52,7 @@ def installed_packages() -> Iterator[SourceDocument]:
         if name:
             found.setdefault(canonical_package_name(name), distribution)
         else:
-            _log.warning("left out an installed distribution: its metadata names no package")
+            _log.warning("installed distribution skipped: its metadata has no package name")
     for key in sorted(found):
         # The empty name reads an .egg-info that is a single file.
         metadata = next(filter(None, map(found[key].read_text, ("METADATA", "PKG-INFO", ""))), None)
@@ -137,7 +137,8 @@ def _read_text(file: Path, max_bytes: int) -> str | None:
         with file.open("rb") as opened:
             content = opened.read(max_bytes + 1)
     except OSError as error:
-        _log.warning("left out the file %s: %s", file, error.strerror or type(error).__name__)
+        reason = error.strerror or type(error).__name__
+        _log.warning("file %s skipped: %s", file, reason, extra={"path": str(file), "reason": reason})
         return None
     if len(content) > max_bytes or b"\0" in content:
         return None
@@ -151,7 +152,11 @@ def _file_document(path: Path, text: str) -> SourceDocument:
         try:
             return package_document(text).model_copy(update={"id": document_id})
         except ValueError:
-            _log.warning("%s looks like a package's metadata and names no package; taken as text", document_id)
+            _log.warning(
+                "file %s read as text: it looks like a package's metadata, and has no package name",
+                document_id,
+                extra={"document_id": document_id},
+            )
     return SourceDocument(id=document_id, title=document_id, text=text)
 
 

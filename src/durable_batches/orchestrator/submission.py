@@ -104,7 +104,12 @@ class Submission(Generic[D]):
                     await self._discard(loader)
                 except StoreUnavailableError as error:
                     # The batch stays unsealed: invisible, and removed when its id is submitted again.
-                    _log.warning("what was loaded of batch %r could not be removed: %s", self._batch_id, error)
+                    _log.warning(
+                        "partial submission of batch %r not removed: %s",
+                        self._batch_id,
+                        error,
+                        extra={"batch_id": self._batch_id, "error_code": error.code},
+                    )
             raise
         finally:
             self._worker.loading.discard(self._batch_id)
