@@ -11,6 +11,7 @@ from tests.properties import modest
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, FailurePolicy, RetryFailed
 from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
+from durable_batches.lifecycle.config import RECORDED
 from durable_batches.lifecycle.records import WorkerId
 
 LONGEST = timedelta(days=3650)
@@ -68,6 +69,21 @@ def test_what_is_not_said_is_what_the_documentation_says() -> None:
         max_crashes=3,
         metadata={},
     )
+
+
+@pytest.mark.parametrize("seconds", [30, 1.5, True])
+@pytest.mark.parametrize("name", ["document_timeout", "deadline"])
+def test_a_number_is_a_duration_only_where_it_was_recorded(name: str, seconds: float) -> None:
+    with pytest.raises(ValidationError, match="must be a timedelta, not a"):
+        BatchConfig.model_validate({name: seconds})
+    with pytest.raises(ValidationError, match="must be a timedelta, not a"):
+        BatchConfig.model_validate({name: seconds}, context={})
+    if seconds is not True:
+        for config in (
+            BatchConfig.model_validate({name: seconds}, context=RECORDED),
+            BatchConfig.model_validate_json(f'{{"{name}": {seconds}}}'),
+        ):
+            assert getattr(config, name) == timedelta(seconds=seconds)
 
 
 def test_it_is_frozen() -> None:
