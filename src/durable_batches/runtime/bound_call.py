@@ -32,10 +32,10 @@ class BoundCall:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        self.activity = activity
-        self.definition = definition
-        self.args = args
-        self.kwargs = kwargs
+        self.activity: DurableActivity[Any, Any] = activity
+        self.definition: ActivityDefinition[Any] = definition
+        self.args: tuple[Any, ...] = args
+        self.kwargs: Mapping[str, Any] = kwargs
 
     def base_key(self) -> str:
         """Make the call's key, without its occurrence.

@@ -52,7 +52,7 @@ class HeldExecution:
         self.attempt: Final = attempt
         self.window: Final = window
         """How many executions may be held along with it, itself included."""
-        self.finishing = False
+        self.finishing: bool = False
         """Whether its attempt is over, and its end being reported."""
 
 

@@ -78,7 +78,7 @@ class UnitOfWork:
         batches: Mapping[BatchId, BatchRecord],
         executions: Mapping[ExecutionKey, ExecutionRecord],
     ) -> None:
-        self.now = now
+        self.now: Micros = now
         self.batches: dict[BatchId, BatchRecord | BatchInProgress] = dict(batches)
         self.executions: dict[ExecutionKey, ExecutionRecord] = dict(executions)
         self.checkpoints: list[CheckpointWrite] = []
