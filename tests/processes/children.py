@@ -202,10 +202,12 @@ async def check_meanwhile(
         await checker.verify(store, interrupted=interrupted, fenced=fenced, as_of=as_of)
 
 
-def check_calls(effects: EffectsLog, documents: int, batch_id: str = "batch") -> None:
+def check_calls(effects: EffectsLog, documents: int, batch_id: str = "batch", *, first: int = 0) -> None:
     """Each document has made the calls that its workflow makes, and no other: what was recorded was found again."""
     keys = {(mark.document_id, mark.activity, mark.key) for mark in effects.read() if mark.batch_id == batch_id}
-    assert Counter((document_id, activity) for document_id, activity, _ in keys) == calls_of(range(documents))
+    assert Counter((document_id, activity) for document_id, activity, _ in keys) == calls_of(
+        range(first, first + documents)
+    )
 
 
 async def is_alive(store: Store, worker: str) -> bool:

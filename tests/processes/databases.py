@@ -172,7 +172,7 @@ class PostgresDatabase:
             # The server may be about to find that its client is gone, or to end the commit that it was asked for.
             async with asyncio.timeout(PATIENCE):
                 while await connection.fetchval(_SESSIONS):  # noqa: ASYNC110  (the server has no other way to tell)
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(0.005)
         finally:
             await connection.close()
         async with self.open() as store:

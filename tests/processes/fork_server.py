@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import json
 import os
 import select
@@ -131,4 +132,7 @@ def _become(command: Command, server: int) -> NoReturn:
 if __name__ == "__main__":
     # Both drivers are imported here, and in no child.
     assert stores.PostgresStore is not None
+    # What is there is looked through no more, in no child.
+    gc.collect()
+    gc.freeze()
     ForkServer().serve()

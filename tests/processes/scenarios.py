@@ -56,6 +56,19 @@ class Overruled(Process):
         return {"state": "cancelled"}
 
 
+class Leaving(Process):
+    """Leaves while its documents are in their first activity, which does not end."""
+
+    async def work(self, batches: Batches) -> dict[str, object]:
+        began = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.marks.on("split: begun", lambda: loop.call_soon_threadsafe(began.set))
+        here.hold = asyncio.Event()
+        await self.submit(batches)
+        await began.wait()
+        return {"state": "left"}
+
+
 class Following(Process):
     """Runs nothing, and waits for its batch, which another process cancels."""
 
@@ -169,6 +182,7 @@ SCENARIOS: Final = {
     "work": Process,
     "repetitive": Repetitive,
     "overruled": Overruled,
+    "leaving": Leaving,
     "following": Following,
     "renewing": Renewing,
     "empty": Empty,

@@ -26,8 +26,9 @@ from tests.processes.workload import MAX_ATTEMPTS, Job, document_ids, tally_of
 from durable_batches import BatchId, stores
 from durable_batches.testing.virtual.effects import EffectsLog
 
-DOCUMENTS: Final = 3
-"""Among them one that fails once, one that is rejected, and one that calls what may fail."""
+DOCUMENTS: Final = 2
+FIRST: Final = 1
+"""The number of the first: it is rejected, and the second fails once."""
 
 Kind = Literal["sqlite", "postgres"]
 KINDS: Final[Sequence[Kind]] = ("sqlite", "postgres")
@@ -59,6 +60,8 @@ class Scenario:
     """Of the child that is killed."""
     before: Sequence[str] = ()
     """The marks at which other children are killed before: documents of the last are there to be taken over."""
+    after: str = ""
+    """The mark from which on the others count."""
     orphaned_at: str = ""
     """The mark at which documents are a dead worker's, until somebody looks for such again."""
     heir: str = "work"
@@ -159,6 +162,16 @@ SCENARIOS: Final = {
         job={"scenario": "overruled", "clock": "still"},
         marks=["commit: UPDATE worker SET refused", "news.looked"],
     ),
+    "leaving": Scenario(
+        job={"scenario": "leaving", "drain": 0.0},
+        after="leaving",
+        marks=[
+            *("scheduler.finished", "journal: handed", "journal: taken", *calls("commit")),
+            *("commit: UPDATE execution", "commit: INSERT event", "commit: UPDATE batch"),
+            *transaction("leave", "DELETE worker"),
+            "membership.deregistered",
+        ],
+    ),
     "following": Scenario(job={"scenario": "following", "max_in_flight": 0}, marks=["news.woken"]),
     "fenced": Scenario(
         job={"scenario": "fenced"}, marks=["commit: ROLLBACK", "store.commit: refused", "membership.lease_lost"]
@@ -203,6 +216,7 @@ class Stage:
         """Start a child."""
         given: dict[str, Any] = {
             "documents": self._scenario.documents or 1,
+            "first": FIRST,
             "pace": 0.0,
             "stumbles": 1.0,
             "max_crashes": self._max_crashes,
@@ -247,7 +261,7 @@ class Stage:
         """Note whether the batch was acknowledged."""
         if child.marks("submitted"):
             documents = self._scenario.documents
-            self.checker.acknowledged(self.batch_id, document_ids(documents))
+            self.checker.acknowledged(self.batch_id, document_ids(documents, FIRST))
 
     async def kill_those_before(self) -> None:
         """Have documents held by a process that is dead."""
@@ -263,9 +277,9 @@ class Stage:
         assert result["counts"]["total"] == documents
         assert result["counts"]["failed"] == self._scenario.failed, result
         if (self._state, self._scenario.failed) == ("completed", 0):
-            assert result["resolution"] == vars(tally_of(range(documents)))
+            assert result["resolution"] == vars(tally_of(range(FIRST, FIRST + documents)))
             if documents:
-                check_calls(self.effects, documents, self.batch_id)
+                check_calls(self.effects, documents, self.batch_id, first=FIRST)
         self.note_submission(heir)
         async with self.database.open() as store:
             await self.checker.verify(store, only=[self.batch_id], finished=True, everyone_left=True)
@@ -310,7 +324,12 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, database: Database) ->
 @pytest.mark.parametrize(("kind", "name", "mark"), list(_tried()))
 async def test_killed_at_a_mark(stage: Stage, kind: Kind, name: str, mark: str) -> None:
     await stage.kill_those_before()
-    await stage.kill_at(mark, stage.victim(stops=[mark]))
+    after = SCENARIOS[name].after
+    victim = stage.victim(stops=[after, mark] if after else [mark])
+    if after:
+        await victim.stopped(after)
+        victim.go_on()
+    await stage.kill_at(mark, victim)
     await stage.complete()
 
 

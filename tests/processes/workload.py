@@ -69,6 +69,8 @@ class Job:
     batch_id: str = "batch"
     documents: int = 0
     """To submit (or to attach to); 0: none, the process only works, once the batch is there."""
+    first: int = 0
+    """The number of the first one."""
     concurrency: int = 8
     max_in_flight: int = 100
     max_crashes: int = 1_000_000
@@ -197,8 +199,8 @@ def calls_of(numbers: Sequence[int]) -> dict[tuple[str, str], int]:
     return calls
 
 
-def document_ids(count: int) -> list[str]:
-    return [f"page-{number}" for number in range(count)]
+def document_ids(count: int, first: int = 0) -> list[str]:
+    return [f"page-{number}" for number in range(first, first + count)]
 
 
 def run_of(checkpoint: CheckpointRecord) -> str | None:
@@ -458,7 +460,7 @@ class Process:
                 return
 
     async def _pages(self) -> AsyncGenerator[Page]:
-        for number in range(self.job.documents):
+        for number in range(self.job.first, self.job.first + self.job.documents):
             if number == self.job.hang_at:
                 self.marks.note("hanging")
                 await asyncio.Event().wait()
