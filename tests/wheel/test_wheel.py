@@ -18,9 +18,12 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from tests.docs.test_snippets import snippets
 from tests.postgres.databases import without_schema
-from tests.wheel.environments import EXTRAS, KEPT, ROOT, Environment, lower_bounds, prepared, requirements
+from tests.wheel.environments import EXTRAS, KEPT, PYTHONS, ROOT, Environment, lower_bounds, prepared, requirements
 
 from durable_batches.version import DOCS_URL, REPOSITORY_URL, VERSION
 
@@ -159,6 +162,26 @@ def test_the_metadata_says_what_users_need(metadata: Message) -> None:
 def test_an_index_shows_the_readme(metadata: Message) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# ---- requirements --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.wheel
+@pytest.mark.parametrize("python_version", PYTHONS)
+def test_every_requirement_has_a_lower_bound_and_a_pin_within_it(python_version: str) -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    pinned = {canonicalize_name(name): Version(version) for name, version in pins.items()}
+    needed = requirements(EXTRAS, python_version)
+    assert set(lower_bounds(needed)) == {each.name for each in needed}
+    assert [each for each in needed if pinned[canonicalize_name(each.name)] not in each.specifier] == []
+
+
+def test_of_two_bounds_the_higher_one_is_the_lowest_version() -> None:
+    needed = [Requirement("some>=1.2,<3"), Requirement("some>=2"), Requirement("other>=0.10")]
+    assert {name: str(version) for name, version in lower_bounds(needed).items()} == {"some": "2", "other": "0.10"}
+    with pytest.raises(SystemExit, match="loose<3 has no lower bound"):
+        lower_bounds([Requirement("loose<3")])
 
 
 # ---- installed -----------------------------------------------------------------------------------------------------
