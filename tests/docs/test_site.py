@@ -20,10 +20,11 @@ HEADING = re.compile(r'<h\d id="(durable_batches\.[\w.]+)" class="doc doc-headin
 TAG = re.compile(r"<[^>]+>")
 
 INTERNAL = {
-    "DurableActivity": "base_key codec definition input_digest is_ordinary missing target",
+    "DurableActivity": "base_key codec definition explicit_key input_digest instance is_ordinary missing target",
     "PayloadError": "locate",
     "RetryPolicy": "verdict",
-    "Worker": "announce attempts control dependencies end_drain halt hint idle loading reborn rescue say_goodbye serve",
+    "Worker": "announce attempts command control dependencies end_drain expire_dead_workers halt hint idle loading "
+    "news outages reader reborn reports rescue say_goodbye serve session signals subscriptions wake",
     "Workflow": "document_codec providers resolution_codec result_codec stage_index",
 }
 """Members without an underscore, because other modules of the library call them, that are no promise to users."""
