@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from datetime import datetime
-from functools import cache, update_wrapper
+from functools import cache, cached_property, update_wrapper
 from typing import Any, Final, Generic, Protocol, overload
 from uuid import UUID, uuid4
 
@@ -144,7 +144,6 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
         self.resolver_retry: RetryPolicy = resolver_retry
         self._namespace = namespace
         self._indexes: dict[type[Stage], int] = {}
-        self._codecs: tuple[Codec[D], Codec[R_co], Codec[V_co | None]] | None = None
         update_wrapper(self, fn)
 
     def __call__(self, document: D) -> Coroutine[Any, Any, R_co]:
@@ -162,17 +161,17 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
     @property
     def document_codec(self) -> Codec[D]:
         """Return the codec of its documents."""
-        return self._prepared()[0]
+        return self._codecs[0]
 
     @property
     def result_codec(self) -> Codec[R_co]:
         """Return the codec of its results."""
-        return self._prepared()[1]
+        return self._codecs[1]
 
     @property
     def resolution_codec(self) -> Codec[V_co | None]:
         """Return the codec of its resolver's result."""
-        return self._prepared()[2]
+        return self._codecs[2]
 
     def check(self) -> None:
         """Verify annotations and stages now, which would otherwise fail later.
@@ -181,7 +180,7 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
             ActivityDefinitionError: The document, the result or the resolution cannot be recorded.
             ForeignStageError: The function names an activity whose stage is foreign.
         """
-        self._prepared()
+        _ = self._codecs
         activities = _told_apart(self.fn, f"workflow {self.name!r}")
         for activity in activities:
             if activity.stage is not None:
@@ -217,11 +216,11 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
             self._indexes[stage] = index
         return index
 
-    def _prepared(self) -> tuple[Codec[D], Codec[R_co], Codec[V_co | None]]:
-        if self._codecs is None:
-            self._codecs = self._prepare()
-            self._namespace = None
-        return self._codecs
+    @cached_property
+    def _codecs(self) -> tuple[Codec[D], Codec[R_co], Codec[V_co | None]]:
+        codecs = self._prepare()
+        self._namespace = None
+        return codecs
 
     def _prepare(self) -> tuple[Codec[D], Codec[R_co], Codec[V_co | None]]:
         hints = self._annotations(self.fn, f"workflow {self.name!r}")
