@@ -20,7 +20,7 @@ def chunk_document(document: SourceDocument, *, size: int = CHUNK_CHARACTERS) ->
     """Split a document into its chunks, in order; together they are all of its metadata and text, without overlap.
 
     Args:
-        document: What to cut.
+        document: The document to split.
         size: The most characters of a chunk.
 
     Raises:

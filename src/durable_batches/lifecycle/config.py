@@ -42,7 +42,7 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
     failure_policy: Annotated[ContinueOnFailure | AbortAll | RetryFailed, Field(discriminator="tag")] = Field(
         default_factory=ContinueOnFailure
     )
-    """What a failed document means for the batch."""
+    """The policy for failed documents."""
 
     document_timeout: Positive | None = None
     """The maximum duration of one attempt of a document; then the attempt has failed."""

@@ -83,7 +83,7 @@ class StageProgress(_Event):
     current: int
     total: int
     percentage: float
-    """Of the whole batch, 0 to 100; never decreases within a run."""
+    """The percentage of the whole batch, 0 to 100; never decreases within a run."""
     tag: Literal["stage_progress"] = "stage_progress"
 
 

@@ -82,7 +82,7 @@ class RetryFailed:
     Attributes:
         max_attempts: Failing attempts of a document, the first one included; crashes and deploys do not count.
         backoff: The delay before the second attempt; it doubles for each further one, up to an hour.
-        then: What a document's failure means once its attempts are used up.
+        then: The policy that applies once a document's attempts are used up.
 
     Raises:
         ConfigurationError: An option is of a wrong type.
@@ -103,7 +103,7 @@ class RetryFailed:
 
 
 FailurePolicy: TypeAlias = ContinueOnFailure | AbortAll | RetryFailed
-"""What a failed document means for its batch; an argument of `BatchConfig`."""
+"""The policy for failed documents; an argument of `BatchConfig`."""
 
 
 def document_retry_delay(policy: FailurePolicy, failures: int, *, retryable: bool) -> timedelta | None:
@@ -137,7 +137,7 @@ class RetryPolicy:
     Attributes:
         max_attempts: Attempts in all, the first one included.
         initial: The delay before the second attempt.
-        factor: What each further delay is multiplied by.
+        factor: The factor by which each further delay grows.
         maximum: The longest delay, before jitter.
         jitter: Each delay is made up to this share longer, at random, so that callers do not move in step.
         non_retryable: Errors (and their subclasses) after which there is no further attempt.

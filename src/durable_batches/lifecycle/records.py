@@ -114,7 +114,7 @@ class ExecutionRecord(NamedTuple):
     """Whether the current attempt runs in isolation: its worker runs nothing else."""
     owner: WorkerId | None
     due: Micros | None
-    """From when it can be claimed (`NOW`: at once); None: not by the clock (running, suspended, finished)."""
+    """The time from which it can be claimed (`NOW`: immediately); None: not by time (running, suspended, finished)."""
     updated_at: Micros
 
 
@@ -202,7 +202,7 @@ class Committed(NamedTuple):
     """The answer to a commit or a command."""
 
     events: Sequence[EventRecord] = ()
-    """What was appended, per batch in order: handed to this process's subscribers without another read."""
+    """The appended events, in order per batch, for the subscribers of this process."""
     refused: Mapping[int, Refusal] = {}
     """The facts, by their index, that were not applied; all the others were."""
     claims: Sequence[Claim] = ()

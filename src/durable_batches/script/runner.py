@@ -67,7 +67,7 @@ def run_batch(
     keep their handlers.
 
     Args:
-        workflow: What to run.
+        workflow: The workflow to run.
         documents: Any number; consumed lazily.
         store: The store of the batch: the path of an SQLite file, created where there is none, or a store.
         batch_id: The id of the batch: one with the date, for a job that runs a new batch every night.
@@ -75,7 +75,7 @@ def run_batch(
         document_id: A document's id, unique in its batch; see `BatchOrchestrator.submit` for the default.
         max_in_flight: Documents in flight in this process at once.
         drain: How long running activities may go on after a signal.
-        dependencies: By provider, what activities and resolvers get in place of what it opens; see `Worker`.
+        dependencies: Replacements by provider; see `Worker`.
         progress: Whether to show the progress on stderr: as bars on a terminal where rich is installed (the extra
             `cli`), as lines elsewhere. Without it, only how to resume an interrupted batch is printed.
 

@@ -47,12 +47,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a store can do beyond the minimum. The conformance suite tests what is declared, and nothing else."""
+    """Optional abilities of a store. The conformance suite tests only what is declared."""
 
     several_processes: bool
     """Several processes can open it at the same time and share the work."""
     durable: bool
-    """What it has acknowledged outlives the process."""
+    """Acknowledged data outlives the process."""
     pushes: bool
     """`wait` returns before its timeout when another process commits."""
     host_transactions: bool = False
@@ -61,7 +61,7 @@ class Capabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchQuery:
-    """Which batches to list. A field that is left at its default does not filter."""
+    """A query for batches. A field with its default value does not filter."""
 
     workflow: str | None = None
     states: Collection[str] = ()

@@ -125,7 +125,7 @@ class HistoryChecker:
 
     @property
     def stats(self) -> HistoryStats:
-        """What was counted in the effects log so far."""
+        """The counters of the effects log so far."""
         runs = self._runs.values()
         return HistoryStats(
             runs=sum(counted.runs for counted in runs),
