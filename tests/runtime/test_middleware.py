@@ -11,9 +11,19 @@ import pytest
 from benchmarks.journeys import tracer
 from pydantic import BaseModel
 from tests.runtime.attempts import Trial
-from tests.support import AT_ONCE, ONCE, moving
+from tests.support import AT_ONCE, ONCE, STAGES, moving
 
-from durable_batches import ActivityFailedError, RetryPolicy, current_activity, current_execution, durable_activity
+from durable_batches import (
+    ActivityFailedError,
+    BatchOrchestrator,
+    MemoryStore,
+    RetryPolicy,
+    Worker,
+    current_activity,
+    current_execution,
+    durable_activity,
+    workflow,
+)
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed
 from durable_batches.lifecycle.records import CheckpointRecord
 from durable_batches.runtime.attempt_result import AttemptFailed, AttemptStopped
@@ -327,3 +337,20 @@ async def test_none_costs_nothing() -> None:
     without = await calls()
     assert not [call for call in without if "middleware" in call or call.endswith((".once", "._try"))]
     assert len(await calls(Noted("it", []))) > len(without)
+
+
+async def test_a_worker_s_resources_carry_it() -> None:
+    log: list[str] = []
+    activity = forms(log)["plain"]
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await activity(document)
+
+    worker = Worker(MemoryStore())
+    async with BatchOrchestrator(run, worker=worker) as batches:
+        session = worker._session
+        assert session is not None
+        session.resources.middleware = [Noted("it", log)]
+        (await batches.run(["a"])).raise_for_failures()
+    assert log == ["it enters 1", "runs", "it leaves"]
