@@ -166,7 +166,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.gone and self.old)
     @rule(data=st.data())
     def report_after_release(self, data: st.DataObject) -> None:
-        """Of a worker that is gone, everything is refused; a store fences it besides."""
+        """All facts of a released worker are refused; a store fences it besides."""
         worker = data.draw(st.sampled_from(self.gone))
         facts = data.draw(st.lists(st.sampled_from(self.old), min_size=1, max_size=3))
         before = self.world.copy()

@@ -29,5 +29,5 @@ def test_what_cannot(name: object, problem: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["\ud7ff", "\ue000"])
-def test_the_neighbours_of_surrogates_can(name: str) -> None:
+def test_characters_beside_the_surrogates_can(name: str) -> None:
     assert problem_with_name(name) is None

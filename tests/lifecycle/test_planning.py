@@ -156,6 +156,16 @@ def test_what_became_of_a_document_is_recorded() -> None:
     }
 
 
+def test_the_failure_of_an_attempt_that_is_retried_is_recorded() -> None:
+    world = World()
+    config = BatchConfig(failure_policy=RetryFailed(max_attempts=2, backoff=timedelta(0)))
+    batch_id = world.batch("batch", 1, config=config)
+    for outcome in (b"first failure", b"second failure"):
+        world.claim(ME)
+        world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), outcome, "no"))
+        assert world.outcomes == {(batch_id, 0): outcome}
+
+
 def test_what_a_fact_does_not_say_changes_nothing() -> None:
     world = World()
     batch_id = world.batch("batch", 1)

@@ -330,7 +330,7 @@ def _check_command(start: World, command: Command) -> None:
 
 
 @every_situation
-def test_everybody_may_go_in_every_state(state: str, stages: int, resolver: bool, make: Maker) -> None:
+def test_workers_are_released_in_every_state(state: str, stages: int, resolver: bool, make: Maker) -> None:
     start = _made(state, stages, resolver, make)
     departures: list[Departure] = ["shutdown", "crash"]
     for gone, departure in product([{ME}, {OTHER}, {ME, OTHER}, {WorkerId("nobody")}], departures):

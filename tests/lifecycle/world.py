@@ -157,9 +157,9 @@ class World:
         return self._apply(plan_facts(loaded, worker, facts))
 
     def claim(self, worker: WorkerId, limit: int = CAPACITY, *, most: int = 100) -> Writes:
-        """Claim as a worker of this capacity may, of at most so many candidates a batch."""
+        """Claim as a worker of `CAPACITY` may; `most` limits the candidates of each batch."""
         held = self.held(worker)
-        window = min([CAPACITY, *(self._neighbours_of(execution) for execution in held)])
+        window = min([CAPACITY, *(self._concurrency_beside(execution) for execution in held)])
         room = max(min(CAPACITY, window) - len(held), 0)
         request = ClaimRequest(frozenset({WORKFLOW}), min(limit, room), len(held), window, CAPACITY, 0)
         candidates = [
@@ -243,7 +243,7 @@ class World:
             if owner == batch_id and position != RESOLVER_POSITION
         ]
 
-    def _neighbours_of(self, execution: ExecutionRecord) -> int:
+    def _concurrency_beside(self, execution: ExecutionRecord) -> int:
         config = definition_of(self.batches[execution.batch_id]).config
         return isolated_concurrency(execution.crashes, config.max_crashes, CAPACITY)
 
