@@ -69,6 +69,20 @@ class HastyClock(SystemClock):
         return HastyAlarm()
 
 
+class LeaseClock(HastyClock):
+    """A hasty one, whose boot clock a test sets forward, and whose housekeeping is done all the time."""
+
+    shift = 0.0
+
+    def boot(self) -> float:
+        """See `Clock.boot`."""
+        return super().boot() + self.shift
+
+    async def sleep(self, seconds: float, *, housekeeping: bool = False) -> None:
+        """See `Clock.sleep`."""
+        await super().sleep(min(seconds, 0.02) if housekeeping else seconds)
+
+
 class StillClock(SystemClock):
     """The machine's clocks, without housekeeping: who goes by it never looks around."""
 
