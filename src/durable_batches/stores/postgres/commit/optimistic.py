@@ -3,10 +3,10 @@
 It is planned before anything is read, by what the worker's last commit left (see `cache`). Where that is out of date,
 nothing is written, and the commit is made under locks, which takes four round trips in place of one.
 
-That is what it is for. Activities a second, as a multiple of what locks alone reach, the benchmark's five activities a
-document (`benchmarks/support/workload.py`), medians of five runs by turns on two busy cores: 1.40 with 64 documents in
-flight on a server that is a round trip of 1 ms away, 1.56 with 8, 1.58 with 1. With the server on the same machine:
-1.16 with 64, 1.07 with 1, and no difference that could be measured with 512.
+That is what it is for. Activities a second, as a multiple of what locks alone reach (`python -m benchmarks.optimistic`,
+medians of five rounds by turns on two busy cores, measured twice): on a server that is a round trip of 1 ms away 1.58
+and 1.68 with one document in flight, 1.56 and 1.93 with 8, 1.40 and 1.43 with 64; with the server on the same machine
+1.07 and 1.41 with one, 1.16 and 1.25 with 64. With 512 in flight, where commits are few and large, it gains nothing.
 """
 
 from __future__ import annotations
