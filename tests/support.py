@@ -10,8 +10,10 @@ from datetime import timedelta
 from inspect import isawaitable
 from typing import Final, Literal, TypeVar
 
-from durable_batches import BatchStateMachine, RetryPolicy, Stage, Store
+from durable_batches import BatchStateMachine, RetryPolicy, Stage, Store, Worker
+from durable_batches.signals import until
 from durable_batches.testing import ManualClock
+from durable_batches.testing.virtual.inside import is_at_rest
 
 S = TypeVar("S", bound=Store)
 T = TypeVar("T")
@@ -110,3 +112,23 @@ class Gauge:
 
     def __exit__(self, *_: object) -> None:
         self.inside -= 1
+
+
+async def turns(count: int) -> None:
+    """Give way so many times: everything that is ready to run has had its turn as often."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def in_turns(count: int, do: Callable[[], object]) -> None:
+    """Call it once the loop has turned so many times, whatever is awaited meanwhile."""
+    if count:
+        asyncio.get_running_loop().call_soon(in_turns, count - 1, do)
+    else:
+        do()
+
+
+async def at_rest(*workers: Worker) -> None:
+    """Wait until these workers have nothing to commit and nothing that they could claim."""
+    for worker in workers:
+        await until(lambda worker=worker: is_at_rest(worker), worker.signals.journal.waiting)  # type: ignore[misc]  # of a default mypy infers no type

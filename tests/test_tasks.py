@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.support import turns
 
 from durable_batches.tasks import completed
 
@@ -13,7 +14,7 @@ async def _cancelled_often(task: asyncio.Task[int]) -> None:
     for _ in range(3):
         await asyncio.sleep(0)
         task.cancel()
-        await asyncio.sleep(0.01)
+        await turns(10)
         assert not task.done()
 
 

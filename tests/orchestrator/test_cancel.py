@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from datetime import timedelta
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import STAGES, eventually, everything, within
+from tests.support import STAGES, at_rest, eventually, everything, within
 
 from durable_batches import (
     BatchCancelled,
@@ -25,7 +24,9 @@ from durable_batches import (
     map_activity,
     workflow,
 )
+from durable_batches.signals import until
 from durable_batches.testing import ManualClock, environment
+from durable_batches.testing.virtual.inside import attempts_of
 
 
 async def test_of_many_calls_at_once_exactly_one_cancels(open_store: StoreMaker) -> None:
@@ -152,13 +153,17 @@ async def test_a_result_that_comes_late_is_recorded_and_changes_nothing_else(sto
         assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
 
 
-@pytest.mark.parametrize("seed", range(8))
-async def test_cancelled_at_any_moment_no_activity_starts_afterwards(seed: int, store: Store) -> None:
+@pytest.mark.parametrize("moment", [0, 1, 10, 11, 57, 200, 603, 1_200])
+async def test_cancelled_at_any_moment_no_activity_starts_afterwards(moment: int, store: Store) -> None:
+    """When so many calls have begun: none, the first, some, the last."""
     started: list[int] = []
+    reached = asyncio.Event()
 
     @durable_activity
     async def step(document: int, number: int) -> int:
         started.append(document)
+        if len(started) == moment:
+            reached.set()
         await asyncio.sleep(0)
         return number
 
@@ -174,13 +179,14 @@ async def test_cancelled_at_any_moment_no_activity_starts_afterwards(seed: int, 
             total += await step(document, number) + await step_sync(document, number)
         return total
 
-    moment = random.Random(seed).uniform(0, 0.08)
     async with BatchOrchestrator(run, store=store, max_in_flight=20) as batches:
         batch_id = await batches.submit(range(300), config=BatchConfig(concurrency=10))
-        await asyncio.sleep(moment)
+        if moment:
+            await within(reached.wait())
         cancelled = await batches.cancel(batch_id)
         count = len(started)
-        await asyncio.sleep(0.03)
+        await until(lambda: attempts_of(batches.worker) == [], batches.worker.signals.scheduler.finished)
+        await at_rest(batches.worker)
         assert len(started) == count
         result = await within(batches.result(batch_id))
         assert isinstance(result.state, Cancelled) == cancelled
@@ -193,11 +199,12 @@ async def test_cancelled_at_any_moment_no_activity_starts_afterwards(seed: int, 
 async def test_other_batches_go_on(store: Store) -> None:
     @workflow(STAGES)
     async def run(document: int) -> int:
-        await asyncio.sleep(0.01)
+        if document >= 20:
+            await asyncio.Event().wait()
         return document
 
     async with BatchOrchestrator(run, store=store) as batches:
-        doomed = await batches.submit(range(100))
+        doomed = await batches.submit(range(20, 120))
         kept = await batches.submit(range(20))
         assert await batches.cancel(doomed)
         assert (await within(batches.result(kept))).counts.succeeded == 20

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, STAGES, Gauge, eventually, everything, within
+from tests.support import NO_DELAY, STAGES, Gauge, at_rest, eventually, everything, turns, within
 
 from durable_batches import (
     BatchConfig,
@@ -27,11 +27,10 @@ from durable_batches import (
 from durable_batches.stores import ClaimRequest, Committed, Fact, WorkerId
 
 
-async def settle(gauge: Gauge, expected: int) -> None:
-    """Wait for as many as are to be inside, and a little for any that are not to."""
+async def settle(gauge: Gauge, expected: int, *workers: Worker) -> None:
+    """Wait for as many as are to be inside, and until no worker can claim any that are not to."""
     await eventually(lambda: gauge.inside == expected)
-    for _ in range(20):
-        await asyncio.sleep(0.001)
+    await at_rest(*workers)
     assert gauge.inside == expected
 
 
@@ -48,12 +47,12 @@ async def test_the_bounds_are_reached_and_never_exceeded(
     async def run(document: int) -> int:
         with gauge:
             await gate.wait()
-            await asyncio.sleep(0.001)
+            await turns(3)
         return document
 
     async with BatchOrchestrator(run, store=store, max_in_flight=in_flight) as batches:
         batch_id = await batches.submit(range(40), config=BatchConfig(concurrency=concurrency))
-        await settle(gauge, expected)
+        await settle(gauge, expected, batches.worker)
         gate.set()
         assert (await within(batches.result(batch_id))).counts.succeeded == 40
     assert gauge.most == expected
@@ -71,11 +70,11 @@ async def test_a_freed_slot_is_filled_at_once(store: Store) -> None:
 
     async with BatchOrchestrator(run, store=store) as batches:
         batch_id = await batches.submit(range(9), config=BatchConfig(concurrency=3))
-        await settle(gauge, 3)
+        await settle(gauge, 3, batches.worker)
         for document in range(6):
             gates[document].set()
             await eventually(lambda following=document + 3: following in gates)  # type: ignore[misc]
-            await settle(gauge, 3)
+            await settle(gauge, 3, batches.worker)
         for document in range(6, 9):
             gates[document].set()
         await within(batches.result(batch_id))
@@ -93,13 +92,13 @@ async def test_a_batch_s_bound_counts_over_all_workers(open_store: StoreMaker) -
         with gauge:
             ran[document] += 1
             await gate.wait()
-            await asyncio.sleep(0.003)
+            await turns(3)
         return document
 
     workers = [BatchOrchestrator(run, worker=Worker(store, max_in_flight=4)) for _ in range(3)]
     async with workers[0] as batches, workers[1], workers[2]:
         batch_id = await batches.submit(range(60), config=BatchConfig(concurrency=6))
-        await settle(gauge, 6)
+        await settle(gauge, 6, *(each.worker for each in workers))
         gate.set()
         assert (await within(batches.result(batch_id))).counts.succeeded == 60
     assert gauge.most == 6
@@ -110,17 +109,18 @@ async def test_a_batch_s_bound_counts_over_all_workers(open_store: StoreMaker) -
 
 async def test_one_budget_for_all_workflows_of_a_worker(store: Store) -> None:
     gauge = Gauge()
+    all_five = asyncio.Barrier(5)
 
     @workflow(STAGES)
     async def one(document: int) -> int:
         with gauge:
-            await asyncio.sleep(0.002)
+            await all_five.wait()
         return document
 
     @workflow(STAGES)
     async def other(document: str) -> str:
         with gauge:
-            await asyncio.sleep(0.002)
+            await all_five.wait()
         return document
 
     worker = Worker(store, max_in_flight=5)
@@ -218,14 +218,15 @@ async def test_batches_of_a_workflow_that_nobody_here_has_are_left_alone(open_st
 
 async def test_leaving_waits_for_what_runs_and_starts_nothing_more(open_store: StoreMaker) -> None:
     calls: list[str] = []
-    started = asyncio.Event()
+    started, leaving = asyncio.Event(), asyncio.Event()
 
     @durable_activity
     async def step(name: str) -> str:
         calls.append(name)
         if name == "a":
             started.set()
-            await asyncio.sleep(0.1)
+            await leaving.wait()
+            await turns(50)
         return name
 
     @workflow(STAGES)
@@ -235,6 +236,7 @@ async def test_leaving_waits_for_what_runs_and_starts_nothing_more(open_store: S
     async with BatchOrchestrator(run, store=open_store(None)) as batches:
         batch_id = await batches.submit(["x", "y"], config=BatchConfig(concurrency=1))
         await within(started.wait())
+        leaving.set()
     assert calls == ["a"]
     async with BatchOrchestrator(run, store=open_store(None)) as batches:
         # What was paid for while it was leaving is there.
@@ -286,7 +288,7 @@ async def test_leaving_does_not_wait_for_a_retry_s_delay(open_store: StoreMaker)
         async with BatchOrchestrator(run, store=open_store(None)) as batches:
             batch_id = await batches.submit(["x"])
             await within(failed.wait())
-            await asyncio.sleep(0.01)
+            await turns(20)
     async with BatchOrchestrator(run, store=open_store(None), max_in_flight=0) as batches:
         assert (await batches.snapshot(batch_id)).counts.pending == 1
 
@@ -299,6 +301,7 @@ async def test_what_is_being_claimed_when_it_is_left_is_given_back(
     commit = store.commit
     claimed: list[str] = []
     begun: list[str] = []
+    leaving = asyncio.Event()
 
     async def slow(
         worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
@@ -306,14 +309,15 @@ async def test_what_is_being_claimed_when_it_is_left_is_given_back(
         committed = await commit(worker, number, facts, claim)
         claimed.extend(claim.execution.document_id for claim in committed.claims)
         if "late" in claimed:
-            await asyncio.sleep(0.2)
+            await leaving.wait()
+            await turns(50)
         return committed
 
     @durable_activity
     async def step(name: str) -> str:
         begun.append(name)
         await eventually(lambda: name == "late" or not beside or "late" in claimed)
-        await asyncio.sleep(0.05)
+        await turns(20)
         return name
 
     @workflow(STAGES)
@@ -328,6 +332,7 @@ async def test_what_is_being_claimed_when_it_is_left_is_given_back(
             await eventually(lambda: begun == ["early"])
         batch_id = await batches.submit(["late"], document_id=str)
         await eventually(lambda: "late" in claimed)
+        leaving.set()
     assert begun == ["early"] * beside
     assert asyncio.all_tasks() == tasks
     monkeypatch.undo()
@@ -341,15 +346,15 @@ async def test_what_is_being_claimed_when_it_is_left_is_given_back(
 async def test_what_is_unwound_by_leaving_is_no_success(way: str, open_store: StoreMaker) -> None:
     """A workflow that swallows the cancellation of its calls has not done its work."""
     calls: list[str] = []
-    started = asyncio.Event()
-    leaving = False
+    started, leaving = asyncio.Event(), asyncio.Event()
 
     @durable_activity
     async def step(name: str) -> str:
         calls.append(name)
-        if name.startswith("a") and not leaving:
+        if name.startswith("a"):
             started.set()
-            await asyncio.sleep(0.05)
+            await leaving.wait()
+            await turns(50)
         return name
 
     async def chain(number: int) -> str:
@@ -371,7 +376,7 @@ async def test_what_is_unwound_by_leaving_is_no_success(way: str, open_store: St
     async with BatchOrchestrator(run, store=open_store(None)) as batches:
         batch_id = await batches.submit(["x"])
         await within(started.wait())
-    leaving = True
+        leaving.set()
     async with BatchOrchestrator(run, store=open_store(None)) as batches:
         await within(batches.result(batch_id))
         assert await everything(batches.results(batch_id)) == [

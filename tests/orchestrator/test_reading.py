@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, NO_DRAIN, STAGES, Reading, Thinking, Writing, eventually, everything, within
+from tests.support import NO_DELAY, NO_DRAIN, STAGES, Reading, Thinking, Writing, eventually, everything, turns, within
 
 from durable_batches import (
     BatchCompleted,
@@ -266,15 +266,15 @@ async def test_every_subscriber_sees_everything_once_and_in_order(store: Store) 
         batch_id = await batches.submit([str(number) for number in range(120)], config=BatchConfig(concurrency=16))
         streams: list[list[BatchEvent]] = [[] for _ in range(6)]
 
-        async def follow(stream: list[BatchEvent], pause: float) -> None:
+        async def follow(stream: list[BatchEvent], pause: int) -> None:
             async for event in batches.progress(batch_id):
                 stream.append(event)
                 if pause and event.seq % 40 == 0:
-                    await asyncio.sleep(pause)
+                    await turns(pause)
 
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             for index, stream in enumerate(streams):
-                group.create_task(follow(stream, 0.01 * (index % 3)))
+                group.create_task(follow(stream, 100 * (index % 3)))
         late = await within(everything(batches.progress(batch_id)))
     assert all(stream == late for stream in streams)
     assert_complete(late, 120)
@@ -316,16 +316,16 @@ async def test_who_subscribes_later_does_not_wait_for_news_of_other_batches(
     runner = BatchOrchestrator(run, worker=Worker(store))
     async with BatchOrchestrator(staged, worker=watcher) as others, BatchOrchestrator(run, worker=watcher) as batches:
         idle = await others.submit(["a"])
-        watching = asyncio.create_task(everything(others.progress(idle)))
-        # Long enough to settle down with this one.
-        await asyncio.sleep(0.3)
-        async with runner:
-            batch_id = await runner.submit(["b"])
-            await eventually(lambda: bool(waiting))
-            result = asyncio.create_task(batches.result(batch_id))
-            await asyncio.sleep(0.3)
-            gate.set()
-            assert (await within(result)).counts.succeeded == 1
+        with watcher.signals.news.waiting.listen() as waited:
+            watching = asyncio.create_task(everything(others.progress(idle)))
+            await waited.matching(lambda seen: idle in seen)
+            async with runner:
+                batch_id = await runner.submit(["b"])
+                await eventually(lambda: bool(waiting))
+                result = asyncio.create_task(batches.result(batch_id))
+                await waited.matching(lambda seen: batch_id in seen)
+                gate.set()
+                assert (await within(result)).counts.succeeded == 1
         watching.cancel()
         await asyncio.wait([watching])
 

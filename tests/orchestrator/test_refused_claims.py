@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from tests.support import STAGES, moving, within
 
-from durable_batches import BatchOrchestrator, MemoryStore, workflow
+from durable_batches import BatchOrchestrator, MemoryStore, Worker, workflow
 from durable_batches.errors import FactRejectedError
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.stores import ClaimRequest, Committed, WorkerId
@@ -40,7 +40,7 @@ async def run(document: str) -> str:
 
 async def test_a_refused_claim_is_asked_for_again_after_a_pause() -> None:
     store = RefusingStore(ManualClock())
-    async with BatchOrchestrator(run, store=store) as batches, moving(store.clock, 1.0):
+    async with BatchOrchestrator(run, worker=Worker(store, clock=store.clock)) as batches, moving(store.clock, 1.0):
         result = await within(batches.run(["one"]))
     assert result.counts.succeeded == 1
     assert len(store.refused) == REFUSALS

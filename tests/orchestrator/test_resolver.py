@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from tests.conftest import StoreMaker
-from tests.support import AT_ONCE, NO_DELAY, NO_DRAIN, ONCE, STAGES, Reading, eventually, everything, within
+from tests.support import AT_ONCE, NO_DELAY, NO_DRAIN, ONCE, STAGES, Reading, eventually, everything, turns, within
 
 from durable_batches import (
     AbortAll,
@@ -47,7 +47,7 @@ class Total(BaseModel):
 def summing(resolver: Any, retry: RetryPolicy = AT_ONCE) -> Workflow[int, int, Any, Any]:
     @workflow(STAGES, name="summing", resolver=resolver, resolver_retry=retry)
     async def run(document: int) -> int:
-        await asyncio.sleep(0.001 * (document % 3))
+        await turns(document % 3)
         if document < 0:
             raise ValueError(f"{document} is negative")
         return document
@@ -341,17 +341,22 @@ async def test_it_may_catch_what_its_activities_raise(store: Store) -> None:
 async def test_it_runs_once_though_several_workers_are_there(open_store: StoreMaker) -> None:
     runs: list[int] = []
     store = open_store(None)
+    workers = [Worker(store) for _ in range(3)]
 
     async def resolve(results: Results[int]) -> int:
         runs.append(1)
-        await asyncio.sleep(0.02)
+        for worker in workers:
+            # Each of them looks for something to do once more.
+            with worker.signals.scheduler.idle.listen() as idle:
+                worker.wake()
+                await idle.next()
         return sum([result.value async for result in results])
 
     run = summing(resolve)
     async with (
-        BatchOrchestrator(run, worker=Worker(store)) as batches,
-        BatchOrchestrator(run, worker=Worker(store)),
-        BatchOrchestrator(run, worker=Worker(store)),
+        BatchOrchestrator(run, worker=workers[0]) as batches,
+        BatchOrchestrator(run, worker=workers[1]),
+        BatchOrchestrator(run, worker=workers[2]),
     ):
         result = await within(batches.run(range(50), config=BatchConfig(concurrency=20)))
         assert result.value == sum(range(50))

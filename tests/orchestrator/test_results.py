@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import ONCE, STAGES, eventually, everything, within
+from tests.support import ONCE, STAGES, eventually, everything, turns, within
 
 from durable_batches import (
     AbortAll,
@@ -163,24 +163,31 @@ async def test_a_reader_that_breaks_off_leaves_nothing_behind(reading: str, open
 
 
 @pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("turns", [0, 1, 3, 10])
+@pytest.mark.parametrize(("items", "moment"), [(0, 0), (0, 1), (1, 1), (10, 3)])
 async def test_a_reader_that_is_cancelled_leaves_nothing_behind(
-    reading: str, turns: int, open_store: StoreMaker
+    reading: str, items: int, moment: int, open_store: StoreMaker
 ) -> None:
-    """At various moments: before it begins, within a read, and between reads."""
+    """At various moments, so many turns of the loop after so many items: before it begins, within and between reads."""
+    seen = 0
+    reached = asyncio.Event()
 
     async def read(batches: BatchOrchestrator[int, int, Any, Any], batch_id: str) -> None:
+        nonlocal seen
         while True:
-            async with aclosing(READINGS[reading](batches, batch_id)) as items:
-                async for _ in items:
+            async with aclosing(READINGS[reading](batches, batch_id)) as stream:
+                async for _ in stream:
+                    seen += 1
+                    if seen == items:
+                        reached.set()
                     await asyncio.sleep(0)
 
     async with BatchOrchestrator(double, store=open_store(None)) as batches:
         result = await within(batches.run([*range(PAGES), -1], config=BatchConfig(concurrency=100)))
         tasks = asyncio.all_tasks()
         reader = asyncio.create_task(read(batches, result.batch_id))
-        for _ in range(turns):
-            await asyncio.sleep(0.001)
+        if items:
+            await within(reached.wait())
+        await turns(moment)
         reader.cancel()
         await asyncio.wait([reader])
         assert reader.cancelled()

@@ -178,7 +178,9 @@ async def test_documents_are_invisible_until_all_are_there(store: Store) -> None
         with pytest.raises(BatchNotFoundError):
             await batches.state("b")
         assert await everything(batches.list_batches()) == []
-        await asyncio.sleep(0.02)
+        with batches.worker.signals.scheduler.idle.listen() as idle:
+            batches.worker.wake()
+            await idle.next()
         assert seen == []
         go_on.set()
         assert (await within(batches.result(await within(submission)))).counts.succeeded == 1_201

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
-from tests.support import ONCE, STAGES, Gauge, Thinking, eventually, everything, within
+from tests.support import ONCE, STAGES, Gauge, Thinking, eventually, everything, turns, within
 
 from durable_batches import (
     ActivityDefinitionError,
@@ -350,7 +350,7 @@ async def test_map_activity_keeps_the_order_and_the_bound() -> None:
     @durable_activity
     async def act(number: int) -> int:
         with gauge:
-            await asyncio.sleep(0.001 * (5 - number % 5))
+            await turns(5 - number % 5)
         return number * 2
 
     assert await map_activity(act, range(40), concurrency=7) == [number * 2 for number in range(40)]
@@ -400,7 +400,7 @@ async def test_the_first_failure_stops_new_calls_and_lets_the_running_ones_finis
             failed.set()
             raise ValueError("two")
         await failed.wait()
-        await asyncio.sleep(0.01)
+        await turns(10)
         finished.append(number)
         return number
 
@@ -417,7 +417,7 @@ async def test_of_several_failures_the_earliest_item_s_is_raised() -> None:
     async def act(number: int) -> int:
         await both.wait()
         # The later item fails earlier.
-        await asyncio.sleep(0.01 * (1 - number))
+        await turns(10 * (1 - number))
         raise ValueError(str(number))
 
     with pytest.raises(ValueError, match="0"):
@@ -449,7 +449,7 @@ async def test_an_iterable_that_raises_is_raised_once_the_running_calls_are_done
 
     @durable_activity
     async def act(number: int) -> int:
-        await asyncio.sleep(0.005)
+        await turns(10)
         finished.append(number)
         return number
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from tests.conftest import StoreMaker
 from tests.runtime.keys import key
-from tests.support import AT_ONCE, ONCE, STAGES, everything, within
+from tests.support import AT_ONCE, ONCE, STAGES, everything, turns, within
 
 from durable_batches import (
     BatchConfig,
@@ -108,7 +108,7 @@ async def test_what_runs_when_the_worker_is_closed_can_still_use_it(open_store: 
     @durable_activity
     async def slow(question: str, client: Client = dependency(opened_client)) -> str:
         begun.set()
-        await asyncio.sleep(0.02)
+        await turns(50)
         assert "close client" not in LOG
         LOG.append("asked")
         return await client.ask(question)
@@ -560,7 +560,7 @@ async def test_leaving_that_is_cancelled_still_closes_what_is_open() -> None:
     async def slow() -> AsyncIterator[int]:
         yield 1
         closing.set()
-        await asyncio.sleep(0.02)
+        await turns(50)
         LOG.append("closed")
 
     @durable_activity

@@ -15,7 +15,19 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, NO_DRAIN, ONCE, STAGES, Thinking, Writing, eventually, everything, within
+from tests.support import (
+    NO_DELAY,
+    NO_DRAIN,
+    ONCE,
+    STAGES,
+    Thinking,
+    Writing,
+    eventually,
+    everything,
+    in_turns,
+    turns,
+    within,
+)
 
 from durable_batches import (
     ActivityFailedError,
@@ -278,10 +290,14 @@ async def test_a_document_whose_checkpoints_cannot_be_read_now_is_given_back(
 
 async def test_a_call_that_the_workflow_itself_gives_up_is_not_recorded(open_store: StoreMaker) -> None:
     log = Log()
+    patience: list[asyncio.Timeout] = []
 
     @durable_activity
     async def slow() -> str:
         log.note("slow")
+        if not log.gate.is_set():
+            # The second time it has all the time that it needs.
+            patience[0].reschedule(asyncio.get_running_loop().time())
         await log.gate.wait()
         return "slow"
 
@@ -293,8 +309,8 @@ async def test_a_call_that_the_workflow_itself_gives_up_is_not_recorded(open_sto
     @workflow(STAGES)
     async def run(document: str) -> str:
         try:
-            # The second time it has all the time that it needs.
-            async with asyncio.timeout(None if log.gate.is_set() else 0.02):
+            async with asyncio.timeout(None) as limit:
+                patience.append(limit)
                 found = await slow()
         except TimeoutError:
             found = "gave up"
@@ -725,22 +741,31 @@ async def test_all_failures_of_a_group_are_forgotten(store: Store) -> None:
 class SlowStore(MemoryStore):
     """Each commit takes a moment, as on a slow disk, so that facts gather for the next one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing = asyncio.Event()
+        """A failure is being committed."""
+
     async def commit(
         self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
     ) -> Committed:
         committed = await super().commit(worker, number, facts, claim)
-        await asyncio.sleep(0.02)
+        if any(isinstance(fact, ActivityFailed) for fact in facts):
+            self.failing.set()
+        await turns(50)
         return committed
 
 
 @pytest.mark.parametrize("group", ["gather", "TaskGroup"])
 async def test_a_failure_whose_record_is_on_its_way_when_a_sibling_s_ends_the_attempt(group: str) -> None:
     log = Log()
+    store = SlowStore()
 
     @durable_activity(retry=ONCE)
-    async def step(name: str, delay: float) -> str:
+    async def step(name: str) -> str:
         log.note(name)
-        await asyncio.sleep(delay)
+        if name == "b":
+            await store.failing.wait()
         if log.counts[name] == 1:
             raise ConnectionError(name)
         return name
@@ -748,14 +773,14 @@ async def test_a_failure_whose_record_is_on_its_way_when_a_sibling_s_ends_the_at
     @workflow(STAGES)
     async def run(document: str) -> list[str]:
         # The second fails while the first one's failure is being committed.
-        calls = step("a", 0), step("b", 0.01)
+        calls = step("a"), step("b")
         if group == "gather":
             return list(await asyncio.gather(*calls))
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(call) for call in calls]
         return [task.result() for task in running]
 
-    async with BatchOrchestrator(run, store=SlowStore(), config=retrying(2)) as batches:
+    async with BatchOrchestrator(run, store=store, config=retrying(2)) as batches:
         result = await within(batches.run(["x"]))
         assert await everything(batches.results(result.batch_id)) == [
             DocumentSucceeded(document_id="0", value=["a", "b"])
@@ -786,7 +811,7 @@ async def test_a_failure_after_the_end_of_the_attempt_is_not_recorded(store: Sto
         try:
             return list(await asyncio.gather(first(), later()))
         finally:
-            asyncio.get_running_loop().call_later(0.01, ended.set)
+            in_turns(50, ended.set)
 
     async with BatchOrchestrator(run, store=store, config=retrying(2)) as batches:
         result = await within(batches.run(["x"]))
@@ -806,7 +831,7 @@ async def test_a_call_whose_sibling_failed_is_recorded_before_the_document_ends(
     async def expensive() -> str:
         log.note("expensive")
         await failed.wait()
-        await asyncio.sleep(0.05)
+        await turns(50)
         return "worth its price"
 
     @durable_activity(retry=ONCE)
@@ -831,16 +856,20 @@ async def test_a_call_whose_sibling_failed_is_recorded_before_the_document_ends(
 
 async def test_what_a_workflow_leaves_running_is_recorded_before_its_end(store: Store) -> None:
     tasks: list[asyncio.Task[str]] = []
+    begun, returned = asyncio.Event(), asyncio.Event()
 
     @durable_activity
     async def slow() -> str:
-        await asyncio.sleep(0.05)
+        begun.set()
+        await returned.wait()
+        await turns(50)
         return "slow"
 
     @workflow(STAGES)
     async def run(document: str) -> str:
         tasks.append(asyncio.create_task(left_behind()))
-        await asyncio.sleep(0.01)
+        await begun.wait()
+        returned.set()
         return "done"
 
     async def left_behind() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import NO_DRAIN, ONCE, STAGES, eventually, everything, within
+from tests.support import NO_DRAIN, ONCE, STAGES, eventually, everything, in_turns, turns, within
 
 from durable_batches import (
     ActivityFailedError,
@@ -75,7 +75,7 @@ async def test_what_is_stopped_before_it_begins_does_not_begin(
             await until(lambda: attempts_of(worker) == [], worker.signals.scheduler.finished)
             assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
         else:
-            asyncio.get_running_loop().call_later(0.02, read_on.set)
+            in_turns(50, read_on.set)
     assert log == {"run": 1, "last": 1}
     if how == "left":
         gate.set()
@@ -167,7 +167,8 @@ async def test_a_result_stands_though_the_worker_is_left(drain: timedelta, open_
     async with BatchOrchestrator(scene.run, worker=Worker(open_store(None), drain=drain)) as batches:
         batch_id = await batches.submit(["x"])
         await within(scene.returned.wait())
-        asyncio.get_running_loop().call_later(0.02, scene.gate.set)
+        if drain:
+            in_turns(50, scene.gate.set)
     async with BatchOrchestrator(scene.run, store=open_store(None), max_in_flight=0) as batches:
         assert await everything(batches.results(batch_id)) == [DocumentSucceeded(document_id="0", value="X")]
         assert await batches.count_checkpoints(batch_id) == (1 if drain else 0)
@@ -184,7 +185,7 @@ async def test_what_a_stopped_workflow_left_running_may_clean_up(store: Store) -
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.02)
+            await turns(50)
             cleaned.append("up")
 
     async def call() -> None:

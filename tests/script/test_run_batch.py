@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import STAGES, Reading, everything
+from tests.support import STAGES, Reading, everything, turns
 
 from durable_batches import (
     AbortAll,
@@ -57,7 +57,7 @@ class Desk:
             if document == self.stop_at:
                 signal.raise_signal(signal.SIGTERM)
                 # The call is finished and recorded; there is none after it.
-                await asyncio.sleep(0.05)
+                await turns(50)
             return document.upper()
 
         async def gather(results: Results[str]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import pytest
 from tests import support
-from tests.support import eventually, unmeasured, within
+from tests.support import eventually, turns, unmeasured, within
 
 from durable_batches import (
     ConfigurationError,
@@ -394,12 +394,11 @@ async def test_failing_to_open_for_reading_leaves_nothing(path: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("nothing_stays")
-@pytest.mark.parametrize("turns", range(6))
-async def test_a_cancelled_open_leaves_nothing(path: Path, turns: int) -> None:
+@pytest.mark.parametrize("moment", [0, 1, 4, 20, 100, 500])
+async def test_a_cancelled_open_leaves_nothing(path: Path, moment: int) -> None:
     store = SQLiteStore(path)
     opening = asyncio.create_task(store.open())
-    for _ in range(turns):
-        await asyncio.sleep(0.002)
+    await turns(moment)
     opening.cancel()
     try:
         await opening
