@@ -102,7 +102,7 @@ matrix: $(VENV)/.installed-dev  ## Run the wheel on every Python that there is, 
 	$(PYTEST) -m matrix $(ARGS) tests/wheel
 
 steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times beside two busy loops
-	@echo 'Nothing to do yet.'
+	@MAKE='$(MAKE)' $(BIN)/python tests/lanes/steady.py --times 10 unit stores processes
 
 # ---- more than checks -------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ clean:  ## Remove what the checks and builds left
 	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove .venv as well
-	rm -rf $(VENV)
+	rm -rf $(VENV) .steady
 
 # ---- set-up -----------------------------------------------------------------------------------------------
 # Two stages in one environment: the demonstration needs a few packages, the checks need all of them.

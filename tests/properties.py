@@ -1,4 +1,8 @@
-"""How much Hypothesis tries: modest by default, and always the same in continuous integration."""
+"""How much Hypothesis tries: modest by default, and always the same.
+
+A test that fails must fail again. So the examples follow from the test alone, and nothing is kept in a database of
+earlier failures. HYPOTHESIS_SCALE multiplies the number of examples, for a longer look.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,19 @@ from hypothesis import HealthCheck, settings
 
 __all__ = ["modest"]
 
-_IN_CI: Final = bool(os.environ.get("CI"))
+_SCALE: Final = float(os.environ.get("HYPOTHESIS_SCALE", "1"))
 
 
 def modest(examples: int, *, steps: int = 50) -> settings:
-    """Settings for so many examples; HYPOTHESIS_SCALE multiplies them, for a longer look."""
+    """Settings for so many examples."""
     return settings(
-        max_examples=round(examples * float(os.environ.get("HYPOTHESIS_SCALE", "1"))),
+        max_examples=round(examples * _SCALE),
         stateful_step_count=steps,
-        deadline=None,
-        derandomize=_IN_CI,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
+
+
+settings.register_profile(
+    "same-every-time", derandomize=True, database=None, deadline=None, max_examples=round(100 * _SCALE)
+)
+settings.load_profile("same-every-time")

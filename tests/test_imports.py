@@ -160,6 +160,7 @@ def test_everything_else_needs_no_extra(module: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["durable_batches", "durable_batches.stores"])
+@pytest.mark.processes
 def test_with_its_extra_every_store_is_exported(module: str, tmp_path: Path) -> None:
     ran = run(STAR.format(module=module), tmp_path)
     assert ran.stdout.splitlines() == ["['MemoryStore', 'PostgresStore', 'SQLiteStore']", "True True"], ran.stderr

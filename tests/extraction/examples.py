@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from tests.properties import modest
 
 from durable_batches.extraction import (
     Chunk,
@@ -15,7 +15,7 @@ from durable_batches.extraction import (
     package_document,
 )
 
-quick = settings(deadline=None, max_examples=60)
+quick = modest(60)
 """For property tests: no deadline, for a machine may be busy with other things."""
 
 VOCABULARY = Vocabulary(

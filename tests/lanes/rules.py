@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any, Final
 
 import pytest
+import tests.properties  # noqa: F401  (so that Hypothesis tries the same, also where a test asks for no settings)
 from tests.lanes.plugin import lane_of
 
 ROOT: Final = Path(__file__).parents[2]

@@ -211,16 +211,29 @@ async def test_processes_share_a_file_from_its_first_moment(path: Path) -> None:
         ) == [(1, "0.1.0", VERSION)]
 
 
-async def test_a_file_that_another_process_reads_is_waited_for_before_its_log_is_switched(path: Path) -> None:
+async def test_a_file_that_another_process_reads_is_waited_for_before_its_log_is_switched(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQLite itself does not wait then, nor when two make the file at the same moment."""
+    connect = sqlite3.connect
+    statements: list[str] = []
+
+    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        connection.set_trace_callback(statements.append)
+        return connection
+
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("CREATE TABLE theirs (a)")
         other.execute("BEGIN")
         other.execute("SELECT * FROM theirs").fetchall()
+        monkeypatch.setattr(sqlite3, "connect", traced)
         store = SQLiteStore(path)
         opening = asyncio.create_task(store.open())
-        await asyncio.sleep(0.3)
+        await eventually(lambda: bool(statements))
+        await turns(50)
         assert not opening.done()
+        assert statements == ["PRAGMA journal_mode = WAL"]
         other.execute("COMMIT")
         await within(opening)
         await store.close()

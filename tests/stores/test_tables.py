@@ -216,6 +216,7 @@ async def test_a_column_that_only_the_database_has_is_noticed(path: Path, postgr
     assert found["batch"] == declared("postgres")["batch"]
 
 
+@pytest.mark.processes
 def test_nothing_imports_the_tables_unasked() -> None:
     program = (
         "import sys, durable_batches.stores, durable_batches.stores.sqlite\n"

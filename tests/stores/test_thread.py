@@ -235,6 +235,7 @@ print("the interpreter exits now", flush=True)
 """
 
 
+@pytest.mark.processes
 def test_an_interpreter_that_exits_finishes_what_was_begun(tmp_path: Path) -> None:
     path = tmp_path / "thread.db"
     ended = subprocess.run(
