@@ -11,7 +11,9 @@ from typing import Final
 
 from hypothesis import HealthCheck, settings
 
-__all__ = ["modest"]
+__all__ = ["SAME_EVERY_TIME", "modest"]
+
+SAME_EVERY_TIME: Final = "same-every-time"
 
 _SCALE: Final = float(os.environ.get("HYPOTHESIS_SCALE", "1"))
 
@@ -26,6 +28,6 @@ def modest(examples: int, *, steps: int = 50) -> settings:
 
 
 settings.register_profile(
-    "same-every-time", derandomize=True, database=None, deadline=None, max_examples=round(100 * _SCALE)
+    SAME_EVERY_TIME, derandomize=True, database=None, deadline=None, max_examples=round(100 * _SCALE)
 )
-settings.load_profile("same-every-time")
+settings.load_profile(SAME_EVERY_TIME)

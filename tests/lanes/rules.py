@@ -24,8 +24,9 @@ from types import FrameType
 from typing import Any, Final
 
 import pytest
-import tests.properties  # noqa: F401  (so that Hypothesis tries the same, also where a test asks for no settings)
+from hypothesis import settings
 from tests.lanes.plugin import lane_of
+from tests.properties import SAME_EVERY_TIME
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -154,6 +155,7 @@ _watch_processes()
 
 @pytest.hookimpl
 def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile(SAME_EVERY_TIME)
     config.addinivalue_line("markers", "real_time(reason): waits for real time to pass, or measures it")
 
 

@@ -27,13 +27,12 @@ _CODE: Final = ("src", "tests", "examples", "docs")
 _FILES: Final = ("conftest.py", "Makefile", "pyproject.toml", "requirements-dev.txt", "constraints.txt")
 
 _BUSY: Final = """
-import os
-parent = os.getppid()
-while os.getppid() == parent:
+import os, sys
+while os.getppid() == int(sys.argv[1]):
     for _ in range(1_000_000):
         pass
 """
-"""A loop that turns for as long as the process that started it is there."""
+"""A loop that turns for as long as the process that started it is there, which may end before this begins."""
 
 
 class Run(NamedTuple):
@@ -84,7 +83,7 @@ def logged(folder: Path) -> list[Run]:
 @contextlib.contextmanager
 def busy_loops(count: int) -> Generator[None]:
     """Within: so many processes do nothing but keep a processor busy."""
-    loops = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
+    loops = [subprocess.Popen([sys.executable, "-c", _BUSY, str(os.getpid())]) for _ in range(count)]
     try:
         yield
     finally:

@@ -40,8 +40,10 @@ def steady(folder: Path, make: str, *lanes: str) -> subprocess.Popen[str]:
 
 
 def processes_of(session: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+    """Those that run; in a container without an init, what has ended may never be waited for."""
+    command = ["ps", "-o", "pid=,stat=", "-s", str(session)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return [int(pid) for pid, state in zip(found[::2], found[1::2], strict=True) if not state.startswith("Z")]
 
 
 @pytest.mark.processes

@@ -219,7 +219,7 @@ async def test_a_file_that_another_process_reads_is_waited_for_before_its_log_is
     statements: list[str] = []
 
     def traced(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*args, **options)
+        connection: sqlite3.Connection = connect(*args, **options)
         connection.set_trace_callback(statements.append)
         return connection
 
