@@ -26,6 +26,7 @@ from pydantic import (
     Json,
     JsonValue,
     RootModel,
+    Secret,
     SecretBytes,
     SecretStr,
     computed_field,
@@ -657,7 +658,7 @@ def test_a_type_that_cannot_be_recorded_is_found_when_it_is_named(annotation: An
         Codec[Any](annotation, "value")
 
 
-@pytest.mark.parametrize("annotation", [SecretStr, list[SecretBytes], dict[str, SecretStr | None]])
+@pytest.mark.parametrize("annotation", [SecretStr, list[SecretBytes], dict[str, SecretStr | None], Secret[int]])
 def test_a_secret_is_refused_since_it_would_be_masked(annotation: Any) -> None:
     with pytest.raises(ActivityDefinitionError, match="masked"):
         Codec[Any](annotation, "value")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pydantic.types
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from tests.runtime.hash_seeds import ARGUMENTS
 
+from durable_batches import ActivityDefinitionError
 from durable_batches.codec import schemas
 from durable_batches.codec.canonical import Digester
 from durable_batches.codec.codec import Codec
@@ -91,3 +93,12 @@ def test_a_pydantic_core_without_the_parameter_is_noticed(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(schemas, "SchemaSerializer", without)
     assert not schemas._can_build_anew()
+
+
+@pytest.mark.parametrize("annotation", [SecretStr, list[SecretBytes]])
+def test_a_secret_is_known_by_its_class_whatever_pydantic_calls_its_functions(
+    annotation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pydantic.types._serialize_secret_field, "__name__", "another")  # pyright: ignore
+    with pytest.raises(ActivityDefinitionError, match="a secret"):
+        Codec[Any](annotation, "value")

@@ -12,7 +12,7 @@ import math
 from decimal import Decimal
 from typing import Any, Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from durable_batches.codec.schemas import rewritten
@@ -58,9 +58,7 @@ def refuse_secrets(schema: Any, what: str) -> None:
     """
 
     def look(part: dict[str, Any]) -> dict[str, Any]:
-        function = part.get("serialization", {}).get("function")
-        name: str = getattr(function, "__name__", "")
-        if name.startswith("_serialize_secret") and getattr(function, "__module__", "") == "pydantic.types":
+        if _is_secret(part):
             raise ActivityDefinitionError(
                 f"{what} cannot be recorded: a secret (SecretStr and its kin) is masked when it is written; "
                 "leave it out, and fetch it where it is used"
@@ -68,6 +66,16 @@ def refuse_secrets(schema: Any, what: str) -> None:
         return part
 
     rewritten(schema, look)
+
+
+def _is_secret(part: dict[str, Any]) -> bool:
+    cls: object = part.get("cls")
+    if part["type"] == "is-instance" and isinstance(cls, type):
+        return issubclass(cls, SecretStr | SecretBytes)
+    # A `Secret[...]` shows its class nowhere; only pydantic's own function, which masks it, tells.
+    function = part.get("serialization", {}).get("function")
+    name: str = getattr(function, "__name__", "")
+    return name.startswith("_serialize_secret") and getattr(function, "__module__", "") == "pydantic.types"
 
 
 def may_be_unstorable(schema: Any) -> bool:
