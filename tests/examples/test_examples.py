@@ -161,7 +161,7 @@ def test_nightly_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert report[-1].startswith("T041,not sorted: ")
 
     third = run("nightly", tmp_path, "--date", "2026-01-31", exit_code=3)
-    assert "has ended before; nothing is run" in third.stderr
+    assert "has already ended; nothing is run" in third.stderr
     assert "paid for" not in third.stderr
     assert third.stdout == second.stdout
 

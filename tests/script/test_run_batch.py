@@ -366,16 +366,16 @@ def test_how_to_resume_is_always_printed(desk: Desk, capsys: pytest.CaptureFixtu
     desk.interrupted(["a", "b"], "a")
     (snapshot,) = desk.batches()
     assert capsys.readouterr().err.splitlines() == [
-        "durable-batches: SIGTERM: what is running is finished and recorded first, for 30 s at most "
+        "durable-batches: SIGTERM: running activities finish and are recorded first, for 30 s at most "
         "(again: stop at once)",
-        "durable-batches: stopped by SIGTERM: 1 of 2 documents have ended, 1 recorded activities will not be repeated",
-        "durable-batches: to resume it, run the same again; or, whatever the documents, with "
+        "durable-batches: stopped by SIGTERM: 1 of 2 documents finished, 1 recorded activities will not be repeated",
+        "durable-batches: to resume it, run the same again; or, with any documents, with "
         f"batch_id={snapshot.batch_id!r}",
     ]
     desk.interrupted(["a", "b"], "a", store=MemoryStore(), drain=timedelta(seconds=5))
     errors = capsys.readouterr().err
     assert "for 5 s at most" in errors
-    assert "the store is gone with this process" in errors
+    assert "the store is lost with this process" in errors
 
 
 # ---- progress ------------------------------------------------------------------------------------------------------
@@ -398,12 +398,15 @@ def test_the_resumed_batch_is_printed(desk: Desk, capsys: pytest.CaptureFixture[
     (unfinished,) = desk.batches()
     capsys.readouterr()
     desk.interrupted(["x", "y"], "x", progress=True)
-    assert f"batch {unfinished.batch_id!r} of other documents is unfinished, too" in capsys.readouterr().err
+    assert (
+        f"the unfinished batch {unfinished.batch_id!r} of other documents runs beside this one"
+        in capsys.readouterr().err
+    )
     (named, *_) = desk.batches()
     desk.run(["x", "y"], progress=True)
     assert f"resuming batch {named.batch_id!r} in {desk.store}: 1 of 2 documents" in capsys.readouterr().err
     desk.run(["x", "y"], progress=True, batch_id=named.batch_id)
-    assert "has ended before; nothing is run" in capsys.readouterr().err
+    assert "has already ended; nothing is run" in capsys.readouterr().err
 
 
 def test_without_progress_nothing_is_printed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,8 +121,8 @@ def test_running_activities_finish_and_none_is_repeated(
     assert scene.recorded() == begun.total()
     assert scene.releases().keys() == {"shutdown"}
     name = number.name
-    assert f"{name}: what is running is finished and recorded first, for 30 s at most (again: stop at once)" in errors
-    stopped = re.search(rf"stopped by {name}: (\d+) of 8 documents have ended, (\d+) recorded activities will", errors)
+    assert f"{name}: running activities finish and are recorded first, for 30 s at most (again: stop at once)" in errors
+    stopped = re.search(rf"stopped by {name}: (\d+) of 8 documents finished, (\d+) recorded activities will", errors)
     assert stopped, errors
     assert int(stopped[2]) == begun.total()
     batch = re.search(r"with batch_id='(.*)'", errors)
@@ -135,7 +135,7 @@ def test_running_activities_finish_and_none_is_repeated(
     assert (returned, output) == (0, "8 succeeded, resolved to 8\n")
     assert scene.marks.counts("begin") == scene.marks.counts("end") == CALLS
     assert f"resuming batch '{batch[1]}'" in errors
-    assert f"{stopped[1]} of 8 documents have ended, {stopped[2]} recorded activities will not be repeated" in errors
+    assert f"{stopped[1]} of 8 documents finished, {stopped[2]} recorded activities will not be repeated" in errors
     assert scene.releases().keys() == {"shutdown"}
 
 
@@ -192,7 +192,7 @@ def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
     code, _, errors = scene.end(process)
     assert time.monotonic() - told < 20
     assert code == 130
-    assert "stopped by SIGINT: 0 of 8 documents have ended" in errors
+    assert "stopped by SIGINT: 0 of 8 documents finished" in errors
     # In good order: nobody will take the documents for suspects.
     assert (scene.recorded(), scene.releases()) == (0, {"shutdown": 4})
 

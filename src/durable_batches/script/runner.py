@@ -169,7 +169,7 @@ class _Script(Generic[D, R, S, V]):
             await signals.wait_for(work)
             if work.cancelled():
                 print_line(
-                    f"{signals.name}: what is running is finished and recorded first, for "
+                    f"{signals.name}: running activities finish and are recorded first, for "
                     f"{_in_seconds(self._drain)} at most (again: stop at once)"
                 )
         return await self._stopped(signals) if work.cancelled() else work.result()
@@ -216,13 +216,13 @@ class _Script(Generic[D, R, S, V]):
             total = (await self._batches.snapshot(batch_id)).counts.total
             print_line(f"batch {batch_id!r} in {self._where}: {total} documents")
         elif record.ended:
-            print_line(f"batch {batch_id!r} in {self._where} has ended before; nothing is run")
+            print_line(f"batch {batch_id!r} in {self._where} has already ended; nothing is run")
         else:
             recorded = await self._batches.count_checkpoints(batch_id)
             print_line(f"resuming batch {batch_id!r} in {self._where}: {_progress_text(record, recorded)}")
         for other in found.others:
             print_line(
-                f"batch {other.batch_id!r} of other documents is unfinished, too, and goes on beside this one; "
+                f"the unfinished batch {other.batch_id!r} of other documents runs beside this one; "
                 f"batch_id={other.batch_id!r} waits for it"
             )
 
@@ -248,11 +248,9 @@ class _Script(Generic[D, R, S, V]):
                 return self._printed(await reader.result(record.batch_id))
         print_line(f"stopped by {signals.name}: {_progress_text(record, recorded)}")
         if not store.capabilities.durable:
-            print_line("the store is gone with this process; with the path of a file as store=, it could be resumed")
+            print_line("the store is lost with this process; with the path of a file as store=, it could be resumed")
         elif self._given_id is None:
-            print_line(
-                f"to resume it, run the same again; or, whatever the documents, with batch_id={record.batch_id!r}"
-            )
+            print_line(f"to resume it, run the same again; or, with any documents, with batch_id={record.batch_id!r}")
         else:
             print_line(f"to resume it, run the same again, with batch_id={record.batch_id!r}")
         return None
@@ -260,7 +258,7 @@ class _Script(Generic[D, R, S, V]):
 
 def _progress_text(record: BatchRecord, recorded: int) -> str:
     counts = record.counts
-    return f"{counts.ended} of {counts.total} documents have ended, {recorded} recorded activities will not be repeated"
+    return f"{counts.ended} of {counts.total} documents finished, {recorded} recorded activities will not be repeated"
 
 
 def _in_seconds(duration: timedelta) -> str:

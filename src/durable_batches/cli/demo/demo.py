@@ -139,9 +139,9 @@ class Demo:
                 work = asyncio.create_task(self._work(batches, existing))
                 await signals.wait_for(work)
                 if work.cancelled():
-                    self._print("stopping: what is in flight is finished and recorded first (again: stop at once)")
+                    self._print("stopping: running activities finish and are recorded first (again: stop at once)")
             if work.cancelled():
-                self._print(f"stopped; run the same command again, and it goes on from what {self.db} has recorded")
+                self._print(f"stopped; run the same command again to resume the batch in {self.db}")
                 return signals.exit_code
             return work.result()
 
