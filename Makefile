@@ -1,5 +1,5 @@
-# `make help` lists the targets. Each one does its own set-up in .venv; nothing but Python >= 3.11 and make
-# has to be there before.
+# `make help` lists the targets. Each target sets up .venv by itself; only Python >= 3.11 and make are
+# required.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -7,20 +7,19 @@ MAKEFLAGS += --no-builtin-rules
 
 VENV := .venv
 BIN := $(VENV)/bin
-# An environment of its own, since nobody needs mutmut and what it brings along but who asks for it.
+# A separate environment, because only mutation testing needs mutmut and its dependencies.
 MUTATION := $(VENV)/mutation
-# Neither pyright nor the documentation's theme shall tell of newer releases: constraints.txt decides.
+# No messages about newer releases of pyright and the documentation's theme: constraints.txt decides.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
 # ---- which Python -----------------------------------------------------------------------------------------
-# A virtual environment is tied to its folder (its scripts hold the path) and to its interpreter: another
-# folder, after the repository was copied, or another PYTHON means a new one. .made-for records both.
+# A virtual environment depends on its folder (its scripts contain the path) and its interpreter. For another
+# folder, when the repository was copied, or another PYTHON it is recreated. .made-for records both.
 MADE_FOR := $(shell cat $(VENV)/.made-for 2>/dev/null)
 
-# The Python that .venv was made with, else the newest suitable one. Each candidate is run, because being on
-# the PATH proves nothing: version managers put shims there that only print an error. `make PYTHON=...`
-# overrides the choice.
+# The Python of .venv, or else the newest suitable one. Each candidate is run, because one on the PATH may not
+# work: version managers put shims there that only print an error. `make PYTHON=...` overrides the choice.
 VENV_PYTHON := $(if $(findstring folder=$(CURDIR) python=,$(MADE_FOR)),$(BIN)/python)
 SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in $(VENV_PYTHON) python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -35,10 +34,10 @@ WANTED_FOR := folder=$(CURDIR) python=$(shell "$(PYTHON)" -c 'import sys; print(
 CODE := $(wildcard src tests examples benchmarks conftest.py)
 ARGS ?=
 
-# How many processes run tests at once. A process that has done its share takes tests over from another.
+# The number of test processes. A process that has finished its share takes over tests from others.
 JOBS ?= 2
 PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist worksteal
-# Goes on after a lane that failed, and prints each lane's time in the end.
+# Continues after a failed lane, and prints each lane's time at the end.
 LANES := MAKE='$(MAKE)' $(BIN)/python tests/lanes/run.py
 
 .PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix steady coverage mutation \
@@ -54,7 +53,7 @@ demo: $(VENV)/.installed-demo  ## Run the demonstration; options for it in ARGS
 	@$(BIN)/durable-batches demo $(ARGS)
 
 # ---- lanes ------------------------------------------------------------------------------------------------
-# Each test is in exactly one of them: tests/lanes/plugin.py decides in which.
+# Each test is in exactly one lane, which tests/lanes/plugin.py determines.
 
 test: $(VENV)/.installed-dev  ## Run every check; print each lane's time
 	@$(LANES) lint types unit stores processes wheel docs
@@ -106,7 +105,7 @@ steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times besi
 
 # ---- more than checks -------------------------------------------------------------------------------------
 
-# Where the tests have to take every branch; separated by commas.
+# The files in which the tests must take every branch; separated by commas.
 COVERED := src/durable_batches/lifecycle/*,src/durable_batches/codec/*,src/durable_batches/runtime/*
 
 coverage: $(VENV)/.installed-dev  ## Run the tests and report the branches that none takes
