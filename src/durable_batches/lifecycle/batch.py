@@ -9,23 +9,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle import event_data
 from durable_batches.lifecycle.batch_core import (
     BatchCore,
     Definition,
     ResolverPhase,
-    decode_core,
     decode_definition,
-    encode_core,
 )
 from durable_batches.lifecycle.event_data import EventData
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
 from durable_batches.lifecycle.stage_counts import StageCounts
-from durable_batches.lifecycle.states import BatchId, Counts
+from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
 
 __all__ = ["BatchInProgress"]
@@ -68,12 +66,12 @@ class BatchInProgress:
         self._last_served = record.served
         self.batch_id: BatchId = record.batch_id
         self.now: Micros = now
-        self.core: BatchCore = decode_core(record.core)
+        self.core: BatchCore = from_json(record.core)
         self.definition: Definition = decode_definition(self.core["definition"])
         self.stage_counts: StageCounts = StageCounts(self.core["at"])
         self.run: int = record.run
         self.state: str = record.state
-        self.ended: bool = record.ended
+        self.ended: bool = record.state in ENDED_TAGS
         self.submitter: WorkerId | None = record.loader
         """Who is loading the batch; None once it is sealed."""
         self.wake_at: Micros | None = record.wake
@@ -123,7 +121,7 @@ class BatchInProgress:
         if self._record.paused:
             return 0
         if self.state == "resolving":
-            return 1 if self.phase == "due" else 0
+            return 1 if self.core["phase"] == "due" else 0
         if not self.pending and not self.waiting:  # as in a batch that is being loaded, or has ended
             return 0
         return max(self.definition.config.concurrency - self.running, 0)
@@ -320,7 +318,7 @@ class BatchInProgress:
             free=self.open_slots,
             wake=self.wake_at,
             served=self._last_served,
-            core=encode_core(self.core),
+            core=to_json(self.core),
         )
 
     def _check_counts(self) -> None:

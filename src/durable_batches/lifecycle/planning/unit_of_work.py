@@ -153,25 +153,28 @@ class UnitOfWork:
 
     def writes(self) -> Writes:
         """Add up the rows to be written."""
-        opened = self._opened.values()
-        for batch in opened:
-            self._make_resolver_claimable(batch)
+        batches: list[BatchRecord] = []
+        events: list[EventRecord] = []
+        for batch in self._opened.values():
+            if batch.core["phase"] == "due":
+                self._make_resolver_claimable(batch.batch_id)
+            if batch.events:
+                batches.append(batch.closed())
+                events += batch.events
         changed = self._changed
         return Writes(
-            batches=[batch.closed() for batch in opened if batch.events],
+            batches=batches,
             executions=list(changed.values()),
             marks=[execution for key, execution in self._stage_entries.items() if key not in changed],
             outcomes=list(self._outcomes.items()),
             checkpoints=self.checkpoints,
             forget=self._failures_to_delete,
-            events=[event for batch in opened for event in batch.events],
+            events=events,
             refused=self.refused,
         )
 
-    def _make_resolver_claimable(self, batch: BatchInProgress) -> None:
+    def _make_resolver_claimable(self, batch_id: BatchId) -> None:
         """Where these changes moved the batch to `resolving`, its resolver can be claimed from the same moment."""
-        if batch.phase != "due":
-            return
-        resolver = self.executions.get((batch.batch_id, RESOLVER_POSITION))
+        resolver = self.executions.get((batch_id, RESOLVER_POSITION))
         if resolver is not None and resolver.owner is None and resolver.due is None:
             self.update(resolver._replace(due=NOW, updated_at=self.now))
