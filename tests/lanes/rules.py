@@ -38,8 +38,8 @@ _TESTS: Final = tuple(str(ROOT / folder) for folder in ("tests", "examples"))
 
 _EVENTUALLY: Final = (str(ROOT / "tests" / "support.py"), "eventually")
 """It asks again and again, and how long it does so decides failures only."""
-_SERVER: Final = str(ROOT / "tests" / "postgres" / "server.py")
-"""Starting and stopping a Postgres server takes a process and time."""
+_EQUIPMENT: Final = frozenset(str(ROOT / "tests" / "postgres" / f"{name}.py") for name in ("server", "proxy", "pooler"))
+"""Servers are processes, and take their time; networks too."""
 
 _PROCESS_EVENTS: Final = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 
@@ -68,7 +68,7 @@ def _in_a_test(frame: FrameType | None) -> FrameType | None:
     """The frame of a test that stands behind this one; None if it is the library's or another package's doing."""
     while frame is not None:
         name = frame.f_code.co_filename
-        if name == _SERVER or (name, frame.f_code.co_qualname) == _EVENTUALLY:
+        if name in _EQUIPMENT or (name, frame.f_code.co_qualname) == _EVENTUALLY:
             return None
         if name.startswith(_TESTS) and not name.startswith(_PACKAGES):
             return frame
@@ -131,7 +131,7 @@ def _watch_processes() -> None:
             return
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
-            if frame.f_code.co_filename == _SERVER:
+            if frame.f_code.co_filename in _EQUIPMENT:
                 return
             frame = frame.f_back
         _watch.faults.append("started a process; mark it for the lane `processes`")

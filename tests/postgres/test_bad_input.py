@@ -19,7 +19,7 @@ from tests.postgres.databases import execute, without_schema
 from tests.postgres.pooler import is_pgbouncer_installed, pgbouncer, pooler
 from tests.postgres.proxy import Proxy
 from tests.postgres.server import Server
-from tests.support import STAGES, eventually, everything, opened, within
+from tests.support import STAGES, eventually, everything, opened, turns, within
 
 from durable_batches import (
     BatchConfig,
@@ -191,6 +191,7 @@ async def used(dsn: str, *, users: int) -> AsyncGenerator[None]:
         await asyncio.gather(*using, return_exceptions=True)
 
 
+@pytest.mark.real_time("other applications use the pooler for some time")
 @pytest.mark.parametrize("users", [0, 3])
 @pytest.mark.parametrize("mode", ["transaction", "statement", "session"])
 async def test_pgbouncer_is_of_use_in_session_mode_only(
@@ -383,7 +384,7 @@ async def test_values_that_the_server_cannot_hold_are_refused_without_being_show
 
 @durable_activity
 async def step(number: int) -> int:
-    await asyncio.sleep(0.005)
+    await turns(3)
     return number
 
 
@@ -452,6 +453,7 @@ async def test_a_worker_whose_batch_is_locked_leaves_all_the_same(postgres_dsn: 
 # ---- a server that goes away -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.real_time("a server is away for longer than a lease")
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.soak)])
 async def test_a_server_that_goes_away_is_waited_for(seconds: int) -> None:
     """In the middle of a batch: the work waits, and goes on when it is back; nothing that was recorded runs again."""

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 from tests.postgres.proxy import CommitFinder, Fate, Proxy
-from tests.support import opened, within
+from tests.support import eventually, opened, within
 
 from durable_batches import PostgresStore, StoreLockedError, WorkerFencedError
 from durable_batches.errors import CommitUnknownError
@@ -110,6 +110,16 @@ async def test_what_another_process_has_changed_is_noticed(postgres_dsn: str, po
         await scene.check()
 
 
+async def until_it_waits(holder: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Wait until some session waits for what this one has locked."""
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+
+    async def waits() -> bool:
+        return bool(await holder.fetchval(blocked))
+
+    await eventually(waits)
+
+
 @pytest.mark.parametrize("mark", [None, 1], ids=["a checkpoint", "a checkpoint and a stage"])
 async def test_what_another_session_changes_at_the_same_moment_is_noticed(
     postgres_dsn: str, postgres_schema: str, mark: int | None
@@ -124,9 +134,12 @@ async def test_what_another_session_changes_at_the_same_moment_is_noticed(
             async with session.transaction():
                 await session.execute(f"UPDATE {postgres_schema}.batch SET paused = true WHERE batch_id = $1", batch_id)
                 committing = asyncio.create_task(hand.report(result(claims[0], "second", mark=mark)))
-                await asyncio.sleep(0.3)
-                # Checkpoints alone wait for no lock.
-                assert committing.done() is (mark is None)
+                if mark is None:
+                    # Checkpoints alone wait for no lock.
+                    await within(committing)
+                else:
+                    await until_it_waits(session)
+                    assert not committing.done()
         finally:
             await session.close()
         await within(committing)
@@ -166,7 +179,7 @@ async def test_a_worker_that_is_expired_while_it_commits_is_fenced(postgres_dsn:
                 late = asyncio.create_task(
                     store.commit(hand.worker_id, hand.number + 1, [result(claims[0], "late", mark=2)])
                 )
-                await asyncio.sleep(0.2)
+                await until_it_waits(session)
                 assert not late.done()
         finally:
             await session.close()

@@ -45,6 +45,8 @@ SHORT_LEASE = timedelta(seconds=2)
 DOCUMENTS = 60
 SOAK_ROUNDS = int(os.environ.get("DURABLE_BATCHES_SOAK_ROUNDS", "100"))
 
+pytestmark = pytest.mark.real_time("servers and networks that fail take their time to do so, and to come back")
+
 Trouble: TypeAlias = Callable[[], Awaitable[object]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -100,10 +99,17 @@ async def batches(postgres_dsn: str, postgres_schema: str) -> AsyncGenerator[Bat
 Batches = BatchOrchestrator[str, str, Any, Any]
 
 
+async def looked_for_work(batches: Batches) -> None:
+    """Have its worker look for something to do, and wait until there is nothing."""
+    with batches.worker.signals.scheduler.idle.listen() as idle:
+        batches.worker.wake()
+        await idle.next()
+
+
 async def test_a_batch_is_seen_and_run_only_after_the_commit(batches: Batches, begin: Begin) -> None:
     async with begin() as connection:
         batch_id = await batches.submit(["a", "b"], connection=connection)
-        await asyncio.sleep(0.3)
+        await looked_for_work(batches)
         assert ran == []
         with pytest.raises(BatchNotFoundError):
             await batches.state(batch_id)
@@ -115,7 +121,7 @@ async def test_a_batch_is_seen_and_run_only_after_the_commit(batches: Batches, b
 async def test_a_batch_is_rolled_back_with_the_transaction(batches: Batches, begin: Begin) -> None:
     async with begin(commit=False) as connection:
         batch_id = await batches.submit(["a", "b"], connection=connection)
-    await asyncio.sleep(0.3)
+    await looked_for_work(batches)
     assert ran == []
     with pytest.raises(BatchNotFoundError):
         await batches.state(batch_id)

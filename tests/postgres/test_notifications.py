@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from tests.support import opened, within
@@ -20,6 +21,9 @@ async def test_a_notification_that_comes_at_any_moment_is_heard(
     monkeypatch.setattr("durable_batches.stores.postgres.notifications._POLL_SECONDS", 3600.0)
     look = Notifications._look
     looking, rest = asyncio.Event(), asyncio.Event()
+    go_on = threading.Event()
+    if moment == "while it rests":
+        go_on.set()
     loop = asyncio.get_running_loop()
     slow = False
 
@@ -28,7 +32,7 @@ async def test_a_notification_that_comes_at_any_moment_is_heard(
         if slow:
             # The rest of a look, on a busy server.
             loop.call_soon_threadsafe(looking.set)
-            await asyncio.sleep(0.5)
+            await asyncio.to_thread(go_on.wait)
             loop.call_soon_threadsafe(rest.set)
 
     here, there = (PostgresStore(postgres_dsn, schema=postgres_schema) for _ in range(2))
@@ -42,4 +46,5 @@ async def test_a_notification_that_comes_at_any_moment_is_heard(
         await within((looking if moment == "while it looks" else rest).wait())
         slow = False
         await hand.claim()
+        go_on.set()
         await within(waiting)
