@@ -20,6 +20,8 @@ from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.history.checker import HistoryChecker, HistoryViolation
 from durable_batches.testing.virtual.effects import EffectsLog
 
+pytestmark = pytest.mark.real_time("the history that they look into is made once, by activities that sleep")
+
 DOCUMENTS = 6
 
 
