@@ -74,7 +74,7 @@ types: $(VENV)/.installed-dev  ## Check types with mypy and pyright, and what bo
 	@report=$$(PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python \
 		--verifytypes durable_batches --ignoreexternal) \
 		|| { echo "$$report"; exit 1; }; echo "$$report" | grep score
-	$(PYTEST) -m types $(ARGS)
+	$(PYTEST) -m types $(ARGS) tests/typing
 
 unit: $(VENV)/.installed-dev  ## Run the tests in one process, on memory and SQLite; options for pytest in ARGS
 	$(PYTEST) -m unit $(ARGS)

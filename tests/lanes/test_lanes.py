@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+@cache
 def rule(target: str) -> str:
     """The prerequisites and the commands of a target."""
     found = re.search(rf"^{target}:(.*\n(?:\t.*\n)*)", MAKEFILE, re.MULTILINE)
@@ -19,11 +21,12 @@ def rule(target: str) -> str:
     return found[1]
 
 
-def chosen_by(lane: str) -> str:
-    """The marker that the lane's target has pytest choose by."""
-    found = re.search(r"\(PYTEST\) -m (\w+) ", rule(lane))
-    assert found is not None, rule(lane)
-    return found[1]
+def is_run_by(item: pytest.Item, target: str) -> bool:
+    """Whether a target has pytest look where the test is, and choose it by its marker."""
+    found = re.search(r"\(PYTEST\) -m (\w+)[^\n]* \$\(ARGS\)(?: (tests/\w+))?$", rule(target), re.MULTILINE)
+    assert found is not None, rule(target)
+    marker, folder = found.groups()
+    return item.get_closest_marker(marker) is not None and (folder is None or item.path.is_relative_to(ROOT / folder))
 
 
 def lanes_of(target: str) -> list[str]:
@@ -31,11 +34,9 @@ def lanes_of(target: str) -> list[str]:
 
 
 def test_every_test_is_run_by_exactly_one_lane(request: pytest.FixtureRequest) -> None:
-    chosen = {lane: chosen_by(lane) for lane in LANES}
     wrong: dict[str, list[str]] = {}
     for item in request.config.stash[collected]:
-        names = {marker.name for marker in item.iter_markers()}
-        lanes = [lane for lane, marker in chosen.items() if marker in names]
+        lanes = [lane for lane in LANES if is_run_by(item, lane)]
         if lanes != [lane_of(item, ROOT)]:
             wrong[item.nodeid] = lanes
     assert not wrong
