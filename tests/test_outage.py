@@ -129,7 +129,7 @@ async def test_an_outage_has_one_line_at_its_begin_and_one_at_its_end(caplog: py
     clock = ManualClock()
     await ride_out(Calls(*[AWAY] * 9), Outages(clock), "a test", Sleeps(clock))
     assert lines(caplog) == [
-        "store unavailable: nobody answers; a test waits",
+        "store unavailable: nobody answers; waiting: a test",
         "store connection restored after 16.4 s",
     ]
     began, ended = (record.__dict__ for record in caplog.records if record.levelno >= logging.WARNING)
@@ -150,7 +150,7 @@ def test_all_who_call_one_store_share_the_lines(caplog: pytest.LogCaptureFixture
         one.failed(AWAY)
         clock.advance(2)
         another.answered()
-        assert lines(caplog) == ["store unavailable: nobody answers; one waits"]
+        assert lines(caplog) == ["store unavailable: nobody answers; waiting: one"]
         one.answered()
     assert lines(caplog)[1:] == ["store connection restored after 3.0 s"]
 
@@ -162,8 +162,8 @@ def test_another_cause_is_logged_in_the_midst_of_an_outage(caplog: pytest.LogCap
         one.failed(StoreReadOnlyError("it is a replica now"))
         one.answered()
     assert lines(caplog) == [
-        "store unavailable: nobody answers; one waits",
-        "store still unavailable: it is a replica now; one waits",
+        "store unavailable: nobody answers; waiting: one",
+        "store still unavailable: it is a replica now; waiting: one",
         "store connection restored after 0.0 s",
     ]
 

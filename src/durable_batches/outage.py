@@ -75,7 +75,7 @@ class Outages:
             changed, self._logged = begins or error.code != self._logged, error.code
         _log.log(
             logging.WARNING if changed else logging.DEBUG,
-            "%s: %s; %s waits",
+            "%s: %s; waiting: %s",
             "store unavailable" if begins else "store still unavailable",
             error,
             outage.operation,
