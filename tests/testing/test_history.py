@@ -234,6 +234,17 @@ async def test_too_many_tries_are_found_out(history: History) -> None:
     assert 7 in await history.promises(history.checker())
 
 
+async def test_an_attempt_of_a_process_that_stood_still_is_no_run_of_its_own(history: History) -> None:
+    """Another process has begun the call anew meanwhile; the next attempt still belongs to the first run."""
+    first = next(mark for mark in history.marks() if mark[3] == "judge" and mark[7] == "start" and mark[5] == 2)
+    lines = history.log.read_text().splitlines()
+    place = next(index for index, line in enumerate(lines) if line and json.loads(line) == first)
+    between = json.dumps(["process-2", *first[1:5], 1, "process-2.1", "start", first[8]])
+    history.log.write_text("\n".join([*lines[:place], between, *lines[place:]]) + "\n")
+    async with opened(file_in(history.folder)) as store:
+        await history.checker().verify(store, fenced=["process-1", "process-2"])
+
+
 async def test_a_document_after_the_resolver_is_found_out(history: History) -> None:
     marks = history.marks()
     history.mark(like=marks[0], key="another", run="process-1.901", phase="start")

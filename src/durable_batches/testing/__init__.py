@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from durable_batches.testing.history.checker import HistoryChecker, HistoryStats, HistoryViolation
-from durable_batches.testing.results import results_of
-from durable_batches.testing.unit import RecordingActivityContext, activity_context, execution_context
+from durable_batches.testing.unit.contexts import RecordingActivityContext, activity_context, execution_context
+from durable_batches.testing.unit.results import results_of
 from durable_batches.testing.virtual.clock import ManualClock
 from durable_batches.testing.virtual.crashes import CrashReport, survives_crashes
 from durable_batches.testing.virtual.effects import Effect, EffectsLog

@@ -1,4 +1,4 @@
-"""What the suite's tests play with: a store, workers that report and claim, batches; and what always has to hold."""
+"""Set up what the suite's tests use: a store, workers that report and claim, batches; and check what always holds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from durable_batches.lifecycle.states import BatchId, Stage
 from durable_batches.stores.protocol import Store
 from durable_batches.testing.history.replay import Replay
 
-__all__ = ["EMPTY_HANDS", "LEASE", "LETTERS", "STAGES", "Hand", "PassTime", "Scene", "all_events"]
+__all__ = ["CAPACITY", "LEASE", "LETTERS", "STAGES", "Hand", "PassTime", "Scene", "all_events"]
 
 LETTERS: Final = ("letters", "1")
 """The workflow (name, version) of the suite's batches, unless a test says otherwise."""
@@ -53,7 +53,7 @@ STAGES: Final = ("reading", "writing", "sending")
 LEASE: Final = 30.0
 """Seconds."""
 
-EMPTY_HANDS: Final = 100
+CAPACITY: Final = 100
 """The capacity of the suite's workers: more than any of its tests claims, so that it never is what limits a claim."""
 
 PassTime: TypeAlias = Callable[[float], Awaitable[None]]
@@ -81,7 +81,7 @@ _MACHINE: Final[BatchStateMachine[Stage]] = BatchStateMachine(Reading, Writing, 
 
 
 class Scene:
-    """One store, and what a test needs to play a part on it.
+    """A store, and what a test does with it.
 
     Args:
         store: Open.
@@ -97,7 +97,7 @@ class Scene:
     # ---- workers -------------------------------------------------------------------------------------------
 
     async def worker(self, name: str | None = None, *, lease: float = LEASE, store: Store | None = None) -> Hand:
-        """A registered worker."""
+        """Register a worker."""
         worker_id = WorkerId(name or f"worker-{next(self._numbers)}")
         store = store or self.store
         record = WorkerRecord(worker_id, "boot", "namespace", 1, "started", frozenset({LETTERS}))
@@ -122,7 +122,7 @@ class Scene:
         paused: bool = False,
         created_at: int = 1_900_000_000_000_000,
     ) -> BatchRecord:
-        """A batch that is about to be loaded."""
+        """Return the record of a batch that is to be created."""
         config = config or BatchConfig(
             concurrency=concurrency,
             failure_policy=policy or ContinueOnFailure(),
@@ -174,7 +174,7 @@ class Scene:
         deadline: float | None = None,
         max_crashes: int = 3,
     ) -> BatchId:
-        """A sealed batch of this many documents."""
+        """Create and seal a batch with a number of documents."""
         record = self.record(
             workflow=workflow,
             resolver=resolver,
@@ -194,28 +194,28 @@ class Scene:
     # ---- looking -------------------------------------------------------------------------------------------
 
     async def look(self, batch_id: BatchId) -> BatchRecord:
-        """The batch's record."""
+        """Read the batch's record."""
         record = await self.store.batch(batch_id)
         assert record is not None, f"batch({batch_id!r}) must return the batch's record; it returned None"
         return record
 
     async def document(self, batch_id: BatchId, position: int) -> DocumentRecord:
-        """One document's record (or the resolver's)."""
+        """Read one document's record (or the resolver's)."""
         page = await self.store.documents(batch_id, after=position - 1, limit=1)
         assert page, f"documents(after={position - 1}, limit=1) must return the document at {position}"
         assert page[0].execution.position == position
         return page[0]
 
     async def checkpoints(self, batch_id: BatchId, position: int = 0) -> list[CheckpointRecord]:
-        """What is recorded for one execution."""
+        """Read the checkpoints of one execution."""
         return list(await self.store.checkpoints(batch_id, position, limit=1_000))
 
     async def tags(self, batch_id: BatchId) -> list[str]:
-        """The tags of the batch's events."""
+        """Read the tags of the batch's events."""
         return [event.tag for event in await all_events(self.store, batch_id)]
 
     async def check(self) -> None:
-        """What holds after every write: events without a gap, and rows and counters that say the same as they do."""
+        """Check what holds after every write: events have no gap, and rows and counters agree with them."""
         for batch_id in self._batches:
             await self._check(batch_id, await self.look(batch_id))
 
@@ -281,7 +281,7 @@ class Scene:
 
 
 class Hand:
-    """A worker as a test moves it: it numbers its commits, and the whole scene is checked after each of them."""
+    """A worker that a test controls: it numbers its commits, and the whole scene is checked after each of them."""
 
     def __init__(self, scene: Scene, store: Store, worker_id: WorkerId) -> None:
         self._scene = scene
@@ -290,14 +290,14 @@ class Hand:
         self.number: int = 0
 
     async def commit(self, *facts: Fact, claim: ClaimRequest | None = None) -> Committed:
-        """The next commit."""
+        """Make the next commit."""
         committed = await self.store.commit(self.worker_id, self.number + 1, facts, claim)
         self.number += 1
         await self._scene.check()
         return committed
 
     async def report(self, *facts: Fact) -> Committed:
-        """The next commit, all of whose facts have to be applied."""
+        """Make the next commit; all of its facts must be applied."""
         committed = await self.commit(*facts)
         assert not committed.refused, f"facts that apply were refused: {dict(committed.refused)}"
         return committed
@@ -308,11 +308,11 @@ class Hand:
         *,
         workflows: Iterable[tuple[str, str]] = (LETTERS,),
         held: int = 0,
-        window: int = EMPTY_HANDS,
-        capacity: int = EMPTY_HANDS,
+        window: int = CAPACITY,
+        capacity: int = CAPACITY,
         checkpoints: int = 100,
     ) -> Sequence[Claim]:
-        """The next commit, of a claim alone."""
+        """Make the next commit, with a claim alone."""
         request = self.request(
             limit, workflows=workflows, held=held, window=window, capacity=capacity, checkpoints=checkpoints
         )
@@ -330,33 +330,33 @@ class Hand:
         *,
         workflows: Iterable[tuple[str, str]] = (LETTERS,),
         held: int = 0,
-        window: int = EMPTY_HANDS,
-        capacity: int = EMPTY_HANDS,
+        window: int = CAPACITY,
+        capacity: int = CAPACITY,
         checkpoints: int = 100,
     ) -> ClaimRequest:
-        """What to claim."""
+        """Return a claim request."""
         return ClaimRequest(frozenset(workflows), limit, held, window, capacity, checkpoints)
 
     # ---- facts about a claim -------------------------------------------------------------------------------
 
     @staticmethod
     def recorded(claim: Claim, key: str, payload: bytes = b"result") -> ActivityCompleted:
-        """An activity returned."""
+        """Return the fact that an activity succeeded."""
         return ActivityCompleted(*_identity(claim), key, payload)
 
     @staticmethod
     def recorded_failure(claim: Claim, key: str, payload: bytes = b"failure") -> ActivityFailed:
-        """An activity failed for good."""
+        """Return the fact that an activity failed for good."""
         return ActivityFailed(*_identity(claim), key, payload)
 
     @staticmethod
     def entered(claim: Claim, mark: int) -> StageEntered:
-        """The document has started this stage."""
+        """Return the fact that the document entered this stage."""
         return StageEntered(*_identity(claim), mark)
 
     @staticmethod
     def succeeded(claim: Claim, outcome: bytes = b"outcome", unused: int = 0) -> ExecutionSucceeded:
-        """The workflow returned."""
+        """Return the fact that the workflow returned."""
         return ExecutionSucceeded(*_identity(claim), outcome, unused)
 
     @staticmethod
@@ -369,13 +369,13 @@ class Hand:
         retry_in: float | None = None,
         forget: Iterable[str] = (),
     ) -> ExecutionFailed:
-        """The workflow raised."""
+        """Return the fact that the workflow raised."""
         delay = None if retry_in is None else round(retry_in * 1_000_000)
         return ExecutionFailed(*_identity(claim), outcome, error, retryable, delay, tuple(forget))
 
     @staticmethod
     def released(claim: Claim) -> ExecutionReleased:
-        """The worker gives it back."""
+        """Return the fact that the worker releases the execution."""
         return ExecutionReleased(*_identity(claim))
 
 
@@ -391,7 +391,7 @@ def _documents(documents: int | Sequence[NewDocument]) -> list[NewDocument]:
 
 
 async def all_events(store: Store, batch_id: BatchId, *, page: int = 1_000) -> list[EventRecord]:
-    """Every event of a batch, read page by page."""
+    """Read all events of a batch, page by page."""
     found: list[EventRecord] = []
     while True:
         events = await store.events(batch_id, after=found[-1].seq if found else 0, limit=page)

@@ -1,4 +1,4 @@
-"""The history checker: what a store holds, and what activities did, held against the library's promises.
+"""Check what a store holds, and what activities did, against the library's promises.
 
 Run it after every crash and every fault of a test, on the store itself or on a copy of its file::
 

@@ -1,4 +1,4 @@
-"""A batch's events, taken one by one by an independent opinion of what may follow what.
+"""Replay a batch's events by rules of its own, independent of the core's.
 
 It is written from the rules and shares nothing with the core: it keeps every document, and complains. The history
 checker and the conformance suite hold a batch's log and its rows against it.
@@ -36,7 +36,7 @@ __all__ = ["Replay", "ReplayedDocument"]
 
 @dataclass(slots=True)
 class ReplayedDocument:
-    """A document as the events tell it."""
+    """A document's state, by the events."""
 
     status: str = "pending"
     mark: int = -1
@@ -74,7 +74,7 @@ class Replay:
 
     @property
     def counts(self) -> Counts:
-        """Where the documents are; what has not ended when its run has is cancelled."""
+        """The counts of documents by status; unfinished ones of an ended run are cancelled."""
         found = Counter(document.status for document in self.documents.values())
         found["pending"] += self.total - len(self.documents)
         if self.state in ENDED_TAGS:
@@ -90,7 +90,7 @@ class Replay:
         )
 
     def document(self, document_id: str) -> ReplayedDocument:
-        """One document; a fresh one where no event speaks of it."""
+        """Return a document's state; that of a new one if there is no event about it."""
         return self.documents.get(document_id) or ReplayedDocument()
 
     def _unfinished(self) -> int:
@@ -110,7 +110,7 @@ class Replay:
     # ---- taking --------------------------------------------------------------------------------------------
 
     def take(self, event: BatchEvent) -> None:
-        """The next event."""
+        """Take the next event."""
         self._seq = event.seq
         self._expect(not self.closed, 5, f"{event.tag} after the run's last event")
         self._expect(self._created or isinstance(event, BatchCreated), 9, f"{event.tag} before batch_created")
@@ -156,7 +156,7 @@ class Replay:
                 self._close("cancelled", counts)
 
     def end_of_log(self) -> None:
-        """No further event was committed: does what the last commit left make sense?"""
+        """Check the state after the last event, which a commit left."""
         ended = self.state in ENDED_TAGS
         self._expect(self.closed == ended, 9, f"the log ends in state {self.state!r}, without the event of it")
         if ended:

@@ -1,4 +1,4 @@
-"""What the activities of one batch really did, held against what its store has recorded of it."""
+"""Compare the runs of a batch's activities with what its store has recorded of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Faults:
 
 
 class _Run(NamedTuple):
-    """One run of an activity call: its tries, in one process."""
+    """One run of an activity call: its attempts, in one process."""
 
     process: str
     tries: list[Effect]
@@ -49,7 +49,7 @@ class _Run(NamedTuple):
 
 
 class ActivityRuns:
-    """The activities of one batch, from look to look.
+    """The runs of one batch's activities, from check to check.
 
     Args:
         batch_id: The batch.
@@ -84,7 +84,7 @@ class ActivityRuns:
         self._problems: list[tuple[int, str]] = []
 
     def check(self, snapshot: StoreSnapshot, effects: Sequence[Effect], as_of: float) -> list[tuple[int, str]]:
-        """What is wrong: promises' numbers, and what breaks them.
+        """Return what is wrong: the numbers of promises, and how they are broken.
 
         Args:
             snapshot: The batch as it is stored.
@@ -124,7 +124,7 @@ class ActivityRuns:
         recorded: Collection[str],
         newly: Collection[str],
     ) -> None:
-        """What the interrupted processes had begun, and never recorded: no more than a document can run at once."""
+        """Count the runs that interrupted processes did not record: at most what a document runs at once."""
         lost: Counter[tuple[str, str]] = Counter()
         for key, runs in calls.items():
             for index, run in enumerate(runs):
@@ -208,7 +208,7 @@ class ActivityRuns:
                 self._find(8, f"{call_of(effect)} began after the resolver had begun")
 
     def _check_absorbed(self, snapshot: StoreSnapshot, starts: Sequence[Effect]) -> None:
-        """What was seen ended does nothing any more; a cancel is heard of a little later, and is 12's matter."""
+        """Check that nothing begins after the run's end; a cancel, which is noticed later, is the matter of 12."""
         if not snapshot.record.ended or snapshot.record.state == "cancelled":
             return
         if self._starts_when_ended is None:
@@ -218,23 +218,26 @@ class ActivityRuns:
 
 
 def call_of(effect: Effect) -> str:
-    """For messages."""
+    """Name a call, for messages."""
     where = f"document {effect.document_id!r}" if effect.document_id else "the resolver"
     return f"activity {effect.activity!r} of {where}"
 
 
 def _calls(effects: Iterable[Effect]) -> dict[str, list[_Run]]:
-    """The runs of each call, in the order in which they began."""
+    """Group the effects by call and run, in the order in which the runs began."""
     calls: dict[str, list[_Run]] = {}
     run_of: dict[str, _Run] = {}
     for effect in effects:
         runs = calls.setdefault(effect.key, [])
         match effect.phase:
             case "start":
-                if not runs or effect.attempt == 1 or runs[-1].process != effect.process:
-                    runs.append(_Run(effect.process, [], [], []))
-                runs[-1].tries.append(effect)
-                run_of[effect.run] = runs[-1]
+                # Of a process that stood still, the next attempt may come when another one has begun the call anew.
+                mine = [run for run in runs if run.process == effect.process]
+                if effect.attempt == 1 or not mine:
+                    mine.append(_Run(effect.process, [], [], []))
+                    runs.append(mine[-1])
+                mine[-1].tries.append(effect)
+                run_of[effect.run] = mine[-1]
             case "end":
                 run_of[effect.run].returned.append(effect.run)
             case "error":
@@ -248,5 +251,5 @@ def _ran_after(source: str, runs: Sequence[_Run], fenced: Collection[str], as_of
 
 
 def _idempotency_key(batch_id: str, document_id: str, key: str) -> str:
-    """As `current_activity().idempotency_key` makes it."""
+    """Return the key as `current_activity().idempotency_key` has it."""
     return blake2b("\0".join((batch_id, document_id, key)).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""A batch as a store shows it at one moment, read through the protocol alone."""
+"""Read a batch at one moment, through the store's protocol alone."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class StoreSnapshot(NamedTuple):
     alive: Collection[WorkerId]
 
     def executions(self) -> Iterator[ExecutionRecord]:
-        """Those of the documents, and of the resolver."""
+        """Iterate over the executions of the documents and of the resolver."""
         for document in self.documents.values():
             yield document.execution
         if self.resolver is not None:
             yield self.resolver.execution
 
     def failures(self, document_id: str) -> int:
-        """How many attempts of a document (empty: of the resolver) have failed."""
+        """Return the number of failed attempts of a document (empty: of the resolver)."""
         document = self.documents.get(document_id) if document_id else self.resolver
         return 0 if document is None else document.execution.failures
 
 
 async def batch_ids(store: Store) -> list[BatchId]:
-    """Of all batches that are sealed."""
+    """Read the ids of all sealed batches."""
     found: list[BatchId] = []
     while True:
         page = await store.batches(BatchQuery(), after=found[-1] if found else None, limit=_PAGE)
@@ -60,7 +60,7 @@ async def batch_ids(store: Store) -> list[BatchId]:
 
 
 async def take_snapshot(store: Store, batch_id: BatchId) -> StoreSnapshot | None:
-    """The batch at one moment: looked at again while it moves; None: it is deleted, or not sealed.
+    """Read the batch at one moment, again while it moves. Return None if it is deleted, or not sealed.
 
     Raises:
         TimeoutError: It moves all the time; take a copy of the store, and look at that.
@@ -128,12 +128,12 @@ async def _log(store: Store, batch_id: BatchId) -> list[EventRecord]:
 
 
 def effective_status(batch: BatchRecord, execution: ExecutionRecord) -> str:
-    """An unfinished execution of an ended run is cancelled; its row is left as it was."""
+    """Return the status: an unfinished execution of an ended run is cancelled, although its row is left as it was."""
     unfinished = execution.status in ("pending", "running", "waiting")
     return "cancelled" if batch.ended and unfinished else execution.status
 
 
 def name_of(execution: ExecutionRecord) -> str:
-    """For messages."""
+    """Name an execution, for messages."""
     resolver = execution.position == RESOLVER_POSITION
     return "the resolver" if resolver else f"document {execution.document_id!r}"

@@ -1,4 +1,4 @@
-"""What a store holds of one batch, held against itself, against its own events, and against what was seen before."""
+"""Compare the rows of one batch with each other, with its events, and with what was seen before."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class StoredBatch:
         self._check_outcome(batch, resolver)
 
     def _check_row(self, batch: BatchRecord, execution: ExecutionRecord) -> None:
-        """A row fits together: it is owned while it runs, and due while it waits."""
+        """Check that a row is owned exactly while it runs, and due while it waits."""
         running = execution.status == "running"
         unready = execution.position == RESOLVER_POSITION and batch.state != "resolving"
         waits_for_clock = execution.status in ("pending", "waiting") and not unready

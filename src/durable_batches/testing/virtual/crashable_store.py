@@ -1,4 +1,4 @@
-"""Between a worker and its store: what tells whether a write is under way, and what lets a process die.
+"""Stand between a worker and its store: tell whether a call is under way, and let the process be killed.
 
 A process that dies hears no reply any more, and nothing that it had not handed to the store by then gets there.
 """
@@ -53,7 +53,7 @@ class CrashableStore:
         return repr(self.inner)
 
     def kill(self, worker: WorkerId) -> None:
-        """From here on nothing that this worker (or who submits through it) asks for is done, or answered."""
+        """Kill this worker's process: nothing that it (or a submission through it) asks for is done from here on."""
         self._killed.add(worker)
 
     # ---- every call ------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ class CrashableStore:
             self.under_way -= 1
 
     def check(self, by: WorkerId | None) -> None:
-        """Refuse the dead.
+        """Refuse a killed worker.
 
         Raises:
             WorkerFencedError: `by` is killed.
@@ -107,11 +107,11 @@ class CrashableStore:
         return self.inner.capabilities
 
     async def open(self) -> None:
-        """See `Store.open`; the dead may, to end in good order."""
+        """See `Store.open`; also for a killed worker, which is closed in the end."""
         await self._answered(self.inner.open)
 
     async def close(self) -> None:
-        """See `Store.close`; the dead may, to end in good order."""
+        """See `Store.close`; also for a killed worker, which is closed in the end."""
         await self._answered(self.inner.close)
 
     async def register(self, worker: WorkerRecord, lease: Micros) -> None:

@@ -193,7 +193,7 @@ _life: Final[ContextVar[_Life | None]] = ContextVar("durable_batches_life", defa
 
 
 def _said_once(_: logging.LogRecord) -> bool:
-    """A log filter: what the undisturbed run had to say is not to be heard again from each further one."""
+    """Filter log records: only the run without a crash logs; the others would repeat it."""
     life = _life.get()
     return life is None or life.first
 
@@ -217,7 +217,7 @@ class _Trial(Generic[D, R, S, V]):
     """Stores."""
 
     async def run(self, limit: int) -> CrashReport:
-        """Everything."""
+        """Run the batch without a crash, and then once for each point."""
         clock, store = await self._fresh()
         life = await self._live(store, clock, None, first=True)
         snapshot = await self._snapshot(store, HistoryChecker())
@@ -274,7 +274,7 @@ class _Trial(Generic[D, R, S, V]):
     async def _live(
         self, store: Store, clock: ManualClock, point: _Point | None = None, *, first: bool = False
     ) -> _Life:
-        """One process: from its start to its end, or to its death."""
+        """Run one process from its start to its end, or until it is killed."""
         life = _Life(store, point, first=first)
         worker = virtual_worker(life, clock, max_in_flight=self.max_in_flight, dependencies=self.dependencies)
         process = asyncio.create_task(self._process(worker, life))
@@ -297,7 +297,7 @@ class _Trial(Generic[D, R, S, V]):
         return life
 
     async def _process(self, worker: Worker, life: _Life) -> None:
-        """What the user's program does, each time that it is started."""
+        """Do what the user's program does each time that it is started."""
         _life.set(life)
         async with BatchOrchestrator(self.workflow, worker=worker, config=self.config) as batches:
             await batches.submit(self.documents, batch_id=_BATCH, document_id=self.document_id)
@@ -305,7 +305,7 @@ class _Trial(Generic[D, R, S, V]):
             await batches.result(_BATCH)
 
     async def _expire_dead(self, store: Store, checker: HistoryChecker) -> None:
-        """What another process does about a dead one, or the same one when it is started again."""
+        """Expire the killed worker, as the next process does."""
         await store.open()
         try:
             await store.expire(dead=[worker.worker_id for worker in await store.workers()])
@@ -334,7 +334,7 @@ class _Trial(Generic[D, R, S, V]):
                 )
 
     def _outline(self, snapshot: StoreSnapshot) -> dict[str, object]:
-        """All that has to be the same, by what it is."""
+        """Return all that must be the same, by its name."""
         state: Any = state_of(snapshot.record, self.workflow.machine)
         outline: dict[str, object] = {"the batch": state}
         for document_id, document in snapshot.documents.items():
@@ -386,7 +386,7 @@ _MOMENTS: Final[tuple[Literal["before", "after"], ...]] = ("before", "after")
 
 
 def _repetitions(before: _Life, after: _Life, snapshot: StoreSnapshot, undisturbed: StoreSnapshot) -> Iterator[str]:
-    """What was paid for twice."""
+    """List the activities that ran twice."""
     ids = {document.execution.position: name for name, document in snapshot.documents.items()}
     for position, key in sorted(before.recorded & after.recorded):
         where = f"document {ids[position]!r}" if position in ids else "the resolver"
@@ -403,7 +403,7 @@ def _repetitions(before: _Life, after: _Life, snapshot: StoreSnapshot, undisturb
 
 
 def _unused(snapshot: StoreSnapshot) -> Counter[str]:
-    """How many recorded activities each document did not ask for in the end."""
+    """Count the recorded activities that each document did not use in the end."""
     events = map(decode_event, snapshot.log)
     return Counter(
         {event.document_id: event.unused_checkpoints for event in events if isinstance(event, DocumentCompleted)}
@@ -411,7 +411,7 @@ def _unused(snapshot: StoreSnapshot) -> Counter[str]:
 
 
 def _results(snapshot: StoreSnapshot) -> Counter[str]:
-    """How many activity results each document (empty: the resolver) has recorded."""
+    """Count the recorded activity results of each document (empty: of the resolver)."""
     return Counter(name for (name, _), checkpoint in snapshot.checkpoints.items() if checkpoint.kind == "succeeded")
 
 

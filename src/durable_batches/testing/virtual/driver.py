@@ -1,4 +1,4 @@
-"""Moves the time of one worker: knows when nothing happens any more by itself, and goes on to the next timer then."""
+"""Advance the time of one worker: to the next timer, whenever nothing happens by itself any more."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def virtual_worker(
     max_in_flight: int,
     dependencies: Mapping[Provider, object] | None,
 ) -> Worker:
-    """A worker that time alone never ends, and that nothing is waited for when it is closed."""
+    """Create a worker whose lease never ends, and which is closed without a drain."""
     return Worker(
         store,
         max_in_flight=max_in_flight,
@@ -52,7 +52,7 @@ def virtual_worker(
 
 
 class Stuck(Exception):
-    """Something is waited for that the passing of time does not bring."""
+    """The batch waits for something other than time."""
 
 
 class _View(NamedTuple):
@@ -63,7 +63,7 @@ class _View(NamedTuple):
 
 
 class Driver:
-    """Of one worker's time.
+    """Advances one worker's time.
 
     Args:
         worker: Whose.

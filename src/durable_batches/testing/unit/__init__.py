@@ -1,0 +1,1 @@
+"""Stand-ins for unit tests of activities, workflows and resolvers as plain functions."""
