@@ -38,7 +38,7 @@ ONCE: Final = RetryPolicy(max_attempts=1)
 AT_ONCE: Final = RetryPolicy(initial=NO_DELAY)
 NO_DRAIN: Final = NO_DELAY
 
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds until a test gives up on something that is to happen: far more than it takes."""
 
 

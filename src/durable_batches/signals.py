@@ -24,7 +24,7 @@ __all__ = ["Listener", "Signal", "until"]
 
 T = TypeVar("T")
 
-_PATIENCE_SECONDS: Final = 20.0
+_PATIENCE_SECONDS: Final = 60.0
 """After which a test fails that waits for a signal: far longer than it takes."""
 
 

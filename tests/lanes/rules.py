@@ -36,8 +36,12 @@ _MACHINERY: Final = ("pytest", "_pytest", "pluggy", "xdist", "execnet", "hypothe
 """What runs tests: a coroutine that has become a task of its own is called by nothing else."""
 _TESTS: Final = tuple(str(ROOT / folder) for folder in ("tests", "examples"))
 
-_EVENTUALLY: Final = (str(ROOT / "tests" / "support.py"), "eventually")
-"""It asks again and again, and how long it does so decides failures only."""
+_POLLS: Final = {
+    (str(ROOT / "tests" / "support.py"), "eventually"),
+    (str(ROOT / "tests" / "processes" / "children.py"), "until"),
+    (str(ROOT / "tests" / "processes" / "clocks.py"), "HastyAlarm.wait"),
+}
+"""They ask again and again, and how long they do so decides failures only."""
 _EQUIPMENT: Final = frozenset(str(ROOT / "tests" / "postgres" / f"{name}.py") for name in ("server", "proxy", "pooler"))
 """Servers are processes, and take their time; networks too."""
 
@@ -68,7 +72,7 @@ def _in_a_test(frame: FrameType | None) -> FrameType | None:
     """The frame of a test that stands behind this one; None if it is the library's or another package's doing."""
     while frame is not None:
         name = frame.f_code.co_filename
-        if name in _EQUIPMENT or (name, frame.f_code.co_qualname) == _EVENTUALLY:
+        if name in _EQUIPMENT or (name, frame.f_code.co_qualname) in _POLLS:
             return None
         if name.startswith(_TESTS) and not name.startswith(_PACKAGES):
             return frame

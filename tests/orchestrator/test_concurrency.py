@@ -150,7 +150,7 @@ async def test_a_large_batch_does_not_starve_a_small_one(capacity: int, store: S
         return document
 
     async with BatchOrchestrator(run, store=store, max_in_flight=capacity) as batches:
-        large = await batches.submit(["large"] * 500, config=BatchConfig(concurrency=100))
+        large = await batches.submit(["large"] * 150, config=BatchConfig(concurrency=100))
         await eventually(lambda: len(finished) >= 10)
         small = await batches.submit(["small"] * 5, config=BatchConfig(concurrency=100))
         before = len(finished)

@@ -180,7 +180,7 @@ def test_a_drain_is_bounded(scene: Scene) -> None:
 
 @pytest.mark.processes
 def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
-    process = scene.start("pace=60")
+    process = scene.start("pace=600", "drain=600")
     scene.until_begun(4)
     process.send_signal(signal.SIGINT)
     # `timeout` and others send it twice at once, and mean it once.
@@ -188,7 +188,7 @@ def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    # Waited for no longer than PATIENCE; the drain would take a minute.
+    # Waited for no longer than PATIENCE; the drain would take ten minutes.
     code, _, errors = scene.end(process)
     assert code == 130
     assert "stopped by SIGINT: 0 of 8 documents finished" in errors

@@ -119,7 +119,7 @@ def faults(open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch) -> Faults:
 
 @pytest.fixture
 def checker(tmp_path: Path) -> HistoryChecker:
-    here.effects, here.pace, here.poison = EffectsLog(tmp_path / "effects.log", "here"), 0.002, frozenset()
+    here.effects, here.pace, here.poison = EffectsLog(tmp_path / "effects.log", "here"), 0.0, frozenset()
     checker = checker_of(here.effects)
     checker.acknowledged("batch", document_ids(DOCUMENTS))
     return checker
@@ -190,7 +190,7 @@ async def test_a_cancel_whose_reply_was_lost_still_returns_true(
             raise CommitUnknownError("the reply was lost")
         return committed
 
-    here.pace = 0.1
+    monkeypatch.setattr(here, "hold", asyncio.Event())
     async with BatchOrchestrator(extract, store=faults.store) as batches:
         await _submit(batches)
         monkeypatch.setattr(faults.store, "control", losing)
