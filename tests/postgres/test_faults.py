@@ -160,7 +160,7 @@ async def test_a_server_that_crashes_under_load(rounds: int, way: str) -> None:
         names = [f"batch-{number}" for number in range(rounds)]
         async with workers(2, store) as batches:
             for name in names:
-                assert await run_in_trouble(batches, name, trouble, most=3) > 0
+                assert await run_in_trouble(batches, name, trouble, most=min(rounds, 3)) > 0
         await check(store(), names)
 
 
