@@ -234,6 +234,8 @@ async def test_work_goes_on_when_the_store_is_back_within_the_lease(faults: Faul
         with pytest.raises(StoreUnavailableError):
             await batches.snapshot("batch")
         with batches.worker.signals.journal.pausing.listen() as pausing:
+            # For claims, where nothing else is left to commit.
+            batches.worker.wake()
             for _ in range(3):
                 await pausing.next()
         faults.away = False
@@ -327,6 +329,8 @@ async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path, c
         await _submit(batches, max_crashes=10)
         await until(lambda: len(here.effects.read()) > 40, "some work")
         with _held(store.path), batches.worker.signals.journal.beginning.listen() as committing:
+            # For claims, where nothing else is left to commit.
+            batches.worker.wake()
             await committing.next()
             clock.shift += LEASE.total_seconds()
         assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
