@@ -41,9 +41,11 @@ from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.signals import until as until_signal
 from durable_batches.stores.protocol import Heart
 from durable_batches.testing.history.checker import HistoryChecker
 from durable_batches.testing.virtual.effects import EffectsLog
+from durable_batches.worker.journal import JournalPhase
 
 DOCUMENTS = 20
 LEASE = timedelta(seconds=30)
@@ -328,10 +330,13 @@ async def test_a_file_that_another_process_holds_is_waited_for(tmp_path: Path, c
     async with BatchOrchestrator(extract, worker=Worker(store, lease=LEASE, clock=clock)) as batches:
         await _submit(batches, max_crashes=10)
         await until(lambda: len(here.effects.read()) > 40, "some work")
-        with _held(store.path), batches.worker.signals.journal.beginning.listen() as committing:
-            # For claims, where nothing else is left to commit.
-            batches.worker.wake()
-            await committing.next()
+        worker = batches.worker
+        with _held(store.path):
+            # One may be under way already, and waits; else this makes one, for claims if for nothing else.
+            worker.wake()
+            await until_signal(
+                lambda: worker.session.journal.phase is JournalPhase.COMMITTING, worker.signals.journal.beginning
+            )
             clock.shift += LEASE.total_seconds()
         assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
         await checker.verify(store, interrupted=["here"], finished=True)
