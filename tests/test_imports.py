@@ -76,6 +76,17 @@ def test_only_what_is_used_is_imported(statement: str, brings: set[str], tmp_pat
     assert imported & OPTIONAL == brings
 
 
+@pytest.mark.processes
+def test_what_scripts_need_is_imported_for_scripts_only(tmp_path: Path) -> None:
+    program = (
+        "import sys, durable_batches\n"
+        "print([name for name in sys.modules if name.startswith(('durable_batches.script', 'durable_batches.ter'))])\n"
+        "print(durable_batches.run_batch.__module__)"
+    )
+    ran = run(program, tmp_path, "-W", "error", measured=False)
+    assert ran.stdout.splitlines() == ["[]", "durable_batches.script.runner"], ran.stderr
+
+
 @pytest.mark.parametrize("module", ["durable_batches", "durable_batches.stores", "durable_batches.testing"])
 def test_there_is_no_other_name_to_import(module: str) -> None:
     name = "PaperStore"

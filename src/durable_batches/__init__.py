@@ -114,12 +114,12 @@ from durable_batches.runtime.workflow import (
     enter_stage,
     workflow,
 )
-from durable_batches.script.runner import run_batch
 from durable_batches.stores.protocol import Store
 from durable_batches.version import VERSION
 from durable_batches.worker.worker import Worker
 
 if TYPE_CHECKING:
+    from durable_batches.script.runner import run_batch
     from durable_batches.stores.memory import MemoryStore
     from durable_batches.stores.postgres import PostgresStore
     from durable_batches.stores.sqlite import SQLiteStore
@@ -248,9 +248,13 @@ if not TYPE_CHECKING:  # to checkers, it would make every name one of the module
         __all__.remove("PostgresStore")
 
     def __getattr__(name: str) -> object:
-        # A store, and the driver of its database, is imported only where it is used.
+        # A store, and the driver of its database, is imported only where it is used; so is what scripts need.
         if name in ("MemoryStore", "PostgresStore", "SQLiteStore"):
             return getattr(stores, name)
+        if name == "run_batch":
+            from durable_batches.script.runner import run_batch
+
+            return run_batch
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
