@@ -41,18 +41,23 @@ class Repetitive(Process):
 
 
 class Overruled(Process):
-    """Another process cancels the batch while an activity runs, whose result comes too late: it is refused."""
+    """Another process cancels the batch while an activity runs, whose result comes too late: it is refused.
+
+    This process looks for news of the batch before that. Its result is there at once, and nobody waits for the news.
+    """
 
     async def work(self, batches: Batches) -> dict[str, object]:
-        began, cancelled = asyncio.Event(), asyncio.Event()
+        began, looked, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         self.marks.on("split: begun", lambda: loop.call_soon_threadsafe(began.set))
+        self.marks.on("news.looked", lambda: loop.call_soon_threadsafe(looked.set))
         here.hold = cancelled
         await self.submit(batches)
         await began.wait()
         await self.cancel_elsewhere()
-        cancelled.set()
         await batches.result(self.job.batch_id)
+        await looked.wait()
+        cancelled.set()
         return {"state": "cancelled"}
 
 
@@ -73,12 +78,15 @@ class Following(Process):
     """Runs nothing, and waits for its batch, which another process cancels."""
 
     async def work(self, batches: Batches) -> dict[str, object]:
-        waits = asyncio.Event()
+        waits, read = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         await self.submit(batches)
         self.marks.on("news.waiting", lambda: loop.call_soon_threadsafe(waits.set))
+        self.marks.on("store.batch: answered", lambda: loop.call_soon_threadsafe(read.set))
         result = asyncio.create_task(batches.result(self.job.batch_id))
         await waits.wait()
+        # It has read that the batch goes on, and hears of the end by news only.
+        await read.wait()
         await self.cancel_elsewhere()
         return {"state": (await result).state.tag}
 
