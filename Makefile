@@ -12,6 +12,8 @@ MUTATION := $(VENV)/mutation
 # No messages about newer releases of pyright and the documentation's theme: constraints.txt decides.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
+# Many tests start interpreters, each of which would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # ---- which Python -----------------------------------------------------------------------------------------
 # A virtual environment depends on its folder (its scripts contain the path) and its interpreter. For another

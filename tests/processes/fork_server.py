@@ -1,8 +1,9 @@
-"""Forks the children of the tests: a warm process, which has imported everything and begun nothing.
+"""Forks the children of the tests: a warm process, which has imported everything and run it once.
 
 `python -m tests.processes.fork_server` reads commands from its stdin, one JSON a line, and writes what becomes of
 its children to its stdout: each time that one stops, goes on or ends. A child costs a few milliseconds in place of the
-seconds that a busy machine takes to import everything. The children do not outlive it, nor it who started it.
+seconds that a busy machine takes to import everything, and to run it for the first time. The children do not outlive
+it, nor it who started it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from tests.processes import scenarios
+from tests.processes.workload import Page, extract
 
-from durable_batches import stores
+from durable_batches import BatchOrchestrator, stores
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -129,9 +132,20 @@ def _become(command: Command, server: int) -> NoReturn:
         os._exit(code)
 
 
+async def _warm_up() -> None:
+    """Run a batch in memory, whose document calls every activity."""
+    async with BatchOrchestrator(extract, store=stores.MemoryStore()) as batches:
+        await batches.submit([Page(12)], batch_id="batch", document_id=lambda page: f"page-{page.number}")
+        result = await batches.result("batch")
+    assert result.state.tag == "completed"
+
+
 if __name__ == "__main__":
-    # Both drivers are imported here, and in no child.
+    # Both drivers are imported here, and in no child. What is prepared upon first use, as codecs are, is prepared here.
     assert stores.PostgresStore is not None
+    assert stores.SQLiteStore is not None
+    asyncio.run(_warm_up())
+    assert threading.active_count() == 1, "a fork has but one thread"
     # What is there is looked through no more, in no child.
     gc.collect()
     gc.freeze()
