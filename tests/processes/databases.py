@@ -6,13 +6,14 @@ import asyncio
 import json
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import asyncpg
 from tests.postgres.databases import without_schema
+from tests.postgres.server import in_a_loop
 from tests.support import opened
 
 from durable_batches.clock import Clock
@@ -46,6 +47,10 @@ class Database(Protocol):
 
     def open(self) -> AbstractAsyncContextManager[Store]:
         """As the next process has it."""
+        ...
+
+    def reading(self) -> AbstractAsyncContextManager[Store]:
+        """For who only reads; the tables are there."""
         ...
 
     def at_rest(self) -> AbstractAsyncContextManager[Store]:
@@ -86,6 +91,9 @@ class SQLiteDatabase:
 
     def open(self) -> AbstractAsyncContextManager[Store]:
         return opened(self.store())
+
+    def reading(self) -> AbstractAsyncContextManager[Store]:
+        return self.open()
 
     @asynccontextmanager
     async def at_rest(self) -> AsyncGenerator[Store]:
@@ -141,11 +149,33 @@ class SQLiteDatabase:
         return True
 
 
-class PostgresDatabase:
-    """A schema on a server."""
+_READER: Final = "reader"
+"""Its sessions are not those of processes that were killed."""
 
-    def __init__(self, dsn: str, schema: str) -> None:
+
+@contextmanager
+def reader_of(dsn: str, schema: str) -> Generator[Store]:
+    """An open store, whose schema is made; usable on any event loop, since its own one is on a thread of its own."""
+    store = PostgresStore(f"{dsn}?application_name={_READER}", schema=schema)
+    in_a_loop(store.open())
+    try:
+        yield store
+    finally:
+        in_a_loop(store.close())
+
+
+class PostgresDatabase:
+    """A schema on a server.
+
+    Args:
+        dsn: The database.
+        schema: Its schema.
+        reader: An open store there that tests read with, one after the other: opening one takes longer than reading.
+    """
+
+    def __init__(self, dsn: str, schema: str, reader: Store | None = None) -> None:
         self.dsn = dsn
+        self._reader = reader
         self.schema = schema
         self.place = json.dumps({"dsn": dsn, "schema": schema})
         self._copies = 0
@@ -165,6 +195,9 @@ class PostgresDatabase:
     def open(self) -> AbstractAsyncContextManager[Store]:
         return opened(self.store())
 
+    def reading(self) -> AbstractAsyncContextManager[Store]:
+        return self.open() if self._reader is None else nullcontext(self._reader)
+
     @asynccontextmanager
     async def at_rest(self) -> AsyncGenerator[Store]:
         connection = await asyncpg.connect(self.dsn)
@@ -175,7 +208,7 @@ class PostgresDatabase:
                     await asyncio.sleep(0.005)
         finally:
             await connection.close()
-        async with self.open() as store:
+        async with self.reading() as store:
             yield store
 
     @asynccontextmanager

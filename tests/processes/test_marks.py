@@ -19,7 +19,7 @@ from uuid import uuid4
 import pytest
 from tests.postgres.databases import without_schema
 from tests.processes.children import Child, Start, check_calls, checker_of, children
-from tests.processes.databases import Database, PostgresDatabase, SQLiteDatabase
+from tests.processes.databases import Database, PostgresDatabase, SQLiteDatabase, reader_of
 from tests.processes.marks import changes_of
 from tests.processes.workload import MAX_ATTEMPTS, Job, document_ids, tally_of
 
@@ -281,7 +281,7 @@ class Stage:
             if documents:
                 check_calls(self.effects, documents, self.batch_id, first=FIRST)
         self.note_submission(heir)
-        async with self.database.open() as store:
+        async with self.database.reading() as store:
             await self.checker.verify(store, only=[self.batch_id], finished=True, everyone_left=True)
         stats = self.checker.stats
         assert stats.repeated <= stats.in_flight
@@ -291,27 +291,28 @@ class Stage:
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     """One database for many tests, with a batch of its own for each; a new one where that is wanted."""
     kind, name = request.node.callspec.params["kind"], request.node.callspec.params["name"]
-    fresh = SCENARIOS[name].fresh
-    if kind == "sqlite":
-        return _database(request, kind, tmp_path if fresh else request.getfixturevalue("shared_folder"))
-    return _database(request, kind, tmp_path, "postgres_schema" if fresh else "shared_schema")
+    if SCENARIOS[name].fresh:
+        return _fresh_database(request, kind, tmp_path)
+    shared: Database = request.getfixturevalue(f"shared_{kind}")
+    return shared
 
 
-def _database(request: pytest.FixtureRequest, kind: Kind, folder: Path, schema: str = "") -> Database:
+def _fresh_database(request: pytest.FixtureRequest, kind: Kind, folder: Path) -> Database:
     if kind == "sqlite":
         return SQLiteDatabase(folder / "batches.db")
-    return PostgresDatabase(request.getfixturevalue("postgres_dsn"), request.getfixturevalue(schema))
+    return PostgresDatabase(request.getfixturevalue("postgres_dsn"), request.getfixturevalue("postgres_schema"))
 
 
 @pytest.fixture(scope="module")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shared")
+def shared_sqlite(tmp_path_factory: pytest.TempPathFactory) -> SQLiteDatabase:
+    return SQLiteDatabase(tmp_path_factory.mktemp("shared") / "batches.db")
 
 
 @pytest.fixture(scope="module")
-def shared_schema(postgres_dsn: str) -> Iterator[str]:
+def shared_postgres(postgres_dsn: str) -> Iterator[PostgresDatabase]:
     schema = f"test_{uuid4().hex}"
-    yield schema
+    with reader_of(postgres_dsn, schema) as reader:
+        yield PostgresDatabase(postgres_dsn, schema, reader)
     without_schema(postgres_dsn, schema)
 
 
@@ -341,7 +342,7 @@ def reached(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Kind], 
     """Runs all scenarios on a kind of database without a kill; gives what was reached, and by which statements."""
 
     async def record(kind: Kind) -> dict[str, set[str]]:
-        database = _database(request, kind, tmp_path, "postgres_schema")
+        database = _fresh_database(request, kind, tmp_path)
         found: dict[str, set[str]] = defaultdict(set)
         for name, scenario in SCENARIOS.items():
             if kind not in scenario.kinds:
