@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import pytest
 from tests.postgres.databases import MigratedSchemas, scratch_database, without_schema
-from tests.postgres.server import Server
+from tests.postgres.server import IN_MEMORY, Server
+from tests.postgres.types import remember_types
 
 from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store
 from durable_batches.clock import Clock
@@ -25,8 +26,9 @@ StoreMaker: TypeAlias = Callable[[Clock | None], Store]
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
-    """A Postgres of this test process's own; started when the first test asks for it."""
-    with Server() as server:
+    """A Postgres of this test process's own; started when the first test asks for it; no test crashes it."""
+    with Server(in_memory=True, **IN_MEMORY) as server, pytest.MonkeyPatch.context() as monkeypatch:
+        remember_types(monkeypatch)
         yield server
 
 

@@ -49,21 +49,35 @@ _SETTINGS: Final = {
     "logging_collector": "off",
 }
 
+IN_MEMORY: Final[dict[str, str]] = {
+    "max_wal_size": "64MB",
+    # Its log needs to bring back no page that was torn: no test crashes it.
+    "full_page_writes": "off",
+    # In between it would analyse tables that are empty between two tests, or not; plans would depend on the moment.
+    "autovacuum": "off",
+}
+"""Settings of a server that no test crashes, and whose data is in memory where that is possible."""
+
+_MEMORY: Final = Path("/dev/shm")
+_MEMORY_NEEDED: Final = 2 << 30
+
 
 class Server:
     """One server, on a port of its own; it does not outlive the process that started it.
 
     Args:
+        in_memory: Keep its data in memory, if the machine has a file system for that and enough room on it.
         settings: What its configuration says beside the tests' own.
     """
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, *, in_memory: bool = False, **settings: str) -> None:
         self._user: pwd.struct_passwd | None = None
         if os.geteuid() == 0:  # which the server refuses to run as
             self._user = ensure_user_exists(_SYSTEM_USER)
             ensure_prefix_permissions(_BINARIES)
             ensure_folder_permissions(_BINARIES.parent, 0o555)
-        self.folder: Final = Path(tempfile.mkdtemp(prefix="durable-batches-postgres-"))
+        place = _MEMORY if in_memory and _has_room(_MEMORY) else None
+        self.folder: Final = Path(tempfile.mkdtemp(prefix="durable-batches-postgres-", dir=place))
         self._data = self.folder / "data"
         self._settings = {**_SETTINGS, **settings}
         self._process: subprocess.Popen[bytes] | None = None
@@ -135,7 +149,9 @@ class Server:
 
     def replica(self) -> Server:
         """A server with the same data, so far, that can only be read; this one is stopped for a moment."""
-        copy = Server(**{name: value for name, value in self._settings.items() if name not in _SETTINGS})
+        copy = Server(
+            in_memory=False, **{name: value for name, value in self._settings.items() if name not in _SETTINGS}
+        )
         self.stop()
         shutil.copytree(self._data, copy._data)
         self.start()
@@ -165,6 +181,10 @@ class Server:
             extra_groups=None if self._user is None else [],
             cwd=self.folder,
         )
+
+
+def _has_room(place: Path) -> bool:
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK) and shutil.disk_usage(place).free >= _MEMORY_NEEDED
 
 
 def in_a_loop(work: Coroutine[Any, Any, T]) -> T:

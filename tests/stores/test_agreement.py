@@ -380,5 +380,13 @@ def _database(postgres_dsn: str, migrated_schemas: MigratedSchemas) -> None:
     Agreement.schemas = migrated_schemas
 
 
-Agreement.TestCase.settings = modest(25, steps=40)
+Agreement.TestCase.settings = modest(12, steps=40)
 TestAgreement = Agreement.TestCase
+
+
+class AgreementForLong(Agreement):
+    """The same, with more examples."""
+
+
+AgreementForLong.TestCase.settings = modest(25, steps=40)
+TestAgreementForLong = pytest.mark.soak(AgreementForLong.TestCase)
