@@ -102,8 +102,12 @@ def scene(tmp_path: Path) -> Generator[Scene]:
         scene.process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
-@pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
+# Both signals, and both ways to name a batch; the one has nothing to do with the other.
+@pytest.mark.parametrize(
+    ("number", "code", "named"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)],
+    ids=["int-unnamed", "term-named"],
+)
 @pytest.mark.processes
 def test_running_activities_finish_and_none_is_repeated(
     scene: Scene, number: signal.Signals, code: int, named: bool
