@@ -324,11 +324,11 @@ async def test_a_batch_may_take_longer_to_remove_than_a_statement_may(postgres_d
         execute(
             postgres_dsn,
             f"CREATE FUNCTION {postgres_schema}.slowly() RETURNS trigger LANGUAGE plpgsql AS "
-            "'BEGIN PERFORM pg_sleep(3); RETURN OLD; END'",
+            "'BEGIN PERFORM pg_sleep(2.5); RETURN OLD; END'",
             f"CREATE TRIGGER slowly BEFORE DELETE ON {postgres_schema}.batch "
             f"FOR EACH ROW EXECUTE FUNCTION {postgres_schema}.slowly()",
         )
-        assert store._database.answer_seconds < 3
+        assert store._database.answer_seconds < 2.5
         record = Scene(store, asyncio.sleep).record()
         await store.create(record)
         assert record.loader is not None
@@ -454,7 +454,7 @@ async def test_a_worker_whose_batch_is_locked_leaves_all_the_same(postgres_dsn: 
 
 
 @pytest.mark.real_time("a server is away for longer than a lease")
-@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.soak)])
 async def test_a_server_that_goes_away_is_waited_for(seconds: int) -> None:
     """In the middle of a batch: the work waits, and goes on when it is back; nothing that was recorded runs again."""
     with Server() as server:
