@@ -31,6 +31,7 @@ from durable_batches import (
     run_batch,
     workflow,
 )
+from durable_batches.options import check_integer
 from durable_batches.testing import ManualClock, environment, survives_crashes
 
 
@@ -251,3 +252,15 @@ def test_what_has_not_the_type_of_a_machine_or_a_worker_is_refused() -> None:
     unchecked = BatchOrchestrator
     with pytest.raises(ConfigurationError, match="worker must be a Worker, not a MemoryStore"):
         unchecked(echo, worker=MemoryStore())
+
+
+def test_what_stands_for_an_int_or_for_several_classes_is_taken() -> None:
+    class Index:
+        """As the integers of NumPy are."""
+
+        def __index__(self) -> int:
+            return 3
+
+    check_integer("max_in_flight", Index())
+    policy = RetryPolicy(non_retryable=(ValueError, (KeyError, OSError)))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert policy.verdict(OSError()) is False

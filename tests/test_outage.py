@@ -21,7 +21,10 @@ from durable_batches.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
+from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Backoff, Outages, repeat_unknown, ride_out
+from durable_batches.reading.news import News
+from durable_batches.reading.signals import NewsSignals
 from durable_batches.testing import ManualClock
 
 AWAY = StoreUnavailableError("nobody answers")
@@ -264,3 +267,22 @@ async def test_a_worker_has_two_lines_for_an_outage_however_many_of_its_loops_no
     assert len(lines(caplog)) == 2, lines(caplog)
     assert lines(caplog)[0].startswith("store unavailable: nobody answers; ")
     assert lines(caplog)[1].startswith("store connection restored after ")
+
+
+async def test_subscribers_that_leave_in_an_outage_leave_none_behind(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    store = Moody(clock=clock)
+    outages, signals = Outages(clock), NewsSignals()
+    news = News(store, clock, outages, signals)
+    news.open()
+    for _ in range(2):
+        store.away = True
+        with news.subscribed(BatchId("a")):
+            await eventually(lambda: bool(outages._cut_off))
+        async with moving(clock, 1.0):
+            await eventually(lambda: not outages._cut_off)
+    await news.close()
+    assert [line.partition(":")[0].partition(" after")[0] for line in lines(caplog)] == [
+        "store unavailable",
+        "nothing waits for the store any more",
+    ] * 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import cast
+from typing import SupportsIndex, cast
 
 from durable_batches.errors import ConfigurationError
 
@@ -41,8 +41,8 @@ def check_duration(name: str, value: object, *, optional: bool = False, error: R
 
 
 def check_integer(name: str, value: object, *, optional: bool = False, error: Refusal = ConfigurationError) -> None:
-    """Refuse what is no `int`; True and False are none here."""
-    if isinstance(value, bool) or not (isinstance(value, int) or (optional and value is None)):
+    """Refuse what is no `int`, nor stands for one as NumPy's do; True and False are none here."""
+    if isinstance(value, bool) or not (isinstance(value, SupportsIndex) or (optional and value is None)):
         raise error(f"{name} must be an int, not {_kind(value)}")
 
 
@@ -93,8 +93,12 @@ def check_subclass(name: str, value: object, parent: type, *, error: Refusal = C
 
 
 def check_subclasses(name: str, value: object, parent: type, *, error: Refusal = ConfigurationError) -> None:
-    """Refuse what is no tuple of subclasses of this class."""
-    if not _holds_only(value, (tuple,), lambda each: _is_subclass(each, parent)):
+    """Refuse what is no tuple of subclasses of this class; a tuple in it is taken as `isinstance` takes it."""
+
+    def fits(each: object) -> bool:
+        return _is_subclass(each, parent) or _holds_only(each, (tuple,), fits)
+
+    if not _holds_only(value, (tuple,), fits):
         example = f"; give a tuple: ({value.__name__},)" if isinstance(value, type) else ""
         raise error(f"{name} must be a tuple of subclasses of {parent.__name__}, not {_kind(value)}{example}")
 

@@ -118,6 +118,10 @@ class Outage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Take note that the store is not waited for any more, whether or not it is back."""
         if self.away:
             self.away = False
             self._outages.answered(self, restored=False)

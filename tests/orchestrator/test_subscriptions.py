@@ -11,6 +11,7 @@ from tests.conftest import StoreMaker
 from tests.support import NO_DRAIN, STAGES, everything, within
 
 from durable_batches import BatchOrchestrator, MemoryStore, Worker, workflow
+from durable_batches.errors import WorkerNotRunningError
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent
 from durable_batches.lifecycle.records import EventRecord
 from durable_batches.lifecycle.states import BatchId
@@ -76,6 +77,44 @@ async def test_who_was_woken_reads_the_store_though_events_were_handed_over() ->
     subscription.deliver([event(2)])
     assert seqs(subscription.take(1)) == [2]
     assert not await moves(subscription)
+
+
+async def test_a_wake_or_a_gap_behind_what_is_taken_is_not_lost() -> None:
+    """Also where a wait has ended in between: for a subscriber that was busy, these came together."""
+    for then in ("wake", "gap"):
+        subscription = Subscription(ends_only=False)
+        subscription.deliver([event(1)])
+        if then == "wake":
+            subscription.wake()
+        else:
+            subscription.deliver([event(3)])
+        await subscription.moved()
+        assert seqs(subscription.take(0)) == [1]
+        assert await moves(subscription), then
+        assert subscription.take(1) == []
+
+
+async def test_who_was_busy_when_the_worker_closed_is_told(open_store: StoreMaker) -> None:
+    busy, closed = asyncio.Event(), asyncio.Event()
+
+    async def follow(batches: BatchOrchestrator[int, int, Any, Any], batch_id: str) -> None:
+        async for seen in batches.progress(batch_id):
+            if seen.seq == 2:
+                busy.set()
+                await closed.wait()
+
+    @workflow(STAGES, name="never")
+    async def never(number: int) -> int:
+        await asyncio.get_running_loop().create_future()
+        return number
+
+    async with BatchOrchestrator(never, worker=Worker(open_store(None), drain=NO_DRAIN)) as batches:
+        batch_id = await batches.submit([1, 2])
+        follower = asyncio.create_task(follow(batches, batch_id))
+        await within(busy.wait())
+    closed.set()
+    with pytest.raises(WorkerNotRunningError):
+        await within(follower)
 
 
 async def test_a_wake_while_the_store_is_read_is_not_lost() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -87,11 +87,21 @@ class News:
         sleep = partial(self._clock.sleep, housekeeping=True)
         backoff = partial(Backoff, _AWAY_SECONDS, _AWAY_SECONDS)
         while True:
-            await ride_out(self._look, self._outages, _OPERATION, sleep, backoff=backoff, passes=_any)
+            if not self._subscriptions.seen:
+                await self._is_there_news_of({})
+                continue
+            with suppress(_NothingToLookFor):
+                await ride_out(self._look, self._outages, _OPERATION, sleep, backoff=backoff, passes=_any)
 
     async def _look(self) -> None:
-        """Wait for news once, and wake those whom it concerns."""
+        """Wait for news once, and wake those whom it concerns.
+
+        Raises:
+            _NothingToLookFor: There is no subscriber; all may have left in an outage, which ends with this.
+        """
         seen = self._subscriptions.seen
+        if not seen:
+            raise _NothingToLookFor
         if not await self._is_there_news_of(seen):
             return
         for batch_id in seen:
@@ -125,6 +135,10 @@ class News:
             await self._store.wait(seen, work=(), timeout=_WAIT_MICROS)
         else:
             await asyncio.get_running_loop().create_future()
+
+
+class _NothingToLookFor(Exception):
+    """The look-out has no subscribers."""
 
 
 def _any(_: StoreUnavailableError) -> bool:

@@ -161,9 +161,12 @@ class BatchReader:
         return await self._through_outages(lambda: self.record(batch_id), batch_id)
 
     async def _stored_events(self, batch_id: str, after: int) -> Sequence[EventRecord]:
-        return await self._through_outages(
-            lambda: self._store.events(BatchId(batch_id), after=after, limit=_EVENTS_PAGE), batch_id
-        )
+        async def read() -> Sequence[EventRecord]:
+            # A store that its owner has closed is not away: nobody would open it again.
+            self.check_running()
+            return await self._store.events(BatchId(batch_id), after=after, limit=_EVENTS_PAGE)
+
+        return await self._through_outages(read, batch_id)
 
     async def _through_outages(self, read: Callable[[], Awaitable[T]], batch_id: str) -> T:
         return await ride_out(read, self._outages, f"a reader of batch {batch_id!r}", self._sleep)

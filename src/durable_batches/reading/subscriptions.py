@@ -63,7 +63,10 @@ class Subscription:
         taken: list[EventRecord] = []
         while self._events and self._events[0].seq == cursor + 1 + len(taken):
             taken.append(self._events.popleft())
-        if not self._events and not self._store_is_ahead:
+        if self._events or self._store_is_ahead:
+            # Beyond a gap, or announced: an earlier `moved` may have cleared what says so, and nothing else will come.
+            self._moved.set()
+        else:
             self._moved.clear()
         return taken
 

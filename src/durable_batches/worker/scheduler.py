@@ -106,10 +106,13 @@ class Scheduler:
                 if self._workflows and self._open_slots > 0:
                     await self._wait_for_work()
                     self.wake()
-                elif self._workflows and self._capacity and self._clock.boot() - looked > _DEADLINES_SECONDS:
-                    # Another process's batch may have a deadline, and no process open slots.
-                    looked = self._clock.boot()
-                    self.look_at_deadlines()
+                else:
+                    # Without open slots the store is not asked: the journal's commits tell whether it is back.
+                    self._outage.give_up()
+                    if self._workflows and self._capacity and self._clock.boot() - looked > _DEADLINES_SECONDS:
+                        # Another process's batch may have a deadline, and no process open slots.
+                        looked = self._clock.boot()
+                        self.look_at_deadlines()
                 await self._clock.sleep(_POLL_SECONDS, housekeeping=True)
 
     async def _wait_for_work(self) -> None:
