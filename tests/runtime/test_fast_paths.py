@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from hypothesis import example, given
@@ -27,6 +27,7 @@ from tests.support import AT_ONCE, ONCE, Reading
 from durable_batches import (
     ActivityDefinitionError,
     ActivityFailedError,
+    ActivityTimeoutError,
     PayloadError,
     RetryLater,
     RetryPolicy,
@@ -50,6 +51,12 @@ MORE_DIGITS_THAN_PYTHON_CONVERTS = 10**5000
 
 
 # ---- calls ---------------------------------------------------------------------------------------------------------
+
+
+if TYPE_CHECKING:
+
+    class Late:
+        """Defined only when the activity is called, and nothing that can be recorded."""
 
 
 async def goes_on(call: MiddlewareCall, call_next: CallNext, /) -> Any:
@@ -239,6 +246,67 @@ async def test_what_cannot_be_encoded_is_said_with_its_document(middleware: list
         assert isinstance(caught.value.__cause__, PayloadError)
 
     await Trial(middleware=middleware).value(body)
+
+
+@pytest.mark.parametrize("middleware", [[], [goes_on]], ids=["short", "long"])
+async def test_a_failure_keeps_what_it_was_raised_from(middleware: list[Middleware]) -> None:
+    @durable_activity(retry=ONCE)
+    async def hides_one(value: str) -> str:
+        try:
+            raise ValueError(value)
+        except ValueError:
+            raise KeyError(value)  # noqa: B904  (without a cause, as much code does)
+
+    async def body() -> None:
+        try:
+            raise RuntimeError
+        except RuntimeError:
+            with pytest.raises(ActivityFailedError) as caught:
+                await hides_one("x")
+        error = caught.value.__cause__
+        assert isinstance(error, KeyError)
+        assert isinstance(error.__context__, ValueError)
+
+    await Trial(middleware=middleware).value(body)
+
+
+async def test_a_timeout_that_is_set_later_counts() -> None:
+    @durable_activity(retry=ONCE)
+    async def never(value: str) -> str:
+        await asyncio.get_running_loop().create_future()
+        return value
+
+    never.timeout = timedelta(microseconds=1)
+
+    async def body() -> None:
+        with pytest.raises(ActivityFailedError) as caught:
+            await never("x")
+        assert isinstance(caught.value.__cause__, ActivityTimeoutError)
+
+    await Trial().value(body)
+
+
+async def test_a_result_that_cannot_be_recorded_is_refused_each_time_before_anything_runs() -> None:
+    ran: list[str] = []
+
+    @durable_activity
+    async def late(value: str) -> Late:
+        ran.append(value)
+        return Late()
+
+    async def body() -> None:
+        for _ in range(2):
+            with pytest.raises(ActivityDefinitionError):
+                await late("x")
+
+    trial = Trial()
+    globals()["Late"] = type("Late", (), {})
+    try:
+        await trial.value(body)
+    finally:
+        del globals()["Late"]
+    assert ran == []
+    assert trial.recorder.facts == []
 
 
 async def test_only_plain_forms_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:

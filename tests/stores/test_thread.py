@@ -148,6 +148,13 @@ async def test_stopping_finishes_what_was_begun_and_refuses_what_comes_after(tmp
     connection.close()
 
 
+async def test_one_that_an_exiting_interpreter_has_ended_answers(thread: ConnectionThread) -> None:
+    thread._queue.put(None)
+    thread._thread.join()
+    with pytest.raises(StoreUnavailableError, match="has ended; open the store anew"):
+        await within(thread.run(steps))
+
+
 async def test_one_that_never_started_can_be_stopped(tmp_path: Path) -> None:
     before = threading.active_count()
     await within(ConnectionThread("never", tmp_path / "thread.db").stop())

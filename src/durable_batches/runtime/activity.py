@@ -193,9 +193,7 @@ class DurableActivity(Generic[P, T_co]):
 
     def _check_options(self) -> None:
         definition = self.definition
-        self.is_plain: bool = (
-            definition.is_async and self.timeout is None and self.instance is None and not definition.dependencies
-        )
+        self.is_plain: bool = definition.is_async and self.instance is None and not definition.dependencies
         subject, error = f"activity {self.name!r}:", ActivityDefinitionError
         if self.stage is not None:
             check_subclass(f"{subject} stage", self.stage, Stage, error=MachineError)

@@ -257,7 +257,12 @@ class Attempt:
         call = Call(self._resources, bound, self.recorded.new_key(base), self, asyncio.current_task())
         self._calls.add(call)
         try:
-            if activity.is_plain and definition.replacement is None and not self._resources.middleware:
+            if (
+                activity.is_plain
+                and activity.timeout is None
+                and definition.replacement is None
+                and not self._resources.middleware
+            ):
                 # The common case, inlined: `Call.once` and `_record`, without a coroutine each.
                 tokens = enter_activity(call)
                 call.attempt = 1
@@ -325,7 +330,12 @@ class Attempt:
             try:
                 if first is not None:
                     raised, first = first, None
-                    raise raised
+                    context = raised.__context__
+                    try:
+                        raise raised
+                    finally:
+                        # What it was raised from, and not what the workflow was handling at this moment.
+                        raised.__context__ = context
                 return await call.once()
             except asyncio.CancelledError:
                 if call.task.cancelling() > 0 or self._stopping is not None or self._ended:

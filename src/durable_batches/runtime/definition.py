@@ -166,8 +166,10 @@ class ActivityDefinition(Generic[T]):
         if self.key is not None:
             # The digest only verifies the explicit key: parameters that cannot have a digest are omitted.
             digested = {name: hint for name, hint in digested.items() if _is_encodable(hint)}
-        self.keys = CallKeys(self.name, self.version, signature, digested)
-        self.codec = Codec[T](_awaited(returned), f"the result of activity {self.name!r}")
+        keys = CallKeys(self.name, self.version, signature, digested)
+        codec = Codec[T](_awaited(returned), f"the result of activity {self.name!r}")
+        # Both or none: a call that finds keys runs its function, whose result must be recordable.
+        self.keys, self.codec = keys, codec
         self._namespace = None
         return self.keys, self.codec
 

@@ -100,6 +100,9 @@ class ConnectionThread:
             self._thread.join()
 
     async def _hop(self, call: Callable[[], T]) -> T:
+        if not self._thread.is_alive():
+            # The interpreter exits, or this is a child that was forked: nobody would answer.
+            raise StoreUnavailableError(f"the thread of the database {self._path} has ended; open the store anew")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._queue.put((call, done, loop))
