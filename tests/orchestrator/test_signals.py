@@ -166,9 +166,17 @@ async def test_a_lease_that_cannot_be_renewed_says_so(store: Store, monkeypatch:
 
 
 async def test_the_look_out_wakes_those_who_watch_what_another_process_commits(open_store: StoreMaker) -> None:
+    looked_at = asyncio.Event()
+
+    @workflow(STAGES, name="looked-at")
+    async def wait(document: str) -> str:
+        # A batch that has ended before it is read has nobody left to wake.
+        await looked_at.wait()
+        return document
+
     async with (
-        BatchOrchestrator(shout, store=open_store(None), max_in_flight=0) as reader,
-        BatchOrchestrator(shout, store=open_store(None)) as batches,
+        BatchOrchestrator(wait, store=open_store(None), max_in_flight=0) as reader,
+        BatchOrchestrator(wait, store=open_store(None)) as batches,
     ):
         news = reader.worker.signals.news
         with news.waiting.listen() as waiting, news.woken.listen() as woken, news.looked.listen() as looked:
@@ -177,6 +185,7 @@ async def test_the_look_out_wakes_those_who_watch_what_another_process_commits(o
             await waiting.matching(lambda seen: batch_id in seen)
             assert await woken.next() == batch_id
             assert batch_id in await looked.next()
+            looked_at.set()
             assert (await within(watching)).counts.succeeded == 1
 
 
