@@ -24,6 +24,7 @@ from durable_batches import (
     DurableBatchesError,
     MemoryStore,
     MissingExtraError,
+    OldWorkersError,
     RetryPolicy,
     SQLiteStore,
     Stage,
@@ -337,6 +338,10 @@ async def schema_too_new(folder: Path) -> None:
     await store.open()
 
 
+async def old_workers(folder: Path) -> None:
+    raise OldWorkersError(str(folder / "batches.db"), {"worker-7f3a": 4021}, 21.4, "0.2.0")
+
+
 async def fact_rejected(folder: Path) -> object:
     connection = connect(folder / "batches.db")
     try:
@@ -387,6 +392,7 @@ EXAMPLES: Final[dict[str, Example]] = {
     "store-read-only": store_read_only,
     "store-full": store_full,
     "store-corrupt": store_corrupt,
+    "old-workers": old_workers,
     "schema-too-new": schema_too_new,
     "fact-rejected": fact_rejected,
     "commit-unknown": commit_unknown,
@@ -405,7 +411,7 @@ async def example_of(code: str, folder: Path) -> DurableBatchesError:
 def as_printed(error: DurableBatchesError, folder: Path) -> str:
     """What the end of its traceback shows; the folder of the test and the library's version are no part of it."""
     text = "".join(traceback.format_exception_only(error)).strip()
-    return text.replace(str(folder), "/srv").replace(VERSION, "0.1.0")
+    return text.replace(str(folder), "/srv").replace(VERSION, "0.2.0")
 
 
 def on_a_page(text: str) -> str:

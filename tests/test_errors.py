@@ -73,6 +73,7 @@ CODES = {
     "NotInWorkflowError": "not-in-workflow",
     "PayloadError": "payload",
     "PayloadTooLargeError": "payload-too-large",
+    "OldWorkersError": "old-workers",
     "SchemaTooNewError": "schema-too-new",
     "StoreAccessError": "store-access",
     "StoreCorruptError": "store-corrupt",

@@ -13,6 +13,7 @@ from tests.support import NO_DRAIN, STAGES, eventually, moving, within
 from durable_batches import BatchOrchestrator, MemoryStore, Worker, workflow
 from durable_batches.errors import (
     CommitUnknownError,
+    OldWorkersError,
     SchemaTooNewError,
     StoreAccessError,
     StoreCorruptError,
@@ -77,7 +78,14 @@ def test_every_kind_says_whether_it_is_transient() -> None:
     assert AWAY.transient
     assert StoreLockedError("here").transient
     assert CommitUnknownError("lost").transient
-    lasting = (StoreReadOnlyError, StoreAccessError, StoreFullError, StoreCorruptError, SchemaTooNewError)
+    lasting = (
+        StoreReadOnlyError,
+        StoreAccessError,
+        StoreFullError,
+        StoreCorruptError,
+        SchemaTooNewError,
+        OldWorkersError,
+    )
     assert not any(kind.transient for kind in lasting)
 
 

@@ -7,7 +7,8 @@ own in the documentation, `errors/<code>`. The code of an error that is gone (`w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +42,7 @@ __all__ = [
     "NonRetryableError",
     "NotInActivityError",
     "NotInWorkflowError",
+    "OldWorkersError",
     "PayloadError",
     "PayloadTooLargeError",
     "RetryLater",
@@ -528,6 +530,26 @@ class SchemaTooNewError(StoreUnavailableError):
         super().__init__(
             f"{where} was written by a newer durable_batches and can be read since version {readable_since}; "
             f"this is {version}: upgrade the library"
+        )
+
+
+class OldWorkersError(StoreUnavailableError):
+    """The database cannot be upgraded while workers of an older library run, which would not understand it."""
+
+    code = "old-workers"
+    transient = False
+
+    def __init__(self, where: str, workers: Mapping[str, int], seconds: float, before: str) -> None:
+        self.where = where
+        self.workers = workers
+        """Their ids, with the ids of their processes."""
+        self.seconds = seconds
+        """When the last of their leases expires, unless it is renewed."""
+        self.before = before
+        shown = ", ".join(f"{worker} (process {pid})" for worker, pid in sorted(workers.items()))
+        super().__init__(
+            f"{where} is to be upgraded, and workers of a durable_batches before {before} are alive: {shown}; stop "
+            f"them first, and where one was killed, wait {math.ceil(seconds)} s until its lease has expired"
         )
 
 

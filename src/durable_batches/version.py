@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["DOCS_URL", "REPOSITORY_URL", "VERSION"]
 
-VERSION = "0.1.0"  # without an annotation: the build looks for this very line
+VERSION = "0.2.0"  # without an annotation: the build looks for this very line
 
 DOCS_URL = "https://example.org/durable-batches/"
 """Where the documentation is; a placeholder until it is published. Ends with a slash."""

@@ -91,7 +91,7 @@ def test_each_fact_is_decided_as_if_it_came_alone(worker: WorkerId, facts: list[
         assert alone.refused.get(0) == writes.refused.get(index) == verdict
         checkpoints += alone.checkpoints
         if isinstance(fact, ActivityCompleted):
-            kept = [CheckpointWrite(fact.batch_id, fact.position, fact.key, "succeeded", fact.payload)]
+            kept = [CheckpointWrite(fact.batch_id, fact.position, fact.key, "succeeded", fact.payload, fact.stage)]
             assert alone.checkpoints == (kept if verdict in (None, "ended") else [])
             if before is not None:
                 forward = verdict is None and before.mark < fact.mark < STAGES

@@ -79,6 +79,12 @@ def batch(number: int, **fields: Any) -> BatchRecord:
         core=f"core-{number}".encode(),
         metadata={"customer": f"customer-{number}", "größe": "\0 ?"},
         created_at=number + 13,
+        needs=number + 14,
+        next_due=number + 15,
+        priority=number + 16,
+        partition=f"partition-{number}",
+        purged=number + 17,
+        ended_at=number + 18,
     )
     return replace(record, **fields)
 
@@ -99,6 +105,10 @@ def execution(number: int, **fields: Any) -> ExecutionRecord:
         owner=WorkerId(f"owner-{number}"),
         due=number + 6,
         updated_at=number + 7,
+        expires=number + 8,
+        taken_from=WorkerId(f"taken-from-{number}"),
+        forget_from=number + 9,
+        fingerprint=f"fingerprint-{number}",
     )
     return record._replace(**fields)
 
@@ -141,6 +151,7 @@ def test_events_and_workers_are_what_their_rows_say() -> None:
     row = [getattr(event, column.name) for column in EVENT_RECORD]
     assert events_of(event.batch_id, [row, row]) == [event, event]
     worker = WorkerRecord(WorkerId("w"), "boot", "namespace", 7, "now", frozenset({("b", "1"), ("a", "2")}))
+    worker = worker._replace(note="note", before=WorkerId("u"), generation=8)
     assert worker_of(worker_values(worker)) == worker
     assert named(WORKER_RECORD, worker_values(worker))["workflows"] == '[["a", "2"], ["b", "1"]]'
 
@@ -158,6 +169,8 @@ def test_columns_stand_in_statements_as_each_database_has_them() -> None:
         "labels",
         "from_due",
         "from_key",
+        "woken_due",
+        "woken_key",
     ]
     assert BATCH.in_backend("postgres") == BATCH.columns
     with pytest.raises(KeyError):
@@ -237,7 +250,8 @@ def test_a_value_that_all_rows_share_is_given_once() -> None:
     """The driver takes much longer to encode an array."""
     alike, unlike = Statement(), Statement()
     for statement, failed in ((alike, [False, False]), (unlike, [False, True])):
-        statement.add("{rows}", ACTIVITY.columns, [[1, 2], ["a", "b"], failed, [b"", b""]], alike=["failed"])
+        columns = ACTIVITY.choose("execution", "key", "failed", "payload")
+        statement.add("{rows}", columns, [[1, 2], ["a", "b"], failed, [b"", b""]], alike=["failed"])
     assert alike._args == [[1, 2], ["a", "b"], False, [b"", b""]]
     assert alike._parts == [
         "(SELECT execution, key, $3::boolean AS failed, payload "

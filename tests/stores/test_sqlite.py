@@ -208,7 +208,7 @@ async def test_processes_share_a_file_from_its_first_moment(path: Path) -> None:
             assert await store.count_checkpoints(record.batch_id) == 10
         assert await on_writer(
             store, lambda connection: connection.execute("SELECT * FROM schema_version").fetchall()
-        ) == [(1, "0.1.0", VERSION)]
+        ) == [(2, "0.2.0", VERSION)]
 
 
 async def test_a_file_that_another_process_reads_is_waited_for_before_its_log_is_switched(
@@ -281,7 +281,7 @@ async def test_the_schema_says_its_version(scene: Scene) -> None:
     found = await on_writer(
         scene.store, lambda connection: connection.execute("SELECT * FROM schema_version").fetchall()
     )
-    assert found == [(1, "0.1.0", VERSION)]
+    assert found == [(2, "0.2.0", VERSION)]
 
 
 async def test_opening_again_migrates_nothing(path: Path) -> None:
@@ -299,7 +299,7 @@ def set_schema(path: Path, version: int, readable_since: str) -> None:
         )
 
 
-@pytest.mark.parametrize("readable_since", ["0.1.1", "0.2.0", "1.0", "10.0.0"])
+@pytest.mark.parametrize("readable_since", ["0.2.1", "0.3.0", "1.0", "10.0.0"])
 async def test_a_newer_schema_is_refused(path: Path, readable_since: str) -> None:
     await filled(path)
     set_schema(path, 99, readable_since)

@@ -319,6 +319,7 @@ class BatchInProgress:
             wake=self.wake_at,
             served=self._last_served,
             core=to_json(self.core),
+            ended_at=self.core["ended_at"],
         )
 
     def _check_counts(self) -> None:

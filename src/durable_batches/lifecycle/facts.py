@@ -34,6 +34,8 @@ class ActivityCompleted(NamedTuple):
     payload: bytes
     mark: int = -1
     """The index of the latest stage that the document has entered; a quick call needs no `StageEntered` beside it."""
+    stage: int = -1
+    """The index of the stage in which it was called, of those that this attempt has entered; -1: in none."""
 
 
 class ActivityFailed(NamedTuple):
@@ -45,6 +47,8 @@ class ActivityFailed(NamedTuple):
     attempt: int
     key: str
     payload: bytes
+    stage: int = -1
+    """The index of the stage in which it was called; -1: in none."""
 
 
 class StageEntered(NamedTuple):

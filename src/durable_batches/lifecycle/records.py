@@ -14,6 +14,7 @@ from durable_batches.lifecycle.primitives import Value
 from durable_batches.lifecycle.states import BatchId, Counts
 
 __all__ = [
+    "GENERATION",
     "RESOLVER_DOCUMENT_ID",
     "RESOLVER_POSITION",
     "BatchRecord",
@@ -56,6 +57,10 @@ RESOLVER_DOCUMENT_ID: Final = ""
 NOW: Final[Micros] = 0
 """As a due time: at once."""
 
+GENERATION: Final = 0
+"""What this library can do with a batch: it claims those that need no more (`BatchRecord.needs`). A feature that an
+older library would handle wrongly makes a batch need the generation that has it."""
+
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchRecord(Value):
@@ -83,6 +88,17 @@ class BatchRecord(Value):
     core: bytes
     metadata: Mapping[str, str]
     created_at: Micros
+    needs: int = 0
+    """The `GENERATION` of the library that it takes to run it."""
+    next_due: Micros | None = None
+    """Of a batch with nothing to claim by now: when the first of its executions is due by time; None: none will be."""
+    priority: int = 0
+    """Batches of a higher one are served first."""
+    partition: str = ""
+    """A tenant: the capacity of workers is divided between these first."""
+    purged: int = 0
+    """How far the run's data is purged; 0: not at all."""
+    ended_at: Micros | None = None
 
     @property
     def sealed(self) -> bool:
@@ -116,6 +132,14 @@ class ExecutionRecord(NamedTuple):
     due: Micros | None
     """The time from which it can be claimed (`NOW`: immediately); None: not by time (running, suspended, finished)."""
     updated_at: Micros
+    expires: Micros | None = None
+    """The document's deadline, waits included; None: it has none."""
+    taken_from: WorkerId | None = None
+    """The session whose lease ran out while it owned this; None: none has, or there was progress since."""
+    forget_from: int | None = None
+    """Its next claim deletes the checkpoints of this stage and later ones; None: it deletes none."""
+    fingerprint: str | None = None
+    """The group of failures that it ended with; None: it has not failed for good."""
 
 
 class DocumentRecord(NamedTuple):
@@ -140,6 +164,12 @@ class CheckpointRecord(NamedTuple):
     key: str
     kind: Literal["succeeded", "failed"]
     payload: bytes
+    stage: int | None = None
+    """The index of the stage that the document was in; -1: in none yet; None: unknown."""
+    spent: str | None = None
+    """What the call cost, as JSON; None: it did not say."""
+    fingerprint: str | None = None
+    """Of what the activity computed it with, beside its input; None: the activity has none."""
 
 
 class CheckpointWrite(NamedTuple):
@@ -150,6 +180,9 @@ class CheckpointWrite(NamedTuple):
     key: str
     kind: Literal["succeeded", "failed"]
     payload: bytes
+    stage: int | None = None
+    spent: str | None = None
+    fingerprint: str | None = None
 
 
 class SignalRecord(NamedTuple):
@@ -221,3 +254,9 @@ class WorkerRecord(NamedTuple):
     pid: int
     started: str
     workflows: frozenset[tuple[str, str]]
+    note: str | None = None
+    """What holds it up, for people; written with its lease."""
+    before: WorkerId | None = None
+    """The session that the same process had before this one."""
+    generation: int = 0
+    """The `GENERATION` of its library."""

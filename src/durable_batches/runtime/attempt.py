@@ -67,6 +67,7 @@ class Attempt:
         self.recorded: Recorded = Recorded(checkpoints)
         self._index_of = stage_index
         self._stage_index = self._reported = execution.mark
+        self._stage_of_attempt = -1
         self._resources = resources
         self._timeout = timeout
         self._task: asyncio.Task[Any] | None = None
@@ -216,6 +217,8 @@ class Attempt:
         if self._index_of is None:
             return
         index = self._index_of(stage, activity)
+        if index > self._stage_of_attempt:
+            self._stage_of_attempt = index
         if index > self._stage_index and not self._ended:
             if self._stage_index == self._reported:
                 # The result of an activity that returns immediately carries its stage; most do not return so soon.
@@ -255,6 +258,7 @@ class Attempt:
             return self._replay(definition, checkpoint)
         self._calls_started += 1
         call = Call(self._resources, bound, self.recorded.new_key(base), self, asyncio.current_task())
+        call.stage_index = self._stage_of_attempt
         self._calls.add(call)
         try:
             if (
@@ -282,7 +286,7 @@ class Attempt:
             refusal = await self._resources.recorder.record(
                 make_record(
                     ActivityCompleted,
-                    (*self._identity, call.key, payload, mark),
+                    (*self._identity, call.key, payload, mark, call.stage_index),
                 )
             )
             if refusal is not None:
@@ -351,12 +355,12 @@ class Attempt:
                 retryable = activity.retry.verdict(error) is not False
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 trim(error)
-                raise await self._recorded_failure(call.key, failure) from error
+                raise await self._recorded_failure(call, failure) from error
             call.log_retry(error, delay.total_seconds())
             await call.wait(delay.total_seconds())
 
-    async def _recorded_failure(self, key: str, failure: ActivityFailure) -> ActivityFailedError:
-        execution = self.execution
+    async def _recorded_failure(self, call: Call, failure: ActivityFailure) -> ActivityFailedError:
+        execution, key = self.execution, call.key
         error = failure.error(execution.batch_id, execution.document_id)
         # In the grace period after the attempt only results are recorded: no code can catch a failure any more.
         if not self._ended:
@@ -370,6 +374,7 @@ class Attempt:
                     execution.attempt,
                     key,
                     failure.encode(),
+                    call.stage_index,
                 )
             )
             if refusal is not None:

@@ -45,7 +45,7 @@ class Call:
         scope: The execution that makes the call.
     """
 
-    __slots__ = ("_resources", "_scope", "_waiting", "attempt", "bound", "key", "reported", "task")
+    __slots__ = ("_resources", "_scope", "_waiting", "attempt", "bound", "key", "reported", "stage_index", "task")
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class Call:
         self.bound: BoundCall = bound
         self.key: str = key
         self.attempt: int = 0
+        self.stage_index: int = -1
+        """Of the stage in which it was made; -1: in none."""
         self._scope = scope
         self._resources = resources
         self.reported: bool = False

@@ -25,6 +25,7 @@ from durable_batches.lifecycle.planning import (
     plan_release,
 )
 from durable_batches.lifecycle.records import (
+    GENERATION,
     RESOLVER_POSITION,
     BatchRecord,
     CheckpointRecord,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from durable_batches.stores.sqlite import SQLiteStore
 
 __all__ = [
+    "GENERATION",
     "RESOLVER_POSITION",
     "BatchQuery",
     "BatchRecord",

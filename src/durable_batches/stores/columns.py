@@ -24,19 +24,27 @@ __all__ = [
     "BIGINT",
     "BOOLEAN",
     "BYTES",
+    "CHECKPOINT",
     "DOCUMENT",
     "EVENT",
     "EVENT_RECORD",
     "EXECUTION",
     "EXECUTION_CHANGES",
     "EXECUTION_RECORD",
+    "FAILURE",
     "INTEGER",
+    "JOB",
     "OUTCOME",
+    "REQUEST",
     "SCHEMA_VERSION",
+    "SHARED_LIMIT",
+    "SHARED_SLOT",
     "SIGNAL",
+    "SMALLINT",
     "TABLES",
     "TEXT",
     "TEXTS",
+    "WAIT",
     "WORKER",
     "WORKER_RECORD",
     "Backend",
@@ -57,6 +65,7 @@ class Type(NamedTuple):
     postgres: str
 
 
+SMALLINT: Final = Type("INTEGER", "smallint")
 INTEGER: Final = Type("INTEGER", "integer")
 BIGINT: Final = Type("INTEGER", "bigint")
 BOOLEAN: Final = Type("INTEGER", "boolean")
@@ -202,6 +211,14 @@ BATCH: Final = Table(
         Column(name="labels", type=TEXTS, fixed=True, only="postgres"),
         Column(name="from_due", type=BIGINT, only="postgres"),
         Column(name="from_key", type=BIGINT, only="postgres"),
+        Column(name="needs", type=SMALLINT, field="needs"),
+        Column(name="next_due", type=BIGINT, field="next_due", nullable=True),
+        Column(name="priority", type=SMALLINT, field="priority"),
+        Column(name="partition", type=TEXT, field="partition"),
+        Column(name="purged", type=SMALLINT, field="purged"),
+        Column(name="ended_at", type=BIGINT, field="ended_at", nullable=True),
+        Column(name="woken_due", type=BIGINT, only="postgres"),
+        Column(name="woken_key", type=BIGINT, only="postgres"),
     ],
     primary_key=["key"],
     unique=[["batch_id"]],
@@ -232,6 +249,10 @@ EXECUTION: Final = Table(
         Column(name="due", type=BIGINT, field="due", nullable=True),
         Column(name="updated_at", type=BIGINT, field="updated_at"),
         Column(name="claimed_by_commit", type=BIGINT, nullable=True),
+        Column(name="expires", type=BIGINT, field="expires", nullable=True),
+        Column(name="taken_from", type=TEXT, field="taken_from", nullable=True),
+        Column(name="forget_from", type=INTEGER, field="forget_from", nullable=True),
+        Column(name="fingerprint", type=TEXT, field="fingerprint", nullable=True),
     ],
     primary_key=["key"],
     unique=[["batch", "document_id"]],
@@ -260,10 +281,15 @@ ACTIVITY: Final = Table(
         Column(name="key", type=TEXT, fixed=True),
         Column(name="failed", type=BOOLEAN, fixed=True),
         Column(name="payload", type=BYTES, fixed=True),
+        Column(name="stage", type=SMALLINT, fixed=True, nullable=True),
+        Column(name="spent", type=TEXT, fixed=True, nullable=True),
+        Column(name="fingerprint", type=TEXT, fixed=True, nullable=True),
     ],
     primary_key=["execution", "key"],
 )
 """The checkpoints. In SQLite its key is a unique constraint, see the migration."""
+CHECKPOINT: Final = Columns(ACTIVITY.columns[1:])
+"""The columns of a checkpoint, without its execution."""
 EVENT: Final = Table(
     "event",
     [
@@ -287,6 +313,66 @@ SIGNAL: Final = Table(
     ],
     primary_key=["execution", "ordinal"],
 )
+WAIT: Final = Table(
+    "wait",
+    [
+        Column(name="execution", type=BIGINT, fixed=True),
+        Column(name="topic", type=TEXT, fixed=True),
+        Column(name="ordinal", type=BIGINT, fixed=True),
+        Column(name="key", type=TEXT, nullable=True),
+        Column(name="due", type=BIGINT, nullable=True),
+        Column(name="payload", type=BYTES, nullable=True),
+        Column(name="job", type=BIGINT, nullable=True),
+    ],
+    primary_key=["execution", "topic", "ordinal"],
+)
+"""What executions wait for, and what was sent to them before they asked."""
+REQUEST: Final = Table(
+    "request",
+    [
+        Column(name="batch", type=BIGINT, fixed=True),
+        Column(name="id", type=TEXT, fixed=True),
+        Column(name="at", type=BIGINT, fixed=True),
+        Column(name="answer", type=TEXT, fixed=True),
+    ],
+    primary_key=["batch", "id"],
+)
+"""The commands that were carried out, so that one that is repeated is answered as before."""
+FAILURE: Final = Table(
+    "failure",
+    [
+        Column(name="batch", type=BIGINT, fixed=True),
+        Column(name="run", type=INTEGER, fixed=True),
+        Column(name="fingerprint", type=TEXT, fixed=True),
+        Column(name="error_type", type=TEXT, fixed=True),
+        Column(name="activity", type=TEXT, fixed=True, nullable=True),
+        Column(name="stage", type=TEXT, fixed=True, nullable=True),
+        Column(name="message", type=TEXT, fixed=True),
+        Column(name="count", type=BIGINT),
+        Column(name="first_position", type=BIGINT),
+        Column(name="first_at", type=BIGINT, fixed=True),
+        Column(name="last_at", type=BIGINT),
+        Column(name="examples", type=BYTES),
+    ],
+    primary_key=["batch", "run", "fingerprint"],
+)
+"""A run's failed documents, by group; `examples` is JSON."""
+JOB: Final = Table(
+    "job",
+    [
+        Column(name="batch", type=BIGINT, fixed=True),
+        Column(name="number", type=BIGINT, fixed=True),
+        Column(name="provider", type=TEXT, fixed=True),
+        Column(name="external", type=TEXT, nullable=True),
+        Column(name="state", type=TEXT),
+        Column(name="requests", type=BIGINT),
+        Column(name="succeeded", type=BIGINT),
+        Column(name="failed", type=BIGINT),
+        Column(name="updated_at", type=BIGINT),
+    ],
+    primary_key=["batch", "number"],
+)
+"""What providers were asked to answer together, later."""
 
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
@@ -311,11 +397,37 @@ WORKER: Final = Table(
         Column(name="commits", type=BIGINT),
         Column(name="refused", type=TEXT),
         Column(name="dead", type=TEXT, nullable=True, only="postgres"),
+        Column(name="note", type=TEXT, field="note", nullable=True),
+        Column(name="before", type=TEXT, field="before", nullable=True, fixed=True),
+        Column(name="generation", type=SMALLINT, field="generation", fixed=True),
     ],
     primary_key=["worker_id"],
 )
 WORKER_RECORD: Final = Columns(column for column in WORKER.columns if column.field is not None)
 """The columns of a `WorkerRecord`."""
+
+SHARED_LIMIT: Final = Table(
+    "shared_limit",
+    [
+        Column(name="name", type=TEXT, fixed=True),
+        Column(name="data", type=BYTES),
+        Column(name="updated_at", type=BIGINT),
+    ],
+    primary_key=["name"],
+)
+"""Limits that all workers share."""
+SHARED_SLOT: Final = Table(
+    "shared_slot",
+    [
+        Column(name="name", type=TEXT, fixed=True),
+        Column(name="worker", type=TEXT, fixed=True),
+        Column(name="amount", type=BIGINT),
+        Column(name="until", type=BIGINT, nullable=True),
+        Column(name="data", type=BYTES, nullable=True),
+    ],
+    primary_key=["name", "worker"],
+)
+"""What each worker holds of a shared limit; it goes with the worker's row."""
 
 SCHEMA_VERSION: Final = Table(
     "schema_version",
@@ -326,7 +438,10 @@ SCHEMA_VERSION: Final = Table(
     ],
 )
 
-TABLES: Final = (BATCH, EXECUTION, DOCUMENT, OUTCOME, ACTIVITY, EVENT, SIGNAL, WORKER, SCHEMA_VERSION)
+TABLES: Final = (
+    *(BATCH, EXECUTION, DOCUMENT, OUTCOME, ACTIVITY, EVENT, SIGNAL, WAIT, REQUEST, FAILURE, JOB),
+    *(WORKER, SHARED_LIMIT, SHARED_SLOT, SCHEMA_VERSION),
+)
 
 
 def _top(columns: Columns) -> list[str]:

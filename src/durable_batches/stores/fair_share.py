@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from durable_batches.lifecycle.records import BatchRecord, Micros
 
-__all__ = ["MOST_BATCHES_A_CLAIM", "Share", "fair_shares", "overdue"]
+__all__ = ["MOST_BATCHES_A_CLAIM", "Share", "fair_shares", "overdue", "turn_of"]
 
 B = TypeVar("B")
 
@@ -32,6 +32,11 @@ class Share:
 def overdue(batch: BatchRecord, now: Micros) -> bool:
     """Return whether the batch's deadline has passed: a claim ends the batch, and takes nothing from it."""
     return batch.wake is not None and batch.wake <= now
+
+
+def turn_of(batch: BatchRecord) -> tuple[str, int, int]:
+    """Return the batch's place among those that are served: the smallest come first, then the oldest."""
+    return batch.partition, -batch.priority, batch.served
 
 
 def fair_shares(batches: Sequence[B], limit: int, free: Callable[[B], int]) -> Iterator[tuple[B, Share]]:

@@ -32,6 +32,7 @@ from durable_batches.lifecycle.planning import (
     plan_release,
 )
 from durable_batches.lifecycle.records import (
+    GENERATION,
     RESOLVER_POSITION,
     BatchRecord,
     CheckpointRecord,
@@ -49,7 +50,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.fair_share import fair_shares, overdue
+from durable_batches.stores.fair_share import fair_shares, overdue, turn_of
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
 
 __all__ = ["MemoryStore"]
@@ -97,7 +98,7 @@ class MemoryStore:
     @property
     def capabilities(self) -> Capabilities:
         """Declare: one process, nothing durable."""
-        return Capabilities(several_processes=False, durable=False, pushes=True)
+        return Capabilities(several_processes=False, durable=False, pushes=True, level=2)
 
     async def open(self) -> None:
         """Open the store; there is no connection."""
@@ -241,10 +242,10 @@ class MemoryStore:
         open_batches = [
             batch
             for batch in self._batches.values()
-            if (batch.record.workflow, batch.record.version) in request.workflows
+            if _can_run(batch.record, request.workflows)
             and ((batch.record.free > 0 and self._first_due(batch, 1, now)) or overdue(batch.record, now))
         ]
-        open_batches.sort(key=lambda batch: (not overdue(batch.record, now), batch.record.served, batch.order))
+        open_batches.sort(key=lambda batch: (not overdue(batch.record, now), *turn_of(batch.record), batch.order))
         candidates: dict[BatchId, Candidates] = {}
         for batch, share in fair_shares(
             open_batches, request.limit, lambda batch: 0 if overdue(batch.record, now) else batch.record.free
@@ -284,7 +285,7 @@ class MemoryStore:
         moments: list[Micros] = []
         for batch in self._batches.values():
             record = batch.record
-            if (record.workflow, record.version) not in request.workflows:
+            if not _can_run(record, request.workflows):
                 continue
             if record.wake is not None:
                 moments.append(record.wake)
@@ -325,7 +326,7 @@ class MemoryStore:
             self._batches[key[0]].outcomes[key[1]] = outcome
         for write in writes.checkpoints:
             recorded = self._batches[write.batch_id].checkpoints.setdefault(write.position, {})
-            recorded.setdefault(write.key, CheckpointRecord(write.key, write.kind, write.payload))
+            recorded.setdefault(write.key, CheckpointRecord(*write[2:]))
         for key, checkpoint in writes.forget:
             recorded = self._batches[key[0]].checkpoints.get(key[1], {})
             if checkpoint in recorded and recorded[checkpoint].kind == "failed":
@@ -433,9 +434,7 @@ class MemoryStore:
             for batch_id, seq in seen.items()
             if (batch := self._batches.get(batch_id)) is not None
         ) or any(
-            batch.record.free > 0
-            and (batch.record.workflow, batch.record.version) in work
-            and self._first_due(batch, 1, now)
+            batch.record.free > 0 and _can_run(batch.record, work) and self._first_due(batch, 1, now)
             for batch in self._batches.values()
         )
 
@@ -446,6 +445,11 @@ class MemoryStore:
 
     def _lease_end(self, lease: Micros) -> float:
         return self._clock.boot() + lease / 1_000_000
+
+
+def _can_run(record: BatchRecord, workflows: Collection[tuple[str, str]]) -> bool:
+    """Whether a worker that has these workflows can run the batch."""
+    return record.needs <= GENERATION and (record.workflow, record.version) in workflows
 
 
 class _LeaseRenewer:

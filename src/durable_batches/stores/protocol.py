@@ -55,6 +55,11 @@ class Capabilities:
     """Acknowledged data outlives the process."""
     pushes: bool
     """`wait` returns before its timeout when another process commits."""
+    level: int = 1
+    """How much of this protocol it has; its description says what came with which level.
+
+    1: the fields of the records that have no default. 2: all of them; a store of level 1 may drop the others.
+    """
     host_transactions: bool = False
     """It implements `HostTransactions`: a batch can be submitted within a transaction of the host application."""
 

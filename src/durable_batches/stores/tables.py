@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from durable_batches.errors import MissingExtraError
-from durable_batches.stores.columns import BIGINT, BOOLEAN, BYTES, INTEGER, TABLES, TEXT, TEXTS, Backend, Type
+from durable_batches.stores.columns import BIGINT, BOOLEAN, BYTES, INTEGER, SMALLINT, TABLES, TEXT, TEXTS, Backend, Type
 
 try:
     from sqlalchemy import (
@@ -21,6 +21,7 @@ try:
         LargeBinary,
         MetaData,
         PrimaryKeyConstraint,
+        SmallInteger,
         Table,
         Text,
         UniqueConstraint,
@@ -35,6 +36,7 @@ except ModuleNotFoundError as _missing:
 __all__ = ["postgres_tables", "sqlite_tables"]
 
 _TYPES: Final[dict[Type, TypeEngine[Any]]] = {
+    SMALLINT: SmallInteger(),
     INTEGER: Integer(),
     BIGINT: BigInteger(),
     BOOLEAN: Boolean(),

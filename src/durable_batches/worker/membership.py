@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 
 from durable_batches.errors import CommitUnknownError
-from durable_batches.lifecycle.records import EventRecord, WorkerId, WorkerRecord
+from durable_batches.lifecycle.records import GENERATION, EventRecord, WorkerId, WorkerRecord
 from durable_batches.stores.protocol import Expired, Store
 from durable_batches.worker.failure_log import log_crash_loops
 from durable_batches.worker.process_identity import is_dead, this_process
@@ -40,7 +40,13 @@ class Membership:
         """Register a session of this process."""
         identity = this_process()
         record = WorkerRecord(
-            worker, identity.boot_id, identity.pid_namespace, identity.pid, identity.started, frozenset(workflows)
+            worker_id=worker,
+            boot_id=identity.boot_id,
+            pid_namespace=identity.pid_namespace,
+            pid=identity.pid,
+            started=identity.started,
+            workflows=frozenset(workflows),
+            generation=GENERATION,
         )
         try:
             await self._store.register(record, int(lease.total_seconds() * 1_000_000))

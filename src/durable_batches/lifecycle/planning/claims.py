@@ -9,6 +9,7 @@ from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.planning.unit_of_work import UnitOfWork, Writes
 from durable_batches.lifecycle.policies import isolated_concurrency
 from durable_batches.lifecycle.records import (
+    GENERATION,
     RESOLVER_POSITION,
     BatchRecord,
     ClaimRequest,
@@ -42,6 +43,8 @@ def plan_claims(
     taken = 0
     window = request.window
     for candidate in candidates:
+        if candidate.batch.needs > GENERATION:
+            continue
         batch = unit.batch(candidate.batch.batch_id)
         if batch.wake_at is not None and batch.wake_at <= now:
             batch.fail("the batch's deadline has passed")

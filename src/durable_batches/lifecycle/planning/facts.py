@@ -14,7 +14,7 @@ Which facts apply
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias, assert_never
+from typing import Final, Literal, TypeAlias, assert_never
 
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.facts import (
@@ -77,7 +77,12 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact]) -> Write
         elif type(fact) is ActivityCompleted:
             if fact.mark > execution.mark:
                 _enter_stage(unit, execution, fact.mark)
-            checkpoints.append(make_record(CheckpointWrite, (batch_id, position, fact.key, "succeeded", fact.payload)))
+            checkpoints.append(
+                make_record(
+                    CheckpointWrite,
+                    (batch_id, position, fact.key, "succeeded", fact.payload, fact.stage, None, None),
+                )
+            )
         else:
             _apply(unit, execution, fact)
     return unit.writes()
@@ -91,7 +96,7 @@ def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> No
         case StageEntered():
             _enter_stage(unit, execution, fact.mark)
         case ActivityFailed():
-            unit.checkpoints.append(CheckpointWrite(fact.batch_id, fact.position, fact.key, "failed", fact.payload))
+            unit.checkpoints.append(_checkpoint(fact, "failed"))
         case ExecutionSucceeded():
             _succeed(unit, execution, fact)
         case ExecutionFailed():
@@ -106,13 +111,17 @@ def _apply_after_end(unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -
     """Keep a result that was paid for; release an execution that its worker is done with."""
     match fact:
         case ActivityCompleted():
-            unit.checkpoints.append(CheckpointWrite(fact.batch_id, fact.position, fact.key, "succeeded", fact.payload))
+            unit.checkpoints.append(_checkpoint(fact, "succeeded"))
         case ActivityFailed() | StageEntered():
             pass
         case ExecutionSucceeded() | ExecutionFailed() | ExecutionReleased():
             unit.release_as_cancelled(execution)
         case _:
             assert_never(fact)
+
+
+def _checkpoint(fact: ActivityCompleted | ActivityFailed, kind: Literal["succeeded", "failed"]) -> CheckpointWrite:
+    return CheckpointWrite(fact.batch_id, fact.position, fact.key, kind, fact.payload, fact.stage)
 
 
 def _enter_stage(unit: UnitOfWork, execution: ExecutionRecord, stage_index: int) -> None:

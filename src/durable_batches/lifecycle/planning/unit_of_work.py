@@ -110,7 +110,9 @@ class UnitOfWork:
     def enter_stage(self, execution: ExecutionRecord, stage_index: int) -> None:
         """Write that this execution has entered a later stage."""
         # Spelt out, because this is made for many activities.
-        entered = make_record(ExecutionRecord, (*execution[:5], stage_index, *execution[6:12], self.now))
+        entered = make_record(
+            ExecutionRecord, (*execution[:5], stage_index, *execution[6:12], self.now, *execution[13:])
+        )
         key = (execution.batch_id, execution.position)
         self.executions[key] = self._stage_entries[key] = entered
 

@@ -8,9 +8,9 @@ from typing import Final
 from durable_batches.errors import SchemaTooNewError
 from durable_batches.version import VERSION
 
-__all__ = ["READABLE_SINCE", "newer_scripts"]
+__all__ = ["READABLE_SINCE", "ends_older_workers", "newer_scripts"]
 
-READABLE_SINCE: Final = "0.1.0"
+READABLE_SINCE: Final = "0.2.0"
 """The oldest library version that can work on the schema that this version writes."""
 
 
@@ -28,6 +28,18 @@ def newer_scripts(dialect: str, where: str, version: int, readable_since: str) -
     )
     numbered = [(int(name.partition("_")[0]), script) for name, script in scripts]
     return [script for script in numbered if script[0] > version]
+
+
+def ends_older_workers(version: int) -> bool:
+    """Whether the upgrade of a schema of this version needs that no worker of an older library is alive.
+
+    0.1.0 knows no events but its own, and runs batches whatever they need. Newer ones may run beside newer schemas.
+    """
+    return 0 < version < _FIRST_SHARED
+
+
+_FIRST_SHARED: Final = 2
+"""The first script that workers may run across."""
 
 
 def _parts(version: str) -> tuple[int, ...]:

@@ -26,7 +26,15 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.columns import BATCH, BATCH_RECORD, DOCUMENT, EVENT_RECORD, EXECUTION, EXECUTION_RECORD
+from durable_batches.stores.columns import (
+    BATCH,
+    BATCH_RECORD,
+    CHECKPOINT,
+    DOCUMENT,
+    EVENT_RECORD,
+    EXECUTION,
+    EXECUTION_RECORD,
+)
 from durable_batches.stores.postgres.commit.lock import Locked
 from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.stores.protocol import BatchQuery
@@ -109,9 +117,11 @@ async def delete_batch(session: Session, batch: int) -> None:
         ("outcome", "key"),
         ("activity", "execution"),
         ("signal", "execution"),
+        ("wait", "execution"),
     ):
         await session.fetch(f"DELETE FROM {{s}}.{table} WHERE {column} >= $1 AND {column} < $2", low, high)
-    await session.fetch("DELETE FROM {s}.event WHERE batch = $1", batch)
+    for table in ("event", "request", "failure", "job"):
+        await session.fetch(f"DELETE FROM {{s}}.{table} WHERE batch = $1", batch)
     await session.fetch("DELETE FROM {s}.batch WHERE key = $1", batch)
 
 
@@ -233,7 +243,7 @@ async def load_checkpoints(
     if batch is None:
         return []
     rows = await session.fetch(
-        "SELECT key, failed, payload FROM {s}.activity WHERE execution = $1 AND key > $2 ORDER BY key LIMIT $3",
+        f"SELECT {CHECKPOINT.names} FROM {{s}}.activity WHERE execution = $1 AND key > $2 ORDER BY key LIMIT $3",
         execution_key(batch, position),
         after,
         limit,

@@ -118,7 +118,7 @@ class PostgresStore:
     @property
     def capabilities(self) -> Capabilities:
         """Declare: durable, several processes, pushes, the host's transactions."""
-        return Capabilities(several_processes=True, durable=True, pushes=True, host_transactions=True)
+        return Capabilities(several_processes=True, durable=True, pushes=True, host_transactions=True, level=2)
 
     async def open(self) -> None:
         """See `Store.open`.

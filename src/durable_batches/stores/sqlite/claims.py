@@ -9,6 +9,7 @@ from typing import Final
 
 from durable_batches.lifecycle.planning import Candidates
 from durable_batches.lifecycle.records import (
+    GENERATION,
     BatchRecord,
     Claim,
     ClaimRequest,
@@ -33,14 +34,16 @@ from durable_batches.stores.sqlite.queries import load_checkpoints
 __all__ = ["claimed_by", "is_claimable", "load_candidates", "load_claims", "next_due"]
 
 _PAIRS: Final = "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
+_RUNNABLE: Final = f"needs <= {GENERATION}"
 _DUE: Final = "execution.batch = batch.key AND execution.due IS NOT NULL AND execution.due <= ?"
 _LOAD_OVERDUE: Final = (
     f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE wake IS NOT NULL AND wake <= ? "
-    f"AND (workflow, version) IN {_PAIRS} ORDER BY served, key LIMIT ?"
+    f"AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS} ORDER BY served, key LIMIT ?"
 )
 _LOAD_OPEN: Final = (
-    f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS} "
-    f"AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) ORDER BY served, key LIMIT ?"
+    f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE free > 0 AND {_RUNNABLE} "
+    f"AND (workflow, version) IN {_PAIRS} AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) "
+    "ORDER BY partition, priority DESC, served, key LIMIT ?"
 )
 _LOAD_DUE: Final = (
     f"SELECT key, {EXECUTION_RECORD.names} FROM execution WHERE batch = ? AND due IS NOT NULL AND due <= ? "
@@ -107,11 +110,11 @@ def next_due(connection: sqlite3.Connection, now: Micros, request: ClaimRequest)
     workflows = workflows_as_text(request.workflows)
     (due,) = connection.execute(
         "SELECT MIN((SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL "
-        f"AND due > ?)) FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS}",
+        f"AND due > ?)) FROM batch WHERE free > 0 AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS}",
         (now, workflows),
     ).fetchone()
     (wake,) = connection.execute(
-        f"SELECT MIN(wake) FROM batch WHERE wake IS NOT NULL AND (workflow, version) IN {_PAIRS}",
+        f"SELECT MIN(wake) FROM batch WHERE wake IS NOT NULL AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS}",
         (workflows,),
     ).fetchone()
     moments = [moment for moment in (due, wake) if moment is not None]
@@ -121,7 +124,7 @@ def next_due(connection: sqlite3.Connection, now: Micros, request: ClaimRequest)
 def is_claimable(connection: sqlite3.Connection, now: Micros, work: Collection[tuple[str, str]]) -> bool:
     """Whether a batch of one of these workflows has something to claim."""
     row = connection.execute(
-        f"SELECT 1 FROM batch WHERE free > 0 AND (workflow, version) IN {_PAIRS} "
+        f"SELECT 1 FROM batch WHERE free > 0 AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS} "
         f"AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) LIMIT 1",
         (workflows_as_text(work), now),
     ).fetchone()

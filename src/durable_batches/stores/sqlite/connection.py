@@ -11,12 +11,14 @@ from typing import Final
 from durable_batches.errors import (
     DurableBatchesError,
     FactRejectedError,
+    OldWorkersError,
     StoreCorruptError,
     StoreFullError,
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from durable_batches.stores.migrations import READABLE_SINCE, newer_scripts
+from durable_batches.lifecycle.records import Micros
+from durable_batches.stores.migrations import READABLE_SINCE, ends_older_workers, newer_scripts
 from durable_batches.version import VERSION
 
 __all__ = ["connect", "migrate", "transaction", "translated"]
@@ -94,10 +96,16 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Generator[None]:
             raise
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
+def migrate(connection: sqlite3.Connection, path: Path, boot: Micros) -> None:
     """Bring the schema up to date, under the write lock from before the first look at it.
 
+    Args:
+        connection: In no transaction.
+        path: The file.
+        boot: The time that leases are measured on.
+
     Raises:
+        OldWorkersError: Workers of an older library are alive.
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
     """
     with transaction(connection, path):
@@ -108,12 +116,25 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
         row = connection.execute("SELECT version, readable_since FROM schema_version").fetchone()
         version, readable_since = row or (0, "0")
         newer = newer_scripts("sqlite", str(path), version, readable_since)
+        if ends_older_workers(version):
+            _refuse_older_workers(connection, path, boot)
         for _, script in newer:
             for statement in _statements(script):
                 connection.execute(statement)
         if newer:
             connection.execute("DELETE FROM schema_version")
             connection.execute("INSERT INTO schema_version VALUES (?, ?, ?)", (newer[-1][0], READABLE_SINCE, VERSION))
+
+
+def _refuse_older_workers(connection: sqlite3.Connection, path: Path, boot: Micros) -> None:
+    alive = connection.execute(
+        "SELECT worker_id, pid, lease_until FROM worker WHERE lease_until > ? AND lease_until <= ? + lease",
+        (boot, boot),
+    ).fetchall()
+    if alive:
+        last = max(lease_until for *_, lease_until in alive)
+        workers = {worker: pid for worker, pid, _ in alive}
+        raise OldWorkersError(str(path), workers, (last - boot) / 1_000_000, READABLE_SINCE)
 
 
 @contextmanager

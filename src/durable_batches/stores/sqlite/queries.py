@@ -26,6 +26,7 @@ from durable_batches.stores.columns import (
     ACTIVITY,
     BATCH_CHANGES,
     BATCH_RECORD,
+    CHECKPOINT,
     DOCUMENT,
     EVENT,
     EVENT_RECORD,
@@ -119,9 +120,10 @@ def _delete_batch(connection: sqlite3.Connection, key: int) -> None:
     low, high = execution_keys(key)
     for table in ("execution", "document", "outcome"):
         connection.execute(f"DELETE FROM {table} WHERE key >= ? AND key < ?", (low, high))
-    for table in ("activity", "signal"):
+    for table in ("activity", "signal", "wait"):
         connection.execute(f"DELETE FROM {table} WHERE execution >= ? AND execution < ?", (low, high))
-    connection.execute("DELETE FROM event WHERE batch = ?", (key,))
+    for table in ("event", "request", "failure", "job"):
+        connection.execute(f"DELETE FROM {table} WHERE batch = ?", (key,))
     connection.execute("DELETE FROM batch WHERE key = ?", (key,))
 
 
@@ -265,8 +267,8 @@ def apply(
         connection,
         _WRITE_CHECKPOINTS,
         [
-            (first[batch] + position, key, kind == "failed", payload)
-            for batch, position, key, kind, payload in writes.checkpoints
+            (first[batch] + position, key, kind == "failed", *rest)
+            for batch, position, key, kind, *rest in writes.checkpoints
         ],
     )
     _many(
@@ -328,7 +330,7 @@ def _many(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -
 def load_checkpoints(connection: sqlite3.Connection, execution: int, after: str, limit: int) -> list[CheckpointRecord]:
     """Load the checkpoints of one execution, by key, from behind `after`."""
     rows = connection.execute(
-        "SELECT key, failed, payload FROM activity WHERE execution = ? AND key > ? ORDER BY key LIMIT ?",
+        f"SELECT {CHECKPOINT.names} FROM activity WHERE execution = ? AND key > ? ORDER BY key LIMIT ?",
         (execution, after, limit),
     )
     return [checkpoint_of(*row) for row in rows]

@@ -89,7 +89,7 @@ class SQLiteStore:
     @property
     def capabilities(self) -> Capabilities:
         """Declare: durable, several processes."""
-        return Capabilities(several_processes=True, durable=True, pushes=False)
+        return Capabilities(several_processes=True, durable=True, pushes=False, level=2)
 
     async def open(self) -> None:
         """See `Store.open`."""
@@ -99,7 +99,7 @@ class SQLiteStore:
                 reader = ConnectionThread("reads", self.path)
                 try:
                     await writer.start(reading=False)
-                    await writer.run(migrate, self.path)
+                    await writer.run(migrate, self.path, self._boot())
                     await reader.start(reading=True)
                 except BaseException:
                     await reader.stop()

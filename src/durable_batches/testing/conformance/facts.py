@@ -35,7 +35,7 @@ class FactsConformance(Conformance):
             hand.recorded_failure(one, "a", b"2"),
             hand.recorded(two, "a", b"3"),
         )
-        assert [tuple(found) for found in await scene.checkpoints(batch_id, 0)] == [
+        assert [found[:3] for found in await scene.checkpoints(batch_id, 0)] == [
             ("a", "failed", b"2"),
             ("b", "succeeded", b"1"),
         ]
@@ -51,7 +51,7 @@ class FactsConformance(Conformance):
         await hand.report(hand.recorded_failure(claim, "key", b"third"), hand.released(claim))
         claim = await hand.take()
         await hand.report(hand.recorded(claim, "key", b"fourth"))
-        assert [tuple(found) for found in await scene.checkpoints(batch_id)] == [("key", "succeeded", b"first")]
+        assert [found[:3] for found in await scene.checkpoints(batch_id)] == [("key", "succeeded", b"first")]
         assert await scene.store.count_checkpoints(batch_id) == 1
 
     async def test_recording_does_not_move_the_batch(self, scene: Scene) -> None:

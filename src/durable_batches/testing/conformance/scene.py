@@ -340,14 +340,14 @@ class Hand:
     # ---- facts about a claim -------------------------------------------------------------------------------
 
     @staticmethod
-    def recorded(claim: Claim, key: str, payload: bytes = b"result") -> ActivityCompleted:
+    def recorded(claim: Claim, key: str, payload: bytes = b"result", *, stage: int = -1) -> ActivityCompleted:
         """Return the fact that an activity succeeded."""
-        return ActivityCompleted(*_identity(claim), key, payload)
+        return ActivityCompleted(*_identity(claim), key, payload, stage=stage)
 
     @staticmethod
-    def recorded_failure(claim: Claim, key: str, payload: bytes = b"failure") -> ActivityFailed:
+    def recorded_failure(claim: Claim, key: str, payload: bytes = b"failure", *, stage: int = -1) -> ActivityFailed:
         """Return the fact that an activity failed for good."""
-        return ActivityFailed(*_identity(claim), key, payload)
+        return ActivityFailed(*_identity(claim), key, payload, stage=stage)
 
     @staticmethod
     def entered(claim: Claim, mark: int) -> StageEntered:

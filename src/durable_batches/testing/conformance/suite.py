@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from durable_batches.testing.conformance.claims import ClaimsConformance
 from durable_batches.testing.conformance.facts import FactsConformance
+from durable_batches.testing.conformance.levels import LevelsConformance
 from durable_batches.testing.conformance.loading import LoadingConformance
 from durable_batches.testing.conformance.reading import ReadingConformance, WaitingConformance
 from durable_batches.testing.conformance.workers import OpeningConformance, WorkersConformance
@@ -38,6 +39,7 @@ class StoreConformance(
     FactsConformance,
     ReadingConformance,
     WaitingConformance,
+    LevelsConformance,
 ):
     """Test a store: subclass this in a test module, under a name that pytest collects, and override `make_store`.
 

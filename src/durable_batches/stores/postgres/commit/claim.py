@@ -12,6 +12,7 @@ from typing import Final
 
 from durable_batches.lifecycle.planning import Candidates, Writes
 from durable_batches.lifecycle.records import (
+    GENERATION,
     BatchRecord,
     CheckpointRecord,
     Claim,
@@ -24,7 +25,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.columns import ACTIVITY, EXECUTION_RECORD, SIGNAL
-from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, fair_shares, overdue
+from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, fair_shares, overdue, turn_of
 from durable_batches.stores.postgres.commit.lock import Front, Locked, locked_columns
 from durable_batches.stores.postgres.commit.write import statement_of
 from durable_batches.stores.postgres.connection.server_clock import given_time
@@ -57,6 +58,7 @@ def _pairs(workflows: Collection[tuple[str, str]]) -> tuple[list[str], list[str]
     return [name for name, _ in ordered], [version for _, version in ordered]
 
 
+_RUNNABLE: Final = f"b.needs <= {GENERATION}"
 _DUE: Final = (
     "FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND (e.due, e.key) >= (b.from_due, b.from_key) "
     "AND e.due <= $3"
@@ -65,13 +67,13 @@ _DUE: Final = (
 _OPEN: Final = f"""
 WITH open AS (
     (SELECT 0 AS rank, b.key, b.served FROM {{s}}.batch b
-     WHERE b.wake IS NOT NULL AND b.wake <= $3 AND (b.workflow, b.version) IN {_PAIRS}
+     WHERE b.wake IS NOT NULL AND b.wake <= $3 AND {_RUNNABLE} AND (b.workflow, b.version) IN {_PAIRS}
      ORDER BY b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
     UNION ALL
     (SELECT 1, b.key, b.served FROM {{s}}.batch b
-     WHERE b.free > 0 AND (b.wake IS NULL OR b.wake > $3) AND (b.workflow, b.version) IN {_PAIRS}
+     WHERE b.free > 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3) AND (b.workflow, b.version) IN {_PAIRS}
      AND EXISTS (SELECT 1 {_DUE})
-     ORDER BY b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
+     ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
 ), locked AS (
     SELECT o.rank, {locked_columns("b")} FROM open o JOIN {{s}}.batch b ON b.key = o.key
     ORDER BY b.batch_id FOR UPDATE OF b LOCKING
@@ -96,13 +98,13 @@ async def lock_open_batches(
     """
     rows = await session.fetch(_OPEN.replace("LOCKING", "SKIP LOCKED" if skip else ""), *_pairs(request.workflows), now)
     locked = Locked()
-    found: list[tuple[int, int, int, BatchRecord]] = []
+    found: list[tuple[int, tuple[str, int, int], int, BatchRecord]] = []
     for row in rows:
         if row[1] is None:
             continue
         record = locked.take(row[2:])
         if overdue(record, now) or record.free > 0:
-            found.append((row[1], record.served, row[2], record))
+            found.append((row[1], turn_of(record), row[2], record))
     found.sort(key=lambda item: item[:3])
     return locked, [record for *_, record in found], rows[0][0] - len(locked.keys)
 
@@ -196,13 +198,13 @@ _NEXT_DUE: Final = """
 SELECT soon.at, d.key, d.input, EXISTS (SELECT 1 FROM {s}.signal WHERE execution = d.key) FROM (SELECT least(
     (SELECT min((SELECT e.due FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due > {now}
                  ORDER BY e.due LIMIT 1))
-     FROM {s}.batch b WHERE b.free > 0 AND NOT b.key = ANY({full}::bigint[])
+     FROM {s}.batch b WHERE b.free > 0 AND RUNNABLE AND NOT b.key = ANY({full}::bigint[])
      AND (b.workflow, b.version) IN (SELECT * FROM unnest({names}::text[], {versions}::text[]))),
     (SELECT min(b.wake)
-     FROM {s}.batch b WHERE b.wake IS NOT NULL AND NOT b.key = ANY({ended}::bigint[])
+     FROM {s}.batch b WHERE b.wake IS NOT NULL AND RUNNABLE AND NOT b.key = ANY({ended}::bigint[])
      AND (b.workflow, b.version) IN (SELECT * FROM unnest({names}::text[], {versions}::text[])))
 ) AS at) soon LEFT JOIN {s}.document d ON d.key = ANY({inputs}::bigint[])
-"""
+""".replace("RUNNABLE", _RUNNABLE)
 """When something falls due, of what is not `full` or `ended` by the claim that this comes with; and its inputs."""
 
 
@@ -248,7 +250,7 @@ async def _claims(
             again,
             request.checkpoints + 1,
         ):
-            checkpoints.setdefault(row[0], []).append(checkpoint_of(row[1], row[2], row[3]))
+            checkpoints.setdefault(row[0], []).append(checkpoint_of(*row[1:]))
     if signalled:
         for row in await session.fetch(
             f"SELECT {SIGNAL.columns.names} FROM {{s}}.signal WHERE execution = ANY($1::bigint[]) "
@@ -275,7 +277,7 @@ async def claimable(session: Session, now: Micros | None, work: Collection[tuple
     rows = await session.fetch(
         "SELECT w.name, w.version FROM unnest($1::text[], $2::text[]) AS w(name, version) "
         f"CROSS JOIN (SELECT {given_time(3)} AS now) c WHERE EXISTS (SELECT 1 FROM {{s}}.batch b "
-        "WHERE b.free > 0 AND b.workflow = w.name AND b.version = w.version "
+        f"WHERE b.free > 0 AND {_RUNNABLE} AND b.workflow = w.name AND b.version = w.version "
         f"AND EXISTS (SELECT 1 {_DUE.replace('$3', 'c.now')}))",
         *_pairs(work),
         now,

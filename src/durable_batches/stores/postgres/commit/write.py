@@ -135,11 +135,11 @@ def statement_of(locked: Locked, writes: Writes, number: int | None, statement: 
             ACTIVITY.columns,
             _transposed(
                 [
-                    (execution_key(keys[batch], position), key, kind == "failed", payload)
-                    for batch, position, key, kind, payload in writes.checkpoints
+                    (execution_key(keys[batch], position), key, kind == "failed", *rest)
+                    for batch, position, key, kind, *rest in writes.checkpoints
                 ]
             ),
-            alike=["failed"],
+            alike=["failed", "stage", "spent", "fingerprint"],
         )
     if writes.marks:
         statement.add(
@@ -163,7 +163,7 @@ def statement_of(locked: Locked, writes: Writes, number: int | None, statement: 
                     for execution in writes.executions
                 ]
             ),
-            alike=["claimed_by_commit", "updated_at"],
+            alike=["claimed_by_commit", "updated_at", "expires", "taken_from", "forget_from", "fingerprint"],
         )
     if writes.outcomes:
         statement.add(

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from durable_batches.errors import StoreLockedError
-from durable_batches.stores.migrations import READABLE_SINCE, newer_scripts
+from durable_batches.errors import OldWorkersError, StoreLockedError
+from durable_batches.stores.migrations import READABLE_SINCE, ends_older_workers, newer_scripts
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME
 from durable_batches.stores.postgres.connection.session import Session, transaction
 from durable_batches.version import VERSION
 
@@ -38,6 +39,7 @@ async def migrate(database: Database, session: Session) -> bool:
 
     Raises:
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
+        OldWorkersError: Workers of an older library are alive.
         StoreAccessError: The role may not make it.
     """
     if not await scripts_for(database, session):
@@ -45,7 +47,7 @@ async def migrate(database: Database, session: Session) -> bool:
     await _locked_for_migration(session, database)
     # Begun after the lock is held: what this session believes of the catalogue is brought up to date by that.
     async with transaction(session, database.where):
-        newer = newer_scripts("postgres", database.where, *await _schema_version(session))
+        newer = await _scripts_for(database, session)
         if newer:
             await session.run(migration_script(newer, schema=not await has_schema(session)))
     return bool(newer)
@@ -60,10 +62,30 @@ async def scripts_for(database: Database, session: Session) -> list[tuple[int, s
     """Find the scripts that its schema lacks.
 
     Raises:
+        OldWorkersError: Workers of an older library are alive.
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
     """
     with translated(database.where):
-        return newer_scripts("postgres", database.where, *await _schema_version(session))
+        return await _scripts_for(database, session)
+
+
+async def _scripts_for(database: Database, session: Session) -> list[tuple[int, str]]:
+    version, readable_since = await _schema_version(session)
+    newer = newer_scripts("postgres", database.where, version, readable_since)
+    if ends_older_workers(version):
+        await _refuse_older_workers(database, session)
+    return newer
+
+
+async def _refuse_older_workers(database: Database, session: Session) -> None:
+    alive = await session.fetch(
+        f"SELECT worker_id, pid, lease_until - c.now FROM {{s}}.worker, (SELECT {SERVER_TIME} AS now) c "
+        "WHERE dead IS NULL AND lease_until > c.now AND lease_until <= c.now + 2 * lease"
+    )
+    if alive:
+        workers = {worker: pid for worker, pid, _ in alive}
+        seconds = max(left for *_, left in alive) / 1_000_000
+        raise OldWorkersError(database.where, workers, seconds, READABLE_SINCE)
 
 
 def migration_script(scripts: Sequence[tuple[int, str]], *, schema: bool) -> str:

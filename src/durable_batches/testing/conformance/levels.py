@@ -1,0 +1,107 @@
+"""What a store keeps from level 2 on: the fields of the records that have defaults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from durable_batches.lifecycle.commands import Seal
+from durable_batches.lifecycle.records import GENERATION, BatchRecord, WorkerId, WorkerRecord
+from durable_batches.testing.conformance.base import Conformance
+from durable_batches.testing.conformance.scene import Scene
+
+__all__ = ["LevelsConformance"]
+
+
+class LevelsConformance(Conformance):
+    """`capabilities.level`, and batches that need a newer library."""
+
+    # ---- every level -----------------------------------------------------------------------------------------
+
+    async def test_a_batch_that_needs_a_newer_library_is_not_claimed(self, scene: Scene) -> None:
+        """Nothing is claimed of a batch that needs more than `GENERATION`, and its deadline does not end it."""
+        batch_id = await scene.sealed(replace(scene.record(deadline=60), needs=GENERATION + 1), 2)
+        other = await scene.batch(1)
+        hand = await scene.worker(lease=1_000)
+        await scene.pass_time(61)
+        record = await scene.look(batch_id)
+        assert [claim.execution.batch_id for claim in await hand.claim()] == [other]
+        assert await scene.look(batch_id) == record
+
+    # ---- level 2 -----------------------------------------------------------------------------------------------
+
+    async def test_a_batch_that_needs_a_newer_library_is_nothing_to_wait_for(self, scene: Scene) -> None:
+        """Neither its executions nor its deadline are something that the worker looks again for."""
+        _from_level_2(scene)
+        await scene.sealed(replace(scene.record(deadline=60), needs=GENERATION + 1), 2)
+        hand = await scene.worker()
+        committed = await hand.commit(claim=hand.request())
+        assert (list(committed.claims), committed.retry_in) == ([], None)
+
+    async def test_all_fields_of_a_batch_are_stored(self, scene: Scene) -> None:
+        """Also those that have defaults, and writes to the batch leave alone what they do not change."""
+        _from_level_2(scene)
+        fields = {"next_due": 5, "priority": -3, "partition": "tenant 文", "purged": 2}
+        record = replace(scene.record(), **fields)  # type: ignore[arg-type]  # each is of its field's type
+        batch_id = await scene.load(record, 1)
+        assert await scene.look(batch_id) == record
+        await scene.store.control(batch_id, Seal(WorkerId("loader"), 1))
+        hand = await scene.worker()
+        claim = await hand.take()
+        assert claim.batch == await scene.look(batch_id)
+        await hand.report(hand.succeeded(claim))
+        ended = await scene.look(batch_id)
+        assert {name: getattr(ended, name) for name in fields} == fields
+        assert ended.ended_at is not None
+
+    async def test_batches_of_a_higher_priority_are_served_first(self, scene: Scene) -> None:
+        """A claim goes through the batches by priority, and by `served` only among those of the same."""
+        _from_level_2(scene)
+        low = await scene.sealed(replace(scene.record(), priority=-1), 3)
+        high = await scene.sealed(replace(scene.record(), priority=1), 3)
+        hand = await scene.worker()
+        served: list[str] = []
+        for _ in range(4):
+            await scene.pass_time(0.001)
+            served.append((await hand.claim(1))[0].execution.batch_id)
+        assert served == [high, high, high, low]
+
+    async def test_checkpoints_say_their_stage(self, scene: Scene) -> None:
+        """`CheckpointRecord.stage` is the fact's, where they are read and where they come with a claim."""
+        _from_level_2(scene)
+        batch_id = await scene.batch(1)
+        hand = await scene.worker()
+        claim = await hand.take()
+        await hand.report(
+            hand.recorded(claim, "a", stage=1),
+            hand.recorded(claim, "b"),
+            hand.recorded_failure(claim, "c", stage=2),
+            hand.released(claim),
+        )
+        found = await scene.checkpoints(batch_id)
+        assert [(checkpoint.key, checkpoint.stage) for checkpoint in found] == [("a", 1), ("b", -1), ("c", 2)]
+        assert list((await hand.take()).checkpoints) == found
+
+    async def test_all_fields_of_a_worker_are_stored(self, scene: Scene) -> None:
+        """`workers` returns also the fields that have defaults."""
+        _from_level_2(scene)
+        record = WorkerRecord(
+            WorkerId("second"), "", "", 1, "", frozenset(), note="waits", before=WorkerId("first"), generation=3
+        )
+        await scene.store.register(record, 1_000_000)
+        assert list(await scene.store.workers()) == [record]
+
+    async def test_an_ended_batch_says_when(self, scene: Scene) -> None:
+        """`BatchRecord.ended_at` is the moment at which the run ended."""
+        _from_level_2(scene)
+        batch_id = await scene.batch(1)
+        before = await scene.look(batch_id)
+        committed = await scene.cancel(batch_id)
+        after: BatchRecord = await scene.look(batch_id)
+        assert (before.ended_at, after.ended_at) == (None, committed.events[-1].at)
+
+
+def _from_level_2(scene: Scene) -> None:
+    if scene.store.capabilities.level < 2:
+        pytest.skip("the store does not declare level 2")
