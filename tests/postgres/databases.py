@@ -7,7 +7,7 @@ import os
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -48,6 +48,19 @@ def execute(dsn: str, *statements: str) -> None:
             await connection.close()
 
     in_a_loop(run())
+
+
+def rows_of(dsn: str, query: str) -> list[dict[str, Any]]:
+    """Run a query on a connection of its own."""
+
+    async def run() -> list[dict[str, Any]]:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return [dict(row) for row in await connection.fetch(query)]
+        finally:
+            await connection.close()
+
+    return in_a_loop(run())
 
 
 class MigratedSchemas:

@@ -45,7 +45,10 @@ def calls(*names: str) -> list[str]:
 
 
 RELEASE: Final = ("UPDATE execution", "INSERT event", "UPDATE batch", "DELETE worker")
-REMOVED: Final = ("execution", "document", "outcome", "activity", "signal", "event", "batch")
+REMOVED: Final = (
+    *("execution", "document", "outcome", "activity", "signal", "wait"),
+    *("event", "request", "failure", "job", "batch"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,10 @@ SCENARIOS: Final = {
                     f"open: CREATE INDEX {name}"
                     for name in ("batch_workflow", "batch_free", "batch_wake", "execution_due", "execution_owner")
                 ),
+                *(f"open: {change} batch" for change in ("ALTER TABLE", "UPDATE")),
+                *("open: DROP INDEX batch_free", "open: CREATE INDEX batch_claim", "open: CREATE TABLE wait"),
+                *(f"open: {change} worker_of_0002" for change in ("CREATE TABLE", "INSERT", "ALTER TABLE")),
+                "open: DROP TABLE worker",
                 "open: DELETE schema_version",
                 "open: INSERT schema_version",
             ],
@@ -368,7 +375,7 @@ async def test_every_statement_has_a_mark(
     reached: Callable[[Kind], Awaitable[Mapping[str, set[str]]]], kind: Kind
 ) -> None:
     found = await reached(kind)
-    tried = {mark for scenario in SCENARIOS.values() for mark in scenario.on(kind)}
+    tried = {mark for scenario in SCENARIOS.values() for mark in scenario.on(kind)} | LIKE_ANOTHER
     statements = [statement for mark in found.keys() & tried for statement in found[mark] if statement]
     missing = [
         text
@@ -383,6 +390,16 @@ async def test_every_statement_has_a_mark(
 
 
 _FILLED_IN: Final = re.compile(r"\{\w*\}|\b(?:TIME|LOCKING)\b")
+
+
+LIKE_ANOTHER: Final = {
+    *("open: ALTER TABLE execution", "open: ALTER TABLE activity"),
+    *(f"open: CREATE TABLE {name}" for name in ("request", "failure", "job", "shared_limit", "shared_slot")),
+    *(f"open: CREATE INDEX batch_{name}" for name in ("next_due", "ended", "unsealed")),
+    *(f"open: CREATE INDEX execution_{name}" for name in ("isolated", "fingerprint")),
+    *(f"open: CREATE INDEX {name}" for name in ("wait_open", "request_at", "shared_slot_worker")),
+}
+"""The second migration's marks in the same transaction as another of the same kind, which stands for them."""
 
 
 NOTES: Final = {"event", "store.batch: answered"}
