@@ -13,7 +13,7 @@ from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, R
 from durable_batches.errors import CrashLoopError
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.commands import Cancel, Seal
-from durable_batches.lifecycle.events import BatchFailed, ResolutionFailed, decode_event
+from durable_batches.lifecycle.events import BatchFailed, ResolutionFailed, ResolutionReleased, decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -285,8 +285,10 @@ def test_a_resolver_that_kills_its_process_fails_the_batch() -> None:
         world.check()
     assert world.batches[batch_id].state == "failed"
     assert resolver(world, batch_id).crashes == 2
-    failures = [event for event in map(decode_event, world.events[batch_id]) if isinstance(event, ResolutionFailed)]
-    assert [event.error for event in failures] == ["its worker died", str(CrashLoopError(batch_id, "", 2))]
+    events = list(map(decode_event, world.events[batch_id]))
+    assert [event.reason for event in events if isinstance(event, ResolutionReleased)] == ["crash"]
+    failures = [event for event in events if isinstance(event, ResolutionFailed)]
+    assert [event.error for event in failures] == [str(CrashLoopError(batch_id, "", 2))]
 
 
 # ---- deadlines -----------------------------------------------------------------------------------------------------

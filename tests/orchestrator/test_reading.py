@@ -17,6 +17,7 @@ from durable_batches import (
     BatchConfig,
     BatchCreated,
     BatchEvent,
+    BatchId,
     BatchNotFoundError,
     BatchOrchestrator,
     BatchSnapshot,
@@ -31,6 +32,7 @@ from durable_batches import (
     DocumentReleased,
     DocumentStarted,
     DocumentSucceeded,
+    MemoryStore,
     PayloadError,
     Pending,
     RetryFailed,
@@ -39,6 +41,7 @@ from durable_batches import (
     StageProgress,
     StateChanged,
     Store,
+    UnknownEvent,
     Worker,
     durable_activity,
     enter_stage,
@@ -635,3 +638,21 @@ async def test_the_former_name_of_counting_checkpoints_still_counts_and_warns(st
         result = await batches.run(["x", "y"])
         with pytest.warns(DeprecationWarning, match="count_checkpoints"):
             assert await batches.recorded_activities(result.batch_id) == 2  # type: ignore[deprecated]  # pyright: ignore[reportDeprecated]
+
+
+async def test_events_of_a_newer_library_are_passed_on_in_their_place() -> None:
+    """A process with a newer version runs the batch, and this one follows it."""
+    store = MemoryStore()
+    async with BatchOrchestrator(staged, store=store) as batches:
+        batch_id = await batches.submit(["a"])
+        await batches.result(batch_id)
+        before = await everything(batches.progress(batch_id))
+        log = store._batches[BatchId(batch_id)].events
+        log[2] = log[2]._replace(tag="documents_shredded", data=b'["a",{"by":7}]')
+        events = await within(everything(batches.progress(batch_id)))
+        assert events[:2] + events[3:] == before[:2] + before[3:]
+        newer = events[2]
+        assert isinstance(newer, UnknownEvent)
+        assert (newer.seq, newer.name, newer.data) == (3, "documents_shredded", '["a",{"by":7}]')
+        rest = await everything(batches.progress(batch_id, after=2))
+        assert rest == events[2:]

@@ -42,10 +42,15 @@ from durable_batches import (
     BatchFailed,
     BatchId,
     BatchOrchestrator,
+    BatchPaused,
+    BatchRedriven,
     BatchResult,
+    BatchResumed,
+    BatchSealed,
     BatchSnapshot,
     BatchState,
     BatchStateMachine,
+    BatchUpdated,
     Cancelled,
     Chunking,
     Completed,
@@ -58,8 +63,11 @@ from durable_batches import (
     DocumentInfo,
     DocumentReleased,
     DocumentRetrying,
+    DocumentsAdded,
     DocumentStarted,
     DocumentSucceeded,
+    DocumentSuspended,
+    DocumentWoken,
     DurableActivity,
     ExecutionContext,
     ExtractingEntities,
@@ -71,8 +79,10 @@ from durable_batches import (
     MemoryStore,
     Outcome,
     Pending,
+    ProviderJobChanged,
     ResolutionCompleted,
     ResolutionFailed,
+    ResolutionReleased,
     ResolutionStarted,
     Resolver,
     Resolving,
@@ -87,6 +97,7 @@ from durable_batches import (
     StageProgress,
     StateChanged,
     Store,
+    UnknownEvent,
     Worker,
     Workflow,
     current_activity,
@@ -687,7 +698,7 @@ def told(event: BatchEvent) -> str:
             assert_type(due, datetime)
             return due.isoformat()
         case DocumentReleased(reason=reason):
-            assert_type(reason, Literal["shutdown", "crash"])
+            assert_type(reason, Literal["shutdown", "crash", "paused"])
             return reason
         case DocumentFailed(error=error) | ResolutionFailed(error=error):
             return error
@@ -696,6 +707,28 @@ def told(event: BatchEvent) -> str:
         case BatchCompleted(counts=counts) | BatchFailed(counts=counts) | BatchCancelled(counts=counts):
             assert_type(counts, Counts)
             return str(counts.ended)
+        case BatchPaused(reason=reason, until=until):
+            assert_type(reason, Literal["operator", "budget", "canary", "quota"])
+            assert_type(until, datetime | None)
+            return reason
+        case BatchResumed() | BatchSealed() | DocumentWoken():
+            return event.tag
+        case BatchRedriven(run=run, counts=counts):
+            return str(run + counts.total)
+        case BatchUpdated(changes=changes):
+            return ", ".join(changes)
+        case DocumentsAdded(count=count, total=total):
+            return str(count + total)
+        case DocumentSuspended(waits_for=names, due=due):
+            assert_type(due, datetime | None)
+            return ", ".join(names)
+        case ProviderJobChanged(job=job):
+            return str(job)
+        case ResolutionReleased(reason=reason):
+            assert_type(reason, Literal["shutdown", "crash", "paused"])
+            return reason
+        case UnknownEvent(name=name, data=data):
+            return name + data
         case _:
             assert_never(event)
 

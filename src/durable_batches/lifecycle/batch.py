@@ -7,7 +7,6 @@ A batch's counts, stages and state change here alone, and each change emits its 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from pydantic_core import from_json, to_json
 
@@ -19,6 +18,7 @@ from durable_batches.lifecycle.batch_core import (
     decode_definition,
 )
 from durable_batches.lifecycle.event_data import EventData
+from durable_batches.lifecycle.events import ReleaseReason
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
@@ -156,7 +156,7 @@ class BatchInProgress:
         if self.core["started_at"] is None:
             self.core["started_at"] = self.now
         if self.state == "pending":
-            self.move(self._earliest_stage())
+            self.move(self.definition.stages[self.stage_counts.earliest()])
 
     def enter_stage(self, execution: ExecutionRecord, stage_index: int) -> None:
         self.stage_counts.enter(execution.mark, stage_index)
@@ -200,7 +200,7 @@ class BatchInProgress:
             event_data.document_retrying(document_id=execution.document_id, failures=failures, due=due_at, error=error)
         )
 
-    def release_document(self, execution: ExecutionRecord, reason: Literal["shutdown", "crash"], crashes: int) -> None:
+    def release_document(self, execution: ExecutionRecord, reason: ReleaseReason, crashes: int) -> None:
         self.running -= 1
         self.pending += 1
         self.emit(event_data.document_released(document_id=execution.document_id, reason=reason, crashes=crashes))
@@ -240,6 +240,10 @@ class BatchInProgress:
     def retry_resolver(self, error: str, due_at: Micros) -> None:
         self.core["phase"] = "due"
         self.emit(event_data.resolution_failed(error=error, due=due_at))
+
+    def release_resolver(self, reason: ReleaseReason) -> None:
+        self.core["phase"] = "due"
+        self.emit(event_data.resolution_released(reason=reason))
 
     def complete_resolver(self) -> None:
         self.emit(event_data.resolution_completed())
@@ -283,15 +287,12 @@ class BatchInProgress:
         self.ended = True
 
     def _advance(self) -> None:
-        """Follow the slowest document into its stage."""
-        if self.state == "pending":
-            return
-        stage = self._earliest_stage()
-        if stage != self.state:
-            self.move(stage)
-
-    def _earliest_stage(self) -> str:
-        return self.definition.stages[self.stage_counts.earliest()]
+        """Follow the slowest document into its stage, but never back; where none is unfinished, stay."""
+        stages = self.definition.stages
+        if self.state in stages and self.unfinished:
+            earliest = self.stage_counts.earliest()
+            if earliest > stages.index(self.state):
+                self.move(stages[earliest])
 
     # ---- writing -------------------------------------------------------------------------------------------
 

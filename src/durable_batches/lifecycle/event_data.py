@@ -6,8 +6,12 @@ microseconds here, counts are a list; a test holds functions and classes togethe
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
+from pydantic import JsonValue
+
+from durable_batches.lifecycle.events import PauseReason, ReleaseReason
 from durable_batches.lifecycle.records import Micros
 from durable_batches.lifecycle.states import Counts
 
@@ -17,13 +21,23 @@ __all__ = [
     "batch_completed",
     "batch_created",
     "batch_failed",
+    "batch_paused",
+    "batch_redriven",
+    "batch_resumed",
+    "batch_sealed",
+    "batch_updated",
     "document_completed",
     "document_failed",
     "document_released",
     "document_retrying",
     "document_started",
+    "document_suspended",
+    "document_woken",
+    "documents_added",
+    "provider_job_changed",
     "resolution_completed",
     "resolution_failed",
+    "resolution_released",
     "resolution_started",
     "stage_progress",
     "state_changed",
@@ -33,8 +47,32 @@ EventData: TypeAlias = tuple[str, tuple[object, ...]]
 """An event's tag and its own fields."""
 
 
-def batch_created(*, workflow: str, version: str, total: int) -> EventData:
-    return "batch_created", (workflow, version, total)
+def batch_created(*, workflow: str, version: str, total: int, open: bool = False) -> EventData:
+    return "batch_created", (workflow, version, total, open) if open else (workflow, version, total)
+
+
+def batch_paused(*, reason: PauseReason, note: str, until: Micros | None) -> EventData:
+    return "batch_paused", (reason, storable(note), until)
+
+
+def batch_resumed(*, reason: PauseReason) -> EventData:
+    return "batch_resumed", (reason,)
+
+
+def batch_redriven(*, run: int, counts: Counts) -> EventData:
+    return "batch_redriven", (run, _fields_of(counts))
+
+
+def batch_updated(*, changes: Mapping[str, JsonValue]) -> EventData:
+    return "batch_updated", (changes,)
+
+
+def documents_added(*, count: int, total: int, percentage: float) -> EventData:
+    return "documents_added", (count, total, percentage)
+
+
+def batch_sealed(*, total: int) -> EventData:
+    return "batch_sealed", (total,)
 
 
 def state_changed(*, previous: str, state: str) -> EventData:
@@ -57,12 +95,27 @@ def document_retrying(*, document_id: str, failures: int, due: Micros, error: st
     return "document_retrying", (document_id, failures, due, storable(error))
 
 
-def document_released(*, document_id: str, reason: Literal["shutdown", "crash"], crashes: int) -> EventData:
+def document_released(*, document_id: str, reason: ReleaseReason, crashes: int) -> EventData:
     return "document_released", (document_id, reason, crashes)
 
 
-def document_failed(*, document_id: str, error: str, percentage: float) -> EventData:
-    return "document_failed", (document_id, storable(error), percentage)
+def document_failed(*, document_id: str, error: str, percentage: float, fingerprint: str = "") -> EventData:
+    fields = (document_id, storable(error), percentage)
+    return "document_failed", (*fields, fingerprint) if fingerprint else fields
+
+
+def document_suspended(*, document_id: str, waits_for: Sequence[str], due: Micros | None) -> EventData:
+    return "document_suspended", (document_id, waits_for, due)
+
+
+def document_woken(*, document_id: str, name: str) -> EventData:
+    return "document_woken", (document_id, name)
+
+
+def provider_job_changed(
+    *, provider: str, job: int, state: str, requests: int, succeeded: int, failed: int
+) -> EventData:
+    return "provider_job_changed", (provider, job, state, requests, succeeded, failed)
 
 
 def resolution_started(*, attempt: int) -> EventData:
@@ -71,6 +124,10 @@ def resolution_started(*, attempt: int) -> EventData:
 
 def resolution_failed(*, error: str, due: Micros | None) -> EventData:
     return "resolution_failed", (storable(error), due)
+
+
+def resolution_released(*, reason: ReleaseReason) -> EventData:
+    return "resolution_released", (reason,)
 
 
 def resolution_completed() -> EventData:

@@ -2,16 +2,20 @@
 
 Each has its `batch_id`, its sequence number `seq` (1, 2, 3, ... without a gap, in commit order), the moment `at`
 (aware UTC, on the store's clock) and a literal `tag`. They are stored as `EventRecord`: the own fields of the
-event, in their order here, as a JSON array; a field that is added later comes last and has a default.
+event, in their order here, as a JSON array; a field that is added later comes last and has a default. The union grows
+in minor versions of the library: an older one that reads the same database decodes a new event as `UnknownEvent`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias, get_args
+
+from pydantic import JsonValue
 
 from durable_batches.lifecycle.primitives import Value, from_micros
 from durable_batches.lifecycle.records import EventRecord
@@ -23,18 +27,38 @@ __all__ = [
     "BatchCreated",
     "BatchEvent",
     "BatchFailed",
+    "BatchPaused",
+    "BatchRedriven",
+    "BatchResumed",
+    "BatchSealed",
+    "BatchUpdated",
     "DocumentCompleted",
     "DocumentFailed",
     "DocumentReleased",
     "DocumentRetrying",
     "DocumentStarted",
+    "DocumentSuspended",
+    "DocumentWoken",
+    "DocumentsAdded",
+    "PauseReason",
+    "ProviderJobChanged",
+    "ReleaseReason",
     "ResolutionCompleted",
     "ResolutionFailed",
+    "ResolutionReleased",
     "ResolutionStarted",
     "StageProgress",
     "StateChanged",
+    "UnknownEvent",
     "decode_event",
 ]
+
+
+PauseReason: TypeAlias = Literal["operator", "budget", "canary", "quota"]
+"""Why no document of a batch is started; each is lifted on its own."""
+
+ReleaseReason: TypeAlias = Literal["shutdown", "crash", "paused"]
+"""Why a worker gave back what it ran, unfinished and not failed."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -53,6 +77,8 @@ class BatchCreated(_Event):
     workflow: str
     version: str
     total: int
+    open: bool = False
+    """Whether documents may be added, until it is sealed."""
     tag: Literal["batch_created"] = "batch_created"
 
 
@@ -114,11 +140,11 @@ class DocumentRetrying(_Event):
 class DocumentReleased(_Event):
     """A running document was released, and waits for a worker again.
 
-    `reason` is "shutdown" (a clean release) or "crash" (its worker died).
+    `reason` is "shutdown" (a clean release), "crash" (its worker died) or "paused" (its batch was paused).
     """
 
     document_id: str
-    reason: Literal["shutdown", "crash"]
+    reason: ReleaseReason
     crashes: int
     tag: Literal["document_released"] = "document_released"
 
@@ -130,6 +156,8 @@ class DocumentFailed(_Event):
     document_id: str
     error: str
     percentage: float
+    fingerprint: str = ""
+    """The group of failures that it belongs to; empty: it was not grouped."""
     tag: Literal["document_failed"] = "document_failed"
 
 
@@ -143,7 +171,7 @@ class ResolutionStarted(_Event):
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ResolutionFailed(_Event):
-    """An attempt of the resolver failed or its worker died; it runs again at `due`, unless that is None."""
+    """An attempt of the resolver failed; it runs again at `due`, unless that is None."""
 
     error: str
     due: datetime | None
@@ -183,6 +211,114 @@ class BatchCancelled(_Event):
     tag: Literal["batch_cancelled"] = "batch_cancelled"
 
 
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BatchPaused(_Event):
+    """No document of the batch is started until it is resumed, or until `until`."""
+
+    reason: PauseReason
+    note: str
+    until: datetime | None = None
+    tag: Literal["batch_paused"] = "batch_paused"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BatchResumed(_Event):
+    """The pause for this reason is over."""
+
+    reason: PauseReason
+    tag: Literal["batch_resumed"] = "batch_resumed"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BatchRedriven(_Event):
+    """The batch's run of this number begins, with these counts; the only event that follows a run's last one."""
+
+    run: int
+    counts: Counts
+    tag: Literal["batch_redriven"] = "batch_redriven"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BatchUpdated(_Event):
+    """The batch's configuration was changed; durations are in seconds, and decimal numbers are strings."""
+
+    changes: Mapping[str, JsonValue]
+    """The new values by their names."""
+    tag: Literal["batch_updated"] = "batch_updated"
+
+    def __hash__(self) -> int:
+        return hash((self.batch_id, self.seq))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class DocumentsAdded(_Event):
+    """Documents were added to an open batch, which has `total` by now; the percentage may be lower than before."""
+
+    count: int
+    total: int
+    percentage: float
+    tag: Literal["documents_added"] = "documents_added"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class BatchSealed(_Event):
+    """No more documents can be added."""
+
+    total: int
+    tag: Literal["batch_sealed"] = "batch_sealed"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class DocumentSuspended(_Event):
+    """A document waits for these signals, timers or answers without a slot; it runs again at `due` at the latest."""
+
+    document_id: str
+    waits_for: Sequence[str]
+    due: datetime | None
+    tag: Literal["document_suspended"] = "document_suspended"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class DocumentWoken(_Event):
+    """What a document waited for under this name was answered; it can run again."""
+
+    document_id: str
+    name: str
+    tag: Literal["document_woken"] = "document_woken"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class ProviderJobChanged(_Event):
+    """A provider's batch job is in another state, with this number of requests answered."""
+
+    provider: str
+    job: int
+    state: Literal["submitted", "running", "ended", "expired", "cancelled"]
+    requests: int
+    succeeded: int
+    failed: int
+    tag: Literal["provider_job_changed"] = "provider_job_changed"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class ResolutionReleased(_Event):
+    """The running resolver was released, and waits for a worker again; `reason` is as for a document."""
+
+    reason: ReleaseReason
+    tag: Literal["resolution_released"] = "resolution_released"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class UnknownEvent(_Event):
+    """An event that a newer version of the library has written and this one does not know."""
+
+    name: str
+    """Its tag there."""
+    data: str
+    """Its own fields, a JSON array."""
+    tag: Literal["unknown"] = "unknown"
+
+
 BatchEvent: TypeAlias = (
     BatchCreated
     | StateChanged
@@ -198,8 +334,19 @@ BatchEvent: TypeAlias = (
     | BatchCompleted
     | BatchFailed
     | BatchCancelled
+    | BatchPaused
+    | BatchResumed
+    | BatchRedriven
+    | BatchUpdated
+    | DocumentsAdded
+    | BatchSealed
+    | DocumentSuspended
+    | DocumentWoken
+    | ProviderJobChanged
+    | ResolutionReleased
+    | UnknownEvent
 )
-"""An event of a batch's history: a closed union, to `match` on."""
+"""An event of a batch's history: a union to `match` on. It grows in minor versions; `case _` is for what comes."""
 
 LAST_EVENT_TAGS: Final = frozenset({"batch_completed", "batch_failed", "batch_cancelled"})
 """The tags of the events that end a run."""
@@ -208,16 +355,25 @@ LAST_EVENT_TAGS: Final = frozenset({"batch_completed", "batch_failed", "batch_ca
 @lru_cache(maxsize=4096)
 def decode_event(record: EventRecord) -> BatchEvent:
     """Decode a stored event; all subscribers get the same object, since it cannot be changed."""
-    kind, names = _SHAPES[record.tag]
+    moment = from_micros(record.at)
+    shape = _SHAPES.get(record.tag)
+    if shape is None:
+        data = record.data.decode(errors="replace")
+        return UnknownEvent(batch_id=record.batch_id, seq=record.seq, at=moment, name=record.tag, data=data)
+    kind, names = shape
     values: dict[str, Any] = dict(zip(names, json.loads(record.data), strict=False))
     if "counts" in values:
         values["counts"] = Counts(**dict(zip(_COUNT_NAMES, values["counts"], strict=False)))
-    if values.get("due") is not None:
-        values["due"] = from_micros(values["due"])
-    event: BatchEvent = kind(batch_id=record.batch_id, seq=record.seq, at=from_micros(record.at), **values)
+    for name in _MOMENTS & values.keys():
+        if values[name] is not None:
+            values[name] = from_micros(values[name])
+    if "waits_for" in values:
+        values["waits_for"] = tuple(values["waits_for"])
+    event: BatchEvent = kind(batch_id=record.batch_id, seq=record.seq, at=moment, **values)
     return event
 
 
+_MOMENTS: Final = frozenset({"due", "until"})
 _COUNT_NAMES: Final = tuple(field.name for field in fields(Counts))
 
 
@@ -232,5 +388,5 @@ def _tag_of(kind: type[Any]) -> str:
 
 
 _SHAPES: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
-    _tag_of(kind): (kind, _own_fields(kind)) for kind in get_args(BatchEvent)
+    _tag_of(kind): (kind, _own_fields(kind)) for kind in get_args(BatchEvent) if kind is not UnknownEvent
 }

@@ -16,6 +16,11 @@ from durable_batches import (
     BatchEvent,
     BatchFailed,
     BatchOrchestrator,
+    BatchPaused,
+    BatchRedriven,
+    BatchResumed,
+    BatchSealed,
+    BatchUpdated,
     Cancelled,
     Chunking,
     Completed,
@@ -26,19 +31,25 @@ from durable_batches import (
     DocumentFailure,
     DocumentReleased,
     DocumentRetrying,
+    DocumentsAdded,
     DocumentStarted,
     DocumentSucceeded,
+    DocumentSuspended,
+    DocumentWoken,
     ExtractingEntities,
     ExtractingMentions,
     ExtractionStage,
     Failed,
     Pending,
+    ProviderJobChanged,
     ResolutionCompleted,
     ResolutionFailed,
+    ResolutionReleased,
     ResolutionStarted,
     Resolving,
     StageProgress,
     StateChanged,
+    UnknownEvent,
 )
 
 
@@ -110,7 +121,11 @@ def forgets_an_event(event: BatchEvent) -> None:
             pass
         case DocumentStarted() | StageProgress() | DocumentCompleted() | DocumentRetrying() | DocumentReleased():
             pass
-        case ResolutionStarted() | ResolutionCompleted() | ResolutionFailed():
+        case ResolutionStarted() | ResolutionCompleted() | ResolutionFailed() | ResolutionReleased():
+            pass
+        case BatchPaused() | BatchResumed() | BatchRedriven() | BatchUpdated() | BatchSealed() | DocumentsAdded():
+            pass
+        case DocumentSuspended() | DocumentWoken() | ProviderJobChanged() | UnknownEvent():
             pass
         case _:
             assert_never(event)  # error

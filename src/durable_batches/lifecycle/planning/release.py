@@ -43,7 +43,7 @@ def release_execution(unit: UnitOfWork, execution: ExecutionRecord, departure: D
     batch = unit.batch(execution.batch_id)
     resolver = execution.position == RESOLVER_POSITION
     if resolver:
-        batch.retry_resolver("its worker died" if crashed else "its worker shut down", unit.now)
+        batch.release_resolver(departure)
     else:
         batch.release_document(execution, departure, crashes)
     unit.update(

@@ -24,6 +24,7 @@ from durable_batches.lifecycle.events import (
     DocumentStarted,
     ResolutionCompleted,
     ResolutionFailed,
+    ResolutionReleased,
     ResolutionStarted,
     StageProgress,
     StateChanged,
@@ -145,6 +146,9 @@ class Replay:
             case ResolutionFailed(due=due):
                 self._expect(self.resolver == "running", 8, "resolution_failed, and no resolver was running")
                 self.resolver = "failed" if due is None else "idle"
+            case ResolutionReleased():
+                self._expect(self.resolver == "running", 8, "resolution_released, and no resolver was running")
+                self.resolver = "idle"
             case ResolutionCompleted():
                 self._expect(self.resolver == "running", 8, "resolution_completed, and no resolver was running")
                 self.resolver = "succeeded"
@@ -154,6 +158,8 @@ class Replay:
                 self._close("failed", counts)
             case BatchCancelled(counts=counts):
                 self._close("cancelled", counts)
+            case _:
+                pass  # a newer library's: what it changed cannot be told
 
     def end_of_log(self) -> None:
         """Check the state after the last event, which a commit left."""
