@@ -31,7 +31,8 @@ from durable_batches import (
 )
 from durable_batches.errors import FactRejectedError
 from durable_batches.lifecycle.commands import Cancel
-from durable_batches.lifecycle.records import NewDocument
+from durable_batches.lifecycle.facts import Fact
+from durable_batches.lifecycle.records import ClaimRequest, NewDocument
 from durable_batches.stores import BatchQuery, migrations
 from durable_batches.stores.sqlite import connection as sqlite_connection
 from durable_batches.testing import ManualClock
@@ -104,6 +105,34 @@ async def test_commits_are_synced_before_they_are_acknowledged(scene: Scene) -> 
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     finally:
         heart.close()
+
+
+async def test_a_document_costs_few_statements(scene: Scene) -> None:
+    """What a batch does not use adds no statement to its commits."""
+    await scene.batch(2)
+    hand = await scene.worker()
+    statements: list[str] = []
+
+    async def counted(*facts: Fact, claim: ClaimRequest | None = None) -> list[str]:
+        statements.clear()
+        await scene.store.commit(hand.worker_id, hand.number + 1, facts, claim)
+        hand.number += 1
+        return [" ".join(statement.split()[:2]) for statement in statements]
+
+    first = (await hand.claim(1))[0]
+    await on_writer(scene.store, lambda connection: connection.set_trace_callback(statements.append))
+    assert await counted(hand.recorded(first, "a", stage=0), hand.recorded(first, "b", stage=0)) == [
+        *("BEGIN IMMEDIATE", "UPDATE worker", "SELECT key,"),
+        *("INSERT INTO", "INSERT INTO", "COMMIT"),
+    ]
+    assert await counted(hand.entered(first, 0)) == [
+        *("BEGIN IMMEDIATE", "UPDATE worker", "SELECT key,"),
+        *("WITH new", "INSERT INTO", "UPDATE batch", "COMMIT"),
+    ]
+    assert await counted(hand.succeeded(first)) == [
+        *("BEGIN IMMEDIATE", "UPDATE worker", "SELECT key,", "SELECT key,"),
+        *("UPDATE execution", "INSERT INTO", "INSERT INTO", "UPDATE batch", "COMMIT"),
+    ]
 
 
 async def test_the_reading_connection_cannot_write(scene: Scene) -> None:

@@ -168,8 +168,6 @@ class CheckpointRecord(NamedTuple):
     """The index of the stage that the document was in; -1: in none yet; None: unknown."""
     spent: str | None = None
     """What the call cost, as JSON; None: it did not say."""
-    fingerprint: str | None = None
-    """Of what the activity computed it with, beside its input; None: the activity has none."""
 
 
 class CheckpointWrite(NamedTuple):
@@ -182,7 +180,6 @@ class CheckpointWrite(NamedTuple):
     payload: bytes
     stage: int | None = None
     spent: str | None = None
-    fingerprint: str | None = None
 
 
 class SignalRecord(NamedTuple):

@@ -283,7 +283,6 @@ ACTIVITY: Final = Table(
         Column(name="payload", type=BYTES, fixed=True),
         Column(name="stage", type=SMALLINT, fixed=True, nullable=True),
         Column(name="spent", type=TEXT, fixed=True, nullable=True),
-        Column(name="fingerprint", type=TEXT, fixed=True, nullable=True),
     ],
     primary_key=["execution", "key"],
 )

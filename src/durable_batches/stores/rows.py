@@ -138,11 +138,9 @@ def batch_of(row: Row) -> BatchRecord:
 # ---- checkpoints, events, claims -------------------------------------------------------------------------------------
 
 
-def checkpoint_of(
-    key: str, failed: object, payload: bytes, stage: int | None, spent: str | None, fingerprint: str | None
-) -> CheckpointRecord:
+def checkpoint_of(key: str, failed: object, payload: bytes, stage: int | None, spent: str | None) -> CheckpointRecord:
     """Make the record of a row of `CHECKPOINT`."""
-    return CheckpointRecord(key, "failed" if failed else "succeeded", payload, stage, spent, fingerprint)
+    return CheckpointRecord(key, "failed" if failed else "succeeded", payload, stage, spent)
 
 
 def events_of(batch_id: BatchId, rows: Iterable[Row]) -> list[EventRecord]:

@@ -80,7 +80,7 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact]) -> Write
             checkpoints.append(
                 make_record(
                     CheckpointWrite,
-                    (batch_id, position, fact.key, "succeeded", fact.payload, fact.stage, None, None),
+                    (batch_id, position, fact.key, "succeeded", fact.payload, fact.stage, None),
                 )
             )
         else:

@@ -29,10 +29,9 @@ ALTER TABLE {s}.execution ADD COLUMN fingerprint text COLLATE "C";
 CREATE INDEX execution_isolated ON {s}.execution (batch, due, key) WHERE due IS NOT NULL AND crashes >= 2;
 CREATE INDEX execution_fingerprint ON {s}.execution (batch, fingerprint) WHERE fingerprint IS NOT NULL;
 
--- Of checkpoints that were recorded before, neither the stage nor anything else is known.
+-- Of checkpoints that were recorded before, the stage is unknown.
 ALTER TABLE {s}.activity ADD COLUMN stage smallint;
 ALTER TABLE {s}.activity ADD COLUMN spent text COLLATE "C";
-ALTER TABLE {s}.activity ADD COLUMN fingerprint text COLLATE "C";
 
 -- Every worker's row is that of a worker whose lease has expired: the library does not get here otherwise. Should its
 -- process go on after all, no commit of it gets through (no number follows that of its last one), and without a

@@ -25,10 +25,9 @@ ALTER TABLE execution ADD COLUMN fingerprint TEXT;
 CREATE INDEX execution_isolated ON execution (batch, due) WHERE due IS NOT NULL AND crashes >= 2;
 CREATE INDEX execution_fingerprint ON execution (batch, fingerprint) WHERE fingerprint IS NOT NULL;
 
--- Of checkpoints that were recorded before, neither the stage nor anything else is known.
+-- Of checkpoints that were recorded before, the stage is unknown.
 ALTER TABLE activity ADD COLUMN stage INTEGER;
 ALTER TABLE activity ADD COLUMN spent TEXT;
-ALTER TABLE activity ADD COLUMN fingerprint TEXT;
 
 -- Every worker's row is that of a worker whose lease has expired: the library does not get here otherwise. Should its
 -- process go on after all, no commit of it gets through (no number follows that of its last one), and without a

@@ -139,7 +139,7 @@ def statement_of(locked: Locked, writes: Writes, number: int | None, statement: 
                     for batch, position, key, kind, *rest in writes.checkpoints
                 ]
             ),
-            alike=["failed", "stage", "spent", "fingerprint"],
+            alike=["failed", "stage", "spent"],
         )
     if writes.marks:
         statement.add(
