@@ -17,6 +17,7 @@ from tests.support import moving
 
 from durable_batches import (
     ActivityFailedError,
+    BatchClient,
     BatchConfig,
     BatchOrchestrator,
     BatchStateMachine,
@@ -26,6 +27,7 @@ from durable_batches import (
     MissingExtraError,
     OldWorkersError,
     RetryPolicy,
+    SchemaTooOldError,
     SQLiteStore,
     Stage,
     SubmissionInProgressError,
@@ -40,7 +42,7 @@ from durable_batches import (
 from durable_batches.errors import CommitUnknownError, CrashLoopError, StoreLockedError
 from durable_batches.lifecycle.transitions import check_transition
 from durable_batches.stores.postgres.connection.errors import translated
-from durable_batches.stores.sqlite.connection import connect, transaction
+from durable_batches.stores.sqlite.connection import connect, connect_for_reading, transaction
 from durable_batches.testing import ManualClock
 from durable_batches.version import VERSION
 
@@ -291,7 +293,8 @@ async def store_unavailable(folder: Path) -> object:
 
 
 async def store_read_only(folder: Path) -> object:
-    connection = connect(folder / "batches.db", reading=True)
+    connect(folder / "batches.db").close()
+    connection = connect_for_reading(folder / "batches.db")
     try:
         with transaction(connection, folder / "batches.db"):
             return connection.execute("CREATE TABLE one (a)")
@@ -342,6 +345,20 @@ async def old_workers(folder: Path) -> None:
     raise OldWorkersError(str(folder / "batches.db"), {"worker-7f3a": 4021}, 21.4, "0.2.0")
 
 
+async def schema_too_old(folder: Path) -> object:
+    raise SchemaTooOldError(str(folder / "batches.db"), 1, 2)
+
+
+async def store_not_found(folder: Path) -> None:
+    async with BatchClient(SQLiteStore(folder / "batches.db")):
+        pass
+
+
+async def read_only_client(folder: Path) -> None:
+    async with BatchClient(MemoryStore(), read_only=True) as client:
+        await client.cancel(BATCH)
+
+
 async def fact_rejected(folder: Path) -> object:
     connection = connect(folder / "batches.db")
     try:
@@ -370,6 +387,7 @@ EXAMPLES: Final[dict[str, Example]] = {
     "not-in-workflow": not_in_workflow,
     "dependency": dependency_example,
     "worker-not-running": worker_not_running,
+    "read-only-client": read_only_client,
     "payload": payload,
     "payload-too-large": payload_too_large,
     "activity-failed": activity_failed,
@@ -394,6 +412,8 @@ EXAMPLES: Final[dict[str, Example]] = {
     "store-corrupt": store_corrupt,
     "old-workers": old_workers,
     "schema-too-new": schema_too_new,
+    "schema-too-old": schema_too_old,
+    "store-not-found": store_not_found,
     "fact-rejected": fact_rejected,
     "commit-unknown": commit_unknown,
     "worker-fenced": worker_fenced,

@@ -36,12 +36,15 @@ from durable_batches.errors import (
     OldWorkersError,
     PayloadError,
     PayloadTooLargeError,
+    ReadOnlyClientError,
     RetryLater,
     SchemaTooNewError,
+    SchemaTooOldError,
     StoreAccessError,
     StoreCorruptError,
     StoreFullError,
     StoreLockedError,
+    StoreNotFoundError,
     StoreReadOnlyError,
     StoreUnavailableError,
     SubmissionInProgressError,
@@ -107,6 +110,8 @@ from durable_batches.lifecycle.states import (
     Stage,
 )
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
+from durable_batches.reading.client import BatchClient
+from durable_batches.reading.documents import RawDocument
 from durable_batches.runtime.activity import DurableActivity, durable_activity, map_activity
 from durable_batches.runtime.context import ActivityContext, ExecutionContext, current_activity, current_execution
 from durable_batches.runtime.dependencies import dependency
@@ -149,6 +154,7 @@ __all__ = [
     "Assembling",
     "BatchCancelled",
     "BatchCancelledError",
+    "BatchClient",
     "BatchCompleted",
     "BatchConfig",
     "BatchCreated",
@@ -217,6 +223,8 @@ __all__ = [
     "Pending",
     "PostgresStore",
     "ProviderJobChanged",
+    "RawDocument",
+    "ReadOnlyClientError",
     "ReleaseReason",
     "ResolutionCompleted",
     "ResolutionFailed",
@@ -231,6 +239,7 @@ __all__ = [
     "RunStats",
     "SQLiteStore",
     "SchemaTooNewError",
+    "SchemaTooOldError",
     "Stage",
     "StageCount",
     "StageProgress",
@@ -240,6 +249,7 @@ __all__ = [
     "StoreCorruptError",
     "StoreFullError",
     "StoreLockedError",
+    "StoreNotFoundError",
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "SubmissionInProgressError",

@@ -45,12 +45,15 @@ __all__ = [
     "OldWorkersError",
     "PayloadError",
     "PayloadTooLargeError",
+    "ReadOnlyClientError",
     "RetryLater",
     "SchemaTooNewError",
+    "SchemaTooOldError",
     "StoreAccessError",
     "StoreCorruptError",
     "StoreFullError",
     "StoreLockedError",
+    "StoreNotFoundError",
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "SubmissionInProgressError",
@@ -147,6 +150,16 @@ class DependencyError(DurableBatchesError):
         self.provider = provider
         self.reason = reason
         super().__init__(f"dependency {provider!r} is not there: {reason}")
+
+
+class ReadOnlyClientError(DurableBatchesError):
+    """A command was given to `BatchClient(read_only=True)`."""
+
+    code = "read-only-client"
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        super().__init__(f"{command}() changes a batch, and this client only reads; leave out read_only=True")
 
 
 class WorkerNotRunningError(DurableBatchesError, RuntimeError):
@@ -550,6 +563,35 @@ class OldWorkersError(StoreUnavailableError):
         super().__init__(
             f"{where} is to be upgraded, and workers of a durable_batches before {before} are alive: {shown}; stop "
             f"them first, and where one was killed, wait {math.ceil(seconds)} s until its lease has expired"
+        )
+
+
+class SchemaTooOldError(StoreUnavailableError):
+    """The database's schema lacks a migration, and reading it applies none."""
+
+    code = "schema-too-old"
+    transient = False
+
+    def __init__(self, where: str, version: int, needed: int) -> None:
+        self.where = where
+        self.version = version
+        self.needed = needed
+        super().__init__(
+            f"the schema of {where} has version {version}, and this library reads version {needed}; start a worker "
+            "or run `durable-batches migrate`, or read it with the library that its workers have"
+        )
+
+
+class StoreNotFoundError(StoreUnavailableError):
+    """There is no store here to be read: no such file, or none of the store's tables. Nothing was created."""
+
+    code = "store-not-found"
+    transient = False
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"{problem}; nothing was created: check that this is where the workers have their store, which the first "
+            "of them creates"
         )
 
 

@@ -269,6 +269,8 @@ def snapshot(state: BatchState[ExtractionStage], counts: Counts, done: Sequence[
     tags = ["chunking", "extracting_mentions", "extracting_entities", "extracting_relations", "assembling"]
     return BatchSnapshot(
         batch_id=BatchId("b"),
+        workflow="extraction",
+        version="1",
         state=state,
         paused=False,
         counts=counts,
@@ -282,6 +284,8 @@ def snapshot(state: BatchState[ExtractionStage], counts: Counts, done: Sequence[
         seq=1,
         run=1,
         created_at=datetime(2031, 1, 1, tzinfo=UTC),
+        started_at=None,
+        ended_at=None,
         metadata={},
     )
 

@@ -54,7 +54,7 @@ async def test_a_batch_is_followed_and_cancelled_without_a_worker(open_store: St
         assert (await within(changes))[-1].ended
         assert (await ended).state == "cancelled"
         assert [record.batch_id for record in await everything(reader.records(BatchQuery()))] == [batch_id]
-        assert len(await everything(reader.documents(batch_id, (), inputs=True))) == 2
+        assert len(await everything(reader.documents(await ended, inputs=True))) == 2
         assert came == [(batch_id, True)]
         assert news.watched == []
         await news.close()

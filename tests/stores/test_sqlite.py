@@ -35,6 +35,7 @@ from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, NewDocument
 from durable_batches.stores import BatchQuery, migrations
 from durable_batches.stores.sqlite import connection as sqlite_connection
+from durable_batches.stores.sqlite.reads import Select
 from durable_batches.testing import ManualClock
 from durable_batches.testing.conformance.scene import LEASE, Scene
 from durable_batches.version import VERSION
@@ -71,10 +72,11 @@ async def on_writer(store: object, work: Callable[[sqlite3.Connection], T]) -> T
     return await store._writer.run(work)
 
 
-async def on_reader(store: object, work: Callable[[sqlite3.Connection], T]) -> T:
+async def on_reader(store: object, statement: str) -> object:
+    """Execute something on the connection that the store reads with."""
     assert isinstance(store, SQLiteStore)
     assert store._reader is not None
-    return await store._reader.run(work)
+    return await store._reader.read(Select(statement, (), list))
 
 
 def pragma(name: str) -> Callable[[sqlite3.Connection], Any]:
@@ -137,7 +139,11 @@ async def test_a_document_costs_few_statements(scene: Scene) -> None:
 
 async def test_the_reading_connection_cannot_write(scene: Scene) -> None:
     with pytest.raises(StoreReadOnlyError):
-        await on_reader(scene.store, lambda connection: connection.execute("DELETE FROM batch"))
+        await on_reader(scene.store, "DELETE FROM batch")
+    # Whatever the connection is told: the file is opened for reading.
+    await on_reader(scene.store, "PRAGMA query_only = OFF")
+    with pytest.raises(StoreReadOnlyError):
+        await on_reader(scene.store, "DELETE FROM batch")
 
 
 async def test_the_log_stays_bounded_and_goes_with_the_store(path: Path) -> None:
@@ -422,14 +428,10 @@ async def test_failing_to_open_leaves_nothing(path: Path) -> None:
 
 @pytest.mark.usefixtures("nothing_stays")
 async def test_failing_to_open_for_reading_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite_connection.connect
+    def fail(_path: Path, *, immutable: bool = False) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("no")
 
-    def fail(path: Path, *, reading: bool = False) -> sqlite3.Connection:
-        if reading:
-            raise StoreUnavailableError("no")
-        return connect(path)
-
-    monkeypatch.setattr("durable_batches.stores.sqlite.thread.connect", fail)
+    monkeypatch.setattr("durable_batches.stores.sqlite.reader.connect_for_reading", fail)
     with pytest.raises(StoreUnavailableError):
         async with opened(path):
             pass

@@ -22,7 +22,7 @@ from durable_batches.stores.sqlite.thread import ConnectionThread
 @pytest.fixture
 async def thread(tmp_path: Path) -> AsyncIterator[ConnectionThread]:
     thread = ConnectionThread("test", tmp_path / "thread.db")
-    await thread.start(reading=False)
+    await thread.start()
     await thread.run(lambda connection: connection.execute("CREATE TABLE step (number INTEGER)"))
     yield thread
     await thread.stop()
@@ -134,7 +134,7 @@ async def test_nothing_of_finished_work_is_kept_alive(thread: ConnectionThread) 
 
 async def test_stopping_finishes_what_was_begun_and_refuses_what_comes_after(tmp_path: Path) -> None:
     thread = ConnectionThread("stopped", tmp_path / "thread.db")
-    await thread.start(reading=False)
+    await thread.start()
     await thread.run(lambda connection: connection.execute("CREATE TABLE step (number INTEGER)"))
     begun = [asyncio.create_task(thread.run(insert, number)) for number in range(20)]
     await asyncio.sleep(0)
@@ -164,7 +164,7 @@ async def test_one_that_never_started_can_be_stopped(tmp_path: Path) -> None:
 async def test_one_that_could_not_open_its_file_is_ended(tmp_path: Path) -> None:
     thread = ConnectionThread("failed", tmp_path)
     with pytest.raises(StoreUnavailableError):
-        await thread.start(reading=False)
+        await thread.start()
     await within(thread.stop())
     assert "durable-batches-failed" not in {alive.name for alive in threading.enumerate()}
 
@@ -175,7 +175,7 @@ def test_a_loop_that_is_closed_holds_nobody_up(tmp_path: Path) -> None:
     reached = threading.Event()
 
     async def leave() -> None:
-        await thread.start(reading=False)
+        await thread.start()
         await thread.run(lambda connection: connection.execute("CREATE TABLE step (number INTEGER)"))
 
         def work(connection: sqlite3.Connection) -> None:
@@ -224,7 +224,7 @@ def slowly(connection):
 
 async def main():
     thread = ConnectionThread("exiting", Path(sys.argv[1]))
-    await thread.start(reading=False)
+    await thread.start()
     loop = asyncio.get_running_loop()
     task = loop.create_task(thread.run(slowly))
     task._log_destroy_pending = False

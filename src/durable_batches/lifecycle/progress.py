@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic
+from typing import Generic, Protocol, overload
 
 from typing_extensions import TypeVar
 
@@ -25,7 +25,7 @@ from durable_batches.lifecycle.states import (
     Stage,
 )
 
-__all__ = ["BatchSnapshot", "StageCount", "snapshot_of", "state_of"]
+__all__ = ["BatchSnapshot", "RecordedStages", "StageCount", "Stages", "snapshot_of", "state_of"]
 
 S = TypeVar("S", bound=Stage, default=Stage)
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
@@ -48,6 +48,10 @@ class BatchSnapshot(Value, Generic[S_co]):
     """A batch at one moment."""
 
     batch_id: BatchId
+    workflow: str
+    """The name of its workflow."""
+    version: str
+    """The version of its workflow, with which it was submitted."""
     state: BatchState[S_co]
     paused: bool
     counts: Counts
@@ -64,16 +68,42 @@ class BatchSnapshot(Value, Generic[S_co]):
     """The sequence number of the last event."""
     run: int
     created_at: datetime
+    started_at: datetime | None
+    """When the first document was claimed; None: none was yet."""
+    ended_at: datetime | None
+    """When the current run ended; None: it has not."""
     metadata: dict[str, str]
 
 
-def snapshot_of(record: BatchRecord, machine: BatchStateMachine[S], now: Micros) -> BatchSnapshot[S]:
+class Stages(Protocol[S_co]):
+    """Makes the states of stages: a `BatchStateMachine`, or `RecordedStages` where its code is not there."""
+
+    def stage(self, tag: str, *, done: int, total: int) -> S_co | None:
+        """Make the stage state of this tag; None where it is not known."""
+        ...
+
+
+class RecordedStages:
+    """Makes a bare `Stage` of each recorded tag."""
+
+    def stage(self, tag: str, *, done: int, total: int) -> Stage:
+        """See `Stages.stage`."""
+        return Stage(tag=tag, done=done, total=total)
+
+
+@overload
+def snapshot_of(record: BatchRecord, machine: BatchStateMachine[S], now: Micros) -> BatchSnapshot[S]: ...
+@overload
+def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSnapshot[S]: ...
+def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSnapshot[S]:
     """Make the snapshot of a batch's record, as of this moment."""
     batch = BatchInProgress(record, now)
     rate = _rate(batch, now)
     left = batch.counts.unfinished
     return BatchSnapshot(
         batch_id=record.batch_id,
+        workflow=record.workflow,
+        version=record.version,
         state=_state(batch, machine),
         paused=record.paused,
         counts=batch.counts,
@@ -87,16 +117,23 @@ def snapshot_of(record: BatchRecord, machine: BatchStateMachine[S], now: Micros)
         seq=record.seq,
         run=record.run,
         created_at=from_micros(record.created_at),
+        started_at=_moment(batch.core["started_at"]),
+        ended_at=_moment(batch.core["ended_at"]),
         metadata=dict(record.metadata),
     )
 
 
-def state_of(record: BatchRecord, machine: BatchStateMachine[S]) -> BatchState[S]:
+# Twice, because mypy does not infer the stages of a machine through the protocol.
+@overload
+def state_of(record: BatchRecord, machine: BatchStateMachine[S]) -> BatchState[S]: ...
+@overload
+def state_of(record: BatchRecord, machine: Stages[S]) -> BatchState[S]: ...
+def state_of(record: BatchRecord, machine: Stages[S]) -> BatchState[S]:
     """Make the typed state of a batch's record."""
     return _state(BatchInProgress(record, record.created_at), machine)
 
 
-def _state(batch: BatchInProgress, machine: BatchStateMachine[S]) -> BatchState[S]:
+def _state(batch: BatchInProgress, machine: Stages[S]) -> BatchState[S]:
     match batch.state:
         case "pending":
             return Pending(total=batch.total)
@@ -112,7 +149,7 @@ def _state(batch: BatchInProgress, machine: BatchStateMachine[S]) -> BatchState[
             return _stage(batch, machine, tag)
 
 
-def _stage(batch: BatchInProgress, machine: BatchStateMachine[S], tag: str) -> S | Pending:
+def _stage(batch: BatchInProgress, machine: Stages[S], tag: str) -> S | Pending:
     """Find the stage, or the nearest one before it that this code's machine still has."""
     stages = batch.definition.stages
     for index in range(stages.index(tag), -1, -1):
@@ -120,6 +157,10 @@ def _stage(batch: BatchInProgress, machine: BatchStateMachine[S], tag: str) -> S
         if stage is not None:
             return stage
     return Pending(total=batch.total)
+
+
+def _moment(micros: Micros | None) -> datetime | None:
+    return None if micros is None else from_micros(micros)
 
 
 def _rate(batch: BatchInProgress, now: Micros) -> float | None:

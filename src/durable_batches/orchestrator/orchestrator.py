@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, overload
-from uuid import uuid4
 
 from typing_extensions import TypeVar, deprecated
 
 from durable_batches.codec.codec import payload_of
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.batch_core import definition_of
-from durable_batches.lifecycle.commands import Cancel
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.events import BatchEvent, decode_event
-from durable_batches.lifecycle.primitives import from_micros, to_micros
-from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
-from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, DocumentRecord, ExecutionStatus
-from durable_batches.lifecycle.states import BatchId, BatchState, Cancelled, Completed, Failed, Stage
-from durable_batches.options import check_duration, check_instance, check_integer
+from durable_batches.lifecycle.primitives import from_micros
+from durable_batches.lifecycle.progress import BatchSnapshot, state_of
+from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, ExecutionStatus
+from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Failed, Stage
+from durable_batches.options import check_instance
 from durable_batches.orchestrator.submission import Submission
-from durable_batches.reading.results import UNFINISHED, failure_of, outcome_of, status_of
+from durable_batches.reading.access import BatchAccess
+from durable_batches.reading.documents import stage_of
+from durable_batches.reading.results import failure_of, outcome_of, status_of
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.resources import ActivityReport, RunStats
-from durable_batches.runtime.results import BatchResult, DocumentFailure, DocumentInfo, Outcome
+from durable_batches.runtime.results import BatchResult, DocumentInfo, Outcome
 from durable_batches.runtime.workflow import Workflow
-from durable_batches.stores.protocol import BatchQuery, HostTransaction, Store
+from durable_batches.stores.protocol import HostTransaction, Store
 from durable_batches.worker.worker import Worker
 
 __all__ = ["BatchOrchestrator"]
@@ -41,8 +40,10 @@ V_co = TypeVar("V_co", default=None, covariant=True)
 _FAILURES_SHOWN = 10
 
 
-class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
+class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
     """Runs the batches of a workflow, inside `async with`; constructing it needs no event loop.
+
+    It is a `BatchClient` of this workflow's batches, with their types, that also submits and runs them.
 
     With `store=` it creates a worker; with `worker=` it shares one with other orchestrators, and entering either is
     enough.
@@ -100,7 +101,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         elif dependencies is not None:
             raise ConfigurationError("the worker's dependencies are given to the worker: Worker(dependencies=...)")
         self._worker = worker
-        self._reader = worker.reader(workflow.name)
+        super().__init__(worker.reader(workflow.name), workflow.machine, worker.clock, worker.command)
         worker.serve(workflow)
 
     async def __aenter__(self) -> Self:
@@ -186,66 +187,11 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         )
         return await self.result(submitted)
 
-    async def cancel(self, batch_id: str, *, reason: str = "") -> bool:
-        """Cancel a batch: first commit the cancellation, then cancel what runs.
-
-        Exactly one call returns True, and only if it cancelled the batch. After it returns, this process starts no
-        activity of the batch, and other processes stop starting them within half a second.
-
-        Raises:
-            BatchNotFoundError: There is no such batch.
-        """
-        record = await self._reader.record(batch_id)
-        command = Cancel(request_id=uuid4().hex, reason=reason)
-        return (await self._worker.command(record.batch_id, command)).applied
-
     # ---- reading ---------------------------------------------------------------------------------------------
-
-    async def state(self, batch_id: str) -> BatchState[S_co]:
-        """Return the batch's state, as a closed union: a `match` that omits one is a type error.
-
-        Raises:
-            BatchNotFoundError: There is no such batch.
-        """
-        return state_of(await self._reader.record(batch_id), self._workflow.machine)
-
-    async def snapshot(self, batch_id: str) -> BatchSnapshot[S_co]:
-        """Return a snapshot of the batch: state, counts, stages, percentage, rate.
-
-        Raises:
-            BatchNotFoundError: There is no such batch.
-        """
-        return self._snapshot(await self._reader.record(batch_id))
 
     def reports(self, batch_id: str) -> list[ActivityReport]:
         """List the progress that activities running in this process report with `current_activity().report`."""
         return self._worker.reports(BatchId(batch_id))
-
-    async def progress(self, batch_id: str, *, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
-        """Yield every event of the batch once, in order, from any point, live or long after.
-
-        Ends with the batch's last event. To resume after a pause, pass the last `seq` as `after`.
-
-        Raises:
-            BatchNotFoundError: There is no such batch.
-        """
-        check_integer("after", after)
-        async with aclosing(self._reader.events(batch_id, after)) as records:
-            async for record in records:
-                yield decode_event(record)
-
-    async def watch(
-        self, batch_id: str, *, interval: timedelta = timedelta(milliseconds=250)
-    ) -> AsyncGenerator[BatchSnapshot[S_co], None]:
-        """Yield the latest snapshot when it has changed, at most one per `interval`; the last one is of the end.
-
-        Raises:
-            BatchNotFoundError: There is no such batch.
-        """
-        check_duration("interval", interval)
-        async with aclosing(self._reader.changes(batch_id, interval)) as records:
-            async for record in records:
-                yield self._snapshot(record)
 
     async def result(self, batch_id: str) -> BatchResult[V_co]:
         """Wait for the end of the batch and return its result.
@@ -263,9 +209,9 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        record = await self._reader.record(batch_id)
+        record = await self._reader.awaited_record(batch_id)
         statuses: Collection[ExecutionStatus] = () if record.ended else ("succeeded", "failed", "cancelled")
-        async with aclosing(self._reader.documents(batch_id, statuses, inputs=False)) as documents:
+        async with aclosing(self._reader.documents(record, statuses, inputs=False)) as documents:
             async for document in documents:
                 outcome = outcome_of(document, self._workflow.result_codec, ended=record.ended)
                 if outcome is not None:
@@ -286,18 +232,11 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        record = await self._reader.record(batch_id)
+        record = await self._reader.awaited_record(batch_id)
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
-        if record.ended and status is not None:
-            # An unfinished document of an ended batch is cancelled; its row is left unchanged.
-            statuses = () if status in UNFINISHED else statuses
-            statuses = (*UNFINISHED, "cancelled") if status == "cancelled" else statuses
-            if not statuses:
-                return
-        stages = definition_of(record).stages
-        async with aclosing(self._reader.documents(batch_id, statuses, inputs=True)) as documents:
+        async with aclosing(self._reader.documents(record, statuses, inputs=True)) as documents:
             async for document in documents:
-                yield self._info(record, document, stages)
+                yield self._info(record, document)
 
     async def list_batches(
         self,
@@ -313,24 +252,12 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             metadata: Only batches with all of these labels.
             created_before: Only batches created before this moment; an aware datetime.
         """
-        query = BatchQuery(
-            workflow=self._workflow.name,
-            states=states,
-            metadata=metadata or {},
-            created_before=None if created_before is None else to_micros(created_before),
+        found = self._snapshots(
+            workflow=self._workflow.name, states=states, metadata=metadata, created_before=created_before
         )
-        async with aclosing(self._reader.records(query)) as records:
-            async for record in records:
-                yield self._snapshot(record)
-
-    async def count_checkpoints(self, batch_id: str) -> int:
-        """Count the batch's recorded results of activities, which will not run again.
-
-        Raises:
-            BatchNotFoundError: There is no such batch.
-        """
-        record = await self._reader.record(batch_id)
-        return await self._worker.store.count_checkpoints(record.batch_id)
+        async with aclosing(found) as snapshots:
+            async for snapshot in snapshots:
+                yield snapshot
 
     @deprecated("recorded_activities() is called count_checkpoints() now")
     async def recorded_activities(self, batch_id: str) -> int:
@@ -339,10 +266,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
-    def _snapshot(self, record: BatchRecord) -> BatchSnapshot[S_co]:
-        return snapshot_of(record, self._workflow.machine, self._worker.clock.now())
-
-    def _info(self, batch: BatchRecord, document: DocumentRecord, stages: tuple[str, ...]) -> DocumentInfo[D]:
+    def _info(self, batch: BatchRecord, document: DocumentRecord) -> DocumentInfo[D]:
         execution = document.execution
         status = status_of(execution, ended=batch.ended)
         failed = document.outcome is not None and status != "succeeded"
@@ -352,7 +276,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             document_id=execution.document_id,
             document=value,
             status=status,
-            stage=stages[execution.mark] if execution.mark >= 0 else None,
+            stage=stage_of(batch, document),
             attempts=execution.attempt,
             failure=failure_of(document) if failed else None,
             updated_at=from_micros(execution.updated_at),
@@ -363,7 +287,7 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
         assert isinstance(state, Completed | Failed | Cancelled)
         resolution: V_co | None = None
         if isinstance(state, Completed) and definition_of(record).resolver:
-            (resolver,) = await self._worker.store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=1)
+            resolver = await self._reader.resolver(record)
             assert resolver.outcome is not None
             with payload_of(record.batch_id, resolver.execution.document_id):
                 resolution = self._workflow.resolution_codec.decode(resolver.outcome)
@@ -372,11 +296,8 @@ class BatchOrchestrator(Generic[D, R_co, S_co, V_co]):
             state=state,
             counts=record.counts,
             resolution=resolution,
-            failures=await self._first_failures(record) if record.counts.failed else (),
+            failures=[failure_of(document) for document in await self._failures(record)],
         )
 
-    async def _first_failures(self, record: BatchRecord) -> list[DocumentFailure]:
-        found = await self._worker.store.documents(
-            record.batch_id, statuses=["failed"], limit=_FAILURES_SHOWN, inputs=False
-        )
-        return [failure_of(document) for document in found]
+    async def _failures(self, record: BatchRecord) -> Sequence[DocumentRecord]:
+        return await self._reader.first_failures(record, _FAILURES_SHOWN) if record.counts.failed else ()

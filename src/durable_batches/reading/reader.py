@@ -9,14 +9,25 @@ from functools import partial
 from typing import Final, TypeVar
 
 from durable_batches.clock import Clock
-from durable_batches.errors import BatchNotFoundError, WorkerNotRunningError, WorkflowMismatchError
+from durable_batches.errors import (
+    BatchNotFoundError,
+    StoreUnavailableError,
+    WorkerNotRunningError,
+    WorkflowMismatchError,
+)
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
 from durable_batches.lifecycle.primitives import problem_with_name
-from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, EventRecord, ExecutionStatus
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    BatchRecord,
+    DocumentRecord,
+    EventRecord,
+    ExecutionStatus,
+)
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outages, ride_out
 from durable_batches.reading.news import News
-from durable_batches.reading.results import PAGE, document_pages
+from durable_batches.reading.results import PAGE, document_pages, statuses_to_read, stored_page
 from durable_batches.stores.protocol import BatchQuery, Store
 
 __all__ = ["BatchReader"]
@@ -29,7 +40,8 @@ T = TypeVar("T")
 class BatchReader:
     """Reads batches from the store, and follows those that move.
 
-    Those who follow a batch wait on through transient outages of the store; other reads raise them.
+    Those who follow a batch, or go through it page by page, wait on through transient outages of the store, from the
+    first look on; other reads raise them.
 
     Args:
         store: Where the batches are.
@@ -38,6 +50,7 @@ class BatchReader:
         outages: Where the store's are logged.
         running: Returns whether reading is allowed now.
         workflow: The only workflow whose batches are read; None: any.
+        owner: The name of its owner, in whose block it reads.
     """
 
     def __init__(
@@ -49,6 +62,7 @@ class BatchReader:
         *,
         running: Callable[[], bool],
         workflow: str | None = None,
+        owner: str = "orchestrator",
     ) -> None:
         self._store = store
         self._clock = clock
@@ -56,6 +70,7 @@ class BatchReader:
         self._outages = outages
         self._running = running
         self._workflow = workflow
+        self._owner = owner
         self._sleep = partial(clock.sleep, housekeeping=True)
 
     async def record(self, batch_id: str) -> BatchRecord:
@@ -77,10 +92,14 @@ class BatchReader:
             raise WorkflowMismatchError(batch_id, self._workflow, record.workflow)
         return record
 
+    async def awaited_record(self, batch_id: str) -> BatchRecord:
+        """Read a batch; while the store is away, wait."""
+        return await self._through_outages(lambda: self.record(batch_id), batch_id)
+
     async def events(self, batch_id: str, after: int) -> AsyncGenerator[EventRecord, None]:
         """Follow a batch's events beyond `after`, in order, each once, to the last one of its current run."""
         cursor = max(after, 0)
-        await self.record(batch_id)
+        await self.awaited_record(batch_id)
         with self._news.subscribed(BatchId(batch_id)) as subscription:
             while True:
                 events: Sequence[EventRecord] = subscription.take(cursor)
@@ -94,7 +113,7 @@ class BatchReader:
                     # What comes next is handed over, too, or announced: no need to ask the store.
                     await subscription.moved()
                 elif not events or events[-1].tag in LAST_EVENT_TAGS:
-                    record = await self._awaited_record(batch_id)
+                    record = await self.awaited_record(batch_id)
                     if record.ended and record.seq <= cursor:
                         return
                     if record.seq <= cursor:
@@ -102,7 +121,7 @@ class BatchReader:
 
     async def changes(self, batch_id: str, interval: timedelta) -> AsyncGenerator[BatchRecord, None]:
         """Follow a batch's record: the latest one, at most every `interval`; the last one is of the end."""
-        record = await self.record(batch_id)
+        record = await self.awaited_record(batch_id)
         with self._news.subscribed(record.batch_id) as subscription:
             while True:
                 yield record
@@ -110,25 +129,52 @@ class BatchReader:
                     return
                 seen = record.seq
                 await self._clock.sleep(interval.total_seconds())
-                record = await self._awaited_record(batch_id)
+                record = await self.awaited_record(batch_id)
                 while record.seq == seen:
                     await subscription.moved()
-                    record = await self._awaited_record(batch_id)
+                    record = await self.awaited_record(batch_id)
 
     async def ended_record(self, batch_id: str) -> BatchRecord:
         """Wait for the end of a batch's current run, and read the batch then."""
+        self.check_running()
         with self._news.subscribed(BatchId(batch_id), ends_only=True) as subscription:
-            record = await self.record(batch_id)
+            record = await self.awaited_record(batch_id)
             while not record.ended:
                 await subscription.moved()
-                record = await self._awaited_record(batch_id)
+                record = await self.awaited_record(batch_id)
         return record
 
+    async def recorded_events(self, batch_id: str, after: int) -> AsyncGenerator[EventRecord, None]:
+        """Read a batch's events beyond `after`, in order, as many as there are now."""
+        cursor = max(after, 0)
+        latest = (await self.awaited_record(batch_id)).seq
+        while cursor < latest:
+            events = await self._stored_events(batch_id, cursor)
+            if not events:
+                return
+            for event in events[: latest - cursor]:
+                yield event
+            cursor = events[-1].seq
+
     async def documents(
-        self, batch_id: str, statuses: Collection[ExecutionStatus], *, inputs: bool
+        self, record: BatchRecord, statuses: Collection[ExecutionStatus] = (), *, inputs: bool
     ) -> AsyncGenerator[DocumentRecord, None]:
-        """Read a batch's documents in submission order, a page in memory at a time."""
-        pages = document_pages(self._store, BatchId(batch_id), statuses, PAGE, inputs=inputs)
+        """Read a batch's documents in submission order, a page in memory at a time.
+
+        Args:
+            record: The batch's.
+            statuses: Only documents with one of these (as `status_of` tells it); none: all.
+            inputs: Read the documents themselves, too.
+        """
+        wanted = statuses_to_read(statuses, ended=record.ended)
+        if wanted is None:
+            return
+
+        async def load(after: int) -> Sequence[DocumentRecord]:
+            self.check_running()
+            return await stored_page(self._store, record.batch_id, wanted, PAGE, inputs, after)
+
+        pages = document_pages(lambda after: self._through_outages(lambda: load(after), record.batch_id), PAGE)
         async with aclosing(pages):
             async for page in pages:
                 for document in page:
@@ -136,12 +182,35 @@ class BatchReader:
                 # The store may be open for others: what is read is this reader's, inside its owner's block.
                 self.check_running()
 
+    async def resolver(self, record: BatchRecord) -> DocumentRecord:
+        """Read the resolver of a batch that has one; while the store is away, wait."""
+
+        async def read() -> DocumentRecord:
+            self.check_running()
+            (resolver,) = await self._store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=1)
+            return resolver
+
+        return await self._through_outages(read, record.batch_id)
+
+    async def first_failures(self, record: BatchRecord, limit: int) -> Sequence[DocumentRecord]:
+        """Read the first failed documents of a batch; while the store is away, wait."""
+
+        async def read() -> Sequence[DocumentRecord]:
+            self.check_running()
+            return await self._store.documents(record.batch_id, statuses=["failed"], limit=limit, inputs=False)
+
+        return await self._through_outages(read, record.batch_id)
+
+    async def count_checkpoints(self, batch_id: str) -> int:
+        """Count the checkpoints of a batch."""
+        record = await self.record(batch_id)
+        return await self._store.count_checkpoints(record.batch_id)
+
     async def records(self, query: BatchQuery) -> AsyncGenerator[BatchRecord, None]:
         """Read batches, newest first, a page in memory at a time."""
-        self.check_running()
         after: BatchId | None = None
         while True:
-            page = await self._store.batches(query, after=after, limit=PAGE)
+            page = await self._page_of_batches(query, after)
             for record in page:
                 yield record
             if len(page) < PAGE:
@@ -155,10 +224,7 @@ class BatchReader:
             WorkerNotRunningError: Reading is not allowed now.
         """
         if not self._running():
-            raise WorkerNotRunningError("the orchestrator is not running: use it inside `async with`")
-
-    async def _awaited_record(self, batch_id: str) -> BatchRecord:
-        return await self._through_outages(lambda: self.record(batch_id), batch_id)
+            raise WorkerNotRunningError(f"the {self._owner} is not running: use it inside `async with`")
 
     async def _stored_events(self, batch_id: str, after: int) -> Sequence[EventRecord]:
         async def read() -> Sequence[EventRecord]:
@@ -168,5 +234,23 @@ class BatchReader:
 
         return await self._through_outages(read, batch_id)
 
+    async def _page_of_batches(self, query: BatchQuery, after: BatchId | None) -> Sequence[BatchRecord]:
+        async def read() -> Sequence[BatchRecord]:
+            self.check_running()
+            return await self._store.batches(query, after=after, limit=PAGE)
+
+        return await self._ride_out(read, "a list of batches")
+
     async def _through_outages(self, read: Callable[[], Awaitable[T]], batch_id: str) -> T:
-        return await ride_out(read, self._outages, f"a reader of batch {batch_id!r}", self._sleep)
+        return await self._ride_out(read, f"a reader of batch {batch_id!r}")
+
+    async def _ride_out(self, read: Callable[[], Awaitable[T]], operation: str) -> T:
+        def passes(error: StoreUnavailableError) -> bool:
+            # What its owner has closed does not come back.
+            return error.transient and self._running()
+
+        try:
+            return await ride_out(read, self._outages, operation, self._sleep, passes=passes)
+        except StoreUnavailableError:
+            self.check_running()
+            raise

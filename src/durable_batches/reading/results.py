@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from typing_extensions import deprecated
@@ -24,6 +25,8 @@ __all__ = [
     "failure_of",
     "outcome_of",
     "status_of",
+    "statuses_to_read",
+    "stored_page",
 ]
 
 R = TypeVar("R")
@@ -63,7 +66,7 @@ class StoredResults(Generic[R]):
         return self._pages(checked_page_size(size))
 
     async def _pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R]], None]:
-        pages = document_pages(self._store, self.batch_id, ["succeeded"], size, inputs=False)
+        pages = document_pages(partial(stored_page, self._store, self.batch_id, ["succeeded"], size, False), size)
         async with aclosing(pages):
             async for page in pages:
                 yield [success_of(document, self._codec) for document in page]
@@ -87,12 +90,17 @@ def checked_page_size(size: int) -> int:
 
 
 async def document_pages(
-    store: Store, batch_id: BatchId, statuses: Collection[ExecutionStatus], size: int, *, inputs: bool
-) -> AsyncGenerator[list[DocumentRecord], None]:
-    """A batch's documents in submission order, a page at a time. Between pages it holds nothing of the store's."""
+    load: Callable[[int], Awaitable[Sequence[DocumentRecord]]], size: int
+) -> AsyncGenerator[Sequence[DocumentRecord], None]:
+    """A batch's documents in submission order, a page at a time. Between pages it holds nothing of the store's.
+
+    Args:
+        load: Loads the page behind a position.
+        size: The documents of a whole page.
+    """
     after = RESOLVER_POSITION
     while True:
-        page = list(await store.documents(batch_id, statuses=statuses, after=after, limit=size, inputs=inputs))
+        page = await load(after)
         if page:
             yield page
             after = page[-1].execution.position
@@ -100,14 +108,38 @@ async def document_pages(
             return
 
 
+async def stored_page(
+    store: Store, batch_id: BatchId, statuses: Collection[ExecutionStatus], size: int, inputs: bool, after: int
+) -> Sequence[DocumentRecord]:
+    """Load a page of a batch's documents from a store."""
+    return await store.documents(batch_id, statuses=statuses, after=after, limit=size, inputs=inputs)
+
+
 async def each_document(
     store: Store, batch_id: BatchId, statuses: Collection[ExecutionStatus] = (), *, inputs: bool = False
 ) -> AsyncGenerator[DocumentRecord, None]:
     """A batch's documents in submission order, a page in memory at a time."""
-    async with aclosing(document_pages(store, batch_id, statuses, PAGE, inputs=inputs)) as pages:
+    pages = document_pages(partial(stored_page, store, batch_id, statuses, PAGE, inputs), PAGE)
+    async with aclosing(pages):
         async for page in pages:
             for document in page:
                 yield document
+
+
+def statuses_to_read(statuses: Collection[ExecutionStatus], *, ended: bool) -> Collection[ExecutionStatus] | None:
+    """Find the statuses of the rows that are in one of these; none given, and none returned: all. None: no row is.
+
+    Args:
+        statuses: As `status_of` tells them.
+        ended: Whether the batch's run has ended. A document that was unfinished then is cancelled; its row is left
+            unchanged.
+    """
+    if not statuses or not ended:
+        return statuses
+    found: list[ExecutionStatus] = [status for status in statuses if status not in UNFINISHED]
+    if "cancelled" in found:
+        found += UNFINISHED
+    return found or None
 
 
 def status_of(execution: ExecutionRecord, *, ended: bool) -> ExecutionStatus:

@@ -46,6 +46,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.stores.fair_share import Share, fair_shares, overdue
 from durable_batches.stores.protocol import (
+    Attachable,
     BatchQuery,
     Capabilities,
     Expired,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GENERATION",
     "RESOLVER_POSITION",
+    "Attachable",
     "BatchQuery",
     "BatchRecord",
     "Candidates",

@@ -103,6 +103,9 @@ class MemoryStore:
     async def open(self) -> None:
         """Open the store; there is no connection."""
 
+    async def attach(self) -> None:
+        """See `Attachable.attach`; there is always something."""
+
     async def close(self) -> None:
         """Keep the contents: the same object can be opened again, like a database file."""
 

@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import (
@@ -34,6 +35,7 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 
 __all__ = [
+    "Attachable",
     "BatchQuery",
     "Capabilities",
     "Expired",
@@ -42,6 +44,7 @@ __all__ = [
     "HostTransactions",
     "Loading",
     "Store",
+    "check_store",
 ]
 
 
@@ -152,6 +155,24 @@ class HostTransactions(Protocol):
 
         Raises:
             ConfigurationError: The store cannot use this connection, or it is in no transaction.
+        """
+        ...
+
+
+@runtime_checkable
+class Attachable(Protocol):
+    """Implemented by a store that can be opened as it is, for those who only read it."""
+
+    async def attach(self) -> None:
+        """Open what is there, for reading: create nothing, migrate nothing, and take no lock that a writer waits for.
+
+        It nests with `Store.open`, and wants its `Store.close` as well. Rights to read have to be enough, until the
+        first write.
+
+        Raises:
+            StoreNotFoundError: There is nothing: no file, no tables.
+            SchemaTooOldError: A migration of the schema is missing.
+            SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
         """
         ...
 
@@ -301,3 +322,17 @@ class Store(Protocol):
         workflows (name, version) has something to claim.
         """
         ...
+
+
+def check_store(store: object) -> None:
+    """Refuse what is no store.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    # A class has the methods as well: the parentheses are easily forgotten.
+    if isinstance(store, type) or not isinstance(store, Store):
+        raise ConfigurationError(
+            f"{type(store).__name__!r} is no store; give a SQLiteStore, a PostgresStore, a MemoryStore, or an "
+            "object with the methods of durable_batches.stores.Store"
+        )

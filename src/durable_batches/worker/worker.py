@@ -28,7 +28,7 @@ from durable_batches.reading.news import News
 from durable_batches.reading.reader import BatchReader
 from durable_batches.runtime.dependencies import Dependencies, Provider
 from durable_batches.runtime.resources import ActivityReport, RunStats
-from durable_batches.stores.protocol import Store
+from durable_batches.stores.protocol import Store, check_store
 from durable_batches.tasks import ReusableLock, seen_through
 from durable_batches.worker.membership import Membership
 from durable_batches.worker.runner import AnyWorkflow
@@ -77,12 +77,7 @@ class Worker:
         dependencies: Mapping[Provider, object] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        # A class has the methods as well: the parentheses are easily forgotten.
-        if isinstance(store, type) or not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(
-                f"{type(store).__name__!r} is no store; give a SQLiteStore, a PostgresStore, a MemoryStore, or an "
-                "object with the methods of durable_batches.stores.Store"
-            )
+        check_store(store)
         check_integer("max_in_flight", max_in_flight)
         for name, duration in (("lease", lease), ("drain", drain), ("max_stall", max_stall)):
             check_duration(name, duration)

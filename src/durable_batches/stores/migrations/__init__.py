@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import resources
 from typing import Final
 
-from durable_batches.errors import SchemaTooNewError
+from durable_batches.errors import SchemaTooNewError, SchemaTooOldError
 from durable_batches.version import VERSION
 
-__all__ = ["READABLE_SINCE", "ends_older_workers", "newer_scripts"]
+__all__ = ["READABLE_SINCE", "check_schema", "ends_older_workers", "newer_scripts"]
 
 READABLE_SINCE: Final = "0.2.0"
 """The oldest library version that can work on the schema that this version writes."""
@@ -40,6 +40,18 @@ def ends_older_workers(version: int) -> bool:
 
 _FIRST_SHARED: Final = 2
 """The first script that workers may run across."""
+
+
+def check_schema(dialect: str, where: str, version: int, readable_since: str) -> None:
+    """Make sure that a schema of this version can be used as it is.
+
+    Raises:
+        SchemaTooOldError: It lacks a script.
+        SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
+    """
+    newer = newer_scripts(dialect, where, version, readable_since)
+    if newer:
+        raise SchemaTooOldError(where, version, newer[-1][0])
 
 
 def _parts(version: str) -> tuple[int, ...]:

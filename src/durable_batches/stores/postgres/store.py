@@ -36,7 +36,7 @@ from durable_batches.stores.postgres import load, queries
 from durable_batches.stores.postgres.commit.commit import Commits
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.pool import Pool
-from durable_batches.stores.postgres.connection.schema import migrate
+from durable_batches.stores.postgres.connection.schema import check_schema, migrate
 from durable_batches.stores.postgres.connection.server import check_server
 from durable_batches.stores.postgres.connection.server_clock import ServerClock
 from durable_batches.stores.postgres.connection.session import Session, session_of_its_own, transaction
@@ -110,6 +110,7 @@ class PostgresStore:
         )
         self._opened = 0
         self._opening = ReusableLock()
+        self._migrated = False
         self._running: _Running | None = None
 
     def __repr__(self) -> str:
@@ -129,20 +130,43 @@ class PostgresStore:
             StoreReadOnlyError: The server is a replica.
         """
         async with self._opening:
-            if self._opened == 0:
-                thread = LoopThread("durable-batches-postgres")
-                try:
-                    self._running = await thread.run(self._start(thread))
-                except BaseException:
-                    await thread.stop()
-                    raise
+            if self._running is None:
+                await self._start(migrate)
+            elif not self._migrated:
+                await self._running.thread.run(self._prepare(migrate))
+            self._migrated = True
             self._opened += 1
 
-    async def _start(self, thread: LoopThread) -> _Running:
+    async def attach(self) -> None:
+        """See `Attachable.attach`. The role needs `USAGE` of the schema, and `SELECT` on its tables.
+
+        Raises:
+            ConfigurationError: There is a pooler in transaction mode before the server.
+            StoreAccessError: The server refuses the login, or the role may not read.
+            StoreReadOnlyError: The server is a replica.
+        """
+        async with self._opening:
+            if self._running is None:
+                await self._start(check_schema)
+            self._opened += 1
+
+    async def _start(self, prepare: Callable[[Database, Session], Awaitable[object]]) -> None:
+        thread = LoopThread("durable-batches-postgres")
+
+        async def run() -> _Running:
+            await self._prepare(prepare)
+            return _Running(thread, self._database, Notifications(self._database, self._server_clock))
+
+        try:
+            self._running = await thread.run(run())
+        except BaseException:
+            await thread.stop()
+            raise
+
+    async def _prepare(self, prepare: Callable[[Database, Session], Awaitable[object]]) -> None:
         async with session_of_its_own(self._database) as session:
             await check_server(self._database, session)
-            await migrate(self._database, session)
-        return _Running(thread, self._database, Notifications(self._database, self._server_clock))
+            await prepare(self._database, session)
 
     async def close(self) -> None:
         """See `Store.close`."""
@@ -152,6 +176,7 @@ class PostgresStore:
             self._opened -= 1
             if self._opened == 0 and self._running is not None:
                 running, self._running = self._running, None
+                self._migrated = False
                 try:
                     await running.thread.run(running.close())
                 finally:
@@ -337,8 +362,8 @@ class _Running:
     def __init__(self, thread: LoopThread, database: Database, notifications: Notifications) -> None:
         self.thread = thread
         self.notifications = notifications
-        self.writers = Pool(database, _WRITERS, by_key=True)
-        self.readers = Pool(database, _READERS, by_key=False)
+        self.writers = Pool(database, _WRITERS, by_key=True, read_only=False)
+        self.readers = Pool(database, _READERS, by_key=False, read_only=True)
 
     async def close(self) -> None:
         await self.notifications.stop()

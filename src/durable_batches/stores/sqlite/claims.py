@@ -29,7 +29,7 @@ from durable_batches.stores.rows import (
     execution_of,
     position_of,
 )
-from durable_batches.stores.sqlite.queries import load_checkpoints
+from durable_batches.stores.sqlite.reads import Select, checkpoints_of_key, has_any
 
 __all__ = ["claimed_by", "is_claimable", "load_candidates", "load_claims", "next_due"]
 
@@ -98,7 +98,7 @@ def load_claims(
         signals.setdefault(key, []).append(SignalRecord(ordinal, "", name, payload))
     # A first attempt has recorded nothing yet.
     checkpoints = {
-        key: load_checkpoints(connection, key, "", request.checkpoints + 1)
+        key: checkpoints_of_key(key, "", request.checkpoints + 1).on(connection)
         for key, execution in zip(numbers, executions, strict=True)
         if execution.attempt > 1
     }
@@ -121,14 +121,14 @@ def next_due(connection: sqlite3.Connection, now: Micros, request: ClaimRequest)
     return max(min(moments) - now, 0) if moments else None
 
 
-def is_claimable(connection: sqlite3.Connection, now: Micros, work: Collection[tuple[str, str]]) -> bool:
+def is_claimable(now: Micros, work: Collection[tuple[str, str]]) -> Select[bool]:
     """Whether a batch of one of these workflows has something to claim."""
-    row = connection.execute(
+    return Select(
         f"SELECT 1 FROM batch WHERE free > 0 AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS} "
         f"AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) LIMIT 1",
         (workflows_as_text(work), now),
-    ).fetchone()
-    return row is not None
+        has_any,
+    )
 
 
 def claimed_by(connection: sqlite3.Connection, worker: WorkerId, number: int) -> list[ExecutionKey]:

@@ -21,7 +21,7 @@ from durable_batches.lifecycle.records import Micros
 from durable_batches.stores.migrations import READABLE_SINCE, ends_older_workers, newer_scripts
 from durable_batches.version import VERSION
 
-__all__ = ["connect", "migrate", "transaction", "translated"]
+__all__ = ["connect", "connect_for_reading", "migrate", "transaction", "translated"]
 
 BUSY_SECONDS: Final = 60.0
 """How long a transaction waits for that of another process. These take milliseconds; this long means a stuck one."""
@@ -30,37 +30,65 @@ _WAL_TRIES: Final = 100
 """Each try waits, and fails only if another process was faster again."""
 
 _SETTINGS: Final = (
-    "PRAGMA synchronous = FULL",
-    # 16 MiB of log between two checkpoints: pages that change often are copied into the file once.
-    "PRAGMA wal_autocheckpoint = 4096",
-    "PRAGMA journal_size_limit = 33554432",
     "PRAGMA cache_size = -16384",
     "PRAGMA temp_store = MEMORY",
     "PRAGMA trusted_schema = OFF",
 )
+_WRITER_SETTINGS: Final = (
+    "PRAGMA synchronous = FULL",
+    # 16 MiB of log between two checkpoints: pages that change often are copied into the file once.
+    "PRAGMA wal_autocheckpoint = 4096",
+    "PRAGMA journal_size_limit = 33554432",
+)
 
 
-def connect(path: Path, *, reading: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
     """Open a connection with the store's settings: WAL, and every commit synced to the disk before it is acknowledged.
+
+    Args:
+        path: The file.
+        create: Make the file where there is none.
 
     Raises:
         StoreUnavailableError: Or a kin of it: the file cannot be opened, written or understood.
     """
     with translated(path):
-        # One thread at a time uses the connection, but it may be closed by another one.
-        connection = sqlite3.connect(
-            path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
+        connection = _open(f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}")
         try:
             _use_wal(connection)
-            for setting in _SETTINGS:
+            for setting in (*_WRITER_SETTINGS, *_SETTINGS):
                 connection.execute(setting).fetchall()
-            if reading:
-                connection.execute("PRAGMA query_only = ON")
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def connect_for_reading(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
+    """Open a connection that cannot write, and read the file for the first time.
+
+    Args:
+        path: The file.
+        immutable: Read the file without its log and without locks, as if nobody wrote to it.
+
+    Raises:
+        sqlite3.Error: As the driver raises it.
+    """
+    connection = _open(f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if immutable else ''}")
+    try:
+        for setting in (*_SETTINGS, "PRAGMA query_only = ON", "PRAGMA schema_version"):
+            connection.execute(setting).fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _open(uri: str) -> sqlite3.Connection:
+    # One thread at a time uses the connection, but it may be closed by another one.
+    return sqlite3.connect(
+        uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -11,14 +11,9 @@ from typing import Final
 
 from durable_batches.lifecycle.planning import Loaded, Writes
 from durable_batches.lifecycle.records import (
-    RESOLVER_POSITION,
     BatchRecord,
-    CheckpointRecord,
-    DocumentRecord,
-    EventRecord,
     ExecutionKey,
     ExecutionRecord,
-    ExecutionStatus,
     Micros,
 )
 from durable_batches.lifecycle.states import BatchId
@@ -26,25 +21,20 @@ from durable_batches.stores.columns import (
     ACTIVITY,
     BATCH_CHANGES,
     BATCH_RECORD,
-    CHECKPOINT,
     DOCUMENT,
     EVENT,
-    EVENT_RECORD,
     EXECUTION,
     EXECUTION_CHANGES,
     EXECUTION_RECORD,
     OUTCOME,
     Columns,
 )
-from durable_batches.stores.protocol import BatchQuery
 from durable_batches.stores.rows import (
     Row,
     batch_changes,
     batch_of,
     batch_of_execution,
     batch_values,
-    checkpoint_of,
-    events_of,
     execution_changes,
     execution_key,
     execution_keys,
@@ -55,16 +45,9 @@ from durable_batches.stores.rows import (
 
 __all__ = [
     "apply",
-    "count_checkpoints",
-    "has_moved",
     "insert_batch",
     "insert_executions",
-    "load_batch",
-    "load_batches",
-    "load_checkpoints",
     "load_document_ids",
-    "load_documents",
-    "load_events",
     "load_executions",
     "taken_document_id",
 ]
@@ -74,46 +57,12 @@ _ROWS_A_STEP: Final = (64, 16, 4, 1)
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 _INSERT_BATCH: Final = f"INSERT INTO batch ({BATCH_RECORD.names}) VALUES ({BATCH_RECORD.marks})"
-_LOAD_BATCH: Final = f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE batch_id = ?"
 _LOAD_BATCHES: Final = f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE batch_id IN (SELECT value FROM json_each(?))"
 
 
 def insert_batch(connection: sqlite3.Connection, record: BatchRecord) -> None:
     """Insert a batch's row."""
     connection.execute(_INSERT_BATCH, batch_values(record))
-
-
-def load_batch(connection: sqlite3.Connection, batch_id: BatchId) -> tuple[int, BatchRecord] | None:
-    """Load a batch, with its key; None: there is none of this id."""
-    row = connection.execute(_LOAD_BATCH, (batch_id,)).fetchone()
-    return None if row is None else (row[0], batch_of(row[1:]))
-
-
-def load_batches(
-    connection: sqlite3.Connection, query: BatchQuery, after: BatchId | None, limit: int
-) -> list[BatchRecord]:
-    """Load the sealed batches that the query is about, newest first, from behind `after`."""
-    conditions, values = ["loader IS NULL"], list[object]()
-    if after is not None:
-        conditions.append("key < (SELECT key FROM batch WHERE batch_id = ?)")
-        values.append(after)
-    if query.workflow is not None:
-        conditions.append("workflow = ?")
-        values.append(query.workflow)
-    if query.states:
-        conditions.append("state IN (SELECT value FROM json_each(?))")
-        values.append(json.dumps(sorted(query.states)))
-    for name, value in query.metadata.items():
-        conditions.append("(SELECT value FROM json_each(metadata) WHERE json_each.key = ?) = ?")
-        values += [name, value]
-    if query.created_before is not None:
-        conditions.append("created_at < ?")
-        values.append(query.created_before)
-    rows = connection.execute(
-        f"SELECT {BATCH_RECORD.names} FROM batch WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",
-        (*values, limit),
-    )
-    return [batch_of(row) for row in rows]
 
 
 def _delete_batch(connection: sqlite3.Connection, key: int) -> None:
@@ -198,32 +147,6 @@ def load_executions(
             batch_id, position = names[batch_of_execution(row[0])], position_of(row[0])
             executions[(batch_id, position)] = execution_of(batch_id, position, row[1:])
     return keys, Loaded(now, batches, executions)
-
-
-def load_documents(
-    connection: sqlite3.Connection,
-    batch_id: BatchId,
-    statuses: Collection[ExecutionStatus],
-    after: int,
-    limit: int,
-    inputs: bool,
-) -> list[DocumentRecord]:
-    """Load a page of documents, in submission order; without `inputs`, those are empty."""
-    found = connection.execute("SELECT key FROM batch WHERE batch_id = ?", (batch_id,)).fetchone()
-    if found is None:
-        return []
-    condition, values = "", list[object]()
-    if statuses:
-        condition = "AND execution.status IN (SELECT value FROM json_each(?)) "
-        values.append(json.dumps(sorted(statuses)))
-    payload, join = ("document.input", "JOIN document ON document.key = execution.key ") if inputs else ("x''", "")
-    rows = connection.execute(
-        f"SELECT execution.key, {payload}, outcome.payload, {EXECUTION_RECORD.of('execution')} FROM execution "
-        f"{join}LEFT JOIN outcome ON outcome.key = execution.key "
-        f"WHERE execution.key > ? AND execution.key < ? {condition}ORDER BY execution.key LIMIT ?",
-        (execution_key(found[0], after), execution_key(found[0] + 1, RESOLVER_POSITION), *values, limit),
-    )
-    return [DocumentRecord(execution_of(batch_id, position_of(row[0]), row[3:]), row[1], row[2]) for row in rows]
 
 
 # ---- what a plan writes ----------------------------------------------------------------------------------------------
@@ -322,44 +245,3 @@ def _many(connection: sqlite3.Connection, statement: str, rows: Sequence[Row]) -
             start += size
             sql = sql or statement.format(rows=", ".join([f"({', '.join('?' * len(part[0]))})"] * size))
             connection.execute(sql, tuple(chain.from_iterable(part)))
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
-
-
-def load_checkpoints(connection: sqlite3.Connection, execution: int, after: str, limit: int) -> list[CheckpointRecord]:
-    """Load the checkpoints of one execution, by key, from behind `after`."""
-    rows = connection.execute(
-        f"SELECT {CHECKPOINT.names} FROM activity WHERE execution = ? AND key > ? ORDER BY key LIMIT ?",
-        (execution, after, limit),
-    )
-    return [checkpoint_of(*row) for row in rows]
-
-
-def count_checkpoints(connection: sqlite3.Connection, batch: int) -> int:
-    """Count the checkpoints of a batch."""
-    (count,) = connection.execute(
-        "SELECT COUNT(*) FROM activity WHERE execution >= ? AND execution < ?",
-        execution_keys(batch),
-    ).fetchone()
-    return int(count)
-
-
-def load_events(connection: sqlite3.Connection, batch_id: BatchId, after: int, limit: int) -> list[EventRecord]:
-    """Load a batch's events behind this sequence number, in order."""
-    rows = connection.execute(
-        f"SELECT {EVENT_RECORD.names} FROM event WHERE batch = (SELECT key FROM batch WHERE batch_id = ?) "
-        "AND seq > ? ORDER BY seq LIMIT ?",
-        (batch_id, after, limit),
-    )
-    return events_of(batch_id, rows)
-
-
-def has_moved(connection: sqlite3.Connection, seen: Mapping[BatchId, int]) -> bool:
-    """Whether one of these batches has events beyond this number."""
-    row = connection.execute(
-        "SELECT 1 FROM json_each(?) AS seen JOIN batch ON batch.batch_id = seen.key "
-        "WHERE batch.seq > seen.value LIMIT 1",
-        (json.dumps(dict(seen)),),
-    ).fetchone()
-    return row is not None

@@ -1,7 +1,7 @@
 """The SQLite store: one file, no server, several processes.
 
 All writes go through one thread, a transaction a hop, and are durable when they are acknowledged (WAL with
-`synchronous=FULL`). Reads have a thread and a connection of their own, so that none delays a commit.
+`synchronous=FULL`). Reads have a connection of their own, opened for reading only, so that none delays a commit.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_instance
 from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
-from durable_batches.stores.rows import execution_key
-from durable_batches.stores.sqlite import claims, queries, workers
+from durable_batches.stores.sqlite import claims, queries, reads, workers
 from durable_batches.stores.sqlite.commit import Commits
 from durable_batches.stores.sqlite.connection import migrate, transaction
 from durable_batches.stores.sqlite.lease import LeaseRenewer
+from durable_batches.stores.sqlite.reader import Reader, Version
+from durable_batches.stores.sqlite.reads import Select
 from durable_batches.stores.sqlite.thread import ConnectionThread
 from durable_batches.tasks import ReusableLock
 
@@ -81,7 +82,8 @@ class SQLiteStore:
         self._opened = 0
         self._opening = ReusableLock()
         self._writer: ConnectionThread | None = None
-        self._reader: ConnectionThread | None = None
+        self._reader: Reader | None = None
+        self._migrated = False
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
@@ -94,18 +96,20 @@ class SQLiteStore:
     async def open(self) -> None:
         """See `Store.open`."""
         async with self._opening:
-            if self._opened == 0:
-                writer = ConnectionThread("writes", self.path)
-                reader = ConnectionThread("reads", self.path)
-                try:
-                    await writer.start(reading=False)
-                    await writer.run(migrate, self.path, self._boot())
-                    await reader.start(reading=True)
-                except BaseException:
-                    await reader.stop()
-                    await writer.stop()
-                    raise
-                self._writer, self._reader = writer, reader
+            if not self._migrated:
+                await self._open_to_work()
+                self._migrated = True
+            self._opened += 1
+
+    async def attach(self) -> None:
+        """See `Attachable.attach`.
+
+        Raises:
+            StoreReadOnlyError: Nothing can be written beside the file, where there is a log to be read with it.
+        """
+        async with self._opening:
+            if self._reader is None:
+                self._reader = await self._open_reader(check=True)
             self._opened += 1
 
     async def close(self) -> None:
@@ -115,10 +119,38 @@ class SQLiteStore:
                 return
             self._opened -= 1
             if self._opened == 0:
-                for thread in (self._reader, self._writer):
-                    if thread is not None:
-                        await thread.stop()
+                reader, writer = self._reader, self._writer
                 self._reader = self._writer = None
+                self._migrated = False
+                if reader is not None:
+                    await reader.close()
+                if writer is not None:
+                    await writer.stop()
+
+    async def _open_to_work(self) -> None:
+        """Open both connections, as far as they are not open, and bring the schema up to date."""
+        writer = self._writer or ConnectionThread("writes", self.path)
+        try:
+            if self._writer is None:
+                await writer.start()
+            await writer.run(migrate, self.path, self._boot())
+            reader = self._reader or await self._open_reader(check=False)
+        except BaseException:
+            if self._writer is None:
+                await writer.stop()
+            raise
+        self._writer, self._reader = writer, reader
+
+    async def _open_reader(self, *, check: bool) -> Reader:
+        reader = Reader(self.path)
+        try:
+            await reader.open()
+            if check:
+                await reader.check_schema()
+        except BaseException:
+            await reader.close()
+            raise
+        return reader
 
     # ---- workers -------------------------------------------------------------------------------------------
 
@@ -137,7 +169,7 @@ class SQLiteStore:
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """See `Store.workers`."""
-        return await self._read(workers.load_workers)
+        return await self._read(reads.workers())
 
     async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
         """See `Store.expire`."""
@@ -168,7 +200,7 @@ class SQLiteStore:
 
         def work(connection: sqlite3.Connection) -> BatchRecord | None:
             with transaction(connection, self.path):
-                existing = queries.load_batch(connection, batch.batch_id)
+                existing = reads.batch(batch.batch_id).on(connection)
                 if existing is not None:
                     return existing[1]
                 queries.insert_batch(connection, batch)
@@ -181,7 +213,7 @@ class SQLiteStore:
 
         def work(connection: sqlite3.Connection) -> None:
             with transaction(connection, self.path):
-                found = queries.load_batch(connection, batch_id)
+                found = reads.batch(batch_id).on(connection)
                 if found is None or found[1].loader != loader:
                     raise BatchNotFoundError(batch_id)
                 key = found[0]
@@ -227,12 +259,12 @@ class SQLiteStore:
 
     async def batch(self, batch_id: BatchId) -> BatchRecord | None:
         """See `Store.batch`."""
-        found = await self._read(queries.load_batch, batch_id)
+        found = await self._read(reads.batch(batch_id))
         return None if found is None else found[1]
 
     async def batches(self, query: BatchQuery, *, after: BatchId | None = None, limit: int) -> Sequence[BatchRecord]:
         """See `Store.batches`."""
-        return await self._read(queries.load_batches, query, after, limit)
+        return await self._read(reads.batches(query, after, limit))
 
     async def documents(
         self,
@@ -244,48 +276,30 @@ class SQLiteStore:
         inputs: bool = True,
     ) -> Sequence[DocumentRecord]:
         """See `Store.documents`."""
-        return await self._read(queries.load_documents, batch_id, statuses, after, limit, inputs)
+        return await self._read(reads.documents(batch_id, statuses, after, limit, inputs=inputs))
 
     async def checkpoints(
         self, batch_id: BatchId, position: int, *, after: str = "", limit: int
     ) -> Sequence[CheckpointRecord]:
         """See `Store.checkpoints`."""
-
-        def work(connection: sqlite3.Connection) -> list[CheckpointRecord]:
-            found = queries.load_batch(connection, batch_id)
-            if found is None:
-                return []
-            return queries.load_checkpoints(connection, execution_key(found[0], position), after, limit)
-
-        return await self._read(work)
+        return await self._read(reads.checkpoints(batch_id, position, after, limit))
 
     async def count_checkpoints(self, batch_id: BatchId) -> int:
         """See `Store.count_checkpoints`."""
-
-        def work(connection: sqlite3.Connection) -> int:
-            found = queries.load_batch(connection, batch_id)
-            return 0 if found is None else queries.count_checkpoints(connection, found[0])
-
-        return await self._read(work)
+        return await self._read(reads.count_checkpoints(batch_id))
 
     async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
         """See `Store.events`."""
-        return await self._read(queries.load_events, batch_id, after, limit)
+        return await self._read(reads.events(batch_id, after, limit))
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
-
-        def look(connection: sqlite3.Connection) -> bool:
-            if seen and queries.has_moved(connection, seen):
-                return True
-            return bool(work) and claims.is_claimable(connection, self._clock.now(), work)
-
         end = self._clock.boot() + timeout / 1_000_000
-        version = -1
+        version: Version | None = None
         while True:
             # The file's version changes with every commit through another connection, whosever it is.
-            current = await self._read(_data_version)
-            if current != version and await self._read(look):
+            current = await self._open_store().version()
+            if current != version and await self._may_interest(seen, work):
                 return
             version = current
             left = end - self._clock.boot()
@@ -293,29 +307,43 @@ class SQLiteStore:
                 return
             await self._clock.sleep(min(_POLL_SECONDS, left), housekeeping=True)
 
-    # ---- the threads -------------------------------------------------------------------------------------------
+    async def _may_interest(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> bool:
+        moved = await self._read(reads.has_moved(seen)) if seen else False
+        return moved or (await self._read(claims.is_claimable(self._clock.now(), work)) if work else False)
+
+    # ---- the connections ---------------------------------------------------------------------------------------
 
     async def _write(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         if self._writer is None:
-            raise StoreUnavailableError(f"{self!r} is not open; use it inside `async with` its orchestrator or worker")
+            await self._open_writer()
+        assert self._writer is not None
         return await self._writer.run(work, *args, **kwargs)
 
-    async def _read(
-        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def _open_writer(self) -> None:
+        """Open the connection that writes, where the store is attached: what there is may be written, too."""
+        async with self._opening:
+            self._open_store()
+            if self._writer is None:
+                writer = ConnectionThread("writes", self.path)
+                try:
+                    await writer.start(create=False)
+                except BaseException:
+                    await writer.stop()
+                    raise
+                self._writer = writer
+
+    async def _read(self, select: Select[T]) -> T:
+        return await self._open_store().read(select)
+
+    def _open_store(self) -> Reader:
         if self._reader is None:
             raise StoreUnavailableError(f"{self!r} is not open; use it inside `async with` its orchestrator or worker")
-        return await self._reader.run(work, *args, **kwargs)
+        return self._reader
 
     def _boot(self) -> Micros:
         return int(self._clock.boot() * 1_000_000)
-
-
-def _data_version(connection: sqlite3.Connection) -> int:
-    (version,) = connection.execute("PRAGMA data_version").fetchone()
-    return int(version)
 
 
 def _repeated(ids: Iterable[str]) -> str | None:

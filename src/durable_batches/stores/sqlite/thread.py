@@ -55,8 +55,8 @@ class ConnectionThread:
         self._thread = Thread(target=_work_off, args=(self._queue,), name=f"durable-batches-{purpose}", daemon=True)
         self._connection: sqlite3.Connection | None = None
 
-    async def start(self, *, reading: bool) -> None:
-        """Start the thread, and open the connection there.
+    async def start(self, *, create: bool = True) -> None:
+        """Start the thread, and open the connection there; `create`: make the file where there is none.
 
         Raises:
             StoreUnavailableError: Or a kin of it: the file cannot be opened.
@@ -66,7 +66,7 @@ class ConnectionThread:
 
         def call() -> None:
             # On the thread, so that it is there to be closed when the caller was cancelled meanwhile.
-            self._connection = connect(self._path, reading=reading)
+            self._connection = connect(self._path, create=create)
 
         await self._hop(call)
 

@@ -20,10 +20,10 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.stores.columns import WORKER, WORKER_RECORD
-from durable_batches.stores.rows import position_of, worker_of, worker_values
+from durable_batches.stores.rows import position_of, worker_values
 from durable_batches.stores.sqlite.queries import apply, load_executions
 
-__all__ = ["expired", "load_workers", "register", "release"]
+__all__ = ["expired", "register", "release"]
 
 _INSERTED: Final = WORKER_RECORD.and_also(*WORKER.choose("lease", "lease_until", "commits", "refused"))
 _INSERT: Final = f"INSERT INTO worker ({_INSERTED.names}) VALUES ({_INSERTED.marks})"
@@ -32,11 +32,6 @@ _INSERT: Final = f"INSERT INTO worker ({_INSERTED.names}) VALUES ({_INSERTED.mar
 def register(connection: sqlite3.Connection, worker: WorkerRecord, lease: Micros, boot: Micros) -> None:
     """Insert a worker's row: its commits are numbered from 1, its lease counts from now."""
     connection.execute(_INSERT, (*worker_values(worker), lease, boot + lease, 0, "[]"))
-
-
-def load_workers(connection: sqlite3.Connection) -> list[WorkerRecord]:
-    """Load the workers that are alive."""
-    return [worker_of(row) for row in connection.execute(f"SELECT {WORKER_RECORD.names} FROM worker")]
 
 
 def expired(connection: sqlite3.Connection, boot: Micros, dead: Collection[WorkerId]) -> list[WorkerId]:

@@ -95,10 +95,11 @@ class Database:
         """How long an answer to a statement is waited for."""
         return self.statement_seconds + _MARGIN_SECONDS
 
-    async def connect(self, *, by_key: bool, seconds: float | None = None) -> Connection:
+    async def connect(self, *, by_key: bool, read_only: bool = False, seconds: float | None = None) -> Connection:
         """Open a connection with the store's settings.
 
         Args:
+            read_only: The server refuses whatever would write.
             by_key: For statements that find all rows by a key or along an index: the planner has no other ways.
             seconds: How long that may take; `CONNECT_SECONDS` by default.
 
@@ -111,13 +112,13 @@ class Database:
             async with asyncio.timeout(seconds):
                 connection = await self._open(seconds)
                 try:
-                    await self._set_up(connection, by_key=by_key)
+                    await self._set_up(connection, by_key=by_key, read_only=read_only)
                 except BaseException:
                     connection.terminate()
                     raise
                 return connection
 
-    async def _set_up(self, connection: Connection, *, by_key: bool) -> None:
+    async def _set_up(self, connection: Connection, *, by_key: bool, read_only: bool) -> None:
         given = getattr(connection.get_settings(), "application_name", "")
         settings = {
             **_SETTINGS,
@@ -127,6 +128,7 @@ class Database:
             "lock_timeout": millis(self.lock_seconds),
             "idle_in_transaction_session_timeout": millis(self.statement_seconds),
             **(_BY_KEY if by_key else {}),
+            **({"default_transaction_read_only": "on"} if read_only else {}),
         }
         row = await connection.fetchrow(
             "SELECT count(set_config(name, setting, false)), pg_is_in_recovery() "

@@ -24,11 +24,13 @@ class Pool:
     transaction, and has nothing to forget here.
     """
 
-    def __init__(self, database: Database, size: int, *, by_key: bool) -> None:
+    def __init__(self, database: Database, size: int, *, by_key: bool, read_only: bool) -> None:
         self._database = database
         self._by_key = by_key
+        self._read_only = read_only
         self._places = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
+        self._closed = False
 
     async def run(self, work: Callable[Concatenate[Session, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the work with a connection; one that is of no use any more is not kept.
@@ -46,7 +48,8 @@ class Pool:
                         raise
                 # The others are likely to be as this one; to find out could take a limit of time each.
                 self._forget_idle()
-            return await self._work(await self._database.connect(by_key=self._by_key), work, *args, **kwargs)
+            connection = await self._database.connect(by_key=self._by_key, read_only=self._read_only)
+            return await self._work(connection, work, *args, **kwargs)
 
     async def _work(
         self,
@@ -64,9 +67,16 @@ class Pool:
                 # another may lead to one that is.
                 connection.terminate()
             raise
+        except asyncio.CancelledError:
+            if self._closed:
+                # By the loop that ends, and not by the caller.
+                raise StoreUnavailableError(
+                    f"the database {self._database.where} was closed while it was in use"
+                ) from None
+            raise
         finally:
             if not connection.is_closed():
-                if connection.is_in_transaction():
+                if connection.is_in_transaction() or self._closed:
                     connection.terminate()
                 else:
                     self._idle.append(connection)
@@ -85,6 +95,7 @@ class Pool:
             connection.terminate()
 
     async def close(self) -> None:
-        """Close all connections, of which none is in use any more."""
+        """Close all connections; one that is in use is closed by its user, whom the end of the loop cuts off."""
+        self._closed = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*(closed(connection) for connection in idle))

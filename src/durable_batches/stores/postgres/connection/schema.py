@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from durable_batches.errors import OldWorkersError, StoreLockedError
+from durable_batches.errors import OldWorkersError, StoreLockedError, StoreNotFoundError
+from durable_batches.stores import migrations
 from durable_batches.stores.migrations import READABLE_SINCE, ends_older_workers, newer_scripts
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.errors import translated
@@ -14,7 +15,7 @@ from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME
 from durable_batches.stores.postgres.connection.session import Session, transaction
 from durable_batches.version import VERSION
 
-__all__ = ["MIGRATION_LOCK", "has_schema", "migrate", "migration_script", "scripts_for"]
+__all__ = ["MIGRATION_LOCK", "check_schema", "has_schema", "migrate", "migration_script", "scripts_for"]
 
 _MIGRATION_SECONDS: Final = 120.0
 """How long another process's migration is waited for."""
@@ -51,6 +52,23 @@ async def migrate(database: Database, session: Session) -> bool:
         if newer:
             await session.run(migration_script(newer, schema=not await has_schema(session)))
     return bool(newer)
+
+
+async def check_schema(database: Database, session: Session) -> None:
+    """Make sure that the schema can be used as it is; a right to read is enough.
+
+    Raises:
+        StoreNotFoundError: It has none of the store's tables.
+        SchemaTooOldError: It lacks a migration.
+        SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
+    """
+    with translated(database.where):
+        version, readable_since = await _schema_version(session)
+        if version == 0:
+            raise StoreNotFoundError(
+                f"the schema {database.schema!r} of the database {database.where} has none of the store's tables"
+            )
+        migrations.check_schema("postgres", database.where, version, readable_since)
 
 
 async def has_schema(session: Session) -> bool:

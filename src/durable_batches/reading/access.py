@@ -1,0 +1,172 @@
+"""What a client and an orchestrator have in common: reading and commanding batches, typed by their stages alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Generic
+from uuid import uuid4
+
+from typing_extensions import TypeVar
+
+from durable_batches.clock import Clock
+from durable_batches.errors import ConfigurationError, ReadOnlyClientError
+from durable_batches.lifecycle.commands import Cancel, Command
+from durable_batches.lifecycle.events import BatchEvent, decode_event
+from durable_batches.lifecycle.primitives import to_micros
+from durable_batches.lifecycle.progress import BatchSnapshot, Stages, snapshot_of, state_of
+from durable_batches.lifecycle.records import BatchRecord, Committed
+from durable_batches.lifecycle.states import BatchId, BatchState, Stage
+from durable_batches.options import check_duration, check_integer
+from durable_batches.reading.reader import BatchReader
+from durable_batches.stores.protocol import BatchQuery
+
+__all__ = ["BatchAccess"]
+
+S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
+
+
+class BatchAccess(Generic[S_co]):
+    """Reads and commands batches: what `BatchClient` and `BatchOrchestrator` have in common.
+
+    Methods that follow a batch, or yield one page after another, wait while the store is away, and log it once; those
+    that return at once raise `StoreUnavailableError`.
+
+    Args:
+        reader: Reads the batches.
+        stages: Makes the states of their stages.
+        clock: The source of time.
+        command: Gives a command to a batch; None: nothing is commanded.
+    """
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        stages: Stages[S_co],
+        clock: Clock,
+        command: Callable[[BatchId, Command], Awaitable[Committed]] | None,
+    ) -> None:
+        self._reader = reader
+        self._stages = stages
+        self._clock = clock
+        self._command = command
+
+    # ---- commands --------------------------------------------------------------------------------------------
+
+    async def cancel(self, batch_id: str, *, reason: str = "") -> bool:
+        """Cancel a batch: first commit the cancellation, then cancel what runs.
+
+        Exactly one call returns True, and only if it cancelled the batch. After it returns, this process starts no
+        activity of the batch, and other processes stop starting them within half a second.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+            ReadOnlyClientError: This client only reads.
+        """
+        give = self._commands("cancel")
+        record = await self._reader.record(batch_id)
+        return (await give(record.batch_id, Cancel(request_id=uuid4().hex, reason=reason))).applied
+
+    # ---- reading ---------------------------------------------------------------------------------------------
+
+    async def state(self, batch_id: str) -> BatchState[S_co]:
+        """Return the batch's state, as a closed union: a `match` that omits one is a type error.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        return state_of(await self._reader.record(batch_id), self._stages)
+
+    async def snapshot(self, batch_id: str) -> BatchSnapshot[S_co]:
+        """Return a snapshot of the batch: state, counts, stages, percentage, rate.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        return self._snapshot(await self._reader.record(batch_id))
+
+    async def progress(self, batch_id: str, *, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
+        """Yield every event of the batch once, in order, from any point, live or long after.
+
+        Ends with the batch's last event. To resume after a pause, pass the last `seq` as `after`.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        check_integer("after", after)
+        async with aclosing(self._reader.events(batch_id, after)) as records:
+            async for record in records:
+                yield decode_event(record)
+
+    async def events(self, batch_id: str, *, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
+        """Yield the events that are recorded by now, in order, and end; `progress` goes on to the end of the batch.
+
+        Args:
+            batch_id: The batch.
+            after: Only events with a greater `seq`.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        check_integer("after", after)
+        async with aclosing(self._reader.recorded_events(batch_id, after)) as records:
+            async for record in records:
+                yield decode_event(record)
+
+    async def watch(
+        self, batch_id: str, *, interval: timedelta = timedelta(milliseconds=250)
+    ) -> AsyncGenerator[BatchSnapshot[S_co], None]:
+        """Yield the latest snapshot when it has changed, at most one per `interval`; the last one is of the end.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        check_duration("interval", interval)
+        async with aclosing(self._reader.changes(batch_id, interval)) as records:
+            async for record in records:
+                yield self._snapshot(record)
+
+    async def count_checkpoints(self, batch_id: str) -> int:
+        """Count the batch's recorded results of activities, which will not run again.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        return await self._reader.count_checkpoints(batch_id)
+
+    # ---- for subclasses --------------------------------------------------------------------------------------
+
+    def _commands(self, name: str) -> Callable[[BatchId, Command], Awaitable[Committed]]:
+        """Return what gives commands.
+
+        Raises:
+            ReadOnlyClientError: This client only reads.
+        """
+        if self._command is None:
+            raise ReadOnlyClientError(name)
+        return self._command
+
+    def _snapshot(self, record: BatchRecord) -> BatchSnapshot[S_co]:
+        return snapshot_of(record, self._stages, self._clock.now())
+
+    async def _snapshots(
+        self,
+        *,
+        workflow: str | None,
+        states: Collection[str],
+        metadata: Mapping[str, str] | None,
+        created_before: datetime | None,
+    ) -> AsyncGenerator[BatchSnapshot[S_co], None]:
+        """Yield batches, newest first, one page in memory at a time."""
+        if isinstance(states, str):
+            raise ConfigurationError(f"states must be a collection of tags, not a str; give a tuple: ({states!r},)")
+        query = BatchQuery(
+            workflow=workflow,
+            states=states,
+            metadata=metadata or {},
+            created_before=None if created_before is None else to_micros(created_before),
+        )
+        async with aclosing(self._reader.records(query)) as records:
+            async for record in records:
+                yield self._snapshot(record)

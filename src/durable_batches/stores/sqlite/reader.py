@@ -1,0 +1,231 @@
+"""The connection that reads: through aiosqlite, opened for reading only, so that nothing done with it can write.
+
+Beside a writer, readers of a file with a write-ahead log need the log's index, a second file that SQLite makes in the
+same folder. Where there is none and none can be made, as on a read-only file system, nobody writes, and the file is
+read as it is; should it change all the same, what was read is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+import aiosqlite
+
+from durable_batches.errors import StoreNotFoundError, StoreReadOnlyError, StoreUnavailableError
+from durable_batches.stores.migrations import check_schema
+from durable_batches.stores.rows import Row
+from durable_batches.stores.sqlite.connection import connect_for_reading, translated
+from durable_batches.stores.sqlite.reads import Select
+from durable_batches.tasks import ReusableLock, completed
+
+__all__ = ["Reader"]
+
+T = TypeVar("T")
+
+_TRIES: Final = 5
+"""How often something is read from a file that changes each time."""
+
+_HAS_SCHEMA: Final = "SELECT 1 FROM pragma_table_info('schema_version') WHERE name = 'readable_since'"
+_SCHEMA: Final = "SELECT version, readable_since FROM schema_version"
+
+Version: TypeAlias = tuple[object, ...]
+"""Changes with every commit to the file; compared, and nothing else."""
+
+
+class _File(NamedTuple):
+    """What tells that a file has not changed."""
+
+    inode: int
+    size: int
+    modified: int
+    log: int
+    """The size of its write-ahead log; 0: there is none."""
+
+
+class Reader:
+    """Reads the file, for any event loop of the process, one statement at a time.
+
+    Args:
+        path: The file, which is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: aiosqlite.Connection | None = None
+        self._connecting = ReusableLock()
+        self._opened = 0
+        self._is_open = False
+        self._unchanged: _File | None = None
+        """Of a file that is read without its log: what it was like when it was opened."""
+
+    async def open(self) -> None:
+        """Open the connection.
+
+        Raises:
+            StoreNotFoundError: There is no such file.
+            StoreReadOnlyError: Its log cannot be read without writing beside it, which is not allowed.
+            StoreUnavailableError: Or a kin of it: the file cannot be opened.
+        """
+        if not self._path.exists():
+            raise StoreNotFoundError(f"there is no file {self._path}")
+        self._is_open = True
+        try:
+            _ = await self._current()
+        except BaseException:
+            self._is_open = False
+            raise
+
+    async def check_schema(self) -> None:
+        """Make sure that the file is a store of this library, of a schema that it can read.
+
+        Raises:
+            StoreNotFoundError: It is not.
+            SchemaTooOldError: A migration of the schema is missing.
+            SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
+        """
+        if not await self._rows(_HAS_SCHEMA, ()) or not (rows := await self._rows(_SCHEMA, ())):
+            raise StoreNotFoundError(f"the file {self._path} has none of the store's tables")
+        version, readable_since = rows[0]
+        check_schema("sqlite", str(self._path), version, readable_since)
+
+    async def read(self, select: Select[T]) -> T:
+        """Execute a query, and decode its rows.
+
+        Raises:
+            StoreUnavailableError: The reader was closed, or the driver says so.
+        """
+        return select.decode(await self._rows(select.statement, select.values))
+
+    async def version(self) -> Version:
+        """Read the version of the file, which changes with every commit of another connection, whose ever it is."""
+        ((version,),) = await self._rows("PRAGMA data_version", ())
+        return (self._opened, self._unchanged, version)
+
+    async def close(self) -> None:
+        """Finish what was begun, close the connection, and end its thread."""
+        self._is_open = False
+        async with self._connecting:
+            await self._disconnect()
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+
+    async def _rows(self, statement: str, values: Sequence[object]) -> Sequence[Row]:
+        for _ in range(_TRIES):
+            connection = await self._current()
+            unchanged = self._unchanged
+            try:
+                with translated(self._path):
+                    rows = await connection.execute_fetchall(statement, values)
+            except StoreUnavailableError:
+                if unchanged not in (None, _file(self._path)):
+                    # It was written to meanwhile.
+                    continue
+                # The next one opens the file anew: it may have been away, and be another one now.
+                async with self._connecting:
+                    if connection is self._connection:
+                        await self._disconnect()
+                raise
+            if unchanged is None or unchanged == _file(self._path):
+                return list(rows)
+        raise StoreUnavailableError(f"the database {self._path} changes each time that it is read")
+
+    async def _current(self) -> aiosqlite.Connection:
+        """Return the connection, or another one where it is of no use any more."""
+        if not self._is_open:
+            raise StoreUnavailableError(f"the database {self._path} was closed while it was in use")
+        connection = self._connection
+        if connection is not None and self._unchanged is None and _thread_of(connection).is_alive():
+            return connection
+        async with self._connecting:
+            if not self._is_open:
+                raise StoreUnavailableError(f"the database {self._path} was closed while it was in use")
+            connection = self._connection
+            if connection is not None and (
+                # Somebody writes to a file that nobody could write to.
+                self._unchanged not in (None, _file(self._path))
+                # Its event loop was closed under a read, or this is a child that was forked: nobody would answer.
+                or not _thread_of(connection).is_alive()
+            ):
+                await self._disconnect()
+            return self._connection or await self._connect()
+
+    async def _connect(self) -> aiosqlite.Connection:
+        with translated(self._path):
+            before = _file(self._path)
+            try:
+                connection, unchanged = await self._connected(immutable=False), None
+            except sqlite3.OperationalError as error:
+                if (
+                    getattr(error, "sqlite_errorcode", 0) & 0xFF
+                    not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+                    or before is None
+                    or not os.access(self._path, os.R_OK)
+                    or os.access(self._path.parent, os.W_OK)
+                ):
+                    raise
+                if before.log:
+                    raise StoreReadOnlyError(
+                        f"the database {self._path} has commits in its log (-wal), which cannot be read where nothing "
+                        "can be written beside it; open it once with a right to write, or copy both files"
+                    ) from error
+                connection, unchanged = await self._connected(immutable=True), before
+        self._connection, self._unchanged = connection, unchanged
+        self._opened += 1
+        return connection
+
+    async def _connected(self, *, immutable: bool) -> aiosqlite.Connection:
+        connection = aiosqlite.Connection(
+            lambda: connect_for_reading(self._path, immutable=immutable), iter_chunk_size=64
+        )
+        thread = _thread_of(connection)
+        thread.name = "durable-batches-reads"
+        # A store that nobody closed would keep the interpreter from exiting. To be cut off harms no reader.
+        thread.daemon = True
+
+        async def open_it() -> None:
+            _ = await connection
+
+        try:
+            await completed(asyncio.ensure_future(open_it()))
+        except BaseException:
+            await _ended(connection)
+            raise
+        return connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _ended(connection)
+
+
+async def _ended(connection: aiosqlite.Connection) -> None:
+    """Close a connection; its thread has ended when this returns."""
+    thread = _thread_of(connection)
+    if thread.is_alive():
+        await completed(asyncio.ensure_future(connection.close()))
+        # Its queue is empty.
+        thread.join()
+
+
+def _thread_of(connection: aiosqlite.Connection) -> Any:
+    """The thread of a connection of aiosqlite, which has no public name."""
+    # Older versions are it.
+    return getattr(connection, "_thread", connection)
+
+
+def _file(path: Path) -> _File | None:
+    """Look what a file is like now; None: there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    try:
+        log = os.stat(f"{path}-wal").st_size
+    except OSError:
+        log = 0
+    return _File(found.st_ino, found.st_size, found.st_mtime_ns, log)

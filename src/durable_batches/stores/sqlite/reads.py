@@ -1,0 +1,205 @@
+"""What is read: each a statement with its values, and how its rows become records; for any connection."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    BatchRecord,
+    CheckpointRecord,
+    DocumentRecord,
+    EventRecord,
+    ExecutionStatus,
+    WorkerRecord,
+)
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores.columns import BATCH_RECORD, CHECKPOINT, EVENT_RECORD, EXECUTION_RECORD, WORKER_RECORD
+from durable_batches.stores.protocol import BatchQuery
+from durable_batches.stores.rows import (
+    Row,
+    batch_of,
+    checkpoint_of,
+    events_of,
+    execution_key,
+    execution_of,
+    position_of,
+    worker_of,
+)
+
+__all__ = [
+    "Select",
+    "batch",
+    "batches",
+    "checkpoints",
+    "checkpoints_of_key",
+    "count_checkpoints",
+    "documents",
+    "events",
+    "has_any",
+    "has_moved",
+    "workers",
+]
+
+T = TypeVar("T")
+
+
+class Select(NamedTuple, Generic[T]):
+    """A query, and what its rows mean."""
+
+    statement: str
+    values: Sequence[object]
+    decode: Callable[[Sequence[Row]], T]
+
+    def on(self, connection: sqlite3.Connection) -> T:
+        """Execute it on a connection of this thread."""
+        return self.decode(connection.execute(self.statement, self.values).fetchall())
+
+
+def has_any(rows: Sequence[Row]) -> bool:
+    """Whether a query has found something."""
+    return bool(rows)
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+_BATCH: Final = f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE batch_id = ?"
+
+
+def batch(batch_id: BatchId) -> Select[tuple[int, BatchRecord] | None]:
+    """Read a batch, with its key; None: there is none of this id."""
+    return Select(_BATCH, (batch_id,), _batch_of)
+
+
+def _batch_of(rows: Sequence[Row]) -> tuple[int, BatchRecord] | None:
+    return (rows[0][0], batch_of(rows[0][1:])) if rows else None
+
+
+def batches(query: BatchQuery, after: BatchId | None, limit: int) -> Select[list[BatchRecord]]:
+    """Read the sealed batches that the query is about, newest first, from behind `after`."""
+    conditions, values = ["loader IS NULL"], list[object]()
+    if after is not None:
+        conditions.append("key < (SELECT key FROM batch WHERE batch_id = ?)")
+        values.append(after)
+    if query.workflow is not None:
+        conditions.append("workflow = ?")
+        values.append(query.workflow)
+    if query.states:
+        conditions.append("state IN (SELECT value FROM json_each(?))")
+        values.append(json.dumps(sorted(query.states)))
+    for name, value in query.metadata.items():
+        conditions.append("(SELECT value FROM json_each(metadata) WHERE json_each.key = ?) = ?")
+        values += [name, value]
+    if query.created_before is not None:
+        conditions.append("created_at < ?")
+        values.append(query.created_before)
+    return Select(
+        f"SELECT {BATCH_RECORD.names} FROM batch WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",
+        (*values, limit),
+        _batches_of,
+    )
+
+
+def _batches_of(rows: Sequence[Row]) -> list[BatchRecord]:
+    return [batch_of(row) for row in rows]
+
+
+def has_moved(seen: Mapping[BatchId, int]) -> Select[bool]:
+    """Whether one of these batches has events beyond this number."""
+    return Select(
+        "SELECT 1 FROM json_each(?) AS seen JOIN batch ON batch.batch_id = seen.key "
+        "WHERE batch.seq > seen.value LIMIT 1",
+        (json.dumps(dict(seen)),),
+        has_any,
+    )
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------
+
+_FIRST: Final = f"SELECT key * {execution_key(1, RESOLVER_POSITION)} FROM batch WHERE batch_id = ?"
+"""The first of a batch's execution keys: the resolver's."""
+
+
+def documents(
+    batch_id: BatchId, statuses: Collection[ExecutionStatus], after: int, limit: int, *, inputs: bool
+) -> Select[list[DocumentRecord]]:
+    """Read a page of documents, in submission order; without `inputs`, those are empty."""
+
+    def decode(rows: Sequence[Row]) -> list[DocumentRecord]:
+        return [DocumentRecord(execution_of(batch_id, position_of(row[0]), row[3:]), row[1], row[2]) for row in rows]
+
+    condition, values = "", list[object]()
+    if statuses:
+        condition = "AND execution.status IN (SELECT value FROM json_each(?)) "
+        values.append(json.dumps(sorted(statuses)))
+    payload, join = ("document.input", "JOIN document ON document.key = execution.key ") if inputs else ("x''", "")
+    return Select(
+        f"WITH first (key) AS ({_FIRST}) "
+        f"SELECT execution.key, {payload}, outcome.payload, {EXECUTION_RECORD.of('execution')} "
+        "FROM first CROSS JOIN execution "  # in this order: SQLite takes a cross join at its word
+        f"{join}LEFT JOIN outcome ON outcome.key = execution.key "
+        "WHERE execution.key > first.key + ? AND execution.key < first.key + ? "
+        f"{condition}ORDER BY execution.key LIMIT ?",
+        (batch_id, execution_key(0, after), execution_key(1, RESOLVER_POSITION), *values, limit),
+        decode,
+    )
+
+
+# ---- checkpoints and events ------------------------------------------------------------------------------------------
+
+_CHECKPOINTS: Final = f"SELECT {CHECKPOINT.names} FROM activity WHERE execution = {{}} AND key > ? ORDER BY key LIMIT ?"
+_CHECKPOINTS_OF_KEY: Final = _CHECKPOINTS.format("?")
+_CHECKPOINTS_OF_BATCH: Final = _CHECKPOINTS.format(f"({_FIRST}) + ?")
+
+
+def _checkpoints(rows: Sequence[Row]) -> list[CheckpointRecord]:
+    return [checkpoint_of(*row) for row in rows]
+
+
+def checkpoints_of_key(execution: int, after: str, limit: int) -> Select[list[CheckpointRecord]]:
+    """Read the checkpoints of the execution with this key, in the order of theirs, from behind `after`."""
+    return Select(_CHECKPOINTS_OF_KEY, (execution, after, limit), _checkpoints)
+
+
+def checkpoints(batch_id: BatchId, position: int, after: str, limit: int) -> Select[list[CheckpointRecord]]:
+    """Read the checkpoints of one execution, by key, from behind `after`."""
+    return Select(_CHECKPOINTS_OF_BATCH, (batch_id, execution_key(0, position), after, limit), _checkpoints)
+
+
+def count_checkpoints(batch_id: BatchId) -> Select[int]:
+    """Count the checkpoints of a batch."""
+    return Select(
+        f"SELECT COUNT(*) FROM activity WHERE execution >= ({_FIRST}) AND execution < ({_FIRST}) + ?",
+        (batch_id, batch_id, execution_key(1, RESOLVER_POSITION)),
+        _number,
+    )
+
+
+def _number(rows: Sequence[Row]) -> int:
+    return int(rows[0][0])
+
+
+def events(batch_id: BatchId, after: int, limit: int) -> Select[list[EventRecord]]:
+    """Read a batch's events behind this sequence number, in order."""
+    return Select(
+        f"SELECT {EVENT_RECORD.names} FROM event WHERE batch = (SELECT key FROM batch WHERE batch_id = ?) "
+        "AND seq > ? ORDER BY seq LIMIT ?",
+        (batch_id, after, limit),
+        partial(events_of, batch_id),
+    )
+
+
+# ---- workers ---------------------------------------------------------------------------------------------------------
+
+
+def workers() -> Select[list[WorkerRecord]]:
+    """Read the workers that are alive."""
+    return Select(f"SELECT {WORKER_RECORD.names} FROM worker", (), _workers_of)
+
+
+def _workers_of(rows: Sequence[Row]) -> list[WorkerRecord]:
+    return [worker_of(row) for row in rows]
