@@ -167,7 +167,7 @@ SCENARIOS: Final = {
     ),
     "overruled": Scenario(
         job={"scenario": "overruled", "clock": "still"},
-        marks=["commit: UPDATE worker SET refused", "news.looked"],
+        marks=["control: INSERT request", "commit: UPDATE worker SET refused", "news.looked"],
     ),
     "leaving": Scenario(
         job={"scenario": "leaving", "drain": 0.0},

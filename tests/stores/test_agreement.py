@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -31,6 +32,7 @@ from durable_batches.lifecycle.facts import (
     StageEntered,
 )
 from durable_batches.lifecycle.records import (
+    GENERATION,
     RESOLVER_DOCUMENT_ID,
     RESOLVER_POSITION,
     Claim,
@@ -146,9 +148,18 @@ class Agreement(RuleBasedStateMachine):
         loader=st.sampled_from(LOADERS),
         resolver=st.booleans(),
         config=configs,
+        needs=st.sampled_from([GENERATION] * 4 + [GENERATION + 1]),
+        turn=st.tuples(st.sampled_from(["", "ä"]), st.integers(-1, 1)),
     )
     def create(
-        self, batch_id: BatchId, workflow: tuple[str, str], loader: WorkerId, resolver: bool, config: BatchConfig
+        self,
+        batch_id: BatchId,
+        workflow: tuple[str, str],
+        loader: WorkerId,
+        resolver: bool,
+        config: BatchConfig,
+        needs: int,
+        turn: tuple[str, int],
     ) -> None:
         definition = Definition(("one", "two"), resolver, config)
         record = new_batch(
@@ -159,6 +170,7 @@ class Agreement(RuleBasedStateMachine):
             definition=definition,
             now=self.clock.now(),
         )
+        record = replace(record, needs=needs, partition=turn[0], priority=turn[1])
         created = self.all(lambda store: store.create(record))
         if created is None and resolver:
             chunk = [NewDocument(RESOLVER_POSITION, RESOLVER_DOCUMENT_ID, b"")]
@@ -354,8 +366,8 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
     def of(attempt: int) -> st.SearchStrategy[Fact]:
         target = [st.just(value) for value in (execution.batch_id, execution.run, execution.position, attempt)]
         return st.one_of(
-            st.builds(ActivityCompleted, *target, keys, payloads, st.integers(-1, 2)),
-            st.builds(ActivityFailed, *target, keys, payloads),
+            st.builds(ActivityCompleted, *target, keys, payloads, st.integers(-1, 2), st.integers(-1, 2)),
+            st.builds(ActivityFailed, *target, keys, payloads, st.integers(-1, 2)),
             st.builds(StageEntered, *target, st.integers(0, 2)),
             st.builds(ExecutionSucceeded, *target, payloads, st.integers(0, 2)),
             st.builds(

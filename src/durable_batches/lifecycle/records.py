@@ -31,6 +31,7 @@ __all__ = [
     "Micros",
     "NewDocument",
     "Refusal",
+    "RequestRecord",
     "SignalRecord",
     "WorkerId",
     "WorkerRecord",
@@ -189,6 +190,16 @@ class SignalRecord(NamedTuple):
     document_id: str
     name: str
     payload: bytes
+
+
+class RequestRecord(NamedTuple):
+    """A command that was carried out or refused, by the id of its request: repeated, it is answered as before."""
+
+    batch_id: BatchId
+    request_id: str
+    at: Micros
+    answer: str
+    """JSON, which no store reads."""
 
 
 class EventRecord(NamedTuple):

@@ -14,10 +14,13 @@ from durable_batches.clock import Clock, SystemClock
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.planning import (
+    REQUESTS_ARE_KEPT,
     Candidates,
     Loaded,
+    Needs,
     Writes,
     executions_to_load,
+    needs_of_command,
     new_execution,
     plan_claims,
     plan_command,
@@ -41,6 +44,7 @@ from durable_batches.lifecycle.records import (
     Micros,
     NewDocument,
     Refusal,
+    RequestRecord,
     WorkerId,
     WorkerRecord,
 )
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GENERATION",
+    "REQUESTS_ARE_KEPT",
     "RESOLVER_POSITION",
     "Attachable",
     "BatchQuery",
@@ -91,9 +96,11 @@ __all__ = [
     "Loading",
     "MemoryStore",
     "Micros",
+    "Needs",
     "NewDocument",
     "PostgresStore",
     "Refusal",
+    "RequestRecord",
     "SQLiteStore",
     "Share",
     "Store",
@@ -103,6 +110,7 @@ __all__ = [
     "Writes",
     "executions_to_load",
     "fair_shares",
+    "needs_of_command",
     "new_execution",
     "overdue",
     "plan_claims",

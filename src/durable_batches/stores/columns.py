@@ -36,6 +36,7 @@ __all__ = [
     "JOB",
     "OUTCOME",
     "REQUEST",
+    "REQUESTS_A_COMMAND",
     "SCHEMA_VERSION",
     "SHARED_LIMIT",
     "SHARED_SLOT",
@@ -337,6 +338,8 @@ REQUEST: Final = Table(
     primary_key=["batch", "id"],
 )
 """The commands that were carried out, so that one that is repeated is answered as before."""
+REQUESTS_A_COMMAND: Final = 100
+"""How many requests, that are too old to be answered again, a command deletes at most."""
 FAILURE: Final = Table(
     "failure",
     [

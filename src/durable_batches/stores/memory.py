@@ -21,10 +21,12 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.planning import (
+    REQUESTS_ARE_KEPT,
     Candidates,
     Loaded,
     Writes,
     executions_to_load,
+    needs_of_command,
     new_execution,
     plan_claims,
     plan_command,
@@ -46,6 +48,7 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
     Micros,
     NewDocument,
+    RequestRecord,
     WorkerId,
     WorkerRecord,
 )
@@ -66,6 +69,7 @@ class _Batch:
     checkpoints: dict[int, dict[str, CheckpointRecord]] = field(default_factory=dict[int, dict[str, CheckpointRecord]])
     events: list[EventRecord] = field(default_factory=list[EventRecord])
     document_ids: set[str] = field(default_factory=set[str])
+    requests: dict[str, RequestRecord] = field(default_factory=dict[str, RequestRecord])
     due: list[tuple[Micros, int]] = field(default_factory=list[tuple[Micros, int]])
     """A heap of the times at which executions were due; an entry that its execution no longer has is passed over."""
 
@@ -301,10 +305,18 @@ class MemoryStore:
         with self._lock:
             if batch_id not in self._batches:
                 raise BatchNotFoundError(batch_id)
+            needs = needs_of_command(command)
             loaded = self._load([(batch_id, RESOLVER_POSITION)])
+            loaded = loaded._replace(requests=self._answers(batch_id, needs.requests, loaded.now))
             writes = plan_command(loaded, batch_id, command)
             self._apply(writes)
             return Committed(events=writes.events, applied=writes.applied)
+
+    def _answers(self, batch_id: BatchId, request_ids: Iterable[str], now: Micros) -> dict[str, str]:
+        requests = self._batches[batch_id].requests
+        for request_id in [key for key, request in requests.items() if request.at < now - REQUESTS_ARE_KEPT]:
+            del requests[request_id]
+        return {key: requests[key].answer for key in request_ids if key in requests}
 
     def _load(self, keys: Collection[ExecutionKey]) -> Loaded:
         batch_ids = {key[0] for key in keys} & self._batches.keys()
@@ -336,6 +348,8 @@ class MemoryStore:
                 del recorded[checkpoint]
         for event in writes.events:
             self._batches[event.batch_id].events.append(event)
+        for request in writes.requests:
+            self._batches[request.batch_id].requests[request.request_id] = request
         if writes.discard is not None:
             self._batches.pop(writes.discard, None)
         self._notify()

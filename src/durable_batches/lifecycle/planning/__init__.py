@@ -8,18 +8,21 @@ bad fact cannot roll back the facts beside it.
 """
 
 from durable_batches.lifecycle.planning.claims import Candidates, plan_claims
-from durable_batches.lifecycle.planning.commands import plan_command
+from durable_batches.lifecycle.planning.commands import REQUESTS_ARE_KEPT, Needs, needs_of_command, plan_command
 from durable_batches.lifecycle.planning.facts import executions_to_load, plan_facts
 from durable_batches.lifecycle.planning.load import new_execution
 from durable_batches.lifecycle.planning.release import Departure, plan_release
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, Writes
 
 __all__ = [
+    "REQUESTS_ARE_KEPT",
     "Candidates",
     "Departure",
     "Loaded",
+    "Needs",
     "Writes",
     "executions_to_load",
+    "needs_of_command",
     "new_execution",
     "plan_claims",
     "plan_command",

@@ -17,6 +17,7 @@ from durable_batches.lifecycle.records import (
     ExecutionRecord,
     Micros,
     Refusal,
+    RequestRecord,
 )
 from durable_batches.lifecycle.states import BatchId
 
@@ -30,6 +31,8 @@ class Loaded(NamedTuple):
     """The store's clock."""
     batches: Mapping[BatchId, BatchRecord]
     executions: Mapping[ExecutionKey, ExecutionRecord]
+    requests: Mapping[str, str] = {}
+    """Of the batch that a command is about: the answers that are there already, by the ids of their requests."""
 
 
 class Writes(NamedTuple):
@@ -50,6 +53,8 @@ class Writes(NamedTuple):
     discard: BatchId | None = None
     """A batch to be deleted with everything that belongs to it."""
     applied: bool = True
+    requests: Sequence[RequestRecord] = ()
+    """To be inserted; one of the same id is replaced, which is older than `REQUESTS_ARE_KEPT`."""
 
 
 class UnitOfWork:

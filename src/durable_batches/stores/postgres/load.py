@@ -14,7 +14,7 @@ from durable_batches.errors import (
     SubmissionInProgressError,
 )
 from durable_batches.lifecycle.commands import Command
-from durable_batches.lifecycle.planning import new_execution, plan_command
+from durable_batches.lifecycle.planning import needs_of_command, new_execution, plan_command
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Committed, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.postgres import queries
@@ -80,6 +80,10 @@ async def control(session: Session, server_clock: ServerClock, batch_id: BatchId
         raise BatchNotFoundError(batch_id)
     now = await server_clock.moment(session)
     loaded = await queries.load_executions(session, now, locked, [(batch_id, RESOLVER_POSITION)])
+    wanted = needs_of_command(command).requests
+    if wanted:
+        requests = await queries.load_requests(session, locked.keys[batch_id], wanted, now)
+        loaded = loaded._replace(requests=requests)
     writes = plan_command(loaded, batch_id, command)
     await apply(session, locked, writes)
     return Committed(events=writes.events, applied=writes.applied)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from durable_batches.lifecycle.planning import Loaded
+from durable_batches.lifecycle.planning import REQUESTS_ARE_KEPT, Loaded
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
@@ -23,6 +23,7 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
     Micros,
     NewDocument,
+    RequestRecord,
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
@@ -34,6 +35,8 @@ from durable_batches.stores.columns import (
     EVENT_RECORD,
     EXECUTION,
     EXECUTION_RECORD,
+    REQUEST,
+    REQUESTS_A_COMMAND,
 )
 from durable_batches.stores.postgres.commit.lock import Locked
 from durable_batches.stores.postgres.connection.session import Session
@@ -230,6 +233,35 @@ async def load_documents(
         *([sorted(statuses)] if statuses else []),
     )
     return [DocumentRecord(execution_of(batch_id, position_of(row[0]), row[3:]), row[1], row[2]) for row in rows]
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+_WRITE_REQUEST: Final = (
+    f"INSERT INTO {{s}}.request ({REQUEST.columns.names}) VALUES ({REQUEST.columns.numbered(1)}) "
+    "ON CONFLICT (batch, id) DO UPDATE SET at = excluded.at, answer = excluded.answer"
+)
+_DELETE_REQUESTS: Final = (
+    "DELETE FROM {s}.request r USING (SELECT batch, id FROM {s}.request WHERE at < $1 ORDER BY at LIMIT $2 "
+    "FOR UPDATE SKIP LOCKED) AS old WHERE r.batch = old.batch AND r.id = old.id"
+)
+
+
+async def load_requests(session: Session, batch: int, request_ids: Collection[str], now: Micros) -> dict[str, str]:
+    """Load the answers to these requests, as far as they were made and not too long ago."""
+    rows = await session.fetch(
+        "SELECT id, answer FROM {s}.request WHERE batch = $1 AND id = ANY($2::text[]) AND at >= $3",
+        batch,
+        list(request_ids),
+        now - REQUESTS_ARE_KEPT,
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def write_request(session: Session, batch: int, request: RequestRecord) -> None:
+    """Write the answer to a request, and delete some that are too old to be given again."""
+    await session.fetch(_WRITE_REQUEST, batch, request.request_id, request.at, request.answer)
+    await session.fetch(_DELETE_REQUESTS, request.at - REQUESTS_ARE_KEPT, REQUESTS_A_COMMAND)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

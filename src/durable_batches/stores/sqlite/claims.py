@@ -35,15 +35,16 @@ __all__ = ["claimed_by", "is_claimable", "load_candidates", "load_claims", "next
 
 _PAIRS: Final = "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
 _RUNNABLE: Final = f"needs <= {GENERATION}"
+_TURN: Final = "partition, priority DESC, served, key"
 _DUE: Final = "execution.batch = batch.key AND execution.due IS NOT NULL AND execution.due <= ?"
 _LOAD_OVERDUE: Final = (
     f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE wake IS NOT NULL AND wake <= ? "
-    f"AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS} ORDER BY served, key LIMIT ?"
+    f"AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS} ORDER BY {_TURN} LIMIT ?"
 )
 _LOAD_OPEN: Final = (
     f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE free > 0 AND {_RUNNABLE} "
     f"AND (workflow, version) IN {_PAIRS} AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) "
-    "ORDER BY partition, priority DESC, served, key LIMIT ?"
+    f"ORDER BY {_TURN} LIMIT ?"
 )
 _LOAD_DUE: Final = (
     f"SELECT key, {EXECUTION_RECORD.names} FROM execution WHERE batch = ? AND due IS NOT NULL AND due <= ? "

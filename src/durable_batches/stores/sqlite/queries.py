@@ -9,7 +9,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Final
 
-from durable_batches.lifecycle.planning import Loaded, Writes
+from durable_batches.lifecycle.planning import REQUESTS_ARE_KEPT, Loaded, Writes
 from durable_batches.lifecycle.records import (
     BatchRecord,
     ExecutionKey,
@@ -27,6 +27,8 @@ from durable_batches.stores.columns import (
     EXECUTION_CHANGES,
     EXECUTION_RECORD,
     OUTCOME,
+    REQUEST,
+    REQUESTS_A_COMMAND,
     Columns,
 )
 from durable_batches.stores.rows import (
@@ -49,6 +51,7 @@ __all__ = [
     "insert_executions",
     "load_document_ids",
     "load_executions",
+    "load_requests",
     "taken_document_id",
 ]
 
@@ -149,6 +152,36 @@ def load_executions(
     return keys, Loaded(now, batches, executions)
 
 
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+_WRITE_REQUEST: Final = (
+    f"INSERT INTO request ({REQUEST.columns.names}) VALUES ({REQUEST.columns.marks}) "
+    "ON CONFLICT (batch, id) DO UPDATE SET at = excluded.at, answer = excluded.answer"
+)
+_DELETE_REQUESTS: Final = (
+    "DELETE FROM request WHERE (batch, id) IN (SELECT batch, id FROM request WHERE at < ? ORDER BY at LIMIT ?)"
+)
+
+
+def load_requests(
+    connection: sqlite3.Connection, batch: int, request_ids: Collection[str], now: Micros
+) -> dict[str, str]:
+    """Load the answers to these requests, as far as they were made and not too long ago."""
+    if not request_ids:
+        return {}
+    rows = connection.execute(
+        "SELECT id, answer FROM request WHERE batch = ? AND id IN (SELECT value FROM json_each(?)) AND at >= ?",
+        (batch, json.dumps(list(request_ids)), now - REQUESTS_ARE_KEPT),
+    )
+    return dict(rows.fetchall())
+
+
+def _write_requests(connection: sqlite3.Connection, keys: Mapping[BatchId, int], writes: Writes) -> None:
+    for batch_id, request_id, at, answer in writes.requests:
+        connection.execute(_WRITE_REQUEST, (keys[batch_id], request_id, at, answer))
+        connection.execute(_DELETE_REQUESTS, (at - REQUESTS_ARE_KEPT, REQUESTS_A_COMMAND))
+
+
 # ---- what a plan writes ----------------------------------------------------------------------------------------------
 
 _MARKED: Final = EXECUTION.choose("key", "mark", "updated_at")
@@ -227,6 +260,7 @@ def apply(
     )
     for record in writes.batches:
         connection.execute(_WRITE_BATCH, (*batch_changes(record), keys[record.batch_id]))
+    _write_requests(connection, keys, writes)
     if writes.discard is not None:
         _delete_batch(connection, keys[writes.discard])
 

@@ -22,7 +22,7 @@ from durable_batches.errors import (
 )
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
-from durable_batches.lifecycle.planning import new_execution, plan_command
+from durable_batches.lifecycle.planning import needs_of_command, new_execution, plan_command
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
@@ -249,6 +249,9 @@ class SQLiteStore:
                 keys, loaded = queries.load_executions(connection, self._clock.now(), [(batch_id, RESOLVER_POSITION)])
                 if batch_id not in loaded.batches:
                     raise BatchNotFoundError(batch_id)
+                wanted = needs_of_command(command).requests
+                requests = queries.load_requests(connection, keys[batch_id], wanted, loaded.now)
+                loaded = loaded._replace(requests=requests)
                 writes = plan_command(loaded, batch_id, command)
                 queries.apply(connection, keys, writes)
                 return Committed(events=writes.events, applied=writes.applied)

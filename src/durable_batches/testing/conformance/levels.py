@@ -83,6 +83,19 @@ class LevelsConformance(Conformance):
         assert [(checkpoint.key, checkpoint.stage) for checkpoint in found] == [("a", 1), ("b", -1), ("c", 2)]
         assert list((await hand.take()).checkpoints) == found
 
+    async def test_a_request_is_answered_as_before(self, scene: Scene) -> None:
+        """A command that was refused is refused again by its id, and one that was carried out is said to be."""
+        _from_level_2(scene)
+        batch_id, other = await scene.batch(1), await scene.batch(1)
+        assert (await scene.cancel(batch_id, "first")).applied
+        record = await scene.look(batch_id)
+        assert not (await scene.cancel(batch_id, "second")).applied
+        for _ in range(2):
+            assert (await scene.cancel(batch_id, "first")).applied
+            assert not (await scene.cancel(batch_id, "second")).applied
+        assert await scene.look(batch_id) == record
+        assert (await scene.cancel(other, "second")).applied, "an id is one of its batch"
+
     async def test_all_fields_of_a_worker_are_stored(self, scene: Scene) -> None:
         """`workers` returns also the fields that have defaults."""
         _from_level_2(scene)

@@ -28,6 +28,7 @@ from durable_batches.lifecycle.events import (
     ResolutionStarted,
     StageProgress,
     StateChanged,
+    UnknownEvent,
 )
 from durable_batches.lifecycle.states import ENDED_TAGS, Counts
 from durable_batches.lifecycle.transitions import transitions
@@ -158,8 +159,10 @@ class Replay:
                 self._close("failed", counts)
             case BatchCancelled(counts=counts):
                 self._close("cancelled", counts)
+            case UnknownEvent(name=name):
+                self._expect(False, 9, f"{name!r} is no event of this library")
             case _:
-                pass  # a newer library's: what it changed cannot be told
+                pass  # nothing writes them yet
 
     def end_of_log(self) -> None:
         """Check the state after the last event, which a commit left."""

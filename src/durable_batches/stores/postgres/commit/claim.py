@@ -68,7 +68,7 @@ _OPEN: Final = f"""
 WITH open AS (
     (SELECT 0 AS rank, b.key, b.served FROM {{s}}.batch b
      WHERE b.wake IS NOT NULL AND b.wake <= $3 AND {_RUNNABLE} AND (b.workflow, b.version) IN {_PAIRS}
-     ORDER BY b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
+     ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
     UNION ALL
     (SELECT 1, b.key, b.served FROM {{s}}.batch b
      WHERE b.free > 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3) AND (b.workflow, b.version) IN {_PAIRS}

@@ -21,7 +21,7 @@ from durable_batches.stores.columns import (
 )
 from durable_batches.stores.postgres.commit.lock import Front, Locked
 from durable_batches.stores.postgres.connection.session import Session
-from durable_batches.stores.postgres.queries import delete_batch
+from durable_batches.stores.postgres.queries import delete_batch, write_request
 from durable_batches.stores.rows import batch_changes, execution_changes, execution_key
 
 _MARKED: Final = EXECUTION.choose("key", "mark", "updated_at")
@@ -208,6 +208,8 @@ async def apply(session: Session, locked: Locked, writes: Writes) -> None:
                 [(execution_key(locked.keys[batch], position), name) for (batch, position), name in writes.forget]
             ),
         )
+    for request in writes.requests:
+        await write_request(session, locked.keys[request.batch_id], request)
     if writes.discard is not None:
         await delete_batch(session, locked.keys[writes.discard])
 
