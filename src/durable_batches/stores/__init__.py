@@ -48,7 +48,7 @@ from durable_batches.lifecycle.records import (
     WorkerId,
     WorkerRecord,
 )
-from durable_batches.stores.fair_share import Share, fair_shares, overdue
+from durable_batches.stores.fair_share import Share, fair_shares, overdue, turn_of
 from durable_batches.stores.protocol import (
     Attachable,
     BatchQuery,
@@ -117,6 +117,7 @@ __all__ = [
     "plan_command",
     "plan_facts",
     "plan_release",
+    "turn_of",
 ]
 
 

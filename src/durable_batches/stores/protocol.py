@@ -61,7 +61,8 @@ class Capabilities:
     level: int = 1
     """How much of this protocol it has; its description says what came with which level.
 
-    1: the fields of the records that have no default. 2: all of them; a store of level 1 may drop the others.
+    1: the fields of the records that have no default; the others may be dropped. 2: all fields of all records, batches
+    served by `turn_of`, no look at those that need a newer library, and the answers to requests (`needs_of_command`).
     """
     host_transactions: bool = False
     """It implements `HostTransactions`: a batch can be submitted within a transaction of the host application."""
@@ -270,6 +271,9 @@ class Store(Protocol):
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
         """Apply one command, from any process, worker or not: `plan_command` under the lock of the batch's row.
+
+        A store of level 2 loads the answers to the requests that `needs_of_command` names, unless they are older than
+        `REQUESTS_ARE_KEPT`, and writes `Writes.requests`.
 
         Raises:
             BatchNotFoundError: There is no such batch.
