@@ -21,6 +21,7 @@ The docstring of a test is the rule of the protocol that it tests; its failure m
 
 from __future__ import annotations
 
+from durable_batches.testing.conformance.attaching import AttachingConformance
 from durable_batches.testing.conformance.claims import ClaimsConformance
 from durable_batches.testing.conformance.facts import FactsConformance
 from durable_batches.testing.conformance.levels import LevelsConformance
@@ -40,6 +41,7 @@ class StoreConformance(
     ReadingConformance,
     WaitingConformance,
     LevelsConformance,
+    AttachingConformance,
 ):
     """Test a store: subclass this in a test module, under a name that pytest collects, and override `make_store`.
 
