@@ -112,9 +112,9 @@ def test_a_batch_of_which_activities_alone_are_reported_is_not_opened(monkeypatc
     """What most commits hold takes no look into the batch's own state."""
     opened: list[BatchRecord] = []
 
-    def opening(record: BatchRecord, now: Micros) -> BatchInProgress:
+    def opening(record: BatchRecord, now: Micros, level: int) -> BatchInProgress:
         opened.append(record)
-        return BatchInProgress(record, now)
+        return BatchInProgress(record, now, level)
 
     monkeypatch.setattr("durable_batches.lifecycle.planning.unit_of_work.BatchInProgress", opening)
     target = TARGETS[0]

@@ -54,6 +54,14 @@ class TestPostgresStoreByTheServersClock(TestPostgresStore):
             self.dsn,
             f"UPDATE {self.schema}.worker SET lease_until = lease_until - {micros}",
             f"UPDATE {self.schema}.execution SET due = due - {micros} WHERE due > 0",
-            f"UPDATE {self.schema}.batch SET wake = wake - {micros}, from_due = greatest(from_due - {micros}, 0), "
-            "from_key = CASE WHEN from_due = 0 THEN from_key ELSE 0 END",
+            f"UPDATE {self.schema}.batch SET wake = wake - {micros}, next_due = next_due - {micros}, "
+            f"from_due = greatest(from_due - {micros}, 0), "
+            "from_key = CASE WHEN from_due = 0 THEN from_key ELSE 0 END, "
+            f"woken_due = greatest(woken_due - {micros}, 0)",
+            # What the state machine keeps of a batch without an open slot.
+            f"UPDATE {self.schema}.batch b SET core = convert_to(regexp_replace(c.text, '\"earliest_due\":[0-9]+', "
+            f"'\"earliest_due\":' || (c.due::bigint - {micros})::text), 'UTF8') "
+            "FROM (SELECT key, convert_from(core, 'UTF8') AS text, "
+            "substring(convert_from(core, 'UTF8') FROM '\"earliest_due\":([0-9]+)') AS due "
+            f"FROM {self.schema}.batch) c WHERE c.key = b.key AND c.due IS NOT NULL",
         )

@@ -21,7 +21,7 @@ from durable_batches.lifecycle.event_data import EventData
 from durable_batches.lifecycle.events import ReleaseReason
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
-from durable_batches.lifecycle.records import BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
+from durable_batches.lifecycle.records import NOW, BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
@@ -32,18 +32,25 @@ __all__ = ["BatchInProgress"]
 class BatchInProgress:
     """A batch's record, opened for change.
 
+    Args:
+        record: The record.
+        now: The store's clock.
+        level: The level of the store (`Capabilities.level`): from 2 on, a batch sleeps while nothing of it is due.
+
     Raises:
         AssertionError: The record's counts contradict each other; no plan may go on from there.
     """
 
     __slots__ = (
         "_last_served",
+        "_level",
         "_record",
         "_seq",
         "batch_id",
         "cancelled",
         "core",
         "definition",
+        "earliest_due",
         "ended",
         "events",
         "failed",
@@ -60,10 +67,11 @@ class BatchInProgress:
         "wake_at",
     )
 
-    def __init__(self, record: BatchRecord, now: Micros) -> None:
+    def __init__(self, record: BatchRecord, now: Micros, level: int = 1) -> None:
         self._record = record
         self._seq = record.seq
         self._last_served = record.served
+        self._level = level
         self.batch_id: BatchId = record.batch_id
         self.now: Micros = now
         self.core: BatchCore = from_json(record.core)
@@ -76,6 +84,8 @@ class BatchInProgress:
         """Who is loading the batch; None once it is sealed."""
         self.wake_at: Micros | None = record.wake
         """When a claim has to look at the batch whether it has open slots or not (its deadline); None: never."""
+        self.earliest_due: Micros | None = self.core.get("earliest_due", NOW)
+        """No execution is due before this; None: none will be by time. `NOW` where it is not known."""
         counts = record.counts
         self.total: int = counts.total
         self.pending: int = counts.pending
@@ -125,6 +135,18 @@ class BatchInProgress:
         if not self.pending and not self.waiting:  # as in a batch that is being loaded, or has ended
             return 0
         return max(self.definition.config.concurrency - self.running, 0)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether nothing is pending, and nothing that waits is due by now: claims can pass the batch by."""
+        return not self.pending and (self.earliest_due is None or self.earliest_due > self.now)
+
+    @property
+    def falls_asleep(self) -> bool:
+        """Whether the record says that there may be something to claim, and there is nothing."""
+        record = self._record
+        was_asleep = record.free == 0 and (record.next_due is None or record.next_due > self.now)
+        return self._level >= 2 and not was_asleep and self.is_asleep
 
     @property
     def percentage(self) -> float:
@@ -195,6 +217,8 @@ class BatchInProgress:
 
     def retry_document(self, execution: ExecutionRecord, failures: int, due_at: Micros, error: str) -> None:
         self.running -= 1
+        if not self.waiting or self.earliest_due is None or due_at < self.earliest_due:
+            self.earliest_due = due_at
         self.waiting += 1
         self.emit(
             event_data.document_retrying(document_id=execution.document_id, failures=failures, due=due_at, error=error)
@@ -230,6 +254,7 @@ class BatchInProgress:
         elif self.definition.resolver:
             self.move("resolving")
             self.core["phase"] = "due"
+            self.earliest_due = NOW
         else:
             self.complete()
 
@@ -239,6 +264,7 @@ class BatchInProgress:
 
     def retry_resolver(self, error: str, due_at: Micros) -> None:
         self.core["phase"] = "due"
+        self.earliest_due = due_at
         self.emit(event_data.resolution_failed(error=error, due=due_at))
 
     def release_resolver(self, reason: ReleaseReason) -> None:
@@ -310,18 +336,33 @@ class BatchInProgress:
         """Encode the record as it is to be written."""
         self._check_counts()
         self.core["at"] = self.stage_counts.stored
+        free, next_due = self._claimable()
         return replace(
             self._record,
             loader=self.submitter,
             state=self.state,
             counts=self.counts,
             seq=self._seq,
-            free=self.open_slots,
+            free=free,
             wake=self.wake_at,
             served=self._last_served,
             core=to_json(self.core),
             ended_at=self.core["ended_at"],
+            next_due=next_due,
         )
+
+    def _claimable(self) -> tuple[int, Micros | None]:
+        """Compute `free` and `next_due`, and keep in the core what the next plan has to know for them."""
+        self.core.pop("earliest_due", None)
+        if self._level < 2:
+            return self.open_slots, None
+        # While something is pending the batch is awake; the claim that takes the last of it knows what is due next.
+        waits = self.waiting or self.core["phase"] == "due"
+        if waits and not self.pending and self.earliest_due != NOW:
+            self.core["earliest_due"] = self.earliest_due
+        if self.open_slots and self.is_asleep:
+            return 0, self.earliest_due
+        return self.open_slots, None
 
     def _check_counts(self) -> None:
         """Assert, where counts are read and where they are written, that they agree with each other."""

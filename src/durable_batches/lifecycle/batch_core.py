@@ -17,13 +17,7 @@ __all__ = ["BatchCore", "Definition", "ResolverPhase", "decode_core", "definitio
 ResolverPhase: TypeAlias = Literal["idle", "due", "running"]
 
 
-class BatchCore(TypedDict):
-    """The fields in the order in which they are stored.
-
-    A dictionary also in memory, so that an older version of the library writes back what a newer one added. A field
-    that is added has to be `NotRequired`, because batches that were stored before lack it.
-    """
-
+class _FirstCore(TypedDict):
     definition: str
     """The `Definition`, as JSON of its own: it is parsed once for all records that have the same."""
     at: list[int]
@@ -39,6 +33,18 @@ class BatchCore(TypedDict):
     started_at: Micros | None
     """When the first document was claimed."""
     ended_at: Micros | None
+
+
+class BatchCore(_FirstCore, total=False):
+    """The fields in the order in which they are stored.
+
+    A dictionary also in memory, so that an older version of the library writes back what a newer one added. A field
+    that is added is not required, because batches that were stored before lack it, and most batches do without.
+    """
+
+    earliest_due: Micros | None
+    """No execution of the batch is due before this; None: none will be by time. There only while nothing is pending and
+    something waits, and only in stores of level 2."""
 
 
 def decode_core(stored: bytes) -> BatchCore:

@@ -19,7 +19,7 @@ __all__ = [
     "ACTIVITY",
     "BATCH",
     "BATCH_CHANGES",
-    "BATCH_FRONT",
+    "BATCH_FRONTS",
     "BATCH_RECORD",
     "BIGINT",
     "BOOLEAN",
@@ -228,8 +228,8 @@ BATCH_RECORD: Final = Columns(column for column in BATCH.columns if column.field
 """The columns of a `BatchRecord`."""
 BATCH_CHANGES: Final = Columns(column for column in BATCH_RECORD if not column.fixed)
 """The columns that a plan may change."""
-BATCH_FRONT: Final = BATCH.choose("from_due", "from_key")
-"""The start of a claim in the index of due executions, on Postgres."""
+BATCH_FRONTS: Final = BATCH.choose("from_due", "from_key", "woken_due", "woken_key")
+"""Where a claim starts in the index of due executions, on Postgres: for those never started, and for those woken."""
 
 # ---- executions ------------------------------------------------------------------------------------------------------
 

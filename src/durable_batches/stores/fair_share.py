@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
+from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.records import BatchRecord, Micros
 
-__all__ = ["MOST_BATCHES_A_CLAIM", "Share", "fair_shares", "overdue", "turn_of"]
+__all__ = ["MOST_BATCHES_A_CLAIM", "Share", "claimable_slots", "fair_shares", "overdue", "turn_of"]
 
 B = TypeVar("B")
 
@@ -37,6 +38,15 @@ def overdue(batch: BatchRecord, now: Micros) -> bool:
 def turn_of(batch: BatchRecord) -> tuple[str, int, int]:
     """Return the batch's place among those that are served: the smallest come first, then the oldest."""
     return batch.partition, -batch.priority, batch.served
+
+
+def claimable_slots(batch: BatchRecord, now: Micros) -> int:
+    """Compute how many executions a claim may take of the batch: for stores of level 2, in place of its `free`."""
+    if overdue(batch, now):
+        return 0
+    if batch.free == 0 and batch.next_due is not None and batch.next_due <= now:
+        return BatchInProgress(batch, now).open_slots
+    return batch.free
 
 
 def fair_shares(batches: Sequence[B], limit: int, free: Callable[[B], int]) -> Iterator[tuple[B, Share]]:

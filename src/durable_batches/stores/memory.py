@@ -25,7 +25,9 @@ from durable_batches.lifecycle.planning import (
     Candidates,
     Loaded,
     Writes,
+    claim_order,
     executions_to_load,
+    has_to_know_next_due,
     needs_of_command,
     new_execution,
     plan_claims,
@@ -35,6 +37,7 @@ from durable_batches.lifecycle.planning import (
 )
 from durable_batches.lifecycle.records import (
     GENERATION,
+    NOW,
     RESOLVER_POSITION,
     BatchRecord,
     CheckpointRecord,
@@ -53,8 +56,8 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.fair_share import fair_shares, overdue, turn_of
-from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
+from durable_batches.stores.fair_share import claimable_slots, fair_shares, overdue, turn_of
+from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired
 
 __all__ = ["MemoryStore"]
 
@@ -70,8 +73,9 @@ class _Batch:
     events: list[EventRecord] = field(default_factory=list[EventRecord])
     document_ids: set[str] = field(default_factory=set[str])
     requests: dict[str, RequestRecord] = field(default_factory=dict[str, RequestRecord])
-    due: list[tuple[Micros, int]] = field(default_factory=list[tuple[Micros, int]])
-    """A heap of the times at which executions were due; an entry that its execution no longer has is passed over."""
+    due: Sequence[list[tuple[Micros, int]]] = field(default_factory=lambda: ([], [], []))
+    """For each range of `claim_order`, a heap of the due times of its executions, with their positions. An entry that
+    its execution no longer has is passed over."""
 
 
 @dataclass
@@ -102,7 +106,7 @@ class MemoryStore:
     @property
     def capabilities(self) -> Capabilities:
         """Declare: one process, nothing durable."""
-        return Capabilities(several_processes=False, durable=False, pushes=True, level=2)
+        return Capabilities(several_processes=False, durable=False, pushes=True, level=LEVEL)
 
     async def open(self) -> None:
         """Open the store; there is no connection."""
@@ -169,7 +173,7 @@ class MemoryStore:
             if execution.owner in gone
         ]
         loaded = self._load({*owned, *((key[0], RESOLVER_POSITION) for key in owned)})
-        writes = plan_release(loaded, gone, "crash" if crashed else "shutdown")
+        writes = plan_release(loaded, gone, "crash" if crashed else "shutdown", level=LEVEL)
         self._apply(writes)
         return writes
 
@@ -226,7 +230,7 @@ class MemoryStore:
             row.commits = number
             row.lease_until = self._lease_end(row.lease)
             loaded = self._load(executions_to_load(facts))
-            writes = plan_facts(loaded, worker, facts)
+            writes = plan_facts(loaded, worker, facts, level=LEVEL)
             self._apply(writes)
             committed = Committed(events=writes.events, refused=writes.refused)
             if claim is not None:
@@ -236,7 +240,7 @@ class MemoryStore:
 
     def _claim(self, worker: WorkerId, number: int, request: ClaimRequest, committed: Committed) -> Committed:
         now = self._clock.now()
-        writes = plan_claims(now, worker, request, self._candidates(request, now), now)
+        writes = plan_claims(now, worker, request, self._candidates(request, now), now, level=LEVEL)
         self._apply(writes)
         claims = [self._claimed(execution, request) for execution in writes.executions]
         return committed._replace(
@@ -249,32 +253,37 @@ class MemoryStore:
         open_batches = [
             batch
             for batch in self._batches.values()
-            if _can_run(batch.record, request.workflows)
-            and ((batch.record.free > 0 and self._first_due(batch, 1, now)) or overdue(batch.record, now))
+            if _can_run(batch.record, request.workflows) and (overdue(batch.record, now) or self._has_work(batch, now))
         ]
         open_batches.sort(key=lambda batch: (not overdue(batch.record, now), *turn_of(batch.record), batch.order))
         candidates: dict[BatchId, Candidates] = {}
-        for batch, share in fair_shares(
-            open_batches, request.limit, lambda batch: 0 if overdue(batch.record, now) else batch.record.free
-        ):
+        for batch, share in fair_shares(open_batches, request.limit, lambda batch: claimable_slots(batch.record, now)):
             executions = self._first_due(batch, share.size, now)
-            share.used(len(executions))
-            candidates[batch.record.batch_id] = Candidates(batch.record, executions)
+            share.used(min(len(executions), share.size))
+            next_due = self._next_due_beside(batch, executions)
+            candidates[batch.record.batch_id] = Candidates(batch.record, executions, next_due, share.size)
         return list(candidates.values())
 
+    def _has_work(self, batch: _Batch, now: Micros) -> bool:
+        return claimable_slots(batch.record, now) > 0 and bool(self._first_due(batch, 1, now))
+
     def _first_due(self, batch: _Batch, limit: int, now: Micros) -> list[ExecutionRecord]:
-        """Find the first `limit` executions that are due; the heap is left as it was, less its stale entries."""
-        found: list[ExecutionRecord] = []
-        entries: list[tuple[Micros, int]] = []
-        while batch.due and batch.due[0][0] <= now and len(found) < limit:
-            due, position = heapq.heappop(batch.due)
-            execution = batch.executions[position]
-            if execution.due == due and (due, position) not in entries[-1:]:
-                entries.append((due, position))
-                found.append(execution)
-        for entry in entries:
-            heapq.heappush(batch.due, entry)
-        return found
+        """Find the first `limit` executions of each range that are due, in the order in which they are claimed."""
+        return [execution for index in range(len(batch.due)) for execution in _first(batch, index, limit, now)]
+
+    @staticmethod
+    def _next_due_beside(batch: _Batch, executions: Sequence[ExecutionRecord]) -> Micros | None:
+        """Find when the first of the batch's other executions is due; None: none will be."""
+        if not has_to_know_next_due(batch.record, executions):
+            return NOW
+        mine = {execution.position for execution in executions}
+        others = (
+            execution.due or NOW
+            for index in range(len(batch.due))
+            for execution in _first(batch, index, len(mine) + 1)
+            if execution.position not in mine
+        )
+        return min(others, default=None)
 
     def _claimed(self, execution: ExecutionRecord, request: ClaimRequest) -> Claim:
         batch = self._batches[execution.batch_id]
@@ -297,7 +306,9 @@ class MemoryStore:
             if record.wake is not None:
                 moments.append(record.wake)
             if record.free > 0:
-                moments += [due for due, position in batch.due if batch.executions[position].due == due > now]
+                moments += [due for heap in batch.due for due, at in heap if batch.executions[at].due == due > now]
+            elif record.next_due is not None and record.next_due > now:
+                moments.append(record.next_due)
         return max(min(moments) - now, 0) if moments else None
 
     async def control(self, batch_id: BatchId, command: Command) -> Committed:
@@ -308,7 +319,7 @@ class MemoryStore:
             needs = needs_of_command(command)
             loaded = self._load([(batch_id, RESOLVER_POSITION)])
             loaded = loaded._replace(requests=self._answers(batch_id, needs.requests, loaded.now))
-            writes = plan_command(loaded, batch_id, command)
+            writes = plan_command(loaded, batch_id, command, level=LEVEL)
             self._apply(writes)
             return Committed(events=writes.events, applied=writes.applied)
 
@@ -359,7 +370,7 @@ class MemoryStore:
         before = batch.executions.get(execution.position)
         batch.executions[execution.position] = execution
         if execution.due is not None and (before is None or before.due != execution.due):
-            heapq.heappush(batch.due, (execution.due, execution.position))
+            heapq.heappush(batch.due[claim_order(execution)[0]], (execution.due, execution.position))
 
     # ---- reading ---------------------------------------------------------------------------------------------
 
@@ -450,10 +461,7 @@ class MemoryStore:
             batch.record.seq > seq
             for batch_id, seq in seen.items()
             if (batch := self._batches.get(batch_id)) is not None
-        ) or any(
-            batch.record.free > 0 and _can_run(batch.record, work) and self._first_due(batch, 1, now)
-            for batch in self._batches.values()
-        )
+        ) or any(_can_run(batch.record, work) and self._has_work(batch, now) for batch in self._batches.values())
 
     def _notify(self) -> None:
         for waiter in list(self._waiters):
@@ -462,6 +470,26 @@ class MemoryStore:
 
     def _lease_end(self, lease: Micros) -> float:
         return self._clock.boot() + lease / 1_000_000
+
+
+def _first(batch: _Batch, index: int, limit: int, until: Micros | None = None) -> list[ExecutionRecord]:
+    """Find the first `limit` executions of a range that are due by then; None: at any time.
+
+    The heap is left as it was, less its stale entries.
+    """
+    heap = batch.due[index]
+    found: list[ExecutionRecord] = []
+    entries: list[tuple[Micros, int]] = []
+    while heap and (until is None or heap[0][0] <= until) and len(found) < limit:
+        due, position = heapq.heappop(heap)
+        execution = batch.executions[position]
+        is_there = execution.due == due and claim_order(execution)[0] == index
+        if is_there and (due, position) not in entries[-1:]:
+            entries.append((due, position))
+            found.append(execution)
+    for entry in entries:
+        heapq.heappush(heap, entry)
+    return found
 
 
 def _can_run(record: BatchRecord, workflows: Collection[tuple[str, str]]) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.commands import Command
@@ -35,6 +35,7 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 
 __all__ = [
+    "LEVEL",
     "Attachable",
     "BatchQuery",
     "Capabilities",
@@ -46,6 +47,9 @@ __all__ = [
     "Store",
     "check_store",
 ]
+
+LEVEL: Final = 2
+"""The `Capabilities.level` of the library's own stores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +261,17 @@ class Store(Protocol):
         1. Fence and number on the worker's own row, in one statement: the worker is alive, and `number` is that of its
            last commit + 1. The same statement renews the lease.
         2. Facts: load what `executions_to_load` names; write what `plan_facts` says.
-        3. Claim: load candidates, first the batches that were served longest ago, and of each its executions in the
-           order of (due, position); write what `plan_claims` says.
+        3. Claim: load candidates, first the batches that were served longest ago; write what `plan_claims` says.
+           Of each batch with open slots come its executions that are due. Level 1: in the order of (due, position).
+           Level 2: in that of `claim_order`, as three ranges, of each as many as the batch's share: those that were
+           woken (their time has come: `0 < due <= now`) by (due, position), those that were never started (`due = 0`)
+           by position, the isolated ones (`crashes >= ISOLATED_CRASHES`) by (due, position).
+
+        From level 2 on a batch sleeps while nothing of it is due: `free` is 0, and `next_due` says when something will
+        be. A claim must take from it once that time has come, must not look at it before, whatever number of batches
+        sleep, and passes `Candidates.next_due` where `has_to_know_next_due`. `claimable_slots` stands for `free` then.
+        Its deadline (`wake`) ends it all the same. An adapter asks for this by `level=2` in each call of `plan_...`,
+        which otherwise leave `free` above 0 while documents wait.
 
         The same number again changes nothing, and returns what was committed.
 

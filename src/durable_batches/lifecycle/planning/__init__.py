@@ -7,7 +7,13 @@ same transaction. So no store decides anything, and every store decides the same
 bad fact cannot roll back the facts beside it.
 """
 
-from durable_batches.lifecycle.planning.claims import Candidates, plan_claims
+from durable_batches.lifecycle.planning.claims import (
+    ISOLATED_CRASHES,
+    Candidates,
+    claim_order,
+    has_to_know_next_due,
+    plan_claims,
+)
 from durable_batches.lifecycle.planning.commands import REQUESTS_ARE_KEPT, Needs, needs_of_command, plan_command
 from durable_batches.lifecycle.planning.facts import executions_to_load, plan_facts
 from durable_batches.lifecycle.planning.load import new_execution
@@ -15,13 +21,16 @@ from durable_batches.lifecycle.planning.release import Departure, plan_release
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, Writes
 
 __all__ = [
+    "ISOLATED_CRASHES",
     "REQUESTS_ARE_KEPT",
     "Candidates",
     "Departure",
     "Loaded",
     "Needs",
     "Writes",
+    "claim_order",
     "executions_to_load",
+    "has_to_know_next_due",
     "needs_of_command",
     "new_execution",
     "plan_claims",

@@ -36,12 +36,13 @@ def needs_of_command(command: Command) -> Needs:
             assert_never(command)
 
 
-def plan_command(loaded: Loaded, batch_id: BatchId, command: Command) -> Writes:
+def plan_command(loaded: Loaded, batch_id: BatchId, command: Command, *, level: int = 1) -> Writes:
     """Decide what a command about this (loaded) batch writes; `applied` says whether it did what it asks for.
 
     A command never writes an execution that is owned: its owner remembers the row, and would write over it.
+    `level` is that of the store.
     """
-    unit = UnitOfWork(loaded.now, loaded.batches, loaded.executions)
+    unit = UnitOfWork(loaded.now, loaded.batches, loaded.executions, level)
     batch = unit.batch(batch_id)
     request: RequestRecord | None = None
     match command:

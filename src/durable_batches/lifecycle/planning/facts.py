@@ -54,9 +54,9 @@ def executions_to_load(facts: Iterable[Fact]) -> list[ExecutionKey]:
 _ENDING: Final = frozenset({ExecutionSucceeded, ExecutionFailed})
 
 
-def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact]) -> Writes:
-    """Decide what the commit of these facts by this worker writes."""
-    unit = UnitOfWork(loaded.now, loaded.batches, loaded.executions)
+def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level: int = 1) -> Writes:
+    """Decide what the commit of these facts by this worker writes; `level` is that of the store."""
+    unit = UnitOfWork(loaded.now, loaded.batches, loaded.executions, level)
     # Local names, and no call for the most frequent fact, because this loop runs once for each activity.
     executions, batches, checkpoints, refused = unit.executions, unit.batches, unit.checkpoints, unit.refused
     for index, fact in enumerate(facts):

@@ -17,12 +17,12 @@ Departure: TypeAlias = Literal["shutdown", "crash"]
 """How a worker went: by a clean shutdown, or its lease expired."""
 
 
-def plan_release(loaded: Loaded, gone: Collection[WorkerId], departure: Departure) -> Writes:
+def plan_release(loaded: Loaded, gone: Collection[WorkerId], departure: Departure, *, level: int = 1) -> Writes:
     """Release the executions of these workers; after a crash, each of them is a possible poison document.
 
-    `loaded` holds at least their executions and the resolvers of the batches concerned.
+    `loaded` holds at least their executions and the resolvers of the batches concerned; `level` is that of the store.
     """
-    unit = UnitOfWork(loaded.now, loaded.batches, loaded.executions)
+    unit = UnitOfWork(loaded.now, loaded.batches, loaded.executions, level)
     for key, execution in sorted(loaded.executions.items()):
         if execution.owner not in gone:
             continue

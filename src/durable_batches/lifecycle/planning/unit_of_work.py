@@ -61,12 +61,13 @@ class UnitOfWork:
     """Collect what one transaction changes: rows are read here as earlier changes left them, and changed here.
 
     `batches` and `executions` hold what was loaded, as the changes so far leave it. A batch is opened by the first
-    change that concerns it, and written if it has emitted an event.
+    change that concerns it, and written if it has emitted an event, or falls asleep.
     """
 
     __slots__ = (
         "_changed",
         "_failures_to_delete",
+        "_level",
         "_opened",
         "_outcomes",
         "_stage_entries",
@@ -82,8 +83,10 @@ class UnitOfWork:
         now: Micros,
         batches: Mapping[BatchId, BatchRecord],
         executions: Mapping[ExecutionKey, ExecutionRecord],
+        level: int = 1,
     ) -> None:
         self.now: Micros = now
+        self._level = level
         self.batches: dict[BatchId, BatchRecord | BatchInProgress] = dict(batches)
         self.executions: dict[ExecutionKey, ExecutionRecord] = dict(executions)
         self.checkpoints: list[CheckpointWrite] = []
@@ -102,7 +105,7 @@ class UnitOfWork:
         if batch is None:
             record = self.batches[batch_id]
             assert isinstance(record, BatchRecord)
-            batch = self.batches[batch_id] = self._opened[batch_id] = BatchInProgress(record, self.now)
+            batch = self.batches[batch_id] = self._opened[batch_id] = BatchInProgress(record, self.now, self._level)
         return batch
 
     # ---- executions ----------------------------------------------------------------------------------------
@@ -165,7 +168,7 @@ class UnitOfWork:
         for batch in self._opened.values():
             if batch.core["phase"] == "due":
                 self._make_resolver_claimable(batch.batch_id)
-            if batch.events:
+            if batch.events or batch.falls_asleep:
                 batches.append(batch.closed())
                 events += batch.events
         changed = self._changed

@@ -22,6 +22,7 @@ from durable_batches.stores.postgres.commit.lock import lock_batches
 from durable_batches.stores.postgres.commit.write import apply
 from durable_batches.stores.postgres.connection.server_clock import ServerClock
 from durable_batches.stores.postgres.connection.session import Session
+from durable_batches.stores.protocol import LEVEL
 
 __all__ = ["add", "control", "create", "unless_being_created"]
 
@@ -84,7 +85,7 @@ async def control(session: Session, server_clock: ServerClock, batch_id: BatchId
     if wanted:
         requests = await queries.load_requests(session, locked.keys[batch_id], wanted, now)
         loaded = loaded._replace(requests=requests)
-    writes = plan_command(loaded, batch_id, command)
+    writes = plan_command(loaded, batch_id, command, level=LEVEL)
     await apply(session, locked, writes)
     return Committed(events=writes.events, applied=writes.applied)
 

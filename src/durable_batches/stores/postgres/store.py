@@ -45,7 +45,7 @@ from durable_batches.stores.postgres.connection.timeouts import Timeouts
 from durable_batches.stores.postgres.lease import LeaseRenewer
 from durable_batches.stores.postgres.notifications import Notifications
 from durable_batches.stores.postgres.workers import Workers
-from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, HostTransaction, Loading
+from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired, HostTransaction, Loading
 from durable_batches.tasks import ReusableLock
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class PostgresStore:
     @property
     def capabilities(self) -> Capabilities:
         """Declare: durable, several processes, pushes, the host's transactions."""
-        return Capabilities(several_processes=True, durable=True, pushes=True, host_transactions=True, level=2)
+        return Capabilities(several_processes=True, durable=True, pushes=True, host_transactions=True, level=LEVEL)
 
     async def open(self) -> None:
         """See `Store.open`.

@@ -18,7 +18,7 @@ from durable_batches.stores.postgres.connection.errors import translated
 from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME, ServerClock, given_time
 from durable_batches.stores.postgres.connection.session import Session, transaction
 from durable_batches.stores.postgres.connection.timeouts import RENEWALS_A_LEASE, Timeouts
-from durable_batches.stores.protocol import Expired
+from durable_batches.stores.protocol import LEVEL, Expired
 from durable_batches.stores.rows import worker_of, worker_values
 
 __all__ = ["Workers"]
@@ -181,7 +181,9 @@ class Workers:
         # Read again, now that they are locked: the resolvers are not these workers' own.
         now = await self._server_clock.moment(session)
         reachable = [key for key in owned if key[0] in locked.keys]
-        writes = plan_release(await queries.load_executions(session, now, locked, reachable), gone, departure)
+        writes = plan_release(
+            await queries.load_executions(session, now, locked, reachable), gone, departure, level=LEVEL
+        )
         await apply(session, locked, writes)
         if len(reachable) == len(owned):
             await session.fetch("DELETE FROM {s}.worker WHERE worker_id = ANY($1::text[])", list(gone))

@@ -7,9 +7,10 @@ import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from durable_batches.lifecycle.planning import Candidates
+from durable_batches.lifecycle.planning import ISOLATED_CRASHES, Candidates, has_to_know_next_due
 from durable_batches.lifecycle.records import (
     GENERATION,
+    NOW,
     BatchRecord,
     Claim,
     ClaimRequest,
@@ -21,7 +22,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.columns import BATCH_RECORD, EXECUTION_RECORD, SIGNAL, workflows_as_text
-from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, fair_shares, overdue
+from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, claimable_slots, fair_shares, overdue, turn_of
 from durable_batches.stores.rows import (
     batch_of,
     claims_of,
@@ -34,21 +35,51 @@ from durable_batches.stores.sqlite.reads import Select, checkpoints_of_key, has_
 __all__ = ["claimed_by", "is_claimable", "load_candidates", "load_claims", "next_due"]
 
 _PAIRS: Final = "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
+# The plus keeps SQLite from going through all batches of a workflow, of which most may sleep or have ended.
+_OF_WORKFLOWS: Final = f"(+workflow, +version) IN {_PAIRS}"
 _RUNNABLE: Final = f"needs <= {GENERATION}"
 _TURN: Final = "partition, priority DESC, served, key"
 _DUE: Final = "execution.batch = batch.key AND execution.due IS NOT NULL AND execution.due <= ?"
 _LOAD_OVERDUE: Final = (
     f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE wake IS NOT NULL AND wake <= ? "
-    f"AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS} ORDER BY {_TURN} LIMIT ?"
+    f"AND {_RUNNABLE} AND {_OF_WORKFLOWS} ORDER BY {_TURN} LIMIT ?"
 )
 _LOAD_OPEN: Final = (
     f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE free > 0 AND {_RUNNABLE} "
-    f"AND (workflow, version) IN {_PAIRS} AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) "
+    f"AND {_OF_WORKFLOWS} AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) "
     f"ORDER BY {_TURN} LIMIT ?"
 )
-_LOAD_DUE: Final = (
-    f"SELECT key, {EXECUTION_RECORD.names} FROM execution WHERE batch = ? AND due IS NOT NULL AND due <= ? "
-    "ORDER BY due, key LIMIT ?"
+_LOAD_WOKEN: Final = (
+    f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE workflow = ? AND version = ? AND next_due IS NOT NULL "
+    f"AND next_due <= ? AND {_RUNNABLE} ORDER BY next_due, key LIMIT ?"
+)
+
+
+def _range(condition: str, order: str) -> str:
+    """Select the first executions of one range of `claim_order`."""
+    return (
+        f"SELECT * FROM (SELECT key, {EXECUTION_RECORD.names} FROM execution "
+        f"WHERE batch = :batch AND due IS NOT NULL AND {condition} ORDER BY {order} LIMIT :size)"
+    )
+
+
+_LOAD_DUE: Final = " UNION ALL ".join(
+    [
+        _range(f"due > {NOW} AND due <= :now AND crashes < {ISOLATED_CRASHES}", "due, key"),
+        _range(f"due = {NOW}", "key"),
+        _range(f"due > {NOW} AND due <= :now AND crashes >= {ISOLATED_CRASHES}", "due, key"),
+    ]
+)
+_LOAD_NEXT_DUE: Final = (
+    "SELECT due FROM execution WHERE batch = ? AND due IS NOT NULL "
+    "AND key NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT 1"
+)
+_IS_CLAIMABLE: Final = (
+    f"SELECT 1 WHERE EXISTS (SELECT 1 FROM batch WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} "
+    f"AND EXISTS (SELECT 1 FROM execution WHERE {_DUE})) OR EXISTS ("
+    "SELECT 1 FROM json_each(?) AS pair CROSS JOIN batch ON workflow = json_extract(pair.value, '$[0]') "
+    "AND version = json_extract(pair.value, '$[1]') "
+    f"WHERE next_due IS NOT NULL AND next_due <= ? AND {_RUNNABLE})"
 )
 _LOAD_SIGNALS: Final = (
     f"SELECT {SIGNAL.columns.names} FROM signal "
@@ -63,20 +94,32 @@ def load_candidates(
     workflows = workflows_as_text(request.workflows)
     rows = connection.execute(_LOAD_OVERDUE, (now, workflows, MOST_BATCHES_A_CLAIM)).fetchall()
     rows += connection.execute(_LOAD_OPEN, (workflows, now, MOST_BATCHES_A_CLAIM)).fetchall()
-    found = list({row[0]: row for row in rows}.values())
+    for pair in request.workflows:
+        rows += connection.execute(_LOAD_WOKEN, (*pair, now, MOST_BATCHES_A_CLAIM)).fetchall()
+    found = [(batch_of(row[1:]), row[0]) for row in {row[0]: row for row in rows}.values()]
+    found.sort(key=lambda pair: (not overdue(pair[0], now), turn_of(pair[0]), pair[1]))
     keys: dict[BatchId, int] = {}
     candidates: dict[int, Candidates] = {}
-    for (record, key), share in fair_shares(
-        [(batch_of(row[1:]), row[0]) for row in found],
-        request.limit,
-        lambda pair: 0 if overdue(pair[0], now) else pair[0].free,
-    ):
+    for (record, key), share in fair_shares(found, request.limit, lambda pair: claimable_slots(pair[0], now)):
         keys[record.batch_id] = key
-        due = connection.execute(_LOAD_DUE, (key, now, share.size)).fetchall()
-        share.used(len(due))
+        due = connection.execute(_LOAD_DUE, {"batch": key, "now": now, "size": share.size}).fetchall()
+        share.used(min(len(due), share.size))
         executions = [execution_of(record.batch_id, position_of(row[0]), row[1:]) for row in due]
-        candidates[key] = Candidates(record, executions)
+        candidates[key] = Candidates(
+            record, executions, _next_due_beside(connection, key, record, executions), share.size
+        )
     return keys, list(candidates.values())
+
+
+def _next_due_beside(
+    connection: sqlite3.Connection, key: int, batch: BatchRecord, executions: Sequence[ExecutionRecord]
+) -> Micros | None:
+    """Find when the first of the batch's other executions is due; None: none will be."""
+    if not has_to_know_next_due(batch, executions):
+        return NOW
+    mine = json.dumps([execution_key(key, execution.position) for execution in executions])
+    row = connection.execute(_LOAD_NEXT_DUE, (key, mine)).fetchone()
+    return None if row is None else row[0]
 
 
 def load_claims(
@@ -111,25 +154,29 @@ def next_due(connection: sqlite3.Connection, now: Micros, request: ClaimRequest)
     workflows = workflows_as_text(request.workflows)
     (due,) = connection.execute(
         "SELECT MIN((SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL "
-        f"AND due > ?)) FROM batch WHERE free > 0 AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS}",
+        f"AND due > ?)) FROM batch WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS}",
         (now, workflows),
     ).fetchone()
     (wake,) = connection.execute(
-        f"SELECT MIN(wake) FROM batch WHERE wake IS NOT NULL AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS}",
+        f"SELECT MIN(wake) FROM batch WHERE wake IS NOT NULL AND {_RUNNABLE} AND {_OF_WORKFLOWS}",
         (workflows,),
     ).fetchone()
-    moments = [moment for moment in (due, wake) if moment is not None]
+    asleep = [
+        connection.execute(
+            "SELECT MIN(next_due) FROM batch WHERE workflow = ? AND version = ? AND next_due IS NOT NULL "
+            f"AND next_due > ? AND {_RUNNABLE}",
+            (*pair, now),
+        ).fetchone()[0]
+        for pair in request.workflows
+    ]
+    moments = [moment for moment in (due, wake, *asleep) if moment is not None]
     return max(min(moments) - now, 0) if moments else None
 
 
 def is_claimable(now: Micros, work: Collection[tuple[str, str]]) -> Select[bool]:
     """Whether a batch of one of these workflows has something to claim."""
-    return Select(
-        f"SELECT 1 FROM batch WHERE free > 0 AND {_RUNNABLE} AND (workflow, version) IN {_PAIRS} "
-        f"AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) LIMIT 1",
-        (workflows_as_text(work), now),
-        has_any,
-    )
+    workflows = workflows_as_text(work)
+    return Select(_IS_CLAIMABLE, (workflows, now, workflows, now), has_any)
 
 
 def claimed_by(connection: sqlite3.Connection, worker: WorkerId, number: int) -> list[ExecutionKey]:

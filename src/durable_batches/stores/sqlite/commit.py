@@ -13,6 +13,7 @@ from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.planning import executions_to_load, plan_claims, plan_facts
 from durable_batches.lifecycle.records import Claim, ClaimRequest, Committed, Micros, WorkerId
 from durable_batches.stores.ownership import Ownership
+from durable_batches.stores.protocol import LEVEL
 from durable_batches.stores.rows import refusals_as_text, refusals_of
 from durable_batches.stores.sqlite import claims, queries
 from durable_batches.stores.sqlite.connection import transaction
@@ -57,7 +58,7 @@ class Commits:
             committed = Committed()
             if facts:
                 keys, loaded = queries.load_executions(connection, now, executions_to_load(facts), known)
-                writes = plan_facts(loaded, worker, facts)
+                writes = plan_facts(loaded, worker, facts, level=LEVEL)
                 queries.apply(connection, keys, writes)
                 owned.note(worker, loaded.executions, writes)
                 committed = Committed(events=writes.events, refused=writes.refused)
@@ -113,7 +114,7 @@ def _claim(
     events = committed.events
     made: Sequence[Claim] = ()
     if candidates:
-        writes = plan_claims(now, worker, request, candidates, now)
+        writes = plan_claims(now, worker, request, candidates, now, level=LEVEL)
         assert len(writes.executions) <= request.limit, "the shares of a claim exceed what was asked for"
         queries.apply(connection, keys, writes, claimed_by_commit=number)
         events = [*events, *writes.events]

@@ -39,7 +39,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_instance
-from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired
+from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired
 from durable_batches.stores.sqlite import claims, queries, reads, workers
 from durable_batches.stores.sqlite.commit import Commits
 from durable_batches.stores.sqlite.connection import migrate, transaction
@@ -91,7 +91,7 @@ class SQLiteStore:
     @property
     def capabilities(self) -> Capabilities:
         """Declare: durable, several processes."""
-        return Capabilities(several_processes=True, durable=True, pushes=False, level=2)
+        return Capabilities(several_processes=True, durable=True, pushes=False, level=LEVEL)
 
     async def open(self) -> None:
         """See `Store.open`."""
@@ -252,7 +252,7 @@ class SQLiteStore:
                 wanted = needs_of_command(command).requests
                 requests = queries.load_requests(connection, keys[batch_id], wanted, loaded.now)
                 loaded = loaded._replace(requests=requests)
-                writes = plan_command(loaded, batch_id, command)
+                writes = plan_command(loaded, batch_id, command, level=LEVEL)
                 queries.apply(connection, keys, writes)
                 return Committed(events=writes.events, applied=writes.applied)
 

@@ -20,6 +20,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.stores.columns import WORKER, WORKER_RECORD
+from durable_batches.stores.protocol import LEVEL
 from durable_batches.stores.rows import position_of, worker_values
 from durable_batches.stores.sqlite.queries import apply, load_executions
 
@@ -54,7 +55,7 @@ def release(
     ids = json.dumps(sorted(workers))
     connection.execute("DELETE FROM worker WHERE worker_id IN (SELECT value FROM json_each(?))", (ids,))
     keys, loaded = load_executions(connection, now, _owned_by(connection, ids))
-    writes = plan_release(loaded, workers, departure)
+    writes = plan_release(loaded, workers, departure, level=LEVEL)
     apply(connection, keys, writes)
     return writes.events
 

@@ -16,9 +16,14 @@ UPDATE {s}.batch SET ended_at = substring(convert_from(core, 'UTF8') from '"ende
 ALTER TABLE {s}.batch ADD COLUMN woken_due bigint NOT NULL DEFAULT 0;
 ALTER TABLE {s}.batch ADD COLUMN woken_key bigint NOT NULL DEFAULT 0;
 
+-- Nothing of these is pending: they sleep until something is due.
+UPDATE {s}.batch b SET free = 0, next_due = (
+    SELECT min(e.due) FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL
+) WHERE free > 0 AND pending = 0;
+
 DROP INDEX {s}.batch_free;
 CREATE INDEX batch_claim ON {s}.batch (partition, priority DESC, served, key) WHERE free > 0;
-CREATE INDEX batch_next_due ON {s}.batch (next_due) WHERE next_due IS NOT NULL;
+CREATE INDEX batch_next_due ON {s}.batch (workflow, version, next_due, key) WHERE next_due IS NOT NULL;
 CREATE INDEX batch_ended ON {s}.batch (purged, ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX batch_unsealed ON {s}.batch (created_at) WHERE loader IS NOT NULL;
 

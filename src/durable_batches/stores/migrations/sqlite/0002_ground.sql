@@ -12,9 +12,14 @@ ALTER TABLE batch ADD COLUMN purged INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE batch ADD COLUMN ended_at INTEGER;
 UPDATE batch SET ended_at = json_extract(CAST(core AS TEXT), '$.ended_at');
 
+-- Nothing of these is pending: they sleep until something is due.
+UPDATE batch SET free = 0, next_due = (
+    SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL
+) WHERE free > 0 AND pending = 0;
+
 DROP INDEX batch_free;
 CREATE INDEX batch_claim ON batch (partition, priority DESC, served, key) WHERE free > 0;
-CREATE INDEX batch_next_due ON batch (next_due) WHERE next_due IS NOT NULL;
+CREATE INDEX batch_next_due ON batch (workflow, version, next_due) WHERE next_due IS NOT NULL;
 CREATE INDEX batch_ended ON batch (purged, ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX batch_unsealed ON batch (created_at) WHERE loader IS NOT NULL;
 

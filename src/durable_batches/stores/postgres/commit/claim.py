@@ -1,18 +1,27 @@
 """Claims: which batches are served, and which of their executions a worker takes; within a transaction.
 
-What has ended costs a claim nothing: a batch's row holds its front, the (due, key) before which nothing is due, and
-the index is read from there. So the entries that ended executions leave behind in the index are not passed again,
-whether or not the server has cleaned up after them.
+A batch's executions that are due are three ranges, of which a claim takes one after the other: woken, never started,
+isolated. What has ended costs a claim nothing: a batch's row holds the fronts of the first two, the (due, key) before
+which nothing is due, and the index is read from there. So the entries that ended executions leave behind in the index
+are not passed again, whether or not the server has cleaned up after them. The third are few, and have an index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import groupby, islice
 from typing import Final
 
-from durable_batches.lifecycle.planning import Candidates, Writes
+from durable_batches.lifecycle.planning import (
+    ISOLATED_CRASHES,
+    Candidates,
+    Writes,
+    claim_order,
+    has_to_know_next_due,
+)
 from durable_batches.lifecycle.records import (
     GENERATION,
+    NOW,
     BatchRecord,
     CheckpointRecord,
     Claim,
@@ -25,7 +34,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.columns import ACTIVITY, EXECUTION_RECORD, SIGNAL
-from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, fair_shares, overdue, turn_of
+from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, claimable_slots, fair_shares, overdue, turn_of
 from durable_batches.stores.postgres.commit.lock import Front, Locked, locked_columns
 from durable_batches.stores.postgres.commit.write import statement_of
 from durable_batches.stores.postgres.connection.server_clock import given_time
@@ -58,22 +67,46 @@ def _pairs(workflows: Collection[tuple[str, str]]) -> tuple[list[str], list[str]
     return [name for name, _ in ordered], [version for _, version in ordered]
 
 
+# Not the columns themselves, or the server may go through all batches of a workflow, most of which sleep or have ended.
+_OF_WORKFLOWS: Final = "(b.workflow || '', b.version || '')"
 _RUNNABLE: Final = f"b.needs <= {GENERATION}"
-_DUE: Final = (
-    "FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND (e.due, e.key) >= (b.from_due, b.from_key) "
-    "AND e.due <= $3"
+# Of two lower bounds, the server may begin at the lower one; so they are the same, but for the key.
+_WOKEN: Final = (
+    f"FROM {{s}}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due >= greatest(b.woken_due, {NOW + 1}) "
+    f"AND (e.due, e.key) >= (greatest(b.woken_due, {NOW + 1}), b.woken_key) AND e.crashes < {ISOLATED_CRASHES}"
+)
+_NEW: Final = (
+    f"FROM {{s}}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due = {NOW} "
+    f"AND e.key >= b.from_key AND b.from_due = {NOW}"
+)
+_ISOLATED: Final = (
+    f"FROM {{s}}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due > {NOW} "
+    f"AND e.crashes >= {ISOLATED_CRASHES}"
+)
+_HAS_DUE: Final = (
+    # One after the other, until there is one.
+    f"coalesce((SELECT 1 {_NEW} ORDER BY e.due, e.key LIMIT 1), "
+    f"(SELECT 1 {_WOKEN} AND e.due <= $3 ORDER BY e.due, e.key LIMIT 1), "
+    f"(SELECT 1 {_ISOLATED} AND e.due <= $3 ORDER BY e.due, e.key LIMIT 1)) IS NOT NULL"
 )
 
 _OPEN: Final = f"""
 WITH open AS (
-    (SELECT 0 AS rank, b.key, b.served FROM {{s}}.batch b
-     WHERE b.wake IS NOT NULL AND b.wake <= $3 AND {_RUNNABLE} AND (b.workflow, b.version) IN {_PAIRS}
+    (SELECT 0 AS rank, b.key FROM {{s}}.batch b
+     WHERE b.wake IS NOT NULL AND b.wake <= $3 AND {_RUNNABLE} AND {_OF_WORKFLOWS} IN {_PAIRS}
      ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
     UNION ALL
-    (SELECT 1, b.key, b.served FROM {{s}}.batch b
-     WHERE b.free > 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3) AND (b.workflow, b.version) IN {_PAIRS}
-     AND EXISTS (SELECT 1 {_DUE})
+    (SELECT 1, b.key FROM {{s}}.batch b
+     WHERE b.free > 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3) AND {_OF_WORKFLOWS} IN {_PAIRS}
+     AND {_HAS_DUE}
      ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
+    UNION ALL
+    (SELECT 1, w.key FROM unnest($1::text[], $2::text[]) AS p (name, version) CROSS JOIN LATERAL (
+         SELECT b.key, b.next_due FROM {{s}}.batch b
+         WHERE b.workflow = p.name AND b.version = p.version AND b.next_due IS NOT NULL AND b.next_due <= $3
+         AND b.free = 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3)
+         ORDER BY b.next_due, b.key LIMIT {MOST_BATCHES_A_CLAIM}
+     ) w)
 ), locked AS (
     SELECT o.rank, {locked_columns("b")} FROM open o JOIN {{s}}.batch b ON b.key = o.key
     ORDER BY b.batch_id FOR UPDATE OF b LOCKING
@@ -103,7 +136,7 @@ async def lock_open_batches(
         if row[1] is None:
             continue
         record = locked.take(row[2:])
-        if overdue(record, now) or record.free > 0:
+        if overdue(record, now) or claimable_slots(record, now) > 0:
             found.append((row[1], turn_of(record), row[2], record))
     found.sort(key=lambda item: item[:3])
     return locked, [record for *_, record in found], rows[0][0] - len(locked.keys)
@@ -119,24 +152,70 @@ async def load_candidates(
         keys = [locked.keys[record.batch_id] for record in open_batches]
         names = dict(zip(keys, open_batches, strict=True))
         rows = await session.fetch(
-            f"SELECT e.* FROM unnest($1::bigint[], $2::bigint[], $4::bigint[], $5::bigint[]) "
-            "AS b(key, size, from_due, from_key) CROSS JOIN LATERAL "
-            f"(SELECT e.key, {EXECUTION_RECORD.of('e')} {_DUE} ORDER BY e.due, e.key LIMIT b.size) e",
+            _LOAD_DUE,
             keys,
-            [min(record.free, request.limit) for record in open_batches],
+            [min(claimable_slots(record, now), request.limit) for record in open_batches],
             now,
-            [locked.fronts[key].due for key in keys],
-            [locked.fronts[key].key for key in keys],
+            *zip(*[locked.fronts[key] for key in keys], strict=True),
         )
         for row in rows:
             batch_id = names[batch_of_execution(row[0])].batch_id
             due[batch_id].append(execution_of(batch_id, position_of(row[0]), row[1:]))
     candidates: dict[BatchId, Candidates] = {}
-    for record, share in fair_shares(batches, request.limit, lambda record: 0 if overdue(record, now) else record.free):
-        executions = due[record.batch_id][: share.size]
-        share.used(len(executions))
-        candidates[record.batch_id] = Candidates(record, executions)
-    return list(candidates.values())
+    for record, share in fair_shares(batches, request.limit, lambda record: claimable_slots(record, now)):
+        executions = _first_of_each_range(due[record.batch_id], share.size)
+        share.used(min(len(executions), share.size))
+        candidates[record.batch_id] = Candidates(record, executions, share=share.size)
+    return await _with_next_due(session, locked, list(candidates.values()))
+
+
+_LOAD_DUE: Final = (
+    "SELECT e.* FROM unnest($1::bigint[], $2::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[]) "
+    "AS b (key, size, from_due, from_key, woken_due, woken_key) CROSS JOIN LATERAL ("
+    + " UNION ALL ".join(
+        f"(SELECT e.key, {EXECUTION_RECORD.of('e')} {which} ORDER BY e.due, e.key LIMIT b.size)"
+        for which in (f"{_WOKEN} AND e.due <= $3", _NEW, f"{_ISOLATED} AND e.due <= $3")
+    )
+    + ") e"
+)
+
+
+def _first_of_each_range(executions: Iterable[ExecutionRecord], size: int) -> list[ExecutionRecord]:
+    ordered = sorted(executions, key=claim_order)
+    return [
+        execution
+        for _, of_range in groupby(ordered, key=lambda execution: claim_order(execution)[0])
+        for execution in islice(of_range, size)
+    ]
+
+
+async def _with_next_due(session: Session, locked: Locked, candidates: list[Candidates]) -> list[Candidates]:
+    """Look up when the first of a batch's other executions is due, where the plan has to know."""
+    wanted = {
+        locked.keys[candidate.batch.batch_id]: index
+        for index, candidate in enumerate(candidates)
+        if has_to_know_next_due(candidate.batch, candidate.executions)
+    }
+    if wanted:
+        mine = [
+            execution_key(key, execution.position)
+            for key, index in wanted.items()
+            for execution in candidates[index].executions
+        ]
+        woken = [locked.fronts[key][2:] for key in wanted]
+        for key, due in await session.fetch(_LOAD_NEXT_DUE, list(wanted), *zip(*woken, strict=True), mine):
+            candidates[wanted[key]] = candidates[wanted[key]]._replace(next_due=due)
+    return candidates
+
+
+_LOAD_NEXT_DUE: Final = (
+    "SELECT b.key, least("
+    + ", ".join(
+        f"(SELECT e.due {which} AND NOT e.key = ANY($4::bigint[]) ORDER BY e.due, e.key LIMIT 1)"
+        for which in (_WOKEN, _ISOLATED)
+    )
+    + ") FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS b (key, woken_due, woken_key)"
+)
 
 
 async def write_claims(
@@ -161,13 +240,22 @@ async def write_claims(
     statement = statement_of(locked, writes, number)
     names, versions = _pairs(request.workflows)
     changed = [locked.keys[record.batch_id] for record in writes.batches]
+    was_free = {candidate.batch.batch_id for candidate in candidates if candidate.batch.free > 0}
     rows = await statement.run(
         session,
         _NEXT_DUE.format(
             names=statement.argument(names),
             versions=statement.argument(versions),
             now=statement.argument(now),
+            changed=statement.argument(changed),
             full=statement.argument([locked.keys[record.batch_id] for record in writes.batches if record.free <= 0]),
+            opened=statement.argument(
+                [
+                    locked.keys[record.batch_id]
+                    for record in writes.batches
+                    if record.free > 0 and record.batch_id not in was_free
+                ]
+            ),
             ended=statement.argument(
                 [key for key, record in zip(changed, writes.batches, strict=True) if record.wake is None]
             ),
@@ -178,20 +266,32 @@ async def write_claims(
     inputs = {row[1]: row[2] for row in rows if row[1] is not None}
     signalled = [row[1] for row in rows if row[3]]
     batches = {record.batch_id: record for record in writes.batches}
-    return await _claims(session, batches, keyed, inputs, signalled, request), _delay(rows[0][0], now)
+    asleep = [record.next_due for record in writes.batches if record.next_due is not None and record.next_due > now]
+    moments = [*asleep, *(row[0] for row in rows[:1] if row[0] is not None)]
+    claims = await _claims(session, batches, keyed, inputs, signalled, request)
+    return claims, _delay(min(moments, default=None), now)
 
 
 def _move_fronts(locked: Locked, candidates: Sequence[Candidates], taken: Sequence[ExecutionRecord]) -> None:
-    """Move each batch's front on to the first execution that was left, or behind the last that was taken."""
+    """Move each batch's fronts on to the first execution that was left, or behind the last that was taken."""
     mine = {(execution.batch_id, execution.position) for execution in taken}
-    for batch, executions in candidates:
-        key = locked.keys[batch.batch_id]
-        for execution in executions:
-            place = Front(execution.due or 0, execution_key(key, execution.position))
-            if (execution.batch_id, execution.position) not in mine:
-                locked.fronts[key] = place
-                break
-            locked.fronts[key] = place._replace(key=place.key + 1)
+    for candidate in candidates:
+        key = locked.keys[candidate.batch.batch_id]
+        new = [execution for execution in candidate.executions if claim_order(execution)[0] == 1]
+        woken = [execution for execution in candidate.executions if claim_order(execution)[0] == 0]
+        if new:
+            locked.fronts[key] = locked.fronts[key].with_new(_front_of(key, new, mine))
+        if woken:
+            locked.fronts[key] = locked.fronts[key].with_woken(_front_of(key, woken, mine))
+
+
+def _front_of(batch: int, executions: Sequence[ExecutionRecord], taken: Collection[ExecutionKey]) -> Front:
+    front: Front = 0, 0
+    for execution in executions:
+        front = execution.due or NOW, execution_key(batch, execution.position)
+        if (execution.batch_id, execution.position) not in taken:
+            return front
+    return front[0], front[1] + 1
 
 
 _NEXT_DUE: Final = """
@@ -199,13 +299,23 @@ SELECT soon.at, d.key, d.input, EXISTS (SELECT 1 FROM {s}.signal WHERE execution
     (SELECT min((SELECT e.due FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due > {now}
                  ORDER BY e.due LIMIT 1))
      FROM {s}.batch b WHERE b.free > 0 AND RUNNABLE AND NOT b.key = ANY({full}::bigint[])
-     AND (b.workflow, b.version) IN (SELECT * FROM unnest({names}::text[], {versions}::text[]))),
+     AND OF_WORKFLOWS IN (SELECT * FROM unnest({names}::text[], {versions}::text[]))),
+    (SELECT min((SELECT e.due FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due > {now}
+                 ORDER BY e.due LIMIT 1))
+     FROM unnest({opened}::bigint[]) AS b (key)),
+    (SELECT min(asleep.next_due)
+     FROM unnest({names}::text[], {versions}::text[]) AS p (name, version) CROSS JOIN LATERAL (
+         SELECT b.next_due FROM {s}.batch b
+         WHERE b.workflow = p.name AND b.version = p.version AND b.next_due IS NOT NULL AND b.next_due > {now}
+         AND RUNNABLE AND NOT b.key = ANY({changed}::bigint[]) ORDER BY b.next_due, b.key LIMIT 1
+     ) asleep),
     (SELECT min(b.wake)
      FROM {s}.batch b WHERE b.wake IS NOT NULL AND RUNNABLE AND NOT b.key = ANY({ended}::bigint[])
-     AND (b.workflow, b.version) IN (SELECT * FROM unnest({names}::text[], {versions}::text[])))
+     AND OF_WORKFLOWS IN (SELECT * FROM unnest({names}::text[], {versions}::text[])))
 ) AS at) soon LEFT JOIN {s}.document d ON d.key = ANY({inputs}::bigint[])
-""".replace("RUNNABLE", _RUNNABLE)
-"""When something falls due, of what is not `full` or `ended` by the claim that this comes with; and its inputs."""
+""".replace("RUNNABLE", _RUNNABLE).replace("OF_WORKFLOWS", _OF_WORKFLOWS)
+"""When something falls due, and the inputs of what a claim takes. It sees nothing of what that writes: these are the
+batches that are `changed`, those of them that are `full` or `ended` now, and those that are awake now (`opened`)."""
 
 
 def _delay(moment: Micros | None, now: Micros) -> Micros | None:
@@ -214,8 +324,18 @@ def _delay(moment: Micros | None, now: Micros) -> Micros | None:
 
 async def next_due(session: Session, now: Micros, request: ClaimRequest) -> Micros | None:
     """Compute the time until something that this worker can run falls due; None: nothing will."""
-    places = _NEXT_DUE.format(names="$1", versions="$2", now="$3::bigint", full="$4", ended="$5", inputs="$6", s="{s}")
-    moment = await session.value(places, *_pairs(request.workflows), now, [], [], [])
+    places = _NEXT_DUE.format(
+        names="$1",
+        versions="$2",
+        now="$3::bigint",
+        changed="$4",
+        full="$4",
+        opened="$4",
+        ended="$4",
+        inputs="$4",
+        s="{s}",
+    )
+    moment = await session.value(places, *_pairs(request.workflows), now, [])
     return _delay(moment, now)
 
 
@@ -277,8 +397,10 @@ async def claimable(session: Session, now: Micros | None, work: Collection[tuple
     rows = await session.fetch(
         "SELECT w.name, w.version FROM unnest($1::text[], $2::text[]) AS w(name, version) "
         f"CROSS JOIN (SELECT {given_time(3)} AS now) c WHERE EXISTS (SELECT 1 FROM {{s}}.batch b "
-        f"WHERE b.free > 0 AND {_RUNNABLE} AND b.workflow = w.name AND b.version = w.version "
-        f"AND EXISTS (SELECT 1 {_DUE.replace('$3', 'c.now')}))",
+        f"WHERE b.free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} = (w.name, w.version) "
+        f"AND {_HAS_DUE.replace('$3', 'c.now')}) OR EXISTS (SELECT 1 FROM {{s}}.batch b "
+        "WHERE b.workflow = w.name AND b.version = w.version AND b.next_due IS NOT NULL AND b.next_due <= c.now "
+        f"AND {_RUNNABLE})",
         *_pairs(work),
         now,
     )

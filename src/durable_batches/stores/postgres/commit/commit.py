@@ -39,6 +39,7 @@ from durable_batches.stores.postgres.connection.errors import translated
 from durable_batches.stores.postgres.connection.server_clock import ServerClock
 from durable_batches.stores.postgres.connection.session import Session, transaction, unless_lost
 from durable_batches.stores.postgres.connection.timeouts import Timeouts
+from durable_batches.stores.protocol import LEVEL
 from durable_batches.stores.rows import execution_key, refusals_as_text, refusals_of
 
 __all__ = ["Commits"]
@@ -117,7 +118,7 @@ class Commits:
         if not concerned <= cache.batches.keys.keys():
             return None
         loaded = Loaded(now, cache.batches.records, {key: known[key] for key in wanted})
-        writes = plan_facts(loaded, worker, facts)
+        writes = plan_facts(loaded, worker, facts, level=LEVEL)
         if writes.refused or writes.forget:
             return None
         checkpoint_only = _checkpoint_only(facts, known)
@@ -167,7 +168,7 @@ class Commits:
         if facts:
             wanted = _without_idle_resolvers(executions_to_load(facts), locked.records, facts)
             loaded = await queries.load_executions(session, now, locked, wanted, known)
-            writes = plan_facts(loaded, worker, facts)
+            writes = plan_facts(loaded, worker, facts, level=LEVEL)
             await apply(session, locked, writes)
             locked.were_written(writes.batches, version)
             cache.owned.note(worker, loaded.executions, writes)
@@ -222,7 +223,7 @@ class Commits:
         locked, batches, skipped = await lock_open_batches(session, now, request, skip=skip)
         candidates = await load_candidates(session, now, request, locked, batches) if batches else []
         if candidates:
-            writes = plan_claims(now, worker, request, candidates, now)
+            writes = plan_claims(now, worker, request, candidates, now, level=LEVEL)
             assert len(writes.executions) <= request.limit, "the shares of a claim exceed what was asked for"
             claims, retry_in = await write_claims(session, locked, candidates, writes, number, now, request)
             locked.were_written(writes.batches, version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from durable_batches.lifecycle.records import (
     BatchRecord,
@@ -11,25 +11,26 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.columns import BATCH_FRONT, BATCH_RECORD
+from durable_batches.stores.columns import BATCH_FRONTS, BATCH_RECORD
 from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME, given_time
 from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.stores.rows import Row, batch_of, execution_keys
 
 _RECORD: Final = slice(1, 1 + len(BATCH_RECORD))
-_FRONT: Final = slice(_RECORD.stop, _RECORD.stop + len(BATCH_FRONT))
-_VERSION: Final = _FRONT.stop
+_FRONTS: Final = slice(_RECORD.stop, _RECORD.stop + len(BATCH_FRONTS))
+_VERSION: Final = _FRONTS.stop
 
 
 def locked_columns(batch: str = "batch") -> str:
-    """What `Locked.take` takes of a batch: its key, the record, the front, and the version of the row."""
-    return f"{batch}.key, {BATCH_RECORD.of(batch)}, {BATCH_FRONT.of(batch)}, {batch}.xmin::text"
+    """What `Locked.take` takes of a batch: its key, the record, the fronts, and the version of the row."""
+    return f"{batch}.key, {BATCH_RECORD.of(batch)}, {BATCH_FRONTS.of(batch)}, {batch}.xmin::text"
 
 
 __all__ = [
     "OWN_VERSION",
     "Fenced",
     "Front",
+    "Fronts",
     "Locked",
     "fence",
     "lock_batches",
@@ -38,11 +39,25 @@ __all__ = [
 ]
 
 
-class Front(NamedTuple):
-    """Where the executions of a batch begin that have something due: none of them is before this (due, key)."""
+Front: TypeAlias = tuple[Micros, int]
+"""Where executions that are due begin: none of them is before this (due, key)."""
 
-    due: Micros
-    key: int
+
+class Fronts(NamedTuple):
+    """A batch's fronts: of its executions that were never started, and of those that were woken."""
+
+    from_due: Micros
+    from_key: int
+    woken_due: Micros
+    woken_key: int
+
+    def with_new(self, front: Front) -> Fronts:
+        """Return these, with another front of those that were never started."""
+        return self._replace(from_due=front[0], from_key=front[1])
+
+    def with_woken(self, front: Front) -> Fronts:
+        """Return these, with another front of those that were woken."""
+        return self._replace(woken_due=front[0], woken_key=front[1])
 
 
 class Locked:
@@ -53,7 +68,7 @@ class Locked:
     def __init__(self) -> None:
         self.keys: dict[BatchId, int] = {}
         self.records: dict[BatchId, BatchRecord] = {}
-        self.fronts: dict[int, Front] = {}
+        self.fronts: dict[int, Fronts] = {}
         self.versions: dict[int, str] = {}
 
     def take(self, row: Row) -> BatchRecord:
@@ -62,7 +77,7 @@ class Locked:
         key: int = row[0]
         self.keys[record.batch_id] = key
         self.records[record.batch_id] = record
-        self.fronts[key] = Front(*row[_FRONT])
+        self.fronts[key] = Fronts(*row[_FRONTS])
         self.versions[key] = row[_VERSION]
         return record
 

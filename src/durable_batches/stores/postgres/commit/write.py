@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
-from durable_batches.lifecycle.planning import Writes
+from durable_batches.lifecycle.planning import Writes, claim_order
 from durable_batches.lifecycle.records import ExecutionRecord
 from durable_batches.stores.columns import (
     ACTIVITY,
     BATCH,
     BATCH_CHANGES,
-    BATCH_FRONT,
+    BATCH_FRONTS,
     EVENT,
     EXECUTION,
     EXECUTION_CHANGES,
@@ -19,14 +19,14 @@ from durable_batches.stores.columns import (
     Columns,
     Table,
 )
-from durable_batches.stores.postgres.commit.lock import Front, Locked
+from durable_batches.stores.postgres.commit.lock import Locked
 from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.stores.postgres.queries import delete_batch, write_request
 from durable_batches.stores.rows import batch_changes, execution_changes, execution_key
 
 _MARKED: Final = EXECUTION.choose("key", "mark", "updated_at")
 _CHANGED_EXECUTION: Final = EXECUTION.choose("key", "claimed_by_commit").and_also(*EXECUTION_CHANGES)
-_CHANGED_BATCH: Final = BATCH.choose("key").and_also(*BATCH_CHANGES, *BATCH_FRONT)
+_CHANGED_BATCH: Final = BATCH.choose("key").and_also(*BATCH_CHANGES, *BATCH_FRONTS)
 
 
 __all__ = ["Statement", "apply", "draw_fronts_back", "statement_of"]
@@ -219,5 +219,12 @@ def draw_fronts_back(locked: Locked, executions: Iterable[ExecutionRecord]) -> N
     for execution in executions:
         if execution.due is not None:
             batch = locked.keys[execution.batch_id]
-            place = Front(execution.due, execution_key(batch, execution.position))
-            locked.fronts[batch] = min(locked.fronts[batch], place)
+            place = execution.due, execution_key(batch, execution.position)
+            fronts = locked.fronts[batch]
+            match claim_order(execution)[0]:
+                case 0 if place < fronts[2:]:
+                    locked.fronts[batch] = fronts.with_woken(place)
+                case 1 if place < fronts[:2]:
+                    locked.fronts[batch] = fronts.with_new(place)
+                case _:
+                    pass
