@@ -35,6 +35,7 @@ from durable_batches import (
     ActivityReport,
     Assembling,
     BatchCancelled,
+    BatchClient,
     BatchCompleted,
     BatchConfig,
     BatchCreated,
@@ -80,6 +81,7 @@ from durable_batches import (
     Outcome,
     Pending,
     ProviderJobChanged,
+    RawDocument,
     ResolutionCompleted,
     ResolutionFailed,
     ResolutionReleased,
@@ -675,6 +677,36 @@ async def readings(batches: BatchOrchestrator[Query, Answer, A | B, None]) -> No
     assert_type(await batches.cancel("", reason="enough"), bool)
     assert_type(batches.stats, RunStats)
     assert_type(batches.reports(""), list[ActivityReport])
+    assert_type(batches.events("", after=3), AsyncGenerator[BatchEvent, None])
+    assert_type((await batches.snapshot("")).ended_at, datetime | None)
+
+
+async def from_outside(store: Store) -> None:
+    async with BatchClient(store, read_only=True) as client:
+        assert_type(client, BatchClient)
+        async for batch in client.list_batches(workflow="extract", states=["failed"], metadata={"kind": "nightly"}):
+            assert_type(batch, BatchSnapshot[Stage])
+            assert_type(batch.workflow, str)
+            match batch.state:
+                case Stage(tag=tag, done=done):
+                    assert_type(tag, str)
+                    assert_type(done, int)
+                case Pending() | Resolving() | Completed() | Failed() | Cancelled():
+                    pass
+                case _:
+                    assert_never(batch.state)
+        async for document in client.documents("", status="failed", payloads=False):
+            assert_type(document, RawDocument)
+            assert_type(document.document, str | None)
+            assert_type(document.failure, DocumentFailure | None)
+            assert_type(document.due, datetime | None)
+        async for event in client.progress("", after=3):
+            assert_type(event, BatchEvent)
+        async for snapshot in client.watch("", interval=timedelta(seconds=1)):
+            assert_type(snapshot, BatchSnapshot[Stage])
+        assert_type(client.events(""), AsyncGenerator[BatchEvent, None])
+        assert_type(await client.state(""), BatchState[Stage])
+        assert_type(await client.cancel("", reason="enough"), bool)
 
 
 def told(event: BatchEvent) -> str:

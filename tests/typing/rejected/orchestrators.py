@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tests.typing.accepted import A, Answer, B, C, Query, Wrapped, extract, plain, words
 
 from durable_batches import (
+    BatchClient,
     BatchConfig,
     BatchOrchestrator,
     BatchResult,
@@ -175,3 +176,21 @@ async def awaited_the_wrong_thing(batches: BatchOrchestrator[Query, Answer, A | 
     with batches:  # error
         pass
     await BatchOrchestrator(plain, store=STORE)  # error
+
+
+# ---- clients ------------------------------------------------------------------------------------------------------
+
+BatchClient()  # error
+BatchClient("batches.db")  # error
+BatchClient(MemoryStore)  # error
+BatchClient(STORE, read_only="yes")  # error
+BatchClient(STORE, max_in_flight=0)  # error
+
+
+async def from_outside(client: BatchClient) -> None:
+    await client.submit([])  # error
+    await client.result("")  # error
+    client.documents("", status="done")  # error
+    client.list_batches(states=3)  # error
+    await client.snapshot(3)  # error
+    await client.cancel("", "enough")  # error
