@@ -250,6 +250,23 @@ async def test_the_servers_clock_is_what_a_commit_goes_by(postgres_dsn: str, pos
         assert now - 5_000_000 < times[-1] <= now
 
 
+async def test_a_time_that_is_computed_too_low_dates_no_event_before_the_last(
+    postgres_dsn: str, postgres_schema: str
+) -> None:
+    """It is too low by as long as the server's answer took, which under load is much."""
+    async with store_at(postgres_dsn, postgres_schema) as store:
+        _, hand, claims = await two_documents(store)
+        (cache,) = store._commits._caches.values()
+        for stage in (0, 1, 2):
+            now = cache.server_time()
+            assert now is not None
+            cache.note_time(now - 3_600_000_000)
+            await hand.report(result(claims[0], f"step-{stage}", mark=stage))
+        events = await store.events(claims[0].execution.batch_id, after=0, limit=100)
+        times = [event.at for event in events]
+        assert times == sorted(times)
+
+
 async def test_two_workers_on_one_batch_do_not_go_wrong(postgres_dsn: str, postgres_schema: str) -> None:
     """Both take it again and again that the batch is as they left it."""
     async with store_at(postgres_dsn, postgres_schema) as store, store_at(postgres_dsn, postgres_schema) as elsewhere:

@@ -40,6 +40,7 @@ class BatchInProgress:
         "_last_served",
         "_record",
         "_seq",
+        "at",
         "batch_id",
         "cancelled",
         "core",
@@ -67,6 +68,9 @@ class BatchInProgress:
         self.batch_id: BatchId = record.batch_id
         self.now: Micros = now
         self.core: BatchCore = from_json(record.core)
+        self.at: Micros = max(now, self.core.get("last_event_at", 0))
+        """The time of its events. The clocks of two workers differ, and a clock can be set back; a history does not go
+        back."""
         self.definition: Definition = decode_definition(self.core["definition"])
         self.stage_counts: StageCounts = StageCounts(self.core["at"])
         self.run: int = record.run
@@ -154,7 +158,7 @@ class BatchInProgress:
         self.running += 1
         self.emit(event_data.document_started(document_id=execution.document_id, attempt=attempt))
         if self.core["started_at"] is None:
-            self.core["started_at"] = self.now
+            self.core["started_at"] = self.at
         if self.state == "pending":
             self.move(self._earliest_stage())
 
@@ -276,7 +280,7 @@ class BatchInProgress:
         self.cancelled += self.unfinished
         self.pending = self.running = self.waiting = 0
         self.stage_counts.clear()
-        self.core["ended_at"] = self.now
+        self.core["ended_at"] = self.at
         self.core["phase"] = "idle"
         self.wake_at = None
         self.move(state)
@@ -299,7 +303,7 @@ class BatchInProgress:
         """Append an event of this batch."""
         tag, fields = event
         self._seq = seq = self._seq + 1
-        self.events.append(make_record(EventRecord, (self.batch_id, seq, self.now, tag, to_json(fields))))
+        self.events.append(make_record(EventRecord, (self.batch_id, seq, self.at, tag, to_json(fields))))
 
     def serve(self, turn: int) -> None:
         """Note the turn at which a claim took from this batch; later than the last one, whatever the clock says."""
@@ -309,6 +313,8 @@ class BatchInProgress:
         """Encode the record as it is to be written."""
         self._check_counts()
         self.core["at"] = self.stage_counts.stored
+        if self.events:
+            self.core["last_event_at"] = self.at
         return replace(
             self._record,
             loader=self.submitter,
