@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -36,6 +36,8 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.stores import BatchQuery, ClaimRequest, WorkerId
+from durable_batches.stores.postgres.connection.database import Connection
+from durable_batches.testing import ManualClock
 from durable_batches.testing.conformance.scene import Scene
 from durable_batches.testing.virtual.effects import EffectsLog
 
@@ -114,10 +116,15 @@ async def _end_some_sessions(dsn: str, share: float) -> int:
     """Any of them: those that commit, that read, that keep a lease, that listen."""
     connection = await asyncpg.connect(dsn)
     try:
+        found = await connection.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'durable_batches' "
+            "AND datname = current_database() ORDER BY backend_start, pid"
+        )
+        # Chosen here, because the server's chance has no seed.
+        chosen = [pid for (pid,) in found if random.random() < share]
         ended: int = await connection.fetchval(
-            "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity WHERE application_name = "
-            "'durable_batches' AND datname = current_database() AND random() < $1) AS chosen",
-            share,
+            "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM unnest($1::integer[]) AS chosen (pid)",
+            chosen,
         )
         return ended
     finally:
@@ -331,18 +338,16 @@ async def test_who_is_cut_off_stops_before_its_lease_is_over(postgres_dsn: str, 
     """Others may begin with the same documents from then on; a commit that hangs must not keep it."""
     port = urlsplit(postgres_dsn).port or 0
     lease = 4.0
-    stopped = 0.0
-    begun = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    clock = ManualClock()
+    begun, stopped = asyncio.Event(), asyncio.Event()
 
     @durable_activity
     async def hold(number: int) -> int:
-        nonlocal stopped
         begun.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
-            stopped = loop.time()
+            stopped.set()
         return number
 
     @durable_activity
@@ -359,19 +364,42 @@ async def test_who_is_cut_off_stops_before_its_lease_is_over(postgres_dsn: str, 
 
     with Proxy(port) as proxy:
         dsn = proxy.through(postgres_dsn)
-        store = PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(seconds=8))
-        worker = Worker(store, lease=timedelta(seconds=lease), drain=timedelta(0))
+        # The commit waits for an hour, if nothing ends it.
+        store = PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(hours=1))
+        worker = Worker(store, clock=clock, lease=timedelta(seconds=lease), drain=timedelta(0))
+        signals = worker.signals
         async with BatchOrchestrator(run, worker=worker) as batches:
             await batches.submit([0, 1])
             await within(begun.wait())
-            proxy.stall()
-            cut_off = loop.time()
-            await eventually(lambda: stopped > 0)
+            with (
+                signals.journal.beginning.listen() as committing,
+                signals.journal.committed.listen() as committed,
+                signals.lease.renewed.listen() as renewed,
+                signals.lease.failed.listen() as failed,
+            ):
+                await eventually(lambda: clock.waiting_threads == 1)
+                clock.advance(lease / 3)
+                worker_id = await renewed.next()
+                await eventually(lambda: bool(committed.heard))
+                proxy.stall()
+                await eventually(lambda: clock.waiting_threads == 1)
+                clock.advance(lease / 3)
+                await failed.next()
+                await eventually(lambda: committing.heard[-1] > committed.heard[-1])
+                await eventually(lambda: clock.waiting_threads == 1)
+                assert not stopped.is_set()
+                clock.advance(lease * 3 / 4 - lease / 3)
+                await within(stopped.wait())
+                assert committing.heard[-1] > committed.heard[-1], "it has not stopped while a commit hangs"
+                assert not renewed.heard
             proxy.resume()
-    assert stopped - cut_off < lease
+    # What is left of the lease is enough for a renewal that began before, and was waited for.
+    assert lease * 3 / 4 + store._timeouts.longest_renewal_seconds(worker_id) <= lease
 
 
-async def test_connections_that_all_went_deaf_are_given_up_together(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_connections_that_all_went_deaf_are_given_up_together(
+    postgres_dsn: str, postgres_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each would be waited for otherwise, one after the other."""
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
@@ -379,13 +407,24 @@ async def test_connections_that_all_went_deaf_are_given_up_together(postgres_dsn
         async with opened(
             PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(milliseconds=500))
         ) as store:
-            limit = store._database.answer_seconds
             await asyncio.gather(*(store.batches(BatchQuery(), limit=1) for _ in range(20)))
-            assert len(store._open_store().readers._idle) > 2
+            readers = store._open_store().readers
+            deaf = list(readers._idle)
+            assert len(deaf) > 2
+            tried: list[Connection] = []
+            work = readers._work
+
+            async def noted(connection: Connection, *args: Any, **kwargs: Any) -> Any:
+                tried.append(connection)
+                return await work(connection, *args, **kwargs)
+
+            monkeypatch.setattr(readers, "_work", noted)
             proxy.half_open()
-            began = asyncio.get_running_loop().time()
             await store.batches(BatchQuery(), limit=1)
-            assert limit - 0.1 < asyncio.get_running_loop().time() - began < 1.9 * limit
+            # The first was waited for, and no other; the answer came by a new one.
+            assert tried == [deaf[-1], *readers._idle]
+            assert len(readers._idle) == 1
+            assert all(connection.is_closed() for connection in deaf)
 
 
 # ---- workers that stop in the middle of it ---------------------------------------------------------------------------
