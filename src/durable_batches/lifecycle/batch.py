@@ -26,14 +26,18 @@ from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
 
-__all__ = ["BatchInProgress"]
+__all__ = ["BatchInProgress", "ContradictionError"]
+
+
+class ContradictionError(AssertionError):
+    """The counts of a batch contradict each other."""
 
 
 class BatchInProgress:
     """A batch's record, opened for change.
 
     Raises:
-        AssertionError: The record's counts contradict each other; no plan may go on from there.
+        ContradictionError: The record's counts contradict each other; no plan may go on from there.
     """
 
     __slots__ = (
@@ -330,10 +334,10 @@ class BatchInProgress:
     def _check_counts(self) -> None:
         """Assert, where counts are read and where they are written, that they agree with each other."""
         unfinished = self.pending + self.running + self.waiting
-        assert unfinished + self.succeeded + self.failed + self.cancelled == self.total, (
-            f"the counts of batch {self.batch_id!r} do not sum to their total: {self.counts}"
-        )
-        assert self.stage_counts.unfinished == unfinished, (
-            f"the stages of batch {self.batch_id!r} hold {self.stage_counts.stored}, which is not its unfinished "
-            f"documents: {self.counts}"
-        )
+        if unfinished + self.succeeded + self.failed + self.cancelled != self.total:
+            raise ContradictionError(f"the counts of batch {self.batch_id!r} do not sum to their total: {self.counts}")
+        if self.stage_counts.unfinished != unfinished:
+            raise ContradictionError(
+                f"the stages of batch {self.batch_id!r} hold {self.stage_counts.stored}, which is not its unfinished "
+                f"documents: {self.counts}"
+            )

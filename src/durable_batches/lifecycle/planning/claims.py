@@ -42,6 +42,10 @@ def plan_claims(
     taken = 0
     window = request.window
     for candidate in candidates:
+        contradiction = unit.contradiction(candidate.batch.batch_id)
+        if contradiction is not None:
+            unit.set_aside(candidate.batch.batch_id, contradiction)
+            continue
         batch = unit.batch(candidate.batch.batch_id)
         if batch.wake_at is not None and batch.wake_at <= now:
             batch.fail("the batch's deadline has passed")
