@@ -46,6 +46,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{lane}: {what}")
 
 
+@pytest.hookimpl
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files without a test of the lane that is to be run: to import them all takes longer than some do."""
+    lane = config.option.markexpr
+    if lane in LANES and collection_path.suffix == ".py" and not may_hold(collection_path, lane, config.rootpath):
+        return True
+    return None
+
+
+def may_hold(path: Path, lane: str, root: Path) -> bool:
+    """Whether a file may hold tests of a lane: unless fixtures decide that, its folder or a marker in it says so."""
+    return (
+        lane in ("unit", "stores")
+        or any(found == lane and path.is_relative_to(root / folder) for folder, found in _FOLDERS.items())
+        or f"mark.{lane}" in path.read_text(encoding="utf-8")
+    )
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     root = config.rootpath
