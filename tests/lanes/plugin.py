@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files without a test of the lane that is to be run: to import them all takes longer than some do."""
+    """Leave out the files without a test of the lane that is to be run: to import all takes longer than some do."""
     lane = config.option.markexpr
     if lane in LANES and collection_path.suffix == ".py" and not may_hold(collection_path, lane, config.rootpath):
         return True
