@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import ONCE, STAGES, eventually, everything, turns, within
+from tests.support import ONCE, STAGES, committed_until, everything, turns, within
 
 from durable_batches import (
     AbortAll,
@@ -102,7 +102,7 @@ async def test_a_document_that_waited_for_its_retry_is_cancelled_and_not_failed(
         async def waits() -> bool:
             return (await batches.snapshot(batch_id)).counts.waiting == 1
 
-        await eventually(waits)
+        await committed_until(batches.worker, waits)
         assert await everything(batches.results(batch_id)) == []
         await batches.cancel(batch_id)
         assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
