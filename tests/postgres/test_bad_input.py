@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -155,6 +156,37 @@ def test_timeouts_are_positive(timeouts: dict[str, timedelta]) -> None:
 
 
 # ---- what it is ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_opening_that_is_cancelled_leaves_no_connection_open(
+    postgres_dsn: str, migrated_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_both, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def check(*_: object) -> None:
+        loop.call_soon_threadsafe(opened_both.set)
+        await asyncio.to_thread(go_on.wait)
+
+    monkeypatch.setattr("durable_batches.stores.postgres.store.check_server", check)
+    opening = asyncio.create_task(
+        PostgresStore(f"{postgres_dsn}?application_name=cancelled", schema=migrated_schema).open()
+    )
+    await within(opened_both.wait())
+    opening.cancel()
+    await turns(3)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await within(opening)
+    observer = await asyncpg.connect(postgres_dsn)
+
+    async def closed() -> bool:
+        return not await observer.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cancelled'")
+
+    try:
+        await eventually(closed)
+    finally:
+        await observer.close()
 
 
 @pytest.mark.parametrize("sessions", [1, 2, 3])

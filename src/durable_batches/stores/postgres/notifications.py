@@ -66,12 +66,17 @@ class Notifications:
         self._notified_at = 0.0
         self._own_pid = 0
         self._backoff = Backoff(longest=_LONGEST_PAUSE_SECONDS)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task, which connects once it is needed."""
         self._task = asyncio.create_task(self._run(), name="durable-batches notifications")
 
     async def stop(self) -> None:
         """End the task, close its connection, and wake all who wait."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
         for waiter in list(self._waiters):
             waiter.wake()
 
@@ -97,6 +102,10 @@ class Notifications:
 
     async def _run(self) -> None:
         while True:
+            if not self._waiters and not self._changed:
+                # A connection would serve nobody yet.
+                self._wake.clear()
+                await self._wake.wait()
             try:
                 await self._listen()
             except StoreUnavailableError as error:

@@ -36,7 +36,7 @@ from durable_batches.stores.postgres import load, queries
 from durable_batches.stores.postgres.commit.commit import Commits
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.pool import Pool
-from durable_batches.stores.postgres.connection.schema import migrate
+from durable_batches.stores.postgres.connection.schema import migrate, scripts_for
 from durable_batches.stores.postgres.connection.server import check_server
 from durable_batches.stores.postgres.connection.server_clock import ServerClock
 from durable_batches.stores.postgres.connection.session import Session, session_of_its_own, transaction
@@ -130,19 +130,15 @@ class PostgresStore:
         """
         async with self._opening:
             if self._opened == 0:
-                thread = LoopThread("durable-batches-postgres")
+                running = _Running(self._database, self._server_clock)
                 try:
-                    self._running = await thread.run(self._start(thread))
+                    await running.thread.run(running.start())
                 except BaseException:
-                    await thread.stop()
+                    # It may have been started all the same: a caller that is cancelled waits for the start's end.
+                    await running.stop()
                     raise
+                self._running = running
             self._opened += 1
-
-    async def _start(self, thread: LoopThread) -> _Running:
-        async with session_of_its_own(self._database) as session:
-            await check_server(self._database, session)
-            await migrate(self._database, session)
-        return _Running(thread, self._database, Notifications(self._database, self._server_clock))
 
     async def close(self) -> None:
         """See `Store.close`."""
@@ -152,10 +148,7 @@ class PostgresStore:
             self._opened -= 1
             if self._opened == 0 and self._running is not None:
                 running, self._running = self._running, None
-                try:
-                    await running.thread.run(running.close())
-                finally:
-                    await running.thread.stop()
+                await running.stop()
 
     def joined(self, connection: HostTransaction) -> AbstractAsyncContextManager[Loading]:
         """See `HostTransactions.joined`.
@@ -334,13 +327,31 @@ class PostgresStore:
 class _Running:
     """An open store's thread, connections and notifications."""
 
-    def __init__(self, thread: LoopThread, database: Database, notifications: Notifications) -> None:
-        self.thread = thread
-        self.notifications = notifications
+    def __init__(self, database: Database, server_clock: ServerClock) -> None:
+        self._database = database
+        self.thread = LoopThread("durable-batches-postgres")
         self.writers = Pool(database, _WRITERS, by_key=True)
         self.readers = Pool(database, _READERS, by_key=False)
+        self.notifications = Notifications(database, server_clock)
 
-    async def close(self) -> None:
+    async def start(self) -> None:
+        """Open a connection of each kind, and check the server and the schema with them; on the store's loop."""
+        reader = await self.readers.open()
+        await check_server(self._database, reader, await self.writers.open())
+        if await scripts_for(self._database, reader):
+            # On a connection of its own, which keeps a lock until it is closed.
+            async with session_of_its_own(self._database) as session:
+                await migrate(self._database, session)
+        self.notifications.start()
+
+    async def stop(self) -> None:
+        """Close all connections, and end the thread; on the host's loop."""
+        try:
+            await self.thread.run(self._close())
+        finally:
+            await self.thread.stop()
+
+    async def _close(self) -> None:
         await self.notifications.stop()
         await self.writers.close()
         await self.readers.close()
