@@ -74,8 +74,7 @@ class Server:
 
     def __init__(self, *, in_memory: bool = False, **settings: str) -> None:
         self._user = _system_user()
-        place = _MEMORY if in_memory and _has_room(_MEMORY) else None
-        self.folder: Final = Path(tempfile.mkdtemp(prefix="durable-batches-postgres-", dir=place))
+        self.folder: Final = _new_folder(in_memory=in_memory)
         self._data = self.folder / "data"
         self._settings = {**_SETTINGS, **settings}
         self._process: subprocess.Popen[bytes] | None = None
@@ -183,7 +182,7 @@ def _system_user() -> pwd.struct_passwd | None:
 @cache
 def _new_data() -> Path:
     """The data of a server that has not been started yet: made once, since a copy of it takes a tenth of the time."""
-    folder = Path(tempfile.mkdtemp(prefix="durable-batches-postgres-new-"))
+    folder = _new_folder(in_memory=True)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     user = _system_user()
     if user is not None:
@@ -205,6 +204,11 @@ def _run(folder: Path, *command: str | Path) -> None:
         extra_groups=None if user is None else [],
         cwd=folder,
     )
+
+
+def _new_folder(*, in_memory: bool) -> Path:
+    place = _MEMORY if in_memory and _has_room(_MEMORY) else None
+    return Path(tempfile.mkdtemp(prefix="durable-batches-postgres-", dir=place))
 
 
 def _has_room(place: Path) -> bool:

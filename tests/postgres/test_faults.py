@@ -23,7 +23,7 @@ from tests.postgres.proxy import CommitFinder, Fate, Proxy
 from tests.postgres.server import Server
 from tests.processes.children import check_calls, checker_of
 from tests.processes.workload import PATIENT, Batches, Page, document_ids, extract, here, tally_of
-from tests.support import STAGES, eventually, everything, opened, within
+from tests.support import PATIENCE, STAGES, eventually, everything, opened, within
 
 from durable_batches import (
     BatchConfig,
@@ -213,12 +213,16 @@ class Network:
         self._commits = CommitFinder()
         self._next: Fate | None = None
         self._deck: list[Trouble] = []
+        self.commits_seen = 0
         self.commits_hit = 0
         proxy.fate = self._decide
 
     def _decide(self, data: bytes) -> Fate:
         # All that is said is looked at, since it tells which statements are commits.
-        if not self._commits.is_in(data) or self._next is None:
+        if not self._commits.is_in(data):
+            return "pass"
+        self.commits_seen += 1
+        if self._next is None:
             return "pass"
         fate, self._next = self._next, None
         self.commits_hit += 1
@@ -227,9 +231,20 @@ class Network:
     async def trouble(self) -> None:
         if not self._deck:
             # Each kind comes up, whatever the chance; a commit first, since a batch may end before the deck does.
-            others = [self._cut, self._stall, self._half_open, self._hit_a_commit]
-            self._deck = [self._hit_a_commit, *random.sample(others, len(others))]
+            others = [self._cut, self._stall, self._half_open, self._hit_some_commit]
+            self._deck = [self._hit_some_commit, *random.sample(others, len(others))]
         await self._deck.pop(0)()
+
+    async def each_once(self) -> None:
+        """Bring each kind of trouble once, in a fixed order, always while there are commits."""
+        fates: list[Fate] = ["cut before", "cut after", "lose"]
+        for number, fate in enumerate(fates, 1):
+            await self._hit_a_commit(fate)
+            assert self.commits_hit == number
+        for trouble in (self._cut, self._stall, self._half_open):
+            seen = self.commits_seen
+            await eventually(lambda seen=seen: self.commits_seen > seen)  # type: ignore[misc]  # of a default mypy infers no type
+            await trouble()
 
     async def _cut(self) -> None:
         self._proxy.cut()
@@ -243,19 +258,41 @@ class Network:
     async def _half_open(self) -> None:
         self._proxy.half_open()
 
-    async def _hit_a_commit(self) -> None:
-        """Within a commit: before the server has it, or when it has, and the reply is lost."""
-        self._next = random.choice(["cut before", "cut after", "lose"])
+    async def _hit_some_commit(self) -> None:
         with suppress(TimeoutError):
             # None comes if the batch has ended meanwhile.
-            await eventually(lambda: self._next is None, seconds=2)
+            await self._hit_a_commit(random.choice(["cut before", "cut after", "lose"]), seconds=2)
         self._next = None
 
+    async def _hit_a_commit(self, fate: Fate, *, seconds: float = PATIENCE) -> None:
+        """Within a commit: before the server has it, or when it has, and the reply is lost."""
+        self._next = fate
+        await eventually(lambda: self._next is None, seconds=seconds)
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(SOAK_ROUNDS, marks=pytest.mark.soak)])
-async def test_a_network_that_fails(postgres_dsn: str, postgres_schema: str, rounds: int) -> None:
+
+async def test_a_network_that_fails_in_every_way(
+    postgres_dsn: str, postgres_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each; nobody is away for as long as its lease."""
+    monkeypatch.setattr("durable_batches.stores.postgres.connection.database._MARGIN_SECONDS", 0.0)
     port = urlsplit(postgres_dsn).port or 0
-    names = [f"batch-{number}" for number in range(rounds)]
+    with Proxy(port) as proxy:
+        network = Network(proxy)
+        dsn, second = proxy.through(postgres_dsn), timedelta(seconds=1)
+        async with workers(
+            2, lambda: PostgresStore(dsn, schema=postgres_schema, statement_timeout=second, lock_timeout=second)
+        ) as batches:
+            await submit(batches, "batch")
+            ended = asyncio.create_task(succeeds(batches, "batch"))
+            await network.each_once()
+            await ended
+    await check(PostgresStore(postgres_dsn, schema=postgres_schema), ["batch"])
+
+
+@pytest.mark.soak
+async def test_a_network_that_fails_again_and_again(postgres_dsn: str, postgres_schema: str) -> None:
+    port = urlsplit(postgres_dsn).port or 0
+    names = [f"batch-{number}" for number in range(SOAK_ROUNDS)]
     with Proxy(port) as proxy:
         network = Network(proxy)
 
