@@ -38,9 +38,9 @@ ARGS ?=
 
 # The number of test processes. A process that has finished its share takes over tests from others.
 JOBS ?= 2
-PYTEST := $(BIN)/pytest -q -n $(JOBS) --dist worksteal
-# One more where tests wait for servers, networks and locks half of their time, and not for a processor.
-STORES_JOBS ?= $(shell echo $$(($(JOBS) + 1)))
+PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist worksteal
+# One more where tests wait for servers, processes and locks half of their time, and not for a processor.
+stores processes: JOBS := 3
 # Continues after a failed lane, and prints each lane's time at the end.
 LANES := MAKE='$(MAKE)' $(BIN)/python tests/lanes/run.py
 
@@ -84,7 +84,7 @@ unit: $(VENV)/.installed-dev  ## Run the tests in one process, on memory and SQL
 	$(PYTEST) -m unit $(ARGS)
 
 stores: $(VENV)/.installed-dev  ## Run the tests on Postgres; options for pytest in ARGS
-	$(PYTEST) -n $(STORES_JOBS) -m stores $(ARGS)
+	$(PYTEST) -m stores $(ARGS)
 
 processes: $(VENV)/.installed-dev  ## Run the tests that start and kill processes; options for pytest in ARGS
 	$(PYTEST) -m processes $(ARGS)
