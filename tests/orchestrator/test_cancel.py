@@ -153,7 +153,7 @@ async def test_a_result_that_comes_late_is_recorded_and_changes_nothing_else(sto
         assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
 
 
-@pytest.mark.parametrize("moment", [0, 1, 10, 11, 57, 200, 603, 1_200])
+@pytest.mark.parametrize("moment", [0, 1, 10, 11, 57, 100, 203, 400])
 async def test_cancelled_at_any_moment_no_activity_starts_afterwards(moment: int, store: Store) -> None:
     """When so many calls have begun: none, the first, some, the last."""
     started: list[int] = []
@@ -180,7 +180,7 @@ async def test_cancelled_at_any_moment_no_activity_starts_afterwards(moment: int
         return total
 
     async with BatchOrchestrator(run, store=store, max_in_flight=20) as batches:
-        batch_id = await batches.submit(range(300), config=BatchConfig(concurrency=10))
+        batch_id = await batches.submit(range(100), config=BatchConfig(concurrency=10))
         if moment:
             await within(reached.wait())
         cancelled = await batches.cancel(batch_id)
