@@ -233,6 +233,8 @@ class Store(Protocol):
         3. Claim: load candidates, first the batches that were served longest ago, and of each its executions in the
            order of (due, position); write what `plan_claims` says.
 
+        The answer takes over `Writes.set_aside` of both plans, so that the log names these batches.
+
         The same number again changes nothing, and returns what was committed.
 
         Raises:
