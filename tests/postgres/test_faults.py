@@ -278,10 +278,12 @@ async def test_a_network_that_fails_in_every_way(
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
         network = Network(proxy)
-        dsn, second = proxy.through(postgres_dsn), timedelta(seconds=1)
-        async with workers(
-            2, lambda: PostgresStore(dsn, schema=postgres_schema, statement_timeout=second, lock_timeout=second)
-        ) as batches:
+        dsn, limit = proxy.through(postgres_dsn), timedelta(seconds=3)
+
+        def store() -> PostgresStore:
+            return PostgresStore(dsn, schema=postgres_schema, statement_timeout=limit, lock_timeout=limit)
+
+        async with workers(2, store, timedelta(hours=1)) as batches:
             await submit(batches, "batch")
             ended = asyncio.create_task(succeeds(batches, "batch"))
             await network.each_once()
