@@ -558,17 +558,6 @@ def test_what_json_cannot_hold_is_refused_with_the_path_to_it(case: Refused) -> 
     assert len(str(caught.value)) < 700
 
 
-@pytest.mark.parametrize(
-    ("annotation", "value", "path"),
-    [(Literal["a"], math.nan, "$"), (Literal["a"] | None, math.inf, "$"), (list[Literal[1, 2]], [1, math.nan], "$[1]")],
-)
-def test_a_number_that_is_no_literal_is_not_encoded(annotation: Any, value: Any, path: str) -> None:
-    """Also where nothing is decoded again, which would refuse it."""
-    with pytest.raises(PayloadError) as caught:
-        Codec[Any](annotation, "x").encode(value)
-    assert caught.value.path == path
-
-
 class Vault(BaseModel):
     name: str
     password: str

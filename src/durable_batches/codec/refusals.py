@@ -41,11 +41,10 @@ _LONG: Final = 512
 _USED_UP: Final = "an iterator is used up by reading it, and the activity would find it empty; pass a list"
 
 _STORABLE: Final = frozenset(
-    "int str bool none list nullable default definitions definition-ref model model-fields model-field "
+    "int str bool none list nullable literal default definitions definition-ref model model-fields model-field "
     "dataclass dataclass-args dataclass-field typed-dict-field".split()
 )
-"""The core schemas whose values, and whose parts' names, JSON can always hold. A literal is not among them, because its
-serializer takes any value, whatever the literals are."""
+"""The core schemas whose values, and whose parts' names, JSON can always hold."""
 
 
 # ---- types -------------------------------------------------------------------------------------------------------
