@@ -29,6 +29,8 @@ def postgres_server() -> Iterator[Server]:
     """A Postgres of this test process's own; started when the first test asks for it; no test crashes it."""
     with Server(in_memory=True, **IN_MEMORY) as server, pytest.MonkeyPatch.context() as monkeypatch:
         remember_types(monkeypatch)
+        # It has no TLS; to ask each time takes as long as the rest of connecting.
+        monkeypatch.setenv("PGSSLMODE", "disable")
         yield server
 
 

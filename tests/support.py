@@ -52,6 +52,13 @@ async def eventually(holds: Callable[[], bool | Awaitable[bool]], *, seconds: fl
             await asyncio.sleep(0.002)
 
 
+async def committed_until(worker: Worker, holds: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something holds that changes with this worker's commits; it is looked at after each of them."""
+    with worker.signals.journal.committed.listen() as committed:
+        while not await holds():
+            await committed.next()
+
+
 async def within(awaitable: Awaitable[T], *, seconds: float = PATIENCE) -> T:
     """What it awaits to; fails, rather than hang, once that has taken too long."""
     async with asyncio.timeout(seconds):

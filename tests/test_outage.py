@@ -226,6 +226,14 @@ class Moody(MemoryStore):
         self._check()
         return await super().commit(*args, **kwargs)
 
+    async def register(self, *args: Any, **kwargs: Any) -> None:
+        self._check()
+        await super().register(*args, **kwargs)
+
+    async def leave(self, *args: Any, **kwargs: Any) -> Any:
+        self._check()
+        return await super().leave(*args, **kwargs)
+
     async def workers(self) -> Any:
         self._check()
         return await super().workers()
@@ -275,6 +283,48 @@ async def test_a_worker_has_two_lines_for_an_outage_however_many_of_its_loops_no
     assert len(lines(caplog)) == 2, lines(caplog)
     assert lines(caplog)[0].startswith("store unavailable: nobody answers; ")
     assert lines(caplog)[1].startswith("store connection restored after ")
+
+
+async def test_an_outage_that_costs_the_lease_is_one_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """The session gives up, and its successor goes on waiting."""
+    clock = ManualClock()
+    store = Moody(clock=clock)
+    worker = Worker(store, clock=clock, drain=NO_DRAIN)
+    signals = worker.signals.membership
+    async with BatchOrchestrator(shout, worker=worker) as batches:
+        with signals.lease_lost.listen() as lost, signals.restarted.listen() as restarted:
+            await pass_time(clock, 1)
+            store.away = True
+            began = clock.boot()
+            worker.wake()
+            while not lost.heard:
+                await eventually(lambda: clock.waiting_threads == 1 or bool(lost.heard))
+                clock.advance(1)
+                await asyncio.sleep(0)
+            async with moving(clock, 1.0):
+                await eventually(lambda: clock.boot() > began + 90)
+                store.away = False
+                await restarted.next()
+        assert (await within(batches.run(["x"]))).counts.succeeded == 1
+    outage = [record for record in caplog.records if "operation" in record.__dict__ and record.levelno > logging.INFO]
+    assert [record.message.partition(":")[0].partition(" after")[0] for record in outage] == [
+        "store unavailable",
+        "store connection restored",
+    ]
+    assert outage[1].__dict__["outage_seconds"] > 85
+
+
+def test_an_outage_is_joined_only_if_there_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    outages = Outages(ManualClock())
+    with outages.of("one") as one, outages.of("another") as another:
+        another.join()
+        assert not another.away
+        one.failed(AWAY)
+        another.join()
+        one.give_up()
+        assert len(lines(caplog)) == 1
+        another.answered()
+    assert lines(caplog)[1:] == ["store connection restored after 0.0 s"]
 
 
 async def test_subscribers_that_leave_in_an_outage_leave_none_behind(caplog: pytest.LogCaptureFixture) -> None:

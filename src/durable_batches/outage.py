@@ -82,6 +82,13 @@ class Outages:
             extra={"operation": outage.operation, "error_code": error.code},
         )
 
+    def joined(self, outage: Outage) -> bool:
+        """Return whether there is an outage, whose end this one waits for, too. See `Outage.join`."""
+        with self._lock:
+            if self._cut_off:
+                self._cut_off.add(outage)
+            return outage in self._cut_off
+
     def answered(self, outage: Outage, *, restored: bool) -> None:
         """Log the end of an outage. See `Outage.answered`."""
         with self._lock:
@@ -125,6 +132,10 @@ class Outage:
         if self.away:
             self.away = False
             self._outages.answered(self, restored=False)
+
+    def join(self) -> None:
+        """Take part in the outage that others have noticed, if there is one: it does not end when they give up."""
+        self.away = self._outages.joined(self)
 
     def failed(self, error: StoreUnavailableError) -> None:
         """Take note of a call that got no answer; it will be repeated."""

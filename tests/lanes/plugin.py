@@ -6,6 +6,7 @@ these says is `unit`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,9 @@ _ON_POSTGRES: Final = frozenset(
     {"postgres_server", "postgres_dsn", "postgres_schema", "migrated_schemas", "migrated_schema"}
 )
 
+_USES_POSTGRES: Final = re.compile(rf"\b({'|'.join(sorted({*_ON_POSTGRES, 'open_store', 'store'}))})\b")
+"""Fixtures by which a test comes to run on Postgres."""
+
 collected: Final = pytest.StashKey[list[pytest.Item]]()
 """All tests that were collected, before `-m` and `-k` choose among them."""
 
@@ -44,6 +48,29 @@ collected: Final = pytest.StashKey[list[pytest.Item]]()
 def pytest_configure(config: pytest.Config) -> None:
     for lane, what in LANES.items():
         config.addinivalue_line("markers", f"{lane}: {what}")
+
+
+@pytest.hookimpl
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files without a test of the lane that is to be run: to import all takes longer than some do."""
+    lane = config.option.markexpr
+    if lane in LANES and collection_path.suffix == ".py" and not may_hold(collection_path, lane, config.rootpath):
+        return True
+    return None
+
+
+def may_hold(path: Path, lane: str, root: Path) -> bool:
+    """Whether a file may hold tests of a lane: its folder, a marker in it, or for stores the name of a fixture says so.
+
+    What none of these is said of is `unit`, so that lane looks everywhere.
+    """
+    if lane == "unit":
+        return True
+    folders = [found for folder, found in _FOLDERS.items() if path.is_relative_to(root / folder)]
+    if lane in folders:
+        return True
+    text = path.read_text(encoding="utf-8")
+    return f"mark.{lane}" in text or (lane == "stores" and not folders and _USES_POSTGRES.search(text) is not None)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is looked at

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tests.lanes.plugin import LANES, collected, lane_of
+from tests.lanes.plugin import LANES, collected, lane_of, may_hold
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -40,6 +40,13 @@ def test_every_test_is_run_by_exactly_one_lane(request: pytest.FixtureRequest) -
         if lanes != [lane_of(item, ROOT)]:
             wrong[item.nodeid] = lanes
     assert not wrong
+
+
+def test_each_lane_looks_into_the_files_with_its_tests(request: pytest.FixtureRequest) -> None:
+    missed = {
+        item.nodeid for item in request.config.stash[collected] if not may_hold(item.path, lane_of(item, ROOT), ROOT)
+    }
+    assert not missed
 
 
 def test_make_test_runs_all_but_what_takes_too_long() -> None:

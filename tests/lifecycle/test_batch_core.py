@@ -26,7 +26,7 @@ STORED = (
     rb"\"max_failure_ratio\":null,\"tag\":\"continue-on-failure\"},\"tag\":\"retry-failed\"},"
     rb"\"document_timeout\":null,\"deadline\":30.0,\"max_crashes\":3,\"metadata\":{\"a\":\"b\"}}}"
     rb'","at":[1,0,2],"phase":"idle","error":"","reason":"","sealed_by":"loader","cancelled_by":null,'
-    rb'"started_at":1900000000000000,"ended_at":null}'
+    rb'"started_at":1900000000000000,"ended_at":null,"last_event_at":1900000000000000}'
 )
 """The core of a sealed batch of three documents, two of them in its second stage."""
 
@@ -95,7 +95,42 @@ def test_each_end_leaves_what_is_asked_for_later() -> None:
         "cancelled_by": "request",
         "started_at": START + 5,
         "ended_at": START + 10,
+        "last_event_at": START + 10,
     }
+
+
+# ---- the times of events ------------------------------------------------------------------------------------------
+
+
+def test_events_are_not_dated_before_the_last_one() -> None:
+    """A batch's next change may be made by another process, whose clock is behind."""
+    world = World()
+    batch_id = world.batch("batch", 1)
+    world.now -= 50_000
+    world.claim(ME)
+    core = decode_core(world.batches[batch_id].core)
+    assert {event.at for event in world.events[batch_id]} == {START}
+    assert (core["started_at"], core.get("last_event_at")) == (START, START)
+    world.now += 50_001
+    world.commit(ME, *succeeded(world.held(ME)))
+    assert world.events[batch_id][-1].at == decode_core(world.batches[batch_id].core)["ended_at"] == START + 1
+
+
+def test_a_clock_that_is_behind_does_not_put_off_a_deadline() -> None:
+    world = World()
+    batch_id = world.load("batch", 1, config=CONFIG)
+    world.now -= 50_000
+    world.command(batch_id, Seal(LOADER, 1))
+    assert world.batches[batch_id].wake == world.now + 30_000_000
+
+
+def test_events_of_a_core_without_the_time_of_the_last_one() -> None:
+    core = json.loads(STORED)
+    del core["last_event_at"]
+    batch = BatchInProgress(_record(json.dumps(core).encode()), START - 1)
+    batch.cancel("request", "too dear")
+    assert {event.at for event in batch.events} == {START - 1}
+    assert decode_core(batch.closed().core).get("last_event_at") == START - 1
 
 
 # ---- counts that contradict each other ---------------------------------------------------------------------------

@@ -224,6 +224,11 @@ class Histories(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.world.now += int(seconds * 1_000_000)
 
+    @rule(micros=st.sampled_from([1, 50_000, 90_000_000]))
+    def meet_another_clock(self, micros: int) -> None:
+        """The next change is made by a clock that is behind, or has been set back."""
+        self.world.now -= micros
+
     # ---- what always holds -----------------------------------------------------------------------------------
 
     @invariant()

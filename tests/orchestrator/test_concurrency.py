@@ -6,18 +6,19 @@ import asyncio
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, STAGES, Gauge, at_rest, eventually, everything, turns, within
+from tests.support import NO_DELAY, STAGES, Gauge, at_rest, eventually, everything, moving, turns, within
 
 from durable_batches import (
     BatchConfig,
     BatchOrchestrator,
-    Completed,
     DocumentReleased,
     DocumentSucceeded,
+    MemoryStore,
     RetryFailed,
     Store,
     Worker,
@@ -25,6 +26,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.stores import ClaimRequest, Committed, Fact, WorkerId
+from durable_batches.testing import ManualClock
 
 
 async def settle(gauge: Gauge, expected: int, *workers: Worker) -> None:
@@ -142,23 +144,26 @@ async def test_one_budget_for_all_workflows_of_a_worker(store: Store) -> None:
 @pytest.mark.parametrize("capacity", [1, 4])
 async def test_a_large_batch_does_not_starve_a_small_one(capacity: int, store: Store) -> None:
     finished: list[str] = []
+    both_are_there = asyncio.Event()
 
     @workflow(STAGES)
     async def run(document: str) -> str:
         await asyncio.sleep(0)
+        if len(finished) >= 10:
+            await both_are_there.wait()
         finished.append(document)
         return document
 
     async with BatchOrchestrator(run, store=store, max_in_flight=capacity) as batches:
-        large = await batches.submit(["large"] * 150, config=BatchConfig(concurrency=100))
-        await eventually(lambda: len(finished) >= 10)
+        large = await batches.submit(["large"] * 60, config=BatchConfig(concurrency=100))
+        await eventually(lambda: len(finished) == 10)
         small = await batches.submit(["small"] * 5, config=BatchConfig(concurrency=100))
-        before = len(finished)
-        await within(batches.result(small))
-        # They take turns: by the time the small one is through, the large one has not had many more.
-        assert len(finished) - before <= 5 * 2 + 4 * capacity
-        assert not isinstance(await batches.state(large), Completed)
-        await within(batches.result(large))
+        both_are_there.set()
+        await within(asyncio.gather(batches.result(small), batches.result(large)))
+    # They take turns: by the time the small one is through, the large one has not had many more.
+    through = len(finished) - finished[::-1].index("small")
+    assert through - 10 <= 5 * 2 + 4 * capacity
+    assert len(finished) == 65
 
 
 async def test_waiting_documents_of_many_batches_all_get_their_turn(store: Store) -> None:
@@ -270,6 +275,39 @@ async def test_leaving_does_not_wait_longer_than_the_drain(open_store: StoreMake
         (info,) = await everything(batches.documents(batch_id))
         # Given back at once, for the next worker, and no crash counted.
         assert (info.status, info.attempts) == ("pending", 1)
+
+
+async def test_nothing_begins_while_a_worker_drains_and_its_clock_bounds_the_drain() -> None:
+    clock, log = ManualClock(), list[tuple[str, float]]()
+    left_at = 0.0
+
+    def note(what: str) -> None:
+        log.append((what, clock.boot() - left_at))
+
+    @durable_activity
+    async def wait(seconds: int) -> None:
+        note(f"{seconds} began")
+        try:
+            await clock.sleep(seconds)
+            note(f"{seconds} ended")
+        except asyncio.CancelledError:
+            note(f"{seconds} cancelled")
+            raise
+
+    @workflow(STAGES)
+    async def run(document: int) -> None:
+        await wait(document)
+        await wait(document + 1)
+
+    worker = Worker(MemoryStore(clock=clock), drain=timedelta(seconds=10), clock=clock)
+    async with AsyncExitStack() as time, BatchOrchestrator(run, worker=worker) as batches:
+        await batches.submit([4, 1_000, 7], config=BatchConfig(concurrency=2))
+        await eventually(lambda: len(log) == 2)
+        log.clear()
+        left_at = clock.boot()
+        # Time passes from here until the worker has left.
+        await time.enter_async_context(moving(clock, 1))
+    assert log == [("4 ended", 4.0), ("1000 cancelled", 10.0)]
 
 
 async def test_leaving_does_not_wait_for_a_retry_s_delay(open_store: StoreMaker) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, ONCE, STAGES, Gauge, eventually, everything, within
+from tests.support import NO_DELAY, ONCE, STAGES, Gauge, everything, within
 
 from durable_batches import (
     AbortAll,
@@ -35,6 +35,7 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
+from durable_batches.signals import until
 from durable_batches.testing import ManualClock, environment
 
 
@@ -182,7 +183,7 @@ async def test_abort_all_stops_what_runs_and_starts_nothing_more(open_store: Sto
         assert isinstance(result.state, Failed)
         assert result.state.error == "a document failed, and the failure policy is to abort all"
         assert (result.counts.failed, result.counts.cancelled) == (1, 5)
-        await eventually(lambda: log["cancelled"] == 3)
+        await until(lambda: log["cancelled"] == 3, batches.worker.signals.scheduler.finished)
         statuses = [info.status for info in await everything(batches.documents(result.batch_id))]
         assert statuses == ["cancelled", "cancelled", "failed", "cancelled", "cancelled", "cancelled"]
     assert log["started"] == 3

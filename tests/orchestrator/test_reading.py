@@ -10,7 +10,19 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 from tests.conftest import StoreMaker
-from tests.support import NO_DELAY, NO_DRAIN, STAGES, Reading, Thinking, Writing, eventually, everything, turns, within
+from tests.support import (
+    NO_DELAY,
+    NO_DRAIN,
+    STAGES,
+    Reading,
+    Thinking,
+    Writing,
+    committed_until,
+    eventually,
+    everything,
+    turns,
+    within,
+)
 
 from durable_batches import (
     BatchCompleted,
@@ -135,13 +147,13 @@ async def test_the_batch_is_in_the_earliest_stage_of_its_unfinished_documents(st
         async def is_in(state: Stage) -> bool:
             return await batches.state(batch_id) == state
 
-        await eventually(lambda: is_in(Reading(done=0, total=2)))
+        await committed_until(batches.worker, lambda: is_in(Reading(done=0, total=2)))
         gates["a think"].set()
-        await eventually(lambda: is_in(Reading(done=1, total=2)))
+        await committed_until(batches.worker, lambda: is_in(Reading(done=1, total=2)))
         gates["b think"].set()
-        await eventually(lambda: is_in(Thinking(done=0, total=2)))
+        await committed_until(batches.worker, lambda: is_in(Thinking(done=0, total=2)))
         gates["a write"].set()
-        await eventually(lambda: is_in(Thinking(done=1, total=2)))
+        await committed_until(batches.worker, lambda: is_in(Thinking(done=1, total=2)))
         gates["b write"].set()
         await within(batches.result(batch_id))
 
@@ -163,11 +175,11 @@ async def test_a_snapshot_estimates_the_end(open_store: StoreMaker) -> None:
             found = (await batches.snapshot(batch_id)).counts
             return all(getattr(found, name) == count for name, count in counts.items())
 
-        await eventually(lambda: counted(running=10))
+        await committed_until(batches.worker, lambda: counted(running=10))
         clock.advance(20)
         for _ in range(4):
             gate.release()
-        await eventually(lambda: counted(succeeded=4))
+        await committed_until(batches.worker, lambda: counted(succeeded=4))
         snapshot = await batches.snapshot(batch_id)
         assert snapshot.documents_per_second == pytest.approx(0.2)
         assert snapshot.eta == datetime.fromtimestamp(clock.now() / 1e6, UTC) + timedelta(seconds=30)
@@ -198,7 +210,7 @@ async def test_an_older_deployment_s_stage_is_shown_as_the_nearest_before_it(ope
         async def in_extra() -> bool:
             return await batches.state(batch_id) == Extra(done=0, total=1)
 
-        await eventually(in_extra)
+        await committed_until(batches.worker, in_extra)
         async with BatchOrchestrator(new, store=open_store(None), max_in_flight=0) as readers:
             assert isinstance(await readers.state(batch_id), Reading)
             assert [count.stage for count in (await readers.snapshot(batch_id)).stages] == [

@@ -37,6 +37,7 @@ from durable_batches import (
     enter_stage,
     workflow,
 )
+from durable_batches.signals import until
 
 
 class Total(BaseModel):
@@ -318,7 +319,7 @@ async def test_it_can_be_cancelled(store: Store) -> None:
         assert await batches.cancel(batch_id, reason="enough") is True
         result = await within(batches.result(batch_id))
         assert result.state == Cancelled(counts=Counts(total=2, succeeded=2), reason="enough")
-        await eventually(lambda: cancelled == [1])
+        await until(lambda: cancelled == [1], batches.worker.signals.scheduler.finished)
 
 
 async def test_it_may_catch_what_its_activities_raise(store: Store) -> None:

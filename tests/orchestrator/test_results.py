@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import ONCE, STAGES, eventually, everything, turns, within
+from tests.support import ONCE, PATIENCE, STAGES, committed_until, everything, turns, within
 
 from durable_batches import (
     AbortAll,
@@ -102,7 +102,7 @@ async def test_a_document_that_waited_for_its_retry_is_cancelled_and_not_failed(
         async def waits() -> bool:
             return (await batches.snapshot(batch_id)).counts.waiting == 1
 
-        await eventually(waits)
+        await committed_until(batches.worker, waits)
         assert await everything(batches.results(batch_id)) == []
         await batches.cancel(batch_id)
         assert await everything(batches.results(batch_id)) == [DocumentCancelled(document_id="0")]
@@ -137,61 +137,54 @@ READINGS: dict[str, Reading] = {
 }
 
 
-async def assert_nothing_is_left(
-    batches: BatchOrchestrator[int, int, Any, Any], tasks: set[asyncio.Task[Any]], store: Store
-) -> None:
+def assert_nothing_is_left(batches: BatchOrchestrator[int, int, Any, Any], tasks: set[asyncio.Task[Any]]) -> None:
     gc.collect()
     assert batches.worker.news.watched == []
     assert {task for task in asyncio.all_tasks() - tasks if task.get_name() != "durable-batches news"} == set()
-    # Somebody else can write at once: no transaction is open.
-    async with asyncio.timeout(2):
-        async with BatchOrchestrator(double, worker=Worker(store, max_in_flight=0)) as others:
-            await others.submit([1])
 
 
 @pytest.mark.parametrize("reading", READINGS)
-async def test_a_reader_that_breaks_off_leaves_nothing_behind(reading: str, open_store: StoreMaker) -> None:
+async def test_a_reader_that_stops_early_leaves_nothing_behind(reading: str, open_store: StoreMaker) -> None:
+    """It breaks off, or is cancelled at various moments: before it begins, within and between reads."""
     async with BatchOrchestrator(double, store=open_store(None)) as batches:
         result = await within(batches.run([*range(PAGES), -1], config=BatchConfig(concurrency=100)))
         tasks = asyncio.all_tasks()
-        async with aclosing(READINGS[reading](batches, result.batch_id)) as items:
-            async for _ in items:
+        async with aclosing(READINGS[reading](batches, result.batch_id)) as stream:
+            async for _ in stream:
                 break
         with pytest.raises(StopAsyncIteration):
-            await anext(items)
-        await assert_nothing_is_left(batches, tasks, open_store(None))
+            await anext(stream)
+        assert_nothing_is_left(batches, tasks)
+        # Cancelled so many turns of the loop after so many items.
+        for items, moment in [(0, 0), (0, 1), (1, 1), (10, 3)]:
+            tasks = asyncio.all_tasks()
+            reached = asyncio.Event()
+            reader = asyncio.create_task(read_again_and_again(reading, batches, result.batch_id, items, reached))
+            if items:
+                await within(reached.wait())
+            await turns(moment)
+            reader.cancel()
+            await asyncio.wait([reader])
+            assert reader.cancelled()
+            assert_nothing_is_left(batches, tasks)
+        # Somebody else can write at once: no transaction is open.
+        async with asyncio.timeout(PATIENCE):
+            async with BatchOrchestrator(double, worker=Worker(open_store(None), max_in_flight=0)) as others:
+                await others.submit([1])
 
 
-@pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize(("items", "moment"), [(0, 0), (0, 1), (1, 1), (10, 3)])
-async def test_a_reader_that_is_cancelled_leaves_nothing_behind(
-    reading: str, items: int, moment: int, open_store: StoreMaker
+async def read_again_and_again(
+    reading: str, batches: BatchOrchestrator[int, int, Any, Any], batch_id: str, items: int, reached: asyncio.Event
 ) -> None:
-    """At various moments, so many turns of the loop after so many items: before it begins, within and between reads."""
+    """Read until cancelled; `reached`: so many items were seen."""
     seen = 0
-    reached = asyncio.Event()
-
-    async def read(batches: BatchOrchestrator[int, int, Any, Any], batch_id: str) -> None:
-        nonlocal seen
-        while True:
-            async with aclosing(READINGS[reading](batches, batch_id)) as stream:
-                async for _ in stream:
-                    seen += 1
-                    if seen == items:
-                        reached.set()
-                    await asyncio.sleep(0)
-
-    async with BatchOrchestrator(double, store=open_store(None)) as batches:
-        result = await within(batches.run([*range(PAGES), -1], config=BatchConfig(concurrency=100)))
-        tasks = asyncio.all_tasks()
-        reader = asyncio.create_task(read(batches, result.batch_id))
-        if items:
-            await within(reached.wait())
-        await turns(moment)
-        reader.cancel()
-        await asyncio.wait([reader])
-        assert reader.cancelled()
-        await assert_nothing_is_left(batches, tasks, open_store(None))
+    while True:
+        async with aclosing(READINGS[reading](batches, batch_id)) as stream:
+            async for _ in stream:
+                seen += 1
+                if seen == items:
+                    reached.set()
+                await asyncio.sleep(0)
 
 
 async def test_a_reader_outlives_its_orchestrator_only_to_be_told(store: Store) -> None:

@@ -72,7 +72,7 @@ class MigratedSchemas:
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self._session = _Session(dsn)
+        self._session = Session(dsn)
         self._unused: list[tuple[str, int]] = []
 
     @contextmanager
@@ -105,16 +105,18 @@ class MigratedSchemas:
         return name
 
 
-class _Session:
+class Session:
     """One connection for many statements, usable wherever another loop runs in this thread."""
 
     def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+        self._dsn: Final = dsn
         self._thread = ThreadPoolExecutor(1)
         self._runner = asyncio.Runner()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
 
     def execute(self, *statements: str) -> None:
+        """Run statements; blocks."""
+
         async def run() -> None:
             # Anew where a test has restarted the server: an idle connection does not hear of that before its next use.
             if self._connection is not None:
@@ -128,6 +130,7 @@ class _Session:
         self._thread.submit(self._runner.run, run()).result()
 
     def close(self) -> None:
+        """Close the connection, and end the thread."""
         if self._connection is not None:
             self._thread.submit(self._runner.run, self._connection.close()).result()
         self._thread.submit(self._runner.close).result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -41,6 +42,7 @@ from durable_batches import (
 from durable_batches.errors import FactRejectedError
 from durable_batches.lifecycle.commands import Discard
 from durable_batches.stores import NewDocument, WorkerId
+from durable_batches.stores.columns import TABLES
 from durable_batches.testing.conformance.scene import Scene
 
 
@@ -155,6 +157,37 @@ def test_timeouts_are_positive(timeouts: dict[str, timedelta]) -> None:
 
 
 # ---- what it is ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_opening_that_is_cancelled_leaves_no_connection_open(
+    postgres_dsn: str, migrated_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_both, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def check(*_: object) -> None:
+        loop.call_soon_threadsafe(opened_both.set)
+        await asyncio.to_thread(go_on.wait)
+
+    monkeypatch.setattr("durable_batches.stores.postgres.store.check_server", check)
+    opening = asyncio.create_task(
+        PostgresStore(f"{postgres_dsn}?application_name=cancelled", schema=migrated_schema).open()
+    )
+    await within(opened_both.wait())
+    opening.cancel()
+    await turns(3)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await within(opening)
+    observer = await asyncpg.connect(postgres_dsn)
+
+    async def closed() -> bool:
+        return not await observer.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cancelled'")
+
+    try:
+        await eventually(closed)
+    finally:
+        await observer.close()
 
 
 @pytest.mark.parametrize("sessions", [1, 2, 3])
@@ -296,7 +329,7 @@ async def test_a_schema_may_have_any_name(postgres_dsn: str, schema: str) -> Non
             found = await store._read(
                 lambda session: session.value("SELECT count(*) FROM pg_tables WHERE schemaname = $1", schema)
             )
-            assert found == 9
+            assert found == len(TABLES)
     finally:
         quoted = schema.replace('"', '""')
         execute(postgres_dsn, f'DROP SCHEMA "{quoted}" CASCADE')

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import asyncpg
-from tests.postgres.databases import without_schema
+from tests.postgres.databases import Session, execute, without_schema
 from tests.postgres.server import in_a_loop
 from tests.support import opened
 
@@ -21,9 +21,21 @@ from durable_batches.stores import PostgresStore, SQLiteStore, Store
 
 PATIENCE = 60.0
 
-_SESSIONS = (
-    "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'durable_batches' AND datname = current_database()"
-)
+_WAIT_FOR_SESSIONS: Final = f"""
+    SET statement_timeout = '{PATIENCE:g}s';
+    DO $$
+    BEGIN
+        WHILE EXISTS (
+            SELECT FROM pg_stat_activity
+            WHERE application_name = 'durable_batches' AND datname = current_database()
+        )
+        LOOP
+            PERFORM pg_sleep(0.002), pg_stat_clear_snapshot();
+        END LOOP;
+    END $$
+"""
+"""Ends when no process has a session any more: the server may be about to find that its client is gone, or to end the
+commit that it was asked for."""
 
 
 class Database(Protocol):
@@ -171,10 +183,12 @@ class PostgresDatabase:
         dsn: The database.
         schema: Its schema.
         reader: An open store there that tests read with, one after the other: opening one takes longer than reading.
+        session: A session that waits for the end of the others; for the same reason.
     """
 
-    def __init__(self, dsn: str, schema: str, reader: Store | None = None) -> None:
+    def __init__(self, dsn: str, schema: str, *, reader: Store | None = None, session: Session | None = None) -> None:
         self.dsn = dsn
+        self._session = session
         self._reader = reader
         self.schema = schema
         self.place = json.dumps({"dsn": dsn, "schema": schema})
@@ -200,14 +214,10 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def at_rest(self) -> AsyncGenerator[Store]:
-        connection = await asyncpg.connect(self.dsn)
-        try:
-            # The server may be about to find that its client is gone, or to end the commit that it was asked for.
-            async with asyncio.timeout(PATIENCE):
-                while await connection.fetchval(_SESSIONS):  # noqa: ASYNC110  (the server has no other way to tell)
-                    await asyncio.sleep(0.005)
-        finally:
-            await connection.close()
+        if self._session is None:
+            await asyncio.to_thread(execute, self.dsn, _WAIT_FOR_SESSIONS)
+        else:
+            await asyncio.to_thread(self._session.execute, _WAIT_FOR_SESSIONS)
         async with self.reading() as store:
             yield store
 

@@ -16,15 +16,21 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import pytest
+from tests.postgres.databases import without_schema
+from tests.postgres.types import remember_types
 from tests.processes import scenarios
 from tests.processes.workload import Page, extract
 
 from durable_batches import BatchOrchestrator, stores
+from durable_batches.stores import Store
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -44,6 +50,7 @@ class ForkServer:
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
+        self._is_warm_on_postgres = False
         self._woken, waker = os.pipe()
         for end in (self._woken, waker):
             os.set_blocking(end, False)
@@ -66,7 +73,21 @@ class ForkServer:
                     return
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
-                    self._fork(Command(**json.loads(line)))
+                    command = Command(**json.loads(line))
+                    self._warm_up_for(command.job)
+                    self._fork(command)
+
+    def _warm_up_for(self, job: dict[str, Any]) -> None:
+        """Before the first child on Postgres: connect to that server here, and learn its types."""
+        place = job.get("store", "")
+        if not self._is_warm_on_postgres and place.startswith("{"):
+            self._is_warm_on_postgres = True
+            schema = f"warm_{os.getpid()}"
+            dsn = json.loads(place)["dsn"]
+            try:
+                _warm_up(stores.PostgresStore(dsn, schema=schema))
+            finally:
+                without_schema(dsn, schema)
 
     def _fork(self, command: Command) -> None:
         server = os.getpid()
@@ -132,21 +153,27 @@ def _become(command: Command, server: int) -> NoReturn:
         os._exit(code)
 
 
-async def _warm_up() -> None:
-    """Run a batch in memory, whose document calls every activity."""
-    async with BatchOrchestrator(extract, store=stores.MemoryStore()) as batches:
+async def _run_a_batch(store: Store) -> None:
+    """Run a batch whose document calls every activity."""
+    async with BatchOrchestrator(extract, store=store) as batches:
         await batches.submit([Page(12)], batch_id="batch", document_id=lambda page: f"page-{page.number}")
         result = await batches.result("batch")
     assert result.state.tag == "completed"
 
 
-if __name__ == "__main__":
-    # Both drivers are imported here, and in no child. What is prepared upon first use, as codecs are, is prepared here.
-    assert stores.PostgresStore is not None
-    assert stores.SQLiteStore is not None
-    asyncio.run(_warm_up())
+def _warm_up(store: Store) -> None:
+    """Prepare here, and in no child, what is prepared upon first use, as imports, codecs and a server's types are."""
+    asyncio.run(_run_a_batch(store))
     assert threading.active_count() == 1, "a fork has but one thread"
     # What is there is looked through no more, in no child.
     gc.collect()
     gc.freeze()
+
+
+if __name__ == "__main__":
+    remember_types(pytest.MonkeyPatch())
+    # The driver is imported here, also where no child needs it for a while.
+    assert stores.PostgresStore is not None
+    with tempfile.TemporaryDirectory() as folder:
+        _warm_up(stores.SQLiteStore(Path(folder) / "batches.db"))
     ForkServer().serve()

@@ -11,13 +11,14 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 from uuid import uuid4
 
 import pytest
-from tests.postgres.databases import without_schema
+from tests.postgres.databases import Session, without_schema
 from tests.processes.children import Child, Start, check_calls, checker_of, children
 from tests.processes.databases import Database, PostgresDatabase, SQLiteDatabase, reader_of
 from tests.processes.marks import changes_of
@@ -318,8 +319,8 @@ def shared_sqlite(tmp_path_factory: pytest.TempPathFactory) -> SQLiteDatabase:
 @pytest.fixture(scope="module")
 def shared_postgres(postgres_dsn: str) -> Iterator[PostgresDatabase]:
     schema = f"test_{uuid4().hex}"
-    with reader_of(postgres_dsn, schema) as reader:
-        yield PostgresDatabase(postgres_dsn, schema, reader)
+    with reader_of(postgres_dsn, schema) as reader, closing(Session(postgres_dsn)) as session:
+        yield PostgresDatabase(postgres_dsn, schema, reader=reader, session=session)
     without_schema(postgres_dsn, schema)
 
 

@@ -31,6 +31,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.discovery import activities_named_in
 
 
 @dataclass
@@ -637,3 +638,12 @@ async def test_a_start_that_is_cancelled_gives_up_what_it_was_opening() -> None:
 def test_a_signature_shows_what_it_depends_on() -> None:
     assert "dependency(opened_client)" in str(inspect.signature(ask))
     assert repr(dependency(Factory())) == "dependency(Factory)"
+
+
+def test_what_a_name_stands_for_is_looked_up_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(question: str) -> str:
+        return await ask(question)
+
+    assert list(activities_named_in(run)) == [ask]
+    monkeypatch.setitem(globals(), "ask", within_session)
+    assert list(activities_named_in(run)) == [within_session]

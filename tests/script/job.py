@@ -8,12 +8,25 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from durable_batches import BatchConfig, BatchStateMachine, Results, Stage, durable_activity, run_batch, workflow
+from tests.processes.clocks import SharedClock
+
+from durable_batches import (
+    BatchConfig,
+    BatchStateMachine,
+    Results,
+    Stage,
+    Worker,
+    durable_activity,
+    run_batch,
+    workflow,
+)
+from durable_batches.script import signals
 
 STEPS = ("first", "second", "third")
 
@@ -33,13 +46,42 @@ class Marks:
         os.write(file, (" ".join(words) + "\n").encode())
         os.close(file)
 
+    def lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
+
+    def count(self, line: str) -> int:
+        return self.lines().count(line)
+
     def counts(self, phase: str) -> Counter[str]:
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        return Counter(line.partition(" ")[2] for line in lines if line.startswith(f"{phase} "))
+        return Counter(line.partition(" ")[2] for line in self.lines() if line.startswith(f"{phase} "))
+
+
+class SignalClock(SharedClock):
+    """The clock that signals are told apart by: it stands still unless the test moves it; each look leaves a mark."""
+
+    def boot(self) -> float:
+        """See `Clock.boot`; asked once for each signal."""
+        marks.note("signal")
+        signalled.set()
+        return self.shift
 
 
 marks = Marks(Path(os.devnull))
 options: dict[str, str] = {}
+signalled = threading.Event()
+"""A signal was received."""
+
+
+def observe_signals(path: Path) -> None:
+    """Have signals, and the end of the drain by them, leave marks; for the rest of the process' life."""
+    end_drain = Worker.end_drain
+
+    def marked(worker: Worker) -> None:
+        marks.note("drain ended")
+        end_drain(worker)
+
+    setattr(Worker, "end_drain", marked)  # noqa: B010  (to checkers, a method is no variable)
+    setattr(signals, "SystemClock", lambda: SignalClock(path))  # noqa: B010
 
 
 @durable_activity(stage=Working)
@@ -51,6 +93,8 @@ async def step(document: str, name: str) -> str:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 marks.note("refused", document, name)
+    if name == options.get("hold"):
+        await asyncio.to_thread(signalled.wait)
     await asyncio.sleep(float(options.get("pace", "0.02")))
     marks.note("end", document, name)
     return document
@@ -77,6 +121,7 @@ if __name__ == "__main__":
     store = Path(sys.argv[1])
     options |= dict(argument.split("=", 1) for argument in sys.argv[2:])
     marks = Marks(store.with_suffix(".marks"))
+    observe_signals(store.with_suffix(".clock"))
     result = run_batch(
         job,
         documents(),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from tests.processes.clocks import SharedClock
 from tests.script.job import STEPS, Marks
 
 from durable_batches import BatchId, DocumentReleased, SQLiteStore
@@ -39,6 +40,8 @@ class Scene:
     def __init__(self, folder: Path) -> None:
         self.store = folder / "job.db"
         self.marks = Marks(folder / "job.marks")
+        self.clock = SharedClock(folder / "job.clock")
+        """What the process tells its signals apart by."""
         self.process: subprocess.Popen[str] | None = None
 
     def command(self, *options: str) -> list[str]:
@@ -67,6 +70,13 @@ class Scene:
 
     def until_begun(self, count: int) -> None:
         self.until(lambda: self.marks.counts("begin").total() >= count)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, and return once it was received: two that are not are one."""
+        before = self.marks.count("signal")
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.until(lambda: self.marks.count("signal") > before)
 
     def recorded(self) -> int:
         """Activities that the store has, whatever it is in the middle of."""
@@ -113,14 +123,14 @@ def test_running_activities_finish_and_none_is_repeated(
     scene: Scene, number: signal.Signals, code: int, named: bool
 ) -> None:
     options = ["batch_id=nightly"] if named else []
-    process = scene.start("pace=0.4", *options)
-    scene.until_begun(6)
-    process.send_signal(number)
+    process = scene.start("hold=second", *options)
+    scene.until_begun(8)
+    scene.signal(number)
     returned, output, errors = scene.end(process)
     assert (returned, output) == (code, "")
     # What had begun was finished, and recorded.
     begun = scene.marks.counts("begin")
-    assert 6 <= begun.total() < CALLS.total()
+    assert 8 <= begun.total() < CALLS.total()
     assert begun == scene.marks.counts("end")
     assert scene.recorded() == begun.total()
     assert scene.releases().keys() == {"shutdown"}
@@ -145,15 +155,13 @@ def test_running_activities_finish_and_none_is_repeated(
 
 @pytest.mark.processes
 def test_after_a_kill_recorded_activities_are_not_repeated(scene: Scene) -> None:
-    process = scene.start("pace=0.1")
-    scene.until_begun(10)
+    process = scene.start("hold=third")
+    scene.until_begun(12)
     process.kill()
     scene.end(process)
-    recorded = scene.recorded()
-    lost = scene.marks.counts("begin").total() - recorded
-    assert 0 <= lost <= 4
+    assert scene.recorded() == 8
     assert scene.run()[0] == 0
-    assert scene.marks.counts("begin").total() == CALLS.total() + lost
+    assert scene.marks.counts("begin").total() == CALLS.total() + 4
     assert scene.marks.counts("begin").keys() == CALLS.keys()
 
 
@@ -162,9 +170,9 @@ def test_a_batch_that_is_stopped_many_times_ends(scene: Scene) -> None:
     """More often than a document may crash: a graceful stop is no crash."""
     for _ in range(4):
         begun = scene.marks.counts("begin").total()
-        process = scene.start("pace=0.2", "documents=24")
+        process = scene.start("hold=first", "documents=24")
         scene.until_begun(begun + 1)
-        process.send_signal(signal.SIGTERM)
+        scene.signal(signal.SIGTERM)
         assert scene.end(process)[0] == 143
     assert scene.run("documents=24")[1] == "24 succeeded, resolved to 24\n"
     assert scene.marks.counts("begin") == calls_of(24)
@@ -186,16 +194,16 @@ def test_a_drain_is_bounded(scene: Scene) -> None:
 def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
     process = scene.start("pace=600", "drain=600")
     scene.until_begun(4)
-    process.send_signal(signal.SIGINT)
+    scene.signal(signal.SIGINT)
     # `timeout` and others send it twice at once, and mean it once.
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    scene.signal(signal.SIGINT)
+    scene.clock.advance(1)
+    scene.signal(signal.SIGTERM)
     # Waited for no longer than PATIENCE; the drain would take ten minutes.
     code, _, errors = scene.end(process)
     assert code == 130
     assert "stopped by SIGINT: 0 of 8 documents finished" in errors
+    assert [line for line in scene.marks.lines() if not line.startswith("begin")] == [*["signal"] * 3, "drain ended"]
     # In good order: nobody will take the documents for suspects.
     assert (scene.recorded(), scene.releases()) == (0, {"shutdown": 4})
 
@@ -205,11 +213,11 @@ def test_a_third_signal_ends_the_process(scene: Scene) -> None:
     """An activity that suppresses its cancellation would block it forever."""
     process = scene.start("stubborn=yes")
     scene.until_begun(4)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.7)
-    process.send_signal(signal.SIGTERM)
+    scene.signal(signal.SIGTERM)
+    scene.clock.advance(1)
+    scene.signal(signal.SIGTERM)
     scene.until(lambda: bool(scene.marks.counts("refused")))
-    time.sleep(0.7)
+    scene.clock.advance(1)
     process.send_signal(signal.SIGTERM)
     assert scene.end(process)[0] == 143
 

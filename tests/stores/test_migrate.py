@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from tests.postgres.databases import execute
 
 from durable_batches import PostgresStore
+from durable_batches.cli import main
 from durable_batches.testing.conformance.scene import Scene
 
 
-async def migrate(*arguments: str, dsn: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "DURABLE_BATCHES_DSN"}
-    if dsn is not None:
-        environment["DURABLE_BATCHES_DSN"] = dsn
-    command = [str(Path(sys.executable).with_name("durable-batches")), "migrate", *arguments]
-    return await asyncio.to_thread(
-        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+@dataclass(frozen=True)
+class Answer:
+    """What the command printed, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+async def migrate(*arguments: str, dsn: str | None = None) -> Answer:
+    """Run the command in a thread of this process."""
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        redirect_stdout(StringIO()) as stdout,
+        redirect_stderr(StringIO()) as stderr,
+    ):
+        monkeypatch.delenv("DURABLE_BATCHES_DSN", raising=False)
+        if dsn is not None:
+            monkeypatch.setenv("DURABLE_BATCHES_DSN", dsn)
+        monkeypatch.setattr(sys, "argv", ["durable-batches", "migrate", *arguments])
+        code = await asyncio.to_thread(_exit_code)
+    return Answer(code, stdout.getvalue(), stderr.getvalue())
+
+
+def _exit_code() -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    code = exit_.value.code
+    return 0 if code is None else int(code)
 
 
 async def works(dsn: str, schema: str) -> bool:
@@ -39,7 +63,6 @@ async def works(dsn: str, schema: str) -> bool:
         await store.close()
 
 
-@pytest.mark.processes
 async def test_it_makes_the_schema_and_then_has_nothing_to_do(postgres_dsn: str, postgres_schema: str) -> None:
     first = await migrate("--schema", postgres_schema, dsn=postgres_dsn)
     assert (first.returncode, first.stderr) == (0, "")
@@ -50,7 +73,6 @@ async def test_it_makes_the_schema_and_then_has_nothing_to_do(postgres_dsn: str,
     assert await works(postgres_dsn, postgres_schema)
 
 
-@pytest.mark.processes
 async def test_its_sql_can_be_run_by_another_role(postgres_dsn: str, postgres_schema: str) -> None:
     shown = await migrate("--sql", "--schema", postgres_schema)
     assert shown.returncode == 0
@@ -60,15 +82,17 @@ async def test_its_sql_can_be_run_by_another_role(postgres_dsn: str, postgres_sc
     assert await works(postgres_dsn, postgres_schema)
 
 
-@pytest.mark.processes
 async def test_its_sql_is_what_the_database_lacks(postgres_dsn: str, postgres_schema: str) -> None:
     shown = await migrate(postgres_dsn, "--sql", "--schema", postgres_schema)
     assert shown.stdout == (await migrate("--sql", "--schema", postgres_schema)).stdout
 
 
 @pytest.mark.processes
-async def test_a_file_is_brought_up_to_date(tmp_path: Path) -> None:
-    done = await migrate(str(tmp_path / "batches.db"))
+def test_a_file_is_brought_up_to_date(tmp_path: Path) -> None:
+    """By the command itself."""
+    command = [str(Path(sys.executable).with_name("durable-batches")), "migrate", str(tmp_path / "batches.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'batches.db'} is up to date\n"
     assert (tmp_path / "batches.db").exists()
 
@@ -85,7 +109,6 @@ async def test_a_file_is_brought_up_to_date(tmp_path: Path) -> None:
     ],
     ids=["nothing", "another-database", "no-server", "words", "sql-of-a-file", "bad-schema"],
 )
-@pytest.mark.processes
 async def test_what_cannot_be_is_said_in_a_line(arguments: list[str], says: str) -> None:
     answer = await migrate(*arguments)
     assert answer.returncode != 0

@@ -165,7 +165,7 @@ async def test_the_log_stays_bounded_and_goes_with_the_store(path: Path) -> None
 # ---- several processes ---------------------------------------------------------------------------------------------
 
 WORK = """
-import asyncio, sys
+import asyncio, os, sys
 from durable_batches import SQLiteStore
 from durable_batches.lifecycle.commands import Seal
 from durable_batches.lifecycle.records import WorkerId
@@ -173,8 +173,6 @@ from durable_batches.stores import BatchQuery
 from durable_batches.testing.conformance.scene import Scene
 
 async def main(path, name, processes):
-    print("ready", flush=True)
-    sys.stdin.readline()
     store = SQLiteStore(path)
     await store.open()
     scene = Scene(store, asyncio.sleep)
@@ -194,46 +192,33 @@ async def main(path, name, processes):
             await asyncio.sleep(0.02)
     await store.leave(hand.worker_id)
     await store.close()
-    print(done, flush=True)
+    os.write(1, f"{done}\\n".encode())
 
-asyncio.run(main(*sys.argv[1:]))
+path, processes = sys.argv[1:]
+waiting, go = os.pipe()
+for name in range(int(processes)):
+    if os.fork() == 0:
+        os.close(go)
+        # Until all of them are there.
+        os.read(waiting, 1)
+        asyncio.run(main(path, name, processes))
+        sys.exit()
+os.close(waiting)
+os.close(go)
+sys.exit(any([os.wait()[1] for _ in range(int(processes))]))
 """
+"""Forks its processes, before any of them has used the library, and lets all of them go on at the same moment."""
 PROCESSES: Final = 8
-
-
-def run_at_once(arguments: list[str]) -> list[tuple[int, str, str]]:
-    """Start the processes, let all of them go on at the same moment, and return how each of them ended."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", *arguments, str(number), str(PROCESSES)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(PROCESSES)
-    ]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        answers = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *answer) for process, answer in zip(processes, answers, strict=True)]
 
 
 @pytest.mark.processes
 async def test_processes_share_a_file_from_its_first_moment(path: Path) -> None:
     """They all open a file that is not there yet, and then commit to it, and none ever hears of a lock."""
-    answers = await asyncio.to_thread(run_at_once, [WORK, str(path)])
-    assert [(code, error) for code, _, error in answers] == [(0, "")] * PROCESSES
-    assert sum(int(output) for _, output, _ in answers) == 10 * PROCESSES
+    command = [sys.executable, "-c", WORK, str(path), str(PROCESSES)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    counts = [int(line) for line in done.stdout.splitlines()]
+    assert (len(counts), sum(counts)) == (PROCESSES, 10 * PROCESSES)
     async with opened(path) as store:
         scene = Scene(store, lambda _: asyncio.sleep(0))
         listed = await store.batches(BatchQuery(), limit=100)

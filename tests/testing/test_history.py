@@ -123,6 +123,7 @@ FALSIFICATIONS = [
     (9, "DELETE FROM event WHERE seq = 12"),
     (9, "UPDATE batch SET seq = seq + 1"),
     (9, "UPDATE event SET tag = 'document_started' WHERE tag = 'resolution_started'"),
+    (9, "UPDATE event SET at = at - 1000000 WHERE seq = 5"),
     (9, "UPDATE event SET tag = 'unheard_of' WHERE tag = 'resolution_started'"),
     (9, "UPDATE event SET tag = 'state_changed', data = CAST('[\"x\", \"y\"]' AS BLOB) WHERE seq = 1"),
     (11, _event("stage_progress", "replace(data, '0.0', '1.0')")),

@@ -26,7 +26,11 @@ from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
 
-__all__ = ["BatchInProgress"]
+__all__ = ["BatchInProgress", "ContradictionError"]
+
+
+class ContradictionError(AssertionError):
+    """The counts of a batch contradict each other."""
 
 
 class BatchInProgress:
@@ -38,7 +42,7 @@ class BatchInProgress:
         level: The level of the store (`Capabilities.level`): from 2 on, a batch sleeps while nothing of it is due.
 
     Raises:
-        AssertionError: The record's counts contradict each other; no plan may go on from there.
+        ContradictionError: The record's counts contradict each other; no plan may go on from there.
     """
 
     __slots__ = (
@@ -46,6 +50,7 @@ class BatchInProgress:
         "_level",
         "_record",
         "_seq",
+        "at",
         "batch_id",
         "cancelled",
         "core",
@@ -75,6 +80,9 @@ class BatchInProgress:
         self.batch_id: BatchId = record.batch_id
         self.now: Micros = now
         self.core: BatchCore = from_json(record.core)
+        self.at: Micros = max(now, self.core.get("last_event_at", 0))
+        """The time of its events. The clocks of two workers differ, and a clock can be set back; a history does not go
+        back."""
         self.definition: Definition = decode_definition(self.core["definition"])
         self.stage_counts: StageCounts = StageCounts(self.core["at"])
         self.run: int = record.run
@@ -176,7 +184,7 @@ class BatchInProgress:
         self.running += 1
         self.emit(event_data.document_started(document_id=execution.document_id, attempt=attempt))
         if self.core["started_at"] is None:
-            self.core["started_at"] = self.now
+            self.core["started_at"] = self.at
         if self.state == "pending":
             self.move(self.definition.stages[self.stage_counts.earliest()])
 
@@ -306,7 +314,7 @@ class BatchInProgress:
         self.cancelled += self.unfinished
         self.pending = self.running = self.waiting = 0
         self.stage_counts.clear()
-        self.core["ended_at"] = self.now
+        self.core["ended_at"] = self.at
         self.core["phase"] = "idle"
         self.wake_at = None
         self.move(state)
@@ -326,7 +334,7 @@ class BatchInProgress:
         """Append an event of this batch."""
         tag, fields = event
         self._seq = seq = self._seq + 1
-        self.events.append(make_record(EventRecord, (self.batch_id, seq, self.now, tag, to_json(fields))))
+        self.events.append(make_record(EventRecord, (self.batch_id, seq, self.at, tag, to_json(fields))))
 
     def serve(self, turn: int) -> None:
         """Note the turn at which a claim took from this batch; later than the last one, whatever the clock says."""
@@ -336,6 +344,8 @@ class BatchInProgress:
         """Encode the record as it is to be written."""
         self._check_counts()
         self.core["at"] = self.stage_counts.stored
+        if self.events:
+            self.core["last_event_at"] = self.at
         free, next_due = self._claimable()
         return replace(
             self._record,
@@ -367,10 +377,10 @@ class BatchInProgress:
     def _check_counts(self) -> None:
         """Assert, where counts are read and where they are written, that they agree with each other."""
         unfinished = self.pending + self.running + self.waiting
-        assert unfinished + self.succeeded + self.failed + self.cancelled == self.total, (
-            f"the counts of batch {self.batch_id!r} do not sum to their total: {self.counts}"
-        )
-        assert self.stage_counts.unfinished == unfinished, (
-            f"the stages of batch {self.batch_id!r} hold {self.stage_counts.stored}, which is not its unfinished "
-            f"documents: {self.counts}"
-        )
+        if unfinished + self.succeeded + self.failed + self.cancelled != self.total:
+            raise ContradictionError(f"the counts of batch {self.batch_id!r} do not sum to their total: {self.counts}")
+        if self.stage_counts.unfinished != unfinished:
+            raise ContradictionError(
+                f"the stages of batch {self.batch_id!r} hold {self.stage_counts.stored}, which is not its unfinished "
+                f"documents: {self.counts}"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 from pydantic_core import from_json, to_json
 
@@ -33,6 +33,8 @@ class _FirstCore(TypedDict):
     started_at: Micros | None
     """When the first document was claimed."""
     ended_at: Micros | None
+    last_event_at: NotRequired[Micros]
+    """The time of the last event, which no later one precedes."""
 
 
 class BatchCore(_FirstCore, total=False):

@@ -1,9 +1,10 @@
 """The events of a batch's history: a closed union of frozen dataclasses.
 
 Each has its `batch_id`, its sequence number `seq` (1, 2, 3, ... without a gap, in commit order), the moment `at`
-(aware UTC, on the store's clock) and a literal `tag`. They are stored as `EventRecord`: the own fields of the
-event, in their order here, as a JSON array; a field that is added later comes last and has a default. The union grows
-in minor versions of the library: an older one that reads the same database decodes a new event as `UnknownEvent`.
+(aware UTC, on the store's clock, never before that of the previous event) and a literal `tag`. They are stored as
+`EventRecord`: the own fields of the event, in their order here, as a JSON array; a field that is added later comes last
+and has a default. The union grows in minor versions of the library: an older one that reads the same database decodes a
+new event as `UnknownEvent`.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSn
 def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSnapshot[S]:
     """Make the snapshot of a batch's record, as of this moment."""
     batch = BatchInProgress(record, now)
-    rate = _rate(batch, now)
+    rate = _rate(batch)
     left = batch.counts.unfinished
     return BatchSnapshot(
         batch_id=record.batch_id,
@@ -163,12 +163,13 @@ def _moment(micros: Micros | None) -> datetime | None:
     return None if micros is None else from_micros(micros)
 
 
-def _rate(batch: BatchInProgress, now: Micros) -> float | None:
+def _rate(batch: BatchInProgress) -> float | None:
     started, ended = batch.core["started_at"], batch.core["ended_at"]
     done = batch.succeeded + batch.failed
     if started is None or not done:
         return None
-    seconds = max((ended or now) - started, 1) / 1_000_000
+    # Not by `now`, which may be another clock's and before the start.
+    seconds = max((ended or batch.at) - started, 1) / 1_000_000
     return done / seconds
 
 

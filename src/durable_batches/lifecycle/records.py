@@ -251,6 +251,8 @@ class Committed(NamedTuple):
     """Where a claim was asked for: the time until something falls due, by the store's clock. None: nothing will."""
     applied: bool = True
     """Whether a command was carried out."""
+    set_aside: Mapping[BatchId, str] = {}
+    """As `Writes` has it, for the log."""
 
 
 class WorkerRecord(NamedTuple):

@@ -9,6 +9,7 @@ import dis
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from types import CellType, CodeType, FunctionType
 from typing import Any, Final, NamedTuple, cast
 
@@ -55,20 +56,32 @@ class _Names(NamedTuple):
 
 def _objects_in(code: CodeType, names: _Names) -> Iterator[object]:
     found: Any = _MISSING
-    for instruction in dis.get_instructions(code):
-        match instruction.opname:
+    for operation, name in _loads(code):
+        match operation:
             case "LOAD_GLOBAL" | "LOAD_NAME":
-                found = names.of_module.get(instruction.argval, _MISSING)
+                found = names.of_module.get(name, _MISSING)
             case "LOAD_DEREF" | "LOAD_CLASSDEREF":
-                found = names.of_closure.get(instruction.argval, _MISSING)
+                found = names.of_closure.get(name, _MISSING)
             case "LOAD_ATTR" | "LOAD_METHOD" if found is not _MISSING:
-                found = inspect.getattr_static(found, instruction.argval, _MISSING)
-            case "EXTENDED_ARG":
-                continue
+                found = inspect.getattr_static(found, name, _MISSING)
             case _:
                 found = _MISSING
         if found is not _MISSING:
             yield found
+
+
+@lru_cache(maxsize=256)
+def _loads(code: CodeType) -> tuple[tuple[str, str], ...]:
+    """List the instructions and the names that they load, "" for none.
+
+    Each start of a worker asks several times for the same code, and taking code apart is slow. The values of the
+    names may change; they are looked up each time.
+    """
+    return tuple(
+        (instruction.opname, instruction.argval if isinstance(instruction.argval, str) else "")
+        for instruction in dis.get_instructions(code)
+        if instruction.opname != "EXTENDED_ARG"
+    )
 
 
 def _all_code(code: CodeType) -> Iterator[CodeType]:

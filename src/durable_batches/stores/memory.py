@@ -232,7 +232,7 @@ class MemoryStore:
             loaded = self._load(executions_to_load(facts))
             writes = plan_facts(loaded, worker, facts, level=LEVEL)
             self._apply(writes)
-            committed = Committed(events=writes.events, refused=writes.refused)
+            committed = Committed(events=writes.events, refused=writes.refused, set_aside=writes.set_aside)
             if claim is not None:
                 committed = self._claim(worker, number, claim, committed)
             row.last = committed
@@ -247,6 +247,7 @@ class MemoryStore:
             events=[*committed.events, *writes.events],
             claims=claims,
             retry_in=self._next_due(request, now),
+            set_aside={**committed.set_aside, **writes.set_aside},
         )
 
     def _candidates(self, request: ClaimRequest, now: Micros) -> list[Candidates]:

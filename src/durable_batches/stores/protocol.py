@@ -273,6 +273,8 @@ class Store(Protocol):
         Its deadline (`wake`) ends it all the same. An adapter asks for this by `level=2` in each call of `plan_...`,
         which otherwise leave `free` above 0 while documents wait.
 
+        The answer takes over `Writes.set_aside` of both plans, so that the log names these batches.
+
         The same number again changes nothing, and returns what was committed.
 
         Raises:

@@ -92,11 +92,10 @@ class LeaseRenewer:
         heart = self._store.heart(self._worker)
         try:
             with self._outage:
-                lost = self._renew_until_stopped_or_lost(heart)
+                if self._renew_until_stopped_or_lost(heart):
+                    self._lost()
         finally:
             heart.close()
-        if lost:
-            self._lost()
 
     def _renew_until_stopped_or_lost(self, heart: Heart) -> bool:
         """Renew; return whether the lease is lost."""

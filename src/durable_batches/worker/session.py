@@ -76,6 +76,7 @@ class Session:
         dependencies: Of its activities and resolvers.
         deliver: Hands events on to the subscribers of this process.
         outages: Where the store's are logged.
+        restart: Takes part in an outage that costs the session its lease.
         signals: Fired for tests.
     """
 
@@ -92,6 +93,7 @@ class Session:
         dependencies: Dependencies,
         deliver: Callable[[Sequence[EventRecord]], None],
         outages: Outages,
+        restart: Outage,
         signals: WorkerSignals,
     ) -> None:
         self.worker_id: Final = WorkerId(uuid4().hex[:20])
@@ -132,6 +134,12 @@ class Session:
         self._closed = asyncio.Event()
         self._lease_lost = asyncio.Event()
         loop = asyncio.get_running_loop()
+
+        def lost() -> None:
+            # Before anything of the session gives up: it is one outage until the successor is answered.
+            restart.join()
+            loop.call_soon_threadsafe(self.lose_lease)
+
         self._renewer = LeaseRenewer(
             store,
             self.worker_id,
@@ -139,7 +147,7 @@ class Session:
             options.max_stall,
             clock,
             outages=outages,
-            lost=lambda: loop.call_soon_threadsafe(self.lose_lease),
+            lost=lost,
             signals=signals.lease,
         )
 
@@ -324,4 +332,6 @@ class Session:
 
     def _committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
         self._deliver(committed.events)
+        for batch_id, contradiction in committed.set_aside.items():
+            _log.error("%s; nothing of it is claimed any more", contradiction, extra={"batch_id": batch_id})
         self.scheduler.committed(facts, committed, request)

@@ -22,7 +22,7 @@ from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_duration, check_instance, check_integer
-from durable_batches.outage import Backoff, Outages
+from durable_batches.outage import Backoff, Outage, Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
 from durable_batches.reading.reader import BatchReader
@@ -309,7 +309,7 @@ class Worker:
                 begun.set()
 
             while True:
-                session = self._session = self._new_session()
+                session = self._session = self._new_session(outage)
                 try:
                     await session.run(has_begun)
                     return
@@ -343,7 +343,7 @@ class Worker:
             async with Deadline(self._clock, seconds):
                 await self._closing.wait()
 
-    def _new_session(self) -> Session:
+    def _new_session(self, restart: Outage) -> Session:
         assert self._threads is not None
         return Session(
             self._store,
@@ -356,6 +356,7 @@ class Worker:
             dependencies=self._dependencies,
             deliver=self._news.deliver,
             outages=self._outages,
+            restart=restart,
             signals=self._signals,
         )
 

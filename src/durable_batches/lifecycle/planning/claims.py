@@ -80,6 +80,10 @@ def plan_claims(
     for candidate in candidates:
         if candidate.batch.needs > GENERATION:
             continue
+        contradiction = unit.contradiction(candidate.batch.batch_id)
+        if contradiction is not None:
+            unit.set_aside(candidate.batch.batch_id, contradiction)
+            continue
         batch = unit.batch(candidate.batch.batch_id)
         if batch.wake_at is not None and batch.wake_at <= now:
             batch.fail("the batch's deadline has passed")

@@ -9,6 +9,8 @@ Which facts apply
    it is recorded as a checkpoint and changes nothing else.
 3. An execution of an ended run that its worker reports about is released.
 4. Everything else is refused and changes nothing.
+
+A batch whose counts contradict each other is treated as one whose run has ended.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
             refused[index] = "ended"
             _apply_after_end(unit, execution, fact)
         elif type(fact) is ActivityCompleted:
-            if fact.mark > execution.mark:
+            if fact.mark > execution.mark and unit.contradiction(batch_id) is None:
                 _enter_stage(unit, execution, fact.mark)
             checkpoints.append(
                 make_record(
@@ -83,8 +85,12 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
                     (batch_id, position, fact.key, "succeeded", fact.payload, fact.stage, None),
                 )
             )
-        else:
+        elif (contradiction := unit.contradiction(batch_id)) is None:
             _apply(unit, execution, fact)
+        else:
+            refused[index] = "ended"
+            unit.set_aside(batch_id, contradiction)
+            _apply_after_end(unit, execution, fact)
     return unit.writes()
 
 

@@ -26,6 +26,10 @@ def plan_release(loaded: Loaded, gone: Collection[WorkerId], departure: Departur
     for key, execution in sorted(loaded.executions.items()):
         if execution.owner not in gone:
             continue
+        if unit.contradiction(key[0]) is not None:
+            # What it held cannot be returned to such a batch, but the worker's other executions can to theirs.
+            unit.release_as_cancelled(execution)
+            continue
         batch = unit.batch(key[0])
         if batch.ended or batch.run != execution.run:
             unit.release_as_cancelled(execution)

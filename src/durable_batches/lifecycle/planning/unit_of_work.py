@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.batch import BatchInProgress, ContradictionError
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import (
     NOW,
@@ -55,6 +56,8 @@ class Writes(NamedTuple):
     applied: bool = True
     requests: Sequence[RequestRecord] = ()
     """To be inserted; one of the same id is replaced, which is older than `REQUESTS_ARE_KEPT`."""
+    set_aside: Mapping[BatchId, str] = {}
+    """Batches whose counts contradict each other, and how; claims pass over them from now on. For the log."""
 
 
 class UnitOfWork:
@@ -70,6 +73,7 @@ class UnitOfWork:
         "_level",
         "_opened",
         "_outcomes",
+        "_set_aside",
         "_stage_entries",
         "batches",
         "checkpoints",
@@ -96,6 +100,7 @@ class UnitOfWork:
         self._stage_entries: dict[ExecutionKey, ExecutionRecord] = {}
         self._outcomes: dict[ExecutionKey, bytes] = {}
         self._failures_to_delete: list[tuple[ExecutionKey, str]] = []
+        self._set_aside: dict[BatchId, str] = {}
 
     # ---- batches -------------------------------------------------------------------------------------------
 
@@ -107,6 +112,21 @@ class UnitOfWork:
             assert isinstance(record, BatchRecord)
             batch = self.batches[batch_id] = self._opened[batch_id] = BatchInProgress(record, self.now, self._level)
         return batch
+
+    def contradiction(self, batch_id: BatchId) -> str | None:
+        """Open a loaded batch; return how its counts contradict each other, or None if they do not."""
+        try:
+            self.batch(batch_id)
+        except ContradictionError as error:
+            return str(error)
+        return None
+
+    def set_aside(self, batch_id: BatchId, contradiction: str) -> None:
+        """Have claims pass over a batch that cannot be opened, so that it does not stop those of other batches."""
+        record = self.batches[batch_id]
+        assert isinstance(record, BatchRecord)
+        if record.free or record.wake is not None or record.next_due is not None:
+            self._set_aside[batch_id] = contradiction
 
     # ---- executions ----------------------------------------------------------------------------------------
 
@@ -171,6 +191,10 @@ class UnitOfWork:
             if batch.events or batch.falls_asleep:
                 batches.append(batch.closed())
                 events += batch.events
+        for batch_id in self._set_aside:
+            record = self.batches[batch_id]
+            assert isinstance(record, BatchRecord)
+            batches.append(replace(record, free=0, wake=None, next_due=None))
         changed = self._changed
         return Writes(
             batches=batches,
@@ -181,6 +205,7 @@ class UnitOfWork:
             forget=self._failures_to_delete,
             events=events,
             refused=self.refused,
+            set_aside=self._set_aside,
         )
 
     def _make_resolver_claimable(self, batch_id: BatchId) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.records import EventRecord
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.outage import Backoff
 from durable_batches.stores.postgres import queries
 from durable_batches.stores.postgres.commit.claim import claimable
 from durable_batches.stores.postgres.connection.database import Database
@@ -30,9 +31,8 @@ _POLL_SECONDS: Final = 0.5
 _LEAST_SECONDS: Final = 0.1
 """Between two queries, however much happens."""
 _NOTIFY_SECONDS: Final = 0.1
-_FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
-"""After the connection was lost, until another is tried: each time twice as long, until one has answered a query."""
+"""After the connection was lost, until another is tried."""
 
 
 class _Waiter:
@@ -65,13 +65,18 @@ class Notifications:
         self._changed = False
         self._notified_at = 0.0
         self._own_pid = 0
-        self._pause = _FIRST_PAUSE_SECONDS
+        self._backoff = Backoff(longest=_LONGEST_PAUSE_SECONDS)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task, which connects once it is needed."""
         self._task = asyncio.create_task(self._run(), name="durable-batches notifications")
 
     async def stop(self) -> None:
         """End the task, close its connection, and wake all who wait."""
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
         for waiter in list(self._waiters):
             waiter.wake()
 
@@ -97,22 +102,29 @@ class Notifications:
 
     async def _run(self) -> None:
         while True:
+            if not self._waiters and not self._changed:
+                # A connection would serve nobody yet.
+                self._wake.clear()
+                await self._wake.wait()
             try:
                 await self._listen()
             except StoreUnavailableError as error:
+                pause = self._backoff.pause()
                 _log.debug(
                     "listening for notifications was interrupted, next try in %g s: %s",
-                    self._pause,
+                    pause,
                     error,
-                    extra={"database": self._database.where, "error_code": error.code, "retry_seconds": self._pause},
+                    extra={"database": self._database.where, "error_code": error.code, "retry_seconds": pause},
                 )
             except Exception:  # noqa: BLE001  (without this task, all who wait would go by their timeouts alone)
+                pause = self._backoff.pause()
                 _log.exception(
                     "listening for notifications was interrupted, next try in %g s",
-                    self._pause,
-                    extra={"database": self._database.where, "retry_seconds": self._pause},
+                    pause,
+                    extra={"database": self._database.where, "retry_seconds": pause},
                 )
-            pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+            else:
+                pause = self._backoff.pause()
             await asyncio.sleep(pause)
 
     async def _listen(self) -> None:
@@ -130,7 +142,7 @@ class Notifications:
                     self._wake.clear()
                     await self._look(session)
                     await self._notify(session)
-                    self._pause = _FIRST_PAUSE_SECONDS
+                    self._backoff.reset()
                     await self._pause_until_change()
         finally:
             await closed(connection)

@@ -36,7 +36,7 @@ from durable_batches.stores.postgres import load, queries
 from durable_batches.stores.postgres.commit.commit import Commits
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.pool import Pool
-from durable_batches.stores.postgres.connection.schema import check_schema, migrate
+from durable_batches.stores.postgres.connection.schema import check_schema, migrate, scripts_for
 from durable_batches.stores.postgres.connection.server import check_server
 from durable_batches.stores.postgres.connection.server_clock import ServerClock
 from durable_batches.stores.postgres.connection.session import Session, session_of_its_own, transaction
@@ -131,9 +131,9 @@ class PostgresStore:
         """
         async with self._opening:
             if self._running is None:
-                await self._start(migrate)
+                await self._start(migrates=True)
             elif not self._migrated:
-                await self._running.thread.run(self._prepare(migrate))
+                await self._running.thread.run(self._running.migrate())
             self._migrated = True
             self._opened += 1
 
@@ -147,26 +147,18 @@ class PostgresStore:
         """
         async with self._opening:
             if self._running is None:
-                await self._start(check_schema)
+                await self._start(migrates=False)
             self._opened += 1
 
-    async def _start(self, prepare: Callable[[Database, Session], Awaitable[object]]) -> None:
-        thread = LoopThread("durable-batches-postgres")
-
-        async def run() -> _Running:
-            await self._prepare(prepare)
-            return _Running(thread, self._database, Notifications(self._database, self._server_clock))
-
+    async def _start(self, *, migrates: bool) -> None:
+        running = _Running(self._database, self._server_clock)
         try:
-            self._running = await thread.run(run())
+            await running.thread.run(running.start(migrates=migrates))
         except BaseException:
-            await thread.stop()
+            # It may have been started all the same: a caller that is cancelled waits for the start's end.
+            await running.stop()
             raise
-
-    async def _prepare(self, prepare: Callable[[Database, Session], Awaitable[object]]) -> None:
-        async with session_of_its_own(self._database) as session:
-            await check_server(self._database, session)
-            await prepare(self._database, session)
+        self._running = running
 
     async def close(self) -> None:
         """See `Store.close`."""
@@ -177,10 +169,7 @@ class PostgresStore:
             if self._opened == 0 and self._running is not None:
                 running, self._running = self._running, None
                 self._migrated = False
-                try:
-                    await running.thread.run(running.close())
-                finally:
-                    await running.thread.stop()
+                await running.stop()
 
     def joined(self, connection: HostTransaction) -> AbstractAsyncContextManager[Loading]:
         """See `HostTransactions.joined`.
@@ -359,13 +348,37 @@ class PostgresStore:
 class _Running:
     """An open store's thread, connections and notifications."""
 
-    def __init__(self, thread: LoopThread, database: Database, notifications: Notifications) -> None:
-        self.thread = thread
-        self.notifications = notifications
+    def __init__(self, database: Database, server_clock: ServerClock) -> None:
+        self._database = database
+        self.thread = LoopThread("durable-batches-postgres")
         self.writers = Pool(database, _WRITERS, by_key=True, read_only=False)
         self.readers = Pool(database, _READERS, by_key=False, read_only=True)
+        self.notifications = Notifications(database, server_clock)
 
-    async def close(self) -> None:
+    async def start(self, *, migrates: bool) -> None:
+        """Open two connections, and check the server and the schema with them; on the store's loop."""
+        reader = await self.readers.open()
+        second = await (self.writers if migrates else self.readers).open()
+        await check_server(self._database, reader, second)
+        if not migrates:
+            await check_schema(self._database, reader)
+        elif await scripts_for(self._database, reader):
+            await self.migrate()
+        self.notifications.start()
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date, on a connection of its own, which keeps a lock until it is closed."""
+        async with session_of_its_own(self._database) as session:
+            await migrate(self._database, session)
+
+    async def stop(self) -> None:
+        """Close all connections, and end the thread; on the host's loop."""
+        try:
+            await self.thread.run(self._close())
+        finally:
+            await self.thread.stop()
+
+    async def _close(self) -> None:
         await self.notifications.stop()
         await self.writers.close()
         await self.readers.close()

@@ -61,7 +61,7 @@ class Commits:
                 writes = plan_facts(loaded, worker, facts, level=LEVEL)
                 queries.apply(connection, keys, writes)
                 owned.note(worker, loaded.executions, writes)
-                committed = Committed(events=writes.events, refused=writes.refused)
+                committed = Committed(events=writes.events, refused=writes.refused, set_aside=writes.set_aside)
                 if writes.refused:
                     connection.execute(
                         "UPDATE worker SET refused = ? WHERE worker_id = ?",
@@ -111,14 +111,15 @@ def _claim(
     committed: Committed,
 ) -> Committed:
     keys, candidates = claims.load_candidates(connection, now, request)
-    events = committed.events
+    events, set_aside = committed.events, committed.set_aside
     made: Sequence[Claim] = ()
     if candidates:
         writes = plan_claims(now, worker, request, candidates, now, level=LEVEL)
         assert len(writes.executions) <= request.limit, "the shares of a claim exceed what was asked for"
         queries.apply(connection, keys, writes, claimed_by_commit=number)
         events = [*events, *writes.events]
+        set_aside = {**set_aside, **writes.set_aside}
         batches = {record.batch_id: record for record in writes.batches}
         made = claims.load_claims(connection, keys, batches, writes.executions, request)
     retry_in = claims.next_due(connection, now, request)
-    return committed._replace(events=events, claims=made, retry_in=retry_in)
+    return committed._replace(events=events, claims=made, retry_in=retry_in, set_aside=set_aside)

@@ -22,7 +22,7 @@ The promises, by the numbers that its messages have:
  6. A recorded activity never runs again.
  7. Runs of an activity after its first one <= those in flight at the faults; tries of a run <= the policy's.
  8. The resolver starts after the last document's end is committed, and records one result a run.
- 9. Events are 1..n without a gap, and never change.
+ 9. Events are 1..n without a gap, their times never go back, and they never change.
 10. Every subscriber's stream is a part of the log without a gap; of an ended run, up to its end.
 11. The fold of the events equals the rows and the counters.
 12. After an acknowledged cancel no activity starts in that process, and in others not later than a heartbeat.

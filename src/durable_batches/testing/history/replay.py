@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, Literal
 
 from durable_batches.lifecycle.batch_core import Definition
@@ -70,6 +71,7 @@ class Replay:
         self._definition = definition
         self._table = transitions(definition.stages)
         self._seq = 0
+        self._at: datetime | None = None
         self._created = False
 
     # ---- reading -------------------------------------------------------------------------------------------
@@ -114,6 +116,8 @@ class Replay:
     def take(self, event: BatchEvent) -> None:
         """Take the next event."""
         self._seq = event.seq
+        self._expect(self._at is None or event.at >= self._at, 9, f"{event.tag} is dated before the event before it")
+        self._at = event.at
         self._expect(not self.closed, 5, f"{event.tag} after the run's last event")
         self._expect(self._created or isinstance(event, BatchCreated), 9, f"{event.tag} before batch_created")
         match event:

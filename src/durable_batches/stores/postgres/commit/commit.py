@@ -172,7 +172,7 @@ class Commits:
             await apply(session, locked, writes)
             locked.were_written(writes.batches, version)
             cache.owned.note(worker, loaded.executions, writes)
-            committed = Committed(events=writes.events, refused=writes.refused)
+            committed = Committed(events=writes.events, refused=writes.refused, set_aside=writes.set_aside)
             if writes.refused:
                 await session.fetch(
                     "UPDATE {s}.worker SET refused = $2 WHERE worker_id = $1",
@@ -229,7 +229,11 @@ class Commits:
             locked.were_written(writes.batches, version)
             cache.remember(locked)
             cache.owned.claimed(claims)
-            committed = committed._replace(events=[*committed.events, *writes.events], claims=claims)
+            committed = committed._replace(
+                events=[*committed.events, *writes.events],
+                claims=claims,
+                set_aside={**committed.set_aside, **writes.set_aside},
+            )
         else:
             retry_in = await next_due(session, now, request)
         if skipped > 0 and len(committed.claims) < request.limit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -39,6 +40,9 @@ _SETTINGS: Final = {
     "standard_conforming_strings": "on",
     "client_min_messages": "error",
     "jit": "off",
+    # What is acknowledged has to be on the disk, however the server's other applications want it. Where it is to be
+    # on replicas as well, that is left.
+    "synchronous_commit": "on",
 }
 
 _BY_KEY: Final = {
@@ -130,11 +134,11 @@ class Database:
             **(_BY_KEY if by_key else {}),
             **({"default_transaction_read_only": "on"} if read_only else {}),
         }
+        # As JSON, not as arrays: the driver asks for the description of each array type on each connection.
         row = await connection.fetchrow(
-            "SELECT count(set_config(name, setting, false)), pg_is_in_recovery() "
-            "FROM unnest($1::text[], $2::text[]) AS s(name, setting)",
-            list(settings),
-            list(settings.values()),
+            "SELECT count(set_config(key, value, false)), pg_is_in_recovery() FROM json_each_text($1::json) "
+            "WHERE key <> 'synchronous_commit' OR current_setting(key) IN ('off', 'local')",
+            json.dumps(settings),
         )
         if row is not None and row[1]:
             # After a failover an address may lead to one for some time; it may also be behind with what can be read.
@@ -142,11 +146,6 @@ class Database:
                 f"the database {self.where} is a replica and cannot be written; connect to the primary "
                 "(target_session_attrs=read-write in the DSN finds it among several hosts)"
             )
-        # What is acknowledged has to be on the disk, however the server's other applications want it.
-        await connection.execute(
-            "SELECT set_config('synchronous_commit', 'on', false) "
-            "WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-        )
 
 
 def millis(seconds: float) -> str:

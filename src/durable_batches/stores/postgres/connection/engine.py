@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, cast
+from typing import TypeAlias, cast
 
 import asyncpg
 from sqlalchemy import Engine
@@ -12,13 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from durable_batches.errors import ConfigurationError, StoreUnavailableError
 
-if TYPE_CHECKING:
-    from durable_batches.stores.postgres.connection.database import Connection
-
 __all__ = ["driver_connection_of", "opener_of"]
 
+_Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[Connection]]:
+
+def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[_Connection]]:
     """Make the function that opens connections as the engine does, with its settings and events, outside of its pool.
 
     The store's connections belong to the store's event loop, and so cannot be shared with the host's.
@@ -33,7 +32,7 @@ def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[Connection]]:
     # Of the driver's errors, the dialect makes its own.
     dressed = (SQLAlchemyError, sync.dialect.loaded_dbapi.Error)
 
-    async def open_connection(seconds: float) -> Connection:
+    async def open_connection(seconds: float) -> _Connection:
         try:
             pooled = await private.raw_connection()
         except dressed as error:
@@ -43,14 +42,14 @@ def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[Connection]]:
             raise StoreUnavailableError(
                 f"the application's engine opens no connection: {type(error).__name__}"
             ) from error
-        connection = cast("Connection", pooled.driver_connection)
+        connection = cast("_Connection", pooled.driver_connection)
         pooled.detach()
         return connection
 
     return open_connection
 
 
-async def driver_connection_of(connection: object) -> Connection | None:
+async def driver_connection_of(connection: object) -> _Connection | None:
     """Find the driver's connection under SQLAlchemy's, in its transaction, which is begun where it was not yet.
 
     None: this is neither a connection nor a session of SQLAlchemy's asyncio extension.
@@ -62,4 +61,4 @@ async def driver_connection_of(connection: object) -> Connection | None:
     # The dialect tells the server of a transaction with its first statement.
     await connection.exec_driver_sql("SELECT 1")
     raw = await connection.get_raw_connection()
-    return cast("Connection", raw.driver_connection)
+    return cast("_Connection", raw.driver_connection)

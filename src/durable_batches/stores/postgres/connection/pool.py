@@ -81,6 +81,12 @@ class Pool:
                 else:
                     self._idle.append(connection)
 
+    async def open(self) -> Session:
+        """Open the first connection, to look at the server with; it is kept for the work."""
+        connection = await self._database.connect(by_key=self._by_key, read_only=self._read_only)
+        self._idle.append(connection)
+        return Session(self._database, connection)
+
     def _take(self) -> Connection | None:
         # The one that was used last: the others may be closed by the server, or be missed by nobody.
         while self._idle:

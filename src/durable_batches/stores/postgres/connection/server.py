@@ -7,7 +7,7 @@ from typing import Final
 
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.errors import pooled, translated
-from durable_batches.stores.postgres.connection.session import Session, session_of_its_own
+from durable_batches.stores.postgres.connection.session import Session
 
 __all__ = ["check_server"]
 
@@ -17,19 +17,19 @@ _POOLER_LOOKS: Final = 20
 """How often it is looked whether sessions are swapped: a pooler that others use as well need not do so each time."""
 
 
-async def check_server(database: Database, first: Session) -> None:
+async def check_server(database: Database, first: Session, second: Session) -> None:
     """Make sure that two connections are two sessions, as leases and notifications need.
 
     Args:
         database: Where.
         first: One of the two.
+        second: The other.
 
     Raises:
         ConfigurationError: A pooler stands before the server, and hands its sessions out by the transaction.
     """
     with translated(database.where):
-        async with session_of_its_own(database) as second:
-            await _refuse_what_shares_sessions(database, first, second)
+        await _refuse_what_shares_sessions(database, first, second)
         if await first.value("SELECT current_setting('fsync')") == "off":
             _log.warning(
                 "the database %s runs with fsync = off: after a power failure, finished work may be lost or the "
