@@ -89,6 +89,7 @@ class World:
     )
     events: dict[BatchId, list[EventRecord]] = field(default_factory=dict[BatchId, list[EventRecord]])
     seen: dict[BatchId, _Seen] = field(default_factory=dict[BatchId, _Seen])
+    requests: dict[tuple[BatchId, str], str] = field(default_factory=dict[tuple[BatchId, str], str])
 
     def copy(self) -> World:
         """Another world like this one; the records in it cannot change, and are shared."""
@@ -100,6 +101,7 @@ class World:
             dict(self.checkpoints),
             {batch_id: list(events) for batch_id, events in self.events.items()},
             {batch_id: replace(seen) for batch_id, seen in self.seen.items()},
+            dict(self.requests),
         )
 
     # ---- what happens ----------------------------------------------------------------------------------------
@@ -194,10 +196,13 @@ class World:
             self.now,
             {batch_id: self.batches[batch_id]},
             {} if resolver is None else {(batch_id, RESOLVER_POSITION): resolver},
+            {request_id: answer for (of, request_id), answer in self.requests.items() if of == batch_id},
         )
         return self._apply(plan_command(loaded, batch_id, command))
 
     def _apply(self, writes: Writes) -> Writes:
+        for request in writes.requests:
+            self.requests[request.batch_id, request.request_id] = request.answer
         if writes.discard is not None:
             del self.batches[writes.discard]
             self.executions = {key: row for key, row in self.executions.items() if key[0] != writes.discard}

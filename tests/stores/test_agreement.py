@@ -78,6 +78,8 @@ requests = st.builds(
     window=st.integers(1, 5),
     capacity=st.just(5),
     checkpoints=st.integers(0, 3),
+    batches=st.sampled_from([None, None, frozenset({BatchId("ä"), BatchId("c")})]),
+    metadata=st.sampled_from([{}, {}, {"customer": "ä"}]),
 )
 
 

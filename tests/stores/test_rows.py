@@ -252,10 +252,10 @@ def test_a_value_that_all_rows_share_is_given_once() -> None:
     for statement, failed in ((alike, [False, False]), (unlike, [False, True])):
         columns = ACTIVITY.choose("execution", "key", "failed", "payload")
         statement.add("{rows}", columns, [[1, 2], ["a", "b"], failed, [b"", b""]], alike=["failed"])
-    assert alike._args == [[1, 2], ["a", "b"], False, [b"", b""]]
+    assert alike.args == [[1, 2], ["a", "b"], False, [b"", b""]]
     assert alike._parts == [
         "(SELECT execution, key, $3::boolean AS failed, payload "
         "FROM unnest($1::bigint[], $2::text[], $4::bytea[]) AS given (execution, key, payload))"
     ]
-    assert unlike._args == [[1, 2], ["a", "b"], [False, True], [b"", b""]]
+    assert unlike.args == [[1, 2], ["a", "b"], [False, True], [b"", b""]]
     assert "$3::boolean[]" in unlike._parts[0]

@@ -7,6 +7,7 @@ import sqlite3
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -22,6 +23,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores import Store, migrations
 from durable_batches.stores.columns import TABLES, Backend, Column
 from durable_batches.stores.migrations import newer_scripts
+from durable_batches.stores.postgres.connection import schema
 from durable_batches.testing import ManualClock
 from durable_batches.testing.conformance.scene import Scene, all_events
 from durable_batches.version import VERSION
@@ -213,6 +215,23 @@ async def test_the_work_goes_on_where_it_was(database: Database) -> None:
             await scene._check(record.batch_id, record)
         events = [decode_event(event) for event in await all_events(store, BatchId("completed"))]
         assert events[-1].tag == "batch_completed"
+
+
+@pytest.mark.stores
+async def test_an_upgrade_may_take_longer_than_statements_do(
+    postgres_dsn: str, postgres_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a large table makes it."""
+    Postgres(postgres_dsn, postgres_schema)
+
+    def slow(dialect: str, where: str, version: int, readable_since: str) -> list[tuple[int, str]]:
+        scripts = newer_scripts(dialect, where, version, readable_since)
+        return [(number, f"SELECT pg_sleep(0.3);\n{script}") for number, script in scripts]
+
+    monkeypatch.setattr(schema, "newer_scripts", slow)
+    timeout = timedelta(milliseconds=100)
+    async with opened(PostgresStore(postgres_dsn, schema=postgres_schema, statement_timeout=timeout)) as store:
+        assert await store.batch(BatchId("completed")) is not None
 
 
 # ---- who may be there ------------------------------------------------------------------------------------------------

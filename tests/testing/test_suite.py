@@ -98,6 +98,23 @@ class ClaimsInAnyOrder(MemoryStore):
         return super()._first_due(batch, limit, now)[::-1]
 
 
+class ClaimsByTimeAlone(MemoryStore):
+    def _first_due(self, batch: Any, limit: int, now: Micros) -> list[ExecutionRecord]:
+        found = super()._first_due(batch, limit, now)
+        return sorted(found, key=lambda execution: (execution.due or 0, execution.position))
+
+
+class SleepsForEver(MemoryStore):
+    def _has_work(self, batch: Any, now: Micros) -> bool:
+        return batch.record.free > 0 and super()._has_work(batch, now)
+
+
+class ForgetsTheSleepers(MemoryStore):
+    def _next_due(self, request: ClaimRequest, now: Micros) -> Micros | None:
+        due = super()._next_due(request, now)
+        return None if any(batch.record.next_due is not None for batch in self._batches.values()) else due
+
+
 class ForgetsWhatIsHeld(MemoryStore):
     def _claim(self, worker: WorkerId, number: int, request: ClaimRequest, committed: Committed) -> Committed:
         return super()._claim(worker, number, request._replace(held=0), committed)
@@ -132,6 +149,25 @@ class _Writes(MemoryStore):
 class LosesTurns(_Writes):
     def part(self, writes: Writes) -> Writes:
         return writes._replace(batches=[replace(record, served=0) for record in writes.batches])
+
+
+class SleepsTooLong(_Writes):
+    """Knows nothing of what is due beside the executions that a claim takes."""
+
+    @staticmethod
+    def _next_due_beside(batch: Any, executions: Sequence[ExecutionRecord]) -> Micros | None:
+        return None
+
+    def part(self, writes: Writes) -> Writes:
+        return writes
+
+
+class NeverSleeps(_Writes):
+    def part(self, writes: Writes) -> Writes:
+        awake = [
+            record if record.next_due is None else replace(record, free=1, next_due=None) for record in writes.batches
+        ]
+        return writes._replace(batches=awake)
 
 
 class LosesMarks(_Writes):
@@ -307,6 +343,11 @@ FAULTS: Final[dict[type[MemoryStore], str]] = {
     LosesTurns: "test_a_batch_of_many_does_not_starve_one_of_few",
     ServesOneBatch: "test_an_unused_share_goes_to_the_others",
     ClaimsInAnyOrder: "test_documents_come_in_submission_order",
+    ClaimsByTimeAlone: "test_a_retry_is_not_held_up_by_its_batch",
+    SleepsForEver: "test_a_batch_with_nothing_due_sleeps",
+    ForgetsTheSleepers: "test_a_sleeping_batch_has_its_deadline",
+    SleepsTooLong: "test_a_batch_sleeps_until_the_first_of_many",
+    NeverSleeps: "test_a_resolver_sleeps_until_its_retry",
     ForgetsWhatIsHeld: "test_suspects_come_alone",
     ClaimsEveryWorkflow: "test_only_the_workers_workflows_are_claimed",
     NeverLooksAgain: "test_a_claim_knows_when_to_look_again",

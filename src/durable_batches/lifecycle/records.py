@@ -226,6 +226,24 @@ class ClaimRequest(NamedTuple):
     capacity: int
     checkpoints: int
     """Checkpoints at most that come with each claim; the rest is read by `Store.checkpoints`."""
+    batches: frozenset[BatchId] | None = None
+    """Take from these batches, and from those with the labels of `metadata`; None, and no labels: from all."""
+    metadata: Mapping[str, str] = {}
+    """Take from batches that have all of these labels; none: from those of `batches` alone."""
+
+    @property
+    def takes_from_all(self) -> bool:
+        """Whether it takes from all batches of its workflows."""
+        return self.batches is None and not self.metadata
+
+    def takes_from(self, batch: BatchRecord) -> bool:
+        """Whether the worker can run this batch, and wants to."""
+        if batch.needs > GENERATION or (batch.workflow, batch.version) not in self.workflows:
+            return False
+        if self.takes_from_all or (self.batches is not None and batch.batch_id in self.batches):
+            return True
+        wanted = self.metadata
+        return bool(wanted) and all(batch.metadata.get(name) == value for name, value in wanted.items())
 
 
 class Claim(NamedTuple):

@@ -254,7 +254,7 @@ class MemoryStore:
         open_batches = [
             batch
             for batch in self._batches.values()
-            if _can_run(batch.record, request.workflows) and (overdue(batch.record, now) or self._has_work(batch, now))
+            if request.takes_from(batch.record) and (overdue(batch.record, now) or self._has_work(batch, now))
         ]
         open_batches.sort(key=lambda batch: (not overdue(batch.record, now), *turn_of(batch.record), batch.order))
         candidates: dict[BatchId, Candidates] = {}
@@ -302,7 +302,7 @@ class MemoryStore:
         moments: list[Micros] = []
         for batch in self._batches.values():
             record = batch.record
-            if not _can_run(record, request.workflows):
+            if not request.takes_from(record):
                 continue
             if record.wake is not None:
                 moments.append(record.wake)

@@ -65,8 +65,9 @@ class Capabilities:
     level: int = 1
     """How much of this protocol it has; its description says what came with which level.
 
-    1: the fields of the records that have no default; the others may be dropped. 2: all fields of all records, batches
-    served by `turn_of`, no look at those that need a newer library, and the answers to requests (`needs_of_command`).
+    1: the fields of the records that have no default; the others may be dropped. 2: all fields of all records, claims
+    in the order of `turn_of` and `claim_order` and from what `ClaimRequest.takes_from` names, batches that sleep
+    (`next_due`), and the answers to requests (`needs_of_command`).
     """
     host_transactions: bool = False
     """It implements `HostTransactions`: a batch can be submitted within a transaction of the host application."""

@@ -9,7 +9,6 @@ from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.planning.unit_of_work import UnitOfWork, Writes
 from durable_batches.lifecycle.policies import isolated_concurrency
 from durable_batches.lifecycle.records import (
-    GENERATION,
     NOW,
     RESOLVER_POSITION,
     BatchRecord,
@@ -78,7 +77,7 @@ def plan_claims(
     taken = 0
     window = request.window
     for candidate in candidates:
-        if candidate.batch.needs > GENERATION:
+        if not request.takes_from(candidate.batch):
             continue
         contradiction = unit.contradiction(candidate.batch.batch_id)
         if contradiction is not None:

@@ -67,7 +67,7 @@ _LOAD_BATCH: Final = f"SELECT key, {BATCH_RECORD.names} FROM {{s}}.batch WHERE b
 
 async def insert_batch(session: Session, record: BatchRecord) -> bool:
     """Insert a batch's row; False: this id exists, and nothing was changed."""
-    key = await session.value(_INSERT_BATCH, *batch_values(record), _labels(record.metadata))
+    key = await session.value(_INSERT_BATCH, *batch_values(record), labels_of(record.metadata))
     return key is not None
 
 
@@ -92,7 +92,7 @@ async def load_batches(session: Session, query: BatchQuery, after: BatchId | Non
     if query.states:
         add("state = ANY({}::text[])", sorted(query.states))
     if query.metadata:
-        add("labels @> {}::text[]", _labels(query.metadata))
+        add("labels @> {}::text[]", labels_of(query.metadata))
     if query.created_before is not None:
         add("created_at < {}", query.created_before)
     rows = await session.fetch(
@@ -104,7 +104,7 @@ async def load_batches(session: Session, query: BatchQuery, after: BatchId | Non
     return [batch_of(row) for row in rows]
 
 
-def _labels(metadata: Mapping[str, str]) -> list[str]:
+def labels_of(metadata: Mapping[str, str]) -> list[str]:
     """Digest each label: to a bounded length, and without the characters that a text of the server cannot hold."""
     return [
         hashlib.blake2b(json.dumps(label).encode(), digest_size=16).hexdigest() for label in sorted(metadata.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from durable_batches.lifecycle.planning import ISOLATED_CRASHES, Candidates, has_to_know_next_due
@@ -24,13 +25,14 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.columns import BATCH_RECORD, EXECUTION_RECORD, SIGNAL, workflows_as_text
 from durable_batches.stores.fair_share import MOST_BATCHES_A_CLAIM, claimable_slots, fair_shares, overdue, turn_of
 from durable_batches.stores.rows import (
+    Row,
     batch_of,
     claims_of,
     execution_key,
     execution_of,
     position_of,
 )
-from durable_batches.stores.sqlite.reads import Select, checkpoints_of_key, has_any
+from durable_batches.stores.sqlite.reads import HAS_LABEL, Select, checkpoints_of_key, has_any
 
 __all__ = ["claimed_by", "is_claimable", "load_candidates", "load_claims", "next_due"]
 
@@ -42,16 +44,16 @@ _TURN: Final = "partition, priority DESC, served, key"
 _DUE: Final = "execution.batch = batch.key AND execution.due IS NOT NULL AND execution.due <= ?"
 _LOAD_OVERDUE: Final = (
     f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE wake IS NOT NULL AND wake <= ? "
-    f"AND {_RUNNABLE} AND {_OF_WORKFLOWS} ORDER BY {_TURN} LIMIT ?"
+    f"AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED ORDER BY {_TURN} LIMIT ?"
 )
 _LOAD_OPEN: Final = (
     f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE free > 0 AND {_RUNNABLE} "
     f"AND {_OF_WORKFLOWS} AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) "
-    f"ORDER BY {_TURN} LIMIT ?"
+    f"WANTED ORDER BY {_TURN} LIMIT ?"
 )
 _LOAD_WOKEN: Final = (
     f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE workflow = ? AND version = ? AND next_due IS NOT NULL "
-    f"AND next_due <= ? AND {_RUNNABLE} ORDER BY next_due, key LIMIT ?"
+    f"AND next_due <= ? AND {_RUNNABLE} WANTED ORDER BY next_due, key LIMIT ?"
 )
 
 
@@ -74,6 +76,15 @@ _LOAD_NEXT_DUE: Final = (
     "SELECT due FROM execution WHERE batch = ? AND due IS NOT NULL "
     "AND key NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT 1"
 )
+_NEXT_OF_OPEN: Final = (
+    "SELECT MIN((SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL AND due > ?)) "
+    f"FROM batch WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED"
+)
+_NEXT_WAKE: Final = f"SELECT MIN(wake) FROM batch WHERE wake IS NOT NULL AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED"
+_NEXT_OF_ASLEEP: Final = (
+    "SELECT MIN(next_due) FROM batch WHERE workflow = ? AND version = ? AND next_due IS NOT NULL "
+    f"AND next_due > ? AND {_RUNNABLE} WANTED"
+)
 _IS_CLAIMABLE: Final = (
     f"SELECT 1 WHERE EXISTS (SELECT 1 FROM batch WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} "
     f"AND EXISTS (SELECT 1 FROM execution WHERE {_DUE})) OR EXISTS ("
@@ -87,15 +98,38 @@ _LOAD_SIGNALS: Final = (
 )
 
 
+class _Wanted:
+    """The condition on batches that a request takes from; in its statements in place of `WANTED`."""
+
+    def __init__(self, request: ClaimRequest) -> None:
+        conditions: list[str] = []
+        self.arguments: list[str] = []
+        if not request.takes_from_all:
+            conditions.append("batch_id IN (SELECT value FROM json_each(?))")
+            self.arguments.append(json.dumps(sorted(request.batches or ())))
+            if request.metadata:
+                conditions.append(" AND ".join([HAS_LABEL] * len(request.metadata)))
+                self.arguments += chain.from_iterable(request.metadata.items())
+        self._condition = f"AND ({' OR '.join(conditions)})" if conditions else ""
+
+    def in_(self, statement: str) -> str:
+        """Return the statement with the condition."""
+        return statement.replace("WANTED", self._condition)
+
+
 def load_candidates(
     connection: sqlite3.Connection, now: Micros, request: ClaimRequest
 ) -> tuple[dict[BatchId, int], list[Candidates]]:
     """Load the batches whose deadline has passed, and those with something to claim, served longest ago first."""
     workflows = workflows_as_text(request.workflows)
-    rows = connection.execute(_LOAD_OVERDUE, (now, workflows, MOST_BATCHES_A_CLAIM)).fetchall()
-    rows += connection.execute(_LOAD_OPEN, (workflows, now, MOST_BATCHES_A_CLAIM)).fetchall()
-    for pair in request.workflows:
-        rows += connection.execute(_LOAD_WOKEN, (*pair, now, MOST_BATCHES_A_CLAIM)).fetchall()
+    wanted = _Wanted(request)
+    rows: list[Row] = []
+    for statement, arguments in (
+        (_LOAD_OVERDUE, (now, workflows)),
+        (_LOAD_OPEN, (workflows, now)),
+        *((_LOAD_WOKEN, (*pair, now)) for pair in request.workflows),
+    ):
+        rows += connection.execute(wanted.in_(statement), (*arguments, *wanted.arguments, MOST_BATCHES_A_CLAIM))
     found = [(batch_of(row[1:]), row[0]) for row in {row[0]: row for row in rows}.values()]
     found.sort(key=lambda pair: (not overdue(pair[0], now), turn_of(pair[0]), pair[1]))
     keys: dict[BatchId, int] = {}
@@ -152,24 +186,16 @@ def load_claims(
 def next_due(connection: sqlite3.Connection, now: Micros, request: ClaimRequest) -> Micros | None:
     """Compute the time until something that this worker can run falls due; None: nothing will."""
     workflows = workflows_as_text(request.workflows)
-    (due,) = connection.execute(
-        "SELECT MIN((SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL "
-        f"AND due > ?)) FROM batch WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS}",
-        (now, workflows),
-    ).fetchone()
-    (wake,) = connection.execute(
-        f"SELECT MIN(wake) FROM batch WHERE wake IS NOT NULL AND {_RUNNABLE} AND {_OF_WORKFLOWS}",
-        (workflows,),
-    ).fetchone()
-    asleep = [
-        connection.execute(
-            "SELECT MIN(next_due) FROM batch WHERE workflow = ? AND version = ? AND next_due IS NOT NULL "
-            f"AND next_due > ? AND {_RUNNABLE}",
-            (*pair, now),
-        ).fetchone()[0]
-        for pair in request.workflows
-    ]
-    moments = [moment for moment in (due, wake, *asleep) if moment is not None]
+    wanted = _Wanted(request)
+    moments: list[Micros] = []
+    for statement, arguments in (
+        (_NEXT_OF_OPEN, (now, workflows)),
+        (_NEXT_WAKE, (workflows,)),
+        *((_NEXT_OF_ASLEEP, (*pair, now)) for pair in request.workflows),
+    ):
+        (moment,) = connection.execute(wanted.in_(statement), (*arguments, *wanted.arguments)).fetchone()
+        if moment is not None:
+            moments.append(moment)
     return max(min(moments) - now, 0) if moments else None
 
 

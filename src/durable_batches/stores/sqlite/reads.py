@@ -32,6 +32,7 @@ from durable_batches.stores.rows import (
 )
 
 __all__ = [
+    "HAS_LABEL",
     "Select",
     "batch",
     "batches",
@@ -67,6 +68,7 @@ def has_any(rows: Sequence[Row]) -> bool:
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
+HAS_LABEL: Final = "(SELECT value FROM json_each(metadata) WHERE json_each.key = ?) = ?"
 _BATCH: Final = f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE batch_id = ?"
 
 
@@ -92,7 +94,7 @@ def batches(query: BatchQuery, after: BatchId | None, limit: int) -> Select[list
         conditions.append("state IN (SELECT value FROM json_each(?))")
         values.append(json.dumps(sorted(query.states)))
     for name, value in query.metadata.items():
-        conditions.append("(SELECT value FROM json_each(metadata) WHERE json_each.key = ?) = ?")
+        conditions.append(HAS_LABEL)
         values += [name, value]
     if query.created_before is not None:
         conditions.append("created_at < ?")

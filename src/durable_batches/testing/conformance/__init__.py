@@ -29,5 +29,8 @@ except ModuleNotFoundError as _error:
 
 # Before they are imported: so that a failing assertion shows the values that it compared.
 pytest.register_assert_rewrite(
-    *[f"{__name__}.{part}" for part in ("claims", "facts", "levels", "loading", "reading", "scene", "workers")]
+    *[
+        f"{__name__}.{part}"
+        for part in ("claims", "facts", "levels", "loading", "reading", "scene", "sleeping", "workers")
+    ]
 )

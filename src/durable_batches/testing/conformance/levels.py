@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from durable_batches.lifecycle.commands import Seal
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, WorkerId, WorkerRecord
+from durable_batches.lifecycle.states import BatchId
 from durable_batches.testing.conformance.base import Conformance
 from durable_batches.testing.conformance.scene import Scene
 
@@ -66,6 +68,40 @@ class LevelsConformance(Conformance):
             await scene.pass_time(0.001)
             served.append((await hand.claim(1))[0].execution.batch_id)
         assert served == [high, high, high, low]
+
+    async def test_a_claim_takes_only_from_the_batches_that_it_names(self, scene: Scene) -> None:
+        """`ClaimRequest.batches` and `metadata` name what to take from and to wait for: by id, or by all labels."""
+        _from_level_2(scene)
+        named = await scene.batch(2)
+        labelled = await scene.sealed(scene.record(metadata={"team": "Müller", "kind": "a"}, deadline=60), 2)
+        other = await scene.sealed(scene.record(metadata={"team": "Müller", "kind": "b"}), 2)
+        hand = await scene.worker(lease=1_000)
+        labels = {"kind": "a", "team": "Müller"}
+
+        async def taken(**wanted: Any) -> list[BatchId]:
+            committed = await hand.commit(claim=hand.request(**wanted))
+            await hand.report(*[hand.released(claim) for claim in committed.claims])
+            return sorted({claim.execution.batch_id for claim in committed.claims})
+
+        assert await taken() == sorted([named, labelled, other])
+        assert await taken(batches=[named, BatchId("unknown")]) == [named]
+        assert await taken(metadata=labels) == [labelled]
+        assert await taken(metadata={"team": "Müller"}) == sorted([labelled, other])
+        assert await taken(batches=[named], metadata=labels) == sorted([named, labelled])
+        assert await taken(batches=[]) == []
+        assert await taken(metadata={"team": "Müller", "kind": "c"}) == []
+        assert await taken(batches=[named], workflows=[("others", "1")]) == []
+        # Neither the others' due times nor their deadlines are its concern.
+        await hand.claim(100)
+        assert (await hand.commit(claim=hand.request(batches=[named, other]))).retry_in is None
+        committed = await hand.commit(claim=hand.request(metadata=labels))
+        assert committed.retry_in is not None
+        assert 0 < committed.retry_in <= 60_000_000
+        await scene.pass_time(61)
+        await hand.commit(claim=hand.request(batches=[named]))
+        assert not (await scene.look(labelled)).ended
+        await hand.commit(claim=hand.request(metadata=labels))
+        assert (await scene.look(labelled)).state == "failed"
 
     async def test_checkpoints_say_their_stage(self, scene: Scene) -> None:
         """`CheckpointRecord.stage` is the fact's, where they are read and where they come with a claim."""

@@ -333,9 +333,20 @@ class Hand:
         window: int = CAPACITY,
         capacity: int = CAPACITY,
         checkpoints: int = 100,
+        batches: Iterable[BatchId] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> ClaimRequest:
         """Return a claim request."""
-        return ClaimRequest(frozenset(workflows), limit, held, window, capacity, checkpoints)
+        return ClaimRequest(
+            workflows=frozenset(workflows),
+            limit=limit,
+            held=held,
+            window=window,
+            capacity=capacity,
+            checkpoints=checkpoints,
+            batches=None if batches is None else frozenset(batches),
+            metadata=metadata or {},
+        )
 
     # ---- facts about a claim -------------------------------------------------------------------------------
 

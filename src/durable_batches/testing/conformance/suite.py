@@ -27,6 +27,7 @@ from durable_batches.testing.conformance.facts import FactsConformance
 from durable_batches.testing.conformance.levels import LevelsConformance
 from durable_batches.testing.conformance.loading import LoadingConformance
 from durable_batches.testing.conformance.reading import ReadingConformance, WaitingConformance
+from durable_batches.testing.conformance.sleeping import SleepingConformance
 from durable_batches.testing.conformance.workers import OpeningConformance, WorkersConformance
 
 __all__ = ["StoreConformance"]
@@ -37,6 +38,7 @@ class StoreConformance(
     LoadingConformance,
     WorkersConformance,
     ClaimsConformance,
+    SleepingConformance,
     FactsConformance,
     ReadingConformance,
     WaitingConformance,

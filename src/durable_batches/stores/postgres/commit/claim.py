@@ -39,6 +39,7 @@ from durable_batches.stores.postgres.commit.lock import Front, Locked, locked_co
 from durable_batches.stores.postgres.commit.write import statement_of
 from durable_batches.stores.postgres.connection.server_clock import given_time
 from durable_batches.stores.postgres.connection.session import Session
+from durable_batches.stores.postgres.queries import labels_of
 from durable_batches.stores.rows import (
     batch_of_execution,
     checkpoint_of,
@@ -65,6 +66,18 @@ def _pairs(workflows: Collection[tuple[str, str]]) -> tuple[list[str], list[str]
     """Split (name, version) pairs into two arrays."""
     ordered = sorted(workflows)
     return [name for name, _ in ordered], [version for _, version in ordered]
+
+
+def _wanted(request: ClaimRequest, arguments: list[object]) -> str:
+    """Write the condition on batches that a request takes from, and append its arguments."""
+    if request.takes_from_all:
+        return ""
+    arguments.append(sorted(request.batches or ()))
+    condition = f"b.batch_id = ANY(${len(arguments)}::text[])"
+    if request.metadata:
+        arguments.append(labels_of(request.metadata))
+        condition += f" OR b.labels @> ${len(arguments)}::text[]"
+    return f"AND ({condition})"
 
 
 # Not the columns themselves, or the server may go through all batches of a workflow, most of which sleep or have ended.
@@ -94,18 +107,18 @@ _OPEN: Final = f"""
 WITH open AS (
     (SELECT 0 AS rank, b.key FROM {{s}}.batch b
      WHERE b.wake IS NOT NULL AND b.wake <= $3 AND {_RUNNABLE} AND {_OF_WORKFLOWS} IN {_PAIRS}
-     ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
+     WANTED ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
     UNION ALL
     (SELECT 1, b.key FROM {{s}}.batch b
      WHERE b.free > 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3) AND {_OF_WORKFLOWS} IN {_PAIRS}
      AND {_HAS_DUE}
-     ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
+     WANTED ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
     UNION ALL
     (SELECT 1, w.key FROM unnest($1::text[], $2::text[]) AS p (name, version) CROSS JOIN LATERAL (
          SELECT b.key, b.next_due FROM {{s}}.batch b
          WHERE b.workflow = p.name AND b.version = p.version AND b.next_due IS NOT NULL AND b.next_due <= $3
          AND b.free = 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3)
-         ORDER BY b.next_due, b.key LIMIT {MOST_BATCHES_A_CLAIM}
+         WANTED ORDER BY b.next_due, b.key LIMIT {MOST_BATCHES_A_CLAIM}
      ) w)
 ), locked AS (
     SELECT o.rank, {locked_columns("b")} FROM open o JOIN {{s}}.batch b ON b.key = o.key
@@ -129,7 +142,9 @@ async def lock_open_batches(
     Returns:
         The batches, their records, served longest ago first, and how many were passed over.
     """
-    rows = await session.fetch(_OPEN.replace("LOCKING", "SKIP LOCKED" if skip else ""), *_pairs(request.workflows), now)
+    arguments: list[object] = [*_pairs(request.workflows), now]
+    statement = _OPEN.replace("WANTED", _wanted(request, arguments))
+    rows = await session.fetch(statement.replace("LOCKING", "SKIP LOCKED" if skip else ""), *arguments)
     locked = Locked()
     found: list[tuple[int, tuple[str, int, int], int, BatchRecord]] = []
     for row in rows:
@@ -260,6 +275,7 @@ async def write_claims(
                 [key for key, record in zip(changed, writes.batches, strict=True) if record.wake is None]
             ),
             inputs=statement.argument([key for key, _ in keyed]),
+            wanted=_wanted(request, statement.args),
             s="{s}",
         ),
     )
@@ -298,7 +314,7 @@ _NEXT_DUE: Final = """
 SELECT soon.at, d.key, d.input, EXISTS (SELECT 1 FROM {s}.signal WHERE execution = d.key) FROM (SELECT least(
     (SELECT min((SELECT e.due FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due > {now}
                  ORDER BY e.due LIMIT 1))
-     FROM {s}.batch b WHERE b.free > 0 AND RUNNABLE AND NOT b.key = ANY({full}::bigint[])
+     FROM {s}.batch b WHERE b.free > 0 AND RUNNABLE AND NOT b.key = ANY({full}::bigint[]) {wanted}
      AND OF_WORKFLOWS IN (SELECT * FROM unnest({names}::text[], {versions}::text[]))),
     (SELECT min((SELECT e.due FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due > {now}
                  ORDER BY e.due LIMIT 1))
@@ -307,10 +323,10 @@ SELECT soon.at, d.key, d.input, EXISTS (SELECT 1 FROM {s}.signal WHERE execution
      FROM unnest({names}::text[], {versions}::text[]) AS p (name, version) CROSS JOIN LATERAL (
          SELECT b.next_due FROM {s}.batch b
          WHERE b.workflow = p.name AND b.version = p.version AND b.next_due IS NOT NULL AND b.next_due > {now}
-         AND RUNNABLE AND NOT b.key = ANY({changed}::bigint[]) ORDER BY b.next_due, b.key LIMIT 1
+         AND RUNNABLE AND NOT b.key = ANY({changed}::bigint[]) {wanted} ORDER BY b.next_due, b.key LIMIT 1
      ) asleep),
     (SELECT min(b.wake)
-     FROM {s}.batch b WHERE b.wake IS NOT NULL AND RUNNABLE AND NOT b.key = ANY({ended}::bigint[])
+     FROM {s}.batch b WHERE b.wake IS NOT NULL AND RUNNABLE AND NOT b.key = ANY({ended}::bigint[]) {wanted}
      AND OF_WORKFLOWS IN (SELECT * FROM unnest({names}::text[], {versions}::text[])))
 ) AS at) soon LEFT JOIN {s}.document d ON d.key = ANY({inputs}::bigint[])
 """.replace("RUNNABLE", _RUNNABLE).replace("OF_WORKFLOWS", _OF_WORKFLOWS)
@@ -324,6 +340,7 @@ def _delay(moment: Micros | None, now: Micros) -> Micros | None:
 
 async def next_due(session: Session, now: Micros, request: ClaimRequest) -> Micros | None:
     """Compute the time until something that this worker can run falls due; None: nothing will."""
+    arguments: list[object] = [*_pairs(request.workflows), now, []]
     places = _NEXT_DUE.format(
         names="$1",
         versions="$2",
@@ -333,9 +350,10 @@ async def next_due(session: Session, now: Micros, request: ClaimRequest) -> Micr
         opened="$4",
         ended="$4",
         inputs="$4",
+        wanted=_wanted(request, arguments),
         s="{s}",
     )
-    moment = await session.value(places, *_pairs(request.workflows), now, [])
+    moment = await session.value(places, *arguments)
     return _delay(moment, now)
 
 

@@ -42,7 +42,8 @@ class Statement:
 
     def __init__(self, args: Iterable[object] = (), *, condition: str = "") -> None:
         self._parts: list[str] = []
-        self._args: list[object] = list(args)
+        self.args: Final[list[object]] = list(args)
+        """What its places stand for, in their order."""
         self._condition = condition
 
     def add(
@@ -78,8 +79,8 @@ class Statement:
 
     def argument(self, value: object) -> str:
         """Add an argument, and return its place."""
-        self._args.append(value)
-        return f"${len(self._args)}"
+        self.args.append(value)
+        return f"${len(self.args)}"
 
     async def run(self, session: Session, answer: str = "SELECT 1", *, before: str = "") -> Sequence[Any]:
         """Make all changes at once.
@@ -91,7 +92,7 @@ class Statement:
         """
         changes = [f"change_{index} AS ({part})" for index, part in enumerate(self._parts)]
         expressions = ", ".join([before, *changes] if before else changes)
-        return await session.fetch(f"WITH {expressions} {answer}" if expressions else answer, *self._args)
+        return await session.fetch(f"WITH {expressions} {answer}" if expressions else answer, *self.args)
 
 
 def _transposed(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:

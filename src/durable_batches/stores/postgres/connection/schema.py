@@ -21,6 +21,9 @@ _MIGRATION_SECONDS: Final = 120.0
 """How long another process's migration is waited for."""
 _LOOK_SECONDS: Final = 0.05
 
+_UPGRADE_SECONDS: Final = 3600.0
+"""How long the scripts may take: an index on a table with millions of rows takes longer than any statement else."""
+
 MIGRATION_LOCK: Final = "hashtextextended('durable_batches ' || $1, 0)"
 """What a migration of the schema $1 locks, before anything else."""
 
@@ -46,8 +49,9 @@ async def migrate(database: Database, session: Session) -> bool:
     if not await scripts_for(database, session):
         return False
     await _locked_for_migration(session, database)
+    session = Session(database, session.connection, _UPGRADE_SECONDS)
     # Begun after the lock is held: what this session believes of the catalogue is brought up to date by that.
-    async with transaction(session, database.where):
+    async with transaction(session, database.where, "BEGIN; SET LOCAL statement_timeout = 0"):
         newer = await _scripts_for(database, session)
         if newer:
             await session.run(migration_script(newer, schema=not await has_schema(session)))
