@@ -19,7 +19,9 @@ from durable_batches.lifecycle.planning import (
     Loaded,
     Needs,
     Writes,
+    claim_order,
     executions_to_load,
+    has_to_know_next_due,
     needs_of_command,
     new_execution,
     plan_claims,
@@ -48,7 +50,7 @@ from durable_batches.lifecycle.records import (
     WorkerId,
     WorkerRecord,
 )
-from durable_batches.stores.fair_share import Share, fair_shares, overdue, turn_of
+from durable_batches.stores.fair_share import Share, claimable_slots, fair_shares, overdue, turn_of
 from durable_batches.stores.protocol import (
     Attachable,
     BatchQuery,
@@ -108,8 +110,11 @@ __all__ = [
     "WorkerId",
     "WorkerRecord",
     "Writes",
+    "claim_order",
+    "claimable_slots",
     "executions_to_load",
     "fair_shares",
+    "has_to_know_next_due",
     "needs_of_command",
     "new_execution",
     "overdue",
