@@ -39,6 +39,7 @@ from durable_batches import (
     BatchCompleted,
     BatchConfig,
     BatchCreated,
+    BatchEnded,
     BatchEvent,
     BatchFailed,
     BatchId,
@@ -57,6 +58,7 @@ from durable_batches import (
     Completed,
     ContinueOnFailure,
     Counts,
+    DeadWorker,
     DocumentCancelled,
     DocumentCompleted,
     DocumentFailed,
@@ -71,27 +73,34 @@ from durable_batches import (
     DocumentWoken,
     DurableActivity,
     ExecutionContext,
+    Explanation,
     ExtractingEntities,
     ExtractingMentions,
     ExtractingRelations,
     ExtractionStage,
     Failed,
     FailurePolicy,
+    IsolatedDocument,
     MemoryStore,
+    NoWorker,
     Outcome,
     Pending,
     ProviderJobChanged,
+    QueuedDocuments,
     RawDocument,
+    Reason,
     ResolutionCompleted,
     ResolutionFailed,
     ResolutionReleased,
     ResolutionStarted,
     Resolver,
+    ResolverStatus,
     Resolving,
     Results,
     RetryFailed,
     RetryLater,
     RetryPolicy,
+    RunningDocuments,
     RunStats,
     SQLiteStore,
     Stage,
@@ -99,6 +108,7 @@ from durable_batches import (
     StageProgress,
     StateChanged,
     Store,
+    SuspendedDocuments,
     UnknownEvent,
     Worker,
     Workflow,
@@ -707,6 +717,43 @@ async def from_outside(store: Store) -> None:
         assert_type(client.events(""), AsyncGenerator[BatchEvent, None])
         assert_type(await client.state(""), BatchState[Stage])
         assert_type(await client.cancel("", reason="enough"), bool)
+        explanation = await client.explain("")
+        assert_type(explanation, Explanation[Stage])
+        for reason in explanation.reasons:
+            assert_type(described(reason), str)
+
+
+async def explained(batches: BatchOrchestrator[Query, Answer, A | B, None]) -> None:
+    explanation = await batches.explain("")
+    assert_type(explanation, Explanation[A | B])
+    assert_type(explanation.state, BatchState[A | B])
+
+
+def described(reason: Reason) -> str:
+    match reason:
+        case RunningDocuments(oldest_document_id=oldest, workers=workers):
+            assert_type(workers, Mapping[str, int])
+            return oldest
+        case SuspendedDocuments(what=what):
+            assert_type(what, Literal["signal", "timer", "retry", "rate-limit", "provider-batch"])
+            return what
+        case NoWorker(known=known):
+            assert_type(known, Sequence[tuple[str, str]])
+            return str(known)
+        case DeadWorker(lease_until=until) | QueuedDocuments(since=until):
+            assert_type(until, datetime)
+            return str(until)
+        case IsolatedDocument(worker=worker):
+            assert_type(worker, str | None)
+            return worker or ""
+        case ResolverStatus(waits=waits):
+            assert_type(waits, Literal["worker", "retry", "signal", "timer"] | None)
+            return waits or ""
+        case BatchEnded(counts=counts):
+            assert_type(counts, Counts)
+            return reason.tag
+        case _:
+            assert_never(reason)
 
 
 def told(event: BatchEvent) -> str:

@@ -19,7 +19,9 @@ from durable_batches.lifecycle.progress import BatchSnapshot, Stages, snapshot_o
 from durable_batches.lifecycle.records import BatchRecord, Committed
 from durable_batches.lifecycle.states import BatchId, BatchState, Stage
 from durable_batches.options import check_duration, check_integer
+from durable_batches.reading.explain import explanation_of
 from durable_batches.reading.reader import BatchReader
+from durable_batches.reading.reasons import Explanation
 from durable_batches.stores.protocol import BatchQuery
 
 __all__ = ["BatchAccess"]
@@ -126,6 +128,16 @@ class BatchAccess(Generic[S_co]):
         async with aclosing(self._reader.changes(batch_id, interval)) as records:
             async for record in records:
                 yield self._snapshot(record)
+
+    async def explain(self, batch_id: str) -> Explanation[S_co]:
+        """Explain why the batch is where it is: what runs, what waits for what, and whether workers are there for it.
+
+        `str()` of the explanation gives it in sentences.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        return explanation_of(*await self._reader.inspected(batch_id), self._stages)
 
     async def count_checkpoints(self, batch_id: str) -> int:
         """Count the batch's recorded results of activities, which will not run again.

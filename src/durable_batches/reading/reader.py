@@ -23,16 +23,21 @@ from durable_batches.lifecycle.records import (
     DocumentRecord,
     EventRecord,
     ExecutionStatus,
+    WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outages, ride_out
+from durable_batches.reading.explain import inspection_of
 from durable_batches.reading.news import News
 from durable_batches.reading.results import PAGE, document_pages, statuses_to_read, stored_page
-from durable_batches.stores.protocol import BatchQuery, Store
+from durable_batches.stores.protocol import BatchQuery, Inspection, Store
 
 __all__ = ["BatchReader"]
 
 _EVENTS_PAGE: Final = 500
+
+_LOOKS: Final = 3
+"""How often a batch is inspected that moves each time."""
 
 T = TypeVar("T")
 
@@ -205,6 +210,18 @@ class BatchReader:
         """Count the checkpoints of a batch."""
         record = await self.record(batch_id)
         return await self._store.count_checkpoints(record.batch_id)
+
+    async def inspected(self, batch_id: str) -> tuple[BatchRecord, Inspection, Sequence[WorkerRecord]]:
+        """Read what explains a batch: from before and after the batch did not move, where it does stand still."""
+        record = await self.record(batch_id)
+        looks = 0
+        while True:
+            inspection = await inspection_of(self._store, record, self._clock.now())
+            workers = await self._store.workers()
+            before, record = record, await self.record(batch_id)
+            looks += 1
+            if record.seq == before.seq or looks == _LOOKS:
+                return record, inspection, workers
 
     async def records(self, query: BatchQuery) -> AsyncGenerator[BatchRecord, None]:
         """Read batches, newest first, a page in memory at a time."""

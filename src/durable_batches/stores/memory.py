@@ -21,6 +21,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.planning import (
+    ISOLATED_CRASHES,
     REQUESTS_ARE_KEPT,
     Candidates,
     Loaded,
@@ -57,7 +58,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.fair_share import claimable_slots, fair_shares, overdue, turn_of
-from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired
+from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired, Inspection, Lease
 
 __all__ = ["MemoryStore"]
 
@@ -434,6 +435,28 @@ class MemoryStore:
         with self._lock:
             batch = self._batches.get(batch_id)
             return [] if batch is None else batch.events[after : after + limit]
+
+    async def inspect(self, batch_id: BatchId, *, limit: int) -> Inspection:
+        """See `Inspectable.inspect`."""
+        with self._lock:
+            now, boot = self._clock.now(), self._clock.boot()
+            batch = self._batches.get(batch_id)
+            executions = [] if batch is None else [batch.executions[position] for position in sorted(batch.executions)]
+            claimable = [execution for execution in executions if execution.due is not None]
+            waiting = [each for each in claimable if each.status == "waiting" and each.position != RESOLVER_POSITION]
+            isolated = [each for each in claimable if each.crashes >= ISOLATED_CRASHES and each.due]
+            return Inspection(
+                now=now,
+                owned=[execution for execution in executions if execution.owner is not None][:limit],
+                due=sorted(each.due for each in waiting if each.due)[:limit],
+                isolated=sorted(isolated, key=claim_order)[:limit],
+                resolver=None if batch is None else batch.executions.get(RESOLVER_POSITION),
+                leases={
+                    worker_id: Lease(round((row.lease_until - boot) * 1_000_000), row.lease)
+                    for worker_id, row in self._workers.items()
+                    if row.alive
+                },
+            )
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.commands import Command
@@ -26,6 +26,7 @@ from durable_batches.lifecycle.records import (
     Committed,
     DocumentRecord,
     EventRecord,
+    ExecutionRecord,
     ExecutionStatus,
     Micros,
     NewDocument,
@@ -43,6 +44,9 @@ __all__ = [
     "Heart",
     "HostTransaction",
     "HostTransactions",
+    "Inspectable",
+    "Inspection",
+    "Lease",
     "Loading",
     "Store",
     "check_store",
@@ -180,6 +184,41 @@ class Attachable(Protocol):
             SchemaTooOldError: A migration of the schema is missing.
             SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
         """
+        ...
+
+
+class Lease(NamedTuple):
+    """The lease of a worker."""
+
+    left: Micros
+    """The time until it expires; negative: since then."""
+    length: Micros
+    """How long it is when it has just been renewed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What tells why a batch is where it is. Sequences are of bounded length."""
+
+    now: Micros
+    """By the store's clock."""
+    owned: Sequence[ExecutionRecord] = ()
+    """The batch's executions that a worker owns."""
+    due: Sequence[Micros] = ()
+    """When the documents that wait for a time (`waiting`) are due, first due first."""
+    isolated: Sequence[ExecutionRecord] = ()
+    """Executions that can be claimed and have crashed several times (`claim_order`), first due first."""
+    resolver: ExecutionRecord | None = None
+    leases: Mapping[WorkerId, Lease] = field(default_factory=dict[WorkerId, Lease])
+    """Those of the workers that are alive; empty: not known."""
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """Implemented by a store that can say why a batch is where it is without going through its documents."""
+
+    async def inspect(self, batch_id: BatchId, *, limit: int) -> Inspection:
+        """Look by indexes: sequences have at most `limit` members."""
         ...
 
 

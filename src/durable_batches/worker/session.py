@@ -197,7 +197,9 @@ class Session:
             WorkerFencedError: The lease was lost.
         """
         try:
-            await self._membership.register(self.worker_id, self._workflows, self._options.lease)
+            # One without capacity runs none.
+            workflows = self._workflows if self._options.capacity else ()
+            await self._membership.register(self.worker_id, workflows, self._options.lease)
             self._renewer.start()
             try:
                 # After an outage, others get their time to renew or deregister before anybody looks for dead ones.

@@ -194,3 +194,4 @@ async def from_outside(client: BatchClient) -> None:
     client.list_batches(states=3)  # error
     await client.snapshot(3)  # error
     await client.cancel("", "enough")  # error
+    (await client.explain("")).reasons.append(1)  # error

@@ -42,10 +42,19 @@ from durable_batches.stores.postgres.connection.server_clock import ServerClock
 from durable_batches.stores.postgres.connection.session import Session, session_of_its_own, transaction
 from durable_batches.stores.postgres.connection.thread import LoopThread
 from durable_batches.stores.postgres.connection.timeouts import Timeouts
+from durable_batches.stores.postgres.inspect import inspect
 from durable_batches.stores.postgres.lease import LeaseRenewer
 from durable_batches.stores.postgres.notifications import Notifications
 from durable_batches.stores.postgres.workers import Workers
-from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired, HostTransaction, Loading
+from durable_batches.stores.protocol import (
+    LEVEL,
+    BatchQuery,
+    Capabilities,
+    Expired,
+    HostTransaction,
+    Inspection,
+    Loading,
+)
 from durable_batches.tasks import ReusableLock
 
 if TYPE_CHECKING:
@@ -300,6 +309,10 @@ class PostgresStore:
     async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
         """See `Store.events`."""
         return await self._read(queries.load_events, batch_id, after, limit)
+
+    async def inspect(self, batch_id: BatchId, *, limit: int) -> Inspection:
+        """See `Inspectable.inspect`."""
+        return await self._read(inspect, self._server_clock, batch_id, limit)
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""

@@ -8,18 +8,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from durable_batches.lifecycle.planning import ISOLATED_CRASHES
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
     CheckpointRecord,
     DocumentRecord,
     EventRecord,
+    ExecutionRecord,
     ExecutionStatus,
+    Micros,
+    WorkerId,
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.columns import BATCH_RECORD, CHECKPOINT, EVENT_RECORD, EXECUTION_RECORD, WORKER_RECORD
-from durable_batches.stores.protocol import BatchQuery
+from durable_batches.stores.protocol import BatchQuery, Lease
 from durable_batches.stores.rows import (
     Row,
     batch_of,
@@ -40,23 +44,28 @@ __all__ = [
     "checkpoints_of_key",
     "count_checkpoints",
     "documents",
+    "due",
     "events",
     "has_any",
     "has_moved",
+    "isolated",
+    "leases",
+    "owned",
+    "resolver",
     "workers",
 ]
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Select(NamedTuple, Generic[T]):
+class Select(NamedTuple, Generic[T_co]):
     """A query, and what its rows mean."""
 
     statement: str
     values: Sequence[object]
-    decode: Callable[[Sequence[Row]], T]
+    decode: Callable[[Sequence[Row]], T_co]
 
-    def on(self, connection: sqlite3.Connection) -> T:
+    def on(self, connection: sqlite3.Connection) -> T_co:
         """Execute it on a connection of this thread."""
         return self.decode(connection.execute(self.statement, self.values).fetchall())
 
@@ -205,3 +214,70 @@ def workers() -> Select[list[WorkerRecord]]:
 
 def _workers_of(rows: Sequence[Row]) -> list[WorkerRecord]:
     return [worker_of(row) for row in rows]
+
+
+def leases(boot: Micros) -> Select[dict[WorkerId, Lease]]:
+    """Read the leases of the workers that are alive, which are measured on this clock."""
+    return Select(
+        "SELECT worker_id, lease_until - ?, lease FROM worker",
+        (boot,),
+        _leases_of,
+    )
+
+
+def _leases_of(rows: Sequence[Row]) -> dict[WorkerId, Lease]:
+    return {row[0]: Lease(*row[1:]) for row in rows}
+
+
+# ---- why a batch is where it is --------------------------------------------------------------------------------------
+
+_EXECUTIONS: Final = (
+    f"SELECT key, {EXECUTION_RECORD.names} FROM execution INDEXED BY {{}} "
+    "WHERE batch = (SELECT key FROM batch WHERE batch_id = ?) AND {} LIMIT ?"
+)
+_OWNED: Final = _EXECUTIONS.format("execution_owner", "owner IS NOT NULL ORDER BY key")
+_ISOLATED: Final = _EXECUTIONS.format(
+    "execution_isolated", f"due IS NOT NULL AND crashes >= {ISOLATED_CRASHES} AND due > 0 ORDER BY due, key"
+)
+
+
+def owned(batch_id: BatchId, limit: int) -> Select[list[ExecutionRecord]]:
+    """Read the executions of a batch that a worker owns."""
+    return Select(_OWNED, (batch_id, limit), partial(_executions_of, batch_id))
+
+
+def isolated(batch_id: BatchId, limit: int) -> Select[list[ExecutionRecord]]:
+    """Read the executions of a batch that can be claimed and have crashed several times."""
+    return Select(_ISOLATED, (batch_id, limit), partial(_executions_of, batch_id))
+
+
+def resolver(batch_id: BatchId) -> Select[ExecutionRecord | None]:
+    """Read the execution of a batch's resolver."""
+
+    def decode(rows: Sequence[Row]) -> ExecutionRecord | None:
+        return next(iter(_executions_of(batch_id, rows)), None)
+
+    return Select(
+        f"SELECT key, {EXECUTION_RECORD.names} FROM execution WHERE key = ({_FIRST})",
+        (batch_id,),
+        decode,
+    )
+
+
+def due(batch_id: BatchId, limit: int) -> Select[list[Micros]]:
+    """Read when the documents of a batch are due that wait for a time, first due first."""
+    return Select(
+        "SELECT due FROM execution INDEXED BY execution_due "
+        f"WHERE batch = (SELECT key FROM batch WHERE batch_id = ?) AND due > 0 AND key <> ({_FIRST}) "
+        "AND status = 'waiting' ORDER BY due LIMIT ?",
+        (batch_id, batch_id, limit),
+        _moments,
+    )
+
+
+def _moments(rows: Sequence[Row]) -> list[Micros]:
+    return [row[0] for row in rows]
+
+
+def _executions_of(batch_id: BatchId, rows: Sequence[Row]) -> list[ExecutionRecord]:
+    return [execution_of(batch_id, position_of(row[0]), row[1:]) for row in rows]

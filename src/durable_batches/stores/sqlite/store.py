@@ -39,7 +39,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_instance
-from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired
+from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired, Inspection
 from durable_batches.stores.sqlite import claims, queries, reads, workers
 from durable_batches.stores.sqlite.commit import Commits
 from durable_batches.stores.sqlite.connection import migrate, transaction
@@ -294,6 +294,17 @@ class SQLiteStore:
     async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
         """See `Store.events`."""
         return await self._read(reads.events(batch_id, after, limit))
+
+    async def inspect(self, batch_id: BatchId, *, limit: int) -> Inspection:
+        """See `Inspectable.inspect`."""
+        return Inspection(
+            now=self._clock.now(),
+            owned=await self._read(reads.owned(batch_id, limit)),
+            due=await self._read(reads.due(batch_id, limit)),
+            isolated=await self._read(reads.isolated(batch_id, limit)),
+            resolver=await self._read(reads.resolver(batch_id)),
+            leases=await self._read(reads.leases(self._boot())),
+        )
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""

@@ -1,0 +1,198 @@
+"""Explain why a batch is where it is, from its record, its executions and the workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from typing_extensions import TypeVar
+
+from durable_batches.errors import shortened
+from durable_batches.lifecycle.batch_core import definition_of
+from durable_batches.lifecycle.planning import ISOLATED_CRASHES
+from durable_batches.lifecycle.primitives import from_micros
+from durable_batches.lifecycle.progress import Stages, state_of
+from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, ExecutionRecord, Micros, WorkerRecord
+from durable_batches.lifecycle.states import Cancelled, Failed, Stage
+from durable_batches.reading.reasons import (
+    BatchEnded,
+    DeadWorker,
+    Explanation,
+    IsolatedDocument,
+    NoWorker,
+    QueuedDocuments,
+    Reason,
+    ResolverStatus,
+    RunningDocuments,
+    SuspendedDocuments,
+)
+from durable_batches.stores.protocol import Inspectable, Inspection, Lease, Store
+
+__all__ = ["INSPECTED", "explanation_of", "inspection_of"]
+
+S = TypeVar("S", bound=Stage, default=Stage)
+
+INSPECTED: Final = 1_000
+"""Executions of each kind that an explanation looks at."""
+
+
+async def inspection_of(store: Store, record: BatchRecord, now: Micros) -> Inspection:
+    """Inspect a batch; in a store that is not `Inspectable`, by going through its documents.
+
+    Args:
+        store: Where it is.
+        record: The batch's.
+        now: The time, where the store does not say it.
+    """
+    if isinstance(store, Inspectable):
+        return await store.inspect(record.batch_id, limit=INSPECTED)
+    counts = record.counts
+    running: Sequence[ExecutionRecord] = ()
+    waiting: Sequence[ExecutionRecord] = ()
+    if counts.running:
+        found = await store.documents(record.batch_id, statuses=["running"], limit=INSPECTED, inputs=False)
+        running = [document.execution for document in found]
+    if counts.waiting:
+        found = await store.documents(record.batch_id, statuses=["waiting"], limit=INSPECTED, inputs=False)
+        waiting = [document.execution for document in found]
+    first = await store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=1, inputs=False)
+    resolver = first[0].execution if first and first[0].execution.position == RESOLVER_POSITION else None
+    return Inspection(
+        now=now,
+        owned=[*running, *([resolver] if resolver is not None and resolver.owner is not None else [])],
+        due=sorted(execution.due for execution in waiting if execution.due),
+        isolated=[execution for execution in waiting if execution.crashes >= ISOLATED_CRASHES],
+        resolver=resolver,
+    )
+
+
+def explanation_of(
+    record: BatchRecord, inspection: Inspection, workers: Sequence[WorkerRecord], machine: Stages[S]
+) -> Explanation[S]:
+    """Explain why a batch is where it is.
+
+    Args:
+        record: The batch's.
+        inspection: What its rows tell.
+        workers: Those that are alive.
+        machine: Makes its state.
+    """
+    reasons = list(_reasons(record, inspection, workers))
+    if not reasons:
+        # Between two reads something has ended, and what follows was not yet there.
+        left = record.counts.unfinished
+        reasons = [QueuedDocuments(documents=left, since=from_micros(record.created_at))]
+    state = state_of(record, machine)
+    match state:
+        case Failed(error=why) | Cancelled(reason=why) if why:
+            because = f" ({shortened(why)})"
+        case _:
+            because = ""
+    return Explanation(
+        batch_id=record.batch_id,
+        state=state,
+        headline=f"The batch {record.batch_id!r} is in the state {record.state!r}{because}.",
+        reasons=reasons,
+    )
+
+
+def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[WorkerRecord]) -> Iterator[Reason]:
+    """Find the reasons, the most decisive first."""
+    if record.ended:
+        yield BatchEnded(counts=record.counts)
+        return
+    alive = [worker for worker in workers if not _has_expired(inspection.leases.get(worker.worker_id))]
+    served = _is_served(record, inspection, alive)
+    if not served:
+        known = sorted({known for worker in alive for known in worker.workflows})
+        yield NoWorker(workflow=record.workflow, version=record.version, known=known)
+    yield from _dead_workers(inspection)
+    yield from _isolated_documents(inspection)
+    if record.state == "resolving":
+        yield _resolver(inspection)
+        return
+    waiting_due = sum(due <= inspection.now for due in inspection.due)
+    isolated_due = sum(
+        execution.due is not None and execution.due <= inspection.now for execution in inspection.isolated
+    )
+    due = record.counts.pending + waiting_due - isolated_due
+    slots = max(definition_of(record).config.concurrency - record.counts.running, 0)
+    queued = min(due, slots)
+    yield from _running_documents(record, inspection, waiting=due - queued)
+    if record.counts.waiting > waiting_due:
+        later = [moment for moment in inspection.due if moment > inspection.now]
+        yield SuspendedDocuments(
+            what="retry",
+            name="",
+            documents=record.counts.waiting - waiting_due,
+            next_due=from_micros(later[0]) if later else None,
+        )
+    if queued and served:
+        first = inspection.due[0] if waiting_due else record.created_at
+        yield QueuedDocuments(documents=queued, since=from_micros(min(first, inspection.now)))
+
+
+def _is_served(record: BatchRecord, inspection: Inspection, alive: Sequence[WorkerRecord]) -> bool:
+    """Whether a worker is there for the batch: by what it was started with, or by what it does."""
+    owners = {execution.owner for execution in inspection.owned}
+    pair = (record.workflow, record.version)
+    return any(
+        (pair in worker.workflows and worker.generation >= record.needs) or worker.worker_id in owners
+        for worker in alive
+    )
+
+
+def _has_expired(lease: Lease | None) -> bool:
+    return lease is not None and lease.left <= 0
+
+
+def _is_late(lease: Lease | None) -> bool:
+    """Whether a lease was not renewed when it should have been: workers do so several times in its length."""
+    return lease is not None and lease.left < lease.length / 2
+
+
+def _dead_workers(inspection: Inspection) -> Iterator[DeadWorker]:
+    owned = Counter(execution.owner for execution in inspection.owned)
+    for worker, lease in inspection.leases.items():
+        if owned[worker] and _is_late(lease):
+            until = from_micros(inspection.now + lease.left)
+            yield DeadWorker(worker=worker, documents=owned[worker], lease_until=until)
+
+
+def _isolated_documents(inspection: Inspection) -> Iterator[IsolatedDocument]:
+    running = [each for each in inspection.owned if each.alone or each.crashes >= ISOLATED_CRASHES]
+    due = [each for each in inspection.isolated if each.due is not None and each.due <= inspection.now]
+    shown = running or due[:1]
+    for execution in shown:
+        yield IsolatedDocument(
+            document_id=execution.document_id,
+            crashes=execution.crashes,
+            worker=execution.owner,
+            since=from_micros(execution.updated_at if execution.owner is not None else execution.due or inspection.now),
+            waiting=len(due) if running else len(due) - 1,
+        )
+
+
+def _resolver(inspection: Inspection) -> ResolverStatus:
+    resolver = inspection.resolver
+    if resolver is None:
+        return ResolverStatus(attempt=0, waits="worker")
+    if resolver.owner is not None:
+        return ResolverStatus(attempt=resolver.attempt, waits=None)
+    later = resolver.due is not None and resolver.due > inspection.now
+    return ResolverStatus(attempt=resolver.attempt, waits="retry" if later else "worker")
+
+
+def _running_documents(record: BatchRecord, inspection: Inspection, waiting: int) -> Iterator[RunningDocuments]:
+    running = [execution for execution in inspection.owned if execution.position != RESOLVER_POSITION]
+    if not running:
+        return
+    oldest = min(running, key=lambda execution: execution.updated_at)
+    yield RunningDocuments(
+        documents=len(running) if len(inspection.owned) < INSPECTED else max(record.counts.running, len(running)),
+        oldest_document_id=oldest.document_id,
+        oldest_since=from_micros(oldest.updated_at),
+        workers=Counter(execution.owner for execution in running if execution.owner is not None),
+        waiting=waiting,
+    )

@@ -1,0 +1,225 @@
+"""Why a batch is where it is: each reason as data, and as a sentence (`str`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Literal, TypeAlias
+
+from typing_extensions import TypeVar
+
+from durable_batches.lifecycle.states import BatchId, BatchState, Counts, Stage
+
+__all__ = [
+    "BatchEnded",
+    "DeadWorker",
+    "Explanation",
+    "IsolatedDocument",
+    "NoWorker",
+    "QueuedDocuments",
+    "Reason",
+    "ResolverStatus",
+    "RunningDocuments",
+    "SuspendedDocuments",
+]
+
+S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningDocuments:
+    """Documents run."""
+
+    documents: int
+    oldest_document_id: str
+    """The document that has made no progress for the longest time: entered no stage, and not started."""
+    oldest_since: datetime
+    """When it last did."""
+    workers: Mapping[str, int]
+    """The workers that run them, with their number on each."""
+    waiting: int = 0
+    """Documents that wait for one of these to end, because the batch runs no more at once (its `concurrency`)."""
+    tag: Literal["running"] = "running"
+
+    def __str__(self) -> str:
+        workers = ", ".join(f"{worker!r} ({number})" for worker, number in sorted(self.workers.items()))
+        on = f" on {_number(len(self.workers), 'worker')}: {workers}" if self.workers else ""
+        waiting = (
+            f". The batch runs no more at once, and {_number(self.waiting, 'document')} "
+            f"{_verb(self.waiting, 'waits', 'wait')} for that"
+            if self.waiting
+            else ""
+        )
+        return (
+            f"{_number(self.documents, 'document')} {_verb(self.documents, 'runs', 'run')}{on}. Without progress for "
+            f"the longest time, since {_at(self.oldest_since)}, is {self.oldest_document_id!r}{waiting}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspendedDocuments:
+    """Documents wait without holding a slot, grouped by what they wait for."""
+
+    what: Literal["signal", "timer", "retry", "rate-limit", "provider-batch"]
+    name: str
+    """Of the signal, say; empty for what has none."""
+    documents: int
+    next_due: datetime | None
+    """When the first of them goes on by itself; None: none does."""
+    tag: Literal["suspended"] = "suspended"
+
+    def __str__(self) -> str:
+        until = "" if self.next_due is None else f", the first until {_at(self.next_due)}"
+        of = f" {self.name!r}" if self.name else ""
+        return (
+            f"{_number(self.documents, 'document')} {_verb(self.documents, 'waits', 'wait')} for a {self.what}{of}"
+            f"{until}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoWorker:
+    """No worker that is alive was started with this workflow in this version, or has a document of the batch."""
+
+    workflow: str
+    version: str
+    known: Sequence[tuple[str, str]]
+    """The workflows and versions with which workers were started that are alive."""
+    tag: Literal["no-worker"] = "no-worker"
+
+    def __str__(self) -> str:
+        known = ", ".join(f"{name!r} in version {version!r}" for name, version in self.known)
+        others = f"there are workers for {known}" if known else "there is no worker that runs anything"
+        return f"No worker was started with the workflow {self.workflow!r} in version {self.version!r}: {others}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadWorker:
+    """A worker that owns documents of the batch does not renew its lease: it is dead, frozen or cut off."""
+
+    worker: str
+    documents: int
+    lease_until: datetime
+    """When the lease expires or has expired. From then on, any other worker releases its documents."""
+    tag: Literal["dead-worker"] = "dead-worker"
+
+    def __str__(self) -> str:
+        return (
+            f"The worker {self.worker!r} has {_number(self.documents, 'document')} and does not renew its lease. "
+            f"Other workers take over what it has when the lease has expired: {_at(self.lease_until)}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsolatedDocument:
+    """A document that was there at several crashes runs beside few others, or none."""
+
+    document_id: str
+    crashes: int
+    worker: str | None
+    """The worker that runs it; None: it waits for one that runs few others."""
+    since: datetime
+    waiting: int
+    """Other documents that wait to run like that."""
+    tag: Literal["isolated"] = "isolated"
+
+    def __str__(self) -> str:
+        runs = (
+            "it waits for a worker that runs few others"
+            if self.worker is None
+            else f"it runs on the worker {self.worker!r} beside few others, or none,"
+        )
+        others = f"; {self.waiting} more wait to run like that" if self.waiting else ""
+        return (
+            f"The document {self.document_id!r} was running when its worker crashed, {self.crashes} times: {runs} "
+            f"since {_at(self.since)}{others}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedDocuments:
+    """Documents are due and not claimed: the workers that could are full, or serve others first."""
+
+    documents: int
+    since: datetime
+    """When the first of them fell due."""
+    tag: Literal["queued"] = "queued"
+
+    def __str__(self) -> str:
+        return (
+            f"{_number(self.documents, 'document')} could run and "
+            f"{_verb(self.documents, 'is', 'are')} not claimed, the first since {_at(self.since)}: the workers that "
+            "could are full, or serve other batches first."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolverStatus:
+    """All documents have finished: the resolver runs, or waits."""
+
+    attempt: int
+    """The number of its attempt; 0: it has not started."""
+    waits: Literal["worker", "retry", "signal", "timer"] | None
+    """What it waits for; None: it runs."""
+    tag: Literal["resolver"] = "resolver"
+
+    def __str__(self) -> str:
+        if self.waits is None:
+            return f"All documents have finished, and the resolver runs (attempt {self.attempt})."
+        return f"All documents have finished, and the resolver waits for a {self.waits} (attempts: {self.attempt})."
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchEnded:
+    """The batch has ended."""
+
+    counts: Counts
+    tag: Literal["ended"] = "ended"
+
+    def __str__(self) -> str:
+        counts = self.counts
+        return (
+            f"It has ended: {counts.succeeded} of {_number(counts.total, 'document')} succeeded, {counts.failed} "
+            f"failed, {counts.cancelled} cancelled."
+        )
+
+
+Reason: TypeAlias = (
+    RunningDocuments
+    | SuspendedDocuments
+    | NoWorker
+    | DeadWorker
+    | IsolatedDocument
+    | QueuedDocuments
+    | ResolverStatus
+    | BatchEnded
+)
+"""A reason why a batch is where it is. It grows in minor versions: keep a `case _` in every `match`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation(Generic[S_co]):
+    """Why a batch is where it is; `str` gives all of it in sentences."""
+
+    batch_id: BatchId
+    state: BatchState[S_co]
+    headline: str
+    """One sentence."""
+    reasons: Sequence[Reason]
+    """The most decisive first; never empty."""
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, *(f"- {reason}" for reason in self.reasons)])
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _verb(count: int, one: str, many: str) -> str:
+    return one if count == 1 else many
+
+
+def _at(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

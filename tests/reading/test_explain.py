@@ -1,0 +1,368 @@
+"""Why a batch is where it is, as data and in sentences, for what the rows of a store tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.conftest import StoreMaker
+from tests.support import STAGES, eventually, opened, within
+
+from durable_batches import (
+    AbortAll,
+    BatchClient,
+    BatchConfig,
+    BatchEnded,
+    BatchNotFoundError,
+    BatchOrchestrator,
+    Counts,
+    DeadWorker,
+    Explanation,
+    IsolatedDocument,
+    MemoryStore,
+    NoWorker,
+    QueuedDocuments,
+    Reason,
+    ResolverStatus,
+    Results,
+    RetryFailed,
+    RunningDocuments,
+    Store,
+    SuspendedDocuments,
+    Worker,
+    workflow,
+)
+from durable_batches.lifecycle.primitives import from_micros
+from durable_batches.stores import Inspectable
+from durable_batches.testing import ManualClock
+from durable_batches.testing.conformance.scene import LETTERS, Scene
+
+T0 = datetime(2031, 5, 1, 12, 0, 0, tzinfo=UTC)
+
+
+class Uninspectable:
+    """A store of before `Inspectable`: everything but that."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inspect":
+            raise AttributeError(name)
+        return getattr(self._store, name)
+
+
+@pytest.fixture(params=["inspectable", "by its documents"])
+def maker(request: pytest.FixtureRequest, open_store: StoreMaker) -> StoreMaker:
+    """Stores that can be inspected, and the same without that."""
+    if request.param == "inspectable":
+        return open_store
+
+    def make(clock: Any) -> Store:
+        store: Any = Uninspectable(open_store(clock))
+        assert not isinstance(store, Inspectable)
+        assert isinstance(store, Store)
+        return store
+
+    return make
+
+
+@asynccontextmanager
+async def scene_of(make: StoreMaker) -> AsyncGenerator[tuple[Scene, BatchClient, ManualClock]]:
+    """A store on a clock that stands still, a client of it, and hands that do what workers do."""
+    clock = ManualClock()
+
+    async def pass_time(seconds: float) -> None:
+        clock.advance(seconds)
+
+    async with opened(make(clock)) as store, BatchClient(make(clock), clock=clock) as client:
+        yield Scene(store, pass_time), client, clock
+
+
+def now(clock: ManualClock) -> datetime:
+    return from_micros(clock.now())
+
+
+# ---- what runs -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_runs_where_and_since_when(maker: StoreMaker) -> None:
+    async with scene_of(maker) as (scene, client, clock):
+        batch_id = await scene.batch(5, concurrency=3)
+        first, second = await scene.worker("a"), await scene.worker("b")
+        (one,) = await first.claim(1)
+        began = now(clock)
+        clock.advance(5)
+        await second.claim(2)
+        explanation = await client.explain(batch_id)
+        assert explanation.reasons == [
+            RunningDocuments(
+                documents=3,
+                oldest_document_id=one.execution.document_id,
+                oldest_since=began,
+                workers={"a": 1, "b": 2},
+                waiting=2,
+            )
+        ]
+        # Progress is a stage that is entered.
+        clock.advance(5)
+        await first.report(first.entered(one, 0))
+        (reason,) = (await client.explain(batch_id)).reasons
+        assert isinstance(reason, RunningDocuments)
+        assert reason.oldest_since == began + timedelta(seconds=5)
+
+
+async def test_documents_that_could_run_and_do_not_are_queued(maker: StoreMaker) -> None:
+    async with scene_of(maker) as (scene, client, clock):
+        batch_id = await scene.batch(5, concurrency=3)
+        worker = await scene.worker()
+        created = from_micros((await scene.look(batch_id)).created_at)
+        (reason,) = (await client.explain(batch_id)).reasons
+        assert reason == QueuedDocuments(documents=3, since=min(created, now(clock)))
+        await worker.claim(1)
+        running, queued = (await client.explain(batch_id)).reasons
+        assert isinstance(running, RunningDocuments)
+        assert running.waiting == 2
+        assert isinstance(queued, QueuedDocuments)
+        assert queued.documents == 2
+
+
+async def test_documents_that_wait_for_a_retry(maker: StoreMaker) -> None:
+    policy = RetryFailed(max_attempts=3, backoff=timedelta(minutes=1))
+    async with scene_of(maker) as (scene, client, clock):
+        batch_id = await scene.batch(2, policy=policy)
+        worker = await scene.worker(lease=10_000)
+        await worker.report(*[worker.failed(claim) for claim in await worker.claim()])
+        (reason,) = (await client.explain(batch_id)).reasons
+        assert isinstance(reason, SuspendedDocuments)
+        assert (reason.what, reason.name, reason.documents) == ("retry", "", 2)
+        assert reason.next_due is not None
+        due = reason.next_due
+        assert now(clock) < due <= now(clock) + timedelta(minutes=2)
+        clock.advance(600)
+        # They are due, and nobody takes them.
+        (reason,) = (await client.explain(batch_id)).reasons
+        assert reason == QueuedDocuments(documents=2, since=due)
+
+
+# ---- workers -------------------------------------------------------------------------------------------------------
+
+
+async def test_no_worker_for_this_workflow_or_version(maker: StoreMaker) -> None:
+    async with scene_of(maker) as (scene, client, _):
+        batch_id = await scene.batch(1, workflow=("words", "2"))
+        (reason,) = (await client.explain(batch_id)).reasons
+        assert reason == NoWorker(workflow="words", version="2", known=[])
+        await scene.worker()
+        (reason,) = (await client.explain(batch_id)).reasons
+        assert reason == NoWorker(workflow="words", version="2", known=[LETTERS])
+        newer = await scene.batch(1, workflow=(LETTERS[0], "900"))
+        (reason,) = (await client.explain(newer)).reasons
+        assert reason == NoWorker(workflow=LETTERS[0], version="900", known=[LETTERS])
+
+
+async def test_a_worker_without_capacity_runs_nothing(open_store: StoreMaker) -> None:
+    @workflow(STAGES, name="shout")
+    async def shout(document: str) -> str:
+        return document
+
+    async with BatchOrchestrator(shout, store=open_store(None), max_in_flight=0) as batches:
+        batch_id = await batches.submit(["x"])
+        explanation = await batches.explain(batch_id)
+        assert explanation.reasons == [NoWorker(workflow="shout", version="1", known=[])]
+
+
+async def test_a_worker_that_got_the_workflow_later_is_there_when_it_has_a_document(open_store: StoreMaker) -> None:
+    @workflow(STAGES, name="first")
+    async def first(document: str) -> str:
+        return document
+
+    @workflow(STAGES, name="later")
+    async def later(document: str) -> str:
+        await asyncio.Event().wait()
+        return document
+
+    worker = Worker(open_store(None), drain=timedelta(0))
+    async with BatchOrchestrator(first, worker=worker):
+        batches = BatchOrchestrator(later, worker=worker)
+        batch_id = await batches.submit(["x"])
+
+        async def runs() -> bool:
+            return [reason.tag for reason in (await batches.explain(batch_id)).reasons] == ["running"]
+
+        await eventually(runs)
+
+
+async def test_a_worker_that_does_not_renew_its_lease(open_store: StoreMaker) -> None:
+    async with scene_of(open_store) as (scene, client, clock):
+        batch_id = await scene.batch(3, concurrency=2)
+        dead = await scene.worker("dead", lease=30)
+        await dead.claim()
+        until = now(clock) + timedelta(seconds=30)
+        clock.advance(10)
+        assert [reason.tag for reason in (await client.explain(batch_id)).reasons] == ["running"]
+        clock.advance(10)
+        late, running = (await client.explain(batch_id)).reasons
+        assert late == DeadWorker(worker="dead", documents=2, lease_until=until)
+        assert isinstance(running, RunningDocuments)
+        # Past its lease, it is nobody's worker any more.
+        clock.advance(60)
+        reasons = (await client.explain(batch_id)).reasons
+        assert [reason.tag for reason in reasons] == ["no-worker", "dead-worker", "running"]
+        await scene.worker("alive")
+        assert [reason.tag for reason in (await client.explain(batch_id)).reasons] == ["dead-worker", "running"]
+        await scene.store.expire()
+        assert "dead-worker" not in [reason.tag for reason in (await client.explain(batch_id)).reasons]
+
+
+async def test_documents_in_isolation(open_store: StoreMaker) -> None:
+    async with scene_of(open_store) as (scene, client, clock):
+        batch_id = await scene.batch(2, max_crashes=5)
+        for _ in range(2):
+            hand = await scene.worker(lease=10)
+            assert len(await hand.claim()) == 2
+            clock.advance(20)
+            await scene.store.expire()
+        reasons = (await client.explain(batch_id)).reasons
+        assert [reason.tag for reason in reasons] == ["no-worker", "isolated"]
+        assert reasons[1] == IsolatedDocument(
+            document_id="document-0", crashes=2, worker=None, since=now(clock), waiting=1
+        )
+        hand = await scene.worker(lease=1_000)
+        assert [reason.tag for reason in (await client.explain(batch_id)).reasons] == ["isolated"]
+        (claim,) = await hand.claim(1)
+        reasons = (await client.explain(batch_id)).reasons
+        assert [reason.tag for reason in reasons] == ["isolated", "running"]
+        assert reasons[0] == IsolatedDocument(
+            document_id=claim.execution.document_id,
+            crashes=2,
+            worker=hand.worker_id,
+            since=now(clock),
+            waiting=1,
+        )
+
+
+# ---- the end -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_resolver_waits_and_runs(maker: StoreMaker) -> None:
+    async with scene_of(maker) as (scene, client, _):
+        batch_id = await scene.batch(1, resolver=True)
+        hand = await scene.worker()
+        (claim,) = await hand.claim()
+        await hand.report(hand.succeeded(claim))
+        assert (await client.explain(batch_id)).reasons == [ResolverStatus(attempt=0, waits="worker")]
+        (claim,) = await hand.claim()
+        assert (await client.explain(batch_id)).reasons == [ResolverStatus(attempt=1, waits=None)]
+        await hand.report(hand.succeeded(claim))
+        assert (await client.explain(batch_id)).reasons == [BatchEnded(counts=Counts(total=1, succeeded=1))]
+
+
+async def test_a_batch_that_has_failed_says_why(open_store: StoreMaker) -> None:
+    async def resolve(results: Results[str]) -> int:
+        return results.counts.total
+
+    @workflow(STAGES, name="failing", resolver=resolve)
+    async def failing(document: str) -> str:
+        raise ValueError(f"not {document}")
+
+    async with BatchOrchestrator(failing, store=open_store(None)) as batches:
+        batch_id = await batches.submit(["x"], config=BatchConfig(failure_policy=AbortAll()))
+        await within(batches.result(batch_id))
+        explanation = await batches.explain(batch_id)
+        assert explanation.state.tag == "failed"
+        assert explanation.reasons == [BatchEnded(counts=Counts(total=1, failed=1))]
+        assert explanation.headline.startswith(f"The batch {batch_id!r} is in the state 'failed' (")
+        with pytest.raises(BatchNotFoundError):
+            await batches.explain("nobody's")
+
+
+async def test_an_orchestrators_explanation_has_its_stages() -> None:
+    @workflow(STAGES, name="shout")
+    async def shout(document: str) -> str:
+        return document
+
+    async with BatchOrchestrator(shout, store=MemoryStore(), max_in_flight=0) as batches:
+        batch_id = await batches.submit(["x"])
+        assert (await batches.explain(batch_id)).state == await batches.state(batch_id)
+
+
+# ---- sentences -----------------------------------------------------------------------------------------------------
+
+SENTENCES: list[tuple[Reason, str]] = [
+    (
+        RunningDocuments(documents=1, oldest_document_id="a", oldest_since=T0, workers={"w": 1}),
+        "1 document runs on 1 worker: 'w' (1). Without progress for the longest time, since 2031-05-01 12:00:00 UTC, "
+        "is 'a'.",
+    ),
+    (
+        RunningDocuments(documents=3, oldest_document_id="a", oldest_since=T0, workers={"w": 1, "v": 2}, waiting=4),
+        "3 documents run on 2 workers: 'v' (2), 'w' (1). Without progress for the longest time, since "
+        "2031-05-01 12:00:00 UTC, is 'a'. The batch runs no more at once, and 4 documents wait for that.",
+    ),
+    (
+        SuspendedDocuments(what="retry", name="", documents=1, next_due=T0),
+        "1 document waits for a retry, the first until 2031-05-01 12:00:00 UTC.",
+    ),
+    (SuspendedDocuments(what="signal", name="go", documents=2, next_due=None), "2 documents wait for a signal 'go'."),
+    (
+        NoWorker(workflow="a", version="2", known=[]),
+        "No worker was started with the workflow 'a' in version '2': there is no worker that runs anything.",
+    ),
+    (
+        NoWorker(workflow="a", version="2", known=[("a", "1"), ("b", "1")]),
+        "No worker was started with the workflow 'a' in version '2': there are workers for 'a' in version '1', 'b' in "
+        "version '1'.",
+    ),
+    (
+        DeadWorker(worker="w", documents=2, lease_until=T0),
+        "The worker 'w' has 2 documents and does not renew its lease. Other workers take over what it has when the "
+        "lease has expired: 2031-05-01 12:00:00 UTC.",
+    ),
+    (
+        IsolatedDocument(document_id="\x1b[2Ja", crashes=2, worker="w", since=T0, waiting=0),
+        "The document '\\x1b[2Ja' was running when its worker crashed, 2 times: it runs on the worker 'w' beside few "
+        "others, or none, since 2031-05-01 12:00:00 UTC.",
+    ),
+    (
+        IsolatedDocument(document_id="a", crashes=2, worker=None, since=T0, waiting=1),
+        "The document 'a' was running when its worker crashed, 2 times: it waits for a worker that runs few others "
+        "since 2031-05-01 12:00:00 UTC; 1 more wait to run like that.",
+    ),
+    (
+        QueuedDocuments(documents=1, since=T0),
+        "1 document could run and is not claimed, the first since 2031-05-01 12:00:00 UTC: the workers that could are "
+        "full, or serve other batches first.",
+    ),
+    (ResolverStatus(attempt=1, waits=None), "All documents have finished, and the resolver runs (attempt 1)."),
+    (
+        ResolverStatus(attempt=1, waits="retry"),
+        "All documents have finished, and the resolver waits for a retry (attempts: 1).",
+    ),
+    (
+        BatchEnded(counts=Counts(total=2, succeeded=1, failed=1)),
+        "It has ended: 1 of 2 documents succeeded, 1 failed, 0 cancelled.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("reason", "sentence"), SENTENCES)
+def test_a_reason_is_a_sentence(reason: Reason, sentence: str) -> None:
+    assert str(reason) == sentence
+
+
+async def test_an_explanation_is_its_sentences() -> None:
+    async with scene_of(lambda clock: STORE) as (scene, client, _):
+        batch_id = await scene.batch(1, workflow=("words", "2"))
+        explanation: Explanation = await client.explain(batch_id)
+        assert str(explanation) == (
+            f"The batch {batch_id!r} is in the state 'pending'.\n"
+            "- No worker was started with the workflow 'words' in version '2': there is no worker that runs anything."
+        )
+
+
+STORE = MemoryStore()
