@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import pytest
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.postgres.databases import MigratedSchemas
@@ -31,6 +34,7 @@ from durable_batches.lifecycle.facts import (
     Fact,
     StageEntered,
 )
+from durable_batches.lifecycle.planning import ISOLATED_CRASHES
 from durable_batches.lifecycle.records import (
     GENERATION,
     RESOLVER_DOCUMENT_ID,
@@ -220,8 +224,9 @@ class Agreement(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
-        dead = data.draw(st.lists(self.workers(), max_size=1))
+        self.die(data.draw(st.lists(self.workers(), max_size=1)))
 
+    def die(self, dead: Sequence[WorkerId]) -> None:
         async def expire(store: Store) -> object:
             expired = await store.expire(dead=dead)
             return sorted(expired.workers), expired.events
@@ -361,6 +366,15 @@ def _everything(batch_id: BatchId) -> Callable[[Store], Coroutine[Any, Any, obje
     return read
 
 
+def end(claim: Claim) -> st.SearchStrategy[list[Fact]]:
+    """How an execution ends, if it does; most fail, and are retried."""
+    execution = claim.execution
+    target = execution.batch_id, execution.run, execution.position, execution.attempt
+    failed = ExecutionFailed(*target, b"", "broke", retry_in=10_000_000)
+    ends: list[list[Fact]] = [[failed], [failed], [ExecutionReleased(*target)], [ExecutionSucceeded(*target, b"")], []]
+    return st.sampled_from(ends)
+
+
 def fact(claim: Claim) -> st.SearchStrategy[Fact]:
     """A fact about a claim, now and then about another attempt of it."""
     execution = claim.execution
@@ -396,6 +410,77 @@ def _database(postgres_dsn: str, migrated_schemas: MigratedSchemas) -> None:
 
 Agreement.TestCase.settings = modest(12, steps=40)
 TestAgreement = Agreement.TestCase
+
+
+retrying = st.builds(
+    BatchConfig,
+    concurrency=st.integers(1, 4),
+    failure_policy=st.builds(
+        RetryFailed, max_attempts=st.integers(2, 4), backoff=st.sampled_from([timedelta(0), timedelta(seconds=10)])
+    ),
+    deadline=st.sampled_from([None, None, timedelta(seconds=90)]),
+    max_crashes=st.integers(2, 4),
+)
+
+
+def claims_of_everything(data: st.DataObject) -> Counter[str]:
+    """Have workers claim, report and die; count what they were given: of each range, and of batches that slept."""
+    stores = Agreement()
+    claimed: Counter[str] = Counter()
+    try:
+        stores.open()
+        for name in BATCHES[:2]:
+            batch_id, size, resolver = BatchId(name), data.draw(st.integers(1, 3)), data.draw(st.booleans())
+            stores.create(batch_id, WORKFLOWS[0], LOADERS[0], resolver, data.draw(retrying), GENERATION, ("", 0))
+            chunk = [NewDocument(position, f"document-{position}", b"") for position in range(size)]
+            stores.all(partial(_add, batch_id, chunk))
+            stores.control(batch_id, Seal(LOADERS[0], size))
+        for _ in range(16):
+            worker = data.draw(st.sampled_from(sorted(stores.numbers)))
+            records = [stores.runner.run(stores.stores[0].batch(BatchId(name))) for name in BATCHES[:2]]
+            asleep = {record.batch_id for record in records if record is not None and record.next_due is not None}
+            before = len(stores.claims)
+            request = ClaimRequest(frozenset(WORKFLOWS), data.draw(st.integers(1, 5)), 0, 5, 5, 3)
+            stores.commit(worker, [], request)
+            claims = [claim for _, claim in stores.claims[before:]]
+            claimed.update(_range(claim) for claim in claims)
+            claimed.update("slept" for claim in claims if claim.execution.batch_id in asleep)
+            if data.draw(st.integers(0, 2)) == 0:
+                stores.die([worker])
+                del stores.numbers[worker]
+                stores.register()
+            else:
+                stores.commit(worker, [fact for claim in claims for fact in data.draw(end(claim))], None)
+            stores.pass_time(data.draw(st.sampled_from([0.25, 10, 20])))
+        stores.they_hold_the_same()
+    finally:
+        stores.teardown()
+    return claimed
+
+
+async def _add(batch_id: BatchId, chunk: Sequence[NewDocument], store: Store) -> None:
+    await store.add(batch_id, LOADERS[0], chunk)
+
+
+def _range(claim: Claim) -> str:
+    execution = claim.execution
+    if execution.crashes >= ISOLATED_CRASHES:
+        return "isolated"
+    return "new" if execution.attempt == 1 else "woken" if execution.failures else "again"
+
+
+def test_claims_agree() -> None:
+    """Retries, crashes and sleep, in any mixture: of each range, something is claimed."""
+    claimed: Counter[str] = Counter()
+
+    # Not made smaller when one fails: on three databases that would take longer than a test may.
+    @given(st.data())
+    @settings(modest(12), phases=[Phase.generate])
+    def examples(data: st.DataObject) -> None:
+        claimed.update(claims_of_everything(data))
+
+    examples()
+    assert {"woken", "new", "isolated", "slept"} <= claimed.keys(), "the examples claim too little"
 
 
 class AgreementForLong(Agreement):
