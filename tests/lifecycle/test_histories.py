@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import count
+from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -56,9 +57,11 @@ configs = st.builds(
 class Histories(RuleBasedStateMachine):
     """One or two batches, three workers, and everything that may happen to them in any order."""
 
+    level: ClassVar[int] = 1
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World(level=self.level)
         self.sessions = count(1)
         self.workers = [self.new_session() for _ in range(WORKERS)]
         self.gone: list[WorkerId] = []
@@ -256,3 +259,13 @@ class Histories(RuleBasedStateMachine):
 
 Histories.TestCase.settings = modest(120, steps=40)
 TestHistories = Histories.TestCase
+
+
+class HistoriesOfSleepers(Histories):
+    """The same in a store of level 2, where a batch sleeps while nothing of it is due."""
+
+    level = 2
+
+
+HistoriesOfSleepers.TestCase.settings = modest(120, steps=40)
+TestHistoriesOfSleepers = HistoriesOfSleepers.TestCase

@@ -23,7 +23,7 @@ from durable_batches.lifecycle.facts import (
     StageEntered,
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord
-from durable_batches.lifecycle.planning import Candidates, Loaded, Writes, plan_claims, plan_facts
+from durable_batches.lifecycle.planning import Candidates, Loaded, Writes, claim_order, plan_claims, plan_facts
 from durable_batches.lifecycle.planning.claims import ISOLATION_WAIT_MICROS
 from durable_batches.lifecycle.records import (
     NOW,
@@ -576,3 +576,55 @@ def test_a_claim_without_room_still_ends_a_batch_whose_deadline_has_passed() -> 
     writes = plan_claims(world.now, ME, request, candidates, 1)
     assert [(execution.position, execution.alone) for execution in writes.executions] == [(0, True)]
     assert [(record.batch_id, record.state) for record in writes.batches] == [("a", "one"), ("b", "failed")]
+
+
+# ---- level 2: what is due by time, and sleep ---------------------------------------------------------------------
+
+
+def test_what_may_run_beside_few_is_claimed_after_what_may_run_beside_all() -> None:
+    """A first crash leaves a document among those that were woken; it is the claim that takes it last."""
+    world = World(level=2)
+    batch_id = world.batch("batch", 3, config=BatchConfig(max_crashes=3))
+    assert crash(world, 1) == [0]
+    (crashed,) = [row for row in world.due(batch_id) if row.crashes]
+    assert claim_order(crashed) < min(claim_order(row) for row in world.due(batch_id) if not row.crashes)
+    assert [execution.position for execution in world.claim(ME).executions] == [1, 2]
+
+
+def test_a_claim_takes_no_more_than_the_share_of_each_batch() -> None:
+    world = World(level=2)
+    batch_id = world.batch("batch", 3)
+    candidates = [Candidates(world.batches[batch_id], world.due(batch_id), share=2)]
+    request = ClaimRequest(frozenset({WORKFLOW}), 3, 0, CAPACITY, CAPACITY, 0)
+    assert len(plan_claims(world.now, ME, request, candidates, 1, level=2).executions) == 2
+
+
+def test_a_batch_that_was_woken_for_nothing_falls_asleep_again() -> None:
+    """It would be looked at by each claim otherwise; nothing has happened, so there is no event of it."""
+    world = World(level=2)
+    policy = RetryFailed(max_attempts=2, backoff=timedelta(seconds=10))
+    batch_id = world.batch("batch", 1, config=BatchConfig(failure_policy=policy))
+    world.claim(ME)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    record = world.batches[batch_id]
+    assert record.next_due is not None
+    request = ClaimRequest(frozenset({WORKFLOW}), 3, 0, CAPACITY, CAPACITY, 0)
+    later = record.next_due + SECOND
+    writes = plan_claims(record.next_due, ME, request, [Candidates(record, [], later)], 1, level=2)
+    assert [(written.free, written.next_due) for written in writes.batches] == [(0, later)]
+    assert not writes.events
+    assert not writes.executions
+
+
+def test_a_batch_of_which_nobody_knows_what_is_due_stays_awake() -> None:
+    """As one that was written at level 1: to sleep then could be to sleep for ever."""
+    world = World()
+    policy = RetryFailed(max_attempts=2, backoff=timedelta(seconds=10))
+    batch_id = world.batch("batch", 2, config=BatchConfig(failure_policy=policy))
+    world.claim(ME)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    world.level = 2
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    record = world.batches[batch_id]
+    assert record.counts.waiting == 2
+    assert (record.free > 0, record.next_due) == (True, None)

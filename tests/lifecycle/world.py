@@ -32,6 +32,7 @@ from durable_batches.lifecycle.planning import (
     Loaded,
     Writes,
     executions_to_load,
+    has_to_know_next_due,
     new_execution,
     plan_claims,
     plan_command,
@@ -80,6 +81,8 @@ class _Seen:
 
 @dataclass
 class World:
+    level: int = 1
+    """Of the store that it stands for."""
     now: Micros = START
     batches: dict[BatchId, BatchRecord] = field(default_factory=dict[BatchId, BatchRecord])
     executions: dict[ExecutionKey, ExecutionRecord] = field(default_factory=dict[ExecutionKey, ExecutionRecord])
@@ -94,6 +97,7 @@ class World:
     def copy(self) -> World:
         """Another world like this one; the records in it cannot change, and are shared."""
         return World(
+            self.level,
             self.now,
             dict(self.batches),
             dict(self.executions),
@@ -156,7 +160,7 @@ class World:
             {batch_id: self.batches[batch_id] for batch_id in {key[0] for key in keys} if batch_id in self.batches},
             {key: self.executions[key] for key in keys if key in self.executions},
         )
-        return self._apply(plan_facts(loaded, worker, facts))
+        return self._apply(plan_facts(loaded, worker, facts, level=self.level))
 
     def claim(self, worker: WorkerId, limit: int = CAPACITY, *, most: int = 100) -> Writes:
         """Claim as a worker of `CAPACITY` may; `most` limits the candidates of each batch."""
@@ -165,11 +169,13 @@ class World:
         room = max(min(CAPACITY, window) - len(held), 0)
         request = ClaimRequest(frozenset({WORKFLOW}), min(limit, room), len(held), window, CAPACITY, 0)
         candidates = [
-            Candidates(record, self.due(record.batch_id)[:most])
+            self._candidates(record, most)
             for record in sorted(self.batches.values(), key=lambda record: (record.served, record.batch_id))
-            if record.free or (record.wake is not None and record.wake <= self.now)
+            if record.free
+            or (record.wake is not None and record.wake <= self.now)
+            or (record.next_due is not None and record.next_due <= self.now)
         ]
-        writes = plan_claims(self.now, worker, request, candidates, self.now)
+        writes = plan_claims(self.now, worker, request, candidates, self.now, level=self.level)
         assert len(writes.executions) <= request.limit
         for execution in writes.executions:
             before = self.executions[(execution.batch_id, execution.position)]
@@ -177,6 +183,29 @@ class World:
             assert execution.owner == worker
             assert execution.attempt == before.attempt + 1
         return self._apply(writes)
+
+    def _candidates(self, record: BatchRecord, most: int) -> Candidates:
+        due = self.due(record.batch_id)
+        if self.level < 2:
+            return Candidates(record, due[:most])
+        woken = [row for row in due if row.due and row.crashes < 2]
+        new = [row for row in due if not row.due]
+        isolated = [row for row in due if row.due and row.crashes >= 2]
+        executions = [*woken[:most], *new[:most], *isolated[:most]]
+        next_due: Micros | None = 0
+        if has_to_know_next_due(record, executions):
+            next_due = self._first_due(record.batch_id, beside=executions)
+        return Candidates(record, executions, next_due, most)
+
+    def _first_due(self, batch_id: BatchId, *, beside: Collection[ExecutionRecord] = ()) -> Micros | None:
+        return min(
+            (
+                row.due
+                for row in self.executions.values()
+                if row.batch_id == batch_id and row.due is not None and row not in beside
+            ),
+            default=None,
+        )
 
     def release(self, gone: Collection[WorkerId], departure: Departure) -> Writes:
         owned = {key for key, execution in self.executions.items() if execution.owner in gone}
@@ -186,7 +215,7 @@ class World:
             {batch_id: self.batches[batch_id] for batch_id in {key[0] for key in keys}},
             {key: self.executions[key] for key in keys if key in self.executions},
         )
-        writes = plan_release(loaded, gone, departure)
+        writes = plan_release(loaded, gone, departure, level=self.level)
         assert {(execution.batch_id, execution.position) for execution in writes.executions} >= owned
         return self._apply(writes)
 
@@ -198,7 +227,7 @@ class World:
             {} if resolver is None else {(batch_id, RESOLVER_POSITION): resolver},
             {request_id: answer for (of, request_id), answer in self.requests.items() if of == batch_id},
         )
-        return self._apply(plan_command(loaded, batch_id, command))
+        return self._apply(plan_command(loaded, batch_id, command, level=self.level))
 
     def _apply(self, writes: Writes) -> Writes:
         for request in writes.requests:
@@ -371,7 +400,12 @@ class World:
             expected = 0
         else:
             expected = definition_of(record).config.concurrency - record.counts.running
-        assert record.free == expected
+        sleeps = self.level >= 2 and expected > 0 and record.free == 0
+        if sleeps:
+            assert record.counts.pending == 0
+            assert record.next_due == self._first_due(record.batch_id), "what is due then is not what it waits for"
+        else:
+            assert (record.free, record.next_due) == (expected, None)
 
 
 def _reachable(start: str, end: str, stages: tuple[str, ...]) -> bool:
