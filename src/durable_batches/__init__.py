@@ -112,6 +112,7 @@ from durable_batches.lifecycle.states import (
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.reading.client import BatchClient
 from durable_batches.reading.documents import RawDocument
+from durable_batches.reading.failures import ErrorDigest, ErrorGroup
 from durable_batches.reading.reasons import (
     BatchEnded,
     DeadWorker,
@@ -214,6 +215,8 @@ __all__ = [
     "DuplicateDocumentError",
     "DurableActivity",
     "DurableBatchesError",
+    "ErrorDigest",
+    "ErrorGroup",
     "ExecutionContext",
     "Explanation",
     "ExtractingEntities",

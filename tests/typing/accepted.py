@@ -72,6 +72,8 @@ from durable_batches import (
     DocumentSuspended,
     DocumentWoken,
     DurableActivity,
+    ErrorDigest,
+    ErrorGroup,
     ExecutionContext,
     Explanation,
     ExtractingEntities,
@@ -717,6 +719,10 @@ async def from_outside(store: Store) -> None:
         assert_type(client.events(""), AsyncGenerator[BatchEvent, None])
         assert_type(await client.state(""), BatchState[Stage])
         assert_type(await client.cancel("", reason="enough"), bool)
+        digest = await client.errors("", examples=1)
+        assert_type(digest, ErrorDigest)
+        assert_type(digest.groups, Sequence[ErrorGroup])
+        assert_type(digest.groups[0].examples, Sequence[DocumentFailure])
         explanation = await client.explain("")
         assert_type(explanation, Explanation[Stage])
         for reason in explanation.reasons:

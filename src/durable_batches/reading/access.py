@@ -20,6 +20,7 @@ from durable_batches.lifecycle.records import BatchRecord, Committed
 from durable_batches.lifecycle.states import BatchId, BatchState, Stage
 from durable_batches.options import check_duration, check_integer
 from durable_batches.reading.explain import explanation_of
+from durable_batches.reading.failures import ErrorDigest, FailureGroups
 from durable_batches.reading.reader import BatchReader
 from durable_batches.reading.reasons import Explanation
 from durable_batches.stores.protocol import BatchQuery
@@ -138,6 +139,30 @@ class BatchAccess(Generic[S_co]):
             BatchNotFoundError: There is no such batch.
         """
         return explanation_of(*await self._reader.inspected(batch_id), self._stages)
+
+    async def errors(self, batch_id: str, *, examples: int = 3) -> ErrorDigest:
+        """Group the documents that have failed for good by what failed, the largest group first.
+
+        A group has one class of errors, one activity, and messages that differ only in numbers, ids, quotations and
+        addresses. Reads the failures of all failed documents, one page in memory at a time; while the store is away, it
+        waits.
+
+        Args:
+            batch_id: The batch.
+            examples: How many failures each group shows.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        check_integer("examples", examples)
+        if examples < 0:
+            raise ConfigurationError("examples must be 0 or more")
+        record = await self._reader.awaited_record(batch_id)
+        groups = FailureGroups(record, examples)
+        async with aclosing(self._reader.documents(record, ["failed"], inputs=False)) as documents:
+            async for document in documents:
+                groups.add(document)
+        return groups.digest()
 
     async def count_checkpoints(self, batch_id: str) -> int:
         """Count the batch's recorded results of activities, which will not run again.
