@@ -92,7 +92,8 @@ class World:
     )
     events: dict[BatchId, list[EventRecord]] = field(default_factory=dict[BatchId, list[EventRecord]])
     seen: dict[BatchId, _Seen] = field(default_factory=dict[BatchId, _Seen])
-    requests: dict[tuple[BatchId, str], str] = field(default_factory=dict[tuple[BatchId, str], str])
+    requests: dict[tuple[BatchId, str], str] = field(default_factory=dict[tuple[BatchId, str], str], compare=False)
+    """The answers to commands: also one that changes nothing has one."""
 
     def copy(self) -> World:
         """Another world like this one; the records in it cannot change, and are shared."""
