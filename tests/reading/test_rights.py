@@ -11,11 +11,9 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
-from uuid import uuid4
 
 import pytest
-from tests.postgres.databases import execute
+from tests.postgres.roles import READER, Role
 from tests.support import STAGES, everything, unmeasured, within
 
 from durable_batches import BatchClient, BatchOrchestrator, PostgresStore, SQLiteStore, StoreAccessError, workflow
@@ -31,34 +29,11 @@ async def shout(document: str) -> str:
 # ---- Postgres ------------------------------------------------------------------------------------------------------
 
 
-class Role:
-    """A role of the server, with a schema's rights."""
-
-    def __init__(self, dsn: str, schema: str) -> None:
-        self.name = f"reader_{uuid4().hex[:12]}"
-        self._dsn = dsn
-        self._schema = schema
-        parts = urlsplit(dsn)
-        at = parts.netloc.rpartition("@")[2]
-        self.dsn = urlunsplit(parts._replace(netloc=f"{self.name}:secret@{at}"))
-        execute(dsn, f"CREATE ROLE \"{self.name}\" LOGIN PASSWORD 'secret'")
-
-    def grant(self, *rights: str) -> None:
-        for right in rights:
-            execute(self._dsn, f'GRANT {right.replace("{s}", self._schema)} TO "{self.name}"')
-
-    def drop(self) -> None:
-        execute(self._dsn, f'DROP OWNED BY "{self.name}"', f'DROP ROLE "{self.name}"')
-
-
 @pytest.fixture
 def role(postgres_dsn: str, postgres_schema: str) -> Iterator[Role]:
     role = Role(postgres_dsn, postgres_schema)
     yield role
     role.drop()
-
-
-READER = ("USAGE ON SCHEMA {s}", "SELECT ON ALL TABLES IN SCHEMA {s}")
 
 
 async def test_a_role_that_may_only_select_follows_a_batch_to_its_end(

@@ -100,7 +100,7 @@ def test_a_file_is_brought_up_to_date(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "say which database"),
+        ([], "say which store"),
         (["mysql://user:secret@host/database"], "needs a DSN"),
         (["postgresql://user:secret@127.0.0.1:1/database"], "cannot be reached"),
         (["host=127.0.0.1 dbname=database password=secret"], "named by a URL"),

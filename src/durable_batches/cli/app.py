@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from durable_batches.cli.options import (
+    BatchArgument,
+    JsonOption,
+    SchemaOption,
+    StoreOption,
+    label_of,
+    moment_of,
+)
 from durable_batches.version import VERSION
 
 __all__ = ["app"]
@@ -16,7 +25,8 @@ app: typer.Typer = typer.Typer(
     name="durable-batches",
     help="Durable batches of documents.",
     no_args_is_help=True,
-    add_completion=False,
+    # Plain: errors quote ids, which may look like markup.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -34,6 +44,162 @@ def durable_batches(
     ] = False,
 ) -> None:
     """Durable batches of documents: nothing that was paid for is paid for twice."""
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_command(
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    workflow: Annotated[str | None, typer.Option(metavar="NAME", help="Only batches of this workflow.")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STATE", help="Only batches in this state (or stage); may be given several times."),
+    ] = None,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Only batches that have not ended.")] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only batches with this label; may be given several times."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Only batches created since: 30m, 2h or 7d (ago), or an ISO 8601 time."),
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="How many at most; 0: all.", min=0)] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List batches, newest first."""
+    from durable_batches.cli.batches import Filters, list_batches
+    from durable_batches.cli.session import run_command
+
+    filters = Filters(
+        workflow=workflow,
+        states=state or (),
+        unfinished=unfinished,
+        labels=dict(map(label_of, label or ())),
+        since=None if since is None else moment_of(since),
+    )
+    run_command(store, schema, lambda client: list_batches(client, filters, limit=limit, as_json=as_json))
+
+
+@app.command()
+def show(
+    batches: Annotated[list[str], typer.Argument(metavar="BATCH...", help="The ids of one or more batches.")],
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a batch: its state, counts, stages, times and labels."""
+    from durable_batches.cli.batches import show_batches
+    from durable_batches.cli.session import run_command
+
+    run_command(store, schema, lambda client: show_batches(client, batches, as_json=as_json))
+
+
+@app.command()
+def watch(
+    batch: BatchArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    interval: Annotated[float, typer.Option(help="Seconds between two looks, at least.", min=0.05, max=3600)] = 0.25,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a batch to its end: bars on a terminal, a line now and then elsewhere.
+
+    The exit code tells how it ended: 0, or 3 (documents failed), 4 (the batch failed), 5 (cancelled).
+    """
+    from durable_batches.cli.session import run_command
+    from durable_batches.cli.watch import watch_batch
+
+    seconds = timedelta(seconds=interval)
+    run_command(store, schema, lambda client: watch_batch(client, batch, interval=seconds, as_json=as_json))
+
+
+@app.command()
+def documents(
+    batch: BatchArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    status: Annotated[
+        Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"] | None,
+        typer.Option(help="Only documents with this status."),
+    ] = None,
+    payloads: Annotated[bool, typer.Option("--payloads", help="Also the documents themselves, and results.")] = False,
+    limit: Annotated[int, typer.Option(metavar="N", help="How many at most; 0: all.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """List the documents of a batch, in the order of their submission."""
+    from durable_batches.cli.documents import show_documents
+    from durable_batches.cli.session import run_command
+
+    run_command(
+        store,
+        schema,
+        lambda client: show_documents(client, batch, status=status, payloads=payloads, limit=limit, as_json=as_json),
+    )
+
+
+@app.command()
+def events(
+    batch: BatchArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    after: Annotated[int, typer.Option(metavar="N", help="Only events after the one of this number.", min=0)] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Also the events to come, up to the batch's last one.")
+    ] = False,
+    limit: Annotated[int, typer.Option(metavar="N", help="How many at most; 0: all.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the events of a batch, in order."""
+    from durable_batches.cli.events import show_events
+    from durable_batches.cli.session import run_command
+
+    run_command(
+        store,
+        schema,
+        lambda client: show_events(client, batch, after=after, follow=follow, limit=limit, as_json=as_json),
+    )
+
+
+@app.command()
+def export(
+    batch: BatchArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write; it appears when it is complete.", dir_okay=False),
+    ] = None,
+) -> None:
+    """Print the results of a batch's documents as JSON Lines, in the order of the submission."""
+    from durable_batches.cli.documents import export_results
+    from durable_batches.cli.session import run_command
+
+    run_command(store, schema, lambda client: export_results(client, batch, out=out))
+
+
+# ---- control -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def cancel(
+    batch: BatchArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept with the batch.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel a batch: no document of it is started any more, and what runs is stopped."""
+    from durable_batches.cli.control import cancel_batch
+    from durable_batches.cli.session import run_command
+
+    run_command(store, schema, lambda client: cancel_batch(client, batch, reason=reason, as_json=as_json), reads=False)
+
+
+# ---- more ----------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -71,19 +237,12 @@ def demo(
 
 @app.command()
 def migrate(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            help="A DSN of Postgres (better given in the environment, where no list of processes shows it), "
-            "or the path of a SQLite file.",
-            envvar="DURABLE_BATCHES_DSN",
-            show_envvar=True,
-        ),
-    ] = None,
-    schema: Annotated[str, typer.Option(help="The schema of the tables, in Postgres.")] = "durable_batches",
+    target: Annotated[str | None, typer.Argument(metavar="[STORE]", help="As --store.", show_default=False)] = None,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
     sql: Annotated[
         bool,
-        typer.Option("--sql", help="Show the SQL and change nothing; without a target, all of it from the beginning."),
+        typer.Option("--sql", help="Show the SQL and change nothing; without a store, all of it from the beginning."),
     ] = False,
 ) -> None:
     """Create the tables in a database, or bring them up to date.
@@ -92,9 +251,8 @@ def migrate(
     """
     from durable_batches.cli import migrate as migration
 
+    target = target or store
     if sql:
         typer.echo(asyncio.run(migration.script(target, schema)), nl=False)
-    elif target is None:
-        raise typer.BadParameter("say which database: a DSN, or a path", param_hint="TARGET")
     else:
         typer.echo(asyncio.run(migration.migrate(target, schema)))

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
-
+from durable_batches.cli.target import is_dsn, store_at
 from durable_batches.errors import ConfigurationError
-from durable_batches.stores import SQLiteStore
 from durable_batches.stores.migrations import newer_scripts
+from durable_batches.terminal.text import printable
 
 __all__ = ["migrate", "script"]
 
 
-async def migrate(target: str, schema: str) -> str:
+async def migrate(target: str | None, schema: str) -> str:
     """Bring the target's schema up to date; return a line about what was done."""
-    _refuse_keywords(target)
-    if "://" not in target:
-        store = SQLiteStore(target)
+    if target is None or not is_dsn(target):
+        store = store_at(target, schema)
         await store.open()
         await store.close()
-        return f"{store.path} is up to date"
+        return f"{printable(str(target))} is up to date"
     # Only a Postgres target needs the driver.
     from durable_batches.stores.postgres.connection.database import Database
     from durable_batches.stores.postgres.connection.schema import migrate as migrate_schema
@@ -28,14 +26,6 @@ async def migrate(target: str, schema: str) -> str:
     async with session_of_its_own(database) as session:
         changed = await migrate_schema(database, session)
     return f"schema {schema!r} in {database.where} {'was brought' if changed else 'is'} up to date"
-
-
-def _refuse_keywords(target: str) -> None:
-    # It would be taken for the name of a file, with a password in it.
-    if "://" not in target and re.search(r"\b(host|hostaddr|port|dbname|user|password|service)\s*=", target):
-        raise ConfigurationError(
-            "a Postgres is named by a URL, postgresql://user:password@host:5432/database, not by words as host=..."
-        )
 
 
 async def script(target: str | None, schema: str) -> str:
@@ -50,7 +40,7 @@ async def script(target: str | None, schema: str) -> str:
     )
     from durable_batches.stores.postgres.connection.session import session_of_its_own
 
-    if target is not None and "://" not in target:
+    if target is not None and not is_dsn(target):
         raise ConfigurationError("--sql is for Postgres; a SQLite file is upgraded when it is opened")
     database = Database(target or "postgresql://", schema, statement_seconds=60, lock_seconds=10)
     if target is None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import Stage
 from durable_batches.terminal.lines import follow_in_lines, is_terminal, numbers_of, title_of
+from durable_batches.terminal.text import printable
 
 __all__ = ["follow", "panel", "stderr_console", "stdout_console"]
 
@@ -52,7 +53,7 @@ def stdout_console() -> Console:
 
 
 async def follow(
-    snapshots: AsyncIterable[BatchSnapshot[S]], console: Console, *, resolving: str | None
+    snapshots: AsyncIterable[BatchSnapshot[S]], console: Console, *, resolving: str | None, heading: bool = False
 ) -> BatchSnapshot[S] | None:
     """Show each snapshot, or some of them where the console is no terminal; return the last snapshot.
 
@@ -60,6 +61,7 @@ async def follow(
         snapshots: The batch's snapshots, up to its end.
         console: The console to print on.
         resolving: A short description of the resolver's work; None: the workflow has no resolver.
+        heading: Whether bars have the batch, its workflow and its state above them.
     """
     latest: BatchSnapshot[S] | None = None
     if console.is_terminal and not console.is_dumb_terminal:
@@ -67,13 +69,15 @@ async def follow(
         redirected = is_terminal(sys.stdout)
         with Live(console=console, refresh_per_second=10, redirect_stdout=redirected) as live:
             async for latest in snapshots:
-                live.update(panel(latest, resolving=resolving))
+                live.update(panel(latest, resolving=resolving, heading=heading))
         return latest
     # Not wrapped, so that a log can be searched by line.
-    return await follow_in_lines(snapshots, lambda line: console.print(line, soft_wrap=True, highlight=False))
+    return await follow_in_lines(
+        snapshots, lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False)
+    )
 
 
-def panel(snapshot: BatchSnapshot[S], *, resolving: str | None) -> RenderableType:
+def panel(snapshot: BatchSnapshot[S], *, resolving: str | None, heading: bool = False) -> RenderableType:
     """Return the batch as bars, one a stage, and a line of numbers."""
     stages = Table.grid(padding=(0, 2))
     stages.add_column(no_wrap=True)
@@ -91,7 +95,13 @@ def panel(snapshot: BatchSnapshot[S], *, resolving: str | None) -> RenderableTyp
         )
     if resolving is not None:
         _add_resolver(stages, snapshot.state.tag, resolving)
-    return Group(stages, Text(), Text.assemble((numbers_of(snapshot), "bold")))
+    parts: list[RenderableType] = [stages, Text(), Text.assemble((numbers_of(snapshot), "bold"))]
+    if heading:
+        title = (
+            f"{printable(snapshot.batch_id)}: {printable(snapshot.workflow)}, {title_of(snapshot.state.tag).lower()}"
+        )
+        parts = [Text(title, style="bold"), Text(), *parts]
+    return Group(*parts)
 
 
 def _add_resolver(stages: Table, state: str, resolving: str) -> None:

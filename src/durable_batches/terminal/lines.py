@@ -10,8 +10,18 @@ from typing import Final, TextIO, TypeVar
 
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import ENDED_TAGS, Counts, Stage
+from durable_batches.terminal.text import printable, printable_lines
 
-__all__ = ["follow_in_lines", "is_terminal", "numbers_of", "print_line", "status_line", "title_of"]
+__all__ = [
+    "counts_text",
+    "duration_text",
+    "follow_in_lines",
+    "is_terminal",
+    "numbers_of",
+    "print_line",
+    "status_line",
+    "title_of",
+]
 
 _MIN_INTERVAL_SECONDS: Final = 2.0
 _MAX_INTERVAL_SECONDS: Final = 300.0
@@ -21,11 +31,14 @@ S = TypeVar("S", bound=Stage)
 
 
 def print_line(text: str) -> None:
-    """Print a line on stderr. A stderr that is closed does not stop the work."""
+    """Print a line, or several, on stderr, with escapes for what drives a terminal.
+
+    A stderr that is closed does not stop the work.
+    """
     if sys.stderr is None:
         return
     with suppress(OSError, ValueError):
-        print(f"durable-batches: {text}", file=sys.stderr, flush=True)
+        print(f"durable-batches: {printable_lines(text)}", file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -63,23 +76,24 @@ def numbers_of(snapshot: BatchSnapshot[S]) -> str:
     parts = [
         f"{snapshot.percentage:3.0f} %",
         f"{counts.ended}/{counts.total} documents",
-        _counts_text(counts),
+        counts_text(counts),
         "paused" if snapshot.paused else "",
     ]
     rate = snapshot.documents_per_second
     if rate:
         parts.append(f"{rate:.1f}/s")
         if counts.unfinished:
-            parts.append(f"ETA {_duration(counts.unfinished / rate)}")
+            parts.append(f"ETA {duration_text(counts.unfinished / rate)}")
     return "  ".join(part for part in parts if part)
 
 
 def title_of(tag: str) -> str:
     """Return a state's tag as a title: `extracting_mentions` as "Extracting mentions"."""
-    return tag.replace("_", " ").capitalize()
+    return printable(tag).replace("_", " ").capitalize()
 
 
-def _counts_text(counts: Counts) -> str:
+def counts_text(counts: Counts) -> str:
+    """Return the counts that are not 0, with their names."""
     named = {
         "succeeded": counts.succeeded,
         "failed": counts.failed,
@@ -91,7 +105,8 @@ def _counts_text(counts: Counts) -> str:
     return ", ".join(f"{number} {name}" for name, number in named.items() if number)
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """Return a duration as a person would say it."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     return (

@@ -48,6 +48,7 @@ from durable_batches.extraction import (
 )
 from durable_batches.script.signals import StopSignals
 from durable_batches.terminal.bars import follow, stdout_console
+from durable_batches.terminal.text import printable_lines
 
 __all__ = ["RESOLVING", "Demo", "Paced"]
 
@@ -268,7 +269,7 @@ class Demo:
     def _print(self, text: str) -> None:
         # Without markup, since names of files and packages hold brackets. Wrapped on a terminal only, so that a log
         # can be searched by line.
-        self.console.print(text, soft_wrap=not self.console.is_terminal, markup=False, highlight=False)
+        self.console.print(printable_lines(text), soft_wrap=not self.console.is_terminal, markup=False, highlight=False)
 
 
 def _has_ended(snapshot: Snapshot) -> bool:

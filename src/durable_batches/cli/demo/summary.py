@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from durable_batches.extraction import Ranked, Resolution
+from durable_batches.terminal.text import printable
 
 __all__ = ["print_summary"]
 
@@ -64,7 +65,8 @@ def _print_people(resolution: Resolution, console: Console) -> None:
     console.print(Text(f"{heading} named in several ways, for example:", style="bold"))
     for person in resolution.people[:_SHOWN_PEOPLE]:
         ways = [*(name for name in person.names if name != person.name), *person.emails]
-        console.print(f"  {person.name}: {', '.join(ways)} ({'; '.join(person.reasons)})", markup=False, soft_wrap=True)
+        line = f"  {person.name}: {', '.join(ways)} ({'; '.join(person.reasons)})"
+        console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:
@@ -80,7 +82,7 @@ def _ranking(title: str, ranked: Sequence[Ranked]) -> Table | None:
         return None
     table = _table(title, "")
     for entry in ranked:
-        table.add_row(Text(entry.name), str(entry.count))
+        table.add_row(Text(printable(entry.name)), str(entry.count))
     return table
 
 

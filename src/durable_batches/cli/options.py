@@ -1,0 +1,66 @@
+"""Options and arguments that several commands have."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+
+import typer
+
+from durable_batches.clock import SystemClock
+from durable_batches.lifecycle.primitives import from_micros
+
+__all__ = ["BatchArgument", "JsonOption", "SchemaOption", "StoreOption", "label_of", "moment_of"]
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="The store: the path of a SQLite file, a DSN of Postgres (better given in the environment, where no list "
+        "of processes shows it), or module:name of a store of your own.",
+        envvar=["DURABLE_BATCHES_STORE", "DURABLE_BATCHES_DSN"],
+        metavar="STORE",
+    ),
+]
+SchemaOption = Annotated[
+    str,
+    typer.Option(
+        "--schema", help="The schema of the tables, in Postgres.", envvar="DURABLE_BATCHES_SCHEMA", metavar="NAME"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The id of the batch.", show_default=False)]
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_AGO: Final = re.compile(r"(\d{1,6})\s*([smhdw])")
+
+
+def moment_of(text: str) -> datetime:
+    """Parse a moment: `2h` (ago), a date or an ISO 8601 time; UTC, unless it says otherwise.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    ago = _AGO.fullmatch(text.strip())
+    try:
+        if ago is not None:
+            return from_micros(SystemClock().now()) - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
+        at = datetime.fromisoformat(text.strip())
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is no moment; give 30m, 2h or 7d (ago), or 2031-01-31, or 2031-01-31T12:00"
+        ) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def label_of(text: str) -> tuple[str, str]:
+    """Split a label, `name=value`.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter(f"{text!r} is no label; give name=value")
+    return name, value

@@ -1,0 +1,50 @@
+"""One command's session with a store: opened, asked, closed; ended early by Ctrl-C, which is prompt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import typer
+
+from durable_batches.cli.output import flush
+from durable_batches.cli.target import store_at
+from durable_batches.reading.client import BatchClient
+from durable_batches.script.signals import StopSignals
+from durable_batches.stores.protocol import Attachable, Store
+
+__all__ = ["run_command"]
+
+Work = Callable[[BatchClient], Awaitable[int]]
+
+
+def run_command(target: str | None, schema: str, work: Work, *, reads: bool = True) -> None:
+    """Run a command with a client of the store, and exit with its code.
+
+    Args:
+        target: The store; see `store_at`.
+        schema: The schema of the tables, in Postgres.
+        work: The command; returns the exit code.
+        reads: Whether it only reads.
+
+    Raises:
+        typer.Exit: Always, unless an error is raised.
+    """
+    store = store_at(target, schema)
+    with StopSignals() as signals:
+        code = asyncio.run(_run(store, work, signals, reads=reads))
+    raise typer.Exit(code)
+
+
+async def _run(store: Store, work: Work, signals: StopSignals, *, reads: bool) -> int:
+    task = asyncio.create_task(_work(store, work, reads=reads))
+    await signals.wait_for(task)
+    return signals.exit_code if task.cancelled() else task.result()
+
+
+async def _work(store: Store, work: Work, *, reads: bool) -> int:
+    # A store of one's own may have no attach(), and is then opened as workers open it.
+    async with BatchClient(store, read_only=reads and isinstance(store, Attachable)) as client:
+        code = await work(client)
+        flush()
+        return code

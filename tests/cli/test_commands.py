@@ -1,0 +1,151 @@
+"""The commands on every store: what they print, for people and for programs, and their exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.cli.commands import Commands
+
+from durable_batches.cli.exits import Exit
+
+
+def test_batches_are_listed_and_shown(commands: Commands) -> None:
+    commands.submit("monday", "one", "bad", "three", tenant="north")
+    commands.submit("tuesday", "four", runs=False)
+
+    listed = commands("list")
+    assert (listed.code, listed.err) == (Exit.DONE, "")
+    header, newest, oldest = (line.split() for line in listed.out.splitlines())
+    assert header == ["BATCH", "WORKFLOW", "STATE", "DONE", "FAILED", "CREATED"]
+    assert newest[:5] == ["tuesday", "translate", "pending", "0/1", "0"]
+    assert oldest[:5] == ["monday", "translate", "completed", "3/3", "1"]
+    tuesday, monday = commands("list", "--json").json
+    assert (tuesday["batch_id"], tuesday["state"], tuesday["ended_at"]) == ("tuesday", "pending", None)
+    assert monday["counts"] == {
+        **dict.fromkeys(("pending", "running", "waiting", "cancelled"), 0),
+        "total": 3,
+        "succeeded": 2,
+        "failed": 1,
+    }
+    assert monday["stages"] == [{"stage": "translating", "current": 3, "done": 3, "total": 3}]
+
+    shown = commands("show", "monday", "tuesday")
+    assert shown.code == Exit.DONE
+    for line in ("documents      3: 2 succeeded, 1 failed", "labels         tenant=north", "batch          tuesday"):
+        assert f"{line}\n" in shown.out
+    assert commands("show", "monday", "--json").json == [{**monday, "checkpoints": 2}]
+
+
+def test_documents_events_and_results_are_shown(commands: Commands, tmp_path: Path) -> None:
+    commands.submit("monday", "one", "bad", "three")
+
+    documents = commands("documents", "monday")
+    assert [line.split()[:2] for line in documents.out.splitlines()] == [
+        ["DOCUMENT", "STATUS"],
+        ["one", "succeeded"],
+        ["bad", "failed"],
+        ["three", "succeeded"],
+    ]
+    assert "ValueError: cannot translate bad" in documents.out
+    assert "ONE" not in documents.out
+    (failed,) = commands("documents", "monday", "--status", "failed", "--json").json
+    assert failed["failure"]["error_type"] == "ValueError"
+    assert "document" not in failed
+    (first,) = commands("documents", "monday", "--payloads", "--limit", "1", "--json").json
+    assert (first["document"], first["result"]) == ("one", "ONE")
+    assert "ONE" in commands("documents", "monday", "--payloads").out
+
+    events = commands("events", "monday", "--json").json
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert (events[0]["tag"], events[0]["total"], events[-1]["tag"]) == ("batch_created", 3, "batch_completed")
+    assert commands("events", "monday", "--follow", "--json").json == events
+    assert commands("events", "monday", "--after", "2", "--limit", "3", "--json").json == events[2:5]
+    last = commands("events", "monday", "--after", str(len(events) - 1))
+    assert last.out.split()[0] == str(len(events))
+    assert last.out.endswith('batch_completed       counts="2 succeeded, 1 failed"\n')
+
+    exported = commands("export", "monday")
+    assert exported.out == '{"document_id":"one","result":"ONE"}\n{"document_id":"three","result":"THREE"}\n'
+    assert exported.err == "durable-batches: 2 of 3 documents have a result\n"
+    file = tmp_path / "results.jsonl"
+    assert commands("export", "monday", "--out", str(file)).out == ""
+    assert file.read_text() == exported.out
+
+
+def test_a_batch_is_cancelled_once(commands: Commands) -> None:
+    commands.submit("monday", "one", "two", runs=False)
+    done = commands("cancel", "monday", "--reason", "too late")
+    assert (done.code, done.out) == (Exit.DONE, "cancelled monday: 0 of 2 documents had finished\n")
+    again = commands("cancel", "monday")
+    assert (again.code, again.out) == (Exit.ENDED_BEFORE, "monday had ended before: cancelled\n")
+    assert commands("cancel", "monday", "--json").json[0]["cancelled"] is False
+    assert "reason         too late\n" in commands("show", "monday").out
+    watched = commands("watch", "monday")
+    assert watched.code == Exit.BATCH_CANCELLED
+    assert watched.out.endswith("cancelled: too late\n")
+
+
+def test_the_exit_code_of_watch_is_how_the_batch_ended(commands: Commands) -> None:
+    commands.submit("good", "one")
+    commands.submit("some", "one", "bad")
+    commands.submit("none", "bad")
+    assert commands("watch", "good").code == Exit.DONE
+    some = commands("watch", "some")
+    assert some.code == Exit.DOCUMENTS_FAILED
+    assert "2/2 documents  1 succeeded, 1 failed" in some.out
+    none = commands("watch", "none")
+    assert none.code == Exit.BATCH_FAILED
+    assert "\nfailed: " in none.out
+    (snapshot,) = commands("watch", "none", "--json").json
+    assert snapshot["state"] == "failed"
+    assert snapshot["error"]
+
+
+def test_batches_are_chosen(commands: Commands) -> None:
+    commands.submit("1", "one", tenant="north", kind="a")
+    commands.submit("2", "one", tenant="south", kind="a")
+    commands.submit("3", "one", runs=False)
+
+    def chosen(*options: str) -> list[str]:
+        return [batch["batch_id"] for batch in commands("list", "--json", *options).json]
+
+    assert chosen() == ["3", "2", "1"]
+    assert chosen("--state", "completed") == ["2", "1"]
+    assert chosen("--state", "completed", "--state", "pending") == ["3", "2", "1"]
+    assert chosen("--state", "translating") == []
+    assert chosen("--unfinished") == ["3"]
+    assert chosen("--label", "tenant=south") == ["2"]
+    assert chosen("--label", "tenant=south", "--label", "kind=b") == []
+    assert chosen("--workflow", "translate", "--limit", "0") == ["3", "2", "1"]
+    assert chosen("--workflow", "another") == []
+    assert chosen("--since", "1h") == ["3", "2", "1"]
+    assert chosen("--since", "9999-01-01") == []
+    assert chosen("--since", "2001-01-01T00:00+02:00") == ["3", "2", "1"]
+    cut = commands("list", "--limit", "2", "--json")
+    assert len(cut.out.splitlines()) == 2
+    assert cut.err == "durable-batches: there are more than these 2: --limit 0 lists all\n"
+    assert commands("list", "--limit", "3").err == ""
+    assert commands("list", "--workflow", "another").err == "durable-batches: there are no such batches\n"
+
+
+def test_a_long_list_is_printed_in_parts(on_file: Commands) -> None:
+    on_file.submit("monday", *(f"document {number}" for number in range(450)), runs=False)
+    lines = on_file("documents", "monday").out.splitlines()
+    assert len(lines) == 451
+    assert lines[-1].startswith("document 449  pending")
+
+
+def test_the_environment_names_the_store(on_file: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_file.submit("monday", "one")
+    monkeypatch.setenv("DURABLE_BATCHES_DSN", on_file.target[1])
+    assert on_file.bare("show", "monday").code == Exit.DONE
+    monkeypatch.setenv("DURABLE_BATCHES_DSN", "postgresql://nobody@127.0.0.1:1/nothing")
+    monkeypatch.setenv("DURABLE_BATCHES_STORE", on_file.target[1])
+    assert on_file.bare("show", "monday").code == Exit.DONE
+
+
+def test_any_store_is_migrated(commands: Commands) -> None:
+    done = commands("migrate")
+    assert (done.code, done.err) == (Exit.DONE, "")
+    assert done.out.endswith(" is up to date\n")
