@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, Final, Literal, TypeAlias
 
+import aiosqlite
 import asyncpg
 import pytest
 from tests.support import moving
@@ -249,6 +250,17 @@ async def submission_in_progress(_: Path) -> object:
     raise SubmissionInProgressError(BATCH)
 
 
+async def transaction_open(folder: Path) -> object:
+    @workflow(BatchStateMachine(Reading))
+    async def read(document: str) -> str:
+        return document
+
+    store = SQLiteStore(folder / "batches.db")
+    async with BatchOrchestrator(read, store=store) as batches, aiosqlite.connect(store.path) as connection:
+        await batches.submit(["page"], batch_id=BATCH, connection=connection)
+        return await batches.result(BATCH)
+
+
 async def workflow_mismatch(_: Path) -> object:
     worker = Worker(MemoryStore())
     async with batches_of(invoices, worker=worker) as batches, batches_of(letters, worker=worker) as others:
@@ -399,6 +411,7 @@ EXAMPLES: Final[dict[str, Example]] = {
     "batch-not-found": batch_not_found,
     "batch-exists": batch_exists,
     "submission-in-progress": submission_in_progress,
+    "transaction-open": transaction_open,
     "workflow-mismatch": workflow_mismatch,
     "invalid-transition": invalid_transition,
     "batch-failed": batch_failed,

@@ -85,6 +85,7 @@ CODES = {
     "StoreReadOnlyError": "store-read-only",
     "StoreUnavailableError": "store-unavailable",
     "SubmissionInProgressError": "submission-in-progress",
+    "TransactionOpenError": "transaction-open",
     "WorkerFencedError": "worker-fenced",
     "WorkerNotRunningError": "worker-not-running",
     "WorkflowMismatchError": "workflow-mismatch",

@@ -57,6 +57,7 @@ __all__ = [
     "StoreReadOnlyError",
     "StoreUnavailableError",
     "SubmissionInProgressError",
+    "TransactionOpenError",
     "WorkerFencedError",
     "WorkerNotRunningError",
     "WorkflowMismatchError",
@@ -378,6 +379,20 @@ class BatchNotFoundError(DurableBatchesError, LookupError):
         )
 
 
+class TransactionOpenError(BatchNotFoundError):
+    """A batch was waited for within the transaction that it was submitted in: it runs only after the commit."""
+
+    code = "transaction-open"
+
+    def __init__(self, batch_id: str) -> None:
+        self.batch_id = batch_id
+        DurableBatchesError.__init__(
+            self,
+            f"batch {batch_id!r} was submitted in a transaction of the application that is still open, so nobody sees "
+            "or runs it; commit the transaction, and ask for the batch then",
+        )
+
+
 class BatchExistsError(DurableBatchesError, ValueError):
     """`submit(..., if_exists="error")` found an existing batch; or `run_batch` a finished one, of other documents."""
 
@@ -482,6 +497,8 @@ class StoreUnavailableError(DurableBatchesError):
     code = "store-unavailable"
     transient: ClassVar[bool] = True
     """Whether the problem usually resolves by itself; then callers that wait for a batch keep waiting."""
+    locks_out_everybody: bool = False
+    """Whether nobody else can write to the store either, so that no lease expires meanwhile."""
 
 
 class StoreReadOnlyError(StoreUnavailableError):

@@ -1,12 +1,13 @@
-"""Additions to asyncio: a lock that outlives its event loop, and tasks that are awaited despite cancellation."""
+"""Additions to asyncio: a lock that outlives its loop, tasks that are awaited despite cancellation, and no loop."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["ReusableLock", "completed", "seen_through"]
+__all__ = ["ReusableLock", "completed", "run_without_loop", "seen_through"]
 
 T = TypeVar("T")
 
@@ -69,3 +70,14 @@ async def _ended(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
+
+
+def run_without_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end that never suspends, where there need be no event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError(f"{coroutine!r} has suspended, and there is no event loop to resume it")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, overload
+from uuid import uuid4
 
 from typing_extensions import TypeVar, deprecated
 
@@ -16,7 +18,7 @@ from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, state_of
-from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, ExecutionStatus
+from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, ExecutionStatus, WorkerId
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Failed, Stage
 from durable_batches.options import check_instance
 from durable_batches.orchestrator.submission import Submission
@@ -150,7 +152,8 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             if_exists: "error" refuses an existing batch id.
             connection: A connection (or session) of the application, in a transaction on the store's database. The
                 batch becomes part of that transaction: it is rolled back with it, and visible only after its commit.
-                For a PostgresStore: an AsyncConnection or AsyncSession of SQLAlchemy, or a connection of asyncpg.
+                An AsyncConnection or AsyncSession of SQLAlchemy, or a connection of the driver: of aiosqlite to a
+                SQLiteStore's file, of asyncpg or psycopg to a PostgresStore's database.
 
         Raises:
             DuplicateDocumentError: Two documents have the same id; the submission leaves nothing behind.
@@ -160,6 +163,8 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             WorkflowMismatchError: The batch id belongs to another workflow's batch.
             BatchExistsError: The batch exists, and `if_exists` is "error".
             SubmissionInProgressError: Another live submitter is loading the batch.
+            StoreUnavailableError: Or a kin of it. With `connection=`, the batch is undone, and the transaction goes
+                on; where the database has rolled back all of it, a note of the error says so.
         """
         submission = Submission(
             self._worker,
@@ -171,6 +176,64 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             connection=connection,
         )
         return await submission.run(documents)
+
+    def submit_sync(
+        self,
+        documents: Iterable[D],
+        *,
+        connection: HostTransaction | None = None,
+        config: BatchConfig | None = None,
+        batch_id: str | None = None,
+        document_id: Callable[[D], str] | None = None,
+        if_exists: Literal["attach", "error"] = "attach",
+    ) -> BatchId:
+        """Submit a batch from code without an event loop; workers elsewhere run it. This one need not be running.
+
+        Args:
+            documents: As for `submit`, but no async iterable.
+            connection: A connection (or session) of the application, in a transaction on the store's database, as for
+                `submit`: a Connection or Session of SQLAlchemy, Django's connection, or a connection of the driver: of
+                sqlite3 to a SQLiteStore's file, of psycopg to a PostgresStore's database. The store's tables have to
+                be there. Without it the store is opened, and the batch written by itself.
+            config: As for `submit`.
+            batch_id: As for `submit`.
+            document_id: As for `submit`.
+            if_exists: As for `submit`.
+
+        Raises:
+            ConfigurationError: As for `submit`, or an event loop runs in this thread, which this call would block.
+            StoreNotFoundError: With `connection=`, the store's tables are not there.
+            DurableBatchesError: Any other that `submit` raises.
+        """
+        if _loop_is_running():
+            raise ConfigurationError(
+                "submit_sync() would block the event loop of this thread; use `await submit(...)`, with an async "
+                "connection"
+            )
+        if config is None:
+            config = self._config
+
+        def submission(worker: Worker, loader: WorkerId | None) -> Submission[D]:
+            return Submission(
+                worker,
+                self._workflow,
+                config=config,
+                batch_id=batch_id,
+                document_id=document_id,
+                if_exists=if_exists,
+                connection=connection,
+                loader=loader,
+            )
+
+        if connection is not None:
+            # Nobody sees the loader: the batch is created and sealed in the same transaction.
+            return submission(self._worker, WorkerId(uuid4().hex[:20])).run_without_loop(documents, connection)
+
+        async def submit() -> BatchId:
+            async with Worker(self._worker.store, max_in_flight=0, clock=self._worker.clock) as worker:
+                return await submission(worker, None).run(documents)
+
+        return asyncio.run(submit())
 
     async def run(
         self,
@@ -301,3 +364,11 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
 
     async def _failures(self, record: BatchRecord) -> Sequence[DocumentRecord]:
         return await self._reader.first_failures(record, _FAILURES_SHOWN) if record.counts.failed else ()
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

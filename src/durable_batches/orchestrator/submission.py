@@ -35,8 +35,15 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_callable, check_instance
 from durable_batches.outage import repeat_unknown
 from durable_batches.runtime.workflow import Workflow
-from durable_batches.stores.protocol import HostTransaction, HostTransactions, Loading
-from durable_batches.tasks import completed
+from durable_batches.stores.protocol import (
+    HostLoading,
+    HostTransaction,
+    HostTransactions,
+    Loading,
+    SyncHostTransactions,
+)
+from durable_batches.tasks import completed, run_without_loop
+from durable_batches.worker.process_identity import is_dead
 from durable_batches.worker.worker import Worker
 
 __all__ = ["Submission", "id_of", "iterated"]
@@ -51,7 +58,18 @@ T = TypeVar("T")
 
 
 class Submission(Generic[D]):
-    """A call of `submit`."""
+    """A call of `submit`.
+
+    Args:
+        worker: Whose store it is submitted to.
+        workflow: The batch's.
+        config: The batch's.
+        batch_id: The batch's; None: a random one.
+        document_id: Returns the id of a document; None: its own id, or its ordinal.
+        if_exists: What becomes of it where there is such a batch.
+        connection: Of the application, whose transaction it joins.
+        loader: Who submits; None: the worker, which is running.
+    """
 
     def __init__(
         self,
@@ -63,6 +81,7 @@ class Submission(Generic[D]):
         document_id: Callable[[D], str] | None,
         if_exists: Literal["attach", "error"],
         connection: HostTransaction | None = None,
+        loader: WorkerId | None = None,
     ) -> None:
         check_instance("config", config, BatchConfig)
         check_callable("document_id", document_id, optional=True)
@@ -75,6 +94,7 @@ class Submission(Generic[D]):
         self._batch_id = BatchId(uuid4().hex if batch_id is None else _checked_id(batch_id, "batch_id"))
         self._document_id = document_id
         self._if_exists = if_exists
+        self._loader = loader
 
     async def run(self, documents: Iterable[D] | AsyncIterable[D]) -> BatchId:
         """See `BatchOrchestrator.submit`."""
@@ -83,15 +103,30 @@ class Submission(Generic[D]):
             return await self._submit(source, self._worker.store)
         store = self._worker.store
         if not isinstance(store, HostTransactions):
-            raise ConfigurationError(
-                f"{store!r} cannot join a transaction of the application's own; leave out connection=, or use a "
-                "PostgresStore on the application's database"
-            )
+            raise self._cannot_join()
         async with store.joined(self._connection) as loading:
-            return await self._submit(source, loading)
+            submitted = await self._submit(source, loading)
+        self._worker.submitted_within(submitted, self._connection)
+        return submitted
+
+    def run_without_loop(self, documents: Iterable[D], connection: HostTransaction) -> BatchId:
+        """See `BatchOrchestrator.submit_sync`, within a transaction of the application."""
+        if isinstance(documents, AsyncIterable):
+            raise ConfigurationError("submit_sync() takes an iterable of documents; this one needs an event loop")
+        store = self._worker.store
+        if not isinstance(store, SyncHostTransactions):
+            raise self._cannot_join()
+        with store.joined_sync(connection) as loading:
+            return run_without_loop(self._submit(iterated(documents), loading))
+
+    def _cannot_join(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self._worker.store!r} cannot join a transaction of the application's own; leave out connection=, or use "
+            "a SQLiteStore or a PostgresStore on the application's database"
+        )
 
     async def _submit(self, source: AsyncIterator[D], loading: Loading) -> BatchId:
-        loader = self._worker.worker_id
+        loader = self._worker.worker_id if self._loader is None else self._loader
         if await self._attached(loading, loader):
             return self._batch_id
         self._worker.loading.add(self._batch_id)
@@ -144,23 +179,30 @@ class Submission(Generic[D]):
                 if self._if_exists == "error":
                     raise BatchExistsError(self._batch_id)
                 return True
-            await self._wipe(existing, existing.loader)
+            await self._wipe(existing, existing.loader, loading)
 
     async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write, and repeat the write if the reply was lost."""
         operation = f"the submission of batch {self._batch_id!r}"
         return await repeat_unknown(write, self._worker.outages, operation, self._worker.clock)
 
-    async def _wipe(self, existing: BatchRecord, loader: WorkerId) -> None:
+    async def _wipe(self, existing: BatchRecord, loader: WorkerId, loading: Loading) -> None:
         """Remove the partial submission of a dead submitter."""
-        await self._worker.expire_dead_workers()
-        if loader == self._worker.worker_id:
+        within_host = isinstance(loading, HostLoading)
+        if not within_host:
+            await self._worker.expire_dead_workers()
+        if self._worker.running and loader == self._worker.worker_id:
             alive = existing.batch_id in self._worker.loading
         else:
-            alive = any(worker.worker_id == loader for worker in await self._worker.store.workers())
+            workers = await (loading if isinstance(loading, HostLoading) else self._worker.store).workers()
+            alive = any(worker.worker_id == loader and not is_dead(worker) for worker in workers)
         if alive:
             raise SubmissionInProgressError(self._batch_id)
-        await self._discard(loader)
+        if within_host:
+            with suppress(BatchNotFoundError):
+                await loading.control(self._batch_id, Discard(loader))
+        else:
+            await self._discard(loader)
 
     async def _discard(self, loader: WorkerId) -> None:
         with suppress(BatchNotFoundError):

@@ -12,6 +12,7 @@ from durable_batches.clock import Clock
 from durable_batches.errors import (
     BatchNotFoundError,
     StoreUnavailableError,
+    TransactionOpenError,
     WorkerNotRunningError,
     WorkflowMismatchError,
 )
@@ -56,6 +57,7 @@ class BatchReader:
         running: Returns whether reading is allowed now.
         workflow: The only workflow whose batches are read; None: any.
         owner: The name of its owner, in whose block it reads.
+        in_open_transaction: Returns whether a batch was submitted in a transaction that is open yet.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class BatchReader:
         running: Callable[[], bool],
         workflow: str | None = None,
         owner: str = "orchestrator",
+        in_open_transaction: Callable[[BatchId], bool] = lambda batch_id: False,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -76,6 +79,7 @@ class BatchReader:
         self._running = running
         self._workflow = workflow
         self._owner = owner
+        self._in_open_transaction = in_open_transaction
         self._sleep = partial(clock.sleep, housekeeping=True)
 
     async def record(self, batch_id: str) -> BatchRecord:
@@ -83,6 +87,7 @@ class BatchReader:
 
         Raises:
             BatchNotFoundError: There is no such batch, or it is not wholly submitted.
+            TransactionOpenError: It was submitted in a transaction of the application that is open yet.
             WorkflowMismatchError: It is another workflow's.
             WorkerNotRunningError: Reading is not allowed now.
         """
@@ -92,6 +97,8 @@ class BatchReader:
             raise BatchNotFoundError(batch_id)
         record = await self._store.batch(BatchId(batch_id))
         if record is None or not record.sealed:
+            if self._in_open_transaction(BatchId(batch_id)):
+                raise TransactionOpenError(batch_id)
             raise BatchNotFoundError(batch_id)
         if self._workflow is not None and record.workflow != self._workflow:
             raise WorkflowMismatchError(batch_id, self._workflow, record.workflow)

@@ -57,6 +57,7 @@ from durable_batches.stores.protocol import (
     Capabilities,
     Expired,
     Heart,
+    HostLoading,
     HostTransaction,
     HostTransactions,
     Inspectable,
@@ -64,6 +65,7 @@ from durable_batches.stores.protocol import (
     Lease,
     Loading,
     Store,
+    SyncHostTransactions,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ __all__ = [
     "Expired",
     "Fact",
     "Heart",
+    "HostLoading",
     "HostTransaction",
     "HostTransactions",
     "Inspectable",
@@ -112,6 +115,7 @@ __all__ = [
     "SQLiteStore",
     "Share",
     "Store",
+    "SyncHostTransactions",
     "SystemClock",
     "WorkerId",
     "WorkerRecord",

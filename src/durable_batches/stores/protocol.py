@@ -12,7 +12,7 @@ protocol has been implemented over a file, a server and plain memory, and is kep
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -42,6 +42,7 @@ __all__ = [
     "Capabilities",
     "Expired",
     "Heart",
+    "HostLoading",
     "HostTransaction",
     "HostTransactions",
     "Inspectable",
@@ -49,6 +50,7 @@ __all__ = [
     "Lease",
     "Loading",
     "Store",
+    "SyncHostTransactions",
     "check_store",
 ]
 
@@ -141,6 +143,18 @@ class Loading(Protocol):
         ...
 
 
+@runtime_checkable
+class HostLoading(Loading, Protocol):
+    """Loading within a transaction of the host application that may lock everybody else out.
+
+    Whoever loads with it writes nothing beside that transaction, and reads with it what else has to be known.
+    """
+
+    async def workers(self) -> Sequence[WorkerRecord]:
+        """Load the workers that are alive: registered, and not past their lease."""
+        ...
+
+
 class _InTransaction(Protocol):
     def in_transaction(self) -> bool: ...
 
@@ -149,8 +163,28 @@ class _IsInTransaction(Protocol):
     def is_in_transaction(self) -> bool: ...
 
 
-HostTransaction: TypeAlias = _InTransaction | _IsInTransaction
-"""A connection (or session) of the host application that is in a transaction: SQLAlchemy's, or the driver's."""
+class _HasTransaction(Protocol):
+    @property
+    def in_transaction(self) -> bool: ...
+
+
+class _TransactionStatus(Protocol):
+    @property
+    def transaction_status(self) -> int: ...
+
+
+class _HasStatus(Protocol):
+    @property
+    def info(self) -> _TransactionStatus: ...
+
+
+class _InAtomicBlock(Protocol):
+    in_atomic_block: bool
+
+
+HostTransaction: TypeAlias = _InTransaction | _IsInTransaction | _HasTransaction | _HasStatus | _InAtomicBlock
+"""A connection (or session) of the host application that is in a transaction: SQLAlchemy's, Django's, or the driver's
+(asyncpg, psycopg, aiosqlite, sqlite3)."""
 
 
 @runtime_checkable
@@ -165,6 +199,24 @@ class HostTransactions(Protocol):
 
         Raises:
             ConfigurationError: The store cannot use this connection, or it is in no transaction.
+        """
+        ...
+
+
+@runtime_checkable
+class SyncHostTransactions(Protocol):
+    """Implemented by a store that loads within a transaction of an application that has no event loop."""
+
+    def joined_sync(self, connection: HostTransaction) -> AbstractContextManager[HostLoading]:
+        """Load on this connection; like `HostTransactions.joined`, but none of the methods ever suspends.
+
+        The store need not be open; it migrates nothing.
+
+        Raises:
+            ConfigurationError: The store cannot use this connection, or it is in no transaction.
+            StoreNotFoundError: The store's tables are not there.
+            SchemaTooOldError: A migration of the schema is missing.
+            SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
         """
         ...
 

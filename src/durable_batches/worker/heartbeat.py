@@ -70,6 +70,7 @@ class LeaseRenewer:
         self._turned = clock.boot()
         self.reaches_store: bool = True
         """Whether the last renewal came to an answer."""
+        self._locked_out = False
         self._thread = threading.Thread(target=self._run, name="durable-batches lease", daemon=True)
 
     def start(self) -> None:
@@ -129,7 +130,8 @@ class LeaseRenewer:
                 extra={"worker_id": self._worker, "stalled_seconds": stalled},
             )
             return True
-        if not self.reaches_store and unrenewed >= self._lease_seconds * _OWN_SHARE:
+        # Where nobody can write, nobody can expire it either, and the next renewal tells.
+        if not self.reaches_store and not self._locked_out and unrenewed >= self._lease_seconds * _OWN_SHARE:
             _log.error(
                 "lease of worker %s not renewed for %.1f s of its %.1f s: the worker fences itself before others "
                 "expire it",
@@ -143,6 +145,7 @@ class LeaseRenewer:
 
     def _failed(self, error: Exception) -> None:
         self.reaches_store = False
+        self._locked_out = isinstance(error, StoreUnavailableError) and error.locks_out_everybody
         if isinstance(error, StoreUnavailableError):
             self._outage.failed(error)
         else:

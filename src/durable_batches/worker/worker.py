@@ -25,10 +25,11 @@ from durable_batches.options import check_duration, check_instance, check_intege
 from durable_batches.outage import Backoff, Outage, Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
+from durable_batches.reading.open_transactions import OpenTransactions
 from durable_batches.reading.reader import BatchReader
 from durable_batches.runtime.dependencies import Dependencies, Provider
 from durable_batches.runtime.resources import ActivityReport, RunStats
-from durable_batches.stores.protocol import Store, check_store
+from durable_batches.stores.protocol import HostTransaction, Store, check_store
 from durable_batches.tasks import ReusableLock, seen_through
 from durable_batches.worker.membership import Membership
 from durable_batches.worker.runner import AnyWorkflow
@@ -104,6 +105,7 @@ class Worker:
         self._sessions: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._loading: set[BatchId] = set()
+        self._in_transactions = OpenTransactions()
 
     # ---- for users -------------------------------------------------------------------------------------------
 
@@ -189,10 +191,20 @@ class Worker:
         """The batches that are being submitted through it at this moment."""
         return self._loading
 
+    def submitted_within(self, batch_id: BatchId, connection: HostTransaction) -> None:
+        """Take note of a batch that was submitted in a transaction of the application, which is open yet."""
+        self._in_transactions.add(batch_id, connection)
+
     def reader(self, workflow: str) -> BatchReader:
         """Make a reader of this workflow's batches, which reads while the worker is running."""
         return BatchReader(
-            self._store, self._clock, self._news, self._outages, running=lambda: self._entered > 0, workflow=workflow
+            self._store,
+            self._clock,
+            self._news,
+            self._outages,
+            running=lambda: self._entered > 0,
+            workflow=workflow,
+            in_open_transaction=self._in_transactions.has,
         )
 
     def serve(self, workflow: AnyWorkflow) -> None:

@@ -16,7 +16,7 @@ from durable_batches.stores.ownership import Ownership
 from durable_batches.stores.protocol import LEVEL
 from durable_batches.stores.rows import refusals_as_text, refusals_of
 from durable_batches.stores.sqlite import claims, queries
-from durable_batches.stores.sqlite.connection import transaction
+from durable_batches.stores.sqlite.connection import LockWatch, transaction
 
 __all__ = ["Commits"]
 
@@ -27,10 +27,12 @@ class Commits:
     Args:
         path: The file.
         clock: The time it goes by.
+        watch: Is told of waits for the write lock.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, watch: LockWatch) -> None:
         self._path: Final = path
+        self._watch: Final = watch
         self._clock: Final = clock
         self._owned: dict[WorkerId, Ownership] = {}
 
@@ -51,7 +53,7 @@ class Commits:
         # Taken out: what a commit that fails has made of it is of no use.
         owned = self._owned.pop(worker, None) or Ownership()
         known = owned.as_of(number - 1)
-        with transaction(connection, self._path):
+        with transaction(connection, self._path, self._watch):
             if not self._fence(connection, worker, number):
                 return self._committed_before(connection, worker, number, claim)
             now = self._clock.now()

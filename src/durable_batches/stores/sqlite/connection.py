@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from durable_batches.errors import (
     DurableBatchesError,
@@ -21,10 +21,13 @@ from durable_batches.lifecycle.records import Micros
 from durable_batches.stores.migrations import READABLE_SINCE, ends_older_workers, newer_scripts
 from durable_batches.version import VERSION
 
-__all__ = ["connect", "connect_for_reading", "migrate", "transaction", "translated"]
+__all__ = ["LockWatch", "connect", "connect_for_reading", "is_busy", "migrate", "transaction", "translated"]
 
 BUSY_SECONDS: Final = 60.0
 """How long a transaction waits for that of another process. These take milliseconds; this long means a stuck one."""
+
+NOTICE_SECONDS: Final = 1.0
+"""How long a transaction waits until it is noticed that the file is locked."""
 
 _WAL_TRIES: Final = 100
 """Each try waits, and fails only if another process was faster again."""
@@ -58,6 +61,7 @@ def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
             _use_wal(connection)
             for setting in (*_WRITER_SETTINGS, *_SETTINGS):
                 connection.execute(setting).fetchall()
+            connection.execute(f"PRAGMA busy_timeout = {int(min(NOTICE_SECONDS, BUSY_SECONDS) * 1000)}").fetchall()
         except BaseException:
             connection.close()
             raise
@@ -101,7 +105,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            if not is_busy(error):
                 raise
             connection.execute("BEGIN EXCLUSIVE")
             connection.execute("COMMIT")
@@ -110,11 +114,27 @@ def _use_wal(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL").fetchall()
 
 
+class LockWatch(Protocol):
+    """Is told how transactions come to the file's write lock, on the thread of each."""
+
+    def asks(self) -> float:
+        """Take note that a transaction begins to wait; the number is handed on to what follows."""
+        ...
+
+    def waits(self, asked: float) -> None:
+        """Take note that it waits still; called once each `NOTICE_SECONDS`."""
+        ...
+
+    def has_waited(self, asked: float) -> None:
+        """Take note that it has the lock, or has given up."""
+        ...
+
+
 @contextmanager
-def transaction(connection: sqlite3.Connection, path: Path) -> Generator[None]:
+def transaction(connection: sqlite3.Connection, path: Path, watch: LockWatch | None = None) -> Generator[None]:
     """Within: one write transaction, with errors translated; an exception rolls all of it back."""
     with translated(path):
-        connection.execute("BEGIN IMMEDIATE")
+        _begin(connection, watch)
         try:
             yield
             connection.execute("COMMIT")
@@ -124,19 +144,46 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Generator[None]:
             raise
 
 
-def migrate(connection: sqlite3.Connection, path: Path, boot: Micros) -> None:
+def _begin(connection: sqlite3.Connection, watch: LockWatch | None) -> None:
+    """Begin a write transaction; wait for `BUSY_SECONDS` where another one has the file's write lock."""
+    asked = watch.asks() if watch is not None else 0.0
+    left = BUSY_SECONDS
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                # That took the connection's own timeout.
+                left -= NOTICE_SECONDS
+                if not is_busy(error) or left <= 0:
+                    raise
+            if watch is not None:
+                watch.waits(asked)
+    finally:
+        if watch is not None:
+            watch.has_waited(asked)
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another connection has a lock that was waited for in vain."""
+    return (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def migrate(connection: sqlite3.Connection, path: Path, boot: Micros, watch: LockWatch | None = None) -> None:
     """Bring the schema up to date, under the write lock from before the first look at it.
 
     Args:
         connection: In no transaction.
         path: The file.
         boot: The time that leases are measured on.
+        watch: Is told of the wait for the write lock.
 
     Raises:
         OldWorkersError: Workers of an older library are alive.
         SchemaTooNewError: A newer library has changed it in a way that this one must not touch.
     """
-    with transaction(connection, path):
+    with transaction(connection, path, watch):
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_version ("
             "version INTEGER NOT NULL, readable_since TEXT NOT NULL, library TEXT NOT NULL)"
@@ -183,10 +230,12 @@ def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
     code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
     match code:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return StoreUnavailableError(
+            locked = StoreUnavailableError(
                 f"the database {path} has been locked by another process for {BUSY_SECONDS:g} s; "
                 "find the process that holds a transaction open"
             )
+            locked.locks_out_everybody = True
+            return locked
         case sqlite3.SQLITE_FULL:
             return StoreFullError(f"the database {path} or its disk is full; make room, the work then goes on")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from durable_batches.clock import Clock
 from durable_batches.lifecycle.records import WorkerId
-from durable_batches.stores.sqlite.connection import connect, transaction
+from durable_batches.stores.sqlite.connection import LockWatch, connect, transaction
 
 __all__ = ["LeaseRenewer"]
 
@@ -15,17 +15,18 @@ __all__ = ["LeaseRenewer"]
 class LeaseRenewer:
     """Renews one worker's lease, on a connection of its own and on its caller's thread; see `Heart`."""
 
-    def __init__(self, path: Path, clock: Clock, worker: WorkerId) -> None:
+    def __init__(self, path: Path, clock: Clock, worker: WorkerId, watch: LockWatch | None = None) -> None:
         self._path = path
         self._clock = clock
         self._worker = worker
+        self._watch = watch
         self._connection: sqlite3.Connection | None = None
 
     def beat(self) -> bool:
         """See `Heart.beat`."""
         if self._connection is None:
             self._connection = connect(self._path)
-        with transaction(self._connection, self._path):
+        with transaction(self._connection, self._path, self._watch):
             renewed = self._connection.execute(
                 "UPDATE worker SET lease_until = ? + lease WHERE worker_id = ?",
                 (int(self._clock.boot() * 1_000_000), self._worker),

@@ -7,22 +7,16 @@ All writes go through one thread, a transaction a hop, and are durable when they
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from durable_batches.clock import Clock, SystemClock
-from durable_batches.errors import (
-    BatchNotFoundError,
-    ConfigurationError,
-    DuplicateDocumentError,
-    StoreUnavailableError,
-)
+from durable_batches.errors import ConfigurationError, StoreUnavailableError
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
-from durable_batches.lifecycle.planning import needs_of_command, new_execution, plan_command
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
@@ -39,11 +33,22 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_instance
-from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired, Inspection
-from durable_batches.stores.sqlite import claims, queries, reads, workers
+from durable_batches.stores.protocol import (
+    LEVEL,
+    BatchQuery,
+    Capabilities,
+    Expired,
+    HostLoading,
+    HostTransaction,
+    Inspection,
+    Loading,
+)
+from durable_batches.stores.sqlite import claims, host, load, reads, workers
 from durable_batches.stores.sqlite.commit import Commits
 from durable_batches.stores.sqlite.connection import migrate, transaction
+from durable_batches.stores.sqlite.host import OpenHosts
 from durable_batches.stores.sqlite.lease import LeaseRenewer
+from durable_batches.stores.sqlite.lockouts import LockOuts
 from durable_batches.stores.sqlite.reader import Reader, Version
 from durable_batches.stores.sqlite.reads import Select
 from durable_batches.stores.sqlite.thread import ConnectionThread
@@ -78,7 +83,9 @@ class SQLiteStore:
             raise ConfigurationError("a SQLiteStore needs a file, which its threads open; for none, use MemoryStore()")
         self.path: Final = Path(path).absolute()  # since each of its connections opens it, whenever that is
         self._clock: Final[Clock] = clock or SystemClock()
-        self._commits: Final = Commits(self.path, self._clock)
+        self._open_hosts: Final = OpenHosts()
+        self._lock_outs: Final = LockOuts(self.path, self._clock, self._open_hosts.batches)
+        self._commits: Final = Commits(self.path, self._clock, self._lock_outs)
         self._opened = 0
         self._opening = ReusableLock()
         self._writer: ConnectionThread | None = None
@@ -90,14 +97,15 @@ class SQLiteStore:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Declare: durable, several processes."""
-        return Capabilities(several_processes=True, durable=True, pushes=False, level=LEVEL)
+        """Declare: durable, several processes, the host's transactions."""
+        return Capabilities(several_processes=True, durable=True, pushes=False, host_transactions=True, level=LEVEL)
 
     async def open(self) -> None:
         """See `Store.open`."""
         async with self._opening:
             if not self._migrated:
                 await self._open_to_work()
+                self._lock_outs.opened()
                 self._migrated = True
             self._opened += 1
 
@@ -133,7 +141,7 @@ class SQLiteStore:
         try:
             if self._writer is None:
                 await writer.start()
-            await writer.run(migrate, self.path, self._boot())
+            await writer.run(migrate, self.path, self._boot(), self._lock_outs)
             reader = self._reader or await self._open_reader(check=False)
         except BaseException:
             if self._writer is None:
@@ -158,14 +166,14 @@ class SQLiteStore:
         """See `Store.register`."""
 
         def work(connection: sqlite3.Connection) -> None:
-            with transaction(connection, self.path):
+            with self._transaction(connection):
                 workers.register(connection, worker, lease, self._boot())
 
         await self._write(work)
 
     def heart(self, worker: WorkerId) -> LeaseRenewer:
         """See `Store.heart`."""
-        return LeaseRenewer(self.path, self._clock, worker)
+        return LeaseRenewer(self.path, self._clock, worker, self._lock_outs)
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """See `Store.workers`."""
@@ -175,8 +183,8 @@ class SQLiteStore:
         """See `Store.expire`."""
 
         def work(connection: sqlite3.Connection) -> Expired:
-            with transaction(connection, self.path):
-                gone = workers.expired(connection, self._boot(), dead)
+            with self._transaction(connection):
+                gone = workers.expired(connection, self._boot(), dead, self._lock_outs.recent())
                 self._commits.forget(gone)
                 events = workers.release(connection, self._clock.now(), gone, "crash") if gone else ()
             return Expired(workers=gone, events=events)
@@ -187,7 +195,7 @@ class SQLiteStore:
         """See `Store.leave`."""
 
         def work(connection: sqlite3.Connection) -> Sequence[EventRecord]:
-            with transaction(connection, self.path):
+            with self._transaction(connection):
                 self._commits.forget([worker])
                 return workers.release(connection, self._clock.now(), [worker], "shutdown")
 
@@ -199,12 +207,8 @@ class SQLiteStore:
         """See `Store.create`."""
 
         def work(connection: sqlite3.Connection) -> BatchRecord | None:
-            with transaction(connection, self.path):
-                existing = reads.batch(batch.batch_id).on(connection)
-                if existing is not None:
-                    return existing[1]
-                queries.insert_batch(connection, batch)
-                return None
+            with self._transaction(connection):
+                return load.create(connection, batch)
 
         return await self._write(work)
 
@@ -212,24 +216,8 @@ class SQLiteStore:
         """See `Store.add`."""
 
         def work(connection: sqlite3.Connection) -> None:
-            with transaction(connection, self.path):
-                found = reads.batch(batch_id).on(connection)
-                if found is None or found[1].loader != loader:
-                    raise BatchNotFoundError(batch_id)
-                key = found[0]
-                known = queries.load_document_ids(connection, key, [document.position for document in documents])
-                fresh = [document for document in documents if known.get(document.position) != document.document_id]
-                duplicate = _repeated(document.document_id for document in fresh) or queries.taken_document_id(
-                    connection, key, [document.document_id for document in fresh]
-                )
-                if duplicate is not None:
-                    raise DuplicateDocumentError(batch_id, duplicate)
-                now = self._clock.now()
-                queries.insert_executions(
-                    connection,
-                    key,
-                    ((new_execution(batch_id, document, now), document.input) for document in fresh),
-                )
+            with self._transaction(connection):
+                load.add(connection, self._clock.now(), batch_id, loader, documents)
 
         await self._write(work)
 
@@ -245,16 +233,8 @@ class SQLiteStore:
         """See `Store.control`."""
 
         def work(connection: sqlite3.Connection) -> Committed:
-            with transaction(connection, self.path):
-                keys, loaded = queries.load_executions(connection, self._clock.now(), [(batch_id, RESOLVER_POSITION)])
-                if batch_id not in loaded.batches:
-                    raise BatchNotFoundError(batch_id)
-                wanted = needs_of_command(command).requests
-                requests = queries.load_requests(connection, keys[batch_id], wanted, loaded.now)
-                loaded = loaded._replace(requests=requests)
-                writes = plan_command(loaded, batch_id, command, level=LEVEL)
-                queries.apply(connection, keys, writes)
-                return Committed(events=writes.events, applied=writes.applied)
+            with self._transaction(connection):
+                return load.control(connection, self._clock.now(), batch_id, command)
 
         return await self._write(work)
 
@@ -325,7 +305,28 @@ class SQLiteStore:
         moved = await self._read(reads.has_moved(seen)) if seen else False
         return moved or (await self._read(claims.is_claimable(self._clock.now(), work)) if work else False)
 
+    # ---- the host's transactions -----------------------------------------------------------------------------
+
+    def joined(self, connection: HostTransaction) -> AbstractAsyncContextManager[Loading]:
+        """See `HostTransactions.joined`.
+
+        `connection` is a connection of aiosqlite, or a connection or a session of SQLAlchemy's asyncio extension (over
+        aiosqlite), to the store's own file. What is loaded is rolled back with its transaction, and is seen and run
+        only after its commit. Nobody else can write to the file until then.
+        """
+        return host.joined(self.path, self._clock, self._open_hosts, connection)
+
+    def joined_sync(self, connection: HostTransaction) -> AbstractContextManager[HostLoading]:
+        """See `SyncHostTransactions.joined_sync`.
+
+        `connection` is a `sqlite3.Connection`, or a connection or a session of SQLAlchemy, or Django's, over one.
+        """
+        return host.joined_sync(self.path, self._clock, connection)
+
     # ---- the connections ---------------------------------------------------------------------------------------
+
+    def _transaction(self, connection: sqlite3.Connection) -> AbstractContextManager[None]:
+        return transaction(connection, self.path, self._lock_outs)
 
     async def _write(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -358,7 +359,3 @@ class SQLiteStore:
 
     def _boot(self) -> Micros:
         return int(self._clock.boot() * 1_000_000)
-
-
-def _repeated(ids: Iterable[str]) -> str | None:
-    return next((document_id for document_id, count in Counter(ids).items() if count > 1), None)

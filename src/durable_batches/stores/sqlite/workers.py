@@ -21,13 +21,17 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.stores.columns import WORKER, WORKER_RECORD
 from durable_batches.stores.protocol import LEVEL
-from durable_batches.stores.rows import position_of, worker_values
+from durable_batches.stores.rows import position_of, worker_of, worker_values
 from durable_batches.stores.sqlite.queries import apply, load_executions
 
-__all__ = ["expired", "register", "release"]
+__all__ = ["alive", "expired", "register", "release"]
 
 _INSERTED: Final = WORKER_RECORD.and_also(*WORKER.choose("lease", "lease_until", "commits", "refused"))
 _INSERT: Final = f"INSERT INTO worker ({_INSERTED.names}) VALUES ({_INSERTED.marks})"
+
+_RENEWED_WITHIN: Final = 6
+"""A worker that was locked out for less than this part of its lease has had its chances to renew it, which is tried
+three times a lease."""
 
 
 def register(connection: sqlite3.Connection, worker: WorkerRecord, lease: Micros, boot: Micros) -> None:
@@ -35,15 +39,32 @@ def register(connection: sqlite3.Connection, worker: WorkerRecord, lease: Micros
     connection.execute(_INSERT, (*worker_values(worker), lease, boot + lease, 0, "[]"))
 
 
-def expired(connection: sqlite3.Connection, boot: Micros, dead: Collection[WorkerId]) -> list[WorkerId]:
+def alive(connection: sqlite3.Connection, boot: Micros) -> list[WorkerRecord]:
+    """Load the workers that are not past their lease."""
+    rows = connection.execute(
+        f"SELECT {WORKER_RECORD.names} FROM worker WHERE lease_until > ? AND lease_until <= ? + lease", (boot, boot)
+    )
+    return [worker_of(row) for row in rows]
+
+
+def expired(
+    connection: sqlite3.Connection, boot: Micros, dead: Collection[WorkerId], locked_out: Micros = 0
+) -> list[WorkerId]:
     """Find the workers that are past their lease, or in `dead`.
 
     A lease that begins in the future was given on a clock from before a reboot.
+
+    Args:
+        connection: In a transaction.
+        boot: The time that leases are measured on.
+        dead: Workers whose processes have ended.
+        locked_out: For how long nobody could write until a moment ago. Of a lease, that is no small part, it has not
+            run out: who holds it will renew it now.
     """
     found = connection.execute(
-        "SELECT worker_id FROM worker WHERE lease_until <= ? OR lease_until > ? + lease "
+        "SELECT worker_id FROM worker WHERE (lease_until <= ? AND lease > ?) OR lease_until > ? + lease "
         "OR worker_id IN (SELECT value FROM json_each(?))",
-        (boot, boot, json.dumps(sorted(dead))),
+        (boot, locked_out * _RENEWED_WITHIN, boot, json.dumps(sorted(dead))),
     )
     return [WorkerId(worker_id) for (worker_id,) in found]
 

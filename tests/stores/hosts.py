@@ -1,0 +1,272 @@
+"""Applications with transactions of their own, one a kind of connection; the same tests are for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
+
+import aiosqlite
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from durable_batches import BatchOrchestrator
+
+T = TypeVar("T")
+
+Batches: TypeAlias = BatchOrchestrator[str, str, Any, Any]
+
+
+class Host(Protocol):
+    """An application with one connection to a database, which it can use from any task."""
+
+    async def begin(self) -> None:
+        """Begin a transaction, as is usual with this kind of connection."""
+        ...
+
+    async def submit(self, batches: Batches, documents: Iterable[str], **options: Any) -> str:
+        """Submit a batch in the transaction."""
+        ...
+
+    async def execute(self, statement: str) -> list[Any]:
+        """Execute a statement of the application's own; return the first value of each row."""
+        ...
+
+    async def commit(self) -> None: ...
+
+    async def rollback(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class AsyncHost:
+    """An application on the event loop.
+
+    Args:
+        connection: What is handed to `submit`.
+        begin: Begins a transaction.
+        execute: Executes a statement.
+        close: Closes everything.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        begin: Callable[[], Awaitable[object]],
+        execute: Callable[[str], Awaitable[list[Any]]],
+        close: Callable[[], Awaitable[object]],
+    ) -> None:
+        self.connection = connection
+        self._begin = begin
+        self._execute = execute
+        self._close = close
+
+    async def begin(self) -> None:
+        await self._begin()
+
+    async def submit(self, batches: Batches, documents: Iterable[str], **options: Any) -> str:
+        return await batches.submit(documents, connection=self.connection, **options)
+
+    async def execute(self, statement: str) -> list[Any]:
+        return await self._execute(statement)
+
+    async def commit(self) -> None:
+        await self.connection.commit()
+
+    async def rollback(self) -> None:
+        await self.connection.rollback()
+
+    async def close(self) -> None:
+        await self._close()
+
+
+class SyncHost:
+    """An application without an event loop: all of it is on one thread.
+
+    Args:
+        connection: Opens what is handed to `submit_sync`.
+        begin: Begins a transaction on it.
+        execute: Executes a statement on it.
+        commit: Commits; by default with the method of that name.
+        rollback: Rolls back; by default with the method of that name.
+        close: Closes everything; by default with the method of that name.
+    """
+
+    def __init__(
+        self,
+        connection: Callable[[], Any],
+        *,
+        begin: Callable[[Any], object],
+        execute: Callable[[Any, str], list[Any]],
+        commit: Callable[[Any], object] = lambda connection: connection.commit(),
+        rollback: Callable[[Any], object] = lambda connection: connection.rollback(),
+        close: Callable[[Any], object] = lambda connection: connection.close(),
+    ) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self.connection = self._thread.submit(connection).result()
+        self._begin = begin
+        self._execute = execute
+        self._commit = commit
+        self._rollback = rollback
+        self._close = close
+
+    async def begin(self) -> None:
+        await self._run(self._begin, self.connection)
+
+    async def submit(self, batches: Batches, documents: Iterable[str], **options: Any) -> str:
+        return await self._run(lambda: batches.submit_sync(documents, connection=self.connection, **options))
+
+    async def execute(self, statement: str) -> list[Any]:
+        return await self._run(self._execute, self.connection, statement)
+
+    async def commit(self) -> None:
+        await self._run(self._commit, self.connection)
+
+    async def rollback(self) -> None:
+        await self._run(self._rollback, self.connection)
+
+    async def close(self) -> None:
+        await self._run(self._close, self.connection)
+        self._thread.shutdown()
+
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+
+async def _nothing() -> None:
+    """Begin nothing: the driver does it by itself."""
+
+
+def _first(rows: Iterable[Any]) -> list[Any]:
+    return [row[0] for row in rows]
+
+
+# ---- on SQLite -------------------------------------------------------------------------------------------------------
+
+
+async def _aiosqlite(path: Path) -> Host:
+    connection = await aiosqlite.connect(path)
+    # Rows and texts of the application's own kinds.
+    made: Any = connection
+    made.row_factory = lambda cursor, row: {"value": row[0]}  # pyright: ignore[reportUnknownLambdaType]
+    connection.text_factory = bytes
+
+    async def execute(statement: str) -> list[Any]:
+        return [row["value"] for row in await connection.execute_fetchall(statement)]
+
+    return AsyncHost(connection, _nothing, execute, connection.close)
+
+
+async def _aiosqlite_begun(path: Path) -> Host:
+    connection = await aiosqlite.connect(path, isolation_level=None)
+
+    async def execute(statement: str) -> list[Any]:
+        return _first(await connection.execute_fetchall(statement))
+
+    return AsyncHost(connection, lambda: connection.execute("BEGIN"), execute, connection.close)
+
+
+async def async_connection(url: str) -> Host:
+    stack = AsyncExitStack()
+    engine = create_async_engine(url)
+    stack.push_async_callback(engine.dispose)
+    connection = await stack.enter_async_context(engine.connect())
+
+    async def execute(statement: str) -> list[Any]:
+        result = await connection.execute(text(statement))
+        return _first(result) if result.returns_rows else []
+
+    return AsyncHost(connection, connection.begin, execute, stack.aclose)
+
+
+async def async_session(url: str) -> Host:
+    stack = AsyncExitStack()
+    engine = create_async_engine(url)
+    stack.push_async_callback(engine.dispose)
+    session = await stack.enter_async_context(AsyncSession(engine))
+
+    async def execute(statement: str) -> list[Any]:
+        result: Any = await session.execute(text(statement))
+        return _first(result) if result.returns_rows else []
+
+    return AsyncHost(session, _nothing, execute, stack.aclose)
+
+
+async def _sqlite3(path: Path) -> Host:
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path)
+        connection.row_factory = sqlite3.Row
+        return connection
+
+    return SyncHost(connect, begin=lambda _: None, execute=lambda found, sql: _first(found.execute(sql).fetchall()))
+
+
+async def _sqlite3_begun(path: Path) -> Host:
+    return SyncHost(
+        lambda: sqlite3.connect(path, isolation_level=None),
+        begin=lambda found: found.execute("BEGIN IMMEDIATE"),
+        execute=lambda found, sql: _first(found.execute(sql).fetchall()),
+    )
+
+
+def _sync_sqlalchemy_execute(connection: Any, statement: str) -> list[Any]:
+    result = connection.execute(text(statement))
+    return _first(result) if result.returns_rows else []
+
+
+async def sync_connection(url: str) -> Host:
+    engine = create_engine(url)
+
+    def close(connection: Any) -> None:
+        connection.close()
+        engine.dispose()
+
+    return SyncHost(engine.connect, begin=lambda found: found.begin(), execute=_sync_sqlalchemy_execute, close=close)
+
+
+async def sync_session(url: str) -> Host:
+    engine = create_engine(url)
+
+    def close(session: Any) -> None:
+        session.close()
+        engine.dispose()
+
+    return SyncHost(lambda: Session(engine), begin=lambda _: None, execute=_sync_sqlalchemy_execute, close=close)
+
+
+async def _begun_by_an_event(path: Path) -> Host:
+    """As SQLAlchemy's documentation has it for transactions that begin where they are begun."""
+    engine = create_engine(f"sqlite:///{path}")
+
+    def connected(raw: Any, _: object) -> None:
+        raw.isolation_level = None
+
+    def begins(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begins)
+
+    def close(connection: Any) -> None:
+        connection.close()
+        engine.dispose()
+
+    return SyncHost(engine.connect, begin=lambda found: found.begin(), execute=_sync_sqlalchemy_execute, close=close)
+
+
+ON_SQLITE: Final[dict[str, Callable[[Path], Awaitable[Host]]]] = {
+    "aiosqlite": _aiosqlite,
+    "aiosqlite, begun": _aiosqlite_begun,
+    "AsyncConnection": lambda path: async_connection(f"sqlite+aiosqlite:///{path}"),
+    "AsyncSession": lambda path: async_session(f"sqlite+aiosqlite:///{path}"),
+    "sqlite3": _sqlite3,
+    "sqlite3, begun": _sqlite3_begun,
+    "Connection": lambda path: sync_connection(f"sqlite:///{path}"),
+    "Session": lambda path: sync_session(f"sqlite:///{path}"),
+    "Connection, begun by an event": _begun_by_an_event,
+}
