@@ -32,7 +32,6 @@ from durable_batches.lifecycle.planning import (
     Loaded,
     Writes,
     executions_to_load,
-    has_to_know_next_due,
     new_execution,
     plan_claims,
     plan_command,
@@ -193,10 +192,8 @@ class World:
         new = [row for row in due if not row.due]
         isolated = [row for row in due if row.due and row.crashes >= 2]
         executions = [*woken[:most], *new[:most], *isolated[:most]]
-        next_due: Micros | None = 0
-        if has_to_know_next_due(record, executions):
-            next_due = self._first_due(record.batch_id, beside=executions)
-        return Candidates(record, executions, next_due, most)
+        # Also where the plan need not know it.
+        return Candidates(record, executions, self._first_due(record.batch_id, beside=executions), most)
 
     def _first_due(self, batch_id: BatchId, *, beside: Collection[ExecutionRecord] = ()) -> Micros | None:
         return min(

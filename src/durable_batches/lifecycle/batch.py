@@ -262,7 +262,6 @@ class BatchInProgress:
         elif self.definition.resolver:
             self.move("resolving")
             self.core["phase"] = "due"
-            self.earliest_due = NOW
         else:
             self.complete()
 
