@@ -20,7 +20,7 @@ from durable_batches import MemoryStore, PostgresStore, StoreUnavailableError
 from durable_batches.cli.exits import Exit
 from durable_batches.stores import migrations
 
-READING: Final = ("show", "watch", "documents", "events", "export")
+READING: Final = ("show", "watch", "why", "documents", "events", "export")
 
 ODD: Final = "\x1b]0;title\x07 \x9b31m [red]bold[/red] \u202e \r\n\t\x7f end"
 """An id that would set a terminal's title and colour, and is markup."""

@@ -73,6 +73,20 @@ def test_documents_events_and_results_are_shown(commands: Commands, tmp_path: Pa
     assert file.read_text() == exported.out
 
 
+def test_why_a_batch_is_where_it_is(commands: Commands) -> None:
+    commands.submit("monday", "one")
+    commands.submit("tuesday", "two", runs=False)
+    assert commands("why", "monday").out == (
+        "The batch 'monday' is in the state 'completed'.\n"
+        "- It has ended: 1 of 1 document succeeded, 0 failed, 0 cancelled.\n"
+    )
+    (why,) = commands("why", "tuesday", "--json").json
+    assert (why["batch_id"], why["state"]) == ("tuesday", "pending")
+    (reason,) = why["reasons"]
+    assert (reason["tag"], reason["workflow"], reason["known"]) == ("no-worker", "translate", [])
+    assert reason["text"].startswith("No worker was started with the workflow 'translate'")
+
+
 def test_a_batch_is_cancelled_once(commands: Commands) -> None:
     commands.submit("monday", "one", "two", runs=False)
     done = commands("cancel", "monday", "--reason", "too late")

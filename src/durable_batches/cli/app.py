@@ -165,6 +165,20 @@ def events(
 
 
 @app.command()
+def why(
+    batch: BatchArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    as_json: JsonOption = False,
+) -> None:
+    """Explain why a batch is where it is: what runs, what waits for what, which workers there are."""
+    from durable_batches.cli.session import run_command
+    from durable_batches.cli.why import explain_batch
+
+    run_command(store, schema, lambda client: explain_batch(client, batch, as_json=as_json))
+
+
+@app.command()
 def export(
     batch: BatchArgument,
     store: StoreOption = None,
