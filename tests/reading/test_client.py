@@ -455,6 +455,32 @@ def is_read_as_it_is(store: SQLiteStore) -> bool:
     return store._reader._unchanged is not None
 
 
+async def test_reading_a_file_that_nobody_has_open_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "batches.db"
+    async with BatchOrchestrator(shout, store=SQLiteStore(path)) as batches:
+        batch_id = (await within(batches.run(["x"]))).batch_id
+    content = path.read_bytes()
+    async with BatchClient(SQLiteStore(path)) as client:
+        assert (await client.state(batch_id)).tag == "completed"
+        assert [entry.name for entry in tmp_path.iterdir()] == ["batches.db"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["batches.db"]
+    assert path.read_bytes() == content
+
+
+async def test_a_follower_notices_the_first_commit_to_a_file_that_nobody_had_open(tmp_path: Path) -> None:
+    path = tmp_path / "batches.db"
+    async with BatchOrchestrator(shout, store=SQLiteStore(path), max_in_flight=0) as batches:
+        batch_id = await batches.submit(["x"])
+    async with BatchClient(store := SQLiteStore(path)) as client:
+        with client.signals.waiting.listen() as waiting:
+            following = asyncio.create_task(everything(client.progress(batch_id)))
+            await waiting.next()
+            assert is_read_as_it_is(store)
+        async with BatchOrchestrator(shout, store=SQLiteStore(path)):
+            assert (await within(following))[-1].tag == "batch_completed"
+        assert not is_read_as_it_is(store)
+
+
 async def test_a_file_that_nobody_writes_is_read_as_it_is_until_it_changes(unwritable: Path) -> None:
     async with BatchOrchestrator(shout, store=SQLiteStore(unwritable)) as batches:
         first = (await within(batches.run(["x"]))).batch_id

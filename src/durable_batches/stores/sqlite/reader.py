@@ -1,8 +1,9 @@
 """The connection that reads: through aiosqlite, opened for reading only, so that nothing done with it can write.
 
-Beside a writer, readers of a file with a write-ahead log need the log's index, a second file that SQLite makes in the
-same folder. Where there is none and none can be made, as on a read-only file system, nobody writes, and the file is
-read as it is; should it change all the same, what was read is read again.
+Readers of a file with a write-ahead log need the log and its index, two files beside it, which SQLite makes where they
+are not there, and which a reader cannot remove. Where there is no log, nobody has the file open: then it is read as it
+is (`immutable`), so that nothing is left beside it, and nothing need be made where nothing can be. Should the file
+change, what was read is read again, with its log.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import aiosqlite
 
+from durable_batches.clock import SystemClock
 from durable_batches.errors import StoreNotFoundError, StoreReadOnlyError, StoreUnavailableError
 from durable_batches.stores.migrations import check_schema
 from durable_batches.stores.rows import Row
@@ -30,6 +32,9 @@ T = TypeVar("T")
 _TRIES: Final = 5
 """How often something is read from a file that changes each time."""
 
+_SETTLED_SECONDS: Final = 0.05
+"""Two changes within a tick of the file system's clock (10 ms at most) may leave the same time of modification."""
+
 _HAS_SCHEMA: Final = "SELECT 1 FROM pragma_table_info('schema_version') WHERE name = 'readable_since'"
 _SCHEMA: Final = "SELECT version, readable_since FROM schema_version"
 
@@ -43,8 +48,8 @@ class _File(NamedTuple):
     inode: int
     size: int
     modified: int
-    log: int
-    """The size of its write-ahead log; 0: there is none."""
+    log: int | None
+    """The size of its write-ahead log, or of a journal; None: there is none, and so no process has it open."""
 
 
 class Reader:
@@ -156,27 +161,40 @@ class Reader:
 
     async def _connect(self) -> aiosqlite.Connection:
         with translated(self._path):
-            before = _file(self._path)
-            try:
-                connection, unchanged = await self._connected(immutable=False), None
-            except sqlite3.OperationalError as error:
-                if (
-                    getattr(error, "sqlite_errorcode", 0) & 0xFF
-                    not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-                    or before is None
-                    or not os.access(self._path, os.R_OK)
-                    or os.access(self._path.parent, os.W_OK)
-                ):
-                    raise
-                if before.log:
-                    raise StoreReadOnlyError(
-                        f"the database {self._path} has commits in its log (-wal), which cannot be read where nothing "
-                        "can be written beside it; open it once with a right to write, or copy both files"
-                    ) from error
+            before = await self._settled()
+            if before is not None and before.log is None:
                 connection, unchanged = await self._connected(immutable=True), before
+            else:
+                try:
+                    connection, unchanged = await self._connected(immutable=False), None
+                except sqlite3.OperationalError as error:
+                    if (
+                        getattr(error, "sqlite_errorcode", 0) & 0xFF
+                        not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+                        or before is None
+                        or not os.access(self._path, os.R_OK)
+                        or os.access(self._path.parent, os.W_OK)
+                    ):
+                        raise
+                    if before.log:
+                        raise StoreReadOnlyError(
+                            f"the database {self._path} has commits in its log (-wal), which cannot be read where "
+                            "nothing can be written beside it; open it once with a right to write, or copy both files"
+                        ) from error
+                    connection, unchanged = await self._connected(immutable=True), before
         self._connection, self._unchanged = connection, unchanged
         self._opened += 1
         return connection
+
+    async def _settled(self) -> _File | None:
+        """Look what the file is like, where it was changed just now a moment later."""
+        found = _file(self._path)
+        if found is not None and found.log is None:
+            age = SystemClock().now() * 1_000 - found.modified
+            if age < _SETTLED_SECONDS * 1_000_000_000:
+                await asyncio.sleep(_SETTLED_SECONDS)
+                found = _file(self._path)
+        return found
 
     async def _connected(self, *, immutable: bool) -> aiosqlite.Connection:
         connection = aiosqlite.Connection(
@@ -224,8 +242,12 @@ def _file(path: Path) -> _File | None:
         found = os.stat(path)
     except OSError:
         return None
+    logs = [size for size in (_size(f"{path}-wal"), _size(f"{path}-journal")) if size is not None]
+    return _File(found.st_ino, found.st_size, found.st_mtime_ns, sum(logs) if logs else None)
+
+
+def _size(path: str) -> int | None:
     try:
-        log = os.stat(f"{path}-wal").st_size
+        return os.stat(path).st_size
     except OSError:
-        log = 0
-    return _File(found.st_ino, found.st_size, found.st_mtime_ns, log)
+        return None
