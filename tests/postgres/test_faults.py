@@ -26,11 +26,13 @@ from tests.processes.workload import PATIENT, Batches, Page, document_ids, extra
 from tests.support import PATIENCE, STAGES, eventually, everything, opened, within
 
 from durable_batches import (
+    BatchClient,
     BatchConfig,
     BatchOrchestrator,
     Completed,
     DocumentReleased,
     PostgresStore,
+    StoreUnavailableError,
     Worker,
     WorkerFencedError,
     durable_activity,
@@ -586,3 +588,43 @@ async def test_a_loop_that_ends_at_any_moment_leaves_no_connection_open(
             await asyncio.to_thread(asyncio.run, host(random.uniform(0.0, 0.3)))
     # One that is left open says so when it is forgotten, and that fails the test.
     gc.collect()
+
+
+async def test_a_client_follows_a_batch_over_a_server_that_is_away(
+    postgres_dsn: str, migrated_schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = asyncio.Event()
+
+    @workflow(STAGES, name="held")
+    async def held(document: str) -> str:
+        await gate.wait()
+        return document
+
+    port = urlsplit(postgres_dsn).port
+    assert port is not None
+    with Proxy(port) as proxy:
+        async with BatchOrchestrator(held, store=PostgresStore(postgres_dsn, schema=migrated_schema)) as batches:
+            batch_id = await batches.submit(["x", "y"])
+            store = PostgresStore(proxy.through(postgres_dsn), schema=migrated_schema)
+            async with BatchClient(store, read_only=True) as client:
+                with client.signals.waiting.listen() as waiting:
+                    following = asyncio.create_task(everything(client.progress(batch_id)))
+                    watching = asyncio.create_task(everything(client.watch(batch_id, interval=timedelta(0))))
+                    await waiting.next()
+                proxy.target = 1  # where nobody listens
+                proxy.cut()
+                late = asyncio.create_task(everything(client.documents(batch_id)))
+                await eventually(lambda: any("store unavailable" in line for line in caplog.messages))
+                with pytest.raises(StoreUnavailableError):
+                    await client.snapshot(batch_id)
+                gate.set()
+                await batches.result(batch_id)
+                assert not following.done()
+                assert not late.done()
+                proxy.target = port
+                assert (await following)[-1].tag == "batch_completed"
+                assert (await watching)[-1].counts.succeeded == 2
+                assert len(await late) == 2
+                await eventually(lambda: any("after" in line and "store" in line for line in caplog.messages))
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 2, warnings
