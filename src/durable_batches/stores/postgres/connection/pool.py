@@ -44,8 +44,6 @@ class Pool:
                 except StoreUnavailableError as error:
                     if type(error) is not StoreUnavailableError or not connection.is_closed():
                         raise
-                # The others are likely to be as this one; to find out could take a limit of time each.
-                self._forget_idle()
             return await self._work(await self._database.connect(by_key=self._by_key), work, *args, **kwargs)
 
     async def _work(
@@ -63,6 +61,9 @@ class Pool:
                 # It has not answered, and may do so when nobody listens any more; or it is not the one to ask, and
                 # another may lead to one that is.
                 connection.terminate()
+            if connection.is_closed():
+                # The others are likely to be as this one; to find out could take a limit of time each.
+                self._forget_idle()
             raise
         finally:
             if not connection.is_closed():
