@@ -38,6 +38,8 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
+from durable_batches.errors import CommitUnknownError
+from durable_batches.lifecycle.commands import Cancel
 from durable_batches.stores import BatchQuery, ClaimRequest, WorkerId
 from durable_batches.stores.postgres.connection.database import Connection
 from durable_batches.testing import ManualClock
@@ -277,6 +279,8 @@ async def test_a_network_that_fails_in_every_way(
 ) -> None:
     """Once each; nobody is away for as long as its lease."""
     monkeypatch.setattr("durable_batches.stores.postgres.connection.database._MARGIN_SECONDS", 0.0)
+    # How long a worker that leaves waits for the store is no matter of this test, and must not decide it.
+    monkeypatch.setattr("durable_batches.worker.session._STORE_PATIENCE_SECONDS", 600.0)
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
         network = Network(proxy)
@@ -474,6 +478,32 @@ async def test_connections_that_all_went_deaf_are_given_up_together(
             # The first was waited for, and no other; the answer came by a new one.
             assert tried == [deaf[-1], *readers._idle]
             assert len(readers._idle) == 1
+            assert all(connection.is_closed() for connection in deaf)
+
+
+async def test_a_write_that_is_not_answered_gives_up_all_deaf_connections(
+    postgres_dsn: str, postgres_schema: str
+) -> None:
+    """It is not repeated by the store: whether it was made is not known. The next one has a new connection."""
+    port = urlsplit(postgres_dsn).port or 0
+    with Proxy(port) as proxy:
+        dsn = proxy.through(postgres_dsn)
+        async with opened(
+            PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(milliseconds=500))
+        ) as store:
+            scene = Scene(store, asyncio.sleep)
+            batch_ids = [await scene.batch(1) for _ in range(8)]
+            hand = await scene.worker(lease=3600)
+            claim = await hand.take()
+            writers = store._open_store().writers
+            # So many at once need several connections.
+            await asyncio.gather(*(store.control(batch_id, Cancel(batch_id, "")) for batch_id in batch_ids[1:]))
+            deaf = list(writers._idle)
+            assert len(deaf) > 2
+            proxy.half_open()
+            with pytest.raises(CommitUnknownError):
+                await hand.report(hand.recorded(claim, "key"))
+            assert writers._idle == []
             assert all(connection.is_closed() for connection in deaf)
 
 

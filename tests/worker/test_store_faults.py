@@ -39,7 +39,7 @@ from durable_batches import (
 from durable_batches.errors import CommitUnknownError
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
-from durable_batches.lifecycle.records import ClaimRequest, Committed, WorkerId
+from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.signals import until as until_signal
 from durable_batches.stores.protocol import Heart
@@ -393,3 +393,30 @@ async def test_one_documents_data_is_refused_and_its_neighbours_do_not_notice(
     assert [(failure.document_id, failure.error_type) for failure in failures] == [("page-4", "FactRejectedError")]
     assert result.value == tally_of([number for number in range(DOCUMENTS) if number != 4])
     assert checker.stats.repeated == 0
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_worker_is_deregistered_however_often_the_store_does_not_answer(
+    faults: Faults, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    left, leave = 3, faults.store.leave
+
+    async def failing(worker: WorkerId) -> Sequence[EventRecord]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            return await leave(worker)
+        if fault == "after":
+            await leave(worker)
+            raise CommitUnknownError("the reply was lost")
+        raise StoreUnavailableError("not now")
+
+    monkeypatch.setattr(faults.store, "leave", failing)
+    await faults.store.open()
+    try:
+        async with BatchOrchestrator(extract, store=faults.store):
+            assert len(await faults.store.workers()) == 1
+        assert left == -1
+        assert await faults.store.workers() == []
+    finally:
+        await faults.store.close()

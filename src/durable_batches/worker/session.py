@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from enum import Enum, auto
+from functools import partial
 from typing import Final, NamedTuple
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from durable_batches.lifecycle.commands import Cancel, Command, Seal
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.outage import Outage, Outages
+from durable_batches.outage import Outage, Outages, ride_out
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.stores.protocol import Store
@@ -104,6 +105,7 @@ class Session:
         self._membership = membership
         self._workflows = workflows
         self._options = options
+        self._outages = outages
         self._drain = options.drain
         self._clock = clock
         self._deliver = deliver
@@ -274,7 +276,13 @@ class Session:
             claimed.cancel()
         self.journal.close()
         await journal
-        await self._membership.deregister(self.worker_id)
+        # A connection that a fault of the network has left behind is found out by this, and another one will do.
+        await ride_out(
+            partial(self._membership.deregister, self.worker_id),
+            self._outages,
+            f"deregistration of worker {self.worker_id}",
+            self._clock.sleep,
+        )
 
     async def _fence(self, journal: asyncio.Task[None]) -> None:
         """End at once: nothing of what is held may be written any more."""

@@ -46,8 +46,6 @@ class Pool:
                 except StoreUnavailableError as error:
                     if type(error) is not StoreUnavailableError or not connection.is_closed():
                         raise
-                # The others are likely to be as this one; to find out could take a limit of time each.
-                self._forget_idle()
             connection = await self._database.connect(by_key=self._by_key, read_only=self._read_only)
             return await self._work(connection, work, *args, **kwargs)
 
@@ -66,6 +64,9 @@ class Pool:
                 # It has not answered, and may do so when nobody listens any more; or it is not the one to ask, and
                 # another may lead to one that is.
                 connection.terminate()
+            if connection.is_closed():
+                # The others are likely to be as this one; to find out could take a limit of time each.
+                self._forget_idle()
             raise
         except asyncio.CancelledError:
             if self._closed:
