@@ -54,12 +54,12 @@ def run(
     ("statement", "brings"),
     [
         ("import durable_batches", set[str]()),
-        ("from durable_batches import *", {"asyncpg", "sqlite3"}),
+        ("from durable_batches import *", {"aiosqlite", "asyncpg", "sqlite3"}),
         ("from durable_batches import BatchOrchestrator, MemoryStore, Worker", set[str]()),
-        ("from durable_batches import SQLiteStore", {"sqlite3"}),
+        ("from durable_batches import SQLiteStore", {"aiosqlite", "sqlite3"}),
         ("from durable_batches import PostgresStore", {"asyncpg"}),
         ("import durable_batches.stores", set[str]()),
-        ("from durable_batches.stores import SQLiteStore", {"sqlite3"}),
+        ("from durable_batches.stores import SQLiteStore", {"aiosqlite", "sqlite3"}),
         ("import durable_batches.testing", set[str]()),
         ("from durable_batches.testing import ManualClock", set[str]()),
         ("import durable_batches.extraction", {"packaging", "rapidfuzz"}),
@@ -166,7 +166,7 @@ print("PostgresStore" in module.__all__, "PostgresStore" in dir(module))
 @pytest.mark.parametrize("module", ["durable_batches", "durable_batches.stores"])
 @pytest.mark.processes
 def test_everything_else_needs_no_extra(module: str, tmp_path: Path) -> None:
-    ran = run(WITHOUT.format(absent=OPTIONAL - {"sqlite3"}) + STAR.format(module=module), tmp_path)
+    ran = run(WITHOUT.format(absent=OPTIONAL - {"aiosqlite", "sqlite3"}) + STAR.format(module=module), tmp_path)
     assert ran.stdout.splitlines() == ["['MemoryStore', 'SQLiteStore']", "False False"], ran.stderr
 
 
