@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 
-from durable_batches import PostgresStore
-from durable_batches.lifecycle.facts import ExecutionSucceeded
+from durable_batches import PostgresStore, RetryFailed
+from durable_batches.lifecycle.facts import ExecutionSucceeded, Fact
 from durable_batches.stores import ClaimRequest
 from durable_batches.stores.postgres.commit.claim import load_candidates, lock_open_batches
 from durable_batches.stores.postgres.connection.database import Database
@@ -77,6 +78,48 @@ async def end(hand: Hand, store: PostgresStore, documents: int) -> None:
         ]
     hand.number += 1
     await store.commit(hand.worker_id, hand.number, reports, None)
+
+
+async def fail_and_end(hand: Hand, store: PostgresStore, documents: int) -> None:
+    """Claim this many documents and fail them, and then claim their retries, which are due at once, and end them."""
+    request = ClaimRequest(frozenset({LETTERS}), EACH, 0, EACH, EACH, 0)
+    for _ in range(documents // EACH):
+        facts: list[Fact] = []
+        for attempt in (1, 2):
+            hand.number += 1
+            claims = (await store.commit(hand.worker_id, hand.number, facts, request)).claims
+            assert {claim.execution.attempt for claim in claims} == {attempt}
+            assert len(claims) == EACH
+            facts = [hand.failed(claim) if attempt == 1 else hand.succeeded(claim) for claim in claims]
+        hand.number += 1
+        await store.commit(hand.worker_id, hand.number, facts, None)
+
+
+async def test_a_claim_reads_no_more_behind_thousands_of_retries_that_have_ended(
+    postgres_dsn: str, postgres_schema: str
+) -> None:
+    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    await store.open()
+    connection = await asyncpg.connect(postgres_dsn)
+    try:
+        await connection.execute(f'ALTER TABLE "{postgres_schema}".execution SET (autovacuum_enabled = off)')
+        scene = Scene(store, asyncio.sleep)
+        hand = await scene.worker(lease=3600)
+        policy = RetryFailed(max_attempts=3, backoff=timedelta(0))
+        await scene.batch(ENDED // 2 + 100, concurrency=10_000, policy=policy)
+        before = await read_by_a_claim(store)
+        await fail_and_end(hand, store, ENDED // 2)
+        after = await read_by_a_claim(store)
+        assert after.scans == before.scans
+        assert after.blocks <= before.blocks + 20
+
+        # The same without the front, so that it is seen to be what does it.
+        await connection.execute(f'UPDATE "{postgres_schema}".batch SET woken_due = 0, woken_key = 0')
+        without = await read_by_a_claim(store)
+        assert without.blocks > after.blocks + 100
+    finally:
+        await connection.close()
+        await store.close()
 
 
 async def test_a_claim_reads_no_more_behind_thousands_of_documents_that_have_ended(
