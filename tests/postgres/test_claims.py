@@ -13,7 +13,7 @@ import asyncpg
 from durable_batches import PostgresStore, RetryFailed
 from durable_batches.lifecycle.facts import ExecutionSucceeded, Fact
 from durable_batches.stores import ClaimRequest
-from durable_batches.stores.postgres.commit.claim import load_candidates, lock_open_batches
+from durable_batches.stores.postgres.commit.claim import claimable, load_candidates, lock_open_batches
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
@@ -78,6 +78,35 @@ async def end(hand: Hand, store: PostgresStore, documents: int) -> None:
         ]
     hand.number += 1
     await store.commit(hand.worker_id, hand.number, reports, None)
+
+
+async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(postgres_dsn: str, migrated_schema: str) -> None:
+    store = PostgresStore(postgres_dsn, schema=migrated_schema)
+    await store.open()
+    try:
+        scene = Scene(store, asyncio.sleep)
+        hand = await scene.worker(lease=3600)
+        blocks: list[int] = []
+        for batches in (2, 18):
+            for _ in range(batches):
+                await scene.batch(1, policy=RetryFailed(backoff=timedelta(hours=1)))
+                await hand.report(hand.failed(await hand.take()))
+            blocks.append(await read_by_a_look(store))
+        assert blocks[1] <= blocks[0] + 3
+    finally:
+        await store.close()
+
+
+async def read_by_a_look(store: PostgresStore) -> int:
+    """How many blocks a look for work reads that finds none."""
+    connection = await store._database.connect(by_key=True)
+    try:
+        await connection.execute(f"VACUUM ANALYZE {store._database.quoted}.batch")
+        session = ExplainingSession(store._database, connection)
+        assert not await claimable(session, None, [LETTERS])
+        return session.blocks
+    finally:
+        await connection.close()
 
 
 async def fail_and_end(hand: Hand, store: PostgresStore, documents: int) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,6 +23,7 @@ from tests.support import eventually, turns, unmeasured, within
 
 from durable_batches import (
     ConfigurationError,
+    RetryFailed,
     SchemaTooNewError,
     SQLiteStore,
     StoreCorruptError,
@@ -35,9 +37,10 @@ from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, NewDocument
 from durable_batches.stores import BatchQuery, migrations
 from durable_batches.stores.sqlite import connection as sqlite_connection
+from durable_batches.stores.sqlite.claims import is_claimable
 from durable_batches.stores.sqlite.reads import Select
 from durable_batches.testing import ManualClock
-from durable_batches.testing.conformance.scene import LEASE, Scene
+from durable_batches.testing.conformance.scene import LEASE, LETTERS, Scene
 from durable_batches.version import VERSION
 
 T = TypeVar("T")
@@ -135,6 +138,33 @@ async def test_a_document_costs_few_statements(scene: Scene) -> None:
         *("BEGIN IMMEDIATE", "UPDATE worker", "SELECT key,", "SELECT key,"),
         *("UPDATE execution", "INSERT INTO", "INSERT INTO", "UPDATE batch", "COMMIT"),
     ]
+
+
+NOT_YET: Final = 1_800_000_000_000_000
+
+
+async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(scene: Scene, path: Path) -> None:
+    """Counted in steps of SQLite's virtual machine."""
+    steps: list[int] = []
+    hand = await scene.worker(lease=3_600)
+
+    async def sleep(batches: int) -> None:
+        for _ in range(batches):
+            await scene.batch(1, policy=RetryFailed(backoff=timedelta(hours=1)))
+            await hand.report(hand.failed(await hand.take()))
+
+    def step() -> int:
+        steps[-1] += 1
+        return 0
+
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("SELECT 1 FROM batch").fetchall()  # the schema is read once
+        connection.set_progress_handler(step, 1)
+        for batches in (2, 18):
+            await sleep(batches)
+            steps.append(0)
+            assert not is_claimable(NOT_YET, [LETTERS]).on(connection)
+    assert steps[0] == steps[1] > 0
 
 
 async def test_the_reading_connection_cannot_write(scene: Scene) -> None:

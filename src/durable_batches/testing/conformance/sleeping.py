@@ -229,14 +229,14 @@ class SleepingConformance(Conformance):
     # ---- cost ----------------------------------------------------------------------------------------------------
 
     async def test_a_sleeping_batch_costs_a_claim_nothing(self, scene: Scene) -> None:
-        """A claim reads no more beside forty batches that sleep than beside two, where the store counts its reads."""
+        """A claim reads no more beside twenty batches that sleep than beside two, where the store counts its reads."""
         _from_level_2(scene)
         if await self.count_reads(scene.store) is None:
             pytest.skip("the store does not count what it reads")
         hand = await scene.worker(lease=1_000)
         await self._sleep(scene, hand, 2)
         beside_two = await self._read_by_a_claim(scene, hand)
-        await self._sleep(scene, hand, 38)
+        await self._sleep(scene, hand, 18)
         assert await self._read_by_a_claim(scene, hand) <= beside_two, "a claim must not look at a batch that sleeps"
 
     @staticmethod
