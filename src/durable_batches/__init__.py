@@ -116,6 +116,7 @@ from durable_batches.reading.documents import RawDocument
 from durable_batches.reading.failures import ErrorDigest, ErrorGroup
 from durable_batches.reading.reasons import (
     BatchEnded,
+    DamagedBatch,
     DeadWorker,
     Explanation,
     IsolatedDocument,
@@ -197,6 +198,7 @@ __all__ = [
     "ContinueOnFailure",
     "Counts",
     "CrashLoopError",
+    "DamagedBatch",
     "DeadWorker",
     "DependencyError",
     "DocumentCancelled",

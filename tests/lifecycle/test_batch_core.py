@@ -15,6 +15,7 @@ from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.batch_core import BatchCore, decode_core, definition_of
 from durable_batches.lifecycle.commands import Cancel, Seal
 from durable_batches.lifecycle.facts import StageEntered
+from durable_batches.lifecycle.progress import RecordedStages, snapshot_of
 from durable_batches.lifecycle.records import BatchRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 
@@ -151,6 +152,14 @@ def test_no_plan_goes_on_from_counts_that_contradict_each_other(
     record = replace(_record(core), **changes)
     with pytest.raises(AssertionError, match=rf"batch 'batch' .*{message}"):
         BatchInProgress(record, START)
+
+
+@pytest.mark.parametrize(("changes", "core", "message"), BROKEN)
+def test_readers_see_them_all_the_same(changes: dict[str, Any], core: bytes, message: str) -> None:
+    record = replace(_record(core), **changes)
+    snapshot = snapshot_of(record, RecordedStages(), START)
+    assert snapshot.counts == record.counts
+    assert message in (BatchInProgress(record, START, check=False).contradiction or "")
 
 
 @pytest.mark.parametrize("name", ["total", "pending", "running", "waiting", "succeeded", "failed", "cancelled"])

@@ -20,6 +20,7 @@ from durable_batches import (
     BatchNotFoundError,
     BatchOrchestrator,
     Counts,
+    DamagedBatch,
     DeadWorker,
     Explanation,
     IsolatedDocument,
@@ -337,6 +338,11 @@ SENTENCES: list[tuple[Reason, str]] = [
         QueuedDocuments(documents=1, since=T0),
         "1 document could run and is not claimed, the first since 2031-05-01 12:00:00 UTC: the workers that could are "
         "full, or serve other batches first.",
+    ),
+    (
+        DamagedBatch(problem="the counts do not sum to their total"),
+        "Its row was changed by hand or damaged, and workers pass over it: the counts do not sum to their total. "
+        "Restore it from a backup, or submit the documents again.",
     ),
     (ResolverStatus(attempt=1, waits=None), "All documents have finished, and the resolver runs (attempt 1)."),
     (

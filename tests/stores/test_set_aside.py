@@ -14,7 +14,7 @@ from tests.conftest import StoreMaker
 from tests.postgres.databases import execute
 from tests.support import STAGES, opened, within
 
-from durable_batches import BatchOrchestrator, Worker, workflow
+from durable_batches import BatchClient, BatchOrchestrator, DamagedBatch, Worker, workflow
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores import Store
 from durable_batches.stores.memory import MemoryStore
@@ -116,3 +116,17 @@ async def test_the_log_has_one_line_about_it(
     (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert line.getMessage().endswith("nothing of it is claimed any more")
     assert line.__dict__["batch_id"] == broken
+
+
+async def test_it_is_listed_and_explained_beside_the_others(open_store: StoreMaker, falsify: Falsify) -> None:
+    async with opened(open_store(None)) as store, BatchClient(open_store(None)) as client:
+        scene = Scene(store, asyncio.sleep)
+        broken, sound = await scene.batch(2), await scene.batch(2)
+        falsify(store, broken)
+        listed = [(batch.batch_id, batch.counts.total) async for batch in client.list_batches()]
+        assert listed == [(sound, 2), (broken, 3)]
+        assert (await client.state(broken)).tag == "pending"
+        (reason,) = (await client.explain(broken)).reasons
+        assert isinstance(reason, DamagedBatch)
+        assert "do not sum to their total" in reason.problem
+        assert not isinstance((await client.explain(sound)).reasons[0], DamagedBatch)

@@ -58,6 +58,7 @@ from durable_batches import (
     Completed,
     ContinueOnFailure,
     Counts,
+    DamagedBatch,
     DeadWorker,
     DocumentCancelled,
     DocumentCompleted,
@@ -749,6 +750,8 @@ def described(reason: Reason) -> str:
         case DeadWorker(lease_until=until) | QueuedDocuments(since=until):
             assert_type(until, datetime)
             return str(until)
+        case DamagedBatch(problem=problem):
+            return problem
         case IsolatedDocument(worker=worker):
             assert_type(worker, str | None)
             return worker or ""

@@ -97,7 +97,7 @@ def snapshot_of(record: BatchRecord, machine: BatchStateMachine[S], now: Micros)
 def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSnapshot[S]: ...
 def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSnapshot[S]:
     """Make the snapshot of a batch's record, as of this moment."""
-    batch = BatchInProgress(record, now)
+    batch = BatchInProgress(record, now, check=False)  # a reader shows what there is
     rate = _rate(batch)
     left = batch.counts.unfinished
     return BatchSnapshot(
@@ -130,7 +130,7 @@ def state_of(record: BatchRecord, machine: BatchStateMachine[S]) -> BatchState[S
 def state_of(record: BatchRecord, machine: Stages[S]) -> BatchState[S]: ...
 def state_of(record: BatchRecord, machine: Stages[S]) -> BatchState[S]:
     """Make the typed state of a batch's record."""
-    return _state(BatchInProgress(record, record.created_at), machine)
+    return _state(BatchInProgress(record, record.created_at, check=False), machine)
 
 
 def _state(batch: BatchInProgress, machine: Stages[S]) -> BatchState[S]:

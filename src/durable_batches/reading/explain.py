@@ -9,6 +9,7 @@ from typing import Final
 from typing_extensions import TypeVar
 
 from durable_batches.errors import shortened
+from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.planning import ISOLATED_CRASHES
 from durable_batches.lifecycle.primitives import from_micros
@@ -17,6 +18,7 @@ from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Ex
 from durable_batches.lifecycle.states import Cancelled, Failed, Stage
 from durable_batches.reading.reasons import (
     BatchEnded,
+    DamagedBatch,
     DeadWorker,
     Explanation,
     IsolatedDocument,
@@ -101,6 +103,10 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     """Find the reasons, the most decisive first."""
     if record.ended:
         yield BatchEnded(counts=record.counts)
+        return
+    problem = BatchInProgress(record, inspection.now, check=False).contradiction
+    if problem is not None:
+        yield DamagedBatch(problem=problem)
         return
     alive = [worker for worker in workers if not _has_expired(inspection.leases.get(worker.worker_id))]
     served = _is_served(record, inspection, alive)

@@ -13,6 +13,7 @@ from durable_batches.lifecycle.states import BatchId, BatchState, Counts, Stage
 
 __all__ = [
     "BatchEnded",
+    "DamagedBatch",
     "DeadWorker",
     "Explanation",
     "IsolatedDocument",
@@ -185,8 +186,23 @@ class BatchEnded:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DamagedBatch:
+    """The counts of the batch's row contradict each other: workers pass over it, and nothing of it is claimed."""
+
+    problem: str
+    tag: Literal["damaged"] = "damaged"
+
+    def __str__(self) -> str:
+        return (
+            f"Its row was changed by hand or damaged, and workers pass over it: {self.problem}. Restore it from a "
+            "backup, or submit the documents again."
+        )
+
+
 Reason: TypeAlias = (
-    RunningDocuments
+    DamagedBatch
+    | RunningDocuments
     | SuspendedDocuments
     | NoWorker
     | DeadWorker
