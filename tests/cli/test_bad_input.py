@@ -20,7 +20,7 @@ from durable_batches import MemoryStore, PostgresStore, StoreUnavailableError
 from durable_batches.cli.exits import Exit
 from durable_batches.stores import migrations
 
-READING: Final = ("show", "watch", "why", "documents", "events", "export")
+READING: Final = ("show", "watch", "why", "errors", "documents", "events", "export")
 
 ODD: Final = "\x1b]0;title\x07 \x9b31m [red]bold[/red] \u202e \r\n\t\x7f end"
 """An id that would set a terminal's title and colour, and is markup."""
@@ -86,6 +86,8 @@ def test_a_schema_that_lacks_a_migration(on_file: Commands, monkeypatch: pytest.
         ("list --state complted", "the states here are pending, translating, resolving, completed, failed, cancelled"),
         ("list --state completed --state translting", "no batch can be in the state 'translting'"),
         ("documents monday --status faild", "'pending', 'running', 'waiting', 'succeeded', 'failed', 'cancelled'"),
+        ("documents monday --status pending --fingerprint fp1:0", "only failed documents have a fingerprint"),
+        ("errors monday --examples -1", "--examples"),
         ("list --since yesterday", "'yesterday' is no moment; give 30m, 2h or 7d"),
         ("list --since 999999w", "is no moment"),
         ("list --label tenant", "'tenant' is no label; give name=value"),
@@ -259,7 +261,7 @@ class Stdout(io.StringIO):
 def test_a_reader_that_leaves_ends_the_command(
     on_file: Commands, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_file.submit("monday", "one")
+    on_file.submit("monday", "one", "bad")
     monkeypatch.setattr(sys, "stdout", Stdout(BrokenPipeError(32, "Broken pipe"), 0))
     ran = on_file(*command.split())
     assert (ran.code, ran.err) == (Exit.READER_LEFT, "")
@@ -303,15 +305,18 @@ class Away:
         return call
 
 
-@pytest.mark.parametrize("command", ["list", "watch monday", "documents monday", "events monday", "export monday"])
+@pytest.mark.parametrize(
+    "command", ["list", "watch monday", "errors monday", "documents monday", "events monday", "export monday"]
+)
 def test_an_outage_is_waited_for_and_said_once(on_file: Commands, request: pytest.FixtureRequest, command: str) -> None:
-    on_file.submit("monday", "one")
+    on_file.submit("monday", "one", "bad")
     name, *arguments = command.split()
-    expected = on_file(*command.split()).out
+    expected = on_file(*command.split())
     target = own_store(Away(on_file.make(), reads=3), request)
     ran = on_file.bare(name, *target, *arguments)
-    assert (ran.code, ran.out) == (Exit.DONE, expected)
-    away, back = ran.err.splitlines()
+    assert (ran.code, ran.out) == (expected.code, expected.out)
+    away, back, *notes = ran.err.splitlines()
+    assert notes == expected.err.splitlines()
     assert away.startswith("durable-batches: store unavailable: nobody answers; waiting")
     assert back.startswith("durable-batches: store connection restored after ")
 

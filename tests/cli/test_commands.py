@@ -73,6 +73,27 @@ def test_documents_events_and_results_are_shown(commands: Commands, tmp_path: Pa
     assert file.read_text() == exported.out
 
 
+def test_failures_are_grouped(commands: Commands) -> None:
+    commands.submit("monday", "one", "bad 1", "bad 2", "bad 33", "bad luck")
+    (digest,) = commands("errors", "monday", "--examples", "2", "--json").json
+    assert (digest["batch_id"], digest["failed"], digest["others"]) == ("monday", 4, 0)
+    numbers, luck = digest["groups"]
+    assert (numbers["count"], numbers["error_type"], numbers["activity"]) == (3, "ValueError", "to_upper")
+    assert [example["document_id"] for example in numbers["examples"]] == ["bad 1", "bad 2"]
+    assert luck["count"] == 1
+    lines = commands("errors", "monday", "--examples", "2").out.splitlines()
+    assert lines[0].startswith("     3  activity 'to_upper' failed after 1 attempt: ValueError: cannot translate bad 1")
+    assert "in to_upper of translating, " in lines[1]
+    assert lines[1].endswith(numbers["fingerprint"])
+    assert lines[2] == "        documents: bad 1, bad 2, ..."
+    assert lines[5] == "        documents: bad luck"
+    of_group = commands("documents", "monday", "--fingerprint", numbers["fingerprint"], "--json").json
+    assert [document["document_id"] for document in of_group] == ["bad 1", "bad 2", "bad 33"]
+    commands.submit("tuesday", "one")
+    none = commands("errors", "tuesday")
+    assert (none.code, none.out, none.err) == (Exit.DONE, "", "durable-batches: no document has failed\n")
+
+
 def test_why_a_batch_is_where_it_is(commands: Commands) -> None:
     commands.submit("monday", "one")
     commands.submit("tuesday", "two", runs=False)

@@ -126,6 +126,9 @@ def documents(
         Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"] | None,
         typer.Option(help="Only documents with this status."),
     ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="FP", help="Only failed documents of this group of `errors`.")
+    ] = None,
     payloads: Annotated[bool, typer.Option("--payloads", help="Also the documents themselves, and results.")] = False,
     limit: Annotated[int, typer.Option(metavar="N", help="How many at most; 0: all.", min=0)] = 0,
     as_json: JsonOption = False,
@@ -134,10 +137,14 @@ def documents(
     from durable_batches.cli.documents import show_documents
     from durable_batches.cli.session import run_command
 
+    if fingerprint is not None and status not in (None, "failed"):
+        raise typer.BadParameter("only failed documents have a fingerprint", param_hint="--status")
     run_command(
         store,
         schema,
-        lambda client: show_documents(client, batch, status=status, payloads=payloads, limit=limit, as_json=as_json),
+        lambda client: show_documents(
+            client, batch, status=status, fingerprint=fingerprint, payloads=payloads, limit=limit, as_json=as_json
+        ),
     )
 
 
@@ -162,6 +169,21 @@ def events(
         schema,
         lambda client: show_events(client, batch, after=after, follow=follow, limit=limit, as_json=as_json),
     )
+
+
+@app.command()
+def errors(
+    batch: BatchArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    examples: Annotated[int, typer.Option(metavar="N", help="How many documents of each group to name.", min=0)] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Group the failed documents of a batch by their errors, the largest group first."""
+    from durable_batches.cli.failures import show_errors
+    from durable_batches.cli.session import run_command
+
+    run_command(store, schema, lambda client: show_errors(client, batch, examples=examples, as_json=as_json))
 
 
 @app.command()
