@@ -17,6 +17,7 @@ from durable_batches.stores.postgres.commit.claim import claimable, load_candida
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
+from durable_batches.testing.conformance.sleeping import put_to_sleep
 
 ENDED = 6_000
 EACH = 500
@@ -88,9 +89,7 @@ async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(postgres_
         hand = await scene.worker(lease=3600)
         blocks: list[int] = []
         for batches in (2, 18):
-            for _ in range(batches):
-                await scene.batch(1, policy=RetryFailed(backoff=timedelta(hours=1)))
-                await hand.report(hand.failed(await hand.take()))
+            await put_to_sleep(scene, hand, batches)
             blocks.append(await read_by_a_look(store))
         assert blocks[1] <= blocks[0] + 3
     finally:

@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,7 +22,6 @@ from tests.support import eventually, turns, unmeasured, within
 
 from durable_batches import (
     ConfigurationError,
-    RetryFailed,
     SchemaTooNewError,
     SQLiteStore,
     StoreCorruptError,
@@ -41,6 +39,7 @@ from durable_batches.stores.sqlite.claims import is_claimable
 from durable_batches.stores.sqlite.reads import Select
 from durable_batches.testing import ManualClock
 from durable_batches.testing.conformance.scene import LEASE, LETTERS, Scene
+from durable_batches.testing.conformance.sleeping import put_to_sleep
 from durable_batches.version import VERSION
 
 T = TypeVar("T")
@@ -148,11 +147,6 @@ async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(scene: Sc
     steps: list[int] = []
     hand = await scene.worker(lease=3_600)
 
-    async def sleep(batches: int) -> None:
-        for _ in range(batches):
-            await scene.batch(1, policy=RetryFailed(backoff=timedelta(hours=1)))
-            await hand.report(hand.failed(await hand.take()))
-
     def step() -> int:
         steps[-1] += 1
         return 0
@@ -161,7 +155,7 @@ async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(scene: Sc
         connection.execute("SELECT 1 FROM batch").fetchall()  # the schema is read once
         connection.set_progress_handler(step, 1)
         for batches in (2, 18):
-            await sleep(batches)
+            await put_to_sleep(scene, hand, batches)
             steps.append(0)
             assert not is_claimable(NOT_YET, [LETTERS]).on(connection)
     assert steps[0] == steps[1] > 0

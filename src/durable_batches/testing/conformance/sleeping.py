@@ -8,14 +8,15 @@ from datetime import timedelta
 
 import pytest
 
+from durable_batches.lifecycle.commands import Seal
 from durable_batches.lifecycle.policies import RetryFailed
-from durable_batches.lifecycle.records import Claim
+from durable_batches.lifecycle.records import Claim, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import Store
 from durable_batches.testing.conformance.base import Conformance
 from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
 
-__all__ = ["SleepingConformance"]
+__all__ = ["SleepingConformance", "put_to_sleep"]
 
 SECOND = 1_000_000
 HOUR = 3_600 * SECOND
@@ -234,16 +235,10 @@ class SleepingConformance(Conformance):
         if await self.count_reads(scene.store) is None:
             pytest.skip("the store does not count what it reads")
         hand = await scene.worker(lease=1_000)
-        await self._sleep(scene, hand, 2)
+        await put_to_sleep(scene, hand, 2)
         beside_two = await self._read_by_a_claim(scene, hand)
-        await self._sleep(scene, hand, 18)
+        await put_to_sleep(scene, hand, 18)
         assert await self._read_by_a_claim(scene, hand) <= beside_two, "a claim must not look at a batch that sleeps"
-
-    @staticmethod
-    async def _sleep(scene: Scene, hand: Hand, batches: int) -> None:
-        for _ in range(batches):
-            await scene.batch(1, policy=_retry_after(3_600))
-            await hand.report(hand.failed(await hand.take()))
 
     async def _read_by_a_claim(self, scene: Scene, hand: Hand) -> int:
         before = await self.count_reads(scene.store)
@@ -261,6 +256,19 @@ class SleepingConformance(Conformance):
         record = await scene.look(batch_id)
         due = (await scene.document(batch_id, position)).execution.due
         assert (record.free, record.next_due) == (0, due)
+
+
+async def put_to_sleep(scene: Scene, hand: Hand, batches: int) -> None:
+    """Create batches whose only document waits for its retry, without the scene's checks, which look at all of them."""
+    store = scene.store
+    for _ in range(batches):
+        batch_id = await scene.load(scene.record(policy=_retry_after(3_600)), 1)
+        await store.control(batch_id, Seal(WorkerId("loader"), 1))
+        claimed = await store.commit(hand.worker_id, hand.number + 1, [], hand.request())
+        failed = [hand.failed(claim) for claim in claimed.claims]
+        assert len(failed) == 1, "the batches before it sleep"
+        hand.number += 2
+        await store.commit(hand.worker_id, hand.number, failed)
 
 
 def _retry_after(seconds: float) -> RetryFailed:
