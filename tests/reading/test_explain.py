@@ -38,7 +38,9 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.lifecycle.primitives import from_micros
-from durable_batches.stores import Inspectable
+from durable_batches.lifecycle.progress import RecordedStages
+from durable_batches.reading.explain import explanation_of
+from durable_batches.stores import Inspectable, Inspection
 from durable_batches.testing import ManualClock
 from durable_batches.testing.conformance.scene import LETTERS, Scene
 
@@ -290,6 +292,17 @@ async def test_an_orchestrators_explanation_has_its_stages() -> None:
     async with BatchOrchestrator(shout, store=MemoryStore(), max_in_flight=0) as batches:
         batch_id = await batches.submit(["x"])
         assert (await batches.explain(batch_id)).state == await batches.state(batch_id)
+
+
+async def test_between_two_reads_of_a_batch_that_moves_there_is_still_a_reason() -> None:
+    async with scene_of(lambda clock: MemoryStore(clock=clock)) as (scene, _, clock):
+        batch_id = await scene.batch(2, concurrency=2)
+        hand = await scene.worker()
+        await hand.claim()
+        record = await scene.look(batch_id)
+        nothing = Inspection(now=clock.now())
+        explanation = explanation_of(record, nothing, await scene.store.workers(), RecordedStages())
+        assert explanation.reasons == [QueuedDocuments(documents=2, since=from_micros(record.created_at))]
 
 
 # ---- sentences -----------------------------------------------------------------------------------------------------
