@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import aiosqlite
+import asyncpg
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import dict_row
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -62,6 +67,8 @@ class AsyncHost:
         close: Callable[[], Awaitable[object]],
     ) -> None:
         self.connection = connection
+        self.transactions: Any = connection
+        """What ends a transaction."""
         self._begin = begin
         self._execute = execute
         self._close = close
@@ -76,10 +83,10 @@ class AsyncHost:
         return await self._execute(statement)
 
     async def commit(self) -> None:
-        await self.connection.commit()
+        await self.transactions.commit()
 
     async def rollback(self) -> None:
-        await self.connection.rollback()
+        await self.transactions.rollback()
 
     async def close(self) -> None:
         await self._close()
@@ -270,3 +277,140 @@ ON_SQLITE: Final[dict[str, Callable[[Path], Awaitable[Host]]]] = {
     "Session": lambda path: sync_session(f"sqlite:///{path}"),
     "Connection, begun by an event": _begun_by_an_event,
 }
+
+
+# ---- on Postgres -----------------------------------------------------------------------------------------------------
+
+
+async def _asyncpg(dsn: str) -> Host:
+    connection = await asyncpg.connect(dsn)
+
+    async def execute(statement: str) -> list[Any]:
+        return _first(await connection.fetch(statement))
+
+    class Transactions:
+        """The driver has none that are ended by the connection."""
+
+        async def commit(self) -> None:
+            await connection.execute("COMMIT")
+
+        async def rollback(self) -> None:
+            await connection.execute("ROLLBACK")
+
+    host = AsyncHost(connection, lambda: connection.execute("BEGIN"), execute, connection.close)
+    host.transactions = Transactions()
+    return host
+
+
+async def _psycopg(dsn: str) -> Host:
+    # Rows of the application's own kind.
+    connection: Any = await psycopg.AsyncConnection.connect(dsn)
+    connection.row_factory = dict_row
+
+    async def execute(statement: str) -> list[Any]:
+        cursor = await connection.execute(statement)
+        return [next(iter(row.values())) for row in await cursor.fetchall()] if cursor.description else []
+
+    return AsyncHost(connection, _nothing, execute, connection.close)
+
+
+def _connect_psycopg(dsn: str, *, autocommit: bool = False) -> Any:
+    connection: Any = psycopg.connect(dsn, autocommit=autocommit)
+    connection.row_factory = dict_row
+    return connection
+
+
+def _sync_psycopg_execute(connection: Any, statement: str) -> list[Any]:
+    cursor = connection.execute(statement)
+    return [next(iter(row.values())) for row in cursor.fetchall()] if cursor.description else []
+
+
+async def _sync_psycopg(dsn: str) -> Host:
+    return SyncHost(
+        lambda: _connect_psycopg(dsn),
+        begin=lambda _: None,
+        execute=_sync_psycopg_execute,
+    )
+
+
+async def _sync_psycopg_begun(dsn: str) -> Host:
+    return SyncHost(
+        lambda: _connect_psycopg(dsn, autocommit=True),
+        begin=lambda found: found.execute("BEGIN"),
+        execute=_sync_psycopg_execute,
+    )
+
+
+def _sqlalchemy(dsn: str, driver: str) -> str:
+    return dsn.replace("postgresql://", f"postgresql+{driver}://")
+
+
+ON_POSTGRES: Final[dict[str, Callable[[str], Awaitable[Host]]]] = {
+    "postgres: asyncpg": _asyncpg,
+    "postgres: AsyncConnection, asyncpg": lambda dsn: async_connection(_sqlalchemy(dsn, "asyncpg")),
+    "postgres: AsyncSession, asyncpg": lambda dsn: async_session(_sqlalchemy(dsn, "asyncpg")),
+    "postgres: psycopg, async": _psycopg,
+    "postgres: AsyncConnection, psycopg": lambda dsn: async_connection(_sqlalchemy(dsn, "psycopg")),
+    "postgres: AsyncSession, psycopg": lambda dsn: async_session(_sqlalchemy(dsn, "psycopg")),
+    "postgres: psycopg": _sync_psycopg,
+    "postgres: psycopg, begun": _sync_psycopg_begun,
+    "postgres: Connection": lambda dsn: sync_connection(_sqlalchemy(dsn, "psycopg")),
+    "postgres: Session": lambda dsn: sync_session(_sqlalchemy(dsn, "psycopg")),
+    "postgres: Django": lambda dsn: _django(_django_settings(dsn)),
+}
+
+
+# ---- Django's --------------------------------------------------------------------------------------------------------
+
+
+def _django_settings(dsn: str) -> dict[str, object]:
+    found = conninfo_to_dict(dsn)
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": found["dbname"],
+        "HOST": found.get("host", ""),
+        "PORT": str(found.get("port", "")),
+        "USER": found.get("user", ""),
+        "PASSWORD": found.get("password", ""),
+    }
+
+
+async def _django(settings: dict[str, object]) -> Host:
+    """An application's `django.db.connections["default"]`, within `transaction.atomic()`."""
+    found: Any = importlib.import_module("django.conf")
+    if not found.settings.configured:
+        found.settings.configure(LOGGING_CONFIG=None)
+        importlib.import_module("django").setup()
+    utils: Any = importlib.import_module("django.db.utils")
+    transaction: Any = importlib.import_module("django.db.transaction")
+    handler = utils.ConnectionHandler({"default": settings})
+    atomic: list[Any] = []
+
+    def begin(connection: Any) -> None:
+        block = transaction.Atomic(using=None, savepoint=True, durable=False)
+        atomic.append((block, transaction.get_connection))
+        transaction.get_connection = lambda using: connection  # pyright: ignore[reportUnknownLambdaType]
+        block.__enter__()
+
+    def end(*error: Any) -> None:
+        block, get_connection = atomic.pop()
+        try:
+            block.__exit__(*error)
+        finally:
+            transaction.get_connection = get_connection
+
+    def execute(connection: Any, statement: str) -> list[Any]:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return _first(cursor.fetchall()) if cursor.description else []
+
+    return SyncHost(
+        lambda: handler["default"],
+        begin=begin,
+        execute=execute,
+        commit=lambda _: end(None, None, None),
+        rollback=lambda _: end(ValueError, ValueError(), None),
+    )
+
+
+ON_SQLITE["Django"] = lambda path: _django({"ENGINE": "django.db.backends.sqlite3", "NAME": str(path)})

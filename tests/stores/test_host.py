@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from tests.stores.hosts import ON_SQLITE, AsyncHost, Batches, Host
+from tests.stores.hosts import ON_POSTGRES, ON_SQLITE, AsyncHost, Batches, Host
 from tests.support import STAGES, within
 
 from durable_batches import (
@@ -16,6 +16,7 @@ from durable_batches import (
     BatchNotFoundError,
     BatchOrchestrator,
     DuplicateDocumentError,
+    PostgresStore,
     SQLiteStore,
     Store,
     SubmissionInProgressError,
@@ -60,9 +61,14 @@ class Place:
         self.connect = connect
 
 
-@pytest.fixture(params=ON_SQLITE)
+@pytest.fixture(params=[*ON_SQLITE, *ON_POSTGRES])
 def place(request: pytest.FixtureRequest, path: Path) -> Place:
-    connect = ON_SQLITE[request.param]
+    kind: str = request.param
+    if kind in ON_POSTGRES:
+        dsn: str = request.getfixturevalue("postgres_dsn")
+        schema: str = request.getfixturevalue("migrated_schema")
+        return Place(lambda: PostgresStore(dsn, schema=schema), lambda: ON_POSTGRES[kind](dsn))
+    connect = ON_SQLITE[kind]
     return Place(lambda: SQLiteStore(path), lambda: connect(path))
 
 

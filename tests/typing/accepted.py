@@ -6,6 +6,7 @@ Checked, and imported, but not run: `assert_type` does nothing at run time.
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -24,7 +25,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, assert_never, assert_type
 from uuid import UUID
 
+import aiosqlite
+import asyncpg
+import psycopg
 from pydantic import BaseModel
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 
 import durable_batches.testing as testing
 from durable_batches import (
@@ -601,6 +608,29 @@ async def a_workflow_is_its_function() -> None:
 # ---- orchestrators ------------------------------------------------------------------------------------------------
 
 
+async def submissions_in_transactions(
+    batches: BatchOrchestrator[Query, Answer, A | B | C, list[str]],
+    asyncs: tuple[
+        aiosqlite.Connection,
+        AsyncConnection,
+        AsyncSession,
+        asyncpg.Connection[asyncpg.Record],
+        psycopg.AsyncConnection[dict[str, object]],
+    ],
+    syncs: tuple[sqlite3.Connection, Connection, Session, psycopg.Connection[tuple[object, ...]]],
+) -> None:
+    documents = [Query(text="")]
+    assert_type(await batches.submit(documents, connection=asyncs[0]), BatchId)
+    assert_type(await batches.submit(documents, connection=asyncs[1]), BatchId)
+    assert_type(await batches.submit(documents, connection=asyncs[2]), BatchId)
+    assert_type(await batches.submit(documents, connection=asyncs[3]), BatchId)
+    assert_type(await batches.submit(documents, connection=asyncs[4]), BatchId)
+    assert_type(batches.submit_sync(documents, connection=syncs[0]), BatchId)
+    assert_type(batches.submit_sync(documents, connection=syncs[1], batch_id="nightly"), BatchId)
+    assert_type(batches.submit_sync(documents, connection=syncs[2], document_id=lambda query: query.text), BatchId)
+    assert_type(batches.submit_sync(documents, connection=syncs[3], if_exists="error"), BatchId)
+
+
 async def submissions(batches: BatchOrchestrator[Query, Answer, A | B | C, list[str]], path: Path) -> None:
     async def streamed() -> AsyncIterator[Query]:
         yield Query(text="")
@@ -610,6 +640,7 @@ async def submissions(batches: BatchOrchestrator[Query, Answer, A | B | C, list[
     assert_type(
         await batches.submit((Query(text=""),), batch_id="nightly", document_id=lambda query: query.text), BatchId
     )
+    assert_type(batches.submit_sync([Query(text="")]), BatchId)
     result = await batches.run(streamed(), config=BatchConfig(concurrency=2), batch_id="nightly")
     assert_type(result, BatchResult[list[str]])
     assert_type(result.value, list[str])

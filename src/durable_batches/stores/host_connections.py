@@ -10,7 +10,7 @@ from typing import Any
 
 from durable_batches.errors import ConfigurationError
 
-__all__ = ["driver_connection_of", "not_in_transaction", "sync_driver_connection_of"]
+__all__ = ["driver_connection_of", "kind_of", "not_in_transaction", "sync_driver_connection_of"]
 
 
 async def driver_connection_of(connection: object) -> object:
@@ -66,3 +66,9 @@ def not_in_transaction(begin: str = "") -> ConfigurationError:
         "connection= joins a transaction, and this connection is in none: begin one"
         f"{f' ({begin})' if begin else ''}, and commit it afterwards"
     )
+
+
+def kind_of(connection: object, driver: object) -> str:
+    """Name the kind of a connection that cannot be used, and of its driver's, for an error."""
+    kind = repr(type(connection).__name__)
+    return kind if driver is connection else f"{kind} over {type(driver).__module__.partition('.')[0]}"

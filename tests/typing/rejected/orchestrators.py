@@ -89,6 +89,7 @@ async def wrong_documents(texts: BatchOrchestrator[str, str, A], queries: BatchO
     await queries.submit(Query(text=""))  # error
     await queries.submit("text")  # error
     await queries.run(["text"])  # error
+    texts.submit_sync(numbers)  # error
     async with texts as entered:
         await entered.submit(numbers)  # error
 
@@ -102,6 +103,10 @@ async def wrong_options(batches: BatchOrchestrator[Query, str, A], queries: list
     await batches.submit(queries, if_exists="ignore")  # error
     await batches.run(queries, if_exists="ignore")  # error
     _number: int = await batches.submit(queries)  # error
+    await batches.submit(queries, connection="shop.db")  # error
+    batches.submit_sync(queries, connection=object())  # error
+    batches.submit_sync(queries, batch_id=3)  # error
+    await batches.submit_sync(queries)  # error
 
 
 # ---- scripts ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -32,7 +32,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_duration
-from durable_batches.stores.postgres import load, queries
+from durable_batches.stores.postgres import host, load, queries
 from durable_batches.stores.postgres.commit.commit import Commits
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.pool import Pool
@@ -51,6 +51,7 @@ from durable_batches.stores.protocol import (
     BatchQuery,
     Capabilities,
     Expired,
+    HostLoading,
     HostTransaction,
     Inspection,
     Loading,
@@ -112,6 +113,7 @@ class PostgresStore:
         self._database: Final = Database(url, schema, statement_timeout.total_seconds(), lock_timeout.total_seconds())
         self._clock: Final = clock
         self._server_clock: Final = ServerClock(clock)
+        self._identity: Final = host.ServerIdentity(self._database)
         self._timeouts: Final = Timeouts(self._database)
         self._commits: Final = Commits(self._database, self._server_clock, self._timeouts, changed=self._changed)
         self._workers: Final = Workers(
@@ -183,12 +185,19 @@ class PostgresStore:
     def joined(self, connection: HostTransaction) -> AbstractAsyncContextManager[Loading]:
         """See `HostTransactions.joined`.
 
-        `connection` is a connection or a session of SQLAlchemy's asyncio extension (over asyncpg), or a connection
-        of asyncpg, in a transaction. What is loaded is rolled back with it, and is seen and run only after its commit.
+        `connection` is a connection or a session of SQLAlchemy's asyncio extension (over asyncpg or psycopg), or a
+        connection of one of these drivers, in a transaction. What is loaded is rolled back with it, and is seen and
+        run only after its commit.
         """
-        from durable_batches.stores.postgres.host import joined
+        return host.joined(self._database, self._server_clock, connection)
 
-        return joined(self._database, self._server_clock, connection)
+    def joined_sync(self, connection: HostTransaction) -> AbstractContextManager[HostLoading]:
+        """See `SyncHostTransactions.joined_sync`.
+
+        `connection` is a connection of psycopg, or a connection or a session of SQLAlchemy, or Django's, over one. To
+        make sure that it leads to the store's own database, that is connected to, once a process.
+        """
+        return host.joined_sync(self._database, self._server_clock, self._identity, connection)
 
     # ---- workers -------------------------------------------------------------------------------------------
 

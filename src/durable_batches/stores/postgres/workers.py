@@ -21,7 +21,7 @@ from durable_batches.stores.postgres.connection.timeouts import RENEWALS_A_LEASE
 from durable_batches.stores.protocol import LEVEL, Expired
 from durable_batches.stores.rows import worker_of, worker_values
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "holding_leases"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -39,6 +39,16 @@ _EXPIRED: Final = (
 )
 """A lease that ends more than a lease from now was given before the server's clock was set back. A row of these that is
 locked is that of a worker that commits at this moment: it is passed over, and looked at again soon."""
+
+
+async def holding_leases(session: Session, server_clock: ServerClock) -> list[WorkerRecord]:
+    """Load the workers that are not past their lease."""
+    found = await session.fetch(
+        f"SELECT {WORKER_RECORD.names} FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c "
+        "WHERE dead IS NULL AND lease_until > c.now AND lease_until <= c.now + 2 * lease",
+        server_clock.boot(),
+    )
+    return [worker_of(row) for row in found]
 
 
 class Workers:

@@ -29,6 +29,7 @@ from durable_batches.lifecycle.records import BatchRecord, Committed, NewDocumen
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.host_connections import (
     driver_connection_of,
+    kind_of,
     not_in_transaction,
     sync_driver_connection_of,
 )
@@ -89,7 +90,7 @@ async def joined(
     if not isinstance(driver, aiosqlite.Connection):
         raise ConfigurationError(
             "connection= takes a connection of aiosqlite, or an AsyncConnection or AsyncSession of SQLAlchemy over "
-            f"aiosqlite, not {_kind(connection, driver)}"
+            f"aiosqlite, not {kind_of(connection, driver)}"
         )
     found = driver
 
@@ -127,7 +128,7 @@ def joined_sync(path: Path, clock: Clock, connection: HostTransaction) -> Genera
     if not isinstance(driver, sqlite3.Connection):
         raise ConfigurationError(
             "connection= takes a connection of sqlite3, or a Connection or Session of SQLAlchemy, or Django's "
-            f"connection, over sqlite3, not {_kind(connection, driver)}"
+            f"connection, over sqlite3, not {kind_of(connection, driver)}"
         )
     found = driver
 
@@ -307,8 +308,3 @@ def _begins_by_itself(connection: sqlite3.Connection) -> bool:
 
 def _closed() -> ConfigurationError:
     return ConfigurationError("connection= is closed")
-
-
-def _kind(connection: object, driver: object) -> str:
-    kind = repr(type(connection).__name__)
-    return kind if driver is connection else f"{kind} over {type(driver).__module__.partition('.')[0]}"

@@ -1,4 +1,4 @@
-"""The host application's SQLAlchemy: connections like its engine's, and its own transactions."""
+"""The host application's engine of SQLAlchemy: connections like its own."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TypeAlias, cast
 import asyncpg
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from durable_batches.errors import ConfigurationError, StoreUnavailableError
 
-__all__ = ["driver_connection_of", "opener_of"]
+__all__ = ["opener_of"]
 
 _Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -47,18 +47,3 @@ def opener_of(engine: AsyncEngine) -> Callable[[float], Awaitable[_Connection]]:
         return connection
 
     return open_connection
-
-
-async def driver_connection_of(connection: object) -> _Connection | None:
-    """Find the driver's connection under SQLAlchemy's, in its transaction, which is begun where it was not yet.
-
-    None: this is neither a connection nor a session of SQLAlchemy's asyncio extension.
-    """
-    if isinstance(connection, AsyncSession):
-        connection = await connection.connection()
-    if not isinstance(connection, AsyncConnection):
-        return None
-    # The dialect tells the server of a transaction with its first statement.
-    await connection.exec_driver_sql("SELECT 1")
-    raw = await connection.get_raw_connection()
-    return cast("_Connection", raw.driver_connection)

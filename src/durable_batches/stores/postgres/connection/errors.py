@@ -20,7 +20,7 @@ from durable_batches.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["is_lost", "pooled", "translated"]
+__all__ = ["is_lost", "pooled", "translate", "translated"]
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def translated(where: str) -> Generator[None]:
     except DurableBatchesError:
         raise
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise _translate(error, where) from error
+        raise translate(error, where) from error
     except TimeoutError as error:
         raise StoreUnavailableError(
             f"the database {where} has not answered in time; check the server and the network"
@@ -53,7 +53,8 @@ def is_lost(error: BaseException) -> bool:
     return (getattr(error, "sqlstate", None) or "08")[:2] in _LOST_CLASSES
 
 
-def _translate(error: Exception, where: str) -> DurableBatchesError:
+def translate(error: Exception, where: str) -> DurableBatchesError:
+    """Make of a driver's error, which has a `sqlstate` where it is the server's, the library's."""
     state = str(getattr(error, "sqlstate", None) or "")
     said = _one_line(error)
     match state:
@@ -107,7 +108,7 @@ def _translate(error: Exception, where: str) -> DurableBatchesError:
 
 def _one_line(error: Exception) -> str:
     """Return the server's message without its details, which may hold a user's values, as the driver's messages do."""
-    said = str(getattr(error, "message", None) or "")
+    said = str(getattr(error, "message", None) or getattr(getattr(error, "diag", None), "message_primary", None) or "")
     if not said:
         said = "it does not fit its column" if isinstance(error, asyncpg.DataError) else str(error)
     return " ".join(said.split()) or type(error).__name__
