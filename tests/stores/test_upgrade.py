@@ -152,6 +152,10 @@ def database(request: pytest.FixtureRequest, backend: Backend, tmp_path: Path) -
     return Postgres(request.getfixturevalue("postgres_dsn"), request.getfixturevalue("postgres_schema"))
 
 
+A_MOMENT = 2.0
+"""What workers have to renew their leases after a store was opened that may have been locked, in seconds."""
+
+
 def later() -> ManualClock:
     """A clock by which the worker's lease has expired."""
     clock = ManualClock()
@@ -198,6 +202,7 @@ async def test_the_work_goes_on_where_it_was(database: Database) -> None:
         clock.advance(seconds)
 
     async with opened(database.store(clock)) as store:
+        await pass_time(A_MOMENT)
         expired = await store.expire()
         assert list(expired.workers) == [WORKER]
         await store.control(BatchId("loading"), Seal(WorkerId("loader"), 2))
@@ -279,7 +284,9 @@ async def test_an_old_process_that_was_asleep_writes_nothing_more(database: Data
 
 async def test_a_new_database_has_no_old_workers(database: Database) -> None:
     """It is opened again while a worker of its own version is alive."""
-    async with opened(database.store(later())) as store:
+    clock = later()
+    async with opened(database.store(clock)) as store:
+        clock.advance(A_MOMENT)
         await store.expire()
         await Scene(store, pass_no_time).worker()
         assert await store.workers()

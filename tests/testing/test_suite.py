@@ -121,9 +121,9 @@ class ForgetsWhatIsHeld(MemoryStore):
 
 
 class ClaimsEveryWorkflow(MemoryStore):
-    def _candidates(self, request: ClaimRequest, now: Micros) -> list[Candidates]:
+    def _claim(self, worker: WorkerId, number: int, request: ClaimRequest, committed: Committed) -> Committed:
         every = {(batch.record.workflow, batch.record.version) for batch in self._batches.values()}
-        return super()._candidates(request._replace(workflows=frozenset(every)), now)
+        return super()._claim(worker, number, request._replace(workflows=frozenset(every)), committed)
 
 
 class NeverLooksAgain(MemoryStore):
