@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
 import re
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -319,6 +322,36 @@ def test_an_outage_is_waited_for_and_said_once(on_file: Commands, request: pytes
     assert notes == expected.err.splitlines()
     assert away.startswith("durable-batches: store unavailable: nobody answers; waiting")
     assert back.startswith("durable-batches: store connection restored after ")
+
+
+class Left(BaseException):
+    """The process was ended."""
+
+
+class Mute(Away):
+    """A store that answers nothing any more, from the first read of a batch on; Ctrl-C comes then."""
+
+    async def batch(self, batch_id: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("command", ["watch", "show", "events", "documents"])
+def test_an_interrupted_reader_does_not_wait_for_a_store_that_does_not_answer(
+    on_file: Commands, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def leave(code: int) -> None:
+        raise Left(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    on_file.submit("monday", "one")
+    target = own_store(Mute(on_file.make(), reads=0), request)
+    with pytest.raises(Left) as left:
+        on_file.bare(command, *target, "monday")
+    assert left.value.args == (Exit.INTERRUPTED,)
 
 
 def test_a_store_that_is_away_to_begin_with(on_file: Commands, request: pytest.FixtureRequest) -> None:

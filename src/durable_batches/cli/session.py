@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
 
 import typer
 
+from durable_batches.cli.exits import CommandError, ReaderLeftError
 from durable_batches.cli.output import flush
 from durable_batches.cli.target import store_at
 from durable_batches.reading.client import BatchClient
@@ -14,6 +18,9 @@ from durable_batches.script.signals import StopSignals
 from durable_batches.stores.protocol import Attachable, Store
 
 __all__ = ["run_command"]
+
+_CLOSING_SECONDS: Final = 1.0
+"""How long an interrupted reader has to close the store."""
 
 Work = Callable[[BatchClient], Awaitable[int]]
 
@@ -38,8 +45,26 @@ def run_command(target: str | None, schema: str, work: Work, *, reads: bool = Tr
 
 async def _run(store: Store, work: Work, signals: StopSignals, *, reads: bool) -> int:
     task = asyncio.create_task(_work(store, work, reads=reads))
-    await signals.wait_for(task)
+    received = asyncio.create_task(signals.received())
+    try:
+        await asyncio.wait([task, received], return_when=asyncio.FIRST_COMPLETED)
+        task.cancel()
+        # A command that is to be applied has its answer awaited.
+        await asyncio.wait([task], timeout=_CLOSING_SECONDS if reads else None)
+        if not task.done():
+            _leave(signals.exit_code)
+    finally:
+        task.cancel()
+        received.cancel()
+        await asyncio.wait([task, received])
     return signals.exit_code if task.cancelled() else task.result()
+
+
+def _leave(code: int) -> None:
+    """End the process. What it had open only to read may be left open, where a network does not answer."""
+    with suppress(CommandError, ReaderLeftError):
+        flush()
+    os._exit(code)
 
 
 async def _work(store: Store, work: Work, *, reads: bool) -> int:
