@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
 from tests.cli.commands import Commands, own_store
@@ -21,6 +21,8 @@ from tests.postgres.roles import READER, Role
 
 from durable_batches import MemoryStore, PostgresStore, StoreUnavailableError
 from durable_batches.cli.exits import Exit
+from durable_batches.cli.options import Status
+from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.stores import migrations
 
 READING: Final = ("show", "watch", "why", "errors", "documents", "events", "export")
@@ -112,6 +114,10 @@ def test_a_wrong_command_line(on_file: Commands, line: str, says: str) -> None:
     assert says in ran.err
     assert "--help)" in ran.err
     assert len(ran.err.splitlines()) == 1
+
+
+def test_every_status_can_be_asked_for() -> None:
+    assert [status.value for status in Status] == list(get_args(ExecutionStatus))
 
 
 def test_no_command_is_answered_with_help(on_file: Commands) -> None:

@@ -263,6 +263,7 @@ def test_the_command_is_there(environment: Environment, tmp_path: Path) -> None:
     command = str(environment.python.with_name("durable-batches"))
     assert run(environment, tmp_path, command, "--version").stdout.strip() == VERSION
     helped = run(environment, tmp_path, command, "--help").stdout
+    assert {"list", "show", "watch", "documents", "errors", "events", "why", "cancel", "export"} <= set(helped.split())
     assert {"demo", "migrate"} <= set(helped.split())
 
 
@@ -285,6 +286,8 @@ def test_the_extraction_is_there(environment: Environment, tmp_path: Path) -> No
         command = str(environment.python.with_name("durable-batches"))
         run(environment, tmp_path, command, "demo", "--path", "texts", "--pace", "0")
         assert (tmp_path / "graph.json").is_file()
+        listed = run(environment, tmp_path, command, "list", "--store", "demo.db", "--state", "completed").stdout
+        assert listed.splitlines()[1].startswith("demo-files-")
 
 
 ON_POSTGRES = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from durable_batches.cli.options import (
     BatchArgument,
     JsonOption,
     SchemaOption,
+    Status,
     StoreOption,
     label_of,
     moment_of,
@@ -123,7 +124,7 @@ def documents(
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
     status: Annotated[
-        Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"] | None,
+        Status | None,
         typer.Option(help="Only documents with this status."),
     ] = None,
     fingerprint: Annotated[
@@ -137,13 +138,19 @@ def documents(
     from durable_batches.cli.documents import show_documents
     from durable_batches.cli.session import run_command
 
-    if fingerprint is not None and status not in (None, "failed"):
+    if fingerprint is not None and status not in (None, Status.FAILED):
         raise typer.BadParameter("only failed documents have a fingerprint", param_hint="--status")
     run_command(
         store,
         schema,
         lambda client: show_documents(
-            client, batch, status=status, fingerprint=fingerprint, payloads=payloads, limit=limit, as_json=as_json
+            client,
+            batch,
+            status=None if status is None else status.value,
+            fingerprint=fingerprint,
+            payloads=payloads,
+            limit=limit,
+            as_json=as_json,
         ),
     )
 

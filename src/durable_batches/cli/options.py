@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Annotated, Final
 
 import typer
@@ -11,7 +12,19 @@ import typer
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.primitives import from_micros
 
-__all__ = ["BatchArgument", "JsonOption", "SchemaOption", "StoreOption", "label_of", "moment_of"]
+__all__ = ["BatchArgument", "JsonOption", "SchemaOption", "Status", "StoreOption", "label_of", "moment_of"]
+
+
+class Status(StrEnum):
+    """A document's `ExecutionStatus`. Versions of typer that are allowed know no `Literal`."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
 
 StoreOption = Annotated[
     str | None,
