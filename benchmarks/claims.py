@@ -9,6 +9,11 @@ sleeping: what a claim that finds nothing costs, and a look by `wait(work=)`, wi
 only document waits for a retry in an hour. Beside the times there are counts, which are free of noise: the steps of
 SQLite's virtual machine, and the blocks of tables and indexes that Postgres reads.
 
+Measured before batches slept and retries were claimed first, and since (two busy cores): the retry was start number
+4,001 on each store, 9 to 54 s late, and is number 9, 6 to 133 ms late. Beside 0, 1,000, 10,000 and 50,000 batches an
+empty claim took SQLite 189, 71,215, 710,215 and 3,550,215 steps (554 ms with 50,000), and takes 168 (3 ms) beside any
+number; Postgres read 11, 7,408, 56,191 and 240,649 blocks (971 ms), and reads 7 to 11 (8 ms).
+
 ended: what a claim costs in Postgres behind a million documents that have ended. These are claimed and ended as
 workers do it, by the store's own commits. Autovacuum is off, which is the worst case: every old version of a row and
 every old entry of an index is still there. The plans are of the store's own statements.
@@ -303,6 +308,7 @@ async def _blocks_read(connection: asyncpg.Connection, schema: str, work: Callab
         )
         return int(blocks)
 
+    await read_so_far()  # with it, this session reports what it has read itself: of batches that it has copied
     before = await read_so_far()
     for _ in range(EMPTY_CLAIMS):
         await work()
