@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from tests.conftest import StoreMaker
 from tests.postgres.databases import execute
 from tests.support import STAGES, opened, within
 
-from durable_batches import BatchClient, BatchOrchestrator, DamagedBatch, Worker, workflow
+from durable_batches import BatchClient, BatchOrchestrator, DamagedBatch, RetryFailed, Worker, workflow
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores import Store
 from durable_batches.stores.memory import MemoryStore
+from durable_batches.testing import ManualClock
 from durable_batches.testing.conformance.scene import Scene
 
 Falsify = Callable[[Store, BatchId], None]
@@ -63,6 +65,24 @@ async def test_claims_pass_over_it_and_say_so_once(open_store: StoreMaker, falsi
         record = await store.batch(broken)
         assert record is not None
         assert (record.free, record.wake, record.counts.total) == (0, None, 3)
+
+
+async def test_one_that_sleeps_is_set_aside_when_its_time_has_come(open_store: StoreMaker, falsify: Falsify) -> None:
+    clock = ManualClock()
+    async with opened(open_store(clock)) as store:
+        scene = Scene(store, asyncio.sleep)
+        hand = await scene.worker(lease=1_000)
+        broken = await scene.batch(1, policy=RetryFailed(backoff=timedelta(seconds=10)))
+        await hand.report(hand.failed(await hand.take()))
+        falsify(store, broken)
+        scene._batches.remove(broken)  # which is not as the suite wants it
+        sound = await scene.batch(2)
+        clock.advance(11)
+        committed = await hand.commit(claim=hand.request(10))
+        assert [claim.execution.batch_id for claim in committed.claims] == [sound, sound]
+        assert committed.set_aside.keys() == {broken}
+        again = await hand.commit(claim=hand.request(10))
+        assert (list(again.claims), dict(again.set_aside), again.retry_in) == ([], {}, None)
 
 
 async def test_facts_about_it_do_not_refuse_those_beside_them(open_store: StoreMaker, falsify: Falsify) -> None:

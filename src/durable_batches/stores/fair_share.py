@@ -45,7 +45,9 @@ def claimable_slots(batch: BatchRecord, now: Micros) -> int:
     if overdue(batch, now):
         return 0
     if batch.free == 0 and batch.next_due is not None and batch.next_due <= now:
-        return BatchInProgress(batch, now).open_slots
+        opened = BatchInProgress(batch, now, check=False)
+        # One that cannot be worked on is a candidate all the same: the plan sets it aside.
+        return opened.open_slots if opened.contradiction is None else 1
     return batch.free
 
 

@@ -55,6 +55,8 @@ def claim_order(execution: ExecutionRecord) -> tuple[int, Micros, int]:
 
 def has_to_know_next_due(batch: BatchRecord, executions: Sequence[ExecutionRecord]) -> bool:
     """Whether a store has to look up `Candidates.next_due`: beside these, nothing is pending and something waits."""
+    if batch.counts.waiting == 0:  # as in most batches
+        return False
     pending = sum(execution.status == "pending" for execution in executions)
     return batch.counts.pending <= pending and batch.counts.waiting > len(executions) - pending
 
@@ -92,7 +94,7 @@ def plan_claims(
         most = request.limit if candidate.share is None else min(taken + candidate.share, request.limit)
         max_crashes = batch.definition.config.max_crashes
         executions = candidate.executions
-        if level >= 2:
+        if level >= 2 and any(execution.crashes for execution in executions):
             executions = sorted(
                 executions, key=lambda execution: _is_restricted(execution, max_crashes, request.capacity)
             )
@@ -119,7 +121,7 @@ def plan_claims(
 
 def _is_restricted(execution: ExecutionRecord, max_crashes: int, capacity: int) -> bool:
     """Whether it may run beside fewer others than there is room for; so it is taken after those that may."""
-    return execution.crashes > 0 and isolated_concurrency(execution.crashes, max_crashes, capacity) < capacity
+    return isolated_concurrency(execution.crashes, max_crashes, capacity) < capacity
 
 
 def _claim(
