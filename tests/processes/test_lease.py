@@ -81,7 +81,11 @@ def look_of_another(database: Database, clock: LeaseClock) -> Look:
     """Have another process expire dead workers, and look who is left."""
 
     async def look() -> Look:
-        async with opened(database.store(clock=clock)) as store:
+        later = LeaseClock()
+        later.shift = clock.shift
+        async with opened(database.store(clock=later)) as store:
+            # Workers have a moment to renew their leases after a store was opened that may have been locked.
+            later.shift += 2.0
             expired = await store.expire()
             return Look(list(expired.workers), [worker.worker_id for worker in await store.workers()])
 

@@ -202,6 +202,8 @@ async def test_a_survivor_whose_own_lease_ran_out_is_fenced_as_well(scene: Scene
     scene.checker.acknowledged("batch", document_ids(12))
     clock.advance(AN_HOUR)
     async with opened(scene.database.store(clock=clock)) as store:
+        # A moment in which others could renew their leases, if the file had been locked.
+        clock.advance(2)
         expired = await store.expire()
     assert set(expired.workers) == {child.worker for child in processes}
     for child in processes:
