@@ -243,6 +243,21 @@ async def test_failed_documents_are_reported(folder: Path, monkeypatch: pytest.M
         assert f"{failing} failed" in output
 
 
+async def test_names_of_files_drive_no_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(RuleExtractor):
+        async def make_entities(self, document: DocumentRef, mentions: list[Mention]) -> list[Entity]:
+            if "odd" in document.id:
+                raise NonRetryableError("refused \x1b[31m")
+            return await super().make_entities(document, mentions)
+
+    monkeypatch.setattr("durable_batches.cli.demo.demo.RuleExtractor", Refusing)
+    (folder / "texts" / "odd\x1b]0;title\x07.md").write_text("pip install pytest", encoding="utf-8")
+    code, output = await within(folder)
+    assert code == 1
+    assert r"failed: odd\x1b]0;title\x07.md: " in output
+    assert all(line.isprintable() for line in output.splitlines())
+
+
 @pytest.mark.parametrize(("package", "extra"), [("typer", "cli"), ("rich", "cli"), ("rapidfuzz", "extraction")])
 @pytest.mark.processes
 def test_a_missing_package_is_reported_with_its_extra(folder: Path, package: str, extra: str) -> None:
