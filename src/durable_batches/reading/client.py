@@ -56,7 +56,7 @@ class BatchClient(BatchAccess[Stage]):
         self._store = store
         clock = clock or SystemClock()
         outages = Outages(clock)
-        self.signals = NewsSignals()
+        self.signals: NewsSignals = NewsSignals()
         self._news = News(store, clock, outages, self.signals)
         control = Control(store, clock, outages, self._committed)
         reader = BatchReader(store, clock, self._news, outages, running=lambda: self._entered > 0, owner="client")
