@@ -26,7 +26,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.lifecycle.batch_core import Definition, new_batch
-from durable_batches.lifecycle.records import WorkerId
+from durable_batches.lifecycle.records import BatchRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 
 ran: list[str] = []
@@ -247,13 +247,16 @@ async def test_what_a_live_submitter_loads_is_left_alone(batches: Batches, host:
 
 
 async def leave_half(store: Store, batch_id: str, loader: str) -> None:
-    definition = Definition(STAGES.tags, False, BatchConfig())
-    record = new_batch(
+    assert await store.create(record_of(batch_id, loader)) is None
+
+
+def record_of(batch_id: str, loader: str) -> BatchRecord:
+    """What is stored of a batch that is not sealed yet."""
+    return new_batch(
         batch_id=BatchId(batch_id),
         workflow="noting",
         version="1",
         submitter=WorkerId(loader),
-        definition=definition,
+        definition=Definition(STAGES.tags, False, BatchConfig()),
         now=1,
     )
-    assert await store.create(record) is None

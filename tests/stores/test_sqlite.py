@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -437,7 +437,7 @@ async def test_failing_to_open_leaves_nothing(path: Path) -> None:
 
 @pytest.mark.usefixtures("nothing_stays")
 async def test_failing_to_open_for_reading_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_path: Path, *, immutable: bool = False) -> sqlite3.Connection:
+    def fail(_path: Path, *, immutable: bool = False, settings: Sequence[str] = ()) -> sqlite3.Connection:
         raise sqlite3.OperationalError("no")
 
     monkeypatch.setattr("durable_batches.stores.sqlite.reader.connect_for_reading", fail)

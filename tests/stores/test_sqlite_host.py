@@ -14,11 +14,11 @@ from typing import Any
 
 import aiosqlite
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 from tests import support
 from tests.stores.hosts import Batches
-from tests.stores.test_host import noting
+from tests.stores.test_host import noting, record_of
 from tests.support import eventually, within
 
 from durable_batches import (
@@ -274,6 +274,37 @@ async def test_one_warning_names_the_batch_whose_transaction_locks_the_file(
     assert (await within(batches.result(batch_id))).counts.succeeded == 1
 
 
+async def test_a_file_that_others_commit_to_is_busy_and_not_locked(
+    batches: Batches, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits long for a turn while others have theirs is no news; and no lease was out of reach."""
+    monkeypatch.setattr(sqlite_connection, "NOTICE_SECONDS", 0.01)
+    looks: list[int] = []
+    others_commit = True
+
+    def version(_: sqlite3.Connection) -> int:
+        looks.append(len(looks) if others_commit else -1)
+        return looks[-1]
+
+    monkeypatch.setattr(sqlite_connection, "_version", version)
+    async with Worker(SQLiteStore(path), max_in_flight=0) as second:
+        with _held(path):
+            looking = asyncio.create_task(second.expire_dead_workers())
+            await eventually(lambda: len(looks) > 6)
+            assert "is locked by" not in caplog.text
+            others_commit = False
+            await eventually(lambda: "is locked by" in caplog.text)
+        await within(looking)
+
+
+def test_a_connection_sees_whether_others_have_committed(idle: Batches, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        before = sqlite_connection._version(connection)
+        assert sqlite_connection._version(connection) == before
+        idle.submit_sync(["a"])
+        assert sqlite_connection._version(connection) != before
+
+
 class Locked:
     """Two workers' stores on one file, whose lock is held while the leases run out."""
 
@@ -324,7 +355,7 @@ async def test_after_a_lock_only_leases_that_it_endangered_are_spared(path: Path
         locked.clock.advance(45 * LEASE)
         asked = store._lock_outs.asks()
         locked.clock.advance(LEASE)
-        store._lock_outs.has_waited(asked)
+        store._lock_outs.has_waited(asked, in_vain=False)
         assert (await store.expire()).workers == ["long"], "a lock of a fortieth of its lease is no excuse"
         locked.clock.advance(1)
         assert (await store.expire()).workers == ["short"]
@@ -350,9 +381,78 @@ async def test_a_worker_that_is_locked_out_past_its_lease_goes_on(path: Path, mo
         begun = worker.worker_id
         with _held(path), worker.signals.lease.failed.listen() as failed:
             for _ in range(8):
+                await eventually(lambda: clock.waiting_threads == 1)
                 clock.advance(LEASE / 3)
                 await within(failed.next())
+            await eventually(lambda: clock.waiting_threads == 1)
         with worker.signals.lease.renewed.listen() as renewed:
-            clock.advance(LEASE / 3)
+            # It is tried again soon, and nobody is expired for a second.
+            clock.advance(0.01)
             await within(renewed.next())
         assert worker.worker_id == begun
+
+
+# ---- the application's engine ----------------------------------------------------------------------------------------
+
+
+async def test_an_engine_gives_its_file_and_its_settings(path: Path) -> None:
+    """In its URL, with `connect_args` and in an event; how commits are made durable is not taken over."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", connect_args={"timeout": 0.03})
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(raw: Any, _: object) -> None:
+        for pragma in ("cache_size = -4711", "mmap_size = 1048576", "synchronous = OFF", "foreign_keys = ON"):
+            raw.execute(f"PRAGMA {pragma}")
+
+    store = SQLiteStore(engine)
+    assert store.path == path
+    async with BatchOrchestrator(noting, store=store) as batches:
+        async with engine.begin() as connection:
+            batch_id = await batches.submit(["a"], connection=connection)
+        assert (await within(batches.result(batch_id))).counts.succeeded == 1
+        assert store._writer is not None
+
+        def read(connection: sqlite3.Connection) -> dict[str, int]:
+            names = ("cache_size", "mmap_size", "synchronous", "foreign_keys", "temp_store")
+            return {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names}
+
+        found = await store._writer.run(read)
+        assert found == {
+            "cache_size": -4711,
+            "mmap_size": 1048576,
+            "synchronous": 2,
+            "foreign_keys": 0,
+            "temp_store": 2,
+        }
+        with _held(path), pytest.raises(StoreUnavailableError, match=r"has been locked by another process for 0\.03 s"):
+            await store.create(record_of("other", "nobody"))
+    await engine.dispose()
+
+
+async def test_an_engine_that_sets_nothing_changes_nothing(path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    async with support.opened(SQLiteStore(engine)) as store:
+        assert store._settings.timeout_seconds is None
+        assert list(store._settings.statements) == []
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("form", ["file:{path}?uri=true", "file:{path}?mode=rwc&uri=true"])
+def test_an_engine_may_name_its_file_by_a_uri(path: Path, form: str) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{form.format(path=path)}")
+    assert SQLiteStore(engine).path == path
+
+
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "postgresql+asyncpg://host/db"])
+def test_an_engine_without_a_file_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="a SQLiteStore needs"):
+        SQLiteStore(create_async_engine(url))
+
+
+def test_who_attaches_through_an_engine_makes_no_file(path: Path) -> None:
+    async def attach() -> None:
+        await SQLiteStore(create_async_engine(f"sqlite+aiosqlite:///{path}")).attach()
+
+    with pytest.raises(StoreNotFoundError):
+        asyncio.run(attach())
+    assert not path.exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
@@ -26,8 +26,8 @@ __all__ = ["LockWatch", "connect", "connect_for_reading", "is_busy", "migrate", 
 BUSY_SECONDS: Final = 60.0
 """How long a transaction waits for that of another process. These take milliseconds; this long means a stuck one."""
 
-NOTICE_SECONDS: Final = 1.0
-"""How long a transaction waits until it is noticed that the file is locked."""
+NOTICE_SECONDS: Final = 0.5
+"""How often a transaction that waits looks whether others commit meanwhile."""
 
 _WAL_TRIES: Final = 100
 """Each try waits, and fails only if another process was faster again."""
@@ -45,12 +45,13 @@ _WRITER_SETTINGS: Final = (
 )
 
 
-def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
+def connect(path: Path, *, create: bool = True, settings: Sequence[str] = ()) -> sqlite3.Connection:
     """Open a connection with the store's settings: WAL, and every commit synced to the disk before it is acknowledged.
 
     Args:
         path: The file.
         create: Make the file where there is none.
+        settings: Statements of the application's that set more.
 
     Raises:
         StoreUnavailableError: Or a kin of it: the file cannot be opened, written or understood.
@@ -59,28 +60,29 @@ def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
         connection = _open(f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}")
         try:
             _use_wal(connection)
-            for setting in (*_WRITER_SETTINGS, *_SETTINGS):
+            busy = f"PRAGMA busy_timeout = {int(min(NOTICE_SECONDS, BUSY_SECONDS) * 1000)}"
+            for setting in (*_WRITER_SETTINGS, *_SETTINGS, busy, *settings):
                 connection.execute(setting).fetchall()
-            connection.execute(f"PRAGMA busy_timeout = {int(min(NOTICE_SECONDS, BUSY_SECONDS) * 1000)}").fetchall()
         except BaseException:
             connection.close()
             raise
         return connection
 
 
-def connect_for_reading(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
+def connect_for_reading(path: Path, *, immutable: bool = False, settings: Sequence[str] = ()) -> sqlite3.Connection:
     """Open a connection that cannot write, and read the file for the first time.
 
     Args:
         path: The file.
         immutable: Read the file without its log and without locks, as if nobody wrote to it.
+        settings: Statements of the application's that set more.
 
     Raises:
         sqlite3.Error: As the driver raises it.
     """
     connection = _open(f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if immutable else ''}")
     try:
-        for setting in (*_SETTINGS, "PRAGMA query_only = ON", "PRAGMA schema_version"):
+        for setting in (*_SETTINGS, *settings, "PRAGMA query_only = ON", "PRAGMA schema_version"):
             connection.execute(setting).fetchall()
     except BaseException:
         connection.close()
@@ -117,16 +119,29 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 class LockWatch(Protocol):
     """Is told how transactions come to the file's write lock, on the thread of each."""
 
+    @property
+    def patience_seconds(self) -> float | None:
+        """How long a transaction waits for the lock; None: `BUSY_SECONDS`."""
+        ...
+
     def asks(self) -> float:
         """Take note that a transaction begins to wait; the number is handed on to what follows."""
         ...
 
-    def waits(self, asked: float) -> None:
-        """Take note that it waits still; called once each `NOTICE_SECONDS`."""
+    def waits(self, asked: float, *, moved: bool) -> float:
+        """Take note that it waits still; called once each `NOTICE_SECONDS`, but for the first.
+
+        Args:
+            asked: Since when.
+            moved: Others have committed meanwhile: the file is busy, and not locked.
+
+        Returns:
+            The number for what follows.
+        """
         ...
 
-    def has_waited(self, asked: float) -> None:
-        """Take note that it has the lock, or has given up."""
+    def has_waited(self, asked: float, *, in_vain: bool) -> None:
+        """Take note that it has the lock, or `in_vain`, that it has given up."""
         ...
 
 
@@ -134,7 +149,7 @@ class LockWatch(Protocol):
 def transaction(connection: sqlite3.Connection, path: Path, watch: LockWatch | None = None) -> Generator[None]:
     """Within: one write transaction, with errors translated; an exception rolls all of it back."""
     with translated(path):
-        _begin(connection, watch)
+        _begin(connection, path, watch)
         try:
             yield
             connection.execute("COMMIT")
@@ -144,25 +159,38 @@ def transaction(connection: sqlite3.Connection, path: Path, watch: LockWatch | N
             raise
 
 
-def _begin(connection: sqlite3.Connection, watch: LockWatch | None) -> None:
-    """Begin a write transaction; wait for `BUSY_SECONDS` where another one has the file's write lock."""
+def _begin(connection: sqlite3.Connection, path: Path, watch: LockWatch | None) -> None:
+    """Begin a write transaction; wait where another one has the file's write lock."""
     asked = watch.asks() if watch is not None else 0.0
-    left = BUSY_SECONDS
+    patience = watch.patience_seconds if watch is not None else None
+    left = patience = BUSY_SECONDS if patience is None else patience
+    version: int | None = None
+    in_vain = True
     try:
         while True:
             try:
                 connection.execute("BEGIN IMMEDIATE")
+                in_vain = False
                 return
             except sqlite3.OperationalError as error:
                 # That took the connection's own timeout.
                 left -= NOTICE_SECONDS
-                if not is_busy(error) or left <= 0:
+                if not is_busy(error):
                     raise
-            if watch is not None:
-                watch.waits(asked)
+                if left <= 0:
+                    raise _locked(path, f" for {patience:g} s") from error
+            seen, version = version, _version(connection)
+            if watch is not None and seen is not None:
+                asked = watch.waits(asked, moved=seen != version)
     finally:
         if watch is not None:
-            watch.has_waited(asked)
+            watch.has_waited(asked, in_vain=in_vain)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Read what changes with every commit of another connection."""
+    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    return version
 
 
 def is_busy(error: sqlite3.Error) -> bool:
@@ -225,17 +253,21 @@ def translated(path: Path) -> Generator[None]:
         raise FactRejectedError(f"the database {path} cannot store a value: {type(error).__name__}") from error
 
 
+def _locked(path: Path, how_long: str = "") -> StoreUnavailableError:
+    locked = StoreUnavailableError(
+        f"the database {path} has been locked by another process{how_long}; find the process that holds a transaction "
+        "open"
+    )
+    locked.locks_out_everybody = True
+    return locked
+
+
 def _translate(error: sqlite3.Error, path: Path) -> DurableBatchesError:
     name = getattr(error, "sqlite_errorname", "") or ""
     code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
     match code:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            locked = StoreUnavailableError(
-                f"the database {path} has been locked by another process for {BUSY_SECONDS:g} s; "
-                "find the process that holds a transaction open"
-            )
-            locked.locks_out_everybody = True
-            return locked
+            return _locked(path)
         case sqlite3.SQLITE_FULL:
             return StoreFullError(f"the database {path} or its disk is full; make room, the work then goes on")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from durable_batches.clock import Clock
@@ -15,17 +16,18 @@ __all__ = ["LeaseRenewer"]
 class LeaseRenewer:
     """Renews one worker's lease, on a connection of its own and on its caller's thread; see `Heart`."""
 
-    def __init__(self, path: Path, clock: Clock, worker: WorkerId, watch: LockWatch | None = None) -> None:
+    def __init__(self, path: Path, clock: Clock, worker: WorkerId, watch: LockWatch, settings: Sequence[str]) -> None:
         self._path = path
         self._clock = clock
         self._worker = worker
         self._watch = watch
+        self._settings = settings
         self._connection: sqlite3.Connection | None = None
 
     def beat(self) -> bool:
         """See `Heart.beat`."""
         if self._connection is None:
-            self._connection = connect(self._path)
+            self._connection = connect(self._path, settings=self._settings)
         with transaction(self._connection, self._path, self._watch):
             renewed = self._connection.execute(
                 "UPDATE worker SET lease_until = ? + lease WHERE worker_id = ?",

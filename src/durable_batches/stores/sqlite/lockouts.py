@@ -28,6 +28,8 @@ _SHORTEST_SECONDS: Final = 0.05
 
 _MOST_SECONDS: Final = 1e9
 
+_NEVER: Final = float("inf")
+
 
 class _LockOut(NamedTuple):
     """A time for which somebody waited for the lock."""
@@ -50,9 +52,12 @@ class LockOuts:
         self._path = path
         self._clock = clock
         self._open_batches = open_batches
+        self.patience_seconds: float | None = None
+        """How long a transaction waits for the lock; None: as long as the library has it."""
         self._mutex = threading.Lock()
         self._waiting: list[float] = []
         self._logged = False
+        self._locked_since = _NEVER
         self._seen: list[_LockOut] = []
 
     def opened(self) -> None:
@@ -67,12 +72,20 @@ class LockOuts:
             self._waiting.append(asked)
         return asked
 
-    def waits(self, asked: float) -> None:
+    def waits(self, asked: float, *, moved: bool) -> float:
         """See `LockWatch`; the first of those that wait at the same time logs it."""
         with self._mutex:
+            if moved:
+                now = self._clock.boot()
+                self._locked_since = _NEVER
+                self._waiting[self._waiting.index(asked)] = now
+                return now
             logged, self._logged = self._logged, True
-        if logged:
-            return
+        if not logged:
+            self._log()
+        return asked
+
+    def _log(self) -> None:
         batches = self._open_batches()
         if batches:
             _log.warning(
@@ -89,14 +102,16 @@ class LockOuts:
                 extra={"database": str(self._path), "batch_ids": []},
             )
 
-    def has_waited(self, asked: float) -> None:
-        """See `LockWatch`."""
+    def has_waited(self, asked: float, *, in_vain: bool) -> None:
+        """See `LockWatch`; what waited in vain is part of a time that goes on until one has the lock."""
         now = self._clock.boot()
         with self._mutex:
             self._waiting.remove(asked)
             if not self._waiting:
                 self._logged = False
-            seconds = now - asked
+            since = min(asked, self._locked_since)
+            self._locked_since = since if in_vain else _NEVER
+            seconds = now - since
             if seconds >= _SHORTEST_SECONDS:
                 # The longest first: a later one that is longer makes those before it superfluous.
                 self._seen = [*(seen for seen in self._recent(now) if seen.seconds > seconds), _LockOut(now, seconds)]

@@ -57,10 +57,12 @@ class Reader:
 
     Args:
         path: The file, which is there.
+        settings: Statements that set more than the store does; see `connect_for_reading`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Sequence[str] = ()) -> None:
         self._path = path
+        self._settings = settings
         self._connection: aiosqlite.Connection | None = None
         self._connecting = ReusableLock()
         self._opened = 0
@@ -198,7 +200,8 @@ class Reader:
 
     async def _connected(self, *, immutable: bool) -> aiosqlite.Connection:
         connection = aiosqlite.Connection(
-            lambda: connect_for_reading(self._path, immutable=immutable), iter_chunk_size=64
+            lambda: connect_for_reading(self._path, immutable=immutable, settings=self._settings),
+            iter_chunk_size=64,
         )
         thread = _thread_of(connection)
         thread.name = "durable-batches-reads"

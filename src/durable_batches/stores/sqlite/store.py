@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from os import PathLike
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import ConfigurationError, StoreUnavailableError
@@ -46,6 +46,7 @@ from durable_batches.stores.protocol import (
 from durable_batches.stores.sqlite import claims, host, load, reads, workers
 from durable_batches.stores.sqlite.commit import Commits
 from durable_batches.stores.sqlite.connection import migrate, transaction
+from durable_batches.stores.sqlite.engine import EngineSettings, path_of, settings_of
 from durable_batches.stores.sqlite.host import OpenHosts
 from durable_batches.stores.sqlite.lease import LeaseRenewer
 from durable_batches.stores.sqlite.lockouts import LockOuts
@@ -53,6 +54,9 @@ from durable_batches.stores.sqlite.reader import Reader, Version
 from durable_batches.stores.sqlite.reads import Select
 from durable_batches.stores.sqlite.thread import ConnectionThread
 from durable_batches.tasks import ReusableLock
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["SQLiteStore"]
 
@@ -70,18 +74,19 @@ class SQLiteStore:
     there. Leases are measured on the machine's boot clock.
 
     Args:
-        path: The file.
+        path: The file, or an SQLAlchemy engine of the application (`sqlite+aiosqlite`) that leads to it. Of an engine
+            the store takes over how long connections wait for a lock, and its pragmas for the memory that they use.
+            How commits are made durable is the store's own affair.
         clock: The source of time.
 
     Raises:
-        ConfigurationError: The path names a database without a file (`:memory:`).
+        ConfigurationError: The path, or the engine, names a database without a file (`:memory:`).
     """
 
-    def __init__(self, path: str | PathLike[str], *, clock: Clock | None = None) -> None:
-        check_instance("path", path, (str, PathLike))
-        if str(path) in ("", ":memory:"):
-            raise ConfigurationError("a SQLiteStore needs a file, which its threads open; for none, use MemoryStore()")
-        self.path: Final = Path(path).absolute()  # since each of its connections opens it, whenever that is
+    def __init__(self, path: str | PathLike[str] | AsyncEngine, *, clock: Clock | None = None) -> None:
+        self._engine: Final = None if isinstance(path, (str, PathLike)) else _engine(path)
+        self.path: Final = _file(path)  # absolute, since each of its connections opens it, whenever that is
+        self._settings = EngineSettings()
         self._clock: Final[Clock] = clock or SystemClock()
         self._open_hosts: Final = OpenHosts()
         self._lock_outs: Final = LockOuts(self.path, self._clock, self._open_hosts.batches)
@@ -104,6 +109,7 @@ class SQLiteStore:
         """See `Store.open`."""
         async with self._opening:
             if not self._migrated:
+                await self._take_over_settings()
                 await self._open_to_work()
                 self._lock_outs.opened()
                 self._migrated = True
@@ -117,6 +123,8 @@ class SQLiteStore:
         """
         async with self._opening:
             if self._reader is None:
+                if self.path.exists():
+                    await self._take_over_settings()
                 self._reader = await self._open_reader(check=True)
             self._opened += 1
 
@@ -135,9 +143,14 @@ class SQLiteStore:
                 if writer is not None:
                     await writer.stop()
 
+    async def _take_over_settings(self) -> None:
+        if self._engine is not None and self._opened == 0:
+            self._settings = await settings_of(self._engine, self.path)
+            self._lock_outs.patience_seconds = self._settings.timeout_seconds
+
     async def _open_to_work(self) -> None:
         """Open both connections, as far as they are not open, and bring the schema up to date."""
-        writer = self._writer or ConnectionThread("writes", self.path)
+        writer = self._writer or ConnectionThread("writes", self.path, self._settings.statements)
         try:
             if self._writer is None:
                 await writer.start()
@@ -150,7 +163,7 @@ class SQLiteStore:
         self._writer, self._reader = writer, reader
 
     async def _open_reader(self, *, check: bool) -> Reader:
-        reader = Reader(self.path)
+        reader = Reader(self.path, self._settings.statements)
         try:
             await reader.open()
             if check:
@@ -173,7 +186,7 @@ class SQLiteStore:
 
     def heart(self, worker: WorkerId) -> LeaseRenewer:
         """See `Store.heart`."""
-        return LeaseRenewer(self.path, self._clock, worker, self._lock_outs)
+        return LeaseRenewer(self.path, self._clock, worker, self._lock_outs, self._settings.statements)
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """See `Store.workers`."""
@@ -341,7 +354,7 @@ class SQLiteStore:
         async with self._opening:
             self._open_store()
             if self._writer is None:
-                writer = ConnectionThread("writes", self.path)
+                writer = ConnectionThread("writes", self.path, self._settings.statements)
                 try:
                     await writer.start(create=False)
                 except BaseException:
@@ -359,3 +372,19 @@ class SQLiteStore:
 
     def _boot(self) -> Micros:
         return int(self._clock.boot() * 1_000_000)
+
+
+def _engine(target: object) -> AsyncEngine:
+    if not hasattr(target, "sync_engine"):
+        check_instance("path", target, (str, PathLike))
+    engine: Any = target
+    found: AsyncEngine = engine
+    return found
+
+
+def _file(path: str | PathLike[str] | AsyncEngine) -> Path:
+    if not isinstance(path, (str, PathLike)):
+        return path_of(path)
+    if str(path) in ("", ":memory:"):
+        raise ConfigurationError("a SQLiteStore needs a file, which its threads open; for none, use MemoryStore()")
+    return Path(path).absolute()

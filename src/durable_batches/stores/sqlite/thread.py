@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -47,10 +47,12 @@ class ConnectionThread:
     Args:
         purpose: What it is for, as its name says.
         path: The file.
+        settings: Statements that set more than the store does; see `connect`.
     """
 
-    def __init__(self, purpose: str, path: Path) -> None:
+    def __init__(self, purpose: str, path: Path, settings: Sequence[str] = ()) -> None:
         self._path = path
+        self._settings = settings
         self._queue: _Queue = SimpleQueue()
         self._thread = Thread(target=_work_off, args=(self._queue,), name=f"durable-batches-{purpose}", daemon=True)
         self._connection: sqlite3.Connection | None = None
@@ -66,7 +68,7 @@ class ConnectionThread:
 
         def call() -> None:
             # On the thread, so that it is there to be closed when the caller was cancelled meanwhile.
-            self._connection = connect(self._path, create=create)
+            self._connection = connect(self._path, create=create, settings=self._settings)
 
         await self._hop(call)
 
