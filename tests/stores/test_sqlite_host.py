@@ -361,6 +361,20 @@ async def test_after_a_lock_only_leases_that_it_endangered_are_spared(path: Path
         assert (await store.expire()).workers == ["short"]
 
 
+async def test_waits_in_vain_for_the_same_lock_add_up(path: Path) -> None:
+    """A lease is longer than the time after which a wait is given up: it is spared nevertheless."""
+    locked = Locked(path)
+    async with support.opened(locked.store()) as store:
+        await locked.register(store, "long", 20 * LEASE)
+        for in_vain in [True] * 11 + [False]:
+            asked = store._lock_outs.asks()
+            locked.clock.advance(2 * LEASE)
+            store._lock_outs.has_waited(asked, in_vain=in_vain)
+        assert not (await store.expire()).workers
+        locked.clock.advance(1)
+        assert (await store.expire()).workers == ["long"]
+
+
 async def test_who_comes_late_expires_nobody_at_once(path: Path) -> None:
     """It cannot know of a lock that was let go a moment ago."""
     locked = Locked(path)
