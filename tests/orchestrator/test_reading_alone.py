@@ -50,7 +50,7 @@ async def test_a_batch_is_followed_and_cancelled_without_a_worker(open_store: St
         assert (await reader.record(batch_id)).counts.total == 2
         answer = await control.give(batch_id, Cancel("a request", "a reason"))
         assert answer.applied
-        assert [event.seq for event in await within(events)] == list(range(1, (await ended).seq + 1))
+        assert [event.seq for block in await within(events) for event in block] == list(range(1, (await ended).seq + 1))
         assert (await within(changes))[-1].ended
         assert (await ended).state == "cancelled"
         assert [record.batch_id for record in await everything(reader.records(BatchQuery()))] == [batch_id]

@@ -179,13 +179,14 @@ async def test_the_look_out_wakes_those_who_watch_what_another_process_commits(o
         BatchOrchestrator(wait, store=open_store(None)) as batches,
     ):
         news = reader.worker.signals.news
-        with news.waiting.listen() as waiting, news.woken.listen() as woken, news.looked.listen() as looked:
-            batch_id = await batches.submit(["x"])
+        batch_id = await batches.submit(["x"])
+        with news.waiting.listen() as waiting:
             watching = asyncio.create_task(reader.result(batch_id))
-            await waiting.matching(lambda seen: batch_id in seen)
+            await waiting.matching(lambda seen: seen.get(batch_id, 0) > 0)
+        with news.woken.listen() as woken, news.looked.listen() as looked:
+            looked_at.set()
             assert await woken.next() == batch_id
             assert batch_id in await looked.next()
-            looked_at.set()
             assert (await within(watching)).counts.succeeded == 1
 
 

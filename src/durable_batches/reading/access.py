@@ -98,9 +98,10 @@ class BatchAccess(Generic[S_co]):
             BatchNotFoundError: There is no such batch.
         """
         check_integer("after", after)
-        async with aclosing(self._reader.events(batch_id, after)) as records:
-            async for record in records:
-                yield decode_event(record)
+        async with aclosing(self._reader.events(batch_id, after)) as blocks:
+            async for block in blocks:
+                for event in block:
+                    yield event
 
     async def events(self, batch_id: str, *, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
         """Yield the events that are recorded by now, in order, and end; `progress` goes on to the end of the batch.

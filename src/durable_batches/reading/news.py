@@ -12,8 +12,9 @@ from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError, WorkerNotRunningError
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Backoff, Outages, ride_out
+from durable_batches.reading.feed import Feed
 from durable_batches.reading.signals import NewsSignals
-from durable_batches.reading.subscriptions import Subscription, Subscriptions
+from durable_batches.reading.subscriptions import Subscriptions
 from durable_batches.stores.protocol import Store
 
 __all__ = ["News"]
@@ -31,7 +32,7 @@ class News:
 
     Args:
         store: Where the batches are.
-        clock: For the pauses while the store is away.
+        clock: For the pauses while the store is away, and those between the wakes of many subscribers.
         outages: Where those are logged.
         signals: Fired for tests.
     """
@@ -41,7 +42,7 @@ class News:
         self._clock = clock
         self._outages = outages
         self._signals = signals
-        self._subscriptions = Subscriptions()
+        self._subscriptions = Subscriptions(clock)
         self.deliver: Final = self._subscriptions.deliver
         """Hands the events of a commit of this process to the subscribers of their batches."""
         self._is_open = False
@@ -54,8 +55,8 @@ class News:
         return list(self._subscriptions.seen)
 
     @contextmanager
-    def subscribed(self, batch_id: BatchId, *, ends_only: bool = False) -> Generator[Subscription]:
-        """Subscribe to a batch for the length of a block; `ends_only`: wake the subscriber at its end only.
+    def subscribed(self, batch_id: BatchId) -> Generator[Feed]:
+        """Subscribe to a batch for the length of a block; all of its subscribers share one feed.
 
         Raises:
             WorkerNotRunningError: Not between `open` and `close`.
@@ -65,10 +66,10 @@ class News:
         if batch_id not in self._subscriptions and self._waiting is not None:
             # It waits for news of other batches only.
             self._waiting.cancel()
-        with self._subscriptions.to(batch_id, ends_only=ends_only) as subscription:
+        with self._subscriptions.to(batch_id) as feed:
             if self._look_out is None:
                 self._look_out = asyncio.create_task(self._look_out_for_news(), name=_TASK)
-            yield subscription
+            yield feed
 
     def open(self) -> None:
         """Allow subscriptions; the look-out begins with the first one."""
@@ -112,7 +113,7 @@ class News:
             record = await self._store.batch(batch_id)
             latest = self._subscriptions.latest(batch_id)
             if latest is not None and (record is None or record.seq > latest):
-                self._subscriptions.wake(batch_id, 0 if record is None else record.seq)
+                self._subscriptions.wake(batch_id, record)
                 self._signals.woken.fire(batch_id)
         self._signals.looked.fire(seen)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from datetime import timedelta
 from functools import partial
 from typing import Final, TypeVar
@@ -16,7 +16,7 @@ from durable_batches.errors import (
     WorkerNotRunningError,
     WorkflowMismatchError,
 )
-from durable_batches.lifecycle.events import LAST_EVENT_TAGS
+from durable_batches.lifecycle.events import BatchEvent
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
@@ -29,13 +29,12 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outages, ride_out
 from durable_batches.reading.explain import inspection_of
+from durable_batches.reading.feed import BLOCK, Feed
 from durable_batches.reading.news import News
 from durable_batches.reading.results import PAGE, document_pages, statuses_to_read, stored_page
 from durable_batches.stores.protocol import BatchQuery, Inspection, Store
 
 __all__ = ["BatchReader"]
-
-_EVENTS_PAGE: Final = 500
 
 _LOOKS: Final = 3
 """How often a batch is inspected that moves each time."""
@@ -92,69 +91,68 @@ class BatchReader:
             WorkerNotRunningError: Reading is not allowed now.
         """
         self.check_running()
-        if problem_with_name(batch_id) is not None:
-            # Which no batch can have; not every database could be asked for it.
-            raise BatchNotFoundError(batch_id)
-        record = await self._store.batch(BatchId(batch_id))
-        if record is None or not record.sealed:
-            if self._in_open_transaction(BatchId(batch_id)):
-                raise TransactionOpenError(batch_id)
-            raise BatchNotFoundError(batch_id)
-        if self._workflow is not None and record.workflow != self._workflow:
-            raise WorkflowMismatchError(batch_id, self._workflow, record.workflow)
-        return record
+        self._check_name(batch_id)
+        return self._checked(batch_id, await self._store.batch(BatchId(batch_id)))
 
     async def awaited_record(self, batch_id: str) -> BatchRecord:
         """Read a batch; while the store is away, wait."""
         return await self._through_outages(lambda: self.record(batch_id), batch_id)
 
-    async def events(self, batch_id: str, after: int) -> AsyncGenerator[EventRecord, None]:
-        """Follow a batch's events beyond `after`, in order, each once, to the last one of its current run."""
+    async def events(self, batch_id: str, after: int) -> AsyncGenerator[Sequence[BatchEvent], None]:
+        """Follow a batch's events beyond `after`, in order, each once, to the last one of its current run.
+
+        They come in blocks, each of them one event or more.
+        """
         cursor = max(after, 0)
-        await self.awaited_record(batch_id)
-        with self._news.subscribed(BatchId(batch_id)) as subscription:
-            while True:
-                events: Sequence[EventRecord] = subscription.take(cursor)
-                handed_over = bool(events)
-                if not handed_over:
-                    events = await self._stored_events(batch_id, cursor)
-                for event in events:
-                    cursor = event.seq
-                    yield event
-                if handed_over and events[-1].tag not in LAST_EVENT_TAGS:
-                    # What comes next is handed over, too, or announced: no need to ask the store.
-                    await subscription.moved()
-                elif not events or events[-1].tag in LAST_EVENT_TAGS:
-                    record = await self.awaited_record(batch_id)
-                    if record.ended and record.seq <= cursor:
+        with self._subscribed(batch_id) as feed:
+            if feed.is_live:
+                self._checked(batch_id, feed.record)
+            else:
+                await self._shared_record(feed, batch_id)
+            with feed.followed(cursor):
+                while True:
+                    block = feed.take(cursor)
+                    if block:
+                        cursor = block[-1].seq
+                        yield block
+                    elif feed.is_doubted:
+                        await self._shared_record(feed, batch_id)
+                    elif cursor < feed.first:
+                        await feed.read_earlier(cursor, partial(self._stored_events, batch_id))
+                    elif feed.known > feed.last:
+                        await feed.read_next(partial(self._stored_events, batch_id))
+                    elif feed.has_ended:
                         return
-                    if record.seq <= cursor:
-                        await subscription.moved()
+                    else:
+                        await feed.moved()
 
     async def changes(self, batch_id: str, interval: timedelta) -> AsyncGenerator[BatchRecord, None]:
         """Follow a batch's record: the latest one, at most every `interval`; the last one is of the end."""
-        record = await self.awaited_record(batch_id)
-        with self._news.subscribed(record.batch_id) as subscription:
+        with self._subscribed(batch_id) as feed:
+            wakes = feed.wakes
+            record = await self._shared_record(feed, batch_id)
             while True:
                 yield record
                 if record.ended:
                     return
                 seen = record.seq
                 await self._clock.sleep(interval.total_seconds())
-                record = await self.awaited_record(batch_id)
                 while record.seq == seen:
-                    await subscription.moved()
-                    record = await self.awaited_record(batch_id)
+                    await feed.moved_beyond(seen, wakes)
+                    wakes = feed.wakes
+                    record = await self._shared_record(feed, batch_id)
 
     async def ended_record(self, batch_id: str) -> BatchRecord:
         """Wait for the end of a batch's current run, and read the batch then."""
-        self.check_running()
-        with self._news.subscribed(BatchId(batch_id), ends_only=True) as subscription:
-            record = await self.awaited_record(batch_id)
+        with self._subscribed(batch_id) as feed:
+            ends = feed.ends
+            record = await self._shared_record(feed, batch_id)
             while not record.ended:
-                await subscription.moved()
-                record = await self.awaited_record(batch_id)
-        return record
+                await feed.ended_since(ends)
+                ends = feed.ends
+                # The first of those who waited reads it for all.
+                record = feed.current or await self._shared_record(feed, batch_id)
+            return record
 
     async def recorded_events(self, batch_id: str, after: int) -> AsyncGenerator[EventRecord, None]:
         """Read a batch's events beyond `after`, in order, as many as there are now."""
@@ -250,11 +248,39 @@ class BatchReader:
         if not self._running():
             raise WorkerNotRunningError(f"the {self._owner} is not running: use it inside `async with`")
 
+    def _check_name(self, batch_id: str) -> None:
+        if problem_with_name(batch_id) is not None:
+            # Which no batch can have; not every database could be asked for it.
+            raise BatchNotFoundError(batch_id)
+
+    def _checked(self, batch_id: str, record: BatchRecord | None) -> BatchRecord:
+        if record is None or not record.sealed:
+            if self._in_open_transaction(BatchId(batch_id)):
+                raise TransactionOpenError(batch_id)
+            raise BatchNotFoundError(batch_id)
+        if self._workflow is not None and record.workflow != self._workflow:
+            raise WorkflowMismatchError(batch_id, self._workflow, record.workflow)
+        return record
+
+    def _subscribed(self, batch_id: str) -> AbstractContextManager[Feed]:
+        self.check_running()
+        self._check_name(batch_id)
+        return self._news.subscribed(BatchId(batch_id))
+
+    async def _shared_record(self, feed: Feed, batch_id: str) -> BatchRecord:
+        """Read a batch for all of its subscribers; while the store is away, wait."""
+
+        async def read() -> BatchRecord | None:
+            self.check_running()
+            return await self._store.batch(BatchId(batch_id))
+
+        return self._checked(batch_id, await feed.read_record(lambda: self._through_outages(read, batch_id)))
+
     async def _stored_events(self, batch_id: str, after: int) -> Sequence[EventRecord]:
         async def read() -> Sequence[EventRecord]:
             # A store that its owner has closed is not away: nobody would open it again.
             self.check_running()
-            return await self._store.events(BatchId(batch_id), after=after, limit=_EVENTS_PAGE)
+            return await self._store.events(BatchId(batch_id), after=after, limit=BLOCK)
 
         return await self._through_outages(read, batch_id)
 
