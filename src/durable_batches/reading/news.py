@@ -67,12 +67,15 @@ class News:
             # It waits for news of other batches only.
             self._waiting.cancel()
         with self._subscriptions.to(batch_id) as feed:
-            if self._look_out is None:
-                self._look_out = asyncio.create_task(self._look_out_for_news(), name=_TASK)
             yield feed
 
+    def look_out(self) -> None:
+        """Begin to look out for the subscribed batches, unless that goes on: the first of them has been read."""
+        if self._is_open and self._look_out is None:
+            self._look_out = asyncio.create_task(self._look_out_for_news(), name=_TASK)
+
     def open(self) -> None:
-        """Allow subscriptions; the look-out begins with the first one."""
+        """Allow subscriptions; the look-out begins when the first subscriber has read its batch."""
         self._is_open = True
 
     async def close(self) -> None:

@@ -274,7 +274,10 @@ class BatchReader:
             self.check_running()
             return await self._store.batch(BatchId(batch_id))
 
-        return self._checked(batch_id, await feed.read_record(lambda: self._through_outages(read, batch_id)))
+        record = self._checked(batch_id, await feed.read_record(lambda: self._through_outages(read, batch_id)))
+        # Not before: in an outage it would wait for the store, too, also for subscribers that one look is enough for.
+        self._news.look_out()
+        return record
 
     async def _stored_events(self, batch_id: str, after: int) -> Sequence[EventRecord]:
         async def read() -> Sequence[EventRecord]:
