@@ -84,7 +84,7 @@ def test_a_document_that_leaves_moves_the_batch_only_forward(found: Situation, e
         if end == "succeeds":
             batch.complete_document(execution, 0)
         elif end == "fails":
-            batch.fail_document(execution, "no")
+            batch.fail_document(execution, "no", "fp")
         else:
             batch.release_document(execution, "paused", 0)
         assert is_forward(found.state, batch)

@@ -51,6 +51,7 @@ from durable_batches.lifecycle import event_data
 from durable_batches.lifecycle.commands import Cancel
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, decode_event
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, StageEntered
+from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import RESOLVER_POSITION, EventRecord, WorkerId
 
@@ -134,7 +135,8 @@ def test_every_event_comes_back_as_it_was_meant() -> None:
         due=moment + timedelta(seconds=10),
         error="ün\nlucky",
     )
-    has(DocumentFailed, document_id="document-2", error="again", percentage=100.0, fingerprint="")
+    fingerprint = fingerprint_of("", None, "again")
+    has(DocumentFailed, document_id="document-2", error="again", percentage=100.0, fingerprint=fingerprint)
     has(ResolutionStarted, attempt=1)
     has(ResolutionFailed, error="later", due=moment + timedelta(seconds=11))
     has(ResolutionReleased, reason="shutdown")

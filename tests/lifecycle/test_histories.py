@@ -126,6 +126,8 @@ class Histories(RuleBasedStateMachine):
                     st.booleans(),
                     st.none() | st.sampled_from([0, 1_000_000]),
                     st.lists(keys, max_size=2).map(tuple),
+                    st.sampled_from(["ValueError", "KeyError"]),
+                    st.sampled_from([None, "ask"]),
                 ),
                 st.builds(ExecutionReleased, *map(st.just, target)),
                 st.builds(ActivityCompleted, *map(st.just, target), keys, payloads, st.integers(-1, 5)),
@@ -149,7 +151,7 @@ class Histories(RuleBasedStateMachine):
                 {key[0]: world.batches[key[0]] for key in keys if key[0] in world.batches},
                 {key: world.executions[key] for key in keys if key in world.executions},
             )
-            writes = plan_facts(loaded, worker, some)
+            writes = plan_facts(loaded, worker, some, level=self.level)
             refused.update(writes.refused)
             return (
                 list(writes.batches),
@@ -159,6 +161,7 @@ class Histories(RuleBasedStateMachine):
                 writes.checkpoints,
                 writes.forget,
                 sorted(writes.events),
+                sorted(writes.failures),
             )
 
         refused: dict[int, str] = {}

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from durable_batches.lifecycle import failure_groups
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
 from durable_batches.lifecycle.commands import Command, Seal
@@ -25,6 +26,7 @@ from durable_batches.lifecycle.facts import (
     Fact,
     StageEntered,
 )
+from durable_batches.lifecycle.failure_groups import added
 from durable_batches.lifecycle.machine import BatchStateMachine
 from durable_batches.lifecycle.planning import (
     Candidates,
@@ -48,6 +50,7 @@ from durable_batches.lifecycle.records import (
     EventRecord,
     ExecutionKey,
     ExecutionRecord,
+    FailureRecord,
     Micros,
     NewDocument,
     WorkerId,
@@ -93,6 +96,9 @@ class World:
     seen: dict[BatchId, _Seen] = field(default_factory=dict[BatchId, _Seen])
     requests: dict[tuple[BatchId, str], str] = field(default_factory=dict[tuple[BatchId, str], str], compare=False)
     """The answers to commands: also one that changes nothing has one."""
+    failures: dict[tuple[BatchId, int, str], FailureRecord] = field(
+        default_factory=dict[tuple[BatchId, int, str], FailureRecord]
+    )
 
     def copy(self) -> World:
         """Another world like this one; the records in it cannot change, and are shared."""
@@ -106,6 +112,7 @@ class World:
             {batch_id: list(events) for batch_id, events in self.events.items()},
             {batch_id: replace(seen) for batch_id, seen in self.seen.items()},
             dict(self.requests),
+            dict(self.failures),
         )
 
     # ---- what happens ----------------------------------------------------------------------------------------
@@ -251,6 +258,10 @@ class World:
         for key, name in writes.forget:
             self.checkpoints.pop((key, name), None)
         self.outcomes.update(writes.outcomes)
+        for failure in writes.failures:
+            group = failure[:3]
+            self.failures[group] = added(self.failures[group], failure) if group in self.failures else failure
+        assert len({failure[:3] for failure in writes.failures}) == len(writes.failures), "one group is written twice"
         for event in writes.events:
             self.events[event.batch_id].append(event)
         return writes
@@ -294,6 +305,7 @@ class World:
                 self._check_progress(record)
                 self._check_resolver(record)
                 self._check_free(record)
+                self._check_failures(record)
             seen = self.seen[batch_id]
             if seen.ended is not None:
                 assert record == seen.ended, "an ended run absorbs: its record has changed"
@@ -387,6 +399,28 @@ class World:
             claimable = resolver.due is not None
             assert claimable == (record.state == "resolving" and resolver.owner is None)
             assert resolver.owner is None or record.state == "resolving"
+
+    def _check_failures(self, record: BatchRecord) -> None:
+        failed = Counter(
+            execution.fingerprint
+            for execution in self.documents(record.batch_id)
+            if execution.fingerprint is not None and execution.status == "failed"
+        )
+        assert failed.total() == record.counts.failed
+        for execution in self.executions.values():
+            assert execution.fingerprint is None or execution.status == "failed"
+        groups = {
+            fingerprint: failure.documents
+            for (batch_id, run, fingerprint), failure in self.failures.items()
+            if (batch_id, run) == (record.batch_id, record.run)
+        }
+        if self.level < 2:
+            assert not groups
+            return
+        assert sum(groups.values()) == record.counts.failed, "the groups do not have all failures"
+        assert len(groups) <= failure_groups.MOST_GROUPS + 1
+        groups.pop(failure_groups.REST, None)
+        assert groups == {fingerprint: failed[fingerprint] for fingerprint in groups}
 
     def _check_free(self, record: BatchRecord) -> None:
         resolver = self.executions.get((record.batch_id, RESOLVER_POSITION))

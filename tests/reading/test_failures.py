@@ -20,7 +20,9 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from durable_batches.reading import failures
+from durable_batches.lifecycle import failure_groups
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.stores import CountedFailures, MemoryStore
 
 
 @durable_activity(stage=Thinking, retry=ONCE)
@@ -83,7 +85,7 @@ async def test_what_runs_again_has_not_failed(open_store: StoreMaker) -> None:
 async def test_groups_are_bounded_and_the_rest_is_counted(
     open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "MOST_GROUPS", 3)
+    monkeypatch.setattr(failure_groups, "MOST_GROUPS", 3)
     words = "alpha beta gamma delta epsilon delta beta".split()
 
     @workflow(STAGES, name="each its own")
@@ -95,3 +97,26 @@ async def test_groups_are_bounded_and_the_rest_is_counted(
         digest = await batches.errors(batch_id)
     assert [(group.message, group.count) for group in digest.groups] == [("beta", 2), ("alpha", 1), ("gamma", 1)]
     assert (digest.failed, digest.others) == (7, 3)
+
+
+class Uncounted(MemoryStore):
+    """Counts a failure less than there is, as where one failed under an older version."""
+
+    async def failures(self, batch_id: BatchId) -> CountedFailures:
+        counted = await super().failures(batch_id)
+        return counted._replace(groups=counted.groups[1:])
+
+
+@pytest.mark.parametrize("examples", [0, 2, 20])
+async def test_groups_that_are_not_counted_are_read(examples: int) -> None:
+    store, uncounted = MemoryStore(), Uncounted()
+    digests: list[ErrorDigest] = []
+    for each in (store, uncounted):
+        async with BatchOrchestrator(asking, store=each) as batches:
+            await within(batches.run(DOCUMENTS, batch_id="one", document_id=str))
+            digests.append(await batches.errors("one", examples=examples))
+    counted, read = digests
+    assert counted.failed == read.failed == 8
+    assert [
+        (group.fingerprint, group.count, group.message, group.stage, group.examples) for group in counted.groups
+    ] == [(group.fingerprint, group.count, group.message, group.stage, group.examples) for group in read.groups]

@@ -46,7 +46,7 @@ from durable_batches.lifecycle.records import (
     WorkerId,
     WorkerRecord,
 )
-from durable_batches.stores import BatchQuery, MemoryStore, PostgresStore, SQLiteStore, Store
+from durable_batches.stores import BatchQuery, CountsFailures, MemoryStore, PostgresStore, SQLiteStore, Store
 from durable_batches.testing import ManualClock
 
 T = TypeVar("T")
@@ -354,6 +354,7 @@ async def _workers(store: Store) -> object:
 
 def _everything(batch_id: BatchId) -> Callable[[Store], Coroutine[Any, Any, object]]:
     async def read(store: Store) -> object:
+        assert isinstance(store, CountsFailures)
         documents = await store.documents(batch_id, after=RESOLVER_POSITION - 1, limit=100)
         return [
             await store.batch(batch_id),
@@ -361,6 +362,7 @@ def _everything(batch_id: BatchId) -> Callable[[Store], Coroutine[Any, Any, obje
             await store.events(batch_id, after=0, limit=10_000),
             [await store.checkpoints(batch_id, item.execution.position, limit=100) for item in documents],
             await store.count_checkpoints(batch_id),
+            await store.failures(batch_id),
         ]
 
     return read
@@ -394,6 +396,8 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
                 st.booleans(),
                 st.sampled_from([None, 0, 10_000_000]),
                 st.lists(keys, max_size=2).map(tuple),
+                st.sampled_from(["", "ValueError", "zero \0"]),
+                st.sampled_from([None, "ask"]),
             ),
             st.builds(ExecutionReleased, *target),
         )

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pydantic_core import from_json, to_json
 
-from durable_batches.lifecycle import event_data
+from durable_batches.lifecycle import event_data, failure_groups
 from durable_batches.lifecycle.batch_core import (
     BatchCore,
     Definition,
@@ -215,12 +215,29 @@ class BatchInProgress:
         )
         self.settle()
 
-    def fail_document(self, execution: ExecutionRecord, error: str) -> None:
+    def failure_group(self, fingerprint: str) -> str:
+        """Return the group that a failure is counted in: its own, or that of the rest where there are too many."""
+        counted = self.core.get("failure_groups")
+        if counted is None or counted["run"] != self.run:
+            counted = self.core["failure_groups"] = {"run": self.run, "fingerprints": []}
+        fingerprints = counted["fingerprints"]
+        if fingerprint not in fingerprints:
+            if len(fingerprints) >= failure_groups.MOST_GROUPS:
+                return failure_groups.REST
+            fingerprints.append(fingerprint)
+        return fingerprint
+
+    def fail_document(self, execution: ExecutionRecord, error: str, fingerprint: str) -> None:
         self.running -= 1
         self.failed += 1
         self.stage_counts.leave(execution.mark)
         self.emit(
-            event_data.document_failed(document_id=execution.document_id, error=error, percentage=self.percentage)
+            event_data.document_failed(
+                document_id=execution.document_id,
+                error=error,
+                percentage=self.percentage,
+                fingerprint=fingerprint,
+            )
         )
         self.settle()
 

@@ -12,7 +12,16 @@ from durable_batches.lifecycle.records import BatchRecord, Micros, WorkerId
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import BatchId, Counts
 
-__all__ = ["BatchCore", "Definition", "ResolverPhase", "decode_core", "definition_of", "encode_core", "new_batch"]
+__all__ = [
+    "BatchCore",
+    "CountedGroups",
+    "Definition",
+    "ResolverPhase",
+    "decode_core",
+    "definition_of",
+    "encode_core",
+    "new_batch",
+]
 
 ResolverPhase: TypeAlias = Literal["idle", "due", "running"]
 
@@ -37,6 +46,13 @@ class _FirstCore(TypedDict):
     """The time of the last event, which no later one precedes."""
 
 
+class CountedGroups(TypedDict):
+    """The groups that the failures of a run were counted in."""
+
+    run: int
+    fingerprints: list[str]
+
+
 class BatchCore(_FirstCore, total=False):
     """The fields in the order in which they are stored.
 
@@ -47,6 +63,8 @@ class BatchCore(_FirstCore, total=False):
     earliest_due: Micros | None
     """No execution of the batch is due before this; None: none will be by time. There only while nothing is pending and
     something waits, and only in stores of level 2."""
+    failure_groups: CountedGroups
+    """There once a document has failed, and only in stores of level 2."""
 
 
 def decode_core(stored: bytes) -> BatchCore:

@@ -89,6 +89,10 @@ class ExecutionFailed(NamedTuple):
     """Of a resolver: the delay that its own retry policy asks for; None: it has failed for good."""
     forget: tuple[str, ...] = ()
     """Keys of the recorded failures that ended this attempt: the next one runs those activities again."""
+    error_type: str = ""
+    """The name of the error's class; it, `activity` and `error` say which group of failures this one belongs to."""
+    activity: str | None = None
+    """The activity that failed; None: the workflow itself."""
 
 
 class ExecutionReleased(NamedTuple):

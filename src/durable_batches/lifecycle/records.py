@@ -28,6 +28,7 @@ __all__ = [
     "ExecutionKey",
     "ExecutionRecord",
     "ExecutionStatus",
+    "FailureRecord",
     "Micros",
     "NewDocument",
     "Refusal",
@@ -200,6 +201,28 @@ class RequestRecord(NamedTuple):
     at: Micros
     answer: str
     """JSON, which no store reads."""
+
+
+class FailureRecord(NamedTuple):
+    """Documents of one run that failed for good for one reason: a row, or what is to be added to one."""
+
+    batch_id: BatchId
+    run: int
+    fingerprint: str
+    """Of the failures; "": those beyond the groups that a run may have."""
+    error_type: str
+    activity: str | None
+    stage: str | None
+    """The stage in which the first of them failed; None: in none."""
+    message: str
+    """Of the first one."""
+    documents: int
+    first_position: int
+    """The smallest of their positions."""
+    first_at: Micros
+    last_at: Micros
+    examples: bytes
+    """Some of the first, a line of JSON each."""
 
 
 class EventRecord(NamedTuple):

@@ -20,7 +20,7 @@ from durable_batches.lifecycle.records import BatchRecord, Committed
 from durable_batches.lifecycle.states import BatchId, BatchState, Stage
 from durable_batches.options import check_duration, check_integer
 from durable_batches.reading.explain import explanation_of
-from durable_batches.reading.failures import ErrorDigest, FailureGroups
+from durable_batches.reading.failures import ErrorDigest, FailureGroups, counted_digest
 from durable_batches.reading.reader import BatchReader
 from durable_batches.reading.reasons import Explanation
 from durable_batches.stores.protocol import BatchQuery
@@ -145,8 +145,9 @@ class BatchAccess(Generic[S_co]):
         """Group the documents that have failed for good by what failed, the largest group first.
 
         A group has one class of errors, one activity, and messages that differ only in numbers, ids, quotations and
-        addresses. Reads the failures of all failed documents, one page in memory at a time; while the store is away, it
-        waits.
+        addresses. They are counted as documents fail. Where they are not (documents that failed under 0.1.0, a
+        store that counts no failures), or more examples are asked for than are kept (5), the failures of all failed
+        documents are read, one page in memory at a time. While the store is away, it waits.
 
         Args:
             batch_id: The batch.
@@ -159,6 +160,10 @@ class BatchAccess(Generic[S_co]):
         if examples < 0:
             raise ConfigurationError("examples must be 0 or more")
         record = await self._reader.awaited_record(batch_id)
+        counted = await self._reader.counted_failures(record)
+        digest = None if counted is None else counted_digest(record, counted, examples)
+        if digest is not None:
+            return digest
         groups = FailureGroups(record, examples)
         async with aclosing(self._reader.documents(record, ["failed"], inputs=False)) as documents:
             async for document in documents:

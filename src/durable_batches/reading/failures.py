@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
+from durable_batches.lifecycle import failure_groups
+from durable_batches.lifecycle.failure_groups import REST, examples_of
 from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, Micros
@@ -14,11 +15,9 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.reading.documents import stage_of
 from durable_batches.reading.results import failure_of
 from durable_batches.runtime.results import DocumentFailure
+from durable_batches.stores.protocol import CountedFailures
 
-__all__ = ["MOST_GROUPS", "ErrorDigest", "ErrorGroup", "FailureGroups"]
-
-MOST_GROUPS: Final = 200
-"""Groups of one batch. Messages that have nothing in common would be as many as documents."""
+__all__ = ["ErrorDigest", "ErrorGroup", "FailureGroups", "counted_digest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,9 @@ class ErrorGroup:
     """The stage in which the first of them failed; None: in none."""
     count: int
     message: str
-    """Of the first one."""
+    """Of one of the first."""
     examples: Sequence[DocumentFailure]
-    """The first ones, in submission order."""
+    """Some of the first, in submission order."""
     first_at: datetime
     last_at: datetime
 
@@ -88,7 +87,7 @@ class FailureGroups:
         fingerprint = fingerprint_of(failure.error_type, failure.activity, failure.error)
         group = self._groups.get(fingerprint)
         if group is None:
-            if len(self._groups) == MOST_GROUPS:
+            if len(self._groups) == failure_groups.MOST_GROUPS:
                 self._others += 1
                 return
             group = self._groups[fingerprint] = _Group(failure, stage_of(self._record, document), at)
@@ -120,3 +119,50 @@ class FailureGroups:
             ],
             others=self._others,
         )
+
+
+def counted_digest(record: BatchRecord, counted: CountedFailures, examples: int) -> ErrorDigest | None:
+    """Return the groups as they were counted; None: they do not have all failures, or not as many examples.
+
+    Args:
+        record: The batch's.
+        counted: What its store has counted.
+        examples: How many failures of each group are shown.
+    """
+    groups: list[ErrorGroup] = []
+    others = 0
+    for group in counted.groups:
+        kept = examples_of(group)
+        if group.fingerprint == REST:
+            others = group.documents
+            continue
+        if len(kept) < min(examples, group.documents):
+            return None
+        groups.append(
+            ErrorGroup(
+                fingerprint=group.fingerprint,
+                error_type=kept[0].error_type,
+                activity=kept[0].activity,
+                stage=group.stage,
+                count=group.documents,
+                message=kept[0].error,
+                examples=[
+                    DocumentFailure(
+                        document_id=example.document_id,
+                        error=example.error,
+                        error_type=example.error_type,
+                        activity=example.activity,
+                        attempts=example.attempts,
+                    )
+                    for example in kept[:examples]
+                ],
+                first_at=from_micros(group.first_at),
+                last_at=from_micros(group.last_at),
+            )
+        )
+    first = {group.fingerprint: group.first_position for group in counted.groups}
+    failed = sum(group.documents for group in counted.groups)
+    if failed != counted.failed:
+        return None
+    groups.sort(key=lambda group: (-group.count, first[group.fingerprint]))
+    return ErrorDigest(batch_id=record.batch_id, run=record.run, failed=failed, groups=groups, others=others)

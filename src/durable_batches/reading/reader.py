@@ -32,7 +32,7 @@ from durable_batches.reading.explain import inspection_of
 from durable_batches.reading.feed import BLOCK, Feed
 from durable_batches.reading.news import News
 from durable_batches.reading.results import PAGE, document_pages, statuses_to_read, stored_page
-from durable_batches.stores.protocol import BatchQuery, Inspection, Store
+from durable_batches.stores.protocol import BatchQuery, CountedFailures, CountsFailures, Inspection, Store
 
 __all__ = ["BatchReader"]
 
@@ -208,6 +208,18 @@ class BatchReader:
         async def read() -> Sequence[DocumentRecord]:
             self.check_running()
             return await self._store.documents(record.batch_id, statuses=["failed"], limit=limit, inputs=False)
+
+        return await self._through_outages(read, record.batch_id)
+
+    async def counted_failures(self, record: BatchRecord) -> CountedFailures | None:
+        """Read the groups of failed documents of a batch; None: its store counts none. While it is away, wait."""
+        store = self._store
+        if store.capabilities.level < 2 or not isinstance(store, CountsFailures):
+            return None
+
+        async def read() -> CountedFailures:
+            self.check_running()
+            return await store.failures(record.batch_id)
 
         return await self._through_outages(read, record.batch_id)
 

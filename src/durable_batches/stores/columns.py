@@ -32,6 +32,7 @@ __all__ = [
     "EXECUTION_CHANGES",
     "EXECUTION_RECORD",
     "FAILURE",
+    "FAILURE_GROUP",
     "INTEGER",
     "JOB",
     "OUTCOME",
@@ -358,7 +359,8 @@ FAILURE: Final = Table(
     ],
     primary_key=["batch", "run", "fingerprint"],
 )
-"""A run's failed documents, by group; `examples` is JSON."""
+"""A run's failed documents, by group; `examples` is JSON, a line each."""
+FAILURE_GROUP: Final = Columns(column for column in FAILURE.columns if column.name not in ("batch", "run"))
 JOB: Final = Table(
     "job",
     [

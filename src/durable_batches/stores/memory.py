@@ -20,6 +20,7 @@ from durable_batches.errors import (
 )
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
+from durable_batches.lifecycle.failure_groups import added
 from durable_batches.lifecycle.planning import (
     ISOLATED_CRASHES,
     REQUESTS_ARE_KEPT,
@@ -50,6 +51,7 @@ from durable_batches.lifecycle.records import (
     ExecutionKey,
     ExecutionRecord,
     ExecutionStatus,
+    FailureRecord,
     Micros,
     NewDocument,
     RequestRecord,
@@ -58,7 +60,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.fair_share import claimable_slots, fair_shares, overdue, turn_of
-from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Expired, Inspection, Lease
+from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, CountedFailures, Expired, Inspection, Lease
 
 __all__ = ["MemoryStore"]
 
@@ -74,6 +76,8 @@ class _Batch:
     events: list[EventRecord] = field(default_factory=list[EventRecord])
     document_ids: set[str] = field(default_factory=set[str])
     requests: dict[str, RequestRecord] = field(default_factory=dict[str, RequestRecord])
+    failures: dict[tuple[int, str], FailureRecord] = field(default_factory=dict[tuple[int, str], FailureRecord])
+    """By run and fingerprint."""
     due: Sequence[list[tuple[Micros, int]]] = field(default_factory=lambda: ([], [], []))
     """For each range of `claim_order`, a heap of the due times of its executions, with their positions. An entry that
     its execution no longer has is passed over."""
@@ -359,6 +363,10 @@ class MemoryStore:
             recorded = self._batches[key[0]].checkpoints.get(key[1], {})
             if checkpoint in recorded and recorded[checkpoint].kind == "failed":
                 del recorded[checkpoint]
+        for failure in writes.failures:
+            counted = self._batches[failure.batch_id].failures
+            group = (failure.run, failure.fingerprint)
+            counted[group] = added(counted[group], failure) if group in counted else failure
         for event in writes.events:
             self._batches[event.batch_id].events.append(event)
         for request in writes.requests:
@@ -435,6 +443,15 @@ class MemoryStore:
         with self._lock:
             batch = self._batches.get(batch_id)
             return [] if batch is None else batch.events[after : after + limit]
+
+    async def failures(self, batch_id: BatchId) -> CountedFailures:
+        """See `CountsFailures.failures`."""
+        with self._lock:
+            batch = self._batches.get(batch_id)
+            if batch is None:
+                return CountedFailures(0)
+            groups = [failure for (run, _), failure in sorted(batch.failures.items()) if run == batch.record.run]
+            return CountedFailures(batch.record.counts.failed, groups)
 
     async def inspect(self, batch_id: BatchId, *, limit: int) -> Inspection:
         """See `Inspectable.inspect`."""

@@ -28,6 +28,7 @@ from durable_batches.lifecycle.records import (
     EventRecord,
     ExecutionRecord,
     ExecutionStatus,
+    FailureRecord,
     Micros,
     NewDocument,
     WorkerId,
@@ -40,6 +41,8 @@ __all__ = [
     "Attachable",
     "BatchQuery",
     "Capabilities",
+    "CountedFailures",
+    "CountsFailures",
     "Expired",
     "Heart",
     "HostLoading",
@@ -274,6 +277,24 @@ class Inspectable(Protocol):
         ...
 
 
+class CountedFailures(NamedTuple):
+    """The failed documents of a batch's current run, in groups, and how many they are: both of one moment."""
+
+    failed: int
+    """Documents that have failed for good, by the batch's counts. More than the groups have in all where some failed
+    before failures were counted."""
+    groups: Sequence[FailureRecord] = ()
+
+
+@runtime_checkable
+class CountsFailures(Protocol):
+    """Implemented by a store of level 2 that keeps `Writes.failures`: the groups of failed documents."""
+
+    async def failures(self, batch_id: BatchId) -> CountedFailures:
+        """Load the groups of the current run, by fingerprint; of an unknown batch there is none."""
+        ...
+
+
 @runtime_checkable
 class Store(Protocol):
     """Keeps batches; see the module for the rules. Every method may raise `StoreUnavailableError` or a subclass."""
@@ -364,6 +385,9 @@ class Store(Protocol):
         sleep, and passes `Candidates.next_due` where `has_to_know_next_due`. `claimable_slots` stands for `free` then.
         Its deadline (`wake`) ends it all the same. An adapter asks for this by `level=2` in each call of `plan_...`,
         which otherwise leave `free` above 0 while documents wait.
+
+        A store of level 2 that is `CountsFailures` writes `Writes.failures` in the same transaction, also what
+        `plan_release` says of them.
 
         The answer takes over `Writes.set_aside` of both plans, so that the log names these batches.
 

@@ -16,6 +16,7 @@ from durable_batches.lifecycle.records import (
     ClaimRequest,
     EventRecord,
     ExecutionRecord,
+    FailureRecord,
     Refusal,
     SignalRecord,
     WorkerRecord,
@@ -29,6 +30,7 @@ from durable_batches.stores.columns import (
     WORKER_RECORD,
     Columns,
 )
+from durable_batches.stores.protocol import CountedFailures
 
 __all__ = [
     "Row",
@@ -38,6 +40,7 @@ __all__ = [
     "batch_values",
     "checkpoint_of",
     "claims_of",
+    "counted_failures_of",
     "events_of",
     "execution_changes",
     "execution_key",
@@ -146,6 +149,14 @@ def checkpoint_of(key: str, failed: object, payload: bytes, stage: int | None, s
 def events_of(batch_id: BatchId, rows: Iterable[Row]) -> list[EventRecord]:
     """Make the records of rows of `EVENT_RECORD`."""
     return [EventRecord._make((batch_id, *row)) for row in rows]
+
+
+def counted_failures_of(batch_id: BatchId, rows: Sequence[Row]) -> CountedFailures:
+    """Make the groups of rows: the batch's count of failed documents, its run, and `FAILURE_GROUP` or only NULL."""
+    if not rows:
+        return CountedFailures(0)
+    groups = [FailureRecord(batch_id, *row[1:]) for row in rows if row[2] is not None]
+    return CountedFailures(rows[0][0], groups)
 
 
 def claims_of(

@@ -192,6 +192,8 @@ class Runner:
                         retryable=retryable,
                         retry_in=retry_in,
                         forget=keys,
+                        error_type=record.error_type,
+                        activity=record.activity,
                     )
                 )
 
@@ -254,7 +256,14 @@ def _failure_of(error: Exception, attempts: int) -> DocumentFailureRecord:
 
 
 def _failed(identity: tuple[BatchId, int, int, int], record: DocumentFailureRecord) -> ExecutionFailed:
-    return ExecutionFailed(*identity, outcome=record.encode(), error=record.error, retryable=False)
+    return ExecutionFailed(
+        *identity,
+        outcome=record.encode(),
+        error=record.error,
+        retryable=False,
+        error_type=record.error_type,
+        activity=record.activity,
+    )
 
 
 def _retry_delay(claim: Claim, retry_in: Micros | None, *, retryable: bool) -> timedelta | None:

@@ -155,11 +155,14 @@ def _fail(unit: UnitOfWork, execution: ExecutionRecord, fact: ExecutionFailed) -
     resolver = execution.position == RESOLVER_POSITION
     delay = fact.retry_in if resolver else _document_retry_delay(batch, execution, fact)
     if delay is None:
-        unit.finish(execution._replace(failures=execution.failures + 1), "failed", fact.outcome)
+        execution = execution._replace(failures=execution.failures + 1)
         if resolver:
+            unit.finish(execution, "failed", fact.outcome)
             batch.fail_resolver(fact.error)
         else:
-            batch.fail_document(execution, fact.error)
+            unit.fail_document(
+                execution, fact.outcome, error=fact.error, error_type=fact.error_type, activity=fact.activity
+            )
     else:
         due_at = unit.now + delay
         unit.retry(execution, due_at, fact.outcome)

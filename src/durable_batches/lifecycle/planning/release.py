@@ -71,9 +71,10 @@ def _fail_crash_loop(unit: UnitOfWork, execution: ExecutionRecord) -> None:
     execution = execution._replace(crashes=execution.crashes + 1)
     error = str(CrashLoopError(execution.batch_id, execution.document_id, execution.crashes))
     failure = DocumentFailureRecord(error, CrashLoopError.__name__, None, execution.attempt)
-    unit.finish(execution, "failed", failure.encode())
-    batch = unit.batch(execution.batch_id)
     if execution.position == RESOLVER_POSITION:
-        batch.fail_resolver(error)
+        unit.finish(execution, "failed", failure.encode())
+        unit.batch(execution.batch_id).fail_resolver(error)
     else:
-        batch.fail_document(execution, error)
+        unit.fail_document(
+            execution, failure.encode(), error=error, error_type=failure.error_type, activity=failure.activity
+        )

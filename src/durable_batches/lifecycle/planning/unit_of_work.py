@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from durable_batches.lifecycle.batch import BatchInProgress, ContradictionError
+from durable_batches.lifecycle.failure_groups import added, failure_record
+from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import (
     NOW,
@@ -16,6 +18,7 @@ from durable_batches.lifecycle.records import (
     EventRecord,
     ExecutionKey,
     ExecutionRecord,
+    FailureRecord,
     Micros,
     Refusal,
     RequestRecord,
@@ -58,6 +61,9 @@ class Writes(NamedTuple):
     """To be inserted; one of the same id is replaced, which is older than `REQUESTS_ARE_KEPT`."""
     set_aside: Mapping[BatchId, str] = {}
     """Batches whose counts contradict each other, and how; claims pass over them from now on. For the log."""
+    failures: Sequence[FailureRecord] = ()
+    """To be inserted, one a batch and group; to one that is there (same batch, run and fingerprint) it is added, as
+    `failure_groups.added` does. None for a store of level 1."""
 
 
 class UnitOfWork:
@@ -69,6 +75,7 @@ class UnitOfWork:
 
     __slots__ = (
         "_changed",
+        "_failures",
         "_failures_to_delete",
         "_level",
         "_opened",
@@ -101,6 +108,7 @@ class UnitOfWork:
         self._outcomes: dict[ExecutionKey, bytes] = {}
         self._failures_to_delete: list[tuple[ExecutionKey, str]] = []
         self._set_aside: dict[BatchId, str] = {}
+        self._failures: dict[tuple[BatchId, str], FailureRecord] = {}
 
     # ---- batches -------------------------------------------------------------------------------------------
 
@@ -143,6 +151,29 @@ class UnitOfWork:
         )
         key = (execution.batch_id, execution.position)
         self.executions[key] = self._stage_entries[key] = entered
+
+    def fail_document(
+        self, execution: ExecutionRecord, outcome: bytes, *, error: str, error_type: str, activity: str | None
+    ) -> None:
+        """Write that this owned execution of a document has failed for good, and count its failure."""
+        fingerprint = fingerprint_of(error_type, activity, error)
+        self.finish(execution._replace(fingerprint=fingerprint), "failed", outcome)
+        batch = self.batch(execution.batch_id)
+        if self._level >= 2:
+            stages, mark = batch.definition.stages, execution.mark
+            failure = failure_record(
+                execution,
+                batch.failure_group(fingerprint),
+                error_type=error_type,
+                activity=activity,
+                stage=stages[mark] if mark >= 0 else None,
+                error=error,
+                at=self.now,
+            )
+            key = (execution.batch_id, failure.fingerprint)
+            counted = self._failures.get(key)
+            self._failures[key] = failure if counted is None else added(counted, failure)
+        batch.fail_document(execution, error, fingerprint)
 
     def finish(self, execution: ExecutionRecord, status: Literal["succeeded", "failed"], outcome: bytes) -> None:
         """Write that this owned execution has succeeded, or has failed for good."""
@@ -206,6 +237,7 @@ class UnitOfWork:
             events=events,
             refused=self.refused,
             set_aside=self._set_aside,
+            failures=tuple(self._failures.values()),
         )
 
     def _make_resolver_claimable(self, batch_id: BatchId) -> None:

@@ -35,17 +35,19 @@ from durable_batches.stores.columns import (
     EVENT_RECORD,
     EXECUTION,
     EXECUTION_RECORD,
+    FAILURE_GROUP,
     REQUEST,
     REQUESTS_A_COMMAND,
 )
 from durable_batches.stores.postgres.commit.lock import Locked
 from durable_batches.stores.postgres.connection.session import Session
-from durable_batches.stores.protocol import BatchQuery
+from durable_batches.stores.protocol import BatchQuery, CountedFailures
 from durable_batches.stores.rows import (
     batch_of,
     batch_of_execution,
     batch_values,
     checkpoint_of,
+    counted_failures_of,
     events_of,
     execution_key,
     execution_keys,
@@ -305,6 +307,16 @@ async def load_events(session: Session, batch_id: BatchId, after: int, limit: in
         limit,
     )
     return events_of(batch_id, rows)
+
+
+async def load_failures(session: Session, batch_id: BatchId) -> CountedFailures:
+    """Load the groups of failed documents of a batch's current run."""
+    rows = await session.fetch(
+        f"SELECT b.failed, b.run, {FAILURE_GROUP.of('f')} FROM {{s}}.batch b "
+        "LEFT JOIN {s}.failure f ON f.batch = b.key AND f.run = b.run WHERE b.batch_id = $1 ORDER BY f.fingerprint",
+        batch_id,
+    )
+    return counted_failures_of(batch_id, rows)
 
 
 async def load_numbers(session: Session, batch_ids: Collection[BatchId]) -> dict[BatchId, int]:

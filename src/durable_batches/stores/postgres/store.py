@@ -50,6 +50,7 @@ from durable_batches.stores.protocol import (
     LEVEL,
     BatchQuery,
     Capabilities,
+    CountedFailures,
     Expired,
     HostLoading,
     HostTransaction,
@@ -318,6 +319,10 @@ class PostgresStore:
     async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
         """See `Store.events`."""
         return await self._read(queries.load_events, batch_id, after, limit)
+
+    async def failures(self, batch_id: BatchId) -> CountedFailures:
+        """See `CountsFailures.failures`."""
+        return await self._read(queries.load_failures, batch_id)
 
     async def inspect(self, batch_id: BatchId, *, limit: int) -> Inspection:
         """See `Inspectable.inspect`."""

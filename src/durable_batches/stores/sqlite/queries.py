@@ -9,6 +9,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Final
 
+from durable_batches.lifecycle.failure_groups import EXAMPLES_KEPT
 from durable_batches.lifecycle.planning import REQUESTS_ARE_KEPT, Loaded, Writes
 from durable_batches.lifecycle.records import (
     BatchRecord,
@@ -26,6 +27,7 @@ from durable_batches.stores.columns import (
     EXECUTION,
     EXECUTION_CHANGES,
     EXECUTION_RECORD,
+    FAILURE,
     OUTCOME,
     REQUEST,
     REQUESTS_A_COMMAND,
@@ -199,6 +201,13 @@ _WRITE_OUTCOMES: Final = (
     f"INSERT INTO outcome ({OUTCOME.columns.names}) VALUES {{rows}} "
     "ON CONFLICT (key) DO UPDATE SET payload = excluded.payload"
 )
+_WRITE_FAILURE: Final = (
+    f"INSERT INTO failure ({FAILURE.columns.names}) VALUES ({FAILURE.columns.marks}) "
+    "ON CONFLICT (batch, run, fingerprint) DO UPDATE SET count = count + excluded.count, "
+    "first_position = min(first_position, excluded.first_position), last_at = max(last_at, excluded.last_at), "
+    f"examples = CASE WHEN count < {EXAMPLES_KEPT} THEN CAST(examples || excluded.examples AS BLOB) ELSE examples END"
+)
+"""As `failure_groups.added` adds."""
 _WRITE_EVENTS: Final = f"INSERT INTO event ({EVENT.columns.names}) VALUES {{rows}}"
 _WRITE_BATCH: Final = f"UPDATE batch SET {BATCH_CHANGES.marked} WHERE key = ?"
 
@@ -253,6 +262,8 @@ def apply(
             "DELETE FROM activity WHERE execution = ? AND key = ? AND failed",
             [(first[batch] + position, name) for (batch, position), name in writes.forget],
         )
+    if writes.failures:
+        connection.executemany(_WRITE_FAILURE, [(keys[batch], *rest) for batch, *rest in writes.failures])
     _many(
         connection,
         _WRITE_EVENTS,

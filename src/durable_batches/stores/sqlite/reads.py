@@ -22,12 +22,20 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.columns import BATCH_RECORD, CHECKPOINT, EVENT_RECORD, EXECUTION_RECORD, WORKER_RECORD
-from durable_batches.stores.protocol import BatchQuery, Lease
+from durable_batches.stores.columns import (
+    BATCH_RECORD,
+    CHECKPOINT,
+    EVENT_RECORD,
+    EXECUTION_RECORD,
+    FAILURE_GROUP,
+    WORKER_RECORD,
+)
+from durable_batches.stores.protocol import BatchQuery, CountedFailures, Lease
 from durable_batches.stores.rows import (
     Row,
     batch_of,
     checkpoint_of,
+    counted_failures_of,
     events_of,
     execution_key,
     execution_of,
@@ -46,6 +54,7 @@ __all__ = [
     "documents",
     "due",
     "events",
+    "failures",
     "has_any",
     "has_moved",
     "isolated",
@@ -201,6 +210,20 @@ def events(batch_id: BatchId, after: int, limit: int) -> Select[list[EventRecord
         "AND seq > ? ORDER BY seq LIMIT ?",
         (batch_id, after, limit),
         partial(events_of, batch_id),
+    )
+
+
+# ---- failed documents ------------------------------------------------------------------------------------------------
+
+
+def failures(batch_id: BatchId) -> Select[CountedFailures]:
+    """Read the groups of failed documents of a batch's current run."""
+    return Select(
+        f"SELECT batch.failed, batch.run, {FAILURE_GROUP.of('f')} FROM batch "
+        "LEFT JOIN failure f ON f.batch = batch.key AND f.run = batch.run WHERE batch.batch_id = ? "
+        "ORDER BY f.fingerprint",
+        (batch_id,),
+        partial(counted_failures_of, batch_id),
     )
 
 

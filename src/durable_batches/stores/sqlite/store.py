@@ -37,6 +37,7 @@ from durable_batches.stores.protocol import (
     LEVEL,
     BatchQuery,
     Capabilities,
+    CountedFailures,
     Expired,
     HostLoading,
     HostTransaction,
@@ -287,6 +288,10 @@ class SQLiteStore:
     async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
         """See `Store.events`."""
         return await self._read(reads.events(batch_id, after, limit))
+
+    async def failures(self, batch_id: BatchId) -> CountedFailures:
+        """See `CountsFailures.failures`."""
+        return await self._read(reads.failures(batch_id))
 
     async def inspect(self, batch_id: BatchId, *, limit: int) -> Inspection:
         """See `Inspectable.inspect`."""

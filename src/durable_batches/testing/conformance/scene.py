@@ -379,10 +379,12 @@ class Hand:
         retryable: bool = True,
         retry_in: float | None = None,
         forget: Iterable[str] = (),
+        error_type: str = "",
+        activity: str | None = None,
     ) -> ExecutionFailed:
         """Return the fact that the workflow raised."""
         delay = None if retry_in is None else round(retry_in * 1_000_000)
-        return ExecutionFailed(*_identity(claim), outcome, error, retryable, delay, tuple(forget))
+        return ExecutionFailed(*_identity(claim), outcome, error, retryable, delay, tuple(forget), error_type, activity)
 
     @staticmethod
     def released(claim: Claim) -> ExecutionReleased:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from durable_batches.testing.conformance.attaching import AttachingConformance
 from durable_batches.testing.conformance.claims import ClaimsConformance
 from durable_batches.testing.conformance.facts import FactsConformance
+from durable_batches.testing.conformance.failures import FailuresConformance
 from durable_batches.testing.conformance.inspecting import InspectingConformance
 from durable_batches.testing.conformance.levels import LevelsConformance
 from durable_batches.testing.conformance.loading import LoadingConformance
@@ -46,6 +47,7 @@ class StoreConformance(
     LevelsConformance,
     AttachingConformance,
     InspectingConformance,
+    FailuresConformance,
 ):
     """Test a store: subclass this in a test module, under a name that pytest collects, and override `make_store`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
+from durable_batches.lifecycle.failure_groups import EXAMPLES_KEPT
 from durable_batches.lifecycle.planning import Writes, claim_order
 from durable_batches.lifecycle.records import ExecutionRecord
 from durable_batches.stores.columns import (
@@ -15,6 +16,7 @@ from durable_batches.stores.columns import (
     EVENT,
     EXECUTION,
     EXECUTION_CHANGES,
+    FAILURE,
     OUTCOME,
     Columns,
     Table,
@@ -116,6 +118,14 @@ _CHECKPOINTS: Final = f"{_insert(ACTIVITY)} ON CONFLICT DO NOTHING"
 _MARKS: Final = _update(EXECUTION, _MARKED)
 _EXECUTIONS: Final = _update(EXECUTION, _CHANGED_EXECUTION)
 _OUTCOMES: Final = f"{_insert(OUTCOME)} ON CONFLICT (key) DO UPDATE SET payload = excluded.payload"
+_FAILURES: Final = (
+    _insert(FAILURE).replace(f".{FAILURE.name} (", f".{FAILURE.name} AS t (")
+    + " ON CONFLICT (batch, run, fingerprint) DO UPDATE SET count = t.count + excluded.count, "
+    "first_position = least(t.first_position, excluded.first_position), "
+    "last_at = greatest(t.last_at, excluded.last_at), "
+    f"examples = CASE WHEN t.count < {EXAMPLES_KEPT} THEN t.examples || excluded.examples ELSE t.examples END"
+)
+"""As `failure_groups.added` adds."""
 _EVENTS: Final = _insert(EVENT)
 _BATCHES: Final = _update(BATCH, _CHANGED_BATCH)
 
@@ -173,6 +183,10 @@ def statement_of(locked: Locked, writes: Writes, number: int | None, statement: 
             _transposed(
                 [(execution_key(keys[batch], position), payload) for (batch, position), payload in writes.outcomes]
             ),
+        )
+    if writes.failures:
+        statement.add(
+            _FAILURES, FAILURE.columns, _transposed([(keys[batch], *rest) for batch, *rest in writes.failures])
         )
     if writes.events:
         statement.add(
