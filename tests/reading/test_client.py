@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -434,12 +434,12 @@ def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "batches.db"
     connect = sqlite_connection.connect_for_reading
 
-    def connect_for_reading(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
+    def connect_for_reading(path: Path, *, immutable: bool = False, settings: Sequence[str] = ()) -> sqlite3.Connection:
         if not immutable and not path.with_name(path.name + "-shm").exists():
             error = sqlite3.OperationalError("unable to open database file")
             error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CANTOPEN, "SQLITE_CANTOPEN"
             raise error
-        return connect(path, immutable=immutable)
+        return connect(path, immutable=immutable, settings=settings)
 
     monkeypatch.setattr(sqlite_reader, "connect_for_reading", connect_for_reading)
 
