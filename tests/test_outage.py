@@ -336,6 +336,8 @@ async def test_subscribers_that_leave_in_an_outage_leave_none_behind(caplog: pyt
     for _ in range(2):
         store.away = True
         with news.subscribed(BatchId("a")):
+            # As a subscriber does that has read its batch.
+            news.look_out()
             await eventually(lambda: bool(outages._cut_off))
         async with moving(clock, 1.0):
             await eventually(lambda: not outages._cut_off)
