@@ -337,6 +337,9 @@ class Left(BaseException):
 class Mute(Away):
     """A store that answers nothing any more, from the first read of a batch on; Ctrl-C comes then."""
 
+    async def attach(self) -> None:
+        """Open nothing, which nobody could close."""
+
     async def batch(self, batch_id: str) -> None:
         signal.raise_signal(signal.SIGINT)
         await asyncio.Event().wait()

@@ -43,19 +43,22 @@ class Repetitive(Process):
 class Overruled(Process):
     """Another process cancels the batch while an activity runs, whose result comes too late: it is refused.
 
-    This process looks for news of the batch before that. Its result is there at once, and nobody waits for the news.
+    This process follows the batch, and has heard of its end by then.
     """
 
     async def work(self, batches: Batches) -> dict[str, object]:
-        began, looked, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        began, waits, looked, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         self.marks.on("split: begun", lambda: loop.call_soon_threadsafe(began.set))
+        self.marks.on("news.waiting", lambda: loop.call_soon_threadsafe(waits.set))
         self.marks.on("news.looked", lambda: loop.call_soon_threadsafe(looked.set))
         here.hold = cancelled
         await self.submit(batches)
+        result = asyncio.create_task(batches.result(self.job.batch_id))
         await began.wait()
+        await waits.wait()
         await self.cancel_elsewhere()
-        await batches.result(self.job.batch_id)
+        await result
         await looked.wait()
         cancelled.set()
         return {"state": "cancelled"}

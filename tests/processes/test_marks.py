@@ -150,7 +150,7 @@ SCENARIOS: Final = {
         before=["split: begun", "split: begun"],
         job={"max_crashes": 1},
         failed=1,
-        marks=transaction("expire", "INSERT outcome"),
+        marks=transaction("expire", "INSERT outcome", "INSERT failure"),
     ),
     "obstructed": Scenario(
         kinds=["postgres"],
