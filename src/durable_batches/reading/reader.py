@@ -180,10 +180,7 @@ class BatchReader:
         if wanted is None:
             return
 
-        async def load(after: int) -> Sequence[DocumentRecord]:
-            self.check_running()
-            return await stored_page(self._store, record.batch_id, wanted, PAGE, inputs, after)
-
+        load = partial(stored_page, self._store, record.batch_id, wanted, PAGE, inputs)
         pages = document_pages(lambda after: self._through_outages(lambda: load(after), record.batch_id), PAGE)
         async with aclosing(pages):
             async for page in pages:
@@ -194,34 +191,24 @@ class BatchReader:
 
     async def resolver(self, record: BatchRecord) -> DocumentRecord:
         """Read the resolver of a batch that has one; while the store is away, wait."""
-
-        async def read() -> DocumentRecord:
-            self.check_running()
-            (resolver,) = await self._store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=1)
-            return resolver
-
-        return await self._through_outages(read, record.batch_id)
+        (resolver,) = await self._through_outages(
+            lambda: self._store.documents(record.batch_id, after=RESOLVER_POSITION - 1, limit=1), record.batch_id
+        )
+        return resolver
 
     async def first_failures(self, record: BatchRecord, limit: int) -> Sequence[DocumentRecord]:
         """Read the first failed documents of a batch; while the store is away, wait."""
-
-        async def read() -> Sequence[DocumentRecord]:
-            self.check_running()
-            return await self._store.documents(record.batch_id, statuses=["failed"], limit=limit, inputs=False)
-
-        return await self._through_outages(read, record.batch_id)
+        return await self._through_outages(
+            lambda: self._store.documents(record.batch_id, statuses=["failed"], limit=limit, inputs=False),
+            record.batch_id,
+        )
 
     async def counted_failures(self, record: BatchRecord) -> CountedFailures | None:
         """Read the groups of failed documents of a batch; None: its store counts none. While it is away, wait."""
         store = self._store
         if store.capabilities.level < 2 or not isinstance(store, CountsFailures):
             return None
-
-        async def read() -> CountedFailures:
-            self.check_running()
-            return await store.failures(record.batch_id)
-
-        return await self._through_outages(read, record.batch_id)
+        return await self._through_outages(lambda: store.failures(record.batch_id), record.batch_id)
 
     async def count_checkpoints(self, batch_id: str) -> int:
         """Count the checkpoints of a batch."""
@@ -281,41 +268,39 @@ class BatchReader:
 
     async def _shared_record(self, feed: Feed, batch_id: str) -> BatchRecord:
         """Read a batch for all of its subscribers; while the store is away, wait."""
-
-        async def read() -> BatchRecord | None:
-            self.check_running()
-            return await self._store.batch(BatchId(batch_id))
-
-        record = self._checked(batch_id, await feed.read_record(lambda: self._through_outages(read, batch_id)))
+        found = await feed.read_record(
+            lambda: self._through_outages(lambda: self._store.batch(BatchId(batch_id)), batch_id)
+        )
+        record = self._checked(batch_id, found)
         # Not before: in an outage it would wait for the store, too, also for subscribers that one look is enough for.
         self._news.look_out()
         return record
 
     async def _stored_events(self, batch_id: str, after: int) -> Sequence[EventRecord]:
-        async def read() -> Sequence[EventRecord]:
-            # A store that its owner has closed is not away: nobody would open it again.
-            self.check_running()
-            return await self._store.events(BatchId(batch_id), after=after, limit=BLOCK)
-
-        return await self._through_outages(read, batch_id)
+        return await self._through_outages(
+            lambda: self._store.events(BatchId(batch_id), after=after, limit=BLOCK), batch_id
+        )
 
     async def _page_of_batches(self, query: BatchQuery, after: BatchId | None) -> Sequence[BatchRecord]:
-        async def read() -> Sequence[BatchRecord]:
-            self.check_running()
-            return await self._store.batches(query, after=after, limit=PAGE)
-
-        return await self._ride_out(read, "a list of batches")
+        return await self._ride_out(lambda: self._store.batches(query, after=after, limit=PAGE), "a list of batches")
 
     async def _through_outages(self, read: Callable[[], Awaitable[T]], batch_id: str) -> T:
         return await self._ride_out(read, f"a reader of batch {batch_id!r}")
 
     async def _ride_out(self, read: Callable[[], Awaitable[T]], operation: str) -> T:
+        """Read while that is allowed; while the store is away, wait."""
+
+        async def checked() -> T:
+            # A store that its owner has closed is not away: nobody would open it again.
+            self.check_running()
+            return await read()
+
         def passes(error: StoreUnavailableError) -> bool:
             # What its owner has closed does not come back.
             return error.transient and self._running()
 
         try:
-            return await ride_out(read, self._outages, operation, self._sleep, passes=passes)
+            return await ride_out(checked, self._outages, operation, self._sleep, passes=passes)
         except StoreUnavailableError:
             self.check_running()
             raise
