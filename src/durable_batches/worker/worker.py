@@ -25,10 +25,10 @@ from durable_batches.options import check_duration, check_instance, check_intege
 from durable_batches.outage import Backoff, Outage, Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
-from durable_batches.reading.open_transactions import OpenTransactions
 from durable_batches.reading.reader import BatchReader
 from durable_batches.runtime.dependencies import Dependencies, Provider
 from durable_batches.runtime.resources import ActivityReport, RunStats
+from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import HostTransaction, Store, check_store
 from durable_batches.tasks import ReusableLock, seen_through
 from durable_batches.worker.membership import Membership
@@ -204,7 +204,7 @@ class Worker:
             self._outages,
             running=lambda: self._entered > 0,
             workflow=workflow,
-            in_open_transaction=self._in_transactions.has,
+            in_open_transaction=lambda batch_id: batch_id in self._in_transactions.batches(),
         )
 
     def serve(self, workflow: AnyWorkflow) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -34,12 +33,13 @@ from durable_batches.stores.host_connections import (
     sync_driver_connection_of,
 )
 from durable_batches.stores.migrations import check_schema
+from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import HostLoading, HostTransaction
 from durable_batches.stores.sqlite import load, workers
 from durable_batches.stores.sqlite.connection import is_busy, translated
 from durable_batches.tasks import completed
 
-__all__ = ["OpenHosts", "joined", "joined_sync"]
+__all__ = ["joined", "joined_sync"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,32 +47,6 @@ T = TypeVar("T")
 _SAVEPOINT: Final = "durable_batches_submission"
 _LEGACY_TRANSACTION_CONTROL: Final = -1
 """What `sqlite3.Connection.autocommit` is by default; older Pythons know nothing else."""
-
-
-class OpenHosts:
-    """The transactions of this process's application that batches were submitted in, as long as they may be open."""
-
-    def __init__(self) -> None:
-        self._open: tuple[tuple[BatchId, weakref.ref[aiosqlite.Connection]], ...] = ()
-
-    def add(self, batch_id: BatchId, connection: aiosqlite.Connection) -> None:
-        """Take note of a batch that was submitted in a transaction of this connection."""
-        self._open = (*self._still_open(), (batch_id, weakref.ref(connection)))
-
-    def batches(self) -> Sequence[BatchId]:
-        """List the batches whose connections are in a transaction; for any thread."""
-        self._open = self._still_open()
-        return [batch_id for batch_id, _ in self._open]
-
-    def _still_open(self) -> tuple[tuple[BatchId, weakref.ref[aiosqlite.Connection]], ...]:
-        return tuple(pair for pair in self._open if (found := pair[1]()) is not None and _is_in_transaction(found))
-
-
-def _is_in_transaction(connection: aiosqlite.Connection) -> bool:
-    try:
-        return connection.in_transaction
-    except (ValueError, sqlite3.Error):  # it is closed
-        return False
 
 
 class _Run(Protocol):
@@ -83,7 +57,7 @@ class _Run(Protocol):
 
 @asynccontextmanager
 async def joined(
-    path: Path, clock: Clock, open_hosts: OpenHosts, connection: HostTransaction
+    path: Path, clock: Clock, open_transactions: OpenTransactions, connection: HostTransaction
 ) -> AsyncGenerator[HostLoading]:
     """See `HostTransactions.joined`: all of it within a savepoint, so that a failure leaves nothing of it behind."""
     driver = await driver_connection_of(connection)
@@ -108,7 +82,7 @@ async def joined(
             await run(partial(host.undo, error))
         raise
     if await run(host.keep) and host.batch_id is not None:
-        open_hosts.add(host.batch_id, found)
+        open_transactions.add(host.batch_id, found)
 
 
 async def _on_its_thread(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -297,7 +271,7 @@ def _take_write_lock(connection: sqlite3.Connection) -> None:
     except sqlite3.OperationalError as error:
         if is_busy(error):
             raise
-        # There is no such table, as whoever reads it will say.
+        # There is no such table; the first read of it will say so.
 
 
 def _begins_by_itself(connection: sqlite3.Connection) -> bool:

@@ -33,6 +33,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_instance
+from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import (
     LEVEL,
     BatchQuery,
@@ -48,7 +49,6 @@ from durable_batches.stores.sqlite import claims, host, load, reads, workers
 from durable_batches.stores.sqlite.commit import Commits
 from durable_batches.stores.sqlite.connection import migrate, transaction
 from durable_batches.stores.sqlite.engine import EngineSettings, path_of, settings_of
-from durable_batches.stores.sqlite.host import OpenHosts
 from durable_batches.stores.sqlite.lease import LeaseRenewer
 from durable_batches.stores.sqlite.lockouts import LockOuts
 from durable_batches.stores.sqlite.reader import Reader, Version
@@ -89,8 +89,8 @@ class SQLiteStore:
         self.path: Final = _file(path)  # absolute, since each of its connections opens it, whenever that is
         self._settings = EngineSettings()
         self._clock: Final[Clock] = clock or SystemClock()
-        self._open_hosts: Final = OpenHosts()
-        self._lock_outs: Final = LockOuts(self.path, self._clock, self._open_hosts.batches)
+        self._open_transactions: Final = OpenTransactions()
+        self._lock_outs: Final = LockOuts(self.path, self._clock, self._open_transactions.batches)
         self._commits: Final = Commits(self.path, self._clock, self._lock_outs)
         self._opened = 0
         self._opening = ReusableLock()
@@ -332,7 +332,7 @@ class SQLiteStore:
         aiosqlite), to the store's own file. What is loaded is rolled back with its transaction, and is seen and run
         only after its commit. Nobody else can write to the file until then.
         """
-        return host.joined(self.path, self._clock, self._open_hosts, connection)
+        return host.joined(self.path, self._clock, self._open_transactions, connection)
 
     def joined_sync(self, connection: HostTransaction) -> AbstractContextManager[HostLoading]:
         """See `SyncHostTransactions.joined_sync`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, Final
 
 from durable_batches.lifecycle.states import BatchId
@@ -15,22 +16,22 @@ _IN_TRANSACTION: Final = (2, 3)
 
 
 class OpenTransactions:
-    """Knows the batches that this process has submitted in transactions, until these have ended."""
+    """Knows the batches that this process has submitted in transactions, as long as these may be open."""
 
     def __init__(self) -> None:
-        self._connections: dict[BatchId, weakref.ref[Any]] = {}
+        # Replaced as a whole, and never changed: it is read by other threads.
+        self._submitted: tuple[tuple[BatchId, weakref.ref[Any]], ...] = ()
 
     def add(self, batch_id: BatchId, connection: HostTransaction) -> None:
         """Take note of a batch and its transaction."""
-        for other, found in list(self._connections.items()):
-            if not _is_open(found()):
-                del self._connections[other]
-        self._connections[batch_id] = weakref.ref(connection)
+        self._submitted = (*self._still_open(), (batch_id, weakref.ref(connection)))
 
-    def has(self, batch_id: BatchId) -> bool:
-        """Whether the batch's connection is in a transaction; one that nobody sees may be in it."""
-        found = self._connections.get(batch_id)
-        return found is not None and _is_open(found())
+    def batches(self) -> Sequence[BatchId]:
+        """List the batches whose connections are in a transaction, which may be a later one. For any thread."""
+        return [batch_id for batch_id, _ in self._still_open()]
+
+    def _still_open(self) -> Sequence[tuple[BatchId, weakref.ref[Any]]]:
+        return [(batch_id, connection) for batch_id, connection in self._submitted if _is_open(connection())]
 
 
 def _is_open(connection: Any) -> bool:
