@@ -15,7 +15,7 @@ from durable_batches.stores.postgres.commit.lock import lock_batches
 from durable_batches.stores.postgres.commit.write import apply
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.errors import translated
-from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME, ServerClock, given_time
+from durable_batches.stores.postgres.connection.server_clock import HOLDS_LEASE, SERVER_TIME, ServerClock, given_time
 from durable_batches.stores.postgres.connection.session import Session, transaction
 from durable_batches.stores.postgres.connection.timeouts import RENEWALS_A_LEASE, Timeouts
 from durable_batches.stores.protocol import LEVEL, Expired
@@ -44,8 +44,7 @@ locked is that of a worker that commits at this moment: it is passed over, and l
 async def holding_leases(session: Session, server_clock: ServerClock) -> list[WorkerRecord]:
     """Load the workers that are not past their lease."""
     found = await session.fetch(
-        f"SELECT {WORKER_RECORD.names} FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c "
-        "WHERE dead IS NULL AND lease_until > c.now AND lease_until <= c.now + 2 * lease",
+        f"SELECT {WORKER_RECORD.names} FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c WHERE {HOLDS_LEASE}",
         server_clock.boot(),
     )
     return [worker_of(row) for row in found]

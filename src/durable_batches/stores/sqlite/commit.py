@@ -27,7 +27,7 @@ class Commits:
     Args:
         path: The file.
         clock: The time it goes by.
-        watch: Is told of waits for the write lock.
+        watch: Takes note of waits for the write lock.
     """
 
     def __init__(self, path: Path, clock: Clock, watch: LockWatch) -> None:

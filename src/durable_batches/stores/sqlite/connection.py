@@ -21,10 +21,22 @@ from durable_batches.lifecycle.records import Micros
 from durable_batches.stores.migrations import READABLE_SINCE, ends_older_workers, newer_scripts
 from durable_batches.version import VERSION
 
-__all__ = ["LockWatch", "connect", "connect_for_reading", "is_busy", "migrate", "transaction", "translated"]
+__all__ = [
+    "HOLDS_LEASE",
+    "LockWatch",
+    "connect",
+    "connect_for_reading",
+    "is_busy",
+    "migrate",
+    "transaction",
+    "translated",
+]
 
 BUSY_SECONDS: Final = 60.0
 """How long a transaction waits for that of another process. These take milliseconds; this long means a stuck one."""
+
+HOLDS_LEASE: Final = "lease_until > ? AND lease_until <= ? + lease"
+"""Of a worker's row, with the boot clock twice: its lease has not run out, and was not given before a reboot."""
 
 NOTICE_SECONDS: Final = 0.5
 """How often a transaction that waits looks whether others commit meanwhile."""
@@ -117,7 +129,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 class LockWatch(Protocol):
-    """Is told how transactions come to the file's write lock, on the thread of each."""
+    """Takes note of how transactions come to the file's write lock, on the thread of each."""
 
     @property
     def patience_seconds(self) -> float | None:
@@ -205,7 +217,7 @@ def migrate(connection: sqlite3.Connection, path: Path, boot: Micros, watch: Loc
         connection: In no transaction.
         path: The file.
         boot: The time that leases are measured on.
-        watch: Is told of the wait for the write lock.
+        watch: Takes note of the wait for the write lock.
 
     Raises:
         OldWorkersError: Workers of an older library are alive.
@@ -231,7 +243,7 @@ def migrate(connection: sqlite3.Connection, path: Path, boot: Micros, watch: Loc
 
 def _refuse_older_workers(connection: sqlite3.Connection, path: Path, boot: Micros) -> None:
     alive = connection.execute(
-        "SELECT worker_id, pid, lease_until FROM worker WHERE lease_until > ? AND lease_until <= ? + lease",
+        f"SELECT worker_id, pid, lease_until FROM worker WHERE {HOLDS_LEASE}",
         (boot, boot),
     ).fetchall()
     if alive:

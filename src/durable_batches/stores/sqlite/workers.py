@@ -22,6 +22,7 @@ from durable_batches.lifecycle.records import (
 from durable_batches.stores.columns import WORKER, WORKER_RECORD
 from durable_batches.stores.protocol import LEVEL
 from durable_batches.stores.rows import position_of, worker_of, worker_values
+from durable_batches.stores.sqlite.connection import HOLDS_LEASE
 from durable_batches.stores.sqlite.queries import apply, load_executions
 
 __all__ = ["alive", "expired", "register", "release"]
@@ -41,9 +42,7 @@ def register(connection: sqlite3.Connection, worker: WorkerRecord, lease: Micros
 
 def alive(connection: sqlite3.Connection, boot: Micros) -> list[WorkerRecord]:
     """Load the workers that are not past their lease."""
-    rows = connection.execute(
-        f"SELECT {WORKER_RECORD.names} FROM worker WHERE lease_until > ? AND lease_until <= ? + lease", (boot, boot)
-    )
+    rows = connection.execute(f"SELECT {WORKER_RECORD.names} FROM worker WHERE {HOLDS_LEASE}", (boot, boot))
     return [worker_of(row) for row in rows]
 
 

@@ -11,7 +11,7 @@ from durable_batches.stores import migrations
 from durable_batches.stores.migrations import READABLE_SINCE, ends_older_workers, newer_scripts
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.errors import translated
-from durable_batches.stores.postgres.connection.server_clock import SERVER_TIME
+from durable_batches.stores.postgres.connection.server_clock import HOLDS_LEASE, SERVER_TIME
 from durable_batches.stores.postgres.connection.session import Session, transaction
 from durable_batches.version import VERSION
 
@@ -102,7 +102,7 @@ async def _scripts_for(database: Database, session: Session) -> list[tuple[int, 
 async def _refuse_older_workers(database: Database, session: Session) -> None:
     alive = await session.fetch(
         f"SELECT worker_id, pid, lease_until - c.now FROM {{s}}.worker, (SELECT {SERVER_TIME} AS now) c "
-        "WHERE dead IS NULL AND lease_until > c.now AND lease_until <= c.now + 2 * lease"
+        f"WHERE {HOLDS_LEASE}"
     )
     if alive:
         workers = {worker: pid for worker, pid, _ in alive}

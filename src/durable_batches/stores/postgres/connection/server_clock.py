@@ -8,10 +8,14 @@ from durable_batches.clock import Clock
 from durable_batches.lifecycle.records import Micros
 from durable_batches.stores.postgres.connection.session import Session
 
-__all__ = ["SERVER_TIME", "ServerClock", "given_time"]
+__all__ = ["HOLDS_LEASE", "SERVER_TIME", "ServerClock", "given_time"]
 
 SERVER_TIME: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 """In a statement: microseconds since the epoch. All workers go by it, whatever their machines' clocks say."""
+
+HOLDS_LEASE: Final = "dead IS NULL AND lease_until > c.now AND lease_until <= c.now + 2 * lease"
+"""Of a worker's row, beside the time as `c.now`: its lease has not run out, and was not given by a clock that was set
+back since."""
 
 
 def given_time(argument: int) -> str:
