@@ -9,6 +9,8 @@ bad fact cannot roll back the facts beside it.
 
 from durable_batches.lifecycle.planning.claims import (
     ISOLATED_CRASHES,
+    NEVER_STARTED,
+    WOKEN,
     Candidates,
     claim_order,
     has_to_know_next_due,
@@ -22,7 +24,9 @@ from durable_batches.lifecycle.planning.unit_of_work import Loaded, Writes
 
 __all__ = [
     "ISOLATED_CRASHES",
+    "NEVER_STARTED",
     "REQUESTS_ARE_KEPT",
+    "WOKEN",
     "Candidates",
     "Departure",
     "Loaded",

@@ -18,14 +18,28 @@ from durable_batches.lifecycle.records import (
     WorkerId,
 )
 
-__all__ = ["ISOLATED_CRASHES", "Candidates", "claim_order", "has_to_know_next_due", "plan_claims"]
+__all__ = [
+    "ISOLATED",
+    "ISOLATED_CRASHES",
+    "NEVER_STARTED",
+    "WOKEN",
+    "Candidates",
+    "claim_order",
+    "has_to_know_next_due",
+    "plan_claims",
+]
 
 ISOLATION_WAIT_MICROS: Final[Micros] = 10_000_000
 """A possible poison document that has waited longer for a worker with few enough others stops this worker's claims."""
 
 
+WOKEN: Final = 0
+NEVER_STARTED: Final = 1
+ISOLATED: Final = 2
+"""The ranges of a batch's executions that are due, in the order in which a claim takes them."""
+
 ISOLATED_CRASHES: Final = 2
-"""From so many crashes on, an execution that is due is claimed after all others of its batch."""
+"""The number of crashes from which on an execution that is due is claimed after all others of its batch."""
 
 
 class Candidates(NamedTuple):
@@ -42,15 +56,15 @@ class Candidates(NamedTuple):
 
 
 def claim_order(execution: ExecutionRecord) -> tuple[int, Micros, int]:
-    """Return the sort key of an execution that is due: the place at which a claim takes it in its batch.
+    """Return the sort key of an execution that is due, which begins with its range.
 
     First come those that were woken, by their due time: a retry, a timer. Then those that were never started, in
     submission order; and last the isolated ones, which have crashed several times.
     """
     due = execution.due or NOW
     if due == NOW:
-        return 1, due, execution.position
-    return 2 if execution.crashes >= ISOLATED_CRASHES else 0, due, execution.position
+        return NEVER_STARTED, due, execution.position
+    return ISOLATED if execution.crashes >= ISOLATED_CRASHES else WOKEN, due, execution.position
 
 
 def has_to_know_next_due(batch: BatchRecord, executions: Sequence[ExecutionRecord]) -> bool:

@@ -14,6 +14,8 @@ from typing import Final
 
 from durable_batches.lifecycle.planning import (
     ISOLATED_CRASHES,
+    NEVER_STARTED,
+    WOKEN,
     Candidates,
     Writes,
     claim_order,
@@ -293,8 +295,8 @@ def _move_fronts(locked: Locked, candidates: Sequence[Candidates], taken: Sequen
     mine = {(execution.batch_id, execution.position) for execution in taken}
     for candidate in candidates:
         key = locked.keys[candidate.batch.batch_id]
-        new = [execution for execution in candidate.executions if claim_order(execution)[0] == 1]
-        woken = [execution for execution in candidate.executions if claim_order(execution)[0] == 0]
+        new = [execution for execution in candidate.executions if claim_order(execution)[0] == NEVER_STARTED]
+        woken = [execution for execution in candidate.executions if claim_order(execution)[0] == WOKEN]
         if new:
             locked.fronts[key] = locked.fronts[key].with_new(_front_of(key, new, mine))
         if woken:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from durable_batches.lifecycle.failure_groups import EXAMPLES_KEPT
-from durable_batches.lifecycle.planning import Writes, claim_order
+from durable_batches.lifecycle.planning import NEVER_STARTED, WOKEN, Writes, claim_order
 from durable_batches.lifecycle.records import ExecutionRecord
 from durable_batches.stores.columns import (
     ACTIVITY,
@@ -236,10 +236,8 @@ def draw_fronts_back(locked: Locked, executions: Iterable[ExecutionRecord]) -> N
             batch = locked.keys[execution.batch_id]
             place = execution.due, execution_key(batch, execution.position)
             fronts = locked.fronts[batch]
-            match claim_order(execution)[0]:
-                case 0 if place < fronts[2:]:
-                    locked.fronts[batch] = fronts.with_woken(place)
-                case 1 if place < fronts[:2]:
-                    locked.fronts[batch] = fronts.with_new(place)
-                case _:
-                    pass
+            which = claim_order(execution)[0]
+            if which == WOKEN and place < fronts[2:]:
+                locked.fronts[batch] = fronts.with_woken(place)
+            elif which == NEVER_STARTED and place < fronts[:2]:
+                locked.fronts[batch] = fronts.with_new(place)
