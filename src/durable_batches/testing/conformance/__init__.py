@@ -5,6 +5,7 @@ Importing this is importing pytest, which is no dependency of the library.
 
 from __future__ import annotations
 
+import pkgutil
 from typing import ClassVar
 
 from durable_batches.errors import DurableBatchesError, MissingExtraError
@@ -28,9 +29,4 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 # Before they are imported: so that a failing assertion shows the values that it compared.
-pytest.register_assert_rewrite(
-    *[
-        f"{__name__}.{part}"
-        for part in ("claims", "facts", "levels", "loading", "reading", "scene", "sleeping", "workers")
-    ]
-)
+pytest.register_assert_rewrite(*[f"{__name__}.{part.name}" for part in pkgutil.iter_modules(__path__)])

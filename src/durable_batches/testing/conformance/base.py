@@ -12,7 +12,7 @@ from durable_batches.stores.protocol import Store
 from durable_batches.testing.conformance.scene import Scene
 from durable_batches.testing.virtual.clock import ManualClock
 
-__all__ = ["Conformance"]
+__all__ = ["Conformance", "from_level_2"]
 
 
 @pytest.mark.asyncio
@@ -70,3 +70,9 @@ class Conformance:
             yield store
         finally:
             await store.close()
+
+
+def from_level_2(scene: Scene) -> None:
+    """Skip the test for a store that declares a lower level."""
+    if scene.store.capabilities.level < 2:
+        pytest.skip("the store does not declare level 2")

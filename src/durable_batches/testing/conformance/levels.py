@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from durable_batches.lifecycle.commands import Seal
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, WorkerId, WorkerRecord
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.testing.conformance.base import Conformance
+from durable_batches.testing.conformance.base import Conformance, from_level_2
 from durable_batches.testing.conformance.scene import Scene
 
 __all__ = ["LevelsConformance"]
@@ -35,7 +33,7 @@ class LevelsConformance(Conformance):
 
     async def test_a_batch_that_needs_a_newer_library_is_nothing_to_wait_for(self, scene: Scene) -> None:
         """Neither its executions nor its deadline are something that the worker looks again for."""
-        _from_level_2(scene)
+        from_level_2(scene)
         await scene.sealed(replace(scene.record(deadline=60), needs=GENERATION + 1), 2)
         hand = await scene.worker()
         committed = await hand.commit(claim=hand.request())
@@ -43,7 +41,7 @@ class LevelsConformance(Conformance):
 
     async def test_all_fields_of_a_batch_are_stored(self, scene: Scene) -> None:
         """Also those that have defaults, and writes to the batch leave alone what they do not change."""
-        _from_level_2(scene)
+        from_level_2(scene)
         fields = {"priority": -3, "partition": "tenant 文", "purged": 2}
         record = replace(scene.record(), next_due=5, **fields)  # type: ignore[arg-type]  # each is of its field's type
         batch_id = await scene.load(record, 1)
@@ -59,7 +57,7 @@ class LevelsConformance(Conformance):
 
     async def test_batches_of_a_higher_priority_are_served_first(self, scene: Scene) -> None:
         """A claim goes through the batches by priority, and by `served` only among those of the same."""
-        _from_level_2(scene)
+        from_level_2(scene)
         low = await scene.sealed(replace(scene.record(), priority=-1), 3)
         high = await scene.sealed(replace(scene.record(), priority=1), 3)
         hand = await scene.worker()
@@ -71,7 +69,7 @@ class LevelsConformance(Conformance):
 
     async def test_a_claim_takes_only_from_the_batches_that_it_names(self, scene: Scene) -> None:
         """`ClaimRequest.batches` and `metadata` name what to take from and to wait for: by id, or by all labels."""
-        _from_level_2(scene)
+        from_level_2(scene)
         named = await scene.batch(2)
         labelled = await scene.sealed(scene.record(metadata={"team": "Müller", "kind": "a"}, deadline=60), 2)
         other = await scene.sealed(scene.record(metadata={"team": "Müller", "kind": "b"}), 2)
@@ -105,7 +103,7 @@ class LevelsConformance(Conformance):
 
     async def test_checkpoints_say_their_stage(self, scene: Scene) -> None:
         """`CheckpointRecord.stage` is the fact's, where they are read and where they come with a claim."""
-        _from_level_2(scene)
+        from_level_2(scene)
         batch_id = await scene.batch(1)
         hand = await scene.worker()
         claim = await hand.take()
@@ -121,7 +119,7 @@ class LevelsConformance(Conformance):
 
     async def test_a_request_is_answered_as_before(self, scene: Scene) -> None:
         """A command that was refused is refused again by its id, and one that was carried out is said to be."""
-        _from_level_2(scene)
+        from_level_2(scene)
         batch_id, other = await scene.batch(1), await scene.batch(1)
         assert (await scene.cancel(batch_id, "first")).applied
         record = await scene.look(batch_id)
@@ -134,7 +132,7 @@ class LevelsConformance(Conformance):
 
     async def test_all_fields_of_a_worker_are_stored(self, scene: Scene) -> None:
         """`workers` returns also the fields that have defaults."""
-        _from_level_2(scene)
+        from_level_2(scene)
         record = WorkerRecord(
             WorkerId("second"), "", "", 1, "", frozenset(), note="waits", before=WorkerId("first"), generation=3
         )
@@ -143,14 +141,9 @@ class LevelsConformance(Conformance):
 
     async def test_an_ended_batch_says_when(self, scene: Scene) -> None:
         """`BatchRecord.ended_at` is the moment at which the run ended."""
-        _from_level_2(scene)
+        from_level_2(scene)
         batch_id = await scene.batch(1)
         before = await scene.look(batch_id)
         committed = await scene.cancel(batch_id)
         after: BatchRecord = await scene.look(batch_id)
         assert (before.ended_at, after.ended_at) == (None, committed.events[-1].at)
-
-
-def _from_level_2(scene: Scene) -> None:
-    if scene.store.capabilities.level < 2:
-        pytest.skip("the store does not declare level 2")

@@ -13,7 +13,7 @@ from durable_batches.lifecycle.policies import RetryFailed
 from durable_batches.lifecycle.records import Claim, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import Store
-from durable_batches.testing.conformance.base import Conformance
+from durable_batches.testing.conformance.base import Conformance, from_level_2
 from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
 
 __all__ = ["SleepingConformance", "put_to_sleep"]
@@ -29,7 +29,7 @@ class SleepingConformance(Conformance):
 
     async def test_woken_before_new_before_isolated(self, scene: Scene) -> None:
         """A claim takes what has become due by time, then what was never started, and then what has crashed often."""
-        _from_level_2(scene)
+        from_level_2(scene)
         await scene.batch(4, policy=_retry_after(10))
         hand = await scene.worker(lease=1_000)
         first = await scene.worker()
@@ -45,7 +45,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_retry_is_not_held_up_by_its_batch(self, scene: Scene) -> None:
         """However many documents were never started, a retry whose time has come is claimed next."""
-        _from_level_2(scene)
+        from_level_2(scene)
         await scene.batch(300, concurrency=2, policy=_retry_after(10))
         hand = await scene.worker(lease=1_000)
         failed, other = await hand.claim(2)
@@ -58,7 +58,7 @@ class SleepingConformance(Conformance):
 
     async def test_one_range_after_the_other_within_a_claim(self, scene: Scene) -> None:
         """A claim that finds fewer woken documents than it may take goes on with those that were never started."""
-        _from_level_2(scene)
+        from_level_2(scene)
         await scene.batch(9, policy=_retry_after(10))
         hand = await scene.worker(lease=1_000)
         claims = await hand.claim(3)
@@ -72,7 +72,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_batch_with_nothing_due_sleeps(self, scene: Scene) -> None:
         """`free` is 0 and `next_due` the time of the next retry; the claim that finds it due wakes the batch."""
-        _from_level_2(scene)
+        from_level_2(scene)
         batch_id = await scene.batch(1, policy=_retry_after(60))
         hand = await scene.worker(lease=1_000)
         await hand.report(hand.failed(await hand.take()))
@@ -90,7 +90,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_batch_sleeps_until_the_first_of_many(self, scene: Scene) -> None:
         """Each claim and each report leaves the time at which the next document is due, be it earlier or later."""
-        _from_level_2(scene)
+        from_level_2(scene)
         batch_id = await scene.batch(2, policy=_retry_after(10))
         hand = await scene.worker(lease=1_000)
         one, two = await hand.claim(2)
@@ -111,7 +111,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_batch_without_a_slot_sleeps_when_it_has_one(self, scene: Scene) -> None:
         """A batch that is full is no batch that sleeps; when a slot is free again, it sleeps if nothing is due."""
-        _from_level_2(scene)
+        from_level_2(scene)
         batch_id = await scene.batch(2, concurrency=1, policy=_retry_after(60))
         hand = await scene.worker(lease=1_000)
         await hand.report(hand.failed(await hand.take()))
@@ -125,7 +125,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_full_batch_wakes_when_it_has_a_slot(self, scene: Scene) -> None:
         """What has become due while the batch was full can be claimed with the commit that frees a slot."""
-        _from_level_2(scene)
+        from_level_2(scene)
         await scene.batch(2, concurrency=1, policy=_retry_after(10))
         hand = await scene.worker(lease=1_000)
         await hand.report(hand.failed(await hand.take()))
@@ -136,8 +136,8 @@ class SleepingConformance(Conformance):
         assert _positions(committed.claims) == [0]
 
     async def test_a_release_wakes_the_batch(self, scene: Scene) -> None:
-        """What its worker gives back, or has died with, can be claimed at once, whatever else waits."""
-        _from_level_2(scene)
+        """What its worker releases, or has died with, can be claimed at once, whatever else waits."""
+        from_level_2(scene)
         batch_id = await scene.batch(3, policy=_retry_after(60))
         hand, dead = await scene.worker(lease=1_000), await scene.worker()
         failed, released = await hand.claim(2)
@@ -152,7 +152,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_resolver_sleeps_until_its_retry(self, scene: Scene) -> None:
         """A batch whose resolver waits sleeps as well."""
-        _from_level_2(scene)
+        from_level_2(scene)
         batch_id = await scene.batch(0, resolver=True)
         hand = await scene.worker(lease=1_000)
         await hand.report(hand.failed(await hand.take(), retry_in=60))
@@ -164,7 +164,7 @@ class SleepingConformance(Conformance):
 
     async def test_the_last_document_wakes_the_resolver(self, scene: Scene) -> None:
         """A batch that has slept is awake as soon as its resolver can be claimed."""
-        _from_level_2(scene)
+        from_level_2(scene)
         await scene.batch(1, resolver=True, policy=_retry_after(10))
         hand = await scene.worker(lease=1_000)
         await hand.report(hand.failed(await hand.take()))
@@ -174,7 +174,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_sleeping_batch_has_its_deadline(self, scene: Scene) -> None:
         """The deadline ends it while it sleeps, and `retry_in` says when to look."""
-        _from_level_2(scene)
+        from_level_2(scene)
         batch_id = await scene.batch(1, policy=_retry_after(3_600), deadline=60)
         hand = await scene.worker(lease=1_000)
         await hand.report(hand.failed(await hand.take()))
@@ -189,7 +189,7 @@ class SleepingConformance(Conformance):
 
     async def test_batches_that_wake_share_a_claim_with_others(self, scene: Scene) -> None:
         """Batches whose time has come and batches that are awake are served in one order, by `served`."""
-        _from_level_2(scene)
+        from_level_2(scene)
         slept = await scene.batch(1, policy=_retry_after(10))
         hand = await scene.worker(lease=1_000)
         await hand.report(hand.failed(await hand.take()))
@@ -202,7 +202,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_wait_for_work_ends_when_a_batch_wakes(self, scene: Scene) -> None:
         """`wait` returns for a batch that sleeps once its time has come, and not before."""
-        _from_level_2(scene)
+        from_level_2(scene)
         await scene.batch(1, policy=_retry_after(60))
         hand = await scene.worker(lease=1_000)
         await hand.report(hand.failed(await hand.take()))
@@ -216,7 +216,7 @@ class SleepingConformance(Conformance):
 
     async def test_another_process_wakes_the_batch(self, scene: Scene, second_store: Store) -> None:
         """What one process put to sleep, another one claims when its time has come."""
-        _from_level_2(scene)
+        from_level_2(scene)
         await scene.batch(1, policy=_retry_after(60))
         hand, other = await scene.worker(lease=1_000), await scene.worker(lease=1_000, store=second_store)
         await hand.report(hand.failed(await hand.take()))
@@ -231,7 +231,7 @@ class SleepingConformance(Conformance):
 
     async def test_a_sleeping_batch_costs_a_claim_nothing(self, scene: Scene) -> None:
         """A claim reads no more beside twenty batches that sleep than beside two, where the store counts its reads."""
-        _from_level_2(scene)
+        from_level_2(scene)
         if await self.count_reads(scene.store) is None:
             pytest.skip("the store does not count what it reads")
         hand = await scene.worker(lease=1_000)
@@ -277,8 +277,3 @@ def _retry_after(seconds: float) -> RetryFailed:
 
 def _positions(claims: Iterable[Claim]) -> list[int]:
     return [claim.execution.position for claim in claims]
-
-
-def _from_level_2(scene: Scene) -> None:
-    if scene.store.capabilities.level < 2:
-        pytest.skip("the store does not declare level 2")
