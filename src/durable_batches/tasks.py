@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["ReusableLock", "completed", "run_without_loop", "seen_through"]
+__all__ = ["ReusableLock", "completed", "loop_is_running", "run_without_loop", "seen_through"]
 
 T = TypeVar("T")
 
@@ -70,6 +70,15 @@ async def _ended(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
+
+
+def loop_is_running() -> bool:
+    """Whether an event loop runs in this thread, which a call that blocks would hold up."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def run_without_loop(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from durable_batches.cli.as_json import document_json, result_json
 from durable_batches.cli.exits import CommandError, Exit
-from durable_batches.cli.output import first, json_of, moment, print_json, print_table
+from durable_batches.cli.output import error_text, first, json_of, moment, print_json, print_table
 from durable_batches.errors import shortened
 from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.records import ExecutionStatus
@@ -76,8 +76,7 @@ def _details(document: RawDocument) -> list[str]:
     if document.due is not None:
         details.append(f"again at {moment(document.due)}")
     if document.failure is not None:
-        error, kind = shortened(document.failure.error), document.failure.error_type
-        details.append(error if kind in error else f"{kind}: {error}")
+        details.append(error_text(document.failure.error_type, document.failure.error))
     return details
 
 

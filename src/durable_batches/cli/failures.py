@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from durable_batches.cli.exits import Exit
-from durable_batches.cli.output import moment, print_json, write
-from durable_batches.errors import shortened
+from durable_batches.cli.output import error_text, moment, print_json, write
 from durable_batches.reading.client import BatchClient
 from durable_batches.reading.failures import ErrorGroup
 from durable_batches.terminal.lines import print_line
@@ -48,7 +47,6 @@ def _group_json(group: ErrorGroup) -> dict[str, object]:
 
 
 def _group_lines(group: ErrorGroup) -> list[str]:
-    message = shortened(group.message)
     where = " of ".join(part for part in (group.activity, group.stage) if part)
     between = moment(group.first_at)
     if group.last_at != group.first_at:
@@ -56,7 +54,7 @@ def _group_lines(group: ErrorGroup) -> list[str]:
     shown = ", ".join(printable(example.document_id) for example in group.examples)
     more = ", ..." if group.count > len(group.examples) else ""
     return [
-        f"{group.count:>6}  {message if group.error_type in message else f'{group.error_type}: {message}'}",
+        f"{group.count:>6}  {error_text(group.error_type, group.message)}",
         f"{_INDENT}{f'in {printable(where)}, ' if where else ''}{between}, {group.fingerprint}",
         *([f"{_INDENT}documents: {shown}{more}"] if shown else []),
     ]

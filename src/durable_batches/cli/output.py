@@ -17,12 +17,14 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from durable_batches.cli.exits import CommandError, Exit, ReaderLeftError
+from durable_batches.errors import shortened
 from durable_batches.terminal.bars import stdout_console
 from durable_batches.terminal.lines import is_terminal
 from durable_batches.terminal.text import printable
 
 __all__ = [
     "RawJson",
+    "error_text",
     "first",
     "flush",
     "json_of",
@@ -170,6 +172,12 @@ def moment(at: datetime, *, exact: bool = False) -> str:
     """Return a moment as text, in UTC; exact: with milliseconds."""
     at = at.astimezone(UTC).replace(tzinfo=None)
     return f"{at.isoformat(sep=' ', timespec='milliseconds' if exact else 'seconds')}Z"
+
+
+def error_text(error_type: str, message: str) -> str:
+    """Return an error on one line, not too long, with the name of its class unless the message says it."""
+    text = shortened(message)
+    return text if error_type in text else f"{error_type}: {text}"
 
 
 def print_fields(rows: Sequence[tuple[str, str]]) -> None:

@@ -30,6 +30,7 @@ from durable_batches.runtime.resources import ActivityReport, RunStats
 from durable_batches.runtime.results import BatchResult, DocumentInfo, Outcome
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import HostTransaction, Store
+from durable_batches.tasks import loop_is_running
 from durable_batches.worker.worker import Worker
 
 __all__ = ["BatchOrchestrator"]
@@ -205,7 +206,7 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             StoreNotFoundError: With `connection=`, the store's tables are not there.
             DurableBatchesError: Any other that `submit` raises.
         """
-        if _loop_is_running():
+        if loop_is_running():
             raise ConfigurationError(
                 "submit_sync() would block the event loop of this thread; use `await submit(...)`, with an async "
                 "connection"
@@ -301,7 +302,7 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             async for document in documents:
                 yield self._info(record, document)
 
-    async def list_batches(
+    def list_batches(
         self,
         *,
         states: Collection[str] = (),
@@ -315,12 +316,9 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             metadata: Only batches with all of these labels.
             created_before: Only batches created before this moment; an aware datetime.
         """
-        found = self._snapshots(
+        return self._snapshots(
             workflow=self._workflow.name, states=states, metadata=metadata, created_before=created_before
         )
-        async with aclosing(found) as snapshots:
-            async for snapshot in snapshots:
-                yield snapshot
 
     @deprecated("recorded_activities() is called count_checkpoints() now")
     async def recorded_activities(self, batch_id: str) -> int:
@@ -364,11 +362,3 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
 
     async def _failures(self, record: BatchRecord) -> Sequence[DocumentRecord]:
         return await self._reader.first_failures(record, _FAILURES_SHOWN) if record.counts.failed else ()
-
-
-def _loop_is_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -92,7 +92,7 @@ class BatchClient(BatchAccess[Stage]):
                 finally:
                     await self._store.close()
 
-    async def list_batches(
+    def list_batches(
         self,
         *,
         workflow: str | None = None,
@@ -108,10 +108,7 @@ class BatchClient(BatchAccess[Stage]):
             metadata: Only batches with all of these labels.
             created_before: Only batches created before this moment; an aware datetime.
         """
-        found = self._snapshots(workflow=workflow, states=states, metadata=metadata, created_before=created_before)
-        async with aclosing(found) as snapshots:
-            async for snapshot in snapshots:
-                yield snapshot
+        return self._snapshots(workflow=workflow, states=states, metadata=metadata, created_before=created_before)
 
     async def documents(
         self,

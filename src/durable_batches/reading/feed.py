@@ -204,12 +204,12 @@ class Feed:
         return self.record
 
     async def moved_beyond(self, seq: int, wakes: int) -> None:
-        """Wait until the batch has more events, or was said to have since there were so many wakes."""
+        """Wait until the batch has events beyond `seq`, or was said to have since `wakes` was counted."""
         while self.known <= seq and self.wakes == wakes:
             await self._waiting.wait()
 
     async def ended_since(self, ends: int) -> None:
-        """Wait until the batch may have ended since there were so many ends."""
+        """Wait until the batch may have ended since `ends` was counted."""
         while self.ends == ends:
             await self._waiting_for_the_end.wait()
 

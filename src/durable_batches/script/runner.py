@@ -24,6 +24,7 @@ from durable_batches.runtime.workflow import Workflow
 from durable_batches.script.resume import LABEL, Found, Resumption
 from durable_batches.script.signals import StopSignals
 from durable_batches.stores.protocol import Store
+from durable_batches.tasks import loop_is_running
 from durable_batches.terminal.lines import print_line
 from durable_batches.terminal.show import show
 from durable_batches.worker.worker import Worker
@@ -115,14 +116,11 @@ def run_batch(
 
 
 def _refuse_a_running_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise ConfigurationError(
-        "run_batch() runs an event loop of its own, and one is running here already; use `async with "
-        "BatchOrchestrator(workflow, store=...) as batches: await batches.run(documents)`"
-    )
+    if loop_is_running():
+        raise ConfigurationError(
+            "run_batch() runs an event loop of its own, and one is running here already; use `async with "
+            "BatchOrchestrator(workflow, store=...) as batches: await batches.run(documents)`"
+        )
 
 
 def _opened(store: str | PathLike[str] | Store) -> Store:

@@ -150,7 +150,7 @@ class Loading(Protocol):
 class HostLoading(Loading, Protocol):
     """Loading within a transaction of the host application that may lock everybody else out.
 
-    Whoever loads with it writes nothing beside that transaction, and reads with it what else has to be known.
+    The submitter writes nothing outside of that transaction, and reads with it what else has to be known.
     """
 
     async def workers(self) -> Sequence[WorkerRecord]:

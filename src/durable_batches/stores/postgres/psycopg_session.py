@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -22,6 +22,7 @@ from durable_batches.stores.postgres.connection.session import Session
 
 __all__ = ["async_session_on", "sync_session_on"]
 
+C = TypeVar("C", bound=psycopg.Connection[Any] | psycopg.AsyncConnection[Any])
 _Rows: TypeAlias = Sequence[tuple[Any, ...]]
 
 
@@ -31,10 +32,7 @@ def async_session_on(database: Database, driver: object) -> Session | None:
     Raises:
         ConfigurationError: It is closed, or in no transaction, or in one that has failed.
     """
-    if not _is_async(driver):
-        return None
-    _check(driver)
-    return _AsyncSession(database, driver)
+    return _AsyncSession(database, _checked(driver)) if _is_async(driver) else None
 
 
 def sync_session_on(database: Database, driver: object) -> Session | None:
@@ -43,10 +41,7 @@ def sync_session_on(database: Database, driver: object) -> Session | None:
     Raises:
         ConfigurationError: It is closed, or in no transaction, or in one that has failed.
     """
-    if not _is_sync(driver):
-        return None
-    _check(driver)
-    return _SyncSession(database, driver)
+    return _SyncSession(database, _checked(driver)) if _is_sync(driver) else None
 
 
 def _is_async(driver: object) -> TypeGuard[psycopg.AsyncConnection[Any]]:
@@ -57,7 +52,7 @@ def _is_sync(driver: object) -> TypeGuard[psycopg.Connection[Any]]:
     return isinstance(driver, psycopg.Connection)
 
 
-def _check(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+def _checked(connection: C) -> C:
     if not hasattr(psycopg, "RawCursor"):
         raise ConfigurationError(f"connection= needs psycopg 3.2 or newer, and this is {psycopg.__version__}")
     if connection.closed:
@@ -67,6 +62,7 @@ def _check(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -
         raise ConfigurationError("a statement of the transaction of connection= has failed: roll it back first")
     if status == TransactionStatus.IDLE and connection.autocommit:
         raise not_in_transaction()
+    return connection
 
 
 class _Session(Session):
