@@ -10,6 +10,7 @@ from typing import TypeAlias
 from uuid import uuid4
 
 import pytest
+from tests.lanes.plugin import lane_of
 from tests.postgres.databases import MigratedSchemas, scratch_database, without_schema
 from tests.postgres.server import IN_MEMORY, Server
 from tests.postgres.types import remember_types
@@ -47,8 +48,9 @@ def postgres_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_schema(postgres_dsn: str) -> Iterator[str]:
+def postgres_schema(request: pytest.FixtureRequest, postgres_dsn: str) -> Iterator[str]:
     """A name that nothing in the database has; what is made under it is removed after the test."""
+    _check_lane(request)
     schema = f"test_{uuid4().hex}"
     yield schema
     without_schema(postgres_dsn, schema)
@@ -62,10 +64,17 @@ def migrated_schemas(postgres_dsn: str) -> Iterator[MigratedSchemas]:
 
 
 @pytest.fixture
-def migrated_schema(migrated_schemas: MigratedSchemas) -> Iterator[str]:
+def migrated_schema(request: pytest.FixtureRequest, migrated_schemas: MigratedSchemas) -> Iterator[str]:
     """A schema of the store's newest version, with nothing in it. What changes its tables wants one of its own."""
+    _check_lane(request)
     with migrated_schemas.one() as schema:
         yield schema
+
+
+def _check_lane(request: pytest.FixtureRequest) -> None:
+    """Refuse a test on Postgres that is in no lane for it: a fixture that asks for one by name has to be marked."""
+    if lane_of(request.node, request.config.rootpath) == "unit":
+        raise pytest.UsageError(f"{request.node.nodeid} runs on Postgres: mark it for the lane `stores`")
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])

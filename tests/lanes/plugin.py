@@ -101,8 +101,4 @@ def on_postgres(item: pytest.Item) -> bool:
     if not _ON_POSTGRES.isdisjoint(getattr(item, "fixturenames", ())):
         return True
     callspec = getattr(item, "callspec", None)  # there for parametrised functions, of a class that is private
-    if callspec is None:
-        return False
-    return callspec.params.get("open_store") == "postgres" or str(callspec.params.get("place", "")).startswith(
-        "postgres"
-    )
+    return callspec is not None and callspec.params.get("open_store") == "postgres"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-import asyncpg
+from tests.postgres.databases import execute
+from tests.support import opened
 
-from durable_batches import PostgresStore, RetryFailed
-from durable_batches.lifecycle.facts import ExecutionSucceeded, Fact
+from durable_batches import FailurePolicy, PostgresStore, RetryFailed
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.stores import ClaimRequest
 from durable_batches.stores.postgres.commit.claim import claimable, load_candidates, lock_open_batches
 from durable_batches.stores.postgres.connection.database import Database
@@ -67,24 +68,19 @@ async def read_by_a_claim(store: PostgresStore) -> ExplainingSession:
 
 async def end(hand: Hand, store: PostgresStore, documents: int) -> None:
     """Claim and end this many documents, as workers do."""
-    reports: list[ExecutionSucceeded] = []
+    reports: list[Fact] = []
     request = ClaimRequest(frozenset({LETTERS}), EACH, 0, EACH, EACH, 0)
     for _ in range(documents // EACH):
         hand.number += 1
         committed = await store.commit(hand.worker_id, hand.number, reports, request)
         assert len(committed.claims) == EACH
-        reports = [
-            ExecutionSucceeded(taken.batch_id, taken.run, taken.position, taken.attempt, b"done")
-            for taken in (claim.execution for claim in committed.claims)
-        ]
+        reports = [hand.succeeded(claim) for claim in committed.claims]
     hand.number += 1
     await store.commit(hand.worker_id, hand.number, reports, None)
 
 
 async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(postgres_dsn: str, migrated_schema: str) -> None:
-    store = PostgresStore(postgres_dsn, schema=migrated_schema)
-    await store.open()
-    try:
+    async with opened(PostgresStore(postgres_dsn, schema=migrated_schema)) as store:
         scene = Scene(store, asyncio.sleep)
         hand = await scene.worker(lease=3600)
         blocks: list[int] = []
@@ -92,8 +88,6 @@ async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(postgres_
             await put_to_sleep(scene, hand, batches)
             blocks.append(await read_by_a_look(store))
         assert blocks[1] <= blocks[0] + 3
-    finally:
-        await store.close()
 
 
 async def read_by_a_look(store: PostgresStore) -> int:
@@ -126,57 +120,47 @@ async def fail_and_end(hand: Hand, store: PostgresStore, documents: int) -> None
 async def test_a_claim_reads_no_more_behind_thousands_of_retries_that_have_ended(
     postgres_dsn: str, postgres_schema: str
 ) -> None:
-    store = PostgresStore(postgres_dsn, schema=postgres_schema)
-    await store.open()
-    connection = await asyncpg.connect(postgres_dsn)
-    try:
-        await connection.execute(f'ALTER TABLE "{postgres_schema}".execution SET (autovacuum_enabled = off)')
-        scene = Scene(store, asyncio.sleep)
-        hand = await scene.worker(lease=3600)
-        policy = RetryFailed(max_attempts=3, backoff=timedelta(0))
-        await scene.batch(ENDED // 2 + 100, concurrency=10_000, policy=policy)
-        before = await read_by_a_claim(store)
-        await fail_and_end(hand, store, ENDED // 2)
-        after = await read_by_a_claim(store)
-        assert after.scans == before.scans
-        assert after.blocks <= before.blocks + 20
-
-        # The same without the front, so that it is seen to be what does it.
-        await connection.execute(f'UPDATE "{postgres_schema}".batch SET woken_due = 0, woken_key = 0')
-        without = await read_by_a_claim(store)
-        assert without.blocks > after.blocks + 100
-    finally:
-        await connection.close()
-        await store.close()
+    policy = RetryFailed(max_attempts=3, backoff=timedelta(0))
+    await reads_no_more_behind(
+        postgres_dsn, postgres_schema, ENDED // 2, fail_and_end, policy=policy, front=["woken_due", "woken_key"]
+    )
 
 
 async def test_a_claim_reads_no_more_behind_thousands_of_documents_that_have_ended(
     postgres_dsn: str, postgres_schema: str
 ) -> None:
-    store = PostgresStore(postgres_dsn, schema=postgres_schema)
-    await store.open()
-    connection = await asyncpg.connect(postgres_dsn)
-    try:
+    before = await reads_no_more_behind(postgres_dsn, postgres_schema, ENDED, end, front=["from_due", "from_key"])
+    assert before.scans == {
+        f"{scan} {index}"
+        for scan in ("Index Only Scan", "Index Scan")
+        for index in ("execution_due", "execution_isolated")
+    }
+
+
+async def reads_no_more_behind(
+    dsn: str,
+    schema: str,
+    documents: int,
+    work: Callable[[Hand, PostgresStore, int], Awaitable[None]],
+    *,
+    front: Sequence[str],
+    policy: FailurePolicy | None = None,
+) -> ExplainingSession:
+    """Check that a claim reads as much as before once so many documents have ended; return what it read before."""
+    async with opened(PostgresStore(dsn, schema=schema)) as store:
         # Nothing cleans up meanwhile: every version of a row and of an index entry is still there.
-        await connection.execute(f'ALTER TABLE "{postgres_schema}".execution SET (autovacuum_enabled = off)')
+        execute(dsn, f'ALTER TABLE "{schema}".execution SET (autovacuum_enabled = off)')
         scene = Scene(store, asyncio.sleep)
         hand = await scene.worker(lease=3600)
-        await scene.batch(ENDED + 100, concurrency=10_000)
+        await scene.batch(documents + 100, concurrency=10_000, policy=policy)
         before = await read_by_a_claim(store)
-        await end(hand, store, ENDED)
+        await work(hand, store, documents)
         after = await read_by_a_claim(store)
-        assert before.scans == after.scans
-        assert before.scans == {
-            f"{scan} {index}"
-            for scan in ("Index Only Scan", "Index Scan")
-            for index in ("execution_due", "execution_isolated")
-        }
+        assert after.scans == before.scans
         assert after.blocks <= before.blocks + 20
 
         # The same without the front, so that it is seen to be what does it.
-        await connection.execute(f'UPDATE "{postgres_schema}".batch SET from_due = 0, from_key = 0')
+        execute(dsn, f'UPDATE "{schema}".batch SET {", ".join(f"{column} = 0" for column in front)}')
         without = await read_by_a_claim(store)
         assert without.blocks > after.blocks + 100
-    finally:
-        await connection.close()
-        await store.close()
+        return before

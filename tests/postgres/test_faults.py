@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -185,7 +186,7 @@ async def test_a_server_that_crashes_under_load(rounds: int, way: str) -> None:
         await check(store(), names)
 
 
-async def test_a_failover_that_leads_to_a_replica_for_some_time() -> None:
+async def test_a_failover_that_leads_to_a_replica_for_some_time(caplog: pytest.LogCaptureFixture) -> None:
     """As where a name takes its time to lead to the new primary, and the old one is back as a replica by then."""
     with Server() as server, Proxy(server.port) as proxy:
         replica: Server | None = None
@@ -196,7 +197,7 @@ async def test_a_failover_that_leads_to_a_replica_for_some_time() -> None:
                 replica = await asyncio.to_thread(server.replica)
                 proxy.target = replica.port
                 proxy.cut()
-                await asyncio.sleep(1)
+                await eventually(lambda: "is a replica" in caplog.text)
                 proxy.target = server.port
                 # Asked for now only: who reads from a replica is told so, and does not wait.
                 await succeeds(batches, "batch")
@@ -239,13 +240,17 @@ class Network:
             self._deck = [self._hit_some_commit, *random.sample(others, len(others))]
         await self._deck.pop(0)()
 
-    async def each_once(self) -> None:
-        """Bring each kind of trouble once, in a fixed order, always while there are commits."""
+    async def each_once(self, given_up: Callable[[], Awaitable[object]]) -> None:
+        """Bring each kind of trouble once, in a fixed order, always while there are commits.
+
+        Args:
+            given_up: Waits until a commit was waited for in vain: what was sent arrives all the same, later.
+        """
         fates: list[Fate] = ["cut before", "cut after", "lose"]
         for number, fate in enumerate(fates, 1):
             await self._hit_a_commit(fate)
             assert self.commits_hit == number
-        for trouble in (self._cut, self._stall, self._half_open):
+        for trouble in (self._cut, partial(self._stall_until, given_up), self._half_open):
             seen = self.commits_seen
             await eventually(lambda seen=seen: self.commits_seen > seen)  # type: ignore[misc]  # of a default mypy infers no type
             await trouble()
@@ -254,9 +259,12 @@ class Network:
         self._proxy.cut()
 
     async def _stall(self) -> None:
-        self._proxy.stall()
         # Longer than some of the timeouts, so that what was given up arrives all the same, later.
-        await asyncio.sleep(random.choice([0.1, 1.5]))
+        await self._stall_until(partial(asyncio.sleep, random.choice([0.1, 1.5])))
+
+    async def _stall_until(self, enough: Callable[[], Awaitable[object]]) -> None:
+        self._proxy.stall()
+        await enough()
         self._proxy.resume()
 
     async def _half_open(self) -> None:
@@ -292,7 +300,12 @@ async def test_a_network_that_fails_in_every_way(
         async with workers(2, store, timedelta(hours=1)) as batches:
             await submit(batches, "batch")
             ended = asyncio.create_task(succeeds(batches, "batch"))
-            await network.each_once()
+
+            async def given_up() -> None:
+                with batches[0].worker.signals.journal.pausing.listen() as pausing:
+                    await pausing.next()
+
+            await network.each_once(given_up)
             await ended
     await check(PostgresStore(postgres_dsn, schema=postgres_schema), ["batch"])
 

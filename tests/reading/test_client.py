@@ -368,7 +368,7 @@ async def test_a_schema_that_is_not_there_is_not_made(postgres_dsn: str, postgre
             pass
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.stores)])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[[], Store], Callable[[str], None]]:
     """Opens a database of the test's own, and runs a statement there (`{s}`: the schema)."""
     if request.param == "sqlite":

@@ -194,6 +194,7 @@ async def test_a_file_that_no_worker_has_open_is_read_where_nothing_can_be_writt
 
 
 @pytest.mark.processes
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than the file's takes root's rights")
 async def test_a_batch_is_followed_by_a_user_who_may_only_read(folder: Path, elsewhere: tuple[str, str]) -> None:
     gate = asyncio.Event()
 

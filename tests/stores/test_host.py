@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 from tests.stores.hosts import ON_POSTGRES, ON_SQLITE, AsyncHost, Batches, Host
@@ -61,7 +60,7 @@ class Place:
         self.connect = connect
 
 
-@pytest.fixture(params=[*ON_SQLITE, *ON_POSTGRES])
+@pytest.fixture(params=[*ON_SQLITE, *(pytest.param(kind, marks=pytest.mark.stores) for kind in ON_POSTGRES)])
 def place(request: pytest.FixtureRequest, path: Path) -> Place:
     kind: str = request.param
     if kind in ON_POSTGRES:
@@ -88,9 +87,6 @@ async def host(place: Place, batches: Batches) -> AsyncGenerator[Host]:
     made = await place.connect()
     yield made
     await made.close()
-
-
-Submit: TypeAlias = Callable[..., Awaitable[str]]
 
 
 async def test_a_batch_is_seen_and_run_only_after_the_commit(batches: Batches, host: Host) -> None:

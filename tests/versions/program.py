@@ -92,6 +92,8 @@ async def answer(batches: BatchOrchestrator[str, int, Reading | Thinking, None],
             return [result.state.tag, result.counts.succeeded, result.counts.total]
         case "state":
             return (await batches.state(batch_id)).tag
+        case "succeeded":
+            return (await batches.snapshot(batch_id)).counts.succeeded
         case "progress":
             # `name` is an event's tag in the version that wrote it, where this one does not know it.
             found = [event async for event in batches.progress(batch_id)]

@@ -147,6 +147,7 @@ async def test_a_deployment(deployment: Deployment) -> None:
     assert tags(old.ask("progress", batch_id="of-the-new")) == tags(new.ask("progress", batch_id="of-the-new"))
 
     # The old one dies with documents in its hands: the new one takes them over, with what was recorded.
+    await eventually(lambda: old.ask("succeeded", batch_id="shared") == 6)
     old.kill()
     deployment.let_end(*held)
     assert new.ask("result", batch_id="shared") == ["completed", 8, 8]
