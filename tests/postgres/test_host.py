@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from tests.postgres.databases import execute
-from tests.support import STAGES, opened, within
+from tests.stores.hosts import Batches, noting, ran
+from tests.support import opened, within
 
 from durable_batches import (
     BatchNotFoundError,
@@ -25,28 +26,13 @@ from durable_batches import (
     SQLiteStore,
     Store,
     SubmissionInProgressError,
-    durable_activity,
-    workflow,
 )
 from durable_batches.stores import HostTransaction
-
-ran: list[str] = []
 
 
 @pytest.fixture(autouse=True)
 def _nothing_ran() -> None:
     ran.clear()
-
-
-@durable_activity
-async def note(document: str) -> str:
-    ran.append(document)
-    return document.upper()
-
-
-@workflow(STAGES, name="noting")
-async def noting(document: str) -> str:
-    return await note(document)
 
 
 class Begin(Protocol):
@@ -91,12 +77,9 @@ def begin(request: pytest.FixtureRequest, engine: AsyncEngine, postgres_dsn: str
 
 
 @pytest.fixture
-async def batches(postgres_dsn: str, postgres_schema: str) -> AsyncGenerator[BatchOrchestrator[str, str, Any, Any]]:
+async def batches(postgres_dsn: str, postgres_schema: str) -> AsyncGenerator[Batches]:
     async with BatchOrchestrator(noting, store=PostgresStore(postgres_dsn, schema=postgres_schema)) as entered:
         yield entered
-
-
-Batches = BatchOrchestrator[str, str, Any, Any]
 
 
 async def looked_for_work(batches: Batches) -> None:

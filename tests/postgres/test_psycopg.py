@@ -12,8 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine
 from tests.postgres.databases import execute
-from tests.stores.hosts import Batches
-from tests.stores.test_host import noting
+from tests.stores.hosts import Batches, noting
 from tests.support import opened, within
 
 from durable_batches import (

@@ -19,12 +19,47 @@ from psycopg.rows import dict_row
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from tests.support import STAGES
 
-from durable_batches import BatchOrchestrator
+from durable_batches import BatchConfig, BatchOrchestrator, durable_activity, workflow
+from durable_batches.lifecycle.batch_core import Definition, new_batch
+from durable_batches.lifecycle.records import BatchRecord, WorkerId
+from durable_batches.lifecycle.states import BatchId
 
 T = TypeVar("T")
 
 Batches: TypeAlias = BatchOrchestrator[str, str, Any, Any]
+
+# ---- what is submitted -----------------------------------------------------------------------------------------------
+
+ran: list[str] = []
+"""The documents that were run."""
+
+
+@durable_activity
+async def note(document: str) -> str:
+    ran.append(document)
+    return document.upper()
+
+
+@workflow(STAGES, name="noting")
+async def noting(document: str) -> str:
+    return await note(document)
+
+
+def record_of(batch_id: str, loader: str) -> BatchRecord:
+    """What is stored of a batch that is not sealed yet."""
+    return new_batch(
+        batch_id=BatchId(batch_id),
+        workflow="noting",
+        version="1",
+        submitter=WorkerId(loader),
+        definition=Definition(STAGES.tags, False, BatchConfig()),
+        now=1,
+    )
+
+
+# ---- applications ----------------------------------------------------------------------------------------------------
 
 
 class Host(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.stores.hosts import ON_POSTGRES, ON_SQLITE, AsyncHost, Batches, Host
-from tests.support import STAGES, within
+from tests.stores.hosts import ON_POSTGRES, ON_SQLITE, AsyncHost, Batches, Host, noting, ran, record_of
+from tests.support import within
 
 from durable_batches import (
     BatchConfig,
@@ -21,30 +21,13 @@ from durable_batches import (
     SubmissionInProgressError,
     TransactionOpenError,
     Worker,
-    durable_activity,
-    workflow,
 )
-from durable_batches.lifecycle.batch_core import Definition, new_batch
-from durable_batches.lifecycle.records import BatchRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
-
-ran: list[str] = []
 
 
 @pytest.fixture(autouse=True)
 def _nothing_ran() -> None:
     ran.clear()
-
-
-@durable_activity
-async def note(document: str) -> str:
-    ran.append(document)
-    return document.upper()
-
-
-@workflow(STAGES, name="noting")
-async def noting(document: str) -> str:
-    return await note(document)
 
 
 class Place:
@@ -244,15 +227,3 @@ async def test_what_a_live_submitter_loads_is_left_alone(batches: Batches, host:
 
 async def leave_half(store: Store, batch_id: str, loader: str) -> None:
     assert await store.create(record_of(batch_id, loader)) is None
-
-
-def record_of(batch_id: str, loader: str) -> BatchRecord:
-    """What is stored of a batch that is not sealed yet."""
-    return new_batch(
-        batch_id=BatchId(batch_id),
-        workflow="noting",
-        version="1",
-        submitter=WorkerId(loader),
-        definition=Definition(STAGES.tags, False, BatchConfig()),
-        now=1,
-    )

@@ -17,8 +17,7 @@ import pytest
 from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 from tests import support
-from tests.stores.hosts import Batches
-from tests.stores.test_host import noting, record_of
+from tests.stores.hosts import Batches, noting, record_of
 from tests.support import eventually, within
 
 from durable_batches import (
