@@ -189,7 +189,7 @@ def old_columns(rows: Sequence[Row], written: Sequence[Row]) -> list[Row]:
 # ---- what is kept ----------------------------------------------------------------------------------------------------
 
 
-async def test_every_row_is_kept(database: Database, backend: Backend) -> None:
+async def test_every_row_is_kept(database: Database) -> None:
     async with opened(database.store(later())):
         pass
     for table, written in WRITTEN.items():
@@ -203,7 +203,7 @@ async def test_every_row_is_kept(database: Database, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("table", ["batch", "execution", "activity"])
-async def test_what_is_new_has_its_defaults(database: Database, backend: Backend, table: str) -> None:
+async def test_what_is_new_has_its_defaults(database: Database, table: str) -> None:
     async with opened(database.store(later())):
         pass
     given = {"needs": 0, "priority": 0, "partition": "", "purged": 0, "woken_due": 0, "woken_key": 0}
@@ -286,7 +286,7 @@ async def test_the_old_library_does_not_open_it_any_more(
         newer_scripts(backend, "here", 2, readable_since)
 
 
-async def test_an_old_process_that_was_asleep_writes_nothing_more(database: Database, backend: Backend) -> None:
+async def test_an_old_process_that_was_asleep_writes_nothing_more(database: Database) -> None:
     """It had opened the database before: neither its next commit gets through, nor a new worker of it."""
     (worker,) = WRITTEN["worker"]
     async with opened(database.store(later())):
