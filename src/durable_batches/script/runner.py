@@ -176,6 +176,8 @@ class _Script(Generic[D, R, S, V]):
 
     async def _work(self) -> BatchResult[V]:
         found = await self._found()
+        if self._progress:
+            _print_others(found)
         batch_id = await self._submit(found) if found.record is None else found.record.batch_id
         self._batch_id = batch_id
         if self._progress:
@@ -218,11 +220,6 @@ class _Script(Generic[D, R, S, V]):
         else:
             recorded = await self._batches.count_checkpoints(batch_id)
             print_line(f"resuming batch {batch_id!r} in {self._where}: {_progress_text(record, recorded)}")
-        for other in found.others:
-            print_line(
-                f"the unfinished batch {other.batch_id!r} of other documents runs beside this one; "
-                f"batch_id={other.batch_id!r} waits for it"
-            )
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
@@ -252,6 +249,14 @@ class _Script(Generic[D, R, S, V]):
         else:
             print_line(f"to resume it, run the same again, with batch_id={record.batch_id!r}")
         return None
+
+
+def _print_others(found: Found[D]) -> None:
+    for other in found.others:
+        print_line(
+            f"the unfinished batch {other.batch_id!r} of other documents runs beside this one; "
+            f"batch_id={other.batch_id!r} waits for it"
+        )
 
 
 def _progress_text(record: BatchRecord, recorded: int) -> str:
