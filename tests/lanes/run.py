@@ -1,43 +1,75 @@
-"""Run lanes one after the other, all of them also where one fails, and print the time that each took.
+"""Run lanes, two at once, all of them also where one fails, and print the time that each took.
 
-python tests/lanes/run.py lint types unit
+    python tests/lanes/run.py lint types unit
+
+Many tests wait for servers, processes and locks, and the checkers of types use one processor each: a second lane fills
+what the first one leaves idle. What lanes print does not mix: it follows when a lane has ended.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 
 class Run(NamedTuple):
+    """A lane that has ended."""
+
     lane: str
     seconds: float
     succeeded: bool
+    output: str
+    """What it printed; empty where that has been seen already."""
 
     def __str__(self) -> str:
         return f"{self.lane:<10} {self.seconds:7.1f} s  {'ok' if self.succeeded else 'FAILED'}"
 
 
-def run(lane: str) -> Run:
-    """Run one lane, with all that it prints."""
+def run(lane: str, *, alone: bool) -> Run:
+    """Run one lane with all that it prints, at once where it runs alone."""
+    command = [os.environ.get("MAKE", "make"), "--no-print-directory", lane]
     began = time.monotonic()
-    ended = subprocess.run([os.environ.get("MAKE", "make"), "--no-print-directory", lane], check=False)
-    return Run(lane, time.monotonic() - began, ended.returncode == 0)
+    with tempfile.TemporaryFile() as printed:
+        output = None if alone else printed
+        ended = subprocess.run(command, stdout=output, stderr=output, check=False)
+        printed.seek(0)
+        text = printed.read().decode(errors="replace")
+    return Run(lane, time.monotonic() - began, ended.returncode == 0, text)
 
 
-def main(lanes: list[str]) -> int:
+def run_all(lanes: Sequence[str], at_once: int) -> Iterator[Run]:
+    """Run the lanes in their order, at most so many at once; yield each when it has ended."""
+    # The threads only wait for their lane. What stops this program stops the lanes, too: they are in its group.
+    with ThreadPoolExecutor(at_once) as lanes_at_once:
+        waiting = list(lanes)
+        running: set[Future[Run]] = set()
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                print(f"-- {waiting[0]} begins", flush=True)
+                running.add(lanes_at_once.submit(run, waiting.pop(0), alone=at_once == 1))
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (each.result() for each in ended)
+
+
+def main(lanes: Sequence[str], at_once: int) -> int:
     runs: list[Run] = []
+    began = time.monotonic()
     try:
-        for lane in lanes:
-            print(f"== {lane}", flush=True)
-            runs.append(run(lane))
+        for each in run_all(lanes, at_once):
+            runs.append(each)
+            if each.output:
+                print(f"== {each.lane}\n{each.output}", end="", flush=True)
     except KeyboardInterrupt:
         print("\nstopped")
-    print("\n" + "\n".join(map(str, runs)))
-    print(f"{'together':<10} {sum(each.seconds for each in runs):7.1f} s")
+    print("\n" + "\n".join(map(str, sorted(runs, key=lambda each: lanes.index(each.lane)))))
+    print(f"{'together':<10} {time.monotonic() - began:7.1f} s")
     failed = [each.lane for each in runs if not each.succeeded]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
@@ -45,4 +77,8 @@ def main(lanes: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("lanes", nargs="+")
+    parser.add_argument("--at-once", type=int, default=min(2, os.cpu_count() or 1))
+    options = parser.parse_args()
+    sys.exit(main(options.lanes, options.at_once))
