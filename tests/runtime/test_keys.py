@@ -393,9 +393,9 @@ def taken(found: Recorded, base: str) -> str | None:
     return None if checkpoint is None else checkpoint.key
 
 
-def test_identical_calls_take_successes_in_order_and_then_failures() -> None:
+def test_identical_calls_take_successes_and_failures_in_the_order_of_the_calls() -> None:
     found = recorded("-a#0", "+a#2", "+a#1", "-a#3", "+b#0", "+a#10")
-    assert [taken(found, "a") for _ in range(6)] == ["a#1", "a#2", "a#10", "a#0", "a#3", None]
+    assert [taken(found, "a") for _ in range(6)] == ["a#0", "a#1", "a#2", "a#3", "a#10", None]
     assert found.unused == 1
     assert taken(found, "b") == "b#0"
     assert found.unused == 0

@@ -712,6 +712,92 @@ async def test_a_failure_within_a_failure_is_forgotten_with_it(store: Store) -> 
     assert log.counts == {"first": 2, "instead": 1}
 
 
+@pytest.mark.parametrize("way", ["in turn", "gathered"])
+@pytest.mark.parametrize("crashes", [1, 2, 3])
+async def test_identical_calls_keep_their_order_over_failures_and_successes(
+    store: Store, crashes: int, way: Literal["in turn", "gathered"]
+) -> None:
+    log = Log()
+    attempts = count(1)
+
+    @durable_activity(retry=ONCE)
+    async def quote(item: str) -> int:
+        log.note("quote")
+        if log.counts["quote"] == 1:
+            raise ConnectionError("the exchange is closed")
+        return 42
+
+    @durable_activity
+    async def keep(price: int | None) -> str:
+        log.note(f"keep {price}")
+        return f"kept {price}"
+
+    async def quote_or_none(item: str) -> int | None:
+        if way == "gathered":
+            (found,) = await asyncio.gather(quote(item), return_exceptions=True)
+            return found if isinstance(found, int) else None
+        try:
+            return await quote(item)
+        except ActivityFailedError:
+            return None
+
+    @workflow(STAGES)
+    async def run(document: str) -> list[Any]:
+        morning = await quote_or_none(document)
+        kept = await keep(morning)
+        evening = await quote_or_none(document)
+        if next(attempts) <= crashes:
+            raise RuntimeError("stands for a crash at this point")
+        return [morning, kept, evening]
+
+    async with BatchOrchestrator(run, store=store, config=retrying(crashes + 1)) as batches:
+        result = await within(batches.run(["gold"]))
+        assert await everything(batches.results(result.batch_id)) == [
+            DocumentSucceeded(document_id="0", value=[None, "kept None", 42])
+        ]
+    assert log.calls == ["quote", "keep None", "quote"]
+
+
+async def test_all_replayed_failures_of_a_group_are_forgotten(open_store: StoreMaker) -> None:
+    log = Log()
+
+    @durable_activity(retry=ONCE)
+    async def step(name: str) -> str:
+        log.note(name)
+        if log.counts[name] == 1:
+            raise ConnectionError(name)
+        return name
+
+    @durable_activity
+    async def hold() -> str:
+        log.note("hold")
+        await log.gate.wait()
+        return "held"
+
+    @workflow(STAGES)
+    async def run(document: str) -> list[str]:
+        found = await asyncio.gather(step("a"), step("b"), hold(), return_exceptions=True)
+        if log.counts["hold"] == 1:
+            raise AssertionError("the process was to end before this")
+        return [one if isinstance(one, str) else await again(one) for one in found]
+
+    async def again(error: BaseException) -> str:
+        raise error
+
+    config = retrying(2)
+    worker = Worker(open_store(None), drain=NO_DRAIN)
+    async with BatchOrchestrator(run, worker=worker, config=config) as batches:
+        batch_id = await batches.submit(["x"])
+
+        async def both_recorded() -> bool:
+            return await batches.count_checkpoints(batch_id) == 2
+
+        await eventually(both_recorded)
+    log.gate.set()
+    assert await resumed(run, open_store, batch_id) == [DocumentSucceeded(document_id="0", value=["a", "b", "held"])]
+    assert log.counts == {"a": 2, "b": 2, "hold": 2}
+
+
 async def test_all_failures_of_a_group_are_forgotten(store: Store) -> None:
     log = Log()
     both = asyncio.Barrier(2)

@@ -74,11 +74,11 @@ class Attempt:
         self._stopping: StopReason | None = None
         self._ended = False
         self._calls: set[Call] = set()
-        self._calls_started = 0
+        self._calls_made = 0
         self._idle: asyncio.Future[None] | None = None
         self._cancel_when_idle = False
         self._unwound = False
-        self._failures: dict[str, int] = {}
+        self._failures: dict[str, tuple[int, asyncio.Task[Any] | None]] = {}
 
     @property
     def context(self) -> ExecutionContext:
@@ -253,10 +253,12 @@ class Attempt:
             self._check_input(bound, base)
         if activity.stage is not None:
             self._enter(activity.stage, activity.name)
+        self._calls_made += 1
+        if self._failures:
+            self._went_on()
         checkpoint = self.recorded.take(base)
         if checkpoint is not None:
             return self._replay(definition, checkpoint)
-        self._calls_started += 1
         call = Call(self._resources, bound, self.recorded.new_key(base), self, asyncio.current_task())
         call.stage_index = self._stage_of_attempt
         self._calls.add(call)
@@ -325,6 +327,8 @@ class Attempt:
                 return definition.codec.decode(checkpoint.payload)
         error = ActivityFailure.decode(checkpoint.payload).error(batch_id, document_id)
         self._note_failure(error, checkpoint.key)
+        # Siblings in a `gather`, whose calls are made in this turn of the loop, have not gone on after it.
+        asyncio.get_running_loop().call_soon(self._note_siblings, checkpoint.key)
         raise error
 
     async def _try(self, call: Call, first: BaseException | None = None) -> tuple[bytes, Any]:
@@ -390,9 +394,19 @@ class Attempt:
     # ---- failures --------------------------------------------------------------------------------------------
 
     def _note_failure(self, error: ActivityFailedError, key: str) -> None:
-        self._failures[key] = self._calls_started
+        self._failures[key] = self._calls_made, asyncio.current_task()
         note_checkpoint(error, key)
 
+    def _note_siblings(self, key: str) -> None:
+        noted = self._failures.get(key)
+        if noted is not None:
+            self._failures[key] = self._calls_made, noted[1]
+
+    def _went_on(self) -> None:
+        """Drop the failures that this task has caught: it makes another call after them, a replayed one perhaps."""
+        task = asyncio.current_task()
+        self._failures = {key: noted for key, noted in self._failures.items() if noted[1] is not task}
+
     def _failed(self, error: BaseException) -> AttemptFailed:
-        last = (key for key, started in self._failures.items() if started == self._calls_started)
+        last = (key for key, (made, _) in self._failures.items() if made == self._calls_made)
         return failed(error, self.execution.attempt, last)

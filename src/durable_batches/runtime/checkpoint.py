@@ -147,23 +147,22 @@ def _digest(data: bytes) -> str:
 class Recorded:
     """The checkpoints that an attempt found, and the keys of its new calls.
 
-    A call takes the first unused recorded success of its key, or else the next recorded failure. A call that finds
-    neither is new, and gets a key that no other call of this execution has.
+    The calls of one key take its checkpoints in the order in which those calls were begun, successes and failures
+    alike: which of them had failed decides what the code between them did. A call that finds none is new, and gets a
+    key that no other call of this execution has.
     """
 
-    __slots__ = ("_failures", "_inputs", "_next", "_successes", "found", "used")
+    __slots__ = ("_inputs", "_next", "_waiting", "found", "used")
 
     def __init__(self, checkpoints: Iterable[CheckpointRecord] = ()) -> None:
-        self._successes: dict[str, list[CheckpointRecord]] = {}
-        self._failures: dict[str, list[CheckpointRecord]] = {}
+        self._waiting: dict[str, list[CheckpointRecord]] = {}
         self._next: dict[str, int] = {}
         self._inputs: dict[str, str] = {}
         self.found: int = 0
         self.used: int = 0
         for checkpoint in sorted(checkpoints, key=_occurrence, reverse=True):
             base, occurrence = _split(checkpoint.key)
-            recorded = self._successes if checkpoint.kind == "succeeded" else self._failures
-            recorded.setdefault(base, []).append(checkpoint)
+            self._waiting.setdefault(base, []).append(checkpoint)
             self._next[base] = max(self._next.get(base, 0), occurrence + 1)
             self.found += 1
 
@@ -176,12 +175,11 @@ class Recorded:
         """Return the checkpoint of the next call with this key, if there is one."""
         if self.used == self.found:
             return None
-        for recorded in (self._successes, self._failures):
-            waiting = recorded.get(base)
-            if waiting:
-                self.used += 1
-                return waiting.pop()
-        return None
+        waiting = self._waiting.get(base)
+        if not waiting:
+            return None
+        self.used += 1
+        return waiting.pop()
 
     def new_key(self, base: str) -> str:
         """Make the complete key of a call that found no checkpoint."""
