@@ -31,6 +31,7 @@ from durable_batches.runtime.call import Call, RunningCall
 from durable_batches.runtime.checkpoint import Recorded
 from durable_batches.runtime.context import ExecutionContext, enter_activity, enter_workflow, leave
 from durable_batches.runtime.definition import ActivityDefinition
+from durable_batches.runtime.identity import Identities
 from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.tracebacks import trim
 
@@ -75,6 +76,7 @@ class Attempt:
         self._ended = False
         self._calls: set[Call] = set()
         self._calls_made = 0
+        self._identities = Identities()
         self._idle: asyncio.Future[None] | None = None
         self._cancel_when_idle = False
         self._unwound = False
@@ -249,6 +251,7 @@ class Attempt:
         except PayloadError as error:
             error.locate(self.execution.batch_id, self.execution.document_id)
             raise
+        self._identities.check(bound, base)
         if activity.explicit_key is not None or definition.key is not None:
             self._check_input(bound, base)
         if activity.stage is not None:

@@ -61,12 +61,13 @@ class ActivityDefinition(Generic[T]):
         self.replacement: Replacement | None = None
         self.dependencies: dict[str, Dependency] = dependencies_of(fn)
         self.is_method: bool = False
-        self._ignore = ignore
+        self.ignore: tuple[str, ...] = ignore
         self._namespace = namespace
         self._signature = inspect.signature(fn)
         # It is a method if a class has it as an attribute; a static method may look like one as well.
         self._takes_instance = _is_in_class(fn) and _first_is_instance(self._signature)
         self.name: str = _name_of(fn, in_class=self._takes_instance) if name is None else name
+        self.label: str = f"{self.name}:{version}"
         self._positional = _positional(self._signature)[1 if self._takes_instance else 0 :]
         # Whether each argument of a call is an input: no instance, no dependency.
         self.all_input: bool = not self._takes_instance and not self.dependencies
@@ -132,8 +133,8 @@ class ActivityDefinition(Generic[T]):
                 f"activity {self.name!r} is a generator; an activity returns one result, a list for example"
             )
         check_callable(f"activity {self.name!r}: key", self.key, optional=True, error=ActivityDefinitionError)
-        check_names(f"activity {self.name!r}: ignore", self._ignore, error=ActivityDefinitionError)
-        unknown = [name for name in self._ignore if name not in self._signature.parameters]
+        check_names(f"activity {self.name!r}: ignore", self.ignore, error=ActivityDefinitionError)
+        unknown = [name for name in self.ignore if name not in self._signature.parameters]
         if unknown:
             raise ActivityDefinitionError(f"activity {self.name!r} has no parameter {unknown[0]!r} to ignore")
         # A name that is defined later in the module is resolved at the first call.
@@ -156,8 +157,8 @@ class ActivityDefinition(Generic[T]):
             )
         returned = hints.pop("return")
         signature = self._signature_of_inputs()
-        digested = {name: hint for name, hint in hints.items() if name not in self._ignore}
-        missing = [name for name in signature.parameters if name not in hints and name not in self._ignore]
+        digested = {name: hint for name, hint in hints.items() if name not in self.ignore}
+        missing = [name for name in signature.parameters if name not in hints and name not in self.ignore]
         if missing and self.key is None:
             raise ActivityDefinitionError(
                 f"parameter {missing[0]!r} of activity {self.name!r} has no annotation; annotate it, or leave it "
