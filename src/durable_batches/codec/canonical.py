@@ -1,7 +1,8 @@
 """Encode inputs canonically, for the digests in checkpoint keys.
 
 Fields equal to their defaults are left out, so that adding an optional field changes no digest; sets and dict keys
-are sorted; members of a union are told apart by their class. Written only, never read. The keys of recorded
+are sorted; members of a union are told apart by their class; what the annotation does not have, and the activity sees
+all the same, is appended. Written only, never read. The keys of recorded
 activities depend on every byte of it.
 """
 
@@ -15,6 +16,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, core_schema, to_json
 
+from durable_batches.codec.exactness import certain_of, types_in
+from durable_batches.codec.hidden import Hidden, may_hide
 from durable_batches.codec.refusals import (
     is_suspicious,
     refusal_of,
@@ -35,16 +38,38 @@ _SHORTEST_INT: Final = -_LONGEST_INT
 class Digester:
     """Encode the values of one parameter canonically, for a digest. There is no decoding."""
 
-    __slots__ = ("_scalar", "_serializer", "_what")
+    __slots__ = ("_certain", "_scalar", "_serializer", "_what", "hidden", "loose")
 
     def __init__(self, annotation: Any, what: str) -> None:
-        schema = _canonical(configured(schema_of(annotation, what)))
+        plain = configured(schema_of(annotation, what))
+        schema = _canonical(plain)
         self._serializer = serializer_of(schema)
         self._what = what
+        self.hidden: Hidden = Hidden(plain, what, _hidden_in, _encoded)
+        self.loose: bool = "any" in types_in(plain)
+        """Whether values of several types may be written the same way."""
+        self._certain = certain_of(plain) if may_hide(plain) else None
         self._scalar = scalar_of(schema)
 
     def encode(self, value: Any) -> bytes:
         """Encode a value canonically.
+
+        Raises:
+            PayloadError: The value is not encodable.
+        """
+        payload = self.written(value)
+        if self._certain is not None and not self._certain(value):
+            try:
+                hidden = self.hidden.of(value)
+            except RecursionError as error:
+                raise refusal_of(self._what, value, error, iterators=False) from None
+            if hidden:
+                # No JSON has this byte: inputs that hide nothing have another form, and keep their keys.
+                return payload + b"\0" + hidden
+        return payload
+
+    def written(self, value: Any) -> bytes:
+        """Encode what the serializer writes of a value.
 
         Raises:
             PayloadError: The value is not encodable.
@@ -160,11 +185,25 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel) or is_data(value):
         digester = _digester_of(type(value))
         if digester is not None:
-            return json.loads(digester.encode(value))
+            return json.loads(digester.written(value))
         # Its class cannot be recorded, because of an annotation; its values perhaps can.
         return {name: _plain(part) for name, part in parts_of(value)}
     refuse_iterator(value)
     return value
+
+
+def _hidden_in(cls: type[Any]) -> Hidden | None:
+    digester = _digester_of(cls)
+    return None if digester is None else digester.hidden
+
+
+def _encoded(value: Any) -> bytes:
+    return _of_anything().encode(value)
+
+
+@lru_cache(maxsize=1)
+def _of_anything() -> Digester:
+    return Digester(Any, "it")
 
 
 @lru_cache(maxsize=1024)

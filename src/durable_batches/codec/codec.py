@@ -3,7 +3,8 @@
 The format is JSON, by pydantic. Two things are made stricter than its defaults. `bytes` anywhere inside a value,
 also in models with a configuration of their own, are base64, so that they come back exactly; and what JSON would
 change silently (NaN, infinities, lone surrogates, values that are not of their annotated type) is refused with
-the path to it. Types only: nothing that is read can make the library run code.
+the path to it; so is a value that does not come back as it was. Types only: nothing that is read can make the library
+run code.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
+from durable_batches.codec.comparison import difference
+from durable_batches.codec.exactness import certain_of, types_in
 from durable_batches.codec.refusals import (
     first_problem,
     is_suspicious,
     may_be_unstorable,
     refusal_of,
+    refuse_lost_fields,
     refuse_secrets,
     refuse_unstorable,
 )
@@ -47,11 +51,12 @@ class Codec(Generic[T]):
         ActivityDefinitionError: Values of this annotation cannot be recorded.
     """
 
-    __slots__ = ("_limit", "_scalar", "_serializer", "_strict", "_validator", "_what")
+    __slots__ = ("_certain", "_limit", "_scalar", "_serializer", "_strict", "_validator", "_what", "_zones")
 
     def __init__(self, annotation: Any, what: str, *, limit: int = MAX_PAYLOAD_BYTES) -> None:
         schema = configured(schema_of(annotation, what))
         refuse_secrets(schema, what)
+        refuse_lost_fields(schema, what)
         self._serializer = serializer_of(schema)
         self._validator = validator_of(schema)
         self._what = what
@@ -59,6 +64,8 @@ class Codec(Generic[T]):
         self._scalar = scalar_of(schema)
         # Only these can hold values that JSON cannot represent.
         self._strict = may_be_unstorable(schema)
+        self._certain = certain_of(schema)
+        self._zones = not types_in(schema).isdisjoint(("datetime", "time"))
 
     def encode(self, value: T) -> bytes:
         """Encode a value.
@@ -99,13 +106,23 @@ class Codec(Generic[T]):
         return value
 
     def recoded(self, value: T) -> tuple[bytes, T]:
-        """Encode a value and decode it again, as a replay does."""
+        """Encode a value and decode it again, as a replay does.
+
+        Raises:
+            PayloadError: The value cannot be stored exactly, or does not come back as it was.
+            PayloadTooLargeError: The encoded value exceeds the limit.
+        """
         payload = self.encode(value)
         scalar = self._scalar
         if type(value) is scalar and (scalar is not int or len(payload) < _LONG_INT):
             # Immutable, and decoded as it is.
             return payload, value
-        return payload, self._decoded(payload, reading=False)
+        decoded = self._decoded(payload, reading=False)
+        if self._certain is not None and not self._certain(value):
+            changed = difference(value, decoded, zones=self._zones)
+            if changed is not None:
+                raise PayloadError(self._what, *changed)
+        return payload, decoded
 
 
 class payload_of:  # noqa: N801  (used like a function)

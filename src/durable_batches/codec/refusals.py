@@ -25,6 +25,7 @@ __all__ = [
     "may_be_unstorable",
     "refusal_of",
     "refuse_iterator",
+    "refuse_lost_fields",
     "refuse_secrets",
     "refuse_unstorable",
 ]
@@ -78,6 +79,27 @@ def _is_secret(part: dict[str, Any]) -> bool:
     return name.startswith("_serialize_secret") and getattr(function, "__module__", "") == "pydantic.types"
 
 
+def refuse_lost_fields(schema: Any, what: str) -> None:
+    """Refuse a schema with a field that is never written, and that no value can be read without.
+
+    Raises:
+        ActivityDefinitionError: It has one.
+    """
+
+    def look(part: dict[str, Any]) -> dict[str, Any]:
+        inner: Any = part.get("schema")
+        if part["type"] == "model" and is_dict(inner) and inner["type"] == "model-fields":
+            for name, field in inner["fields"].items():
+                if field.get("serialization_exclude") and field["schema"]["type"] != "default":
+                    raise ActivityDefinitionError(
+                        f"{what} cannot be recorded: field {name!r} of {part['cls'].__name__} is required, and never "
+                        "written (exclude=True); give it a default, or write it"
+                    )
+        return part
+
+    rewritten(schema, look)
+
+
 def may_be_unstorable(schema: Any) -> bool:
     """Tell whether values may hold NaN, an infinity, or a key that is no Unicode: floats, dicts, anything."""
     found = False
@@ -87,6 +109,7 @@ def may_be_unstorable(schema: Any) -> bool:
         config: dict[str, Any] = part.get("config") or {}
         if (
             part["type"] not in _STORABLE
+            or (part["type"] == "literal" and any(isinstance(value, float) for value in part["expected"]))
             or "serialization" in part
             or part.get("extra_behavior") == "allow"
             or config.get("extra_fields_behavior") == "allow"

@@ -22,7 +22,7 @@ from pydantic_core import core_schema
 
 from durable_batches.codec.shapes import is_dict, is_sequence
 
-__all__ = ["classes_by_ref", "with_members_named", "without_names"]
+__all__ = ["class_of", "classes_by_ref", "with_members_named", "without_names"]
 
 _CLASSES: Final[Mapping[str, type[Any]]] = {
     "bool": bool,
@@ -66,7 +66,7 @@ def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) 
     members: dict[type[Any], list[Any]] = {}
     unknown: list[Any] = []
     for choice in choices:
-        cls = _class_of(choice, classes)
+        cls = class_of(choice, classes)
         if cls is None:
             unknown.append(choice)
         else:
@@ -103,7 +103,7 @@ def classes_by_ref(schema: Any) -> dict[str, type[Any]]:
     while waiting:
         part = waiting.pop()
         if is_dict(part):
-            cls = _class_of(part, {}) if isinstance(part.get("ref"), str) else None
+            cls = class_of(part, {}) if isinstance(part.get("ref"), str) else None
             if cls is not None:
                 found[part["ref"]] = cls
             waiting += [value for key, value in part.items() if key not in ("metadata", "cls", "default")]
@@ -141,7 +141,7 @@ def _json_kind(cls: type[Any]) -> str | None:
     return "string" if cls in _CLASSES.values() else None
 
 
-def _class_of(schema: Any, classes: Mapping[str, type[Any]]) -> type[Any] | None:
+def class_of(schema: Any, classes: Mapping[str, type[Any]]) -> type[Any] | None:
     """Return the class of a schema's values; None if it is unknown."""
     match schema.get("type"):
         case "model" | "dataclass" | "enum" | "is-instance" | "named-tuple" if isinstance(schema["cls"], type):
@@ -150,13 +150,13 @@ def _class_of(schema: Any, classes: Mapping[str, type[Any]]) -> type[Any] | None
         case "definition-ref":
             return classes.get(schema["schema_ref"])
         case "lax-or-strict":
-            return _class_of(schema["strict_schema"], classes)
+            return class_of(schema["strict_schema"], classes)
         case "json-or-python":
-            return _class_of(schema["python_schema"], classes)
+            return class_of(schema["python_schema"], classes)
         case "function-after" | "function-before" | "function-wrap" | "default" | "custom-error":
             # An address (AnyUrl) serializes itself; what it wraps is one of pydantic's core.
             own: object = getattr(schema.get("serialization", {}).get("function"), "__self__", None)
-            return own if isinstance(own, type) else _class_of(schema["schema"], classes)
+            return own if isinstance(own, type) else class_of(schema["schema"], classes)
         case "literal":
             kinds: set[type[Any]] = {type(value) for value in schema["expected"]}
             return kinds.pop() if len(kinds) == 1 else None

@@ -248,10 +248,10 @@ class Attempt:
             raise asyncio.CancelledError
         try:
             base = bound.base_key()
+            self._identities.check(bound, base)
         except PayloadError as error:
             error.locate(self.execution.batch_id, self.execution.document_id)
             raise
-        self._identities.check(bound, base)
         if activity.explicit_key is not None or definition.key is not None:
             self._check_input(bound, base)
         if activity.stage is not None:

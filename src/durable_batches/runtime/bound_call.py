@@ -54,6 +54,11 @@ class BoundCall:
             return definition.keys.base(self.args, self.kwargs)
         return definition.keys.base(*definition.inputs(self.args, self.kwargs))
 
+    def form(self) -> str:
+        """List the types in the input that the key does not show."""
+        definition = self.definition
+        return definition.keys.form(*definition.inputs(self.args, self.kwargs))
+
     def input_digest(self) -> str | None:
         """Digest the input of a call whose key is explicit; None where it cannot have a digest."""
         definition = self.definition

@@ -13,6 +13,7 @@ from inspect import Parameter, Signature
 from typing import Any, Final
 
 from durable_batches.codec.canonical import Digester
+from durable_batches.codec.hidden import form_of
 from durable_batches.errors import CheckpointMismatchError, PayloadError
 from durable_batches.lifecycle.records import CheckpointRecord
 
@@ -32,7 +33,7 @@ class CallKeys:
         hints: The parameters' annotations; parameters without one are not part of the digest.
     """
 
-    __slots__ = ("_digesters", "_direct", "_names", "_prefix", "_signature", "_simple", "_single")
+    __slots__ = ("_digesters", "_direct", "_names", "_prefix", "_signature", "_simple", "_single", "loose")
 
     def __init__(
         self,
@@ -62,6 +63,8 @@ class CallKeys:
         ]
         # By name, so that parameters may change their order.
         self._digesters = tuple(sorted(digesters, key=lambda digester: digester[0]))
+        self.loose: bool = any(digester.loose for _, _, digester, _ in self._digesters)
+        """Whether inputs of several types may have one key."""
         # If each parameter has a digest and none a default, calls that pass all by position need no binding.
         places = {name: index for index, name in enumerate(self._names)}
         direct = self._simple and len(digesters) == len(places)
@@ -94,6 +97,16 @@ class CallKeys:
         except PayloadError:
             # An explicit key is for inputs that have no stable digest.
             return None
+
+    def form(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """List the types in an input that its key does not show."""
+        arguments = self._bound(args, kwargs)
+        forms = [
+            f"{name}{form}"
+            for name, _, digester, _ in self._digesters
+            if digester.loose and name in arguments and (form := form_of(arguments[name]))
+        ]
+        return "\n".join(forms)
 
     def _canonical(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         if not kwargs:

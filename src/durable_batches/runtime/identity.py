@@ -13,13 +13,13 @@ from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from pydantic import BaseModel
 
 from durable_batches.codec.shapes import is_data, is_dict, is_sequence, is_set
-from durable_batches.errors import ActivityDefinitionError
+from durable_batches.errors import ActivityDefinitionError, PayloadError
 from durable_batches.runtime.activity import DurableActivity
 
 if TYPE_CHECKING:
@@ -53,11 +53,12 @@ _MISSING: Final = object()
 class Identities:
     """The activities that an attempt has called, and the objects that their methods were bound to."""
 
-    __slots__ = ("_definitions", "_instances")
+    __slots__ = ("_definitions", "_forms", "_instances")
 
     def __init__(self) -> None:
         self._definitions: dict[str, ActivityDefinition[Any]] = {}
         self._instances: dict[str, object] = {}
+        self._forms: dict[str, str] = {}
 
     def check(self, bound: BoundCall, base: str) -> None:
         """Refuse a call that could be answered by the result of another one.
@@ -69,6 +70,7 @@ class Identities:
         Raises:
             ActivityDefinitionError: Another activity has the same name and version, or the same call was made on an
                 object that differs from this one.
+            PayloadError: An input of other types was written the same way.
         """
         definition, instance = bound.definition, bound.activity.instance
         known = self._definitions.setdefault(definition.label, definition)
@@ -77,7 +79,16 @@ class Identities:
                 f"two activities of the name {definition.name!r} were called for one document, and their recorded "
                 "results could not be told apart; give one of them another name: durable_activity(name=...)"
             )
-        if instance is not None and definition.key is None and bound.activity.explicit_key is None:
+        if definition.key is not None or bound.activity.explicit_key is not None:
+            return
+        if definition.keys.loose and self._forms.setdefault(base, form := bound.form()) != form:
+            raise PayloadError(
+                f"the input of activity {definition.name!r}",
+                "$",
+                "another call for the document has an input of other types that is written the same way, and their "
+                "recorded results could not be told apart; annotate the parameter with its types",
+            )
+        if instance is not None:
             difference = _difference(self._instances.setdefault(base, instance), instance, _DEPTH)
             if difference is not None:
                 raise ActivityDefinitionError(
@@ -135,8 +146,7 @@ def _same(one: Any, other: Any, depth: int) -> bool:
 
 
 def _function_of(value: Any) -> Callable[..., Any] | None:
-    found: Callable[..., Any] | None = value.definition.fn if type(value) is DurableActivity else None
-    return found
+    return cast(DurableActivity[..., Any], value).definition.fn if type(value) is DurableActivity else None
 
 
 def _equal(one: object, other: object) -> bool:

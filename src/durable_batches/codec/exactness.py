@@ -1,0 +1,269 @@
+"""Tell, from a schema, which values a serializer writes whole: quick predicates, compiled once for each type.
+
+A serializer goes by the annotation. Of an instance of a subclass it writes the fields of the annotated class, of a
+dict the text of each key, and of a field that is excluded nothing. A value that is exactly of its annotated classes
+loses nothing; telling so takes a look at the class of each model in it, and for most types no look at all. All other
+values have to be looked at in detail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, time
+from typing import Any, Final, TypeAlias
+
+from durable_batches.codec.shapes import is_dict, is_sequence
+from durable_batches.codec.unions import without_names
+
+__all__ = ["Certain", "certain_of", "has_fixed_zone", "is_excluded", "parts_by_ref", "types_in"]
+
+Certain: TypeAlias = Callable[[Any], bool]
+"""Whether a value is certainly written whole, and read as it was; False: it has to be looked at."""
+
+_SCALARS: Final = frozenset("int str bool none float bytes date timedelta uuid decimal literal enum".split())
+_SCALAR_CLASSES: Final = frozenset((int, str, bool, float, bytes, type(None)))
+_TEXT_CHANGES: Final = ("strip_whitespace", "to_lower", "to_upper")
+_CONFIGURED_CHANGES: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper")
+_KEYS: Final[Mapping[str, type[Any]]] = {"str": str, "int": int}
+
+_MISSING: Final = object()
+
+
+def certain_of(schema: Any) -> Certain | None:
+    """Compile the predicate of a schema; None: all values that the serializer takes are certain."""
+    return _Compiler(parts_by_ref(schema)).of(schema)
+
+
+def has_fixed_zone(value: datetime | time) -> bool:
+    """Tell whether a time has no zone, or one with a single offset, which is all that can be written of a zone."""
+    return value.tzinfo is None or value.tzinfo.utcoffset(None) is not None
+
+
+def is_excluded(field: Mapping[str, Any]) -> bool:
+    """Tell whether a field of a schema may be left out when it is written."""
+    return bool(field.get("serialization_exclude")) or "serialization_exclude_if" in field
+
+
+def parts_by_ref(schema: Any) -> dict[str, dict[str, Any]]:
+    """List the parts of a schema that other parts refer to."""
+    return {part["ref"]: part for part in _parts_of(schema) if isinstance(part.get("ref"), str)}
+
+
+def types_in(schema: Any) -> set[str]:
+    """List the types of all parts of a schema."""
+    return {part["type"] for part in _parts_of(schema)}
+
+
+def _parts_of(schema: Any) -> Iterable[dict[str, Any]]:
+    waiting: list[Any] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if is_dict(part):
+            if "type" in part:
+                yield part
+            waiting += [value for key, value in part.items() if key not in ("metadata", "cls", "default")]
+        elif is_sequence(part):
+            waiting += part
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
+class _Compiler:
+    """Make the predicates of one schema's parts; None in place of one that holds for each value."""
+
+    def __init__(self, by_ref: Mapping[str, dict[str, Any]]) -> None:
+        self._by_ref = by_ref
+        self._made: dict[str, Certain | None] = {}
+        self._open: set[str] = set()
+        # The class that a predicate asks for, and nothing else: many values are compared at once.
+        self._class_of: dict[Certain, type[Any]] = {}
+
+    def of(self, part: dict[str, Any]) -> Certain | None:
+        part = without_names(part)
+        kind: str = part["type"]
+        if kind == "definitions":
+            return self.of(part["schema"])
+        if "serialization" in part:
+            return _never
+        if kind in _SCALARS:
+            return _never if any(part.get(change) for change in _TEXT_CHANGES) else None
+        match kind:
+            case "definition-ref":
+                return self._of_ref(part["schema_ref"])
+            case "nullable":
+                return self._nullable(self.of(part["schema"]))
+            case "default":
+                return self._defaulting(part["schema"])
+            case "datetime" | "time":
+                return _zone_is_fixed
+            case "model":
+                return self._model(part)
+            case "dataclass":
+                return self._dataclass(part)
+            case "typed-dict":
+                return self._typed_dict(part)
+            case "list":
+                return self._items(list, part.get("items_schema"))
+            case "tuple":
+                return self._tuple(part)
+            case "set" | "frozenset":
+                items = part.get("items_schema")
+                cls = set if kind == "set" else frozenset
+                return self._exactly(cls) if items is not None and self.of(items) is None else _never
+            case "dict":
+                return self._dict(part)
+            case "union":
+                return self._union([choice[0] if is_sequence(choice) else choice for choice in part["choices"]])
+            case "tagged-union":
+                return self._union([choice for choice in part["choices"].values() if is_dict(choice)])
+            case _:
+                return _never
+
+    def _of_ref(self, ref: str) -> Certain | None:
+        made = self._made
+        if ref in self._open:
+            # Within itself: the predicate is there by the time that a value is asked about.
+            def later(value: Any) -> bool:
+                certain = made[ref]
+                return certain is None or certain(value)
+
+            return later
+        if ref not in made:
+            self._open.add(ref)
+            made[ref] = self.of(self._by_ref[ref]) if ref in self._by_ref else _never
+            self._open.discard(ref)
+        return made[ref]
+
+    def _exactly(self, cls: type[Any]) -> Certain:
+        def certain(value: Any) -> bool:
+            return type(value) is cls
+
+        self._class_of[certain] = cls
+        return certain
+
+    def _nullable(self, inner: Certain | None) -> Certain | None:
+        if inner is None or inner is _never:
+            return inner
+        return lambda value: value is None or inner(value)
+
+    def _defaulting(self, inner: dict[str, Any]) -> Certain | None:
+        # A default is left out of a key, and equals values of another type: 0 and False, 1 and 1.0.
+        certain = self.of(inner)
+        return _never if certain is None and "union" in types_in(inner) else certain
+
+    def _model(self, part: dict[str, Any]) -> Certain:
+        config: dict[str, Any] = part.get("config") or {}
+        inner: dict[str, Any] = part["schema"]
+        if (
+            part.get("post_init")
+            or part.get("custom_init")
+            or part.get("root_model")
+            or inner["type"] != "model-fields"
+            or "serialization" in inner
+            or any(config.get(change) for change in _CONFIGURED_CHANGES)
+            or "allow" in (inner.get("extra_behavior"), config.get("extra_fields_behavior"))
+        ):
+            return _never
+        fields: Mapping[str, dict[str, Any]] = inner["fields"]
+        if any(is_excluded(field) for field in fields.values()):
+            return _never
+        return self._fields(part["cls"], {name: self.of(field["schema"]) for name, field in fields.items()})
+
+    def _dataclass(self, part: dict[str, Any]) -> Certain:
+        inner: dict[str, Any] = part["schema"]
+        if part.get("post_init") or inner["type"] != "dataclass-args" or "serialization" in inner:
+            return _never
+        fields: list[dict[str, Any]] = inner["fields"]
+        if any(is_excluded(field) or field.get("init") is False or field.get("init_only") for field in fields):
+            return _never
+        config: dict[str, Any] = part.get("config") or {}
+        if any(config.get(change) for change in _CONFIGURED_CHANGES):
+            return _never
+        return self._fields(part["cls"], {field["name"]: self.of(field["schema"]) for field in fields})
+
+    def _fields(self, cls: type[Any], certain_of: Mapping[str, Certain | None]) -> Certain:
+        if _never in certain_of.values():
+            return _never
+        asked = [(name, certain) for name, certain in certain_of.items() if certain is not None]
+        if not asked:
+            return self._exactly(cls)
+
+        def certain(value: Any) -> bool:
+            if type(value) is not cls:
+                return False
+            return all(one(getattr(value, name, _MISSING)) for name, one in asked)
+
+        return certain
+
+    def _typed_dict(self, part: dict[str, Any]) -> Certain:
+        fields: Mapping[str, dict[str, Any]] = part["fields"]
+        inner = {name: self.of(field["schema"]) for name, field in fields.items()}
+        if _never in inner.values() or any(is_excluded(field) for field in fields.values()):
+            return _never
+        asked = [(name, certain) for name, certain in inner.items() if certain is not None]
+        names = frozenset(fields)
+
+        def certain(value: Any) -> bool:
+            if type(value) is not dict or not value.keys() <= names:
+                return False
+            return all(one(value[name]) for name, one in asked if name in value)
+
+        return certain
+
+    def _items(self, cls: type[Any], schema: dict[str, Any] | None) -> Certain:
+        inner = _never if schema is None else self.of(schema)
+        if inner is None:
+            return self._exactly(cls)
+        if inner is _never:
+            return _never
+        all_certain = self._all(inner)
+        return lambda value: type(value) is cls and all_certain(value)
+
+    def _all(self, certain: Certain) -> Callable[[Iterable[Any]], bool]:
+        cls = self._class_of.get(certain)
+        if cls is not None:
+            only = {cls}
+            return lambda values: only.issuperset(map(type, values))
+        return lambda values: all(map(certain, values))
+
+    def _tuple(self, part: dict[str, Any]) -> Certain:
+        schemas: list[dict[str, Any]] = part["items_schema"]
+        if part.get("variadic_item_index") is not None and len(schemas) == 1:
+            return self._items(tuple, schemas[0])
+        inner = [self.of(schema) for schema in schemas]
+        return self._exactly(tuple) if all(certain is None for certain in inner) else _never
+
+    def _dict(self, part: dict[str, Any]) -> Certain:
+        keys, values = part.get("keys_schema"), part.get("values_schema")
+        if keys is None or values is None or keys["type"] not in _KEYS or self.of(keys) is not None:
+            return _never
+        inner = self.of(values)
+        if inner is _never:
+            return _never
+        only = {_KEYS[keys["type"]]}
+        all_certain = None if inner is None else self._all(inner)
+
+        def certain(value: Any) -> bool:
+            if not is_dict(value) or type(value) is not dict or not only.issuperset(map(type, value)):
+                return False
+            return all_certain is None or all_certain(value.values())
+
+        return certain
+
+    def _union(self, choices: list[dict[str, Any]]) -> Certain | None:
+        inner = [self.of(choice) for choice in choices]
+        asked = [certain for certain in inner if certain is not None and certain is not _never]
+        if _never in inner:
+            return _never
+        if not asked:
+            return None
+        if None not in inner:
+            return lambda value: any(certain(value) for certain in asked)
+        return lambda value: type(value) in _SCALAR_CLASSES or any(certain(value) for certain in asked)
+
+
+def _zone_is_fixed(value: Any) -> bool:
+    """See `has_fixed_zone`; what is no time is the serializer's concern."""
+    return not isinstance(value, datetime | time) or has_fixed_zone(value)
