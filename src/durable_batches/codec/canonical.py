@@ -36,9 +36,15 @@ _SHORTEST_INT: Final = -_LONGEST_INT
 
 
 class Digester:
-    """Encode the values of one parameter canonically, for a digest. There is no decoding."""
+    """Encode the values of one parameter canonically, for a digest. There is no decoding.
 
-    __slots__ = ("_certain", "_scalar", "_serializer", "_what", "hidden", "loose")
+    Attributes:
+        encode: Encodes a value: what is written of it, and what is hidden in it. Raises PayloadError.
+        hidden: What values may hide.
+        loose: Whether values of several types may be written the same way.
+    """
+
+    __slots__ = ("_certain", "_scalar", "_serializer", "_what", "encode", "hidden", "loose")
 
     def __init__(self, annotation: Any, what: str) -> None:
         plain = configured(schema_of(annotation, what))
@@ -47,26 +53,23 @@ class Digester:
         self._what = what
         self.hidden: Hidden = Hidden(plain, what, _hidden_in, _encoded)
         self.loose: bool = "any" in types_in(plain)
-        """Whether values of several types may be written the same way."""
-        self._certain = certain_of(plain) if may_hide(plain) else None
+        self._certain = certain_of(plain)
+        # Once a call: a type that can hide nothing is not asked.
+        hides = self._certain is not None and may_hide(plain)
+        self.encode: Callable[[Any], bytes] = self._whole if hides else self.written
         self._scalar = scalar_of(schema)
 
-    def encode(self, value: Any) -> bytes:
-        """Encode a value canonically.
-
-        Raises:
-            PayloadError: The value is not encodable.
-        """
+    def _whole(self, value: Any) -> bytes:
         payload = self.written(value)
-        if self._certain is not None and not self._certain(value):
-            try:
-                hidden = self.hidden.of(value)
-            except RecursionError as error:
-                raise refusal_of(self._what, value, error, iterators=False) from None
-            if hidden:
-                # No JSON has this byte: inputs that hide nothing have another form, and keep their keys.
-                return payload + b"\0" + hidden
-        return payload
+        assert self._certain is not None
+        if self._certain(value):
+            return payload
+        try:
+            hidden = self.hidden.of(value)
+        except RecursionError as error:
+            raise refusal_of(self._what, value, error, iterators=False) from None
+        # No JSON has this byte: inputs that hide nothing have another form, and keep their keys.
+        return payload + b"\0" + hidden if hidden else payload
 
     def written(self, value: Any) -> bytes:
         """Encode what the serializer writes of a value.

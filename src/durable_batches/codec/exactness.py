@@ -15,13 +15,15 @@ from typing import Any, Final, TypeAlias
 from durable_batches.codec.shapes import is_dict, is_sequence
 from durable_batches.codec.unions import without_names
 
-__all__ = ["Certain", "certain_of", "has_fixed_zone", "is_excluded", "parts_by_ref", "types_in"]
+__all__ = ["Certain", "certain_of", "has_fixed_zone", "is_excluded", "is_json", "parts_by_ref", "types_in"]
 
 Certain: TypeAlias = Callable[[Any], bool]
 """Whether a value is certainly written whole, and read as it was; False: it has to be looked at."""
 
 _SCALARS: Final = frozenset("int str bool none float bytes date timedelta uuid decimal literal enum".split())
 _SCALAR_CLASSES: Final = frozenset((int, str, bool, float, bytes, type(None)))
+_JSON_CLASSES: Final = frozenset((int, str, bool, float, type(None)))
+_TEXT: Final = frozenset((str,))
 _TEXT_CHANGES: Final = ("strip_whitespace", "to_lower", "to_upper")
 _CONFIGURED_CHANGES: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper")
 _KEYS: Final[Mapping[str, type[Any]]] = {"str": str, "int": int}
@@ -98,6 +100,8 @@ class _Compiler:
                 return self._defaulting(part["schema"])
             case "datetime" | "time":
                 return _zone_is_fixed
+            case "any":
+                return is_json
             case "model":
                 return self._model(part)
             case "dataclass":
@@ -262,6 +266,24 @@ class _Compiler:
         if None not in inner:
             return lambda value: any(certain(value) for certain in asked)
         return lambda value: type(value) in _SCALAR_CLASSES or any(certain(value) for certain in asked)
+
+
+def is_json(value: Any) -> bool:
+    """Tell whether a value, which holds no cycle, consists of what JSON has, of exactly these classes."""
+    if type(value) in _JSON_CLASSES:
+        return True
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        parts: Iterable[Any]
+        if is_dict(item) and type(item) is dict and _TEXT.issuperset(map(type, item)):
+            parts = item.values()
+        elif is_sequence(item) and type(item) is list:
+            parts = item
+        else:
+            return False
+        waiting += [part for part in parts if type(part) not in _JSON_CLASSES]
+    return True
 
 
 def _zone_is_fixed(value: Any) -> bool:

@@ -14,14 +14,17 @@ from typing import Any, Final, TypeAlias, cast
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
-from durable_batches.codec.exactness import is_excluded, parts_by_ref, types_in
+from durable_batches.codec.exactness import is_excluded, is_json, parts_by_ref, types_in
 from durable_batches.codec.shapes import is_data, is_deque, is_dict, is_sequence, is_set, parts_of
 from durable_batches.codec.unions import class_of, classes_by_ref, without_names
 from durable_batches.errors import PayloadError
 
 __all__ = ["Hidden", "form_of", "may_hide"]
 
-_HIDING: Final = frozenset("any model dataclass typed-dict dict counter defaultdict named-tuple is-instance".split())
+_HIDING: Final = frozenset("any model dataclass typed-dict dict counter defaultdict named-tuple".split())
+_BARE: Final = frozenset("int str bool none float bytes date datetime time timedelta uuid decimal literal enum".split())
+"""Types whose values hide nothing and have no parts."""
+
 _WRAPPERS: Final = frozenset(
     "definitions nullable default function-after function-before function-wrap custom-error model-field "
     "typed-dict-field dataclass-field named-tuple-field".split()
@@ -97,7 +100,9 @@ class Hidden:
         elif kind == "typed-dict":
             yield from self._in_typed_dict(part, value, path)
         elif kind in ("list", "set", "frozenset", "deque", "generator"):
-            yield from self._in_items(lambda _: part.get("items_schema", _ANY), value, path)
+            items = part.get("items_schema", _ANY)
+            if items["type"] not in _BARE:
+                yield from self._in_items(lambda _: items, value, path)
         elif kind == "tuple":
             yield from self._in_tuple(part, value, path)
         elif kind == "named-tuple":
@@ -243,6 +248,8 @@ def form_of(value: Any) -> str:
 
     They are no part of a key. Two calls of one document whose inputs have one key and not the same types are refused.
     """
+    if is_json(value):
+        return ""
     found: list[str] = []
     waiting: list[tuple[str, Any]] = [("$", value)]
     while waiting:
