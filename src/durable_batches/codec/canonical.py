@@ -9,7 +9,7 @@ activities depend on every byte of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -70,6 +70,17 @@ class Digester:
             raise refusal_of(self._what, value, error, iterators=False) from None
         # No JSON has this byte: inputs that hide nothing have another form, and keep their keys.
         return payload + b"\0" + hidden if hidden else payload
+
+    def encode_as_of(self, value: Any, fields: Collection[str]) -> bytes:
+        """Encode a value for which some fields are not left out where they have their default: it has changed since.
+
+        Raises:
+            PayloadError: The value is not encodable.
+        """
+        if not fields:
+            return self.encode(value)
+        hidden = self.hidden.with_changed(frozenset(fields)).of(value)
+        return self.written(value) + (b"\0" + hidden if hidden else b"")
 
     def written(self, value: Any) -> bytes:
         """Encode what the serializer writes of a value.

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from durable_batches.codec.shapes import is_dict, is_sequence
 from durable_batches.codec.unions import without_names
 
-__all__ = ["Certain", "certain_of", "has_fixed_zone", "is_excluded", "is_json", "parts_by_ref", "types_in"]
+__all__ = ["Certain", "certain_of", "has_fixed_zone", "is_excluded", "is_json", "parts_by_ref", "parts_in", "types_in"]
 
 Certain: TypeAlias = Callable[[Any], bool]
 """Whether a value is certainly written whole, and read as it was; False: it has to be looked at."""
@@ -48,15 +48,16 @@ def is_excluded(field: Mapping[str, Any]) -> bool:
 
 def parts_by_ref(schema: Any) -> dict[str, dict[str, Any]]:
     """List the parts of a schema that other parts refer to."""
-    return {part["ref"]: part for part in _parts_of(schema) if isinstance(part.get("ref"), str)}
+    return {part["ref"]: part for part in parts_in(schema) if isinstance(part.get("ref"), str)}
 
 
 def types_in(schema: Any) -> set[str]:
     """List the types of all parts of a schema."""
-    return {part["type"] for part in _parts_of(schema)}
+    return {part["type"] for part in parts_in(schema)}
 
 
-def _parts_of(schema: Any) -> Iterable[dict[str, Any]]:
+def parts_in(schema: Any) -> Iterable[dict[str, Any]]:
+    """List all parts of a schema."""
     waiting: list[Any] = [schema]
     while waiting:
         part = waiting.pop()

@@ -8,13 +8,14 @@ keys of inputs that hide nothing stay what they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, Final, TypeAlias, cast
 
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
-from durable_batches.codec.exactness import is_excluded, is_json, parts_by_ref, types_in
+from durable_batches.codec.exactness import is_excluded, is_json, parts_by_ref, parts_in, types_in
 from durable_batches.codec.shapes import is_data, is_deque, is_dict, is_sequence, is_set, parts_of
 from durable_batches.codec.unions import class_of, classes_by_ref, without_names
 from durable_batches.errors import PayloadError
@@ -52,7 +53,7 @@ class Hidden:
         encode: Encodes such a value.
     """
 
-    __slots__ = ("_by_ref", "_classes", "_encode", "_of_class", "_schema", "_what")
+    __slots__ = ("_by_ref", "_changed", "_classes", "_encode", "_of_class", "_schema", "_what")
 
     def __init__(self, schema: Any, what: str, of_class: Look, encode: Callable[[Any], bytes]) -> None:
         self._schema = schema
@@ -61,6 +62,27 @@ class Hidden:
         self._what = what
         self._of_class = of_class
         self._encode = encode
+        self._changed: frozenset[str] = frozenset()
+
+    def defaults(self) -> dict[str, bytes]:
+        """Encode the defaults of all fields, by class and field, but for those that are others each time."""
+        found: dict[str, bytes] = {}
+        for part in parts_in(self._schema):
+            if part["type"] not in ("model", "dataclass"):
+                continue
+            for name, field in (_fields_of(part) or {}).items():
+                with suppress(Exception):
+                    # A factory, or a default that cannot be encoded, may raise anything: such a field is not compared.
+                    default, again = (_default_of(field["schema"]) for _ in range(2))
+                    if default is not _MISSING and (encoded := self._encode(default)) == self._encode(again):
+                        found[_label(part, name)] = encoded
+        return found
+
+    def with_changed(self, changed: frozenset[str]) -> Hidden:
+        """Make a copy for which these fields (`defaults`) hide their value where it is their default."""
+        copy = Hidden(self._schema, self._what, self._of_class, self._encode)
+        copy._changed = changed
+        return copy
 
     def inside(self, value: Any, path: str) -> Iterator[bytes]:
         """List what is hidden in a value that is at this path of another one."""
@@ -131,19 +153,22 @@ class Hidden:
             for name in sorted(own.keys() - declared.keys()):
                 yield self._shown(f"{path}.{name}", own[name])
         for name in own.keys() & declared.keys():
-            yield from self._in_field(declared[name], own[name], f"{path}.{name}")
+            changed = bool(self._changed) and _label(part, name) in self._changed
+            yield from self._in_field(declared[name], own[name], f"{path}.{name}", changed=changed)
         if isinstance(value, BaseModel):
             for name, item in (value.model_extra or {}).items():
                 yield from self._in_anything(item, f"{path}.{name}")
 
-    def _in_field(self, field: dict[str, Any], item: Any, path: str) -> Iterator[bytes]:
+    def _in_field(self, field: dict[str, Any], item: Any, path: str, *, changed: bool) -> Iterator[bytes]:
         default = _default_of(field["schema"])
         is_default = default is not _MISSING and _equal(item, default)
         if is_excluded(field):
             if not (is_default and type(item) is type(default)):
                 yield self._shown(path, item)
             return
-        if is_default and type(item) is not type(default) and isinstance(item, bool | int | float):
+        if is_default and changed:
+            yield self._shown(path, item)
+        elif is_default and type(item) is not type(default) and isinstance(item, bool | int | float):
             # Left out as its default, which it only equals: True and 1.
             yield self._shown(path, f"is of type {type(item).__name__}")
         yield from self.found(field["schema"], item, path)
@@ -284,6 +309,10 @@ def _fields_of(part: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
             return {field["name"]: field for field in inner["fields"]}
         case _:
             return None
+
+
+def _label(part: dict[str, Any], field: str) -> str:
+    return f"{part['cls'].__qualname__}.{field}"
 
 
 def _default_of(schema: dict[str, Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 from pydantic_core import from_json, to_json
@@ -84,6 +86,8 @@ class Definition(NamedTuple):
     stages: tuple[str, ...]
     resolver: bool
     config: BatchConfig
+    defaults: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    """Of each activity, by name and version: digests of its defaults, which the keys of its calls leave out."""
 
 
 def definition_of(record: BatchRecord) -> Definition:
@@ -101,15 +105,17 @@ def decode_definition(text: str) -> Definition:
     """Decode a core's definition."""
     data = from_json(text)
     config = BatchConfig.model_validate(data["config"], context=RECORDED)
-    return Definition(tuple(data["stages"]), data["resolver"], config)
+    return Definition(tuple(data["stages"]), data["resolver"], config, data.get("defaults", {}))
 
 
 def _encode_definition(definition: Definition) -> str:
-    fields = {
+    fields: dict[str, object] = {
         "stages": definition.stages,
         "resolver": definition.resolver,
         "config": definition.config.model_dump(mode="json"),
     }
+    if definition.defaults:
+        fields["defaults"] = dict(definition.defaults)
     return to_json(fields).decode()
 
 

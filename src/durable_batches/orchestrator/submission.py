@@ -166,7 +166,12 @@ class Submission(Generic[D]):
             workflow=self._workflow.name,
             version=self._workflow.version,
             submitter=loader,
-            definition=Definition(self._workflow.machine.tags, self._workflow.resolver is not None, self._config),
+            definition=Definition(
+                self._workflow.machine.tags,
+                self._workflow.resolver is not None,
+                self._config,
+                self._workflow.defaults,
+            ),
             now=self._worker.clock.now(),
         )
         while True:

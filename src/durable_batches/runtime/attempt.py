@@ -28,7 +28,7 @@ from durable_batches.runtime.attempt_result import (
 )
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.call import Call, RunningCall
-from durable_batches.runtime.checkpoint import Recorded
+from durable_batches.runtime.checkpoint import Defaults, Recorded
 from durable_batches.runtime.context import ExecutionContext, enter_activity, enter_workflow, leave
 from durable_batches.runtime.definition import ActivityDefinition
 from durable_batches.runtime.identity import Identities
@@ -49,6 +49,7 @@ class Attempt:
         resources: Shared with other attempts.
         timeout: The timeout of the attempt, in seconds.
         metadata: The batch's labels.
+        defaults: The defaults of its activities when the batch was submitted.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Attempt:
         resources: Resources,
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Defaults] | None = None,
     ) -> None:
         self.execution = execution
         self._identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
         self._metadata = metadata or {}
+        self._defaults = defaults or {}
         self._context: ExecutionContext | None = None
         self.recorded: Recorded = Recorded(checkpoints)
         self._index_of = stage_index
@@ -247,7 +250,7 @@ class Attempt:
             self._unwound = self._unwound or not self._ended
             raise asyncio.CancelledError
         try:
-            base = bound.base_key()
+            base = bound.base_key_as_of(self._defaults) if self._defaults else bound.base_key()
             self._identities.check(bound, base)
         except PayloadError as error:
             error.locate(self.execution.batch_id, self.execution.document_id)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from durable_batches.runtime.activity import DurableActivity
+    from durable_batches.runtime.checkpoint import Defaults
     from durable_batches.runtime.definition import ActivityDefinition
     from durable_batches.runtime.dependencies import Dependency
 
@@ -53,6 +54,24 @@ class BoundCall:
         if definition.all_input:
             return definition.keys.base(self.args, self.kwargs)
         return definition.keys.base(*definition.inputs(self.args, self.kwargs))
+
+    def base_key_as_of(self, recorded: Mapping[str, Defaults]) -> str:
+        """Make the call's key, without its occurrence, as of the defaults that its batch was submitted with.
+
+        Args:
+            recorded: Those defaults, by the activity's name and version.
+
+        Raises:
+            PayloadError: An argument, or the explicit key, cannot be encoded.
+            TypeError: The arguments do not fit the function.
+        """
+        definition = self.definition
+        then = recorded.get(definition.label)
+        if then is None or self.activity.explicit_key is not None or definition.key is not None:
+            return self.base_key()
+        if then == definition.keys.defaults:
+            return self.base_key()
+        return definition.keys.base_as_of(then, *definition.inputs(self.args, self.kwargs))
 
     def form(self) -> str:
         """List the types in the input that the key does not show."""

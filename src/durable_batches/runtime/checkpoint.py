@@ -8,16 +8,20 @@ insert or remove activities, and every other recorded result is still found.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from inspect import Parameter, Signature
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from durable_batches.codec.canonical import Digester
 from durable_batches.codec.hidden import form_of
 from durable_batches.errors import CheckpointMismatchError, PayloadError
 from durable_batches.lifecycle.records import CheckpointRecord
 
-__all__ = ["CallKeys", "Recorded"]
+__all__ = ["CallKeys", "Defaults", "Recorded"]
+
+Defaults: TypeAlias = Mapping[str, str]
+"""A digest of each default of an activity, by its parameter; for a field, by parameter, class and field."""
 
 _DIGEST_BYTES: Final = 12
 """96 bits distinguish the calls of one execution: a thousand calls collide with a probability of about 1e-23."""
@@ -33,7 +37,7 @@ class CallKeys:
         hints: The parameters' annotations; parameters without one are not part of the digest.
     """
 
-    __slots__ = ("_digesters", "_direct", "_names", "_prefix", "_signature", "_simple", "_single", "loose")
+    __slots__ = ("_defaults", "_digesters", "_direct", "_names", "_prefix", "_signature", "_simple", "_single", "loose")
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class CallKeys:
         self._digesters = tuple(sorted(digesters, key=lambda digester: digester[0]))
         self.loose: bool = any(digester.loose for _, _, digester, _ in self._digesters)
         """Whether inputs of several types may have one key."""
+        self._defaults: Defaults | None = None
         # If each parameter has a digest and none a default, calls that pass all by position need no binding.
         places = {name: index for index, name in enumerate(self._names)}
         direct = self._simple and len(digesters) == len(places)
@@ -85,6 +90,43 @@ class CallKeys:
             TypeError: The arguments do not fit the function.
         """
         return self._prefix + blake2b(self._canonical(args, kwargs), digest_size=_DIGEST_BYTES).hexdigest()
+
+    @property
+    def defaults(self) -> Defaults:
+        """A digest of each default that a key leaves out: of a parameter, or of a field within one, by its name."""
+        if self._defaults is None:
+            self._defaults = _digests_of_defaults(self._digesters)
+        return self._defaults
+
+    def base_as_of(self, then: Defaults, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """Make the key of a call as of the defaults of an earlier version of the function.
+
+        What equals one of those is left out, and what equals one that has changed since is not. Parameters and fields
+        that had no default then are left out as they are now.
+
+        Raises:
+            PayloadError: An argument cannot be encoded.
+            TypeError: The arguments do not fit the function.
+        """
+        now = self.defaults
+        arguments = self._bound(args, kwargs)
+        changed = [name for name, digest in then.items() if now.get(name) != digest]
+        parts: list[bytes] = []
+        for name, label, digester, default in self._digesters:
+            fields = [field.removeprefix(f"{name}:") for field in changed if field.startswith(f"{name}:")]
+            if name in arguments:
+                value = arguments[name]
+            elif (name in changed or fields) and default is not Parameter.empty:
+                value = default
+            else:
+                continue
+            if name in changed:
+                left_out = _digest_of_default(digester.encode(value)) == then[name]
+            else:
+                left_out = _is_default(value, default) and not fields
+            if not left_out:
+                parts.append(label + digester.encode_as_of(value, fields))
+        return self._prefix + _digest(b",".join(parts))
 
     def named(self, key: str) -> str:
         """Make the key of a call from an explicit key, without its occurrence."""
@@ -138,6 +180,23 @@ class CallKeys:
         if self._simple and not kwargs and len(args) == len(self._names):
             return dict(zip(self._names, args, strict=True))
         return self._signature.bind(*args, **kwargs).arguments
+
+
+def _digests_of_defaults(digesters: Iterable[tuple[str, bytes, Digester, Any]]) -> Defaults:
+    found: dict[str, str] = {}
+    for name, _, digester, default in digesters:
+        if default is not Parameter.empty:
+            # A default that cannot be encoded is left out where it is passed, and never compared.
+            with suppress(PayloadError):
+                found[name] = _digest_of_default(digester.encode(default))
+        for field, encoded in digester.hidden.defaults().items():
+            found[f"{name}:{field}"] = _digest_of_default(encoded)
+    return found
+
+
+def _digest_of_default(encoded: bytes) -> str:
+    """Digest a default: short, because all of them are stored with each batch, and few are compared."""
+    return blake2b(encoded, digest_size=4).hexdigest()
 
 
 def _is_default(value: Any, default: Any) -> bool:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from types import CellType, CodeType, FunctionType
 from typing import Any, Final, NamedTuple, cast
 
+from durable_batches.codec.shapes import is_dict, is_sequence
 from durable_batches.runtime.activity import DurableActivity
 
 __all__ = ["activities_named_in"]
@@ -20,8 +21,13 @@ __all__ = ["activities_named_in"]
 _MISSING: Final = object()
 
 
-def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[..., Any]]:
-    """List the activities that a function's code names: directly, as an attribute, or through another function."""
+def activities_named_in(fn: Callable[..., Any], *, containers: bool = False) -> Iterator[DurableActivity[..., Any]]:
+    """List the activities that a function's code names: directly, as an attribute, or through another function.
+
+    Args:
+        fn: The function.
+        containers: Whether those in a dict, list or tuple that it names are listed, too.
+    """
     waiting = [inspect.unwrap(fn)]
     seen: set[int] = set()
     while waiting:
@@ -29,7 +35,7 @@ def activities_named_in(fn: Callable[..., Any]) -> Iterator[DurableActivity[...,
         if id(function) in seen:
             continue
         seen.add(id(function))
-        for found in _named_in(function):
+        for found in _unpacked(_named_in(function)) if containers else _named_in(function):
             # By `type`, since asking a proxy for its class may run code.
             if issubclass(type(found), DurableActivity):
                 yield cast(DurableActivity[..., Any], found)
@@ -45,6 +51,15 @@ def _named_in(fn: Callable[..., Any]) -> Iterator[object]:
         known = _Names(function.__globals__, _closure(function, code))
         for part in _all_code(code):
             yield from _objects_in(part, known)
+
+
+def _unpacked(found: Iterable[object]) -> Iterator[object]:
+    for value in found:
+        yield value
+        if is_dict(value):
+            yield from value.values()
+        elif is_sequence(value):
+            yield from value
 
 
 class _Names(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import cache, cached_property, update_wrapper
 from typing import Any, Final, Generic, Protocol, overload
@@ -20,6 +21,7 @@ from durable_batches.lifecycle.primitives import from_micros, problem_with_name
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
 from durable_batches.options import check_callable, check_instance, check_names
 from durable_batches.runtime.activity import DurableActivity, durable_activity
+from durable_batches.runtime.checkpoint import Defaults
 from durable_batches.runtime.context import current_clock, workflow_scope
 from durable_batches.runtime.definition import annotations_of
 from durable_batches.runtime.dependencies import Provider, dependencies_of
@@ -172,6 +174,24 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
     def resolution_codec(self) -> Codec[V_co | None]:
         """Return the codec of its resolver's result."""
         return self._codecs[2]
+
+    @cached_property
+    def defaults(self) -> dict[str, Defaults]:
+        """The defaults of its activities, by name and version: recorded with a batch, because keys leave them out.
+
+        Activities that are reached through variables only are not found, unless a dict, list or tuple holds them.
+        """
+        found: dict[str, Defaults] = {}
+        unclear: set[str] = set()
+        for function in (self.fn, self.resolver):
+            for activity in () if function is None else activities_named_in(function, containers=True):
+                definition = activity.definition
+                # One that is defined later fails at its first call.
+                with suppress(ActivityDefinitionError):
+                    defaults = definition.keys.defaults
+                    if found.setdefault(definition.label, defaults) != defaults:
+                        unclear.add(definition.label)
+        return {label: defaults for label, defaults in found.items() if defaults and label not in unclear}
 
     def check(self) -> None:
         """Verify annotations and stages now, which would otherwise fail later.

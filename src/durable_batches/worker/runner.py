@@ -74,7 +74,8 @@ class Runner:
     def held(self, claim: Claim, workflow: AnyWorkflow, capacity: int) -> HeldExecution:
         """Make the attempt of a claimed execution, which is not begun; `capacity`: of executions at once."""
         is_resolver = claim.execution.position == RESOLVER_POSITION
-        config = definition_of(claim.batch).config
+        definition = definition_of(claim.batch)
+        config = definition.config
         timeout = config.document_timeout
         attempt = Attempt(
             claim.execution,
@@ -83,6 +84,7 @@ class Runner:
             resources=self._resources,
             timeout=None if timeout is None or is_resolver else timeout.total_seconds(),
             metadata=config.metadata,
+            defaults=definition.defaults,
         )
         return HeldExecution(attempt, isolated_concurrency(claim.execution.crashes, config.max_crashes, capacity))
 
