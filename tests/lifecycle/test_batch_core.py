@@ -12,7 +12,7 @@ from tests.lifecycle.world import LOADER, START, World, identity, succeeded
 
 from durable_batches import BatchConfig, Counts, RetryFailed
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.batch_core import BatchCore, decode_core, definition_of
+from durable_batches.lifecycle.batch_core import BatchCore, Definition, decode_core, definition_of, new_batch
 from durable_batches.lifecycle.commands import Cancel, Seal
 from durable_batches.lifecycle.facts import StageEntered
 from durable_batches.lifecycle.progress import RecordedStages, snapshot_of
@@ -57,12 +57,20 @@ def test_a_core_is_written_as_it_always_was() -> None:
 
 def test_a_core_that_was_stored_is_read() -> None:
     batch = BatchInProgress(_record(STORED), START)
-    assert batch.definition == definition_of(_record(STORED)) == (("one", "two"), True, CONFIG)
+    assert batch.definition == definition_of(_record(STORED)) == (("one", "two"), True, CONFIG, {})
     assert batch.stage_counts.stored == [1, 0, 2]
     assert (batch.entered(0), batch.entered(1), batch.past(0), batch.past(1)) == (2, 2, 2, 0)
     assert batch.percentage == 33.3333
     assert (batch.phase, batch.core["sealed_by"], batch.core["started_at"]) == ("idle", LOADER, START)
     assert batch.closed() == _record(STORED, free=0)
+
+
+def test_the_defaults_of_activities_are_stored_where_there_are_any() -> None:
+    definition = Definition(("one",), False, CONFIG, {"ask:1": {"model": "0a1b2c3d"}})
+    record = new_batch(
+        batch_id=BatchId("batch"), workflow="w", version="1", submitter=ME, definition=definition, now=START
+    )
+    assert definition_of(record) == definition
 
 
 def test_what_a_later_version_has_added_is_kept() -> None:

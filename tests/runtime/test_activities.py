@@ -17,6 +17,7 @@ from tests.support import ONCE, STAGES, Gauge, Thinking, eventually, everything,
 
 from durable_batches import (
     ActivityDefinitionError,
+    ActivityFailedError,
     BatchOrchestrator,
     DocumentFailure,
     DocumentSucceeded,
@@ -75,7 +76,10 @@ async def test_an_async_activity_runs_on_the_loop(store: Store) -> None:
         threads.append(threading.current_thread())
         return Chunk(text=text)
 
-    assert await value_of(lambda text: act(text), store) == {"text": "text"}
+    async def body(text: str) -> str:
+        return (await act(text)).text
+
+    assert await value_of(body, store) == "text"
     assert threads == [threading.main_thread()]
 
 
@@ -139,14 +143,32 @@ async def test_a_result_is_what_a_replay_would_return(store: Store) -> None:
     seen: list[Any] = []
 
     @durable_activity
-    async def act() -> list[Any]:
-        return [(1, 2), Chunk(text="a")]
+    async def act() -> list[float]:
+        return [1, True]
 
     async def body(_: str) -> None:
-        seen.append(await act())
+        seen.extend(await act())
 
     await value_of(body, store)
-    assert seen == [[[1, 2], {"text": "a"}]]
+    assert [(value, type(value)) for value in seen] == [(1.0, float), (1.0, float)]
+
+
+@pytest.mark.parametrize("value", [(1, 2), Chunk(text="a")])
+async def test_a_result_that_a_replay_could_not_return_is_refused(store: Store, value: Any) -> None:
+    @durable_activity
+    async def act() -> list[Any]:
+        return [value]
+
+    async def body(_: str) -> str:
+        try:
+            return str(await act())
+        except ActivityFailedError as error:
+            return f"{error.error_type} {error.message}"
+
+    kinds = f"a value of type '{type(value).__name__}' comes back as one of type"
+    assert (await value_of(body, store)).startswith(
+        f"PayloadError the result of activity 'act' cannot be stored: at $[0]: {kinds}"
+    )
 
 
 async def test_a_model_comes_back_as_one(store: Store) -> None:
