@@ -734,8 +734,8 @@ async def test_identical_calls_keep_their_order_over_failures_and_successes(
 
     async def quote_or_none(item: str) -> int | None:
         if way == "gathered":
-            (found,) = await asyncio.gather(quote(item), return_exceptions=True)
-            return found if isinstance(found, int) else None
+            quoted = await asyncio.gather(quote(item), return_exceptions=True)
+            return quoted[0] if isinstance(quoted[0], int) else None
         try:
             return await quote(item)
         except ActivityFailedError:

@@ -206,7 +206,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _hidden_in(cls: type[Any]) -> Hidden | None:
+def _hidden_in(cls: Any) -> Hidden | None:
     digester = _digester_of(cls)
     return None if digester is None else digester.hidden
 

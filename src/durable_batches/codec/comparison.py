@@ -62,9 +62,7 @@ def _problem(one: Any, other: Any) -> str | None:
         return None
     if is_set(one):
         return None if one == other else "its items do not come back as they were"
-    # A class without a comparison of its own says nothing about its values.
-    comparable = type(one).__eq__ is not object.__eq__
-    return "it does not come back equal" if comparable and _equal(one, other) is False else None
+    return "it does not come back equal" if _has_comparison(one) and _equal(one, other) is False else None
 
 
 def _becomes(one: Any, other: Any) -> str:
@@ -117,6 +115,11 @@ def _is_whole(one: Any, other: Any) -> bool:
         # Written as a list, and used up by it.
         return True
     return isinstance(one, type(other)) and type(other).__module__ == "builtins" and _equal(one, other) is True
+
+
+def _has_comparison(value: object) -> bool:
+    """Whether its class compares values; others are equal to nothing but themselves, whatever they hold."""
+    return getattr(type(value), "__eq__", None) is not object.__eq__
 
 
 def _equal(one: Any, other: Any) -> bool | None:

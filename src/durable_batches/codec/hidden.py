@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
@@ -225,9 +225,9 @@ class Hidden:
         else:
             choices = [choice[0] if is_sequence(choice) else choice for choice in part["choices"]]
         classes = [class_of(choice, self._classes) for choice in choices]
-        own = cast(type[Any], type(value))
-        if own in classes:
-            yield from self.found(choices[classes.index(own)], value, path)
+        own = next((choice for choice, cls in zip(choices, classes, strict=True) if cls is type(value)), None)
+        if own is not None:
+            yield from self.found(own, value, path)
             return
         for choice, cls in zip(choices, classes, strict=True):
             if cls is None or isinstance(value, cls):
