@@ -1,4 +1,4 @@
-"""The plans, case by case: retries, deadlines, the resolver, and documents that kill their process."""
+"""The plans, case by case: retries, deadlines, the resolver; for documents that kill their process, see isolation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     StageEntered,
 )
-from durable_batches.lifecycle.failures import DocumentFailureRecord
-from durable_batches.lifecycle.planning import Candidates, Loaded, Writes, claim_order, plan_claims, plan_facts
-from durable_batches.lifecycle.planning.claims import ISOLATION_WAIT_MICROS
+from durable_batches.lifecycle.planning import Candidates, Loaded, Writes, plan_claims, plan_facts
 from durable_batches.lifecycle.records import (
     NOW,
     RESOLVER_DOCUMENT_ID,
@@ -409,186 +407,7 @@ def test_nothing_is_claimed_of_a_paused_batch() -> None:
     assert world.batches[batch_id].state == "completed"
 
 
-# ---- poison documents ---------------------------------------------------------------------------------------------
-
-
-def crash(world: World, limit: int = CAPACITY) -> list[int]:
-    """Let a new worker claim and crash; return the positions that it held."""
-    worker = WorkerId(f"worker-{world.now}")
-    world.now += 1
-    world.claim(worker, limit)
-    held = held_positions(world, worker)
-    world.release([worker], "crash")
-    world.check()
-    return held
-
-
-def test_the_search_narrows_until_the_poison_document_is_alone() -> None:
-    world = World()
-    batch_id = world.batch("batch", 4, config=BatchConfig(max_crashes=4))
-    # Every one of them crashes whatever it is with: capacity 4, then 4 ** (2/3), 4 ** (1/3), and 1.
-    assert [len(crash(world)) for _ in range(2)] == [4, 2]
-    while all(row.status == "pending" for row in world.documents(batch_id)):
-        crash(world)
-    failed = [row for row in world.documents(batch_id) if row.status == "failed"]
-    assert [row.crashes for row in failed] == [4]
-    outcome = DocumentFailureRecord.decode(world.outcomes[(batch_id, failed[0].position)])
-    error = str(CrashLoopError(batch_id, failed[0].document_id, 4))
-    assert outcome == DocumentFailureRecord(error, "CrashLoopError", None, failed[0].attempt)
-
-
-@pytest.mark.parametrize("max_crashes", [1, 2, 3, 5])
-def test_a_document_fails_after_exactly_its_crashes(max_crashes: int) -> None:
-    world = World()
-    batch_id = world.batch("batch", 1, config=BatchConfig(max_crashes=max_crashes))
-    crashes = 0
-    while world.documents(batch_id)[0].status == "pending":
-        crash(world)
-        crashes += 1
-    # The first of them is never known to be suffered alone, since others might have come.
-    assert crashes == max(max_crashes, 2)
-    assert world.batches[batch_id].state == "failed"
-
-
-def test_a_document_that_crashed_in_company_gets_a_chance_alone() -> None:
-    world = World()
-    batch_id = world.batch("batch", 2, config=BatchConfig(max_crashes=1))
-    assert crash(world) == [0, 1]
-    assert [row.status for row in world.documents(batch_id)] == ["pending"] * 2
-    assert crash(world) == [0]
-    assert [row.status for row in world.documents(batch_id)] == ["failed", "pending"]
-
-
-def test_documents_without_a_crash_come_first() -> None:
-    world = World()
-    world.batch("batch", 4, config=BatchConfig(max_crashes=2))
-    crash(world, 2)
-    world.claim(ME)
-    assert held_positions(world, ME) == [2, 3], "0 and 1 have crashed: they queue behind the others"
-    world.check()
-
-
-def test_a_possible_poison_document_runs_in_isolation() -> None:
-    world = World()
-    world.batch("batch", 3, config=BatchConfig(max_crashes=2))
-    crash(world, 3)
-    world.claim(ME)
-    assert held_positions(world, ME) == [0]
-    assert world.held(ME)[0].alone
-    world.claim(ME)
-    assert held_positions(world, ME) == [0]
-
-
-def test_a_failure_ends_isolation() -> None:
-    world = World()
-    config = BatchConfig(max_crashes=2, failure_policy=RetryFailed(max_attempts=2))
-    batch_id = world.batch("batch", 1, config=config)
-    crash(world)
-    world.claim(ME)
-    (crashed,) = world.held(ME)
-    assert crashed.alone
-    world.commit(ME, ExecutionFailed(*identity(crashed), b"", "no"))
-    (row,) = world.documents(batch_id)
-    assert (row.status, row.alone, row.crashes) == ("waiting", False, 1)
-
-
-def test_the_end_of_the_run_ends_isolation() -> None:
-    world = World()
-    batch_id = world.batch("batch", 1, config=BatchConfig(max_crashes=2))
-    crash(world)
-    world.claim(ME)
-    (crashed,) = world.held(ME)
-    world.command(batch_id, Cancel("request", ""))
-    world.commit(ME, ExecutionReleased(*identity(crashed)))
-    (row,) = world.documents(batch_id)
-    assert (row.status, row.alone) == ("cancelled", False)
-    world.check()
-
-
-def test_a_possible_poison_document_narrows_the_claim_that_takes_it() -> None:
-    """Within one claim: beside a document that may run with one other, there is one, crashed before or not."""
-    world = World()
-    config = BatchConfig(max_crashes=3)  # after one crash of capacity 4: 2 at once
-    batch_id = world.batch("batch", 6, config=config)
-    crash(world, 1)
-    world.commit(ME, *succeeded(world.held(ME)))
-    rows = world.documents(batch_id)
-    candidates = [Candidates(world.batches[batch_id], [rows[0], *rows[1:]])]
-    request = ClaimRequest(frozenset({WORKFLOW}), 4, 0, CAPACITY, CAPACITY, 0)
-    writes = plan_claims(world.now, ME, request, candidates, 1)
-    assert [execution.position for execution in writes.executions] == [0, 1]
-    assert not any(execution.alone for execution in writes.executions)
-
-
-def test_a_possible_poison_document_does_not_wait_for_ever() -> None:
-    """One that has found no worker with few enough other documents for some time holds up the batches after its own."""
-    world = World()
-    config = BatchConfig(max_crashes=2)
-    world.batch("a", 1, config=config)
-    crash(world)
-    world.batch("b", 9, config=config)
-    world.claim(ME, 1)  # a worker that has nothing would take the crashed document of `a`, so give it something
-    world.commit(ME, *[ExecutionReleased(*identity(row)) for row in world.held(ME)])
-    crashed = world.executions[(BatchId("a"), 0)]
-    candidates = [
-        Candidates(world.batches[BatchId("a")], [crashed]),
-        Candidates(world.batches[BatchId("b")], world.due(BatchId("b"))),
-    ]
-    request = ClaimRequest(frozenset({WORKFLOW}), 2, 1, CAPACITY, CAPACITY, 0)
-    assert crashed.due is not None
-    within_the_wait = plan_claims(crashed.due + ISOLATION_WAIT_MICROS, ME, request, candidates, 1)
-    assert [execution.batch_id for execution in within_the_wait.executions] == ["b", "b"]
-    after_the_wait = plan_claims(crashed.due + ISOLATION_WAIT_MICROS + 1, ME, request, candidates, 1)
-    assert not after_the_wait.executions
-    # And the worker that has run empty takes it.
-    empty = plan_claims(crashed.due + ISOLATION_WAIT_MICROS + 1, ME, request._replace(held=0), candidates, 1)
-    assert [(execution.batch_id, execution.alone) for execution in empty.executions] == [("a", True)]
-
-
-def crashed_and_other(world: World) -> list[ExecutionRecord]:
-    """Two documents that are due: one that has crashed, and then one that has failed since, and has waited long."""
-    config = BatchConfig(max_crashes=2, failure_policy=RetryFailed(max_attempts=2))
-    batch_id = world.batch("a", 2, config=config)
-    assert crash(world, 1) == [0]
-    world.claim(ME, 1)
-    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
-    world.now += SECOND + ISOLATION_WAIT_MICROS
-    assert [row.position for row in world.due(batch_id)] == [0, 1]
-    return world.due(batch_id)
-
-
-def test_a_document_without_a_crash_does_not_wait_behind_one_with() -> None:
-    world = World()
-    rows = crashed_and_other(world)
-    candidates = [Candidates(world.batches[BatchId("a")], rows)]
-    request = ClaimRequest(frozenset({WORKFLOW}), 3, 1, CAPACITY, CAPACITY, 0)
-    writes = plan_claims(world.now, ME, request, candidates, 1)
-    assert [execution.position for execution in writes.executions] == [1]
-
-
-def test_a_claim_without_room_still_ends_a_batch_whose_deadline_has_passed() -> None:
-    world = World()
-    rows = crashed_and_other(world)
-    late = world.batch("b", 1, config=BatchConfig(deadline=timedelta(seconds=1)))
-    world.now += SECOND
-    candidates = [Candidates(world.batches[BatchId("a")], rows), Candidates(world.batches[late], world.due(late))]
-    request = ClaimRequest(frozenset({WORKFLOW}), 4, 0, CAPACITY, CAPACITY, 0)
-    writes = plan_claims(world.now, ME, request, candidates, 1)
-    assert [(execution.position, execution.alone) for execution in writes.executions] == [(0, True)]
-    assert [(record.batch_id, record.state) for record in writes.batches] == [("a", "one"), ("b", "failed")]
-
-
 # ---- level 2: what is due by time, and sleep ---------------------------------------------------------------------
-
-
-def test_what_may_run_beside_few_is_claimed_after_what_may_run_beside_all() -> None:
-    """A first crash leaves a document among those that were woken; it is the claim that takes it last."""
-    world = World(level=2)
-    batch_id = world.batch("batch", 3, config=BatchConfig(max_crashes=3))
-    assert crash(world, 1) == [0]
-    (crashed,) = [row for row in world.due(batch_id) if row.crashes]
-    assert claim_order(crashed) < min(claim_order(row) for row in world.due(batch_id) if not row.crashes)
-    assert [execution.position for execution in world.claim(ME).executions] == [1, 2]
 
 
 def test_a_claim_takes_no_more_than_the_share_of_each_batch() -> None:

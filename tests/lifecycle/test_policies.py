@@ -30,7 +30,6 @@ from durable_batches.lifecycle.policies import (
     abort_reason,
     document_retry_delay,
     is_retryable,
-    isolated_concurrency,
     retry_after,
 )
 
@@ -344,19 +343,3 @@ def test_a_wish_beyond_all_reason_is_bounded(wish: object) -> None:
 
 
 # ---- poison documents ---------------------------------------------------------------------------------------------
-
-
-@given(capacity=st.integers(1, 1_000), max_crashes=st.integers(1, 20))
-@modest(100)
-def test_each_crash_leaves_fewer_documents_beside_it(capacity: int, max_crashes: int) -> None:
-    allowed = [isolated_concurrency(crashes, max_crashes, capacity) for crashes in range(max_crashes + 3)]
-    assert allowed[0] == capacity
-    assert allowed == sorted(allowed, reverse=True)
-    assert min(allowed) == 1
-    last_chance = max(max_crashes - 1, 1)
-    assert set(allowed[last_chance:]) == {1}, "the crash that may be the last is suffered alone"
-
-
-def test_the_search_is_geometric() -> None:
-    assert [isolated_concurrency(crashes, 4, 1_000) for crashes in range(4)] == [1_000, 100, 10, 1]
-    assert [isolated_concurrency(crashes, 4, 4) for crashes in range(4)] == [4, 2, 1, 1]

@@ -13,7 +13,7 @@ from typing import Final
 
 from durable_batches.lifecycle import failure_groups
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
+from durable_batches.lifecycle.batch_core import Definition, decode_core, definition_of, isolation_of, new_batch
 from durable_batches.lifecycle.commands import Command, Seal
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import decode_event
@@ -39,8 +39,8 @@ from durable_batches.lifecycle.planning import (
     plan_command,
     plan_facts,
     plan_release,
+    plan_return,
 )
-from durable_batches.lifecycle.policies import isolated_concurrency
 from durable_batches.lifecycle.progress import snapshot_of
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,
@@ -85,6 +85,8 @@ class _Seen:
 class World:
     level: int = 1
     """Of the store that it stands for."""
+    capacity: int = field(default=CAPACITY, kw_only=True)
+    """Of each worker."""
     now: Micros = START
     batches: dict[BatchId, BatchRecord] = field(default_factory=dict[BatchId, BatchRecord])
     executions: dict[ExecutionKey, ExecutionRecord] = field(default_factory=dict[ExecutionKey, ExecutionRecord])
@@ -99,6 +101,10 @@ class World:
     failures: dict[tuple[BatchId, int, str], FailureRecord] = field(
         default_factory=dict[tuple[BatchId, int, str], FailureRecord]
     )
+    claimed: dict[ExecutionKey, tuple[int, Micros, int]] = field(
+        default_factory=dict[ExecutionKey, tuple[int, Micros, int]], compare=False
+    )
+    """Of what was claimed in isolation, as its worker remembers it: the attempt, until when, and beside how many."""
 
     def copy(self) -> World:
         """Another world like this one; the records in it cannot change, and are shared."""
@@ -113,6 +119,8 @@ class World:
             {batch_id: replace(seen) for batch_id, seen in self.seen.items()},
             dict(self.requests),
             dict(self.failures),
+            dict(self.claimed),
+            capacity=self.capacity,
         )
 
     # ---- what happens ----------------------------------------------------------------------------------------
@@ -169,12 +177,13 @@ class World:
         )
         return self._apply(plan_facts(loaded, worker, facts, level=self.level))
 
-    def claim(self, worker: WorkerId, limit: int = CAPACITY, *, most: int = 100) -> Writes:
-        """Claim as a worker of `CAPACITY` may; `most` limits the candidates of each batch."""
+    def claim(self, worker: WorkerId, limit: int | None = None, *, most: int = 100) -> Writes:
+        """Claim as a worker may, and not more than `limit`; `most` limits the candidates of each batch."""
+        limit = self.capacity if limit is None else limit
         held = self.held(worker)
-        window = min([CAPACITY, *(self._concurrency_beside(execution) for execution in held)])
-        room = max(min(CAPACITY, window) - len(held), 0)
-        request = ClaimRequest(frozenset({WORKFLOW}), min(limit, room), len(held), window, CAPACITY, 0)
+        window = min([self.capacity, *(self._window_beside(execution) for execution in held)])
+        room = max(window - len(held), 0)
+        request = ClaimRequest(frozenset({WORKFLOW}), min(limit, room), len(held), window, self.capacity, 0)
         candidates = [
             self._candidates(record, most)
             for record in sorted(self.batches.values(), key=lambda record: (record.served, record.batch_id))
@@ -189,7 +198,13 @@ class World:
             assert before.owner is None, f"{before} is owned, and was claimed"
             assert execution.owner == worker
             assert execution.attempt == before.attempt + 1
-        return self._apply(writes)
+        self._apply(writes)
+        for execution in writes.executions:
+            isolation = isolation_of(self.batches[execution.batch_id], execution)
+            if isolation is not None:
+                key = (execution.batch_id, execution.position)
+                self.claimed[key] = execution.attempt, isolation["until"], isolation["window"]
+        return writes
 
     def _candidates(self, record: BatchRecord, most: int) -> Candidates:
         due = self.due(record.batch_id)
@@ -222,6 +237,19 @@ class World:
         )
         writes = plan_release(loaded, gone, departure, level=self.level)
         assert {(execution.batch_id, execution.position) for execution in writes.executions} >= owned
+        return self._apply(writes)
+
+    def see_again(self, session: WorkerId) -> Writes:
+        """Take back the crashes of a session whose process is alive."""
+        keys = [key for key, execution in self.executions.items() if execution.taken_from == session]
+        loaded = Loaded(
+            self.now,
+            {batch_id: self.batches[batch_id] for batch_id, _ in keys},
+            {key: self.executions[key] for key in keys},
+        )
+        writes = plan_return(loaded, session, level=self.level)
+        assert all(execution.owner is None for execution in writes.executions), "owned rows are their owners' affair"
+        assert not writes.events
         return self._apply(writes)
 
     def command(self, batch_id: BatchId, command: Command) -> Writes:
@@ -286,9 +314,12 @@ class World:
             if owner == batch_id and position != RESOLVER_POSITION
         ]
 
-    def _concurrency_beside(self, execution: ExecutionRecord) -> int:
-        config = definition_of(self.batches[execution.batch_id]).config
-        return isolated_concurrency(execution.crashes, config.max_crashes, CAPACITY)
+    def _window_beside(self, execution: ExecutionRecord) -> int:
+        """As a worker takes it from its claim, for as long as it says."""
+        claimed = self.claimed.get((execution.batch_id, execution.position))
+        if claimed is None or claimed[0] != execution.attempt or claimed[1] <= self.now or not execution.crashes:
+            return self.capacity
+        return claimed[2]
 
     # ---- what always has to hold -----------------------------------------------------------------------------
 
@@ -297,6 +328,8 @@ class World:
             owned = execution.owner is not None
             assert owned == (execution.status == "running")
             assert execution.alone in ((True, False) if owned else (False,))
+            assert execution.taken_from is None or execution.crashes
+            assert not execution.crashes or execution.status not in ("succeeded", "waiting") or execution.position < 0
             assert (execution.due is None) or execution.status in ("pending", "waiting")
         for batch_id, record in self.batches.items():
             self._check_events(record)
@@ -306,6 +339,7 @@ class World:
                 self._check_resolver(record)
                 self._check_free(record)
                 self._check_failures(record)
+                self._check_suspects(record)
             seen = self.seen[batch_id]
             if seen.ended is not None:
                 assert record == seen.ended, "an ended run absorbs: its record has changed"
@@ -399,6 +433,18 @@ class World:
             claimable = resolver.due is not None
             assert claimable == (record.state == "resolving" and resolver.owner is None)
             assert resolver.owner is None or record.state == "resolving"
+
+    def _check_suspects(self, record: BatchRecord) -> None:
+        core = decode_core(record.core)
+        unfinished = ("pending", "running", "waiting")
+        suspects = sum(
+            execution.crashes >= 2
+            for execution in self.executions.values()
+            if execution.batch_id == record.batch_id and execution.status in unfinished and not record.ended
+        )
+        assert core.get("suspects", 0) == suspects
+        assert ("isolation" in core) == (suspects > 0)
+        assert suspects or snapshot_of(record, machine_of(record), self.now).isolated == 0
 
     def _check_failures(self, record: BatchRecord) -> None:
         failed = Counter(

@@ -7,6 +7,7 @@ A batch's counts, stages and state change here alone, and each change emits its 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from pydantic_core import from_json, to_json
 
@@ -19,6 +20,7 @@ from durable_batches.lifecycle.batch_core import (
 )
 from durable_batches.lifecycle.event_data import EventData
 from durable_batches.lifecycle.events import ReleaseReason
+from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation, isolation_micros
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import NOW, BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
@@ -27,6 +29,8 @@ from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
 
 __all__ = ["BatchInProgress", "ContradictionError"]
+
+_MOST_SEEN_AGAIN: Final = 32
 
 
 class ContradictionError(AssertionError):
@@ -53,6 +57,7 @@ class BatchInProgress:
         "at",
         "batch_id",
         "cancelled",
+        "changed",
         "core",
         "definition",
         "earliest_due",
@@ -103,6 +108,8 @@ class BatchInProgress:
         self.failed: int = counts.failed
         self.cancelled: int = counts.cancelled
         self.events: list[EventRecord] = []
+        self.changed: bool = False
+        """Whether it is to be written although it has emitted no event."""
         if check:
             self._check_counts()
 
@@ -255,6 +262,71 @@ class BatchInProgress:
         self.pending += 1
         self.emit(event_data.document_released(document_id=execution.document_id, reason=reason, crashes=crashes))
 
+    # ---- possible poison documents -------------------------------------------------------------------------
+
+    @property
+    def suspects(self) -> int:
+        """Count the unfinished executions that have crashed so often that they are isolated."""
+        return self.core.get("suspects", 0)
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """The isolation of its possible poison documents, while it lasts."""
+        isolation = self.core.get("isolation")
+        return None if isolation is None or isolation["until"] <= self.now else isolation
+
+    def count_suspect(self, before: int, after: int) -> None:
+        """Take note that the crashes of an execution, of which there were `before`, are `after` now."""
+        change = (after >= ISOLATED_CRASHES) - (before >= ISOLATED_CRASHES)
+        if not change:
+            return
+        self.changed = True
+        suspects = self.suspects + change
+        if suspects > 0:
+            self.core["suspects"] = suspects
+        else:  # of executions that an older library has counted, fewer are known than there are
+            self._end_suspicion()
+
+    def isolate(self, crashes: int) -> None:
+        """Isolate its possible poison documents, after a crash of one that has crashed this often by now."""
+        until = self.now + isolation_micros(crashes)
+        isolation = self.isolation
+        if isolation is None:
+            self.core["isolation"] = Isolation(since=self.now, until=until, worker=None, window=0)
+        else:
+            isolation["since"] = self.now
+            isolation["until"] = max(isolation["until"], until)
+        self.changed = True
+
+    def isolate_on(self, worker: WorkerId, window: int) -> None:
+        """Have this worker run the possible poison documents while they are isolated."""
+        isolation = self.isolation
+        if isolation is not None and (isolation["worker"], isolation["window"]) != (worker, window):
+            isolation["worker"], isolation["window"] = worker, window
+            self.changed = True
+
+    def end_isolation_on(self, worker: WorkerId | None) -> None:
+        """Have another worker run them, if it was this one: it releases what it has."""
+        isolation = self.isolation
+        if isolation is not None and worker is not None and isolation["worker"] == worker:
+            isolation["worker"] = None
+            self.changed = True
+
+    def note_seen_again(self, session: WorkerId) -> None:
+        """Note that the process of a session was seen again, for executions that other workers own at this moment."""
+        known = self.core.get("seen_again", [])
+        if session not in known:
+            self.core["seen_again"] = [*known, session][-_MOST_SEEN_AGAIN:]
+            self.changed = True
+
+    def was_seen_again(self, session: WorkerId | None) -> bool:
+        """Whether the process of this session was seen again; see `note_seen_again`."""
+        return session is not None and session in self.core.get("seen_again", ())
+
+    def _end_suspicion(self) -> None:
+        self.core.pop("suspects", None)
+        self.core.pop("isolation", None)
+
     # ---- the batch moves -----------------------------------------------------------------------------------
 
     def seal(self, submitter: WorkerId, total: int) -> None:
@@ -333,6 +405,8 @@ class BatchInProgress:
         self.stage_counts.clear()
         self.core["ended_at"] = self.at
         self.core["phase"] = "idle"
+        self._end_suspicion()
+        self.core.pop("seen_again", None)
         self.wake_at = None
         self.move(state)
         self.ended = True

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
 from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle.config import RECORDED, BatchConfig
-from durable_batches.lifecycle.records import BatchRecord, Micros, WorkerId
+from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation
+from durable_batches.lifecycle.records import BatchRecord, ExecutionRecord, Micros, WorkerId
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import BatchId, Counts
 
@@ -22,6 +23,7 @@ __all__ = [
     "decode_core",
     "definition_of",
     "encode_core",
+    "isolation_of",
     "new_batch",
 ]
 
@@ -67,6 +69,13 @@ class BatchCore(_FirstCore, total=False):
     something waits, and only in stores of level 2."""
     failure_groups: CountedGroups
     """There once a document has failed, and only in stores of level 2."""
+    suspects: int
+    """Its unfinished executions that have crashed `ISOLATED_CRASHES` times or more; not there where there is none."""
+    isolation: Isolation
+    """The latest isolation of these; not there where there is none of them."""
+    seen_again: list[WorkerId]
+    """Sessions that were seen again after crashes had been counted for them, where other workers owned executions then
+    that had these crashes: the releases of those executions take them back."""
 
 
 def decode_core(stored: bytes) -> BatchCore:
@@ -106,6 +115,21 @@ def decode_definition(text: str) -> Definition:
     data = from_json(text)
     config = BatchConfig.model_validate(data["config"], context=RECORDED)
     return Definition(tuple(data["stages"]), data["resolver"], config, data.get("defaults", {}))
+
+
+def isolation_of(record: BatchRecord, execution: ExecutionRecord) -> Isolation | None:
+    """Return the isolation in which a claimed execution runs, as of its claim; None: it runs like any other.
+
+    Args:
+        record: Its batch, as the claim has left it.
+        execution: As the claim has made it.
+    """
+    if execution.crashes < ISOLATED_CRASHES:
+        return None
+    isolation = decode_core(record.core).get("isolation")
+    if isolation is None or isolation["worker"] != execution.owner or isolation["until"] <= execution.updated_at:
+        return None
+    return isolation
 
 
 def _encode_definition(definition: Definition) -> str:

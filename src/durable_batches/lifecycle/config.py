@@ -51,7 +51,8 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
     """The time from submission after which an unfinished batch is FAILED."""
 
     max_crashes: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 3
-    """A document whose process crashed this often while it ran, the last time alone, fails (`CrashLoopError`)."""
+    """A document whose process crashed this often while it ran, with nothing recorded in between and the last time with
+    no other document running, fails (`CrashLoopError`). The first crash is never held against it."""
 
     metadata: dict[str, str] = Field(default_factory=dict)
     """Labels of your own, for `list_batches`; not interpreted."""

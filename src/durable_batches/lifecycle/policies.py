@@ -32,7 +32,6 @@ __all__ = [
     "FailurePolicy",
     "RetryFailed",
     "RetryPolicy",
-    "isolated_concurrency",
 ]
 
 _ZERO: Final = timedelta(0)
@@ -220,20 +219,6 @@ def retry_after(error: BaseException) -> timedelta | None:
     except (TypeError, ValueError):
         return None
     return timedelta(seconds=min(seconds, _LONGEST.total_seconds())) if 0 <= seconds < math.inf else None
-
-
-def isolated_concurrency(crashes: int, max_crashes: int, capacity: int) -> int:
-    """Limit how many documents a worker runs at once while one of them has crashed before, this many times.
-
-    From the whole capacity without a crash down to 1 with one crash less than `max_crashes`, geometrically: each
-    crash narrows the search for the poison document, which kills its process. The documents beside it do not fail,
-    because only a crash in isolation can be a document's last.
-    """
-    if crashes == 0:
-        return max(capacity, 1)
-    if crashes >= max_crashes - 1:
-        return 1
-    return max(int(capacity ** (1 - crashes / (max_crashes - 1))), 1)
 
 
 def _check_delay(name: str, delay: timedelta) -> None:

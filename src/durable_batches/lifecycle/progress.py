@@ -73,6 +73,8 @@ class BatchSnapshot(Value, Generic[S_co]):
     ended_at: datetime | None
     """When the current run ended; None: it has not."""
     metadata: dict[str, str]
+    isolated: int = 0
+    """Possible poison documents that are isolated, or wait for that: they run beside few others, or none."""
 
 
 class Stages(Protocol[S_co]):
@@ -120,6 +122,7 @@ def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSn
         started_at=_moment(batch.core["started_at"]),
         ended_at=_moment(batch.core["ended_at"]),
         metadata=dict(record.metadata),
+        isolated=0 if batch.isolation is None else batch.suspects,
     )
 
 

@@ -128,8 +128,9 @@ class ExecutionRecord(NamedTuple):
     failures: int
     """Attempts that failed; crashes and clean releases do not count."""
     crashes: int
+    """Crashes of its process since it last recorded something, as far as none of them was taken back."""
     alone: bool
-    """Whether the current attempt runs in isolation: its worker runs nothing else."""
+    """Whether its worker ran nothing else when it was claimed in isolation, and it has recorded nothing since."""
     owner: WorkerId | None
     due: Micros | None
     """The time from which it can be claimed (`NOW`: immediately); None: not by time (running, suspended, finished)."""
@@ -137,7 +138,8 @@ class ExecutionRecord(NamedTuple):
     expires: Micros | None = None
     """The document's deadline, waits included; None: it has none."""
     taken_from: WorkerId | None = None
-    """The session whose lease ran out while it owned this; None: none has, or there was progress since."""
+    """The session that the last of its crashes was counted for: should its process be seen again, it is taken back.
+    None: there was none, or progress since."""
     forget_from: int | None = None
     """Its next claim deletes the checkpoints of this stage and later ones; None: it deletes none."""
     fingerprint: str | None = None

@@ -104,7 +104,8 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     if record.ended:
         yield BatchEnded(counts=record.counts)
         return
-    problem = BatchInProgress(record, inspection.now, check=False).contradiction
+    batch = BatchInProgress(record, inspection.now, check=False)
+    problem = batch.contradiction
     if problem is not None:
         yield DamagedBatch(problem=problem)
         return
@@ -114,7 +115,8 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
         known = sorted({known for worker in alive for known in worker.workflows})
         yield NoWorker(workflow=record.workflow, version=record.version, known=known)
     yield from _dead_workers(inspection)
-    yield from _isolated_documents(inspection)
+    if batch.isolation is not None:
+        yield from _isolated_documents(inspection)
     if record.state == "resolving":
         yield _resolver(inspection)
         return

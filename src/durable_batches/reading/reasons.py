@@ -114,10 +114,12 @@ class DeadWorker:
 
 @dataclass(frozen=True, kw_only=True)
 class IsolatedDocument:
-    """A document that was there at several crashes runs beside few others, or none."""
+    """A document that was running at several crashes runs beside few others, or none, for some time."""
 
     document_id: str
+    """Empty: it is the resolver."""
     crashes: int
+    """With nothing recorded in between."""
     worker: str | None
     """The worker that runs it; None: it waits for one that runs few others."""
     since: datetime
@@ -132,8 +134,9 @@ class IsolatedDocument:
             else f"it runs on the worker {self.worker!r} beside few others, or none,"
         )
         others = f"; {self.waiting} more wait to run like that" if self.waiting else ""
+        what = f"document {self.document_id!r}" if self.document_id else "resolver"
         return (
-            f"The document {self.document_id!r} was running when its worker crashed, {self.crashes} times: {runs} "
+            f"The {what} was running when its worker crashed, {self.crashes} times: {runs} "
             f"since {_at(self.since)}{others}."
         )
 

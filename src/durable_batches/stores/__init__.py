@@ -28,6 +28,7 @@ from durable_batches.lifecycle.planning import (
     plan_command,
     plan_facts,
     plan_release,
+    plan_return,
 )
 from durable_batches.lifecycle.records import (
     GENERATION,
@@ -138,6 +139,7 @@ __all__ = [
     "plan_command",
     "plan_facts",
     "plan_release",
+    "plan_return",
     "turn_of",
 ]
 

@@ -36,6 +36,7 @@ from durable_batches.lifecycle.planning import (
     plan_command,
     plan_facts,
     plan_release,
+    plan_return,
 )
 from durable_batches.lifecycle.records import (
     GENERATION,
@@ -130,6 +131,16 @@ class MemoryStore:
             if worker.worker_id in self._workers:
                 raise FactRejectedError(f"a worker {worker.worker_id!r} was registered before")
             self._workers[worker.worker_id] = _Worker(worker, lease, self._lease_end(lease))
+            if worker.before is not None:
+                self._apply(plan_return(self._load(self._taken_from(worker.before)), worker.before, level=LEVEL))
+
+    def _taken_from(self, session: WorkerId) -> list[ExecutionKey]:
+        return [
+            (batch_id, position)
+            for batch_id, batch in self._batches.items()
+            for position, execution in batch.executions.items()
+            if execution.taken_from == session
+        ]
 
     def heart(self, worker: WorkerId) -> _LeaseRenewer:
         """See `Store.heart`."""
@@ -379,7 +390,7 @@ class MemoryStore:
     def _put(batch: _Batch, execution: ExecutionRecord) -> None:
         before = batch.executions.get(execution.position)
         batch.executions[execution.position] = execution
-        if execution.due is not None and (before is None or before.due != execution.due):
+        if execution.due is not None and (before is None or claim_order(before) != claim_order(execution)):
             heapq.heappush(batch.due[claim_order(execution)[0]], (execution.due, execution.position))
 
     # ---- reading ---------------------------------------------------------------------------------------------

@@ -323,6 +323,10 @@ class Store(Protocol):
         """Register a worker: its commits are numbered from 1, its lease counts from now.
 
         Ids are random and never given twice, so that an expired worker's row need not be kept.
+
+        From level 2 on: where it names the session that its process had before (`WorkerRecord.before`), the crashes
+        that were counted for that one are taken back in the same transaction. Load the executions that name it
+        (`taken_from`), and their batches; write what `plan_return` says.
         """
         ...
 

@@ -14,9 +14,11 @@ from datetime import timedelta
 from typing import Final
 
 from durable_batches.errors import WorkerFencedError, place_of
+from durable_batches.lifecycle.batch_core import decode_core
 from durable_batches.lifecycle.events import BatchFailed, DocumentFailed, decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line
-from durable_batches.lifecycle.records import RESOLVER_POSITION, EventRecord, ExecutionRecord
+from durable_batches.lifecycle.isolation import ISOLATED_CRASHES
+from durable_batches.lifecycle.records import RESOLVER_POSITION, Claim, EventRecord, ExecutionRecord, Micros
 from durable_batches.runtime.tracebacks import related
 
 __all__ = ["FailureLog", "log_crash_loops"]
@@ -35,6 +37,7 @@ class FailureLog:
 
     def __init__(self) -> None:
         self._logged: Counter[tuple[str, str | None, str]] = Counter()
+        self._isolated: dict[str, Micros] = {}
 
     def failed(
         self,
@@ -69,6 +72,33 @@ class FailureLog:
                 "activity": record.activity,
                 "error_type": record.error_type,
                 "retry_seconds": None if retry_in is None else retry_in.total_seconds(),
+            },
+        )
+
+    def isolated(self, claim: Claim, since: Micros, seconds: float) -> None:
+        """Log that possible poison documents of a batch are isolated from a moment on; once, whatever is claimed."""
+        batch_id = claim.batch.batch_id
+        if self._isolated.get(batch_id) == since:
+            return
+        if len(self._isolated) >= _MOST_KINDS:
+            self._isolated.clear()
+        self._isolated[batch_id] = since
+        suspects = decode_core(claim.batch.core).get("suspects", 1)
+        _log.warning(
+            "batch %r: %s running at %d crashes or more and recorded nothing in between; run beside few others, or "
+            "none, on worker %s for %.0f s at most, to find out whether one of them kills its process",
+            batch_id,
+            "its resolver was"
+            if claim.execution.position == RESOLVER_POSITION
+            else f"{suspects} document{' was' if suspects == 1 else 's were'}",
+            ISOLATED_CRASHES,
+            claim.execution.owner,
+            seconds,
+            extra={
+                "batch_id": batch_id,
+                "isolated": suspects,
+                "worker_id": claim.execution.owner,
+                "isolation_seconds": seconds,
             },
         )
 

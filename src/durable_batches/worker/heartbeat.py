@@ -67,7 +67,8 @@ class LeaseRenewer:
         self._lost = lost
         self._signals = signals
         self._stop = clock.alarm()
-        self._turned = clock.boot()
+        self._turned = self._renewed = clock.boot()
+        self._expires_others_from = self._turned
         self.reaches_store: bool = True
         """Whether the last renewal came to an answer."""
         self._locked_out = False
@@ -79,7 +80,19 @@ class LeaseRenewer:
 
     def loop_turns(self) -> None:
         """Take note that the event loop turns."""
-        self._turned = self._clock.boot()
+        now = self._clock.boot()
+        self._note_gap(self._turned, now)
+        self._turned = now
+
+    @property
+    def may_expire_others(self) -> bool:
+        """Whether the lease is renewed, and has been for a whole lease without a gap as long as a lease."""
+        now = self._clock.boot()
+        return now >= self._expires_others_from and now - self._renewed < self._lease_seconds * _OWN_SHARE
+
+    def _note_gap(self, before: float, now: float) -> None:
+        if now - before >= self._lease_seconds:
+            self._expires_others_from = now + self._lease_seconds
 
     def signal_stop(self) -> None:
         """Have the thread end, without waiting for it."""
@@ -100,23 +113,24 @@ class LeaseRenewer:
 
     def _renew_until_stopped_or_lost(self, heart: Heart) -> bool:
         """Renew; return whether the lease is lost."""
-        renewed, pause = self._clock.boot(), self._lease_seconds / _RENEWALS_A_LEASE
+        pause = self._lease_seconds / _RENEWALS_A_LEASE
         while not self._stop.wait(pause):
             now = self._clock.boot()
-            if self._must_be_given_up(now, renewed):
+            if self._must_be_given_up(now, self._renewed):
                 return True
             try:
                 alive = heart.beat()
             except Exception as error:  # noqa: BLE001  (whatever it is, the lease is not renewed)
                 self._failed(error)
-                left = renewed + self._lease_seconds * _OWN_SHARE - self._clock.boot()
+                left = self._renewed + self._lease_seconds * _OWN_SHARE - self._clock.boot()
                 pause = min(self._lease_seconds / _ATTEMPTS_A_LEASE, max(left, 0.001))
                 continue
             self.reaches_store = True
             self._outage.answered()
             if not alive:
                 return True
-            renewed, pause = now, self._lease_seconds / _RENEWALS_A_LEASE
+            self._note_gap(self._renewed, now)
+            self._renewed, pause = now, self._lease_seconds / _RENEWALS_A_LEASE
             self._signals.renewed.fire(self._worker)
         return False
 

@@ -35,9 +35,13 @@ class Membership:
         self._deliver = deliver
         self._signals = signals
         self._pending: list[WorkerId] = []
+        self._before: WorkerId | None = None
 
     async def register(self, worker: WorkerId, workflows: Iterable[tuple[str, str]], lease: timedelta) -> None:
-        """Register a session of this process."""
+        """Register a session of this process.
+
+        It names the session before it: crashes that were counted for that one, whose lease ran out, were none.
+        """
         identity = this_process()
         record = WorkerRecord(
             worker_id=worker,
@@ -46,6 +50,7 @@ class Membership:
             pid=identity.pid,
             started=identity.started,
             workflows=frozenset(workflows),
+            before=self._before,
             generation=GENERATION,
         )
         try:
@@ -54,6 +59,7 @@ class Membership:
             # It may be registered, and its successor has another id.
             self.deregister_later(worker)
             raise
+        self._before = worker
         host = socket.gethostname()
         _log.info(
             "worker %s registered: process %d on %s",

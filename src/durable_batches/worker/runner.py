@@ -17,10 +17,10 @@ from durable_batches.errors import (
     WorkerFencedError,
     place_of,
 )
-from durable_batches.lifecycle.batch_core import definition_of
+from durable_batches.lifecycle.batch_core import definition_of, isolation_of
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded
 from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line, message_of
-from durable_batches.lifecycle.policies import document_retry_delay, isolated_concurrency
+from durable_batches.lifecycle.policies import document_retry_delay
 from durable_batches.lifecycle.records import RESOLVER_POSITION, CheckpointRecord, Claim, Micros
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.reading.results import StoredResults
@@ -46,12 +46,14 @@ CHECKPOINTS_A_CLAIM: Final = 1_000
 class HeldExecution:
     """A claimed execution, until the fact that finishes it is committed."""
 
-    __slots__ = ("attempt", "finishing", "window")
+    __slots__ = ("attempt", "finishing", "isolated_seconds", "window")
 
-    def __init__(self, attempt: Attempt, window: int) -> None:
+    def __init__(self, attempt: Attempt, window: int | None, isolated_seconds: float) -> None:
         self.attempt: Final = attempt
         self.window: Final = window
-        """How many executions may be held along with it, itself included."""
+        """While it is isolated: how many executions may be held along with it, itself included. None: it is not."""
+        self.isolated_seconds: Final = isolated_seconds
+        """For how long it is, from its claim."""
         self.finishing: bool = False
         """Whether its attempt is over, and its end being reported."""
 
@@ -71,8 +73,8 @@ class Runner:
         self._signals = signals
         self._failures = FailureLog()
 
-    def held(self, claim: Claim, workflow: AnyWorkflow, capacity: int) -> HeldExecution:
-        """Make the attempt of a claimed execution, which is not begun; `capacity`: of executions at once."""
+    def held(self, claim: Claim, workflow: AnyWorkflow) -> HeldExecution:
+        """Make the attempt of a claimed execution, which is not begun."""
         is_resolver = claim.execution.position == RESOLVER_POSITION
         definition = definition_of(claim.batch)
         config = definition.config
@@ -86,7 +88,12 @@ class Runner:
             metadata=config.metadata,
             defaults=definition.defaults,
         )
-        return HeldExecution(attempt, isolated_concurrency(claim.execution.crashes, config.max_crashes, capacity))
+        isolation = isolation_of(claim.batch, claim.execution)
+        if isolation is None:
+            return HeldExecution(attempt, None, 0.0)
+        seconds = (isolation["until"] - claim.execution.updated_at) / 1_000_000
+        self._failures.isolated(claim, isolation["since"], seconds)
+        return HeldExecution(attempt, isolation["window"], seconds)
 
     async def run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
         """Run a document or a resolver, and report how it ended."""

@@ -5,12 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 from typing import Final
 
 from durable_batches.clock import Timer
 from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
-from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, Fact
+from durable_batches.lifecycle.facts import (
+    ActivityCompleted,
+    ActivityFailed,
+    ExecutionFailed,
+    ExecutionReleased,
+    ExecutionSucceeded,
+    Fact,
+)
 from durable_batches.lifecycle.records import Claim, ClaimRequest, Committed, EventRecord, ExecutionKey, Micros
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages
@@ -23,6 +31,8 @@ from durable_batches.worker.signals import SchedulerSignals
 __all__ = ["Scheduler"]
 
 _FINAL_FACTS: Final = frozenset({ExecutionSucceeded, ExecutionFailed, ExecutionReleased})
+_PROGRESS: Final = frozenset({ActivityCompleted, ActivityFailed, *_FINAL_FACTS})
+"""The facts after which no crash is held against an execution."""
 _WAIT_MICROS: Final = 5_000_000
 _POLL_SECONDS: Final = 0.1
 _DEADLINES_SECONDS: Final = 1.0
@@ -75,6 +85,8 @@ class Scheduler:
         self._signals = signals
         self._runner = Runner(store, resources, signals)
         self._held: dict[ExecutionKey, HeldExecution] = {}
+        self._isolated: dict[ExecutionKey, Timer] = {}
+        """Those it holds while they are isolated: possible poison documents; with the timer that ends that."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._wants = _Wants.WORK
         self._timer: Timer | None = None
@@ -158,14 +170,16 @@ class Scheduler:
 
     def _window(self, finished: Collection[ExecutionKey]) -> int:
         """Return how many executions it may hold without these: few while a possible poison document is among them."""
-        windows = (held.window for key, held in self._held.items() if key not in finished)
-        return min(self._capacity, min(windows, default=self._capacity))
+        windows = [self._held[key].window or 1 for key in self._isolated if key not in finished]
+        return min([self._capacity, *windows])
 
     def committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
         """Drop the executions that are finished, stop those whose batch has ended, and start those claimed."""
         for fact in facts:
             if type(fact) in _FINAL_FACTS:
                 self._held.pop((fact.batch_id, fact.position), None)
+            if self._isolated and type(fact) in _PROGRESS:
+                self._end_isolation((fact.batch_id, fact.position))
         if request is not None:
             if self._wants < _Wants.NEW_WORK:
                 # As much as it asked for: there may be more.
@@ -193,9 +207,13 @@ class Scheduler:
     def _start(self, claim: Claim) -> None:
         execution = claim.execution
         workflow = self._workflows[(claim.batch.workflow, claim.batch.version)]
-        held = self._runner.held(claim, workflow, self._capacity)
+        held = self._runner.held(claim, workflow)
         key = (execution.batch_id, execution.position)
         self._held[key] = held
+        if held.window is not None:
+            self._isolated[key] = self._clock.call_later(
+                held.isolated_seconds + self._clock.tolerance, partial(self._end_isolation, key)
+            )
         self._signals.started.fire(key)
         if self._closing:
             # Its claim was under way already; nothing of it begins.
@@ -203,6 +221,14 @@ class Scheduler:
         task = asyncio.create_task(self._runner.run(held, claim, workflow))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _end_isolation(self, key: ExecutionKey) -> None:
+        """Hold as many as ever beside this execution: it is over, it has recorded something, or its time is up."""
+        timer = self._isolated.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+            if not self._closing:
+                self.wake()
 
     # ---- what it holds ---------------------------------------------------------------------------------------
 
@@ -234,6 +260,8 @@ class Scheduler:
         """Claim nothing more."""
         self._closing = True
         self._wake_in(None)
+        for key in list(self._isolated):
+            self._end_isolation(key)
 
     async def drain(self, seconds: float, claimed: Awaitable[object]) -> None:
         """Let running calls finish for some time, then end them; release all executions.

@@ -201,11 +201,12 @@ class Session:
         try:
             # One without capacity runs none.
             workflows = self._workflows if self._options.capacity else ()
+            # After an outage, others get their time to renew or deregister before anybody looks for dead ones. Those of
+            # this process are deregistered before they are named: afterwards nobody counts a crash for them any more.
+            self._was_away = await self._membership.deregister_pending()
             await self._membership.register(self.worker_id, workflows, self._options.lease)
             self._renewer.start()
             try:
-                # After an outage, others get their time to renew or deregister before anybody looks for dead ones.
-                self._was_away = await self._membership.deregister_pending()
                 if not self._was_away:
                     await self._expire_dead_workers()
                 self.phase = SessionPhase.WORKING
@@ -323,7 +324,14 @@ class Session:
                     self._outage.failed(error)
                     away = True
 
+    @property
+    def may_expire_others(self) -> bool:
+        """Whether it can tell who is dead; see `LeaseRenewer.may_expire_others`."""
+        return self._renewer.may_expire_others
+
     async def _expire_dead_workers(self) -> None:
+        if not self.may_expire_others:
+            return
         expired = await self._membership.expire_dead_workers()
         if expired.workers or expired.events:
             self._deliver(expired.events)

@@ -246,7 +246,9 @@ class Worker:
             self._session.announce(events)
 
     async def expire_dead_workers(self) -> None:
-        """Expire dead workers and release their executions."""
+        """Expire dead workers and release their executions, if its own lease is renewed."""
+        if self._session is not None and not self._session.may_expire_others:
+            return
         expired = await self._membership.expire_dead_workers()
         if expired.workers or expired.events:
             self.announce(expired.events)

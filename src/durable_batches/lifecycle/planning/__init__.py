@@ -7,8 +7,8 @@ same transaction. So no store decides anything, and every store decides the same
 bad fact cannot roll back the facts beside it.
 """
 
+from durable_batches.lifecycle.isolation import ISOLATED_CRASHES
 from durable_batches.lifecycle.planning.claims import (
-    ISOLATED_CRASHES,
     NEVER_STARTED,
     WOKEN,
     Candidates,
@@ -19,7 +19,7 @@ from durable_batches.lifecycle.planning.claims import (
 from durable_batches.lifecycle.planning.commands import REQUESTS_ARE_KEPT, Needs, needs_of_command, plan_command
 from durable_batches.lifecycle.planning.facts import executions_to_load, plan_facts
 from durable_batches.lifecycle.planning.load import new_execution
-from durable_batches.lifecycle.planning.release import Departure, plan_release
+from durable_batches.lifecycle.planning.release import Departure, plan_release, plan_return
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, Writes
 
 __all__ = [
@@ -41,4 +41,5 @@ __all__ = [
     "plan_command",
     "plan_facts",
     "plan_release",
+    "plan_return",
 ]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, isolated_concurrency
 from durable_batches.lifecycle.planning.unit_of_work import UnitOfWork, Writes
-from durable_batches.lifecycle.policies import isolated_concurrency
 from durable_batches.lifecycle.records import (
     NOW,
     RESOLVER_POSITION,
@@ -17,10 +17,10 @@ from durable_batches.lifecycle.records import (
     Micros,
     WorkerId,
 )
+from durable_batches.lifecycle.states import BatchId
 
 __all__ = [
     "ISOLATED",
-    "ISOLATED_CRASHES",
     "NEVER_STARTED",
     "WOKEN",
     "Candidates",
@@ -29,17 +29,10 @@ __all__ = [
     "plan_claims",
 ]
 
-ISOLATION_WAIT_MICROS: Final[Micros] = 10_000_000
-"""A possible poison document that has waited longer for a worker with few enough others stops this worker's claims."""
-
-
 WOKEN: Final = 0
 NEVER_STARTED: Final = 1
 ISOLATED: Final = 2
 """The ranges of a batch's executions that are due, in the order in which a claim takes them."""
-
-ISOLATED_CRASHES: Final = 2
-"""The number of crashes from which on an execution that is due is claimed after all others of its batch."""
 
 
 class Candidates(NamedTuple):
@@ -86,68 +79,113 @@ def plan_claims(
 ) -> Writes:
     """Decide which of the candidates this worker owns from now on: `Writes.executions` are its claims, in order.
 
+    Possible poison documents that are isolated go to one worker, and first, as long as it holds few enough others. To
+    get there it takes nothing else: from the first of them on that it has taken, or where no worker has taken one in
+    the first half of their time. Nobody waits for them longer than that time.
+
     `turn` is anything that grows with time, the same for all workers: batches that were served longest ago come
     first in the store's next candidates. `level` is that of the store.
     """
     unit = UnitOfWork(now, {candidate.batch.batch_id: candidate.batch for candidate in candidates}, {}, level)
-    taken = 0
-    window = request.window
-    for candidate in candidates:
+    claims = _Claims(unit, worker, request)
+    isolated = _isolated_by(unit, worker, candidates)
+    for candidate in sorted(candidates, key=lambda candidate: not isolated.get(candidate.batch.batch_id, False)):
+        batch_id = candidate.batch.batch_id
         if not request.takes_from(candidate.batch):
             continue
-        contradiction = unit.contradiction(candidate.batch.batch_id)
+        contradiction = unit.contradiction(batch_id)
         if contradiction is not None:
-            unit.set_aside(candidate.batch.batch_id, contradiction)
+            unit.set_aside(batch_id, contradiction)
             continue
-        batch = unit.batch(candidate.batch.batch_id)
+        batch = unit.batch(batch_id)
         if batch.wake_at is not None and batch.wake_at <= now:
             batch.fail("the batch's deadline has passed")
             continue
-        overdue = False
-        before = taken
-        most = request.limit if candidate.share is None else min(taken + candidate.share, request.limit)
-        max_crashes = batch.definition.config.max_crashes
+        before = claims.taken
+        most = request.limit if candidate.share is None else min(before + candidate.share, request.limit)
         executions = candidate.executions
-        if level >= 2 and any(execution.crashes for execution in executions):
-            executions = sorted(
-                executions, key=lambda execution: _is_restricted(execution, max_crashes, request.capacity)
-            )
-        for execution in executions:
-            if batch.open_slots == 0 or taken == most:
-                break
-            allowed = isolated_concurrency(execution.crashes, max_crashes, request.capacity)
-            held = request.held + taken
-            if held + 1 > min(window, allowed):
-                waited = now - (execution.due or now)
-                overdue = overdue or (execution.crashes > 0 and waited > ISOLATION_WAIT_MICROS)
-                continue
-            window = min(window, allowed)
-            _claim(unit, batch, execution, worker, isolated=held == 0 and window == 1)
-            taken += 1
-        batch.earliest_due = candidate.next_due if taken - before == len(executions) else NOW
+        if batch_id in isolated:
+            suspects = [execution for execution in executions if execution.crashes >= ISOLATED_CRASHES]
+            executions = [execution for execution in executions if execution.crashes < ISOLATED_CRASHES]
+            if isolated[batch_id]:
+                claims.take_isolated(batch, suspects, most)
+        claims.take(batch, executions, most)
+        batch.earliest_due = candidate.next_due if claims.taken - before == len(candidate.executions) else NOW
         if batch.events:
             batch.serve(turn)
-        if overdue:
-            # Take no more work, so that this worker runs empty for the possible poison document.
-            break
     return unit.writes()
 
 
-def _is_restricted(execution: ExecutionRecord, max_crashes: int, capacity: int) -> bool:
-    """Whether it may run beside fewer others than there is room for; so it is taken after those that may."""
-    return isolated_concurrency(execution.crashes, max_crashes, capacity) < capacity
+def _isolated_by(unit: UnitOfWork, worker: WorkerId, candidates: Sequence[Candidates]) -> dict[BatchId, bool]:
+    """Find the batches with isolated executions among the candidates, and whether this worker may take these.
+
+    It may where it has taken some of that batch before, or no worker has, and of none of the others another worker.
+    """
+    holders: dict[BatchId, WorkerId | None] = {}
+    for candidate in candidates:
+        if any(execution.crashes >= ISOLATED_CRASHES for execution in candidate.executions):
+            batch_id = candidate.batch.batch_id
+            if unit.contradiction(batch_id) is None and (isolation := unit.batch(batch_id).isolation) is not None:
+                holders[batch_id] = isolation["worker"]
+    alone = all(holder in (None, worker) for holder in holders.values())
+    return {batch_id: holder == worker or (holder is None and alone) for batch_id, holder in holders.items()}
 
 
-def _claim(
-    unit: UnitOfWork, batch: BatchInProgress, execution: ExecutionRecord, worker: WorkerId, *, isolated: bool
-) -> None:
-    attempt = execution.attempt + 1
-    if execution.position == RESOLVER_POSITION:
-        batch.start_resolver(attempt)
-    else:
-        batch.start_document(execution, attempt)
-    unit.update(
-        execution._replace(
-            status="running", attempt=attempt, alone=isolated, owner=worker, due=None, updated_at=unit.now
+class _Claims:
+    """What one claim takes."""
+
+    def __init__(self, unit: UnitOfWork, worker: WorkerId, request: ClaimRequest) -> None:
+        self._unit = unit
+        self._worker = worker
+        self._held = request.held
+        self._window = request.window
+        self.taken: int = 0
+        """The number of executions so far."""
+        self._runs_empty = False
+
+    def take(self, batch: BatchInProgress, executions: Sequence[ExecutionRecord], most: int) -> None:
+        """Take executions of a batch until `most` are taken in all."""
+        for execution in executions:
+            if self._runs_empty or batch.open_slots == 0 or self.taken == most or not self._fits(self._window):
+                return
+            self._claim(batch, execution)
+
+    def take_isolated(self, batch: BatchInProgress, suspects: Sequence[ExecutionRecord], most: int) -> None:
+        """Take isolated executions of a batch: those first that have crashed most often."""
+        max_crashes = batch.definition.config.max_crashes
+        among = max(batch.suspects, len(suspects))
+        for execution in sorted(suspects, key=lambda execution: -execution.crashes):
+            if self._runs_empty or batch.open_slots == 0 or self.taken == most:
+                return
+            window = min(self._window, isolated_concurrency(execution.crashes, max_crashes, among))
+            if not self._fits(window):
+                self._runs_empty = self._has_to_run_empty(batch)
+                return
+            self._window = window
+            batch.isolate_on(self._worker, window)
+            self._claim(batch, execution, alone=window == 1)
+
+    def _has_to_run_empty(self, batch: BatchInProgress) -> bool:
+        isolation = batch.isolation
+        assert isolation is not None
+        if isolation["worker"] is None:
+            if 2 * self._unit.now < isolation["since"] + isolation["until"]:
+                return False
+            batch.isolate_on(self._worker, self._window)
+        return True
+
+    def _fits(self, window: int) -> bool:
+        return self._held + self.taken < window
+
+    def _claim(self, batch: BatchInProgress, execution: ExecutionRecord, *, alone: bool = False) -> None:
+        attempt = execution.attempt + 1
+        if execution.position == RESOLVER_POSITION:
+            batch.start_resolver(attempt)
+        else:
+            batch.start_document(execution, attempt)
+        self._unit.update(
+            execution._replace(
+                status="running", attempt=attempt, alone=alone, owner=self._worker, due=None, updated_at=self._unit.now
+            )
         )
-    )
+        self.taken += 1

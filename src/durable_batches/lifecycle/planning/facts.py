@@ -79,6 +79,8 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
         elif type(fact) is ActivityCompleted:
             if fact.mark > execution.mark and unit.contradiction(batch_id) is None:
                 _enter_stage(unit, execution, fact.mark)
+            if execution.crashes:
+                unit.clear_suspicion(executions[batch_id, position])
             checkpoints.append(
                 make_record(
                     CheckpointWrite,
@@ -103,6 +105,8 @@ def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> No
             _enter_stage(unit, execution, fact.mark)
         case ActivityFailed():
             unit.checkpoints.append(_checkpoint(fact, "failed"))
+            if execution.crashes:
+                unit.clear_suspicion(execution)
         case ExecutionSucceeded():
             _succeed(unit, execution, fact)
         case ExecutionFailed():

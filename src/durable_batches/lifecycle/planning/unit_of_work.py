@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from durable_batches.lifecycle.batch import BatchInProgress, ContradictionError
 from durable_batches.lifecycle.failure_groups import added, failure_record
 from durable_batches.lifecycle.fingerprints import fingerprint_of
+from durable_batches.lifecycle.isolation import ISOLATED_CRASHES
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.records import (
     NOW,
@@ -70,7 +71,7 @@ class UnitOfWork:
     """Collect what one transaction changes: rows are read here as earlier changes left them, and changed here.
 
     `batches` and `executions` hold what was loaded, as the changes so far leave it. A batch is opened by the first
-    change that concerns it, and written if it has emitted an event, or falls asleep.
+    change that concerns it, and written if it has emitted an event, has changed otherwise, or falls asleep.
     """
 
     __slots__ = (
@@ -151,13 +152,31 @@ class UnitOfWork:
         )
         key = (execution.batch_id, execution.position)
         self.executions[key] = self._stage_entries[key] = entered
+        if key in self._changed:
+            self._changed[key] = entered
+
+    def clear_suspicion(self, execution: ExecutionRecord) -> None:
+        """Write that this owned execution has recorded something: no crash before that is held against it."""
+        self._forget_crashes(execution)
+        self.update(execution._replace(crashes=0, alone=False, taken_from=None, updated_at=self.now))
+
+    def _forget_crashes(self, execution: ExecutionRecord) -> None:
+        if execution.crashes >= ISOLATED_CRASHES:
+            self.batch(execution.batch_id).count_suspect(execution.crashes, 0)
 
     def fail_document(
-        self, execution: ExecutionRecord, outcome: bytes, *, error: str, error_type: str, activity: str | None
+        self,
+        execution: ExecutionRecord,
+        outcome: bytes,
+        *,
+        error: str,
+        error_type: str,
+        activity: str | None,
+        crashes: int = 0,
     ) -> None:
-        """Write that this owned execution of a document has failed for good, and count its failure."""
+        """Write that this owned execution of a document has failed for good (for `crashes`), and count its failure."""
         fingerprint = fingerprint_of(error_type, activity, error)
-        self.finish(execution._replace(fingerprint=fingerprint), "failed", outcome)
+        self.finish(execution._replace(fingerprint=fingerprint), "failed", outcome, crashes=crashes)
         batch = self.batch(execution.batch_id)
         if self._level >= 2:
             stages, mark = batch.definition.stages, execution.mark
@@ -175,18 +194,31 @@ class UnitOfWork:
             self._failures[key] = failure if counted is None else added(counted, failure)
         batch.fail_document(execution, error, fingerprint)
 
-    def finish(self, execution: ExecutionRecord, status: Literal["succeeded", "failed"], outcome: bytes) -> None:
-        """Write that this owned execution has succeeded, or has failed for good."""
+    def finish(
+        self, execution: ExecutionRecord, status: Literal["succeeded", "failed"], outcome: bytes, *, crashes: int = 0
+    ) -> None:
+        """Write that this owned execution has succeeded, or has failed for good; `crashes`: that it has failed for."""
+        self._forget_crashes(execution)
         # An owned execution has no due time that would have to be cleared.
-        self.update(execution._replace(status=status, alone=False, owner=None, updated_at=self.now))
+        self.update(
+            execution._replace(
+                status=status, crashes=crashes, alone=False, owner=None, taken_from=None, updated_at=self.now
+            )
+        )
         self.record_outcome(execution, outcome)
 
     def retry(self, execution: ExecutionRecord, due_at: Micros, outcome: bytes) -> None:
-        """Write that this owned execution has failed once more, and can be claimed again from this moment on."""
+        """Write that this owned execution has failed once more, and can be claimed again from this moment on.
+
+        Its process has survived it: no crash is held against it any more.
+        """
+        self._forget_crashes(execution)
         self.update(
             execution._replace(
                 status="waiting",
                 failures=execution.failures + 1,
+                crashes=0,
+                taken_from=None,
                 owner=None,
                 alone=False,
                 due=due_at,
@@ -219,7 +251,7 @@ class UnitOfWork:
         for batch in self._opened.values():
             if batch.core["phase"] == "due":
                 self._make_resolver_claimable(batch.batch_id)
-            if batch.events or batch.falls_asleep:
+            if batch.events or batch.changed or batch.falls_asleep:
                 batches.append(batch.closed())
                 events += batch.events
         for batch_id in self._set_aside:

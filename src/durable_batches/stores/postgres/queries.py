@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from durable_batches.lifecycle.planning import REQUESTS_ARE_KEPT, Loaded
 from durable_batches.lifecycle.records import (
+    NOW,
     RESOLVER_POSITION,
     BatchRecord,
     CheckpointRecord,
@@ -209,6 +210,21 @@ async def owned_by(session: Session, workers: Collection[WorkerId]) -> list[Exec
     )
     owned = {(batch_id, position_of(key)) for batch_id, key in rows}
     return sorted(owned | {(key[0], RESOLVER_POSITION) for key in owned})
+
+
+async def taken_from(session: Session, worker: WorkerId) -> list[ExecutionKey]:
+    """Find the unfinished executions whose latest crash was counted for this worker."""
+    rows = await session.fetch(
+        # What others own by now, and what can be claimed, each by an index.
+        "SELECT b.batch_id, e.key FROM {s}.execution e JOIN {s}.batch b ON b.key = e.batch "
+        "WHERE e.owner IS NOT NULL AND e.taken_from = $1 UNION ALL "
+        "SELECT b.batch_id, e.key FROM {s}.batch b CROSS JOIN LATERAL ("
+        "SELECT key FROM {s}.execution WHERE batch = b.key AND due IS NOT NULL "
+        f"AND due > {NOW} AND taken_from = $1 OFFSET 0) e "
+        "WHERE b.ended_at IS NULL",
+        worker,
+    )
+    return sorted((batch_id, position_of(key)) for batch_id, key in rows)
 
 
 async def load_documents(

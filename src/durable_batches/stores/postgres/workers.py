@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from durable_batches.errors import StoreAccessError, StoreLockedError
-from durable_batches.lifecycle.planning import Departure, plan_release
+from durable_batches.lifecycle.planning import Departure, plan_release, plan_return
 from durable_batches.lifecycle.records import EventRecord, Micros, WorkerId, WorkerRecord
 from durable_batches.stores.columns import WORKER, WORKER_RECORD
 from durable_batches.stores.postgres import queries
@@ -80,6 +80,20 @@ class Workers:
         """See `Store.register`."""
         async with transaction(session, self._database.where, self._timeouts.begin(session)):
             await session.fetch(_INSERT, *worker_values(worker), lease, 0, "[]", self._server_clock.boot())
+            if worker.before is not None:
+                await self._take_back(session, worker.before)
+
+    async def _take_back(self, session: Session, before: WorkerId) -> None:
+        """Take back the crashes that were counted for a session: its process is alive."""
+        found = await queries.taken_from(session, before)
+        if not found:
+            return
+        locked = await lock_batches(session, {batch_id for batch_id, _ in found})
+        # Again, now that they are locked: they may have been claimed, or have ended.
+        keys = [key for key in await queries.taken_from(session, before) if key[0] in locked.keys]
+        now = await self._server_clock.moment(session)
+        loaded = await queries.load_executions(session, now, locked, keys)
+        await apply(session, locked, plan_return(loaded, before, level=LEVEL))
 
     async def alive(self, session: Session) -> list[WorkerRecord]:
         """See `Store.workers`."""
@@ -143,7 +157,8 @@ class Workers:
             events: list[EventRecord] = []
             for departure in _DEPARTURES:
                 gone = [worker_id for worker_id, left in found.items() if (left or "crash") == departure]
-                events += await self._release(session, gone, departure, skip=skip)
+                in_part = [worker_id for worker_id in gone if found[worker_id] is not None]
+                events += await self._release(session, gone, departure, skip=skip, in_part=in_part)
         self._changed(events)
         return Expired(workers=[worker_id for worker_id, left in found.items() if left is None], events=events)
 
@@ -179,9 +194,18 @@ class Workers:
         return events
 
     async def _release(
-        self, session: Session, gone: Sequence[WorkerId], departure: Departure, *, skip: bool
+        self,
+        session: Session,
+        gone: Sequence[WorkerId],
+        departure: Departure,
+        *,
+        skip: bool,
+        in_part: Sequence[WorkerId] = (),
     ) -> Sequence[EventRecord]:
-        """Release the executions of workers whose rows are locked; what is left is released with the next `expire`."""
+        """Release the executions of workers whose rows are locked; what is left is released with the next `expire`.
+
+        Of the workers `in_part`, some were released before.
+        """
         if not gone:
             return ()
         self._gone(gone)
@@ -191,7 +215,12 @@ class Workers:
         now = await self._server_clock.moment(session)
         reachable = [key for key in owned if key[0] in locked.keys]
         writes = plan_release(
-            await queries.load_executions(session, now, locked, reachable), gone, departure, level=LEVEL
+            await queries.load_executions(session, now, locked, reachable),
+            gone,
+            departure,
+            level=LEVEL,
+            # Else a part of what they owned would pass for all of it.
+            in_company=gone if len(reachable) < len(owned) else in_part,
         )
         await apply(session, locked, writes)
         if len(reachable) == len(owned):

@@ -181,7 +181,7 @@ class SQLiteStore:
 
         def work(connection: sqlite3.Connection) -> None:
             with self._transaction(connection):
-                workers.register(connection, worker, lease, self._boot())
+                workers.register(connection, worker, lease, self._boot(), self._clock.now())
 
         await self._write(work)
 

@@ -10,8 +10,9 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from durable_batches.lifecycle.planning import Departure, plan_release
+from durable_batches.lifecycle.planning import Departure, plan_release, plan_return
 from durable_batches.lifecycle.records import (
+    NOW,
     RESOLVER_POSITION,
     EventRecord,
     ExecutionKey,
@@ -35,9 +36,27 @@ _RENEWED_WITHIN: Final = 6
 three times a lease."""
 
 
-def register(connection: sqlite3.Connection, worker: WorkerRecord, lease: Micros, boot: Micros) -> None:
-    """Insert a worker's row: its commits are numbered from 1, its lease counts from now."""
+_TAKEN_FROM: Final = (
+    # What others own by now, and what can be claimed, each by an index; the rest has ended.
+    "SELECT batch.batch_id, execution.key FROM execution JOIN batch ON batch.key = execution.batch "
+    "WHERE execution.owner IS NOT NULL AND execution.taken_from = :session UNION ALL "
+    "SELECT batch.batch_id, execution.key FROM batch CROSS JOIN execution ON execution.batch = batch.key "
+    f"WHERE batch.ended_at IS NULL AND execution.due IS NOT NULL AND execution.due > {NOW} "
+    "AND execution.taken_from = :session"
+)
+
+
+def register(connection: sqlite3.Connection, worker: WorkerRecord, lease: Micros, boot: Micros, now: Micros) -> None:
+    """Insert a worker's row: its commits are numbered from 1, its lease counts from now.
+
+    The crashes that were counted for the session before it are taken back.
+    """
     connection.execute(_INSERT, (*worker_values(worker), lease, boot + lease, 0, "[]"))
+    if worker.before is not None:
+        rows = connection.execute(_TAKEN_FROM, {"session": worker.before}).fetchall()
+        if rows:
+            keys, loaded = load_executions(connection, now, [(batch_id, position_of(key)) for batch_id, key in rows])
+            apply(connection, keys, plan_return(loaded, worker.before, level=LEVEL))
 
 
 def alive(connection: sqlite3.Connection, boot: Micros) -> list[WorkerRecord]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from durable_batches.errors import StoreLockedError, WorkerFencedError
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, Fact
-from durable_batches.lifecycle.planning import Loaded, executions_to_load, plan_claims, plan_facts
+from durable_batches.lifecycle.planning import ISOLATED_CRASHES, Loaded, executions_to_load, plan_claims, plan_facts
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
@@ -265,7 +265,8 @@ def _checkpoint_only(facts: Sequence[Fact], known: Mapping[ExecutionKey, Executi
     others: set[BatchId] = set()
     for fact in facts:
         execution = known.get((fact.batch_id, fact.position))
-        if execution is None:
+        if execution is None or execution.crashes >= ISOLATED_CRASHES:
+            # The batch counts those that are isolated, and this one has recorded something.
             others.add(fact.batch_id)
         elif type(fact) is ActivityFailed or (type(fact) is ActivityCompleted and fact.mark <= execution.mark):
             checkpoint_only.add(fact.batch_id)
