@@ -124,10 +124,17 @@ class TestPostgresStoreByTheServersClock(TestPostgresStore):
             f"from_due = greatest(from_due - {micros}, 0), "
             "from_key = CASE WHEN from_due = 0 THEN from_key ELSE 0 END, "
             f"woken_due = greatest(woken_due - {micros}, 0)",
-            # What the state machine keeps of a batch without an open slot.
-            f"UPDATE {self.schema}.batch b SET core = convert_to(regexp_replace(c.text, '\"earliest_due\":[0-9]+', "
-            f"'\"earliest_due\":' || (c.due::bigint - {micros})::text), 'UTF8') "
+            # What the state machine keeps of a batch without an open slot, and of one with isolated documents.
+            *[self._moved(field, micros) for field in ("earliest_due", "since", "until")],
+        )
+
+    def _moved(self, field: str, micros: int) -> str:
+        """Write the statement that makes a moment in the state machine's own part of each batch that much earlier."""
+        pattern = f'"{field}":([0-9]+)'
+        return (
+            f"UPDATE {self.schema}.batch b SET core = convert_to(regexp_replace(c.text, '{pattern}', "
+            f"'\"{field}\":' || (c.at::bigint - {micros})::text), 'UTF8') "
             "FROM (SELECT key, convert_from(core, 'UTF8') AS text, "
-            "substring(convert_from(core, 'UTF8') FROM '\"earliest_due\":([0-9]+)') AS due "
-            f"FROM {self.schema}.batch) c WHERE c.key = b.key AND c.due IS NOT NULL",
+            f"substring(convert_from(core, 'UTF8') FROM '{pattern}') AS at "
+            f"FROM {self.schema}.batch) c WHERE c.key = b.key AND c.at IS NOT NULL"
         )

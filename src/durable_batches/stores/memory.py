@@ -390,8 +390,11 @@ class MemoryStore:
     def _put(batch: _Batch, execution: ExecutionRecord) -> None:
         before = batch.executions.get(execution.position)
         batch.executions[execution.position] = execution
-        if execution.due is not None and (before is None or claim_order(before) != claim_order(execution)):
-            heapq.heappush(batch.due[claim_order(execution)[0]], (execution.due, execution.position))
+        if execution.due is None:
+            return
+        range_index = claim_order(execution)[0]
+        if before is None or before.due != execution.due or claim_order(before)[0] != range_index:
+            heapq.heappush(batch.due[range_index], (execution.due, execution.position))
 
     # ---- reading ---------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from durable_batches.lifecycle.commands import Seal
+from durable_batches.lifecycle.isolation import isolation_micros
 from durable_batches.lifecycle.policies import RetryFailed
 from durable_batches.lifecycle.records import Claim, NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
@@ -143,18 +144,44 @@ class ClaimsConformance(Conformance):
 
     async def test_suspects_come_alone(self, scene: Scene) -> None:
         """`held` and `window` reach plan_claims: a possible poison document is not claimed beside held executions."""
-        batch_id = await scene.batch(2, max_crashes=2)
-        dead, hand = await scene.worker(), await scene.worker()
-        await dead.claim(1)
-        await scene.store.expire(dead=[dead.worker_id])
-        await scene.check()
-        assert _positions(await hand.claim(2)) == [1], (
-            "a possible poison document is claimed after the others, and not beside them"
-        )
-        assert not await hand.claim(1, held=1)
+        batch_id = await scene.batch(1, max_crashes=3)
+        for _ in range(2):
+            dead = await scene.worker()
+            await dead.claim(1)
+            await scene.store.expire(dead=[dead.worker_id])
+            await scene.check()
+        hand = await scene.worker()
+        assert not await hand.claim(1, held=1), "a possible poison document is not claimed beside others"
         (claim,) = await hand.claim(1, held=0)
         assert (claim.execution.position, claim.execution.alone) == (0, True)
         assert (await scene.document(batch_id, 0)).execution.alone, "ExecutionRecord.alone must be stored"
+
+    async def test_a_first_crash_holds_nothing_up(self, scene: Scene) -> None:
+        """What was running when a worker died is claimed all at once, whatever the worker holds beside it."""
+        batch_id = await scene.batch(8)
+        dead, hand = await scene.worker(), await scene.worker()
+        await dead.claim(8)
+        await scene.store.expire(dead=[dead.worker_id])
+        claims = await hand.claim(8, held=1)
+        assert len(claims) == 8
+        assert not any(claim.execution.alone for claim in claims)
+        assert {claim.execution.crashes for claim in claims} == {1}
+        assert (await scene.look(batch_id)).counts.running == 8
+
+    async def test_isolation_ends_with_its_time(self, scene: Scene) -> None:
+        """`BatchRecord.core` is kept as it is: it says until when possible poison documents are isolated."""
+        await scene.batch(8, max_crashes=3)
+        for _ in range(2):
+            dead = await scene.worker()
+            assert len(await dead.claim(8)) == 8
+            await scene.store.expire(dead=[dead.worker_id])
+            await scene.check()
+        hand = await scene.worker(lease=1_000)
+        few = len(await hand.claim(8))
+        assert 1 <= few < 8
+        assert not await hand.claim(8, held=few, window=few)
+        await scene.pass_time(isolation_micros(2) / 1_000_000 + 1)
+        assert len(await hand.claim(8, held=few)) == 8 - few
 
     async def test_a_window_bounds_the_claim(self, scene: Scene) -> None:
         """No more than `window` executions are held at once, those held already included."""

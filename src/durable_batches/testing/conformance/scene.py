@@ -96,11 +96,18 @@ class Scene:
 
     # ---- workers -------------------------------------------------------------------------------------------
 
-    async def worker(self, name: str | None = None, *, lease: float = LEASE, store: Store | None = None) -> Hand:
-        """Register a worker."""
+    async def worker(
+        self,
+        name: str | None = None,
+        *,
+        lease: float = LEASE,
+        store: Store | None = None,
+        before: WorkerId | None = None,
+    ) -> Hand:
+        """Register a worker; `before`: the session that its process had before."""
         worker_id = WorkerId(name or f"worker-{next(self._numbers)}")
         store = store or self.store
-        record = WorkerRecord(worker_id, "boot", "namespace", 1, "started", frozenset({LETTERS}))
+        record = WorkerRecord(worker_id, "boot", "namespace", 1, "started", frozenset({LETTERS}), before=before)
         await store.register(record, round(lease * 1_000_000))
         return Hand(self, store, worker_id)
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 
 from durable_batches.lifecycle.commands import Seal
+from durable_batches.lifecycle.isolation import isolation_micros
 from durable_batches.lifecycle.policies import RetryFailed
 from durable_batches.lifecycle.records import Claim, WorkerId
 from durable_batches.lifecycle.states import BatchId
@@ -32,13 +33,13 @@ class SleepingConformance(Conformance):
         from_level_2(scene)
         await scene.batch(4, policy=_retry_after(10))
         hand = await scene.worker(lease=1_000)
-        first = await scene.worker()
-        await first.take(1)
-        await scene.store.expire(dead=[first.worker_id])
+        for _ in range(2):
+            dead = await scene.worker()
+            assert (await dead.take(1)).execution.position == 0
+            await scene.store.expire(dead=[dead.worker_id])
+        # When its time is up, it is claimed beside others, and after them.
+        await scene.pass_time(isolation_micros(2) / 1_000_000 + 1)
         one, two, three = await hand.claim(3)
-        second = await scene.worker()
-        assert (await second.take()).execution.position == 0
-        await scene.store.expire(dead=[second.worker_id])
         await hand.report(hand.released(two), hand.failed(three), hand.released(one))
         await scene.pass_time(20)
         assert [_positions(await hand.claim(1)) for _ in range(4)] == [[3], [1], [2], [0]]

@@ -11,7 +11,7 @@ from durable_batches.errors import WorkerFencedError
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.stores.protocol import Store
-from durable_batches.testing.conformance.base import Conformance
+from durable_batches.testing.conformance.base import Conformance, from_level_2
 from durable_batches.testing.conformance.scene import LEASE, Hand, Scene
 
 __all__ = ["OpeningConformance", "WorkersConformance"]
@@ -279,7 +279,7 @@ class WorkersConformance(Conformance):
     async def test_crashes_narrow_the_search_and_end_in_failure(self, scene: Scene) -> None:
         """A possible poison document runs with ever less concurrency, and fails only after a crash in isolation."""
         batch_id = await scene.batch(2, max_crashes=2)
-        for alone in (False, True):
+        for alone in (False, False, True):
             hand = await scene.worker()
             claims = await hand.claim(2)
             assert len(claims) == (1 if alone else 2), "plan_claims decides which candidates are taken"
@@ -287,10 +287,75 @@ class WorkersConformance(Conformance):
             await scene.store.expire(dead=[hand.worker_id])
             await scene.check()
         failed, other = [(await scene.document(batch_id, position)) for position in (0, 1)]
-        assert (failed.execution.status, failed.execution.crashes) == ("failed", 2)
+        assert (failed.execution.status, failed.execution.crashes) == ("failed", 3)
         assert failed.outcome is not None
         assert b"CrashLoopError" in failed.outcome
-        assert (other.execution.status, other.execution.crashes) == ("pending", 1)
+        assert (other.execution.status, other.execution.crashes) == ("pending", 2)
+
+    async def test_progress_clears_the_crashes(self, scene: Scene) -> None:
+        """A recorded activity clears them: `Writes.executions` is written with a commit of checkpoints, too."""
+        batch_id = await scene.batch(1, max_crashes=2)
+        for number in range(5):
+            hand = await scene.worker()
+            claim = await hand.take()
+            assert claim.execution.crashes == min(number, 1)
+            await hand.report(hand.recorded(claim, f"key-{number}"))
+            assert (await scene.document(batch_id, 0)).execution.crashes == 0
+            await scene.store.expire(dead=[hand.worker_id])
+            await scene.check()
+
+    # ---- a lease that ran out is no proof of a crash --------------------------------------------------------------
+
+    async def test_a_session_seen_again_takes_its_crashes_back(self, scene: Scene) -> None:
+        """A worker that names the session before it takes back what was counted for that, and for no other."""
+        from_level_2(scene)
+        batch_id = await scene.batch(3)
+        frozen, dead = await scene.worker(), await scene.worker()
+        await frozen.claim(2)
+        await dead.claim(1)
+        await scene.pass_time(LEASE + 1)
+        await scene.store.expire()
+        rows = [(await scene.document(batch_id, position)).execution for position in range(3)]
+        assert [(row.crashes, row.taken_from) for row in rows] == [
+            (1, frozen.worker_id),
+            (1, frozen.worker_id),
+            (1, dead.worker_id),
+        ], "ExecutionRecord.taken_from must be stored"
+        again = await scene.worker(before=frozen.worker_id)
+        await scene.check()
+        rows = [(await scene.document(batch_id, position)).execution for position in range(3)]
+        assert [(row.crashes, row.taken_from) for row in rows] == [(0, None), (0, None), (1, dead.worker_id)]
+        assert len(await again.claim(3)) == 3, "they can be claimed as before"
+
+    async def test_a_session_seen_again_ends_isolation(self, scene: Scene) -> None:
+        """What was isolated for crashes that were none can be claimed like anything else, and is found by a claim."""
+        from_level_2(scene)
+        await scene.batch(4, max_crashes=3)
+        for _ in range(2):
+            hand = await scene.worker()
+            assert len(await hand.claim(4)) == 4
+            await scene.store.expire(dead=[hand.worker_id])
+        again = await scene.worker(before=hand.worker_id)
+        await scene.check()
+        assert len(await again.claim(4, held=1)) == 4
+
+    async def test_what_others_own_by_then_is_taken_back_with_its_release(self, scene: Scene) -> None:
+        """An owned execution is changed by its owner's commits alone; its release takes the crash back."""
+        from_level_2(scene)
+        batch_id = await scene.batch(1)
+        frozen, heir = await scene.worker(), await scene.worker()
+        await frozen.take()
+        await scene.store.expire(dead=[frozen.worker_id])
+        claim = await heir.take()
+        await scene.worker(before=frozen.worker_id)
+        await scene.check()
+        row = (await scene.document(batch_id, 0)).execution
+        assert (row.owner, row.crashes) == (heir.worker_id, 1)
+        await heir.report(heir.entered(claim, 1))
+        await scene.store.expire(dead=[heir.worker_id])
+        await scene.check()
+        row = (await scene.document(batch_id, 0)).execution
+        assert (row.crashes, row.taken_from, row.mark) == (1, heir.worker_id, 1)
 
     # ---- deregistration --------------------------------------------------------------------------------------
 
