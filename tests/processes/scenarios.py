@@ -131,6 +131,23 @@ class Fenced(Process):
         return await super().work(batches)
 
 
+class Crowd(Process):
+    """Holds its documents in their first activity until all of them are in it at once."""
+
+    async def work(self, batches: Batches) -> dict[str, object]:
+        begun = 0
+        here.hold = asyncio.Event()
+
+        def count() -> None:
+            nonlocal begun
+            begun += 1
+            if begun == self.job.documents:
+                self.marks.reach("all in flight")
+
+        self.marks.on("split: begun", count)
+        return await super().work(batches)
+
+
 class Broken(Process):
     """Its store has a mistake, which ends its worker's session: what that held is released at once."""
 
@@ -199,6 +216,7 @@ SCENARIOS: Final = {
     "empty": Empty,
     "fenced": Fenced,
     "broken": Broken,
+    "crowd": Crowd,
     "obstructed": Obstructed,
 }
 

@@ -116,7 +116,7 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
         yield NoWorker(workflow=record.workflow, version=record.version, known=known)
     yield from _dead_workers(inspection)
     if batch.isolation is not None:
-        yield from _isolated_documents(inspection)
+        yield from _isolated_documents(inspection, batch.suspects)
     if record.state == "resolving":
         yield _resolver(inspection)
         return
@@ -168,8 +168,8 @@ def _dead_workers(inspection: Inspection) -> Iterator[DeadWorker]:
             yield DeadWorker(worker=worker, documents=owned[worker], lease_until=until)
 
 
-def _isolated_documents(inspection: Inspection) -> Iterator[IsolatedDocument]:
-    running = [each for each in inspection.owned if each.alone or each.crashes >= ISOLATED_CRASHES]
+def _isolated_documents(inspection: Inspection, suspects: int) -> Iterator[IsolatedDocument]:
+    running = [each for each in inspection.owned if each.crashes >= ISOLATED_CRASHES]
     due = [each for each in inspection.isolated if each.due is not None and each.due <= inspection.now]
     shown = running or due[:1]
     for execution in shown:
@@ -178,7 +178,7 @@ def _isolated_documents(inspection: Inspection) -> Iterator[IsolatedDocument]:
             crashes=execution.crashes,
             worker=execution.owner,
             since=from_micros(execution.updated_at if execution.owner is not None else execution.due or inspection.now),
-            waiting=len(due) if running else len(due) - 1,
+            waiting=max(suspects - len(shown), 0),
         )
 
 

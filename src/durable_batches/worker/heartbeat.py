@@ -90,9 +90,13 @@ class LeaseRenewer:
         now = self._clock.boot()
         return now >= self._expires_others_from and now - self._renewed < self._lease_seconds * _OWN_SHARE
 
+    def give_others_time(self) -> None:
+        """Expire nobody for a whole lease: the others may have been cut off as well, and have to renew first."""
+        self._expires_others_from = self._clock.boot() + self._lease_seconds
+
     def _note_gap(self, before: float, now: float) -> None:
         if now - before >= self._lease_seconds:
-            self._expires_others_from = now + self._lease_seconds
+            self.give_others_time()
 
     def signal_stop(self) -> None:
         """Have the thread end, without waiting for it."""

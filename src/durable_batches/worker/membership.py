@@ -36,6 +36,8 @@ class Membership:
         self._signals = signals
         self._pending: list[WorkerId] = []
         self._before: WorkerId | None = None
+        self._predecessor: WorkerId | None = None
+        self._lost: WorkerId | None = None
 
     async def register(self, worker: WorkerId, workflows: Iterable[tuple[str, str]], lease: timedelta) -> None:
         """Register a session of this process.
@@ -59,7 +61,7 @@ class Membership:
             # It may be registered, and its successor has another id.
             self.deregister_later(worker)
             raise
-        self._before = worker
+        self._predecessor, self._before = self._before, worker
         host = socket.gethostname()
         _log.info(
             "worker %s registered: process %d on %s",
@@ -88,7 +90,13 @@ class Membership:
 
     def deregister_later(self, worker: WorkerId) -> None:
         """Keep in mind a session that has not crashed, and is to be deregistered when the store answers."""
+        self._lost = worker
         self._pending.append(worker)
+
+    @property
+    def succeeds_lost_session(self) -> bool:
+        """Whether the session before the one that is registered has lost its lease."""
+        return self._lost is not None and self._lost == self._predecessor
 
     async def deregister_pending(self) -> bool:
         """Deregister the sessions of `deregister_later`; return whether there were any."""

@@ -205,6 +205,8 @@ class Session:
             # this process are deregistered before they are named: afterwards nobody counts a crash for them any more.
             self._was_away = await self._membership.deregister_pending()
             await self._membership.register(self.worker_id, workflows, self._options.lease)
+            if self._membership.succeeds_lost_session:
+                self._renewer.give_others_time()
             self._renewer.start()
             try:
                 if not self._was_away:

@@ -115,7 +115,9 @@ class CrashableStore:
         await self._answered(self.inner.close)
 
     async def register(self, worker: WorkerRecord, lease: Micros) -> None:
-        """See `Store.register`."""
+        """See `Store.register`; the process that comes after a killed one knows nothing of that one's session."""
+        if worker.before in self._killed:
+            worker = worker._replace(before=None)
         await self._write("register", lambda: self.inner.register(worker, lease), worker.worker_id)
 
     def heart(self, worker: WorkerId) -> Heart:
