@@ -203,7 +203,8 @@ def test_a_document_keeps_what_its_row_says_beside_its_stage() -> None:
     writes = world.commit(ME, ActivityCompleted(*identity(before), "a", b"x", 1, 1))
     assert list(writes.marks) == [before._replace(mark=1, updated_at=world.now)]
     world.commit(ME, ExecutionSucceeded(*identity(before), b""))
-    assert world.executions[key].taken_from == "before"
+    # What ends it clears its suspicion.
+    assert world.executions[key][-4:] == (7, None, 1, "fp")
 
 
 def test_a_run_that_has_ended_says_when() -> None:

@@ -24,13 +24,22 @@ from durable_batches.lifecycle.facts import (
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
+    Fact,
     StageEntered,
 )
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.isolation import is_crash_loop, isolated_concurrency, isolation_micros
-from durable_batches.lifecycle.planning import Candidates, Loaded, plan_claims, plan_facts, plan_release
+from durable_batches.lifecycle.planning import (
+    Candidates,
+    KnownWorker,
+    Loaded,
+    gone_with_machine,
+    plan_claims,
+    plan_facts,
+    plan_release,
+)
 from durable_batches.lifecycle.progress import snapshot_of
-from durable_batches.lifecycle.records import RESOLVER_POSITION, ClaimRequest, ExecutionRecord, WorkerId
+from durable_batches.lifecycle.records import RESOLVER_POSITION, ClaimRequest, ExecutionRecord, WorkerId, WorkerRecord
 
 ME, OTHER = WorkerId("me"), WorkerId("other")
 SECOND = 1_000_000
@@ -153,15 +162,13 @@ def test_what_ends_isolation(what: str) -> None:
     (row,) = world.held(ME)
     assert (row.crashes, row.alone, isolated(world, batch_id)) == (2, True, 1)
     target = identity(row)
-    world.commit(
-        ME,
-        {
-            "recorded": ActivityCompleted(*target, "key", b"", 0),
-            "recorded failure": ActivityFailed(*target, "key", b""),
-            "failed attempt": ExecutionFailed(*target, b"", "no"),
-            "succeeded": ExecutionSucceeded(*target, b""),
-        }[what],
-    )
+    facts: dict[str, Fact] = {
+        "recorded": ActivityCompleted(*target, "key", b"", 0),
+        "recorded failure": ActivityFailed(*target, "key", b""),
+        "failed attempt": ExecutionFailed(*target, b"", "no"),
+        "succeeded": ExecutionSucceeded(*target, b""),
+    }
+    world.commit(ME, facts[what])
     world.check()
     (row,) = world.documents(batch_id)
     assert (row.crashes, row.alone, row.taken_from, isolated(world, batch_id)) == (0, False, None, 0)
@@ -298,6 +305,50 @@ def test_what_is_taken_back_gives_nobody_up() -> None:
     assert [(row.status, row.crashes) for row in world.documents(batch_id)] == [("pending", 1)]
     crash(world)
     assert [row.status for row in world.documents(batch_id)] == ["failed"]
+
+
+def _known(name: str, *, machine: str = "machine", process: int = 1, left: int = 30) -> KnownWorker:
+    return KnownWorker(WorkerRecord(WorkerId(name), machine, "namespace", process, "started", frozenset()), left, 30)
+
+
+@pytest.mark.parametrize(
+    ("known", "blameless"),
+    [
+        ([_known("a", left=0)], []),
+        ([_known("a", left=0), _known("b", process=2)], []),
+        ([_known("a", left=0), _known("b", process=2, left=15)], []),
+        ([_known("a", left=0), _known("b", process=2, left=14)], ["a"]),
+        ([_known("a", left=-1), _known("b", process=2, left=0)], ["a", "b"]),
+        ([_known("a", left=0), _known("b", left=0)], []),
+        ([_known("a", left=0), _known("b", process=2, left=0, machine="another")], []),
+        ([_known("a", left=0, machine=""), _known("b", process=2, left=0, machine="")], []),
+        ([_known("a", left=0), _known("b", process=2, left=0), _known("c", process=3)], []),
+        ([_known("a", left=0), _known("b", process=2, left=0), _known("c", machine="another")], ["a", "b"]),
+    ],
+    ids=[
+        *(
+            "alone",
+            "beside one that renews",
+            "beside one that has just renewed",
+            "beside one that does not",
+            "all at once",
+        ),
+        *("one process", "two machines", "unknown machines", "one of three is there", "another machine is there"),
+    ],
+)
+def test_the_loss_of_a_machine_counts_nothing(known: list[KnownWorker], blameless: list[str]) -> None:
+    gone = [each.worker.worker_id for each in known if each.left <= 0]
+    assert sorted(gone_with_machine(gone, known)) == blameless
+
+
+def test_who_is_blameless_counts_no_crash() -> None:
+    world = World(2)
+    batch_id = world.batch("batch", 1)
+    crash(world)
+    world.claim(ME)
+    loaded = Loaded(world.now, {batch_id: world.batches[batch_id]}, dict(world.executions))
+    writes = plan_release(loaded, [ME], "crash", level=2, blameless=[ME])
+    assert [(row.status, row.crashes, row.owner) for row in writes.executions] == [("pending", 1, None)]
 
 
 # ---- who is given up -------------------------------------------------------------------------------------------------
@@ -548,7 +599,7 @@ def test_every_order_of_crashes_freezes_and_progress() -> None:
     first = World(2, capacity=2)
     first.batch("batch", 2, stages=1, config=config)
     seen: set[object] = set()
-    states = [(first, (0, 0))]
+    states: list[tuple[World, tuple[int, ...]]] = [(first, (0, 0))]
     for _ in range(9):
         following: list[tuple[World, tuple[int, ...]]] = []
         for world, crashes in states:

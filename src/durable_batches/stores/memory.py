@@ -25,10 +25,12 @@ from durable_batches.lifecycle.planning import (
     ISOLATED_CRASHES,
     REQUESTS_ARE_KEPT,
     Candidates,
+    KnownWorker,
     Loaded,
     Writes,
     claim_order,
     executions_to_load,
+    gone_with_machine,
     has_to_know_next_due,
     needs_of_command,
     new_execution,
@@ -169,7 +171,12 @@ class MemoryStore:
                 for worker_id, row in self._workers.items()
                 if row.alive and (row.lease_until <= boot or worker_id in dead)
             ]
-            writes = self._release(gone, crashed=True)
+            known = [
+                KnownWorker(row.record, round((row.lease_until - boot) * 1_000_000), row.lease)
+                for row in self._workers.values()
+                if row.alive
+            ]
+            writes = self._release(gone, crashed=True, blameless=gone_with_machine(gone, known))
             return Expired(workers=gone, events=writes.events)
 
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
@@ -177,7 +184,7 @@ class MemoryStore:
         with self._lock:
             return self._release([worker], crashed=False).events
 
-    def _release(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
+    def _release(self, gone: Collection[WorkerId], *, crashed: bool, blameless: Collection[WorkerId] = ()) -> Writes:
         for worker_id in gone:
             row = self._workers.get(worker_id)
             if row is not None:
@@ -189,7 +196,7 @@ class MemoryStore:
             if execution.owner in gone
         ]
         loaded = self._load({*owned, *((key[0], RESOLVER_POSITION) for key in owned)})
-        writes = plan_release(loaded, gone, "crash" if crashed else "shutdown", level=LEVEL)
+        writes = plan_release(loaded, gone, "crash" if crashed else "shutdown", level=LEVEL, blameless=blameless)
         self._apply(writes)
         return writes
 

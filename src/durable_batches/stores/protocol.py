@@ -341,7 +341,8 @@ class Store(Protocol):
     async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
         """Expire the workers past their lease by the store's clock, or in `dead`, and release their executions.
 
-        An expired worker can never write again. What to write, `plan_release(..., "crash")` says.
+        An expired worker can never write again. What to write, `plan_release(..., "crash")` says; a store of level 2
+        tells it who went with their machine (`blameless=gone_with_machine(...)`).
         """
         ...
 

@@ -19,6 +19,7 @@ from durable_batches.lifecycle.planning.claims import (
 from durable_batches.lifecycle.planning.commands import REQUESTS_ARE_KEPT, Needs, needs_of_command, plan_command
 from durable_batches.lifecycle.planning.facts import executions_to_load, plan_facts
 from durable_batches.lifecycle.planning.load import new_execution
+from durable_batches.lifecycle.planning.machines import KnownWorker, gone_with_machine
 from durable_batches.lifecycle.planning.release import Departure, plan_release, plan_return
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, Writes
 
@@ -29,11 +30,13 @@ __all__ = [
     "WOKEN",
     "Candidates",
     "Departure",
+    "KnownWorker",
     "Loaded",
     "Needs",
     "Writes",
     "claim_order",
     "executions_to_load",
+    "gone_with_machine",
     "has_to_know_next_due",
     "needs_of_command",
     "new_execution",

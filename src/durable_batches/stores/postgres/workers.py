@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from durable_batches.errors import StoreAccessError, StoreLockedError
-from durable_batches.lifecycle.planning import Departure, plan_release, plan_return
+from durable_batches.lifecycle.planning import Departure, KnownWorker, gone_with_machine, plan_release, plan_return
 from durable_batches.lifecycle.records import EventRecord, Micros, WorkerId, WorkerRecord
 from durable_batches.stores.columns import WORKER, WORKER_RECORD
 from durable_batches.stores.postgres import queries
@@ -155,12 +155,23 @@ class Workers:
             named = await self._locked(session, "worker_id = ANY($2::text[])", dead, skip=skip) if dead else {}
             found = {**named, **await self._locked(session, _EXPIRED, dead, skip=True)}
             events: list[EventRecord] = []
+            blameless = await self._lost_machines(session, found) if found else ()
             for departure in _DEPARTURES:
                 gone = [worker_id for worker_id, left in found.items() if (left or "crash") == departure]
                 in_part = [worker_id for worker_id in gone if found[worker_id] is not None]
-                events += await self._release(session, gone, departure, skip=skip, in_part=in_part)
+                events += await self._release(session, gone, departure, skip=skip, in_part=in_part, blameless=blameless)
         self._changed(events)
         return Expired(workers=[worker_id for worker_id, left in found.items() if left is None], events=events)
+
+    async def _lost_machines(self, session: Session, gone: Collection[WorkerId]) -> frozenset[WorkerId]:
+        """Find those of the workers whose whole machine is gone."""
+        rows = await session.fetch(
+            f"SELECT {WORKER_RECORD.names}, lease_until - c.now, lease "
+            f"FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c",
+            self._server_clock.boot(),
+        )
+        known = [KnownWorker(worker_of(tuple(row)[:-2]), *tuple(row)[-2:]) for row in rows]
+        return gone_with_machine(gone, known)
 
     async def _locked(
         self, session: Session, condition: str, dead: Collection[WorkerId], *, skip: bool
@@ -201,10 +212,11 @@ class Workers:
         *,
         skip: bool,
         in_part: Sequence[WorkerId] = (),
+        blameless: Collection[WorkerId] = (),
     ) -> Sequence[EventRecord]:
         """Release the executions of workers whose rows are locked; what is left is released with the next `expire`.
 
-        Of the workers `in_part`, some were released before.
+        Of the workers `in_part`, some were released before; `blameless`: see `plan_release`.
         """
         if not gone:
             return ()
@@ -221,6 +233,7 @@ class Workers:
             level=LEVEL,
             # Else a part of what they owned would pass for all of it.
             in_company=gone if len(reachable) < len(owned) else in_part,
+            blameless=blameless,
         )
         await apply(session, locked, writes)
         if len(reachable) == len(owned):

@@ -200,7 +200,10 @@ class SQLiteStore:
             with self._transaction(connection):
                 gone = workers.expired(connection, self._boot(), dead, self._lock_outs.recent())
                 self._commits.forget(gone)
-                events = workers.release(connection, self._clock.now(), gone, "crash") if gone else ()
+                events: Sequence[EventRecord] = ()
+                if gone:
+                    blameless = workers.lost_machines(connection, self._boot(), gone)
+                    events = workers.release(connection, self._clock.now(), gone, "crash", blameless)
             return Expired(workers=gone, events=events)
 
         return await self._write(work)

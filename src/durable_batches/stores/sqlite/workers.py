@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from durable_batches.lifecycle.planning import Departure, plan_release, plan_return
+from durable_batches.lifecycle.planning import Departure, KnownWorker, gone_with_machine, plan_release, plan_return
 from durable_batches.lifecycle.records import (
     NOW,
     RESOLVER_POSITION,
@@ -26,7 +26,7 @@ from durable_batches.stores.rows import position_of, worker_of, worker_values
 from durable_batches.stores.sqlite.connection import HOLDS_LEASE
 from durable_batches.stores.sqlite.queries import apply, load_executions
 
-__all__ = ["alive", "expired", "register", "release"]
+__all__ = ["alive", "expired", "lost_machines", "register", "release"]
 
 _INSERTED: Final = WORKER_RECORD.and_also(*WORKER.choose("lease", "lease_until", "commits", "refused"))
 _INSERT: Final = f"INSERT INTO worker ({_INSERTED.names}) VALUES ({_INSERTED.marks})"
@@ -87,14 +87,24 @@ def expired(
     return [WorkerId(worker_id) for (worker_id,) in found]
 
 
+def lost_machines(connection: sqlite3.Connection, boot: Micros, gone: Collection[WorkerId]) -> frozenset[WorkerId]:
+    """Find those of the workers whose whole machine is gone."""
+    rows = connection.execute(f"SELECT {WORKER_RECORD.names}, lease_until - ?, lease FROM worker", (boot,))
+    return gone_with_machine(gone, [KnownWorker(worker_of(row[:-2]), *row[-2:]) for row in rows])
+
+
 def release(
-    connection: sqlite3.Connection, now: Micros, workers: Collection[WorkerId], departure: Departure
+    connection: sqlite3.Connection,
+    now: Micros,
+    workers: Collection[WorkerId],
+    departure: Departure,
+    blameless: Collection[WorkerId] = (),
 ) -> Sequence[EventRecord]:
-    """Delete the workers' rows, and release the executions that they own."""
+    """Delete the workers' rows, and release the executions that they own; `blameless`: see `plan_release`."""
     ids = json.dumps(sorted(workers))
     connection.execute("DELETE FROM worker WHERE worker_id IN (SELECT value FROM json_each(?))", (ids,))
     keys, loaded = load_executions(connection, now, _owned_by(connection, ids))
-    writes = plan_release(loaded, workers, departure, level=LEVEL)
+    writes = plan_release(loaded, workers, departure, level=LEVEL, blameless=blameless)
     apply(connection, keys, writes)
     return writes.events
 

@@ -103,11 +103,13 @@ class Scene:
         lease: float = LEASE,
         store: Store | None = None,
         before: WorkerId | None = None,
+        machine: str = "boot",
+        process: int = 1,
     ) -> Hand:
         """Register a worker; `before`: the session that its process had before."""
         worker_id = WorkerId(name or f"worker-{next(self._numbers)}")
         store = store or self.store
-        record = WorkerRecord(worker_id, "boot", "namespace", 1, "started", frozenset({LETTERS}), before=before)
+        record = WorkerRecord(worker_id, machine, "namespace", process, "started", frozenset({LETTERS}), before=before)
         await store.register(record, round(lease * 1_000_000))
         return Hand(self, store, worker_id)
 

@@ -331,11 +331,11 @@ class WorkersConformance(Conformance):
         """What was isolated for crashes that were none can be claimed like anything else, and is found by a claim."""
         from_level_2(scene)
         await scene.batch(4, max_crashes=3)
-        for _ in range(2):
-            hand = await scene.worker()
+        dead, frozen = await scene.worker(), await scene.worker()
+        for hand in (dead, frozen):
             assert len(await hand.claim(4)) == 4
             await scene.store.expire(dead=[hand.worker_id])
-        again = await scene.worker(before=hand.worker_id)
+        again = await scene.worker(before=frozen.worker_id)
         await scene.check()
         assert len(await again.claim(4, held=1)) == 4
 
@@ -356,6 +356,22 @@ class WorkersConformance(Conformance):
         await scene.check()
         row = (await scene.document(batch_id, 0)).execution
         assert (row.crashes, row.taken_from, row.mark) == (1, heir.worker_id, 1)
+
+    async def test_the_loss_of_a_machine_counts_no_crash(self, scene: Scene) -> None:
+        """Several processes that are gone with their machine: `plan_release` is told so (`gone_with_machine`)."""
+        from_level_2(scene)
+        batch_id = await scene.batch(3)
+        hands = [await scene.worker(machine="lost", process=number) for number in range(2)]
+        dead = await scene.worker(machine="there", process=1)
+        for hand in (*hands, dead):
+            await hand.take()
+        await scene.pass_time(LEASE + 1)
+        await scene.worker(machine="there", process=2)
+        expired = await scene.store.expire()
+        await scene.check()
+        assert len(expired.workers) == 3
+        rows = [(await scene.document(batch_id, position)).execution for position in range(3)]
+        assert [(row.owner, row.crashes) for row in rows] == [(None, 0), (None, 0), (None, 1)]
 
     # ---- deregistration --------------------------------------------------------------------------------------
 
