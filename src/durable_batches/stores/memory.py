@@ -171,12 +171,7 @@ class MemoryStore:
                 for worker_id, row in self._workers.items()
                 if row.alive and (row.lease_until <= boot or worker_id in dead)
             ]
-            known = [
-                KnownWorker(row.record, round((row.lease_until - boot) * 1_000_000), row.lease)
-                for row in self._workers.values()
-                if row.alive
-            ]
-            writes = self._release(gone, crashed=True, blameless=gone_with_machine(gone, known))
+            writes = self._release(gone, crashed=True)
             return Expired(workers=gone, events=writes.events)
 
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
@@ -184,7 +179,8 @@ class MemoryStore:
         with self._lock:
             return self._release([worker], crashed=False).events
 
-    def _release(self, gone: Collection[WorkerId], *, crashed: bool, blameless: Collection[WorkerId] = ()) -> Writes:
+    def _release(self, gone: Collection[WorkerId], *, crashed: bool) -> Writes:
+        blameless = gone_with_machine(gone, self._known_workers()) if crashed and gone else ()
         for worker_id in gone:
             row = self._workers.get(worker_id)
             if row is not None:
@@ -199,6 +195,14 @@ class MemoryStore:
         writes = plan_release(loaded, gone, "crash" if crashed else "shutdown", level=LEVEL, blameless=blameless)
         self._apply(writes)
         return writes
+
+    def _known_workers(self) -> list[KnownWorker]:
+        boot = self._clock.boot()
+        return [
+            KnownWorker(row.record, round((row.lease_until - boot) * 1_000_000), row.lease)
+            for row in self._workers.values()
+            if row.alive
+        ]
 
     # ---- loading ---------------------------------------------------------------------------------------------
 
