@@ -27,6 +27,7 @@ from durable_batches import (
     MemoryStore,
     MissingExtraError,
     OldWorkersError,
+    QuotaExhausted,
     RetryPolicy,
     SchemaTooOldError,
     SQLiteStore,
@@ -228,6 +229,10 @@ async def crash_loop(_: Path) -> object:
     raise CrashLoopError(BATCH, DOCUMENT, 3)
 
 
+async def quota_exhausted(_: Path) -> object:
+    raise QuotaExhausted("the free plan of this month is used up", retry_after=timedelta(hours=1))
+
+
 # ---- batches -------------------------------------------------------------------------------------------------
 
 
@@ -407,6 +412,7 @@ EXAMPLES: Final[dict[str, Example]] = {
     "document-timeout": document_timeout,
     "checkpoint-mismatch": checkpoint_mismatch,
     "crash-loop": crash_loop,
+    "quota-exhausted": quota_exhausted,
     "duplicate-document": duplicate_document,
     "batch-not-found": batch_not_found,
     "batch-exists": batch_exists,

@@ -73,6 +73,7 @@ CODES = {
     "NotInWorkflowError": "not-in-workflow",
     "PayloadError": "payload",
     "PayloadTooLargeError": "payload-too-large",
+    "QuotaExhausted": "quota-exhausted",
     "OldWorkersError": "old-workers",
     "ReadOnlyClientError": "read-only-client",
     "SchemaTooNewError": "schema-too-new",

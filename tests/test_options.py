@@ -160,6 +160,7 @@ WRONG: list[tuple[Callable[..., Any], str, object, str]] = [
     (a_workflow, "resolver_retry", 3, "must be a RetryPolicy, not an int"),
     (a_workflow, "accepts", "12", "give a tuple: ('12',)"),
     (a_workflow, "version", 2, "must be a str, not 'int'"),
+    (activity, "classify", 3, "must be a function, not an int"),
     (RetryPolicy, "max_attempts", "3", "must be an int, not a str"),
     (RetryPolicy, "max_attempts", 2.5, "must be an int, not a float"),
     (RetryPolicy, "factor", "2", "must be a number, not a str"),

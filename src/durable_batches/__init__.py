@@ -34,8 +34,10 @@ from durable_batches.errors import (
     NotInActivityError,
     NotInWorkflowError,
     OldWorkersError,
+    Overloaded,
     PayloadError,
     PayloadTooLargeError,
+    QuotaExhausted,
     ReadOnlyClientError,
     RetryLater,
     SchemaTooNewError,
@@ -90,7 +92,6 @@ from durable_batches.lifecycle.policies import (
     ContinueOnFailure,
     FailurePolicy,
     RetryFailed,
-    RetryPolicy,
 )
 from durable_batches.lifecycle.progress import BatchSnapshot, StageCount
 from durable_batches.lifecycle.states import (
@@ -128,6 +129,7 @@ from durable_batches.reading.reasons import (
     SuspendedDocuments,
 )
 from durable_batches.runtime.activity import DurableActivity, durable_activity, map_activity
+from durable_batches.runtime.classify import ErrorClassifier, ErrorKind, Verdict, default_classifier
 from durable_batches.runtime.context import ActivityContext, ExecutionContext, current_activity, current_execution
 from durable_batches.runtime.dependencies import dependency
 from durable_batches.runtime.resources import ActivityReport, RunStats
@@ -139,6 +141,7 @@ from durable_batches.runtime.results import (
     DocumentSucceeded,
     Outcome,
 )
+from durable_batches.runtime.retry_policy import RetryPolicy
 from durable_batches.runtime.workflow import (
     Resolver,
     Results,
@@ -218,8 +221,10 @@ __all__ = [
     "DuplicateDocumentError",
     "DurableActivity",
     "DurableBatchesError",
+    "ErrorClassifier",
     "ErrorDigest",
     "ErrorGroup",
+    "ErrorKind",
     "ExecutionContext",
     "Explanation",
     "ExtractingEntities",
@@ -240,6 +245,7 @@ __all__ = [
     "NotInWorkflowError",
     "OldWorkersError",
     "Outcome",
+    "Overloaded",
     "PauseReason",
     "PayloadError",
     "PayloadTooLargeError",
@@ -247,6 +253,7 @@ __all__ = [
     "PostgresStore",
     "ProviderJobChanged",
     "QueuedDocuments",
+    "QuotaExhausted",
     "RawDocument",
     "ReadOnlyClientError",
     "Reason",
@@ -283,6 +290,7 @@ __all__ = [
     "SuspendedDocuments",
     "TransactionOpenError",
     "UnknownEvent",
+    "Verdict",
     "Worker",
     "WorkerFencedError",
     "WorkerNotRunningError",
@@ -291,6 +299,7 @@ __all__ = [
     "__version__",
     "current_activity",
     "current_execution",
+    "default_classifier",
     "dependency",
     "durable_activity",
     "durable_now",

@@ -43,8 +43,10 @@ __all__ = [
     "NotInActivityError",
     "NotInWorkflowError",
     "OldWorkersError",
+    "Overloaded",
     "PayloadError",
     "PayloadTooLargeError",
+    "QuotaExhausted",
     "ReadOnlyClientError",
     "RetryLater",
     "SchemaTooNewError",
@@ -233,7 +235,31 @@ class RetryLater(Exception):
         super().__init__(f"retry after {after.total_seconds():g} s")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RetryLater, (self.after,), self.__dict__
+        return type(self), (self.after,), self.__dict__
+
+
+class Overloaded(RetryLater):
+    """Raised by an activity: the provider is there and has no room now. The call waits, and uses no attempt.
+
+    What well-known clients raise of this kind (429, 503, "overloaded") is recognised without it.
+    """
+
+
+class QuotaExhausted(DurableBatchesError):
+    """Raised by an activity: the account is empty, its quota is spent, or its credentials are refused.
+
+    What well-known clients raise of this kind (402, `insufficient_quota`, 401) is recognised without it.
+    """
+
+    code = "quota-exhausted"
+
+    def __init__(self, message: str = "", *, retry_after: timedelta | None = None) -> None:
+        if retry_after is not None and not isinstance(retry_after, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(
+                f"retry_after of QuotaExhausted must be a timedelta, not {type(retry_after).__name__!r}"
+            )
+        self.retry_after = retry_after
+        super().__init__(message or "the provider's account or quota is spent")
 
 
 class NonRetryableError(Exception):

@@ -28,6 +28,7 @@ from durable_batches import (
     RetryLater,
     RetryPolicy,
     Store,
+    Verdict,
     Worker,
     current_activity,
     durable_activity,
@@ -152,13 +153,16 @@ async def test_a_function_that_decides_may_fail_itself(store: Store) -> None:
     def decide(error: BaseException) -> bool:
         raise LookupError("the decision failed")
 
-    @durable_activity(retry=RetryPolicy(retryable=decide))
+    @durable_activity(retry=RetryPolicy(retryable=decide, initial=NO_DELAY))
     async def act() -> None:
-        raise ValueError
+        attempts.append(1)
+        raise ValueError("the error itself")
 
+    attempts: list[int] = []
     outcome = await outcome_of(act, store)
     assert isinstance(outcome, DocumentFailure)
-    assert outcome.error_type == "LookupError"
+    assert outcome.error == "activity 'act' failed after 3 attempts: ValueError: the error itself"
+    assert len(attempts) == 3
 
 
 # ---- the end of trying -------------------------------------------------------------------------------------
@@ -256,6 +260,124 @@ async def test_an_argument_that_cannot_be_recorded_is_the_workflow_s_own_error(s
             return error.path
 
     assert await outcome_of(body, store) == DocumentSucceeded(document_id="0", value="$")
+
+
+# ---- a provider that is overloaded, and groups ---------------------------------------------------------------------
+
+
+class Refused(Exception):
+    def __init__(self, status_code: int, retry_after: float | None = None) -> None:
+        super().__init__(f"status {status_code}")
+        self.status_code = status_code
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+
+async def test_a_wait_for_a_provider_uses_no_attempt() -> None:
+    refusals = [Refused(429, 20)] * 6
+    times = await times_of_waits(RetryPolicy(max_attempts=1, jitter=0), *refusals)
+    assert times.attempts == [0, 20, 40, 60, 80, 100, 120]
+    assert times.outcome == DocumentSucceeded(document_id="0", value=7)
+
+
+async def test_attempts_and_waits_are_counted_apart() -> None:
+    errors = [Refused(503), ValueError(), Refused(503), Refused(503), ValueError()]
+    times = await times_of_waits(RetryPolicy(max_attempts=2, jitter=0), *errors)
+    # Waits of 1, 1 and 2 s, and one backoff of 1 s; the second error of its own is the last.
+    assert times.attempts == [0, 1, 2, 3, 5]
+    assert isinstance(times.outcome, DocumentFailure)
+    assert times.outcome.error == "activity 'act' failed after 2 attempts: ValueError"
+
+
+async def test_an_overload_that_does_not_end_uses_attempts_after_an_hour() -> None:
+    times = await times_of_waits(RetryPolicy(max_attempts=2, jitter=0), *[Refused(429, 600)] * 99)
+    assert times.attempts == [600 * n for n in range(8)]
+    assert isinstance(times.outcome, DocumentFailure)
+
+
+async def times_of_waits(retry: RetryPolicy, *errors: Exception) -> Times:
+    """Like `times_of`, where refused attempts are not counted."""
+    clock = ManualClock(jitter=0.5)
+    attempts: list[float] = []
+    waiting = list(errors)
+
+    @durable_activity(retry=retry)
+    async def act() -> int:
+        attempts.append(clock.boot())
+        if waiting:
+            raise waiting.pop(0)
+        return len(attempts)
+
+    @workflow(STAGES)
+    async def run(document: str) -> int:
+        return await act()
+
+    async with environment(run, clock=clock) as env:
+        result = await env.finished(await env.batches.submit(["x"]))
+        (outcome,) = await everything(env.batches.results(result.batch_id))
+    return Times([round(attempt - attempts[0], 6) for attempt in attempts], outcome)
+
+
+async def test_the_classifier_is_the_activitys_own_or_the_workers(store: Store) -> None:
+    def never(error: BaseException) -> Verdict:
+        return Verdict(kind="never")
+
+    def own(error: BaseException) -> Verdict:
+        return Verdict(kind="retry", retry_after=NO_DELAY)
+
+    attempts: list[str] = []
+
+    @durable_activity
+    async def judged_by_the_worker() -> None:
+        attempts.append("worker")
+        raise ValueError
+
+    @durable_activity(classify=own)
+    async def judged_by_its_own() -> None:
+        attempts.append("own")
+        raise ValueError
+
+    @workflow(STAGES)
+    async def run(document: str) -> list[bool]:
+        retryable: list[bool] = []
+        for act in (judged_by_the_worker, judged_by_its_own):
+            try:
+                await act()
+            except ActivityFailedError as error:
+                retryable.append(error.retryable)
+        return retryable
+
+    worker = Worker(store, classify=never)
+    async with BatchOrchestrator(run, worker=worker) as batches:
+        result = await within(batches.run(["x"]))
+        (outcome,) = await everything(batches.results(result.batch_id))
+    assert outcome == DocumentSucceeded(document_id="0", value=[False, True])
+    assert attempts == ["worker", "own", "own", "own"]
+
+
+async def test_groups_are_read_as_documents_read_them(store: Store) -> None:
+    attempts: list[int] = []
+
+    async def part() -> None:
+        raise RateLimited("the model refuses")
+
+    @durable_activity(retry=RetryPolicy(initial=NO_DELAY, non_retryable=(RateLimited,)))
+    async def act() -> None:
+        attempts.append(1)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(part())
+
+    async def body() -> list[Any]:
+        try:
+            await act()
+        except ActivityFailedError as error:
+            return [error.error_type, error.message, error.caused_by(RateLimited), error.caused_by(KeyError)]
+        return []
+
+    message = "unhandled errors in a TaskGroup (1 sub-exception): RateLimited: the model refuses"
+    assert await outcome_of(body, store) == DocumentSucceeded(
+        document_id="0", value=["ExceptionGroup", message, True, False]
+    )
+    assert len(attempts) == 1
 
 
 # ---- strange errors ----------------------------------------------------------------------------------------

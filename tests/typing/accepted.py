@@ -80,8 +80,10 @@ from durable_batches import (
     DocumentSuspended,
     DocumentWoken,
     DurableActivity,
+    ErrorClassifier,
     ErrorDigest,
     ErrorGroup,
+    ErrorKind,
     ExecutionContext,
     Explanation,
     ExtractingEntities,
@@ -97,6 +99,7 @@ from durable_batches import (
     Pending,
     ProviderJobChanged,
     QueuedDocuments,
+    QuotaExhausted,
     RawDocument,
     Reason,
     ResolutionCompleted,
@@ -120,10 +123,12 @@ from durable_batches import (
     Store,
     SuspendedDocuments,
     UnknownEvent,
+    Verdict,
     Worker,
     Workflow,
     current_activity,
     current_execution,
+    default_classifier,
     dependency,
     durable_activity,
     durable_now,
@@ -438,11 +443,23 @@ def keyed_sync(query: Query, *, session: str = "") -> Answer:
     return Answer(query.text + session)
 
 
+def judge(error: BaseException) -> Verdict:
+    if isinstance(error, QuotaExhausted):
+        assert_type(error.retry_after, timedelta | None)
+    verdict = default_classifier(error)
+    assert_type(verdict.kind, ErrorKind)
+    return Verdict(kind="overloaded", retry_after=timedelta(seconds=1)) if verdict.kind == "retry" else verdict
+
+
+_classifier: ErrorClassifier = judge
+
+
 @durable_activity(
     name="ask",
     ignore=("client",),
     timeout=timedelta(seconds=30),
     retry=RetryPolicy(max_attempts=5, non_retryable=(KeyError, ValueError), retryable=lambda error: bool(error.args)),
+    classify=judge,
 )
 async def with_options(query: Query, client: object = None) -> tuple[Answer, ...]:
     here = current_activity()

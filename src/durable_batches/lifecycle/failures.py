@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from durable_batches.errors import ActivityFailedError, RetryLater, qualified_name, shortened
+from durable_batches.errors import ActivityFailedError, Overloaded, RetryLater, qualified_name, shortened
 
-__all__ = ["ActivityFailure", "DocumentFailureRecord", "in_a_line", "message_of", "message_of_group"]
+__all__ = ["ActivityFailure", "DocumentFailureRecord", "in_a_line", "leaves", "message_of", "message_of_group"]
 
 MESSAGE_LIMIT = 2_000
 """Characters kept of an error's message: enough to act on, and no way to fill a database."""
@@ -29,15 +31,20 @@ class ActivityFailure(NamedTuple):
 
     @classmethod
     def of(cls, activity: str, error: BaseException, attempts: int, *, retryable: bool) -> ActivityFailure:
-        """Record an error; in place of a bare `RetryLater`, the error that it was raised from, if any."""
-        reported = error.__cause__ if type(error) is RetryLater and error.__cause__ is not None else error
+        """Record an error; in place of a bare `RetryLater`, the error that it was raised from, if any.
+
+        Of a group, the message names its first error too, and the kinds are those of all of its errors.
+        """
+        bare = type(error) in (RetryLater, Overloaded)
+        reported = error.__cause__ if bare and error.__cause__ is not None else error
+        parts = list(leaves(reported))
         return cls(
             activity=activity,
             error_type=type(reported).__name__,
-            message=message_of(reported),
+            message=message_of(reported) if parts == [reported] else message_of_group(reported, parts[0]),
             attempts=attempts,
             retryable=retryable,
-            kinds=tuple(dict.fromkeys((*_kinds_of(reported), *_kinds_of(error)))),
+            kinds=tuple(dict.fromkeys(kind for part in (reported, error, *parts) for kind in _kinds_of(part))),
         )
 
     def error(self, batch_id: str = "", document_id: str = "") -> ActivityFailedError:
@@ -81,6 +88,23 @@ class DocumentFailureRecord(NamedTuple):
     def decode(cls, payload: bytes) -> DocumentFailureRecord:
         """Decode from JSON."""
         return cls(**json.loads(payload))
+
+
+_MOST_LEAVES: Final = 1_000
+_DEEPEST_GROUP: Final = 32
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """List the errors of a group, and of the groups in it; of any other error, itself. A thousand at most."""
+    return list(islice(_leaves(error, 0), _MOST_LEAVES))
+
+
+def _leaves(error: BaseException, depth: int) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup) and depth < _DEEPEST_GROUP:
+        for part in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            yield from _leaves(part, depth + 1)  # pyright: ignore[reportUnknownArgumentType]
+    else:
+        yield error
 
 
 def _kinds_of(error: BaseException) -> tuple[str, ...]:

@@ -1,42 +1,30 @@
-"""Failure policies and retry policies: decide the consequences of a failure. Randomness comes in as an argument."""
+"""Failure policies: decide the consequences of a failed document."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from durable_batches.errors import (
-    CheckpointMismatchError,
-    ConfigurationError,
-    FactRejectedError,
-    NonRetryableError,
-    PayloadError,
-    RetryLater,
-)
 from durable_batches.lifecycle.states import Counts
-from durable_batches.options import (
-    check_callable,
-    check_duration,
-    check_instance,
-    check_integer,
-    check_number,
-    check_subclasses,
-)
+from durable_batches.options import check_duration, check_instance, check_integer, check_number
 
 __all__ = [
+    "LONGEST_DELAY",
     "AbortAll",
     "ContinueOnFailure",
     "FailurePolicy",
     "RetryFailed",
-    "RetryPolicy",
+    "abort_reason",
+    "check_delay",
+    "document_retry_delay",
+    "grown",
 ]
 
 _ZERO: Final = timedelta(0)
 _MAX_BACKOFF: Final = timedelta(hours=1)
-_LONGEST: Final = timedelta(days=3650)
+LONGEST_DELAY: Final = timedelta(days=3650)
 """Of any delay: a moment after the calendar's end could not be shown, nor stored."""
 
 
@@ -98,7 +86,7 @@ class RetryFailed:
         check_instance("then", self.then, (ContinueOnFailure, AbortAll))
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be 1 or more")
-        _check_delay("backoff", self.backoff)
+        check_delay("backoff", self.backoff)
 
 
 FailurePolicy: TypeAlias = ContinueOnFailure | AbortAll | RetryFailed
@@ -129,113 +117,18 @@ def abort_reason(policy: FailurePolicy, counts: Counts) -> str | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
-    """How often and when a failing activity (or resolver) is retried.
-
-    Attributes:
-        max_attempts: Attempts in all, the first one included.
-        initial: The delay before the second attempt.
-        factor: The factor by which each further delay grows.
-        maximum: The longest delay, before jitter.
-        jitter: Each delay is made up to this share longer, at random, so that callers do not move in step.
-        non_retryable: Errors (and their subclasses) after which there is no further attempt.
-        retryable: Decides for each other error: False ends it, True takes the backoff, a delay overrides it.
-
-    An error's own wish is obeyed: `RetryLater(after)`, a `retry_after` attribute (seconds or a timedelta), or a
-    `Retry-After` header (seconds) on its `response`.
-
-    Raises:
-        ConfigurationError: An option is of a wrong type, a number in place of a `timedelta` for example.
-        ValueError: A number is out of range.
-    """
-
-    max_attempts: int = 3
-    initial: timedelta = timedelta(seconds=1)
-    factor: float = 2.0
-    maximum: timedelta = timedelta(minutes=1)
-    jitter: float = 0.1
-    non_retryable: tuple[type[BaseException], ...] = ()
-    retryable: Callable[[BaseException], bool | timedelta] | None = None
-
-    def __post_init__(self) -> None:
-        check_integer("max_attempts", self.max_attempts)
-        check_number("factor", self.factor)
-        check_number("jitter", self.jitter)
-        check_subclasses("non_retryable", self.non_retryable, BaseException)
-        check_callable("retryable", self.retryable, optional=True)
-        if self.max_attempts < 1:
-            raise ValueError("max_attempts must be 1 or more")
-        _check_delay("initial", self.initial)
-        _check_delay("maximum", self.maximum)
-        if not 1 <= self.factor < math.inf:
-            raise ValueError("factor must be 1 or more, and finite")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError("jitter must be between 0 and 1")
-
-    def delay(self, error: BaseException, attempt: int, chance: float) -> timedelta | None:
-        """Decide the delay until the next attempt after attempt number `attempt` failed; None: there is none.
-
-        `chance` is a random number in [0, 1), for the jitter.
-        """
-        verdict = self.verdict(error)
-        if attempt >= self.max_attempts or verdict is False:
-            return None
-        if isinstance(verdict, timedelta):
-            return _bounded(verdict)
-        wish = retry_after(error)
-        if wish is not None:
-            return wish
-        backoff = _grown(self.initial, self.factor, attempt - 1, self.maximum)
-        return backoff * (1 + self.jitter * chance)
-
-    def verdict(self, error: BaseException) -> bool | timedelta:
-        """Decide whether this kind of error may be retried at all, or the delay that `retryable` returns for it."""
-        if not is_retryable(error) or isinstance(error, self.non_retryable):
-            return False
-        return True if self.retryable is None else self.retryable(error)
-
-
-def is_retryable(error: BaseException) -> bool:
-    """Decide whether an error may be retried at all: a mistake in code or data fails every time."""
-    return not isinstance(
-        error,
-        NonRetryableError | PayloadError | ConfigurationError | CheckpointMismatchError | FactRejectedError,
-    )
-
-
-def retry_after(error: BaseException) -> timedelta | None:
-    """Read an error's own delay: `RetryLater`, a `retry_after` attribute, a Retry-After header in seconds."""
-    if isinstance(error, RetryLater):
-        return _bounded(error.after)
-    wish: Any = getattr(error, "retry_after", None)
-    if wish is None:
-        headers: Any = getattr(getattr(error, "response", None), "headers", None)
-        wish = headers.get("retry-after") if hasattr(headers, "get") else None
-    if isinstance(wish, timedelta):
-        return _bounded(wish)
-    try:
-        seconds = float(wish)
-    except (TypeError, ValueError):
-        return None
-    return timedelta(seconds=min(seconds, _LONGEST.total_seconds())) if 0 <= seconds < math.inf else None
-
-
-def _check_delay(name: str, delay: timedelta) -> None:
+def check_delay(name: str, delay: timedelta) -> None:
+    """Refuse what is no delay, or a negative one, or one beyond the calendar."""
     check_duration(name, delay)
-    if not _ZERO <= delay <= _LONGEST:
-        raise ValueError(f"{name} must not be negative, nor longer than {_LONGEST.days} days")
-
-
-def _bounded(delay: timedelta) -> timedelta:
-    return min(max(delay, _ZERO), _LONGEST)
+    if not _ZERO <= delay <= LONGEST_DELAY:
+        raise ValueError(f"{name} must not be negative, nor longer than {LONGEST_DELAY.days} days")
 
 
 def _doubled(delay: timedelta, times: int) -> timedelta:
-    return _grown(delay, 2.0, times, max(_MAX_BACKOFF, delay))
+    return grown(delay, 2.0, times, max(_MAX_BACKOFF, delay))
 
 
-def _grown(delay: timedelta, factor: float, times: int, maximum: timedelta) -> timedelta:
+def grown(delay: timedelta, factor: float, times: int, maximum: timedelta) -> timedelta:
     """Compute `delay * factor ** times`, at most `maximum`."""
     try:
         seconds = delay.total_seconds() * math.pow(factor, times)

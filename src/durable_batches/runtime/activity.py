@@ -16,12 +16,13 @@ from typing_extensions import deprecated
 
 from durable_batches.errors import ActivityDefinitionError, MachineError
 from durable_batches.lifecycle.machine import tag_of
-from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.states import Stage
-from durable_batches.options import check_duration, check_instance, check_integer, check_subclass
+from durable_batches.options import check_callable, check_duration, check_instance, check_integer, check_subclass
 from durable_batches.runtime.bound_call import BoundCall
+from durable_batches.runtime.classify import ErrorClassifier
 from durable_batches.runtime.context import current_dependencies, workflow_scope
 from durable_batches.runtime.definition import ActivityDefinition, Replacement
+from durable_batches.runtime.retry_policy import RetryPolicy
 
 __all__ = [
     "ActivityDecorator",
@@ -54,6 +55,7 @@ class DurableActivity(Generic[P, T_co]):
         version: The version in checkpoint keys; a new one invalidates recorded results deliberately.
         stage: The stage that the first call moves the document to.
         retry: The retry policy.
+        classify: Judges the function's errors; None: the worker's classifier does.
         timeout: The timeout of one attempt.
     """
 
@@ -67,6 +69,7 @@ class DurableActivity(Generic[P, T_co]):
         key: Callable[..., str] | None = None,
         ignore: tuple[str, ...] = (),
         retry: RetryPolicy = _DEFAULT_RETRY,
+        classify: ErrorClassifier | None = None,
         timeout: timedelta | None = None,
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
@@ -77,6 +80,7 @@ class DurableActivity(Generic[P, T_co]):
         self.version: str = version
         self.stage: type[Stage] | None = stage
         self.retry: RetryPolicy = retry
+        self.classify: ErrorClassifier | None = classify
         self.timeout: timedelta | None = timeout
         self.definition: ActivityDefinition[T_co] = definition
         self.instance: object | None = None
@@ -199,6 +203,7 @@ class DurableActivity(Generic[P, T_co]):
             check_subclass(f"{subject} stage", self.stage, Stage, error=MachineError)
             tag_of(self.stage)
         check_instance(f"{subject} retry", self.retry, RetryPolicy, error=error)
+        check_callable(f"{subject} classify", self.classify, optional=True, error=error)
         check_duration(f"{subject} timeout", self.timeout, optional=True, error=error)
         check_instance(f"{subject} key", self.explicit_key, str, optional=True, error=error)
         if self.timeout is not None and self.timeout <= timedelta(0):
@@ -243,6 +248,7 @@ def durable_activity(
     name: str | None = None,
     version: str = "1",
     retry: RetryPolicy = ...,
+    classify: ErrorClassifier | None = None,
     timeout: timedelta | None = None,
 ) -> KeyedActivityDecorator[P]: ...
 @overload
@@ -253,6 +259,7 @@ def durable_activity(
     version: str = "1",
     ignore: tuple[str, ...] = (),
     retry: RetryPolicy = ...,
+    classify: ErrorClassifier | None = None,
     timeout: timedelta | None = None,
 ) -> ActivityDecorator: ...
 def durable_activity(
@@ -265,6 +272,7 @@ def durable_activity(
     key: Callable[..., str] | None = None,
     ignore: tuple[str, ...] = (),
     retry: RetryPolicy = _DEFAULT_RETRY,
+    classify: ErrorClassifier | None = None,
     timeout: timedelta | None = None,
 ) -> Any:
     """Make a function's results durable.
@@ -278,6 +286,7 @@ def durable_activity(
             to the next, or for identical concurrent calls that must be distinguished. A replay compares only the key.
         ignore: Parameters that are not part of the digest.
         retry: The retry policy.
+        classify: Judges the function's errors in place of the worker's classifier.
         timeout: The timeout of one attempt; exceeding it raises `ActivityTimeoutError`, which is retried.
 
     Raises:
@@ -295,6 +304,7 @@ def durable_activity(
             key=key,
             ignore=ignore,
             retry=retry,
+            classify=classify,
             timeout=timeout,
             namespace=namespace,
         )

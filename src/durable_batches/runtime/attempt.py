@@ -29,9 +29,11 @@ from durable_batches.runtime.attempt_result import (
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.call import Call, RunningCall
 from durable_batches.runtime.checkpoint import Defaults, Recorded
+from durable_batches.runtime.classify import Verdict
 from durable_batches.runtime.context import ExecutionContext, enter_activity, enter_workflow, leave
 from durable_batches.runtime.definition import ActivityDefinition
 from durable_batches.runtime.identity import Identities
+from durable_batches.runtime.overloads import PATIENCE_SECONDS
 from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.tracebacks import trim
 
@@ -290,6 +292,8 @@ class Attempt:
                     payload, value = await self._try(call, raised)
             else:
                 payload, value = await self._try(call)
+            if self._resources.overloads:
+                self._resources.overloads.served(self.execution.batch_id, activity.name)
             self._reported = mark = self._stage_index
             refusal = await self._resources.recorder.record(
                 make_record(
@@ -360,14 +364,27 @@ class Attempt:
                 raise
             except BaseException as raised:  # noqa: BLE001  (also sys.exit(): the retry policy judges it)
                 error = raised
-            delay = activity.retry.delay(error, call.attempt, self._resources.clock.jitter())
+            verdict = self._judge(call, error)
+            if verdict.kind == "overloaded" and self._refused_for(call) < PATIENCE_SECONDS:
+                await call.wait_for_provider(error, verdict)
+                continue
+            delay = activity.retry.delay_of(verdict, call.attempt, self._resources.clock.jitter())
             if delay is None:
-                retryable = activity.retry.verdict(error) is not False
+                retryable = verdict.kind != "never"
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 trim(error)
                 raise await self._recorded_failure(call, failure) from error
             call.log_retry(error, delay.total_seconds())
             await call.wait(delay.total_seconds())
+
+    def _judge(self, call: Call, error: BaseException) -> Verdict:
+        activity, resources = call.bound.activity, self._resources
+        return activity.retry.judge(error, activity.classify or resources.classify, resources.clock.now() / 1_000_000)
+
+    def _refused_for(self, call: Call) -> float:
+        """Note that the provider is overloaded; return for how many seconds it has refused the activity's calls."""
+        resources = self._resources
+        return resources.overloads.refused(self.execution.batch_id, call.bound.activity.name, resources.clock.boot())
 
     async def _recorded_failure(self, call: Call, failure: ActivityFailure) -> ActivityFailedError:
         execution, key = self.execution, call.key

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from durable_batches.errors import ActivityFailedError
-from durable_batches.lifecycle.failures import DocumentFailureRecord, message_of, message_of_group
-from durable_batches.lifecycle.policies import is_retryable
+from durable_batches.lifecycle.failures import DocumentFailureRecord, leaves, message_of, message_of_group
+from durable_batches.runtime.classify import is_retryable
 from durable_batches.runtime.tracebacks import related, trim
 
 __all__ = ["AttemptFailed", "AttemptStopped", "AttemptSucceeded", "StopReason", "failed", "note_checkpoint"]
@@ -47,14 +47,14 @@ def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) ->
             `gather`, of which only one is raised).
     """
     trim(error)
-    leaves = list(_leaves(error))
-    first = next((leaf for leaf in leaves if isinstance(leaf, ActivityFailedError)), error)
+    parts = leaves(error)
+    first = next((part for part in parts if isinstance(part, ActivityFailedError)), error)
     if isinstance(first, ActivityFailedError):
         error_type, activity = first.error_type, first.activity
     else:
         error_type, activity = type(error).__name__, None
     record = DocumentFailureRecord(
-        error=message_of_group(error, leaves[0]) if isinstance(first, BaseExceptionGroup) else message_of(first),
+        error=message_of_group(error, parts[0]) if isinstance(first, BaseExceptionGroup) else message_of(first),
         error_type=error_type,
         activity=activity,
         attempts=attempts,
@@ -62,7 +62,7 @@ def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) ->
     return AttemptFailed(
         error=error,
         record=record,
-        retryable=all(_leaves_room(leaf) for leaf in leaves),
+        retryable=all(_leaves_room(part) for part in parts),
         # The failures that ended the attempt: the next attempt runs those activities again. A failure that the body
         # caught stays recorded, and is replayed.
         failures_to_delete=tuple(sorted({*last_failures, *_checkpoints_behind(error)})),
@@ -85,11 +85,3 @@ def _leaves_room(error: BaseException) -> bool:
     if isinstance(error, ActivityFailedError):
         return error.retryable
     return is_retryable(error)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for part in error.exceptions:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            yield from _leaves(part)  # pyright: ignore[reportUnknownArgumentType]
-    else:
-        yield error

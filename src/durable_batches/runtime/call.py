@@ -16,6 +16,7 @@ from durable_batches.errors import ActivityTimeoutError, place_of
 from durable_batches.lifecycle.failures import in_a_line, message_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.bound_call import BoundCall
+from durable_batches.runtime.classify import Verdict
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.middleware import nested
@@ -45,7 +46,18 @@ class Call:
         scope: The execution that makes the call.
     """
 
-    __slots__ = ("_resources", "_scope", "_waiting", "attempt", "bound", "key", "reported", "stage_index", "task")
+    __slots__ = (
+        "_refusals",
+        "_resources",
+        "_scope",
+        "_waiting",
+        "attempt",
+        "bound",
+        "key",
+        "reported",
+        "stage_index",
+        "task",
+    )
 
     def __init__(
         self,
@@ -66,6 +78,7 @@ class Call:
         self._resources = resources
         self.reported: bool = False
         self._waiting = False
+        self._refusals = 0
 
     @property
     def context(self) -> ExecutionContext:
@@ -178,16 +191,34 @@ class Call:
         finally:
             self._waiting = False
 
+    async def wait_for_provider(self, error: BaseException, verdict: Verdict) -> None:
+        """Wait because the provider has no room now; the attempt that it refused does not count."""
+        self.attempt -= 1
+        self._refusals += 1
+        delay = self.bound.activity.retry.wait_of(verdict, self._refusals, self.clock.jitter())
+        seconds = delay.total_seconds()
+        self._log(
+            "activity %r in %s: provider overloaded in attempt %d of %d, which is not counted: %s; retried in %.3g s",
+            self.attempt + 1,
+            error,
+            seconds,
+        )
+        await self.wait(seconds)
+
     def log_retry(self, error: BaseException, seconds: float) -> None:
         """Log that an attempt failed and the call is retried."""
+        self._refusals = 0
+        self._log("activity %r in %s: attempt %d of %d failed: %s; retried in %.3g s", self.attempt, error, seconds)
+
+    def _log(self, message: str, attempt: int, error: BaseException, seconds: float) -> None:
         if not _log.isEnabledFor(logging.INFO):
             return
         activity = self.bound.activity
         _log.info(
-            "activity %r in %s: attempt %d of %d failed: %s; retried in %.3g s",
+            message,
             activity.name,
             place_of(self.batch_id, self.document_id),
-            self.attempt,
+            attempt,
             activity.retry.max_attempts,
             in_a_line(type(error).__name__, message_of(error)),
             seconds,
@@ -195,7 +226,7 @@ class Call:
                 "batch_id": self.batch_id,
                 "document_id": self.document_id,
                 "activity": activity.name,
-                "attempt": self.attempt,
+                "attempt": attempt,
                 "max_attempts": activity.retry.max_attempts,
                 "error_type": type(error).__name__,
                 "retry_seconds": seconds,

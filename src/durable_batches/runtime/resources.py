@@ -11,8 +11,10 @@ from durable_batches.clock import Clock
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import Refusal
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.middleware import Middleware
+from durable_batches.runtime.overloads import Overloads
 
 __all__ = ["GRACE_SECONDS", "ActivityReport", "Recorder", "Resources", "RunStats"]
 
@@ -75,3 +77,7 @@ class Resources:
     grace: float = GRACE_SECONDS
     middleware: Sequence[Middleware] = ()
     """Middleware round each attempt of each activity call, the first one outermost."""
+    classify: ErrorClassifier = default_classifier
+    """Judges the errors of activities that have no classifier of their own."""
+    overloads: Overloads = field(default_factory=Overloads)
+    """Since when providers refuse everything."""

@@ -16,7 +16,6 @@ from typing_extensions import TypeAliasType, TypeVar, deprecated
 from durable_batches.codec.codec import Codec
 from durable_batches.errors import ActivityDefinitionError, ForeignStageError
 from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
-from durable_batches.lifecycle.policies import RetryPolicy
 from durable_batches.lifecycle.primitives import from_micros, problem_with_name
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
 from durable_batches.options import check_callable, check_instance, check_names
@@ -27,6 +26,7 @@ from durable_batches.runtime.definition import annotations_of
 from durable_batches.runtime.dependencies import Provider, dependencies_of
 from durable_batches.runtime.discovery import activities_named_in
 from durable_batches.runtime.results import DocumentFailure, DocumentSucceeded
+from durable_batches.runtime.retry_policy import RetryPolicy
 
 __all__ = [
     "ResolvedWorkflowDecorator",

@@ -20,6 +20,7 @@ from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages, ride_out
+from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.stores.protocol import Store
@@ -51,6 +52,7 @@ class SessionOptions(NamedTuple):
     lease: timedelta
     drain: timedelta
     max_stall: timedelta
+    classify: ErrorClassifier = default_classifier
 
 
 class SessionPhase(Enum):
@@ -121,7 +123,12 @@ class Session:
             signals=signals.journal,
         )
         self.resources: Final = Resources(
-            recorder=self.journal, clock=clock, threads=threads, stats=stats, dependencies=dependencies
+            recorder=self.journal,
+            clock=clock,
+            threads=threads,
+            stats=stats,
+            dependencies=dependencies,
+            classify=options.classify,
         )
         self.scheduler: Final = Scheduler(
             store,

@@ -21,11 +21,12 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.options import check_duration, check_instance, check_integer
+from durable_batches.options import check_callable, check_duration, check_instance, check_integer
 from durable_batches.outage import Backoff, Outage, Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
 from durable_batches.reading.reader import BatchReader
+from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies, Provider
 from durable_batches.runtime.resources import ActivityReport, RunStats
 from durable_batches.stores.open_transactions import OpenTransactions
@@ -59,6 +60,7 @@ class Worker:
         drain: The time that running activities have to finish when the worker is closed; then they are cancelled.
             Unfinished documents are released, with everything that they have recorded.
         max_stall: The time for which the event loop may be blocked before the lease is given up.
+        classify: Judges the errors of activities that have no classifier of their own.
         dependencies: Replacements of dependencies by provider, for tests: a value, or `dependency(other)` to open
             another provider.
         clock: The source of time.
@@ -75,6 +77,7 @@ class Worker:
         lease: timedelta = timedelta(seconds=30),
         drain: timedelta = timedelta(seconds=30),
         max_stall: timedelta = timedelta(minutes=5),
+        classify: ErrorClassifier = default_classifier,
         dependencies: Mapping[Provider, object] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -82,13 +85,14 @@ class Worker:
         check_integer("max_in_flight", max_in_flight)
         for name, duration in (("lease", lease), ("drain", drain), ("max_stall", max_stall)):
             check_duration(name, duration)
+        check_callable("classify", classify)
         check_instance("dependencies", dependencies, Mapping, optional=True)
         if max_in_flight < 0:
             raise ConfigurationError("max_in_flight must be 0 or more")
         if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):
             raise ConfigurationError("lease and max_stall must be positive, and drain not negative")
         self._store: Final[Store] = store
-        self._options = SessionOptions(max_in_flight, lease, drain, max_stall)
+        self._options = SessionOptions(max_in_flight, lease, drain, max_stall, classify)
         self._clock: Final[Clock] = clock or SystemClock()
         self._dependencies = Dependencies(dependencies)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}

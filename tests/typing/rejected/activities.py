@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from tests.typing.accepted import count, eventual, keyed, split, text_of, words
 
-from durable_batches import Chunking, RetryLater, RetryPolicy, durable_activity, map_activity
+from durable_batches import Chunking, QuotaExhausted, RetryLater, RetryPolicy, Verdict, durable_activity, map_activity
 
 # ---- calls --------------------------------------------------------------------------------------------------------
 
@@ -84,4 +84,8 @@ RetryPolicy(initial=1.5)  # error
 RetryPolicy(non_retryable=(3,))  # error
 RetryPolicy(retryable=lambda: True)  # error
 RetryLater(30)  # error
+durable_activity(classify=bool)(words)  # error
+Verdict(kind="sometimes")  # error
+Verdict(kind="retry", retry_after=3)  # error
+QuotaExhausted(retry_after=3)  # error
 RetryLater(after=timedelta(0), then=3)  # error

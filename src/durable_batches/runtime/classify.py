@@ -1,0 +1,280 @@
+"""What an activity's error means: decided once, for retries, waits and pauses, by the error's attributes.
+
+How an error is judged
+----------------------
+
+1. Errors of this library say themselves what they mean.
+2. Codes come before statuses, and both before texts: OpenAI's empty account and Google's limit of a minute have the
+   same text, AWS throttles with status 400, and Anthropic's overload within a stream has status 200.
+3. The outermost error of a chain that says something decides; a delay that it leaves out comes from its causes. Causes
+   are what it was raised `from`. What was being handled meanwhile says nothing: a mistake in a handler of a rate limit
+   is a mistake.
+4. Of a group the gravest decides: *never*, then *quota*, *overloaded*, *retry*; with the longest of their delays.
+5. An error that says nothing is retried.
+
+No client is imported, and no attribute of an error can raise out of here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final, Literal, Protocol, TypeAlias, cast
+
+from durable_batches.clock import SystemClock
+from durable_batches.errors import (
+    CheckpointMismatchError,
+    ConfigurationError,
+    FactRejectedError,
+    NonRetryableError,
+    Overloaded,
+    PayloadError,
+    QuotaExhausted,
+    RetryLater,
+)
+from durable_batches.lifecycle.failures import in_a_line, leaves, message_of
+from durable_batches.runtime.error_facts import ErrorFacts, peek
+
+__all__ = [
+    "ErrorClassifier",
+    "ErrorKind",
+    "Verdict",
+    "classify_by",
+    "default_classifier",
+    "is_retryable",
+]
+
+_log = logging.getLogger("durable_batches")
+
+ErrorKind: TypeAlias = Literal["retry", "overloaded", "quota", "never"]
+"""What an error means: "retry" uses an attempt; "overloaded" waits, and uses none; "quota" concerns the account and not
+the call; "never" fails every time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a classifier says of an error.
+
+    Attributes:
+        kind: What it means.
+        retry_after: The delay that it asks for; None: it asks for none.
+        note: A few words for people; not compared.
+    """
+
+    kind: ErrorKind
+    retry_after: timedelta | None = None
+    note: str = field(default="", compare=False)
+
+
+class ErrorClassifier(Protocol):
+    """Says what an activity's error means; an argument of `durable_activity` and of `Worker`."""
+
+    def __call__(self, error: BaseException, /) -> Verdict:
+        """Judge an error, which may be a group of errors."""
+        ...
+
+
+def default_classifier(error: BaseException, /) -> Verdict:
+    """Judge an error by its status, its codes and its `Retry-After`, as the well-known clients give them.
+
+    It knows httpx, requests, aiohttp, urllib, and the clients of OpenAI, Anthropic, Google, AWS, Mistral and Cohere, by
+    their attributes. A classifier of your own can ask it for whatever it does not judge itself.
+    """
+    return _classified(error, SystemClock().now() / 1_000_000)
+
+
+def classify_by(classifier: ErrorClassifier, error: BaseException, now: float) -> Verdict:
+    """Judge an error; by the default where the classifier raises, so that it never hides the error.
+
+    Args:
+        classifier: Decides.
+        error: The error.
+        now: The time, in seconds since the epoch.
+    """
+    if classifier is not default_classifier:
+        try:
+            verdict = cast("object", classifier(error))
+        except Exception as mistake:  # noqa: BLE001  (user code that judges an error must not take its place)
+            _log_mistake("classifier", error, in_a_line(type(mistake).__name__, message_of(mistake)))
+        else:
+            if isinstance(verdict, Verdict):
+                return verdict
+            _log_mistake("classifier", error, f"it returned {type(verdict).__name__!r}, not a Verdict")
+    return _classified(error, now)
+
+
+def _log_mistake(judge: str, error: BaseException, mistake: str) -> None:
+    _log.warning(
+        "the %s of an activity could not judge a %s, which is handled as if there were none: %s",
+        judge,
+        type(error).__name__,
+        mistake,
+        extra={"error_type": type(error).__name__},
+    )
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Decide whether an error may be retried at all: a mistake in code or data fails every time."""
+    return not isinstance(error, _MISTAKES)
+
+
+_MISTAKES: Final = (NonRetryableError, PayloadError, ConfigurationError, CheckpointMismatchError, FactRejectedError)
+
+_LONGEST_CHAIN: Final = 8
+
+
+# ---- the default ---------------------------------------------------------------------------------------------------
+
+_GRAVITY: Final[dict[ErrorKind, int]] = {"retry": 0, "overloaded": 1, "quota": 2, "never": 3}
+
+_SPENT: Final = frozenset(
+    """insufficient_quota billing_hard_limit_reached billing_not_active billing_error billing_disabled
+    servicequotaexceededexception insufficient_credits payment_required""".split()
+)
+_CREDENTIALS: Final = frozenset(
+    """invalid_api_key authentication_error unauthenticated api_key_invalid api_key_expired expiredtokenexception
+    expiredtoken unrecognizedclientexception invalidclienttokenid invalidsignatureexception signaturedoesnotmatch
+    incompletesignature missingauthenticationtoken missingauthenticationtokenexception""".split()
+)
+_CREDENTIAL_ERRORS: Final = frozenset(
+    """NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError UnauthorizedSSOTokenError
+    DefaultCredentialsError RefreshError""".split()
+)
+"""Names of the errors of botocore and of google-auth that come before any request."""
+_OVERLOADED: Final = frozenset(
+    """rate_limit_exceeded rate_limit_error rate_limited overloaded_error overloaded resource_exhausted throttling
+    throttlingexception throttledexception requestthrottled requestthrottledexception toomanyrequestsexception
+    provisionedthroughputexceededexception requestlimitexceeded bandwidthlimitexceeded slowdown
+    priorrequestnotcomplete ec2throttledexception modelnotreadyexception serviceunavailableexception serviceunavailable
+    engine_overloaded""".split()
+)
+_RETRY: Final = frozenset(
+    """api_error server_error timeout_error internalserverexception internalfailure requesttimeout
+    requesttimeoutexception modelerrorexception modeltimeoutexception modelstreamerrorexception""".split()
+)
+_NEVER: Final = frozenset(
+    """context_length_exceeded invalid_request_error permission_error not_found_error request_too_large
+    validationexception accessdeniedexception model_not_found""".split()
+)
+_TIMEOUTS: Final = frozenset({"requesttimeout", "requesttimeoutexception"})
+_RETRIED_STATUSES: Final = frozenset({408, 409, 424, 425})
+
+_NO_CREDIT: Final = re.compile(
+    r"credit balance is too low|insufficient (?:funds|credits|balance)|out of credits", re.IGNORECASE
+)
+_TOO_LARGE: Final = re.compile(
+    r"request too large for|reduce the length of the messages|must be reduced in order to run", re.IGNORECASE
+)
+_ASKED: Final = re.compile(r"limit:? ?(\d{1,12})\b.{0,80}?requested:? ?(\d{1,12})\b", re.IGNORECASE)
+
+
+def _classified(error: BaseException, now: float) -> Verdict:
+    verdicts = [_of_chain(leaf, now) for leaf in leaves(error)]
+    gravest = max(verdicts, key=lambda verdict: _GRAVITY[verdict.kind], default=_NOTHING_KNOWN)
+    delays = [verdict.retry_after for verdict in verdicts if verdict.retry_after is not None]
+    return Verdict(kind=gravest.kind, retry_after=max(delays, default=None), note=gravest.note)
+
+
+_NOTHING_KNOWN: Final = Verdict(kind="retry")
+
+
+def _of_chain(error: BaseException, now: float) -> Verdict:
+    """Judge an error that is no group by itself and by what it was raised from."""
+    if isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
+        return Verdict(kind="never", note="interrupted")
+    said = [verdict for part in _chain(error) if (verdict := _judged(part, now)) is not None]
+    if not said:
+        return _NOTHING_KNOWN
+    first = said[0]
+    if first.kind in ("overloaded", "quota") and first.retry_after is None:
+        delay = next((verdict.retry_after for verdict in said if verdict.retry_after is not None), None)
+        return Verdict(kind=first.kind, retry_after=delay, note=first.note)
+    return first
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    part: BaseException | None = error
+    while part is not None and len(seen) < _LONGEST_CHAIN and not any(part is each for each in seen):
+        seen.append(part)
+        yield part
+        part = part.__cause__
+
+
+def _judged(error: BaseException, now: float) -> Verdict | None:
+    """Judge one error alone; None: it says nothing."""
+    try:
+        return _own(error) or _foreign(error, now)
+    except Exception:  # noqa: BLE001  (foreign objects: the second line of defence, after `peek`)
+        return None
+
+
+def _own(error: BaseException) -> Verdict | None:
+    """Judge an error of this library."""
+    match error:
+        case Overloaded():
+            return Verdict(kind="overloaded", retry_after=error.after, note="overloaded")
+        case RetryLater():
+            return Verdict(kind="retry", retry_after=error.after)
+        case QuotaExhausted():
+            return Verdict(kind="quota", retry_after=error.retry_after, note="quota spent")
+        case _ if not is_retryable(error):
+            return Verdict(kind="never")
+        case _:
+            return None
+
+
+def _foreign(error: BaseException, now: float) -> Verdict | None:
+    """Judge an error of somebody's client."""
+    facts = ErrorFacts(error, now)
+    words, status = facts.words, facts.status
+    seconds = facts.retry_after
+    delay = None if seconds is None else timedelta(seconds=seconds)
+    if words & _SPENT or status == 402 or _says_no_credit(facts) or (facts.of_a_day and status == 429):
+        return Verdict(kind="quota", retry_after=delay, note="quota spent")
+    if words & _CREDENTIALS or status == 401 or _lacks_credentials(error, facts):
+        return Verdict(kind="quota", retry_after=delay, note="credentials refused")
+    if status == 429 or (words & _OVERLOADED and (status is None or status in (200, 400) or status >= 500)):
+        if _too_large(facts):
+            return Verdict(kind="never", note="larger than the limit itself")
+        return Verdict(kind="overloaded", retry_after=delay, note="overloaded")
+    if status in (503, 529):
+        return Verdict(kind="overloaded", retry_after=delay, note="overloaded")
+    if status is not None and status >= 400:
+        return _of_status(status, facts, delay)
+    if words & _RETRY:
+        return Verdict(kind="retry", retry_after=delay)
+    if words & _NEVER:
+        return Verdict(kind="never")
+    asked = facts.asks_for
+    # It says when, and not what was wrong: like `RetryLater`.
+    return None if asked is None else Verdict(kind="retry", retry_after=timedelta(seconds=asked))
+
+
+def _of_status(status: int, facts: ErrorFacts, delay: timedelta | None) -> Verdict:
+    hint = facts.headers.get("x-should-retry", "").lower()
+    if status >= 500 or status in _RETRIED_STATUSES or hint == "true" or facts.words & _TIMEOUTS:
+        return Verdict(kind="never") if hint == "false" else Verdict(kind="retry", retry_after=delay)
+    return Verdict(kind="never")
+
+
+def _says_no_credit(facts: ErrorFacts) -> bool:
+    """Whether a refusal says so in words, as Anthropic's does; an error that is no refusal may quote a document."""
+    refused = facts.status in (400, 403, 429) or (facts.status in (None, 200) and facts.has_body)
+    return refused and _NO_CREDIT.search(facts.text) is not None
+
+
+def _lacks_credentials(error: BaseException, facts: ErrorFacts) -> bool:
+    return bool(facts.kinds & _CREDENTIAL_ERRORS) and peek(error, "retryable") is not True
+
+
+def _too_large(facts: ErrorFacts) -> bool:
+    """Whether the one request is larger than the limit: waiting would not help."""
+    if "context_length_exceeded" in facts.words or _TOO_LARGE.search(facts.text):
+        return True
+    asked = _ASKED.search(facts.text)
+    return asked is not None and int(asked.group(2)) > int(asked.group(1))
