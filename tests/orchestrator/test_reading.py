@@ -629,6 +629,17 @@ async def test_batches_are_listed_newest_first_and_filtered(store: Store) -> Non
         assert await listed(states=["completed", "cancelled"], metadata={"tenant": "a"}) == ["3", "1"]
 
 
+async def test_labels_are_found_by_all_of_their_text(store: Store) -> None:
+    labels = {"1": {"a": "x\0y"}, "2": {"a": "x"}, "3": {"a\0b": "x"}, "4": {"a": 'x", "b": "y'}, "5": {"a": "\0"}}
+    async with BatchOrchestrator(staged, store=store) as batches:
+        for batch_id, metadata in labels.items():
+            await batches.submit(["a"], batch_id=batch_id, config=BatchConfig(metadata=metadata))
+        for batch_id, metadata in labels.items():
+            assert [found.batch_id async for found in batches.list_batches(metadata=metadata)] == [batch_id]
+        for metadata in ({"a": "x\0"}, {"a": ""}, {"a\0": "x"}, {"b": "y"}, {"a": "\ud800"}, {"a": "X"}, {"A": "x"}):
+            assert [found async for found in batches.list_batches(metadata=metadata)] == [], metadata
+
+
 async def test_long_lists_are_read_in_pages(store: Store) -> None:
     async with BatchOrchestrator(staged, store=store, max_in_flight=0) as batches:
         for number in range(205):

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.runtime.attempts import Trial
 from tests.support import NO_DELAY, ONCE, STAGES, moving, within
 
 from durable_batches import (
@@ -24,6 +26,7 @@ from durable_batches import (
     PayloadError,
     Results,
     RetryFailed,
+    RetryPolicy,
     Store,
     Worker,
     dependency,
@@ -33,6 +36,7 @@ from durable_batches import (
 )
 from durable_batches.codec import codec
 from durable_batches.runtime import tracebacks
+from durable_batches.runtime.attempt_result import AttemptFailed
 from durable_batches.runtime.tracebacks import trim
 from durable_batches.testing import ManualClock
 
@@ -344,3 +348,31 @@ def test_what_the_library_ships_as_an_example_is_as_the_user_s(module: str, show
     error = raised(namespace["inside"])
     trim(error)
     assert frames(error) == shown
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    status: int
+
+    def __str__(self) -> str:
+        return f"the service said {self.status}"
+
+
+@pytest.mark.parametrize("where", ["activity", "sync activity", "workflow"])
+async def test_an_error_of_a_class_that_refuses_assignments_is_the_user_s(where: str) -> None:
+    @durable_activity(retry=RetryPolicy(max_attempts=2, initial=timedelta(0)))
+    async def ask() -> None:
+        raise Frozen(503)
+
+    @durable_activity(retry=RetryPolicy(max_attempts=2, initial=timedelta(0)))
+    def ask_sync() -> None:
+        raise Frozen(503)
+
+    async def body() -> None:
+        if where == "workflow":
+            raise Frozen(503)
+        await (ask() if where == "activity" else ask_sync())
+
+    ended = await Trial().end(body)
+    assert isinstance(ended, AttemptFailed)
+    assert (ended.record.error_type, "the service said 503" in ended.record.error) == ("Frozen", True)

@@ -35,7 +35,7 @@ from durable_batches.runtime.definition import ActivityDefinition
 from durable_batches.runtime.identity import Identities
 from durable_batches.runtime.overloads import PATIENCE_SECONDS
 from durable_batches.runtime.resources import Resources
-from durable_batches.runtime.tracebacks import trim
+from durable_batches.runtime.tracebacks import set_context, trim
 
 __all__ = ["Attempt"]
 
@@ -353,7 +353,7 @@ class Attempt:
                         raise raised
                     finally:
                         # What it was raised from, and not what the workflow was handling at this moment.
-                        raised.__context__ = context
+                        set_context(raised, context)
                 return await call.once()
             except asyncio.CancelledError:
                 if call.task.cancelling() > 0 or self._stopping is not None or self._ended:

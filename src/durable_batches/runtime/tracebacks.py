@@ -13,7 +13,7 @@ from typing import Final
 
 from durable_batches.errors import DurableBatchesError
 
-__all__ = ["related", "trim"]
+__all__ = ["related", "set_context", "trim"]
 
 _MACHINERY: Final = ("durable_batches", "asyncio", "concurrent", "contextlib", "threading")
 """The library, and modules between it and the user's code, such as those of the thread of a sync activity."""
@@ -28,7 +28,13 @@ def trim(error: BaseException) -> None:
     The library's own errors explain themselves; their tracebacks also end with the user's code.
     """
     for part in related(error):
-        part.__traceback__ = _trimmed(part)
+        # Not by an assignment, which a class of the user's may refuse (a frozen dataclass).
+        BaseException.with_traceback(part, _trimmed(part))
+
+
+def set_context(error: BaseException, context: BaseException | None) -> None:
+    """Set what an error was raised from, also where its class refuses assignments."""
+    BaseException.__setattr__(error, "__context__", context)
 
 
 def related(error: BaseException) -> Iterator[BaseException]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
 from typing import Final
 
 from durable_batches.lifecycle.planning import ISOLATED_CRASHES, Candidates, has_to_know_next_due
@@ -32,7 +31,7 @@ from durable_batches.stores.rows import (
     execution_of,
     position_of,
 )
-from durable_batches.stores.sqlite.reads import HAS_LABEL, Select, checkpoints_of_key, has_any
+from durable_batches.stores.sqlite.reads import Select, checkpoints_of_key, has_any, label_conditions
 
 __all__ = ["claimed_by", "is_claimable", "load_candidates", "load_claims", "next_due"]
 
@@ -108,8 +107,9 @@ class _Wanted:
             conditions.append("batch_id IN (SELECT value FROM json_each(?))")
             self.arguments.append(json.dumps(sorted(request.batches or ())))
             if request.metadata:
-                conditions.append(" AND ".join([HAS_LABEL] * len(request.metadata)))
-                self.arguments += chain.from_iterable(request.metadata.items())
+                has_labels, labels = label_conditions(request.metadata)
+                conditions.append(" AND ".join(has_labels))
+                self.arguments += labels
         self._condition = f"AND ({' OR '.join(conditions)})" if conditions else ""
 
     def in_(self, statement: str) -> str:

@@ -44,7 +44,6 @@ from durable_batches.stores.rows import (
 )
 
 __all__ = [
-    "HAS_LABEL",
     "Select",
     "batch",
     "batches",
@@ -58,6 +57,7 @@ __all__ = [
     "has_any",
     "has_moved",
     "isolated",
+    "label_conditions",
     "leases",
     "owned",
     "resolver",
@@ -86,8 +86,30 @@ def has_any(rows: Sequence[Row]) -> bool:
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
-HAS_LABEL: Final = "(SELECT value FROM json_each(metadata) WHERE json_each.key = ?) = ?"
+_HAS_LABEL: Final = "(SELECT value FROM json_each(metadata) WHERE json_each.key = ?) = ?"
+_HAS_TEXT: Final = "instr(metadata, ?) > 0"
 _BATCH: Final = f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE batch_id = ?"
+
+
+def label_conditions(metadata: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Make the conditions on batches that have all of these labels, and their values.
+
+    The functions of SQLite end a text at its first NUL. So the label is looked for in the stored JSON as well, which
+    has neither a NUL nor a lone surrogate in it, and there alone if it holds one of these itself.
+    """
+    conditions: list[str] = []
+    values: list[str] = []
+    for name, value in metadata.items():
+        conditions.append(_HAS_TEXT)
+        values.append(json.dumps({name: value})[1:-1])
+        if _is_unicode_without_nul(name + value):
+            conditions.append(_HAS_LABEL)
+            values += [name, value]
+    return conditions, values
+
+
+def _is_unicode_without_nul(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def batch(batch_id: BatchId) -> Select[tuple[int, BatchRecord] | None]:
@@ -111,9 +133,9 @@ def batches(query: BatchQuery, after: BatchId | None, limit: int) -> Select[list
     if query.states:
         conditions.append("state IN (SELECT value FROM json_each(?))")
         values.append(json.dumps(sorted(query.states)))
-    for name, value in query.metadata.items():
-        conditions.append(HAS_LABEL)
-        values += [name, value]
+    has_labels, labels = label_conditions(query.metadata)
+    conditions += has_labels
+    values += labels
     if query.created_before is not None:
         conditions.append("created_at < ?")
         values.append(query.created_before)
