@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["ReusableLock", "completed", "loop_is_running", "run_without_loop", "seen_through"]
+__all__ = ["ReusableLock", "completed", "is_closed_by", "loop_is_running", "run_without_loop", "seen_through"]
 
 T = TypeVar("T")
 
@@ -70,6 +70,19 @@ async def _ended(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
+
+
+def is_closed_by(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether this error closes a coroutine of a task that no event loop runs any more, and which must not await.
+
+    A GeneratorExit that is raised while the task runs is an error of its own code like any other.
+    """
+    if not isinstance(error, GeneratorExit):
+        return False
+    try:
+        return asyncio.current_task() is not task
+    except RuntimeError:
+        return True
 
 
 def loop_is_running() -> bool:

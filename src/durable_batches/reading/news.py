@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,6 +19,8 @@ from durable_batches.reading.subscriptions import Subscriptions
 from durable_batches.stores.protocol import Store
 
 __all__ = ["News"]
+
+_log = logging.getLogger("durable_batches")
 
 _WAIT_MICROS: Final = 5_000_000
 _AWAY_SECONDS: Final = 1.0
@@ -73,15 +76,31 @@ class News:
         """Begin to look out for the subscribed batches, unless that goes on: the first of them has been read."""
         if self._is_open and self._look_out is None:
             self._look_out = asyncio.create_task(self._look_out_for_news(), name=_TASK)
+            self._look_out.add_done_callback(self._look_out_ended)
 
     def open(self) -> None:
         """Allow subscriptions; the look-out begins when the first subscriber has read its batch."""
         self._is_open = True
 
-    async def close(self) -> None:
-        """Stop to look out, and wake all subscribers, who then see that the worker is not running any more."""
+    def stop(self) -> None:
+        """Wake all subscribers, who then see that the worker is not running any more."""
         self._is_open = False
         self._subscriptions.wake_all()
+
+    def _look_out_ended(self, task: asyncio.Task[None]) -> None:
+        """Have the subscribers begin another look-out, where this one was not ended by `close`."""
+        if self._look_out is not task or not self._is_open:
+            return
+        self._look_out = None
+        if task.cancelled():
+            self._subscriptions.wake_all()
+            return
+        _log.error("the look-out for news of batches broke down, and is begun again", exc_info=task.exception())
+        self._clock.call_later(_AWAY_SECONDS, self._subscriptions.wake_all, housekeeping=True)
+
+    async def close(self) -> None:
+        """Stop to look out, and wake all subscribers, who then see that the worker is not running any more."""
+        self.stop()
         look_out, self._look_out = self._look_out, None
         if look_out is not None:
             look_out.cancel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 from durable_batches.clock import Deadline
@@ -36,6 +37,7 @@ from durable_batches.runtime.identity import Identities
 from durable_batches.runtime.overloads import PATIENCE_SECONDS
 from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.tracebacks import set_context, trim
+from durable_batches.tasks import is_closed_by
 
 __all__ = ["Attempt"]
 
@@ -111,6 +113,8 @@ class Attempt:
         """Run the body in the current task, until it and all of its calls have finished."""
         self._task = asyncio.current_task()
         outcome = await self._run(body)
+        if self._stopping is None:
+            await self._end_foreign_cancellation()
         if not isinstance(outcome, AttemptStopped):
             # The stage that it entered last, if no commit has recorded it yet.
             self._report_stage()
@@ -120,9 +124,8 @@ class Attempt:
             try:
                 await self._settle(grace)
             except asyncio.CancelledError:
-                if self._stopping is None:
-                    raise
-                # Stopped at its very end: its result stands, unless the batch has continued without it.
+                # Stopped at its very end, or cancelled by others: its result stands, unless the batch has continued
+                # without it.
                 grace = 0.0
         if self._stopping is not None and (self._stopping != "shutdown" or self._unwound):
             return AttemptStopped(self._stopping)
@@ -144,12 +147,14 @@ class Attempt:
         except asyncio.CancelledError as error:
             if (reason := self._stop_reason()) is not None:
                 return AttemptStopped(reason)
-            if self._cancelled_from_outside():
-                raise
+            # Not by its worker: by its own code, by something that it waited for, or by a helper that cancels a task
+            # and does not call uncancel(). Whatever it was, nothing else ends the attempt.
             return self._failed(error)
-        except (KeyboardInterrupt, GeneratorExit):
+        except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001  (a user's workflow may raise anything; its document has failed)
+        except BaseException as error:
+            if is_closed_by(error, self._task):
+                raise
             if (reason := self._stop_reason()) is not None:
                 # An error that it raised because it was stopped is not a failure of the document.
                 return AttemptStopped(reason)
@@ -186,8 +191,16 @@ class Attempt:
         elif self._task is not None:
             self._task.cancel()
 
-    def _cancelled_from_outside(self) -> bool:
-        return self._task is not None and self._task.cancelling() > 0
+    async def _end_foreign_cancellation(self) -> None:
+        """Drop cancellations that were not this library's, so that they end nothing but the body."""
+        task = self._task
+        if task is None or not task.cancelling():
+            return
+        # One that the body has requested, and not awaited, is raised by the next await.
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        while task.cancelling():
+            task.uncancel()
 
     async def _settle(self, grace: float) -> None:
         """Wait a number of seconds for the calls that the body left running; then cancel and await them."""
@@ -356,13 +369,15 @@ class Attempt:
                         set_context(raised, context)
                 return await call.once()
             except asyncio.CancelledError:
-                if call.task.cancelling() > 0 or self._stopping is not None or self._ended:
+                if call.task.cancelling() > call.cancelled_before or self._stopping is not None or self._ended:
                     raise
                 # This task was not cancelled; something that the function awaited was.
                 error: BaseException = RuntimeError("the activity's own work was cancelled")
-            except (KeyboardInterrupt, GeneratorExit):
+            except KeyboardInterrupt:
                 raise
-            except BaseException as raised:  # noqa: BLE001  (also sys.exit(): the retry policy judges it)
+            except BaseException as raised:
+                if is_closed_by(raised, call.task):
+                    raise
                 error = raised
             verdict = self._judge(call, error)
             if verdict.kind == "overloaded" and self._refused_for(call) < PATIENCE_SECONDS:

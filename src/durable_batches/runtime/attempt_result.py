@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from durable_batches.errors import ActivityFailedError
 from durable_batches.lifecycle.failures import DocumentFailureRecord, leaves, message_of, message_of_group
@@ -11,6 +12,11 @@ from durable_batches.runtime.classify import is_retryable
 from durable_batches.runtime.tracebacks import related, trim
 
 __all__ = ["AttemptFailed", "AttemptStopped", "AttemptSucceeded", "StopReason", "failed", "note_checkpoint"]
+
+_CANCELLED: Final = (
+    "cancelled, but not by its worker: by its own code, by what it waited for, or by a helper that cancels a task and "
+    "does not call uncancel()"
+)
 
 StopReason: TypeAlias = Literal["shutdown", "ended", "fenced"]
 
@@ -54,7 +60,7 @@ def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) ->
     else:
         error_type, activity = type(error).__name__, None
     record = DocumentFailureRecord(
-        error=message_of_group(error, parts[0]) if isinstance(first, BaseExceptionGroup) else message_of(first),
+        error=message_of_group(error, parts[0]) if isinstance(first, BaseExceptionGroup) else _message_of(first),
         error_type=error_type,
         activity=activity,
         attempts=attempts,
@@ -79,6 +85,12 @@ def _checkpoints_behind(error: BaseException) -> Iterator[str]:
         key: str | None = part.__dict__.get("_checkpoint")
         if key is not None:
             yield key
+
+
+def _message_of(error: BaseException) -> str:
+    if isinstance(error, CancelledError) and not error.args:
+        return _CANCELLED
+    return message_of(error)
 
 
 def _leaves_room(error: BaseException) -> bool:

@@ -53,6 +53,7 @@ class Call:
         "_waiting",
         "attempt",
         "bound",
+        "cancelled_before",
         "key",
         "reported",
         "stage_index",
@@ -69,6 +70,8 @@ class Call:
     ) -> None:
         assert task is not None
         self.task: asyncio.Task[Any] = task
+        self.cancelled_before: int = task.cancelling()
+        """Cancellations of the task that nobody took back, of before the call."""
         self.bound: BoundCall = bound
         self.key: str = key
         self.attempt: int = 0

@@ -164,6 +164,10 @@ class Dependencies:
             return self._values[provider]
         if self._wanted is None:
             raise DependencyError(name_of(provider), "nothing opens it outside a worker; pass it as an argument")
+        if self._owner is None:
+            # Cancelled by others; what it had opened it has closed.
+            self.start()
+            return await self.get(provider)
         opening = self._opening.get(provider)
         if opening is None:
             opening = self._opening[provider] = asyncio.get_running_loop().create_future()
@@ -187,19 +191,30 @@ class Dependencies:
                 opening = self._opening[provider]
                 try:
                     opening.set_result(await self._value(closers, provider))
-                except (Exception, asyncio.CancelledError) as error:
+                except BaseException as error:
                     # A provider may raise anything; the caller gets the error, if it still waits.
                     failed = DependencyError(name_of(provider), f"opening it raised {type(error).__name__}")
                     failed.__cause__ = error
                     trim(failed)
                     opening.set_exception(failed)
                     opening.exception()
-                    if _being_cancelled():
+                    if _being_cancelled() or not isinstance(error, Exception | asyncio.CancelledError):
                         raise
                 finally:
-                    del self._opening[provider]
+                    self._opening.pop(provider, None)
         finally:
+            if self._wanted is wanted:
+                # Not by `close`: others have cancelled it. What it had opened is opened anew when it is needed.
+                self._owner, self._values = None, dict(self._given)
+                self._give_up_opening()
             await _close_all(closers)
+
+    def _give_up_opening(self) -> None:
+        opening, self._opening = self._opening, {}
+        for provider, future in opening.items():
+            if not future.done():
+                future.set_exception(DependencyError(name_of(provider), "the task that opens it was cancelled"))
+                future.exception()
 
     async def _value(self, closers: list[Closer], provider: Provider) -> Any:
         if provider in self._values:

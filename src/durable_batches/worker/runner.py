@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
@@ -18,7 +18,7 @@ from durable_batches.errors import (
     place_of,
 )
 from durable_batches.lifecycle.batch_core import definition_of, isolation_of
-from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded
+from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, Fact
 from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line, message_of
 from durable_batches.lifecycle.policies import document_retry_delay
 from durable_batches.lifecycle.records import RESOLVER_POSITION, CheckpointRecord, Claim, Micros
@@ -30,6 +30,7 @@ from durable_batches.runtime.dependencies import dependencies_of
 from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import Store
+from durable_batches.tasks import completed, is_closed_by
 from durable_batches.worker.failure_log import FailureLog
 from durable_batches.worker.signals import SchedulerSignals
 
@@ -39,6 +40,10 @@ _log = logging.getLogger("durable_batches")
 
 AnyWorkflow: TypeAlias = Workflow[Any, Any, Any, Any]
 
+_UNRECORDED: Final = DocumentFailureRecord(
+    "the database refused to record how the attempt ended; the worker's log has the error", "FactRejectedError", None, 0
+)
+
 CHECKPOINTS_A_CLAIM: Final = 1_000
 """Checkpoints that come along with a claim; an execution that has more reads the rest before it starts."""
 
@@ -46,7 +51,7 @@ CHECKPOINTS_A_CLAIM: Final = 1_000
 class HeldExecution:
     """A claimed execution, until the fact that finishes it is committed."""
 
-    __slots__ = ("attempt", "finishing", "isolated_seconds", "window")
+    __slots__ = ("attempt", "finishing", "isolated_seconds", "settled", "window")
 
     def __init__(self, attempt: Attempt, window: int | None, isolated_seconds: float) -> None:
         self.attempt: Final = attempt
@@ -56,6 +61,8 @@ class HeldExecution:
         """For how long it is, from its claim."""
         self.finishing: bool = False
         """Whether its attempt is over, and its end being reported."""
+        self.settled: bool = False
+        """Whether nothing is left to report: the store has answered to its end, or the session is over."""
 
 
 class Runner:
@@ -98,13 +105,21 @@ class Runner:
     async def run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
         """Run a document or a resolver, and report how it ended."""
         run = self._resolve if claim.execution.position == RESOLVER_POSITION else self._run_document
+        task = asyncio.current_task()
         try:
             await run(held, claim, workflow)
         except WorkerFencedError:
             # The session is over, and with it everything it held; the worker begins another one.
-            pass
-        except Exception as error:  # noqa: BLE001  (whatever it is, the execution must not stay held for ever)
+            held.settled = True
+        except BaseException as error:
+            if held.settled or isinstance(error, KeyboardInterrupt) or is_closed_by(error, task):
+                raise
+            # Whatever it is, the execution must not stay held for ever.
             await self._give_up(error, held, claim)
+
+    def release(self, claim: Claim) -> None:
+        """Release an execution whose task has ended without a report of it."""
+        self._resources.recorder.post(ExecutionReleased(*_identity_of(claim)))
 
     async def _run_document(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
         self._resources.stats.documents_run += 1
@@ -174,26 +189,29 @@ class Runner:
         self._finish(held, claim)
         execution = claim.execution
         identity = _identity_of(claim)
-        recorder = self._resources.recorder
         match result:
             case AttemptStopped(reason="fenced"):
                 return
             case AttemptStopped():
-                await recorder.record(ExecutionReleased(*identity))
+                await self._end(held, ExecutionReleased(*identity))
             case AttemptSucceeded(value=value, unused_checkpoints=unused):
                 try:
                     # Read again, too: a result that nobody can read is worth as little as one that cannot be stored.
-                    await recorder.record(ExecutionSucceeded(*identity, codec.recoded(value)[0], unused))
+                    await self._end(held, ExecutionSucceeded(*identity, codec.recoded(value)[0], unused))
                 except (PayloadError, FactRejectedError) as error:
                     failure = _failure_of(error, execution.attempt)
                     self._failures.failed(execution, error, failure, None)
-                    await recorder.record(_failed(identity, failure))
+                    await self._end(held, _failed(identity, failure))
                 else:
                     self._warn_of_unused(claim, unused)
             case AttemptFailed(error=error, record=record, retryable=retryable, failures_to_delete=keys):
-                # Before it is committed: the store may be away, or the process about to end.
-                self._failures.failed(execution, error, record, _retry_delay(claim, retry_in, retryable=retryable))
-                await recorder.record(
+                delay = _retry_delay(claim, retry_in, retryable=retryable)
+                cancelled = isinstance(error, asyncio.CancelledError)
+                if not cancelled:
+                    # Before it is committed: the store may be away, or the process about to end.
+                    self._failures.failed(execution, error, record, delay)
+                await self._end(
+                    held,
                     ExecutionFailed(
                         *identity,
                         outcome=record.encode(),
@@ -203,10 +221,29 @@ class Runner:
                         forget=keys,
                         error_type=record.error_type,
                         activity=record.activity,
-                    )
+                    ),
                 )
+                if cancelled:
+                    # Not before: at the end of an event loop all of its tasks are cancelled, this session's, too, and
+                    # the document has not failed.
+                    self._failures.failed(execution, error, record, delay)
 
-    async def _give_up(self, error: Exception, held: HeldExecution, claim: Claim) -> None:
+    async def _end(self, held: HeldExecution, fact: Fact) -> None:
+        """Record the fact that finishes an attempt. It has its answer, whoever cancels the task meanwhile.
+
+        Raises:
+            FactRejectedError: The database refuses it, and the attempt is not finished.
+            WorkerFencedError: The session is over.
+        """
+        verdict = asyncio.ensure_future(self._resources.recorder.record(fact))
+        try:
+            await completed(verdict)
+        finally:
+            if verdict.done():
+                error = verdict.exception()
+                held.settled = error is None or isinstance(error, WorkerFencedError)
+
+    async def _give_up(self, error: BaseException, held: HeldExecution, claim: Claim) -> None:
         """Log a failure that is no part of the user's own code, and finish the attempt all the same."""
         self._finish(held, claim)
         execution = claim.execution
@@ -215,7 +252,7 @@ class Runner:
             place_of(execution.batch_id, execution.document_id),
             execution.attempt,
             in_a_line(type(error).__name__, message_of(error)),
-            exc_info=None if isinstance(error, DurableBatchesError) else error,
+            exc_info=None if isinstance(error, DurableBatchesError | asyncio.CancelledError) else error,
             extra={
                 "batch_id": execution.batch_id,
                 "document_id": execution.document_id,
@@ -224,13 +261,14 @@ class Runner:
             },
         )
         identity = _identity_of(claim)
-        fact = (
-            ExecutionReleased(*identity)
-            if isinstance(error, StoreUnavailableError)
-            else _failed(identity, _failure_of(error, execution.attempt))
-        )
-        with suppress(DurableBatchesError):
-            await self._resources.recorder.record(fact)
+        # Cancelled outside of user code, by others: it has not failed.
+        is_released = isinstance(error, StoreUnavailableError | asyncio.CancelledError)
+        fact = ExecutionReleased(*identity) if is_released else _failed(identity, _failure_of(error, execution.attempt))
+        try:
+            await self._end(held, fact)
+        except FactRejectedError:
+            # It may be for the text of the error, which is logged above.
+            await self._end(held, _failed(identity, _UNRECORDED._replace(attempts=execution.attempt)))
 
     def _finish(self, held: HeldExecution, claim: Claim) -> None:
         if not held.finishing:
@@ -260,7 +298,7 @@ def _identity_of(claim: Claim) -> tuple[BatchId, int, int, int]:
     return execution.batch_id, execution.run, execution.position, execution.attempt
 
 
-def _failure_of(error: Exception, attempts: int) -> DocumentFailureRecord:
+def _failure_of(error: BaseException, attempts: int) -> DocumentFailureRecord:
     return DocumentFailureRecord(message_of(error), type(error).__name__, None, attempts)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
 from typing import Final
 
 from durable_batches.clock import Timer
-from durable_batches.errors import StoreUnavailableError
+from durable_batches.errors import StoreUnavailableError, place_of
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
@@ -19,6 +20,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     Fact,
 )
+from durable_batches.lifecycle.failures import in_a_line, message_of
 from durable_batches.lifecycle.records import Claim, ClaimRequest, Committed, EventRecord, ExecutionKey, Micros
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages
@@ -29,6 +31,8 @@ from durable_batches.worker.runner import CHECKPOINTS_A_CLAIM, AnyWorkflow, Held
 from durable_batches.worker.signals import SchedulerSignals
 
 __all__ = ["Scheduler"]
+
+_log = logging.getLogger("durable_batches")
 
 _FINAL_FACTS: Final = frozenset({ExecutionSucceeded, ExecutionFailed, ExecutionReleased})
 _PROGRESS: Final = frozenset({ActivityCompleted, ActivityFailed, *_FINAL_FACTS})
@@ -220,7 +224,32 @@ class Scheduler:
             held.attempt.stop(self._stop_reason, drain=self._drains)
         task = asyncio.create_task(self._runner.run(held, claim, workflow))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._has_run, held, claim))
+
+    def _has_run(self, held: HeldExecution, claim: Claim, task: asyncio.Task[None]) -> None:
+        """Release an execution that no task holds any more, and whose end was not reported."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        execution = claim.execution
+        is_held = self._held.get((execution.batch_id, execution.position)) is held
+        if held.settled or not is_held or self._stop_reason == "fenced" or isinstance(error, KeyboardInterrupt):
+            return
+        # One that its batch has continued without is refused, and held no longer.
+        self._runner.release(claim)
+        if error is not None or not held.finishing:
+            _log.error(
+                "task of %s ended without a report in attempt %d (%s); its document is released",
+                place_of(execution.batch_id, execution.document_id),
+                execution.attempt,
+                "it was cancelled" if error is None else in_a_line(type(error).__name__, message_of(error)),
+                exc_info=error,
+                extra={
+                    "batch_id": execution.batch_id,
+                    "document_id": execution.document_id,
+                    "attempt": execution.attempt,
+                    "error_type": "CancelledError" if error is None else type(error).__name__,
+                },
+            )
 
     def _end_isolation(self, key: ExecutionKey) -> None:
         """Hold as many as ever beside this execution: it is over, it has recorded something, or its time is up."""

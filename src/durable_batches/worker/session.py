@@ -240,7 +240,7 @@ class Session:
         ]
         try:
             await asyncio.wait([journal, closed, lost, *helpers], return_when=asyncio.FIRST_COMPLETED)
-            if closed.done():
+            if closed.done() and not closed.cancelled():
                 await self._end(journal, lost)
             else:
                 await self._fence(journal)
@@ -249,6 +249,10 @@ class Session:
                         # Its own error; it need not be that the lease was lost.
                         broken.result()
                 raise WorkerFencedError(self.worker_id)
+        except asyncio.CancelledError:
+            # By others, with all tasks of the event loop perhaps: what it runs does not go on without it.
+            self.scheduler.fence()
+            raise
         finally:
             for task in (journal, closed, lost, *helpers):
                 task.cancel()

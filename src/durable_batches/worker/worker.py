@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from durable_batches.clock import Clock, Deadline, SystemClock
 from durable_batches.errors import (
@@ -108,6 +108,8 @@ class Worker:
         self._session: Session | None = None
         self._sessions: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self._entered_by: asyncio.Task[Any] | None = None
+        self._stopped = False
         self._loading: set[BatchId] = set()
         self._in_transactions = OpenTransactions()
 
@@ -161,8 +163,8 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        """Whether it is inside its `async with`."""
-        return self._entered > 0
+        """Whether it is inside its `async with`, and its event loop has not stopped it."""
+        return self._entered > 0 and not self._stopped
 
     @property
     def session(self) -> Session:
@@ -206,7 +208,7 @@ class Worker:
             self._clock,
             self._news,
             self._outages,
-            running=lambda: self._entered > 0,
+            running=lambda: self.running,
             workflow=workflow,
             in_open_transaction=lambda batch_id: batch_id in self._in_transactions.batches(),
         )
@@ -267,6 +269,7 @@ class Worker:
     async def _open(self) -> None:
         await self._store.open()
         self._closing = asyncio.Event()
+        self._entered_by, self._stopped = asyncio.current_task(), False
         self._news.open()
         self._threads = ThreadPoolExecutor(
             max(self._options.capacity, _LEAST_THREADS), thread_name_prefix="durable-batches-activity"
@@ -285,6 +288,7 @@ class Worker:
         """Start the task of the sessions, and wait until the first one works."""
         begun = asyncio.Event()
         self._sessions = asyncio.create_task(self._run_sessions(begun), name="durable-batches worker")
+        self._sessions.add_done_callback(self._sessions_ended)
         waiting = asyncio.create_task(begun.wait())
         try:
             await asyncio.wait([self._sessions, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -331,6 +335,15 @@ class Worker:
                 try:
                     await session.run(has_begun)
                     return
+                except asyncio.CancelledError:
+                    self._membership.deregister_later(session.worker_id)
+                    if not self._goes_on():
+                        raise
+                    _log.error(
+                        "tasks of worker %s were cancelled, by others: the worker restarts with a new id",
+                        session.worker_id,
+                        extra={"worker_id": session.worker_id},
+                    )
                 except WorkerFencedError:
                     backoff.reset()
                     _log.error(
@@ -354,6 +367,27 @@ class Worker:
                     self._session = None
                 if self._closing.is_set():
                     return
+
+    def _goes_on(self) -> bool:
+        """Return whether the worker is to go on though its task was cancelled, which it never does itself.
+
+        At the end of an event loop, all of its tasks are cancelled: then the one that entered the worker is done, or
+        is being cancelled, too. Otherwise a helper cancels tasks that are not its own.
+        """
+        task, entered_by = asyncio.current_task(), self._entered_by
+        if task is None or entered_by is None or entered_by.done() or entered_by.cancelling():
+            return False
+        while task.cancelling():
+            task.uncancel()
+        return True
+
+    def _sessions_ended(self, task: asyncio.Task[None]) -> None:
+        """Have nobody wait for a worker whose sessions have ended, and not by its close."""
+        if self._closing.is_set() or self._sessions is not task or not task.cancelled():
+            return
+        _log.warning("worker stopped by its event loop: it runs nothing any more, and followers are told")
+        self._stopped = True
+        self._news.stop()
 
     async def _rest(self, seconds: float) -> None:
         """Wait before a session that may break down, too, unless the worker is being closed."""
