@@ -7,7 +7,15 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["ReusableLock", "completed", "is_closed_by", "loop_is_running", "run_without_loop", "seen_through"]
+__all__ = [
+    "ReusableLock",
+    "completed",
+    "is_closed_by",
+    "leave_to_itself",
+    "loop_is_running",
+    "run_without_loop",
+    "seen_through",
+]
 
 T = TypeVar("T")
 
@@ -70,6 +78,12 @@ async def _ended(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
+
+
+def leave_to_itself(task: asyncio.Task[Any]) -> None:
+    """Have `asyncio.run()` not wait, once the program is over, for a task that does not end though it was cancelled."""
+    # It has no bound for that. The function is documented for those who implement tasks of their own.
+    asyncio._unregister_task(task)  # pyright: ignore[reportPrivateUsage]
 
 
 def is_closed_by(error: BaseException, task: asyncio.Task[Any] | None) -> bool:

@@ -225,7 +225,7 @@ class Attempt:
     @property
     def calls(self) -> list[RunningCall]:
         """The running activity calls, including those that wait for their next attempt."""
-        return [RunningCall(call.task, call.key, call.attempt) for call in self._calls]
+        return [RunningCall(call.task, call.key, call.attempt, call.bound.activity.name) for call in self._calls]
 
     # ---- stages ----------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class RunningCall(NamedTuple):
     """The task that makes the call and runs it."""
     key: str
     attempt: int
+    activity: str
 
 
 class Call:

@@ -126,8 +126,12 @@ def enter_activity(call: ActivityContext) -> ScopeTokens:
 
 def leave(tokens: ScopeTokens) -> None:
     """Return to the context before the matching enter call."""
-    _workflow.reset(tokens[0])
-    _activity.reset(tokens[1])
+    try:
+        _workflow.reset(tokens[0])
+        _activity.reset(tokens[1])
+    except ValueError:
+        # A coroutine that its event loop has not run to its end is closed in another context, which has neither.
+        return
 
 
 def current_activity() -> ActivityContext:

@@ -27,6 +27,7 @@ from durable_batches.outage import Outage, Outages
 from durable_batches.runtime.attempt_result import StopReason
 from durable_batches.runtime.resources import Resources
 from durable_batches.stores.protocol import Store
+from durable_batches.worker.left_behind import UNWIND_SECONDS, leave_behind
 from durable_batches.worker.runner import CHECKPOINTS_A_CLAIM, AnyWorkflow, HeldExecution, Runner
 from durable_batches.worker.signals import SchedulerSignals
 
@@ -91,7 +92,10 @@ class Scheduler:
         self._held: dict[ExecutionKey, HeldExecution] = {}
         self._isolated: dict[ExecutionKey, Timer] = {}
         """Those it holds while they are isolated: possible poison documents; with the timer that ends that."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[HeldExecution, Claim]] = {}
+        self._none_runs = asyncio.Event()
+        self._none_runs.set()
+        self._unwinding: Timer | None = None
         self._wants = _Wants.WORK
         self._timer: Timer | None = None
         self._closing = False
@@ -223,12 +227,14 @@ class Scheduler:
             # Its claim was under way already; nothing of it begins.
             held.attempt.stop(self._stop_reason, drain=self._drains)
         task = asyncio.create_task(self._runner.run(held, claim, workflow))
-        self._tasks.add(task)
+        self._tasks[task] = (held, claim)
+        self._none_runs.clear()
         task.add_done_callback(partial(self._has_run, held, claim))
 
     def _has_run(self, held: HeldExecution, claim: Claim, task: asyncio.Task[None]) -> None:
         """Release an execution that no task holds any more, and whose end was not reported."""
-        self._tasks.discard(task)
+        if self._tasks.pop(task, None) is not None and not self._tasks:
+            self._none_runs.set()
         error = None if task.cancelled() else task.exception()
         execution = claim.execution
         is_held = self._held.get((execution.batch_id, execution.position)) is held
@@ -295,6 +301,8 @@ class Scheduler:
     async def drain(self, seconds: float, claimed: Awaitable[object]) -> None:
         """Let running calls finish for some time, then end them; release all executions.
 
+        Those that do not end though they were cancelled are named in the log and left behind.
+
         Args:
             seconds: How long.
             claimed: Done when no claim is under way any more.
@@ -306,10 +314,12 @@ class Scheduler:
             await self._all_finished()
         finally:
             timer.cancel()
+            self._end_unwinding()
 
     def end_drain(self) -> None:
         """Cancel running calls now."""
         self._stop("shutdown", drain=False)
+        self._unwind()
 
     def fence(self) -> None:
         """Begin nothing from here on, cancel what runs, and report nothing of it: the lease is lost."""
@@ -317,9 +327,13 @@ class Scheduler:
         self._stop("fenced", drain=False)
 
     async def fenced(self) -> None:
-        """Fence, and wait until everything has ended."""
+        """Fence, and wait until everything has ended, or is left behind."""
         self.fence()
-        await self._all_finished()
+        self._unwind()
+        try:
+            await self._all_finished()
+        finally:
+            self._end_unwinding()
 
     def _stop(self, reason: StopReason, *, drain: bool) -> None:
         self._stop_reason, self._drains = reason, drain
@@ -327,5 +341,29 @@ class Scheduler:
             held.attempt.stop(reason, drain=drain)
 
     async def _all_finished(self) -> None:
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._none_runs.wait()
+
+    def _unwind(self) -> None:
+        """Wait for what was cancelled for a bounded time only."""
+        if self._unwinding is None and self._tasks:
+            self._unwinding = self._clock.call_later(UNWIND_SECONDS, self._leave_behind)
+
+    def _end_unwinding(self) -> None:
+        if self._unwinding is not None:
+            self._unwinding.cancel()
+            self._unwinding = None
+
+    def _leave_behind(self) -> None:
+        """Wait no longer for user code, and release what it holds."""
+        # Those that are finishing wait for the store, and end with the journal.
+        left = {task: (held, claim) for task, (held, claim) in self._tasks.items() if not held.finishing}
+        for task, (held, claim) in left.items():
+            del self._tasks[task]
+            held.finishing = held.settled = True
+            if self._stop_reason != "fenced":
+                self._runner.release(claim)
+        if left:
+            why = "its lease lost" if self._stop_reason == "fenced" else "its worker being closed"
+            leave_behind([held.attempt for held, _ in left.values()], why)
+        if not self._tasks:
+            self._none_runs.set()

@@ -94,7 +94,7 @@ class Worker:
         self._store: Final[Store] = store
         self._options = SessionOptions(max_in_flight, lease, drain, max_stall, classify)
         self._clock: Final[Clock] = clock or SystemClock()
-        self._dependencies = Dependencies(dependencies)
+        self._dependencies = Dependencies(dependencies, clock=self._clock)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
         self._stats = RunStats()
         self._signals = WorkerSignals()
