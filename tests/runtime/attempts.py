@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.support import STAGES
@@ -18,6 +17,7 @@ from durable_batches.runtime.attempt import Attempt
 from durable_batches.runtime.attempt_result import AttemptFailed, AttemptStopped, AttemptSucceeded
 from durable_batches.runtime.middleware import Middleware
 from durable_batches.runtime.resources import Resources, RunStats
+from durable_batches.runtime.threads import Threads
 
 
 class FactList:
@@ -55,7 +55,7 @@ class Trial:
 
         self.recorder = FactList()
         self.stats = RunStats()
-        self.threads = ThreadPoolExecutor(1)
+        self.threads = Threads(1)
         self.resources = Resources(
             recorder=self.recorder,
             clock=clock or SystemClock(),
@@ -90,7 +90,7 @@ class Trial:
         try:
             return await self.attempt.run(body)
         finally:
-            self.threads.shutdown()
+            self.threads.close()
 
     async def value(self, body: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         outcome = await self.end(body)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 from tests.runtime.attempts import FactList
 from tests.support import STAGES
 
@@ -15,6 +11,7 @@ from durable_batches.lifecycle.records import ClaimRequest, Committed
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outages
 from durable_batches.runtime.resources import Resources, RunStats
+from durable_batches.runtime.threads import Threads
 from durable_batches.testing import ManualClock
 from durable_batches.worker.scheduler import Scheduler
 from durable_batches.worker.signals import SchedulerSignals
@@ -30,14 +27,14 @@ async def shout(document: str) -> str:
 class Scene:
     """A scheduler that has claimed nothing yet."""
 
-    def __init__(self, threads: ThreadPoolExecutor, capacity: int) -> None:
+    def __init__(self, capacity: int) -> None:
         self.clock = ManualClock()
         self.woken = 0
         self.signals = SchedulerSignals()
         self.scheduler = Scheduler(
             MemoryStore(clock=self.clock),
             dict.fromkeys(shout.versions, shout),
-            Resources(recorder=FactList(), clock=self.clock, threads=threads, stats=RunStats()),
+            Resources(recorder=FactList(), clock=self.clock, threads=Threads(1), stats=RunStats()),
             capacity=capacity,
             outages=Outages(self.clock),
             wake=self._wake,
@@ -57,14 +54,8 @@ class Scene:
         return self.scheduler.claim_request(()) is not None
 
 
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as threads:
-        yield threads
-
-
-async def test_it_asks_until_nothing_is_due(threads: ThreadPoolExecutor) -> None:
-    scene = Scene(threads, capacity=7)
+async def test_it_asks_until_nothing_is_due() -> None:
+    scene = Scene(capacity=7)
     request = scene.request()
     assert (request.limit, request.held, request.window, request.capacity) == (7, 0, 7, 7)
     assert request.workflows == frozenset(shout.versions)
@@ -75,13 +66,13 @@ async def test_it_asks_until_nothing_is_due(threads: ThreadPoolExecutor) -> None
     assert not scene.asks
 
 
-async def test_a_claim_that_was_not_answered_is_asked_for_again(threads: ThreadPoolExecutor) -> None:
-    scene = Scene(threads, capacity=1)
+async def test_a_claim_that_was_not_answered_is_asked_for_again() -> None:
+    scene = Scene(capacity=1)
     assert scene.request() == scene.request()
 
 
-async def test_what_it_is_woken_for_while_a_claim_is_under_way_is_not_missed(threads: ThreadPoolExecutor) -> None:
-    scene = Scene(threads, capacity=1)
+async def test_what_it_is_woken_for_while_a_claim_is_under_way_is_not_missed() -> None:
+    scene = Scene(capacity=1)
     request = scene.request()
     scene.scheduler.wake()
     assert scene.woken == 1
@@ -91,20 +82,20 @@ async def test_what_it_is_woken_for_while_a_claim_is_under_way_is_not_missed(thr
     assert not scene.asks
 
 
-async def test_a_commit_without_a_claim_answers_none(threads: ThreadPoolExecutor) -> None:
-    scene = Scene(threads, capacity=1)
+async def test_a_commit_without_a_claim_answers_none() -> None:
+    scene = Scene(capacity=1)
     scene.scheduler.committed((), NOTHING, None)
     assert scene.asks
 
 
-async def test_a_finished_execution_makes_it_ask_again(threads: ThreadPoolExecutor) -> None:
-    scene = Scene(threads, capacity=1)
+async def test_a_finished_execution_makes_it_ask_again() -> None:
+    scene = Scene(capacity=1)
     scene.scheduler.committed((), NOTHING, scene.request())
     assert scene.scheduler.claim_request([ExecutionReleased(BatchId("b"), 1, 0, 1)]) is not None
 
 
-async def test_without_open_slots_it_asks_for_deadlines_only(threads: ThreadPoolExecutor) -> None:
-    scene = Scene(threads, capacity=0)
+async def test_without_open_slots_it_asks_for_deadlines_only() -> None:
+    scene = Scene(capacity=0)
     scene.scheduler.wake()
     assert not scene.asks
     scene.scheduler.look_at_deadlines()
@@ -115,8 +106,8 @@ async def test_without_open_slots_it_asks_for_deadlines_only(threads: ThreadPool
     assert not scene.asks
 
 
-async def test_it_looks_again_when_the_next_retry_or_deadline_is_due(threads: ThreadPoolExecutor) -> None:
-    scene = Scene(threads, capacity=1)
+async def test_it_looks_again_when_the_next_retry_or_deadline_is_due() -> None:
+    scene = Scene(capacity=1)
     scene.scheduler.committed((), Committed(retry_in=3_000_000), scene.request())
     assert not scene.asks
     scene.clock.advance(2.9)
@@ -126,8 +117,8 @@ async def test_it_looks_again_when_the_next_retry_or_deadline_is_due(threads: Th
     assert scene.asks
 
 
-async def test_when_it_closes_it_asks_for_nothing_more(threads: ThreadPoolExecutor) -> None:
-    scene = Scene(threads, capacity=1)
+async def test_when_it_closes_it_asks_for_nothing_more() -> None:
+    scene = Scene(capacity=1)
     scene.scheduler.committed((), Committed(retry_in=1_000_000), scene.request())
     scene.scheduler.close()
     scene.scheduler.wake()

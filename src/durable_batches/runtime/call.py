@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from contextvars import copy_context
 from functools import partial
 from hashlib import blake2b
@@ -159,8 +160,10 @@ class Call:
         seconds = activity.timeout.total_seconds()
         deadline = Deadline(self._resources.clock, seconds)
         try:
+            if not is_async:
+                return await self._in_thread(function, args, kwargs, deadline)
             async with deadline:
-                return await (function(*args, **kwargs) if is_async else self._in_thread(function, args, kwargs))
+                return await function(*args, **kwargs)
         except TimeoutError as error:
             if deadline.expired:
                 late = ActivityTimeoutError(
@@ -174,7 +177,13 @@ class Call:
                 raise late from error.__cause__
             raise
 
-    async def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    async def _in_thread(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        deadline: Deadline | None = None,
+    ) -> Any:
         context = copy_context()
 
         def call() -> Any:
@@ -184,8 +193,10 @@ class Call:
                 # A future cannot hold StopIteration; a generator converts it to this.
                 raise RuntimeError("the function raised StopIteration") from error
 
-        result: Any = await asyncio.get_running_loop().run_in_executor(self._resources.threads, call)
-        return await result if inspect.isawaitable(result) else result
+        # The time runs from here on, and not while others have all threads.
+        async with self._resources.threads.one(self.bound.activity.name) as run, deadline or nullcontext():
+            result: Any = await run(call)
+            return await result if inspect.isawaitable(result) else result
 
     async def wait(self, seconds: float) -> None:
         """Wait before the next attempt; nothing is running meanwhile, so stopping loses nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -15,6 +14,7 @@ from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.middleware import Middleware
 from durable_batches.runtime.overloads import Overloads
+from durable_batches.runtime.threads import Threads
 
 __all__ = ["GRACE_SECONDS", "ActivityReport", "Recorder", "Resources", "RunStats"]
 
@@ -50,6 +50,8 @@ class RunStats:
     """Recorded results that a successful attempt did not request."""
     documents_run: int = 0
     """Attempts of documents."""
+    threads_left: int = 0
+    """Threads of sync activities that go on now though their call has timed out or was cancelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class Resources:
 
     recorder: Recorder
     clock: Clock
-    threads: Executor
+    threads: Threads
     stats: RunStats
     dependencies: Dependencies = field(default_factory=Dependencies)
     reports: dict[tuple[BatchId, str, str], ActivityReport] = field(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from enum import Enum, auto
@@ -23,6 +22,7 @@ from durable_batches.outage import Outage, Outages, ride_out
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.resources import Resources, RunStats
+from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.heartbeat import LeaseRenewer
 from durable_batches.worker.journal import Journal
@@ -91,7 +91,7 @@ class Session:
         options: SessionOptions,
         *,
         clock: Clock,
-        threads: ThreadPoolExecutor,
+        threads: Threads,
         stats: RunStats,
         dependencies: Dependencies,
         deliver: Callable[[Sequence[EventRecord]], None],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
@@ -29,6 +28,7 @@ from durable_batches.reading.reader import BatchReader
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies, Provider
 from durable_batches.runtime.resources import ActivityReport, RunStats
+from durable_batches.runtime.threads import Threads
 from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import HostTransaction, Store, check_store
 from durable_batches.tasks import ReusableLock, seen_through
@@ -43,7 +43,7 @@ _log = logging.getLogger("durable_batches")
 
 _LEAST_THREADS: Final = 256
 """Threads for sync activities, started as needed. One document may call many concurrently; the calls of the workflows
-limit them, not this number. If it were small, calls left behind by a timeout would delay others."""
+limit them, not this number."""
 
 _RESTART_SECONDS: Final = 0.5
 _LONGEST_RESTART_SECONDS: Final = 2.0
@@ -104,7 +104,7 @@ class Worker:
         self._membership = Membership(store, self._news.deliver, self._signals.membership)
         self._entered = 0
         self._entering = ReusableLock()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
         self._session: Session | None = None
         self._sessions: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -271,9 +271,7 @@ class Worker:
         self._closing = asyncio.Event()
         self._entered_by, self._stopped = asyncio.current_task(), False
         self._news.open()
-        self._threads = ThreadPoolExecutor(
-            max(self._options.capacity, _LEAST_THREADS), thread_name_prefix="durable-batches-activity"
-        )
+        self._threads = Threads(max(self._options.capacity, _LEAST_THREADS), self._threads_left)
         self._dependencies.start()
         try:
             if self._options.capacity:
@@ -316,7 +314,7 @@ class Worker:
             await self._news.close()
             if self._threads is not None:
                 # A thread cannot be cancelled; one that a timeout left behind ends in its own time.
-                self._threads.shutdown(wait=False, cancel_futures=True)
+                self._threads.close()
                 self._threads = None
         finally:
             await self._store.close()
@@ -367,6 +365,9 @@ class Worker:
                     self._session = None
                 if self._closing.is_set():
                     return
+
+    def _threads_left(self, number: int) -> None:
+        self._stats.threads_left = number
 
     def _goes_on(self) -> bool:
         """Return whether the worker is to go on though its task was cancelled, which it never does itself.

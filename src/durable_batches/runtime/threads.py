@@ -1,0 +1,184 @@
+"""Threads for sync activities.
+
+Each thread is a daemon, so one that never ends does not keep the process from exiting. A call that is given up, because
+it has timed out or was cancelled, leaves its thread behind: it no longer counts, so that calls that hang do not use up
+the threads of others. All state belongs to the event loop; a thread only runs functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from queue import SimpleQueue
+from typing import Any, Final, TypeAlias
+
+__all__ = ["Threads"]
+
+_log = logging.getLogger("durable_batches")
+
+_Run: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+class Threads:
+    """Threads that are started as they are needed, and used again.
+
+    Args:
+        most: Functions that run at once, those left behind not counted; further calls wait.
+        left: Called with the number of threads that were left behind and still run, when it changes.
+    """
+
+    def __init__(self, most: int, left: Callable[[int], object] = lambda number: None) -> None:
+        self._most = most
+        self._tell_left = left
+        self._idle: list[_Thread] = []
+        self._busy = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._left: Counter[str] = Counter()
+        self._next_logged = 1
+        self._closed = False
+
+    @asynccontextmanager
+    async def one(self, name: str) -> AsyncGenerator[_Run]:
+        """Wait for a thread, and yield what runs one function in it; `name` is that of the activity, for the log.
+
+        Raises:
+            RuntimeError: The system has no more threads.
+        """
+        await self._wait_for_slot()
+        try:
+            thread = self._idle.pop() if self._idle else _Thread()
+        except BaseException:
+            self._free_slot()
+            raise
+        function_ended: asyncio.Future[None] | None = None
+
+        async def run(function: Callable[[], Any]) -> Any:
+            nonlocal function_ended
+            answer, function_ended = thread.run(function)
+            return await answer
+
+        try:
+            yield run
+        finally:
+            self._free_slot()
+            if function_ended is None or function_ended.done():
+                self._keep(thread)
+            else:
+                self._leave(thread, name, function_ended)
+
+    def close(self) -> None:
+        """End the threads, each when it has nothing left to run."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().end()
+
+    # ---- slots -----------------------------------------------------------------------------------------------
+
+    async def _wait_for_slot(self) -> None:
+        if self._busy < self._most:
+            self._busy += 1
+            return
+        slot = asyncio.get_running_loop().create_future()
+        self._waiting.append(slot)
+        try:
+            await slot
+        except BaseException:
+            if slot.done() and not slot.cancelled():
+                # It was given at the same moment: it is the next one's.
+                self._free_slot()
+            raise
+
+    def _free_slot(self) -> None:
+        while self._waiting:
+            slot = self._waiting.popleft()
+            if not slot.done():
+                slot.set_result(None)
+                return
+        self._busy -= 1
+
+    # ---- threads ---------------------------------------------------------------------------------------------
+
+    def _keep(self, thread: _Thread) -> None:
+        if self._closed or len(self._idle) >= self._most:
+            thread.end()
+        else:
+            self._idle.append(thread)
+
+    def _leave(self, thread: _Thread, name: str, ended: asyncio.Future[None]) -> None:
+        self._left[name] += 1
+        number = self._left.total()
+        self._tell_left(number)
+        if number >= self._next_logged:
+            # For the first, and then each time that there are twice as many.
+            self._next_logged = 2 * number
+            _log.warning(
+                "thread of activity %r goes on though its call was given up, as threads cannot be stopped; %d such "
+                "thread%s: %s",
+                name,
+                number,
+                "" if number == 1 else "s",
+                ", ".join(f"{activity!r} {count}" for activity, count in self._left.most_common(5)),
+                extra={"activity": name, "threads": number},
+            )
+
+        def has_ended(_: asyncio.Future[None]) -> None:
+            self._left[name] -= 1
+            self._left += Counter[str]()
+            if not self._left:
+                self._next_logged = 1
+            self._tell_left(self._left.total())
+            self._keep(thread)
+
+        ended.add_done_callback(has_ended)
+
+
+class _Thread:
+    """A daemon thread that runs one function after another."""
+
+    def __init__(self) -> None:
+        self._work: Final = SimpleQueue[Callable[[], None] | None]()
+        threading.Thread(target=self._work_off, name="durable-batches-activity", daemon=True).start()
+
+    def run(self, function: Callable[[], Any]) -> tuple[asyncio.Future[Any], asyncio.Future[None]]:
+        """Run a function; return the future of its result, which may be cancelled, and that of its end."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            ended.set_result(None)
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(error)
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as raised:  # noqa: BLE001  (it is the caller's)
+                error = raised
+            try:
+                loop.call_soon_threadsafe(settle, result, error)
+            except RuntimeError:
+                # The event loop has been closed: nobody waits any more.
+                return
+
+        self._work.put(work)
+        return answer, ended
+
+    def end(self) -> None:
+        """Have the thread end when it has nothing left to run."""
+        self._work.put(None)
+
+    def _work_off(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            # Not held while it waits for the next one: a result may be large.
+            del work
