@@ -21,6 +21,7 @@ from durable_batches.lifecycle.progress import BatchSnapshot, state_of
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, ExecutionStatus, WorkerId
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Failed, Stage
 from durable_batches.options import check_instance
+from durable_batches.orchestrator.stranded import StrandedBatches
 from durable_batches.orchestrator.submission import Submission
 from durable_batches.reading.access import BatchAccess
 from durable_batches.reading.documents import stage_of
@@ -106,10 +107,17 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         self._worker = worker
         super().__init__(worker.reader(workflow.name), workflow.machine, worker.clock, worker.command)
         worker.serve(workflow)
+        self._stranded = StrandedBatches(worker, workflow)
 
     async def __aenter__(self) -> Self:
         """Start the worker, unless it is running."""
         await self._worker.__aenter__()
+        if self._worker.max_in_flight:
+            try:
+                await self._stranded.warn_at_start()
+            except BaseException as error:
+                await self._worker.__aexit__(type(error), error, error.__traceback__)
+                raise
         return self
 
     async def __aexit__(
@@ -176,7 +184,10 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             if_exists=if_exists,
             connection=connection,
         )
-        return await submission.run(documents)
+        submitted = await submission.run(documents)
+        if submission.attached_to is not None:
+            await self._stranded.warn_of(submission.attached_to)
+        return submitted
 
     def submit_sync(
         self,
@@ -263,7 +274,9 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        return await self._result(await self._reader.ended_record(batch_id))
+        async with self._stranded.watched(batch_id):
+            record = await self._reader.ended_record(batch_id)
+        return await self._result(record)
 
     async def results(self, batch_id: str) -> AsyncGenerator[Outcome[R_co], None]:
         """Yield the outcomes of finished documents, in submission order, one page in memory at a time.

@@ -95,6 +95,8 @@ class Submission(Generic[D]):
         self._document_id = document_id
         self._if_exists = if_exists
         self._loader = loader
+        self.attached_to: BatchRecord | None = None
+        """The batch of that id that is there already."""
 
     async def run(self, documents: Iterable[D] | AsyncIterable[D]) -> BatchId:
         """See `BatchOrchestrator.submit`."""
@@ -183,6 +185,7 @@ class Submission(Generic[D]):
             if existing.loader is None:
                 if self._if_exists == "error":
                     raise BatchExistsError(self._batch_id)
+                self.attached_to = existing
                 return True
             await self._wipe(existing, existing.loader, loading)
 

@@ -145,6 +145,11 @@ class Worker:
         return self._store
 
     @property
+    def max_in_flight(self) -> int:
+        """Documents in flight in this worker at most."""
+        return self._options.capacity
+
+    @property
     def stats(self) -> RunStats:
         """Counters of this worker since it was created."""
         return self._stats
