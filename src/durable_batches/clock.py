@@ -1,8 +1,8 @@
 """Time, in one place: the library reads clocks and sets timers only through a `Clock`.
 
 So a test or a simulation can control time. There are two clocks: the wall clock, in whole microseconds since the
-epoch (UTC), dates events and due times and is stored; the boot clock, in seconds, never jumps, keeps running while the
-machine is suspended, and measures leases and durations.
+epoch (UTC), dates events and due times and is stored, and is kept steady where the machine's is set; the boot clock, in
+seconds, never jumps, keeps running while the machine is suspended, and measures leases and durations.
 
 There are two kinds of timers. Most are awaited: a retry, a timeout, a due time. The others are housekeeping: periodic
 checks, and limits to the time between them. No user waits for their exact moments, so a clock that a test advances by
@@ -17,9 +17,9 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["Alarm", "Clock", "Deadline", "SystemClock", "Timer"]
+__all__ = ["Alarm", "Clock", "Deadline", "SystemClock", "Timer", "machine_time"]
 
 
 class Timer(Protocol):
@@ -84,8 +84,8 @@ class SystemClock:
         return 0.001
 
     def now(self) -> int:
-        """Return microseconds since the epoch."""
-        return time.time_ns() // 1000
+        """Return microseconds since the epoch, by the wall clock without its jumps; see `_SteadyWallClock`."""
+        return _wall_clock.now()
 
     def boot(self) -> float:
         """Return seconds on the clock that keeps running during suspension, where the system has one (Linux)."""
@@ -108,10 +108,53 @@ class SystemClock:
         return random.random()
 
 
+def machine_time() -> int:
+    """Return the machine's wall clock as it is set, in microseconds since the epoch: to compare with dates of files."""
+    return time.time_ns() // 1000
+
+
 def _boot_clock() -> float:
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
+
+
+class _SteadyWallClock:
+    """The wall clock, without its jumps.
+
+    It goes on with the boot clock. Where the wall clock is set back or forward, it makes up for the difference
+    gradually: due times and deadlines are hardly met earlier or later for it, and dates of events never go back. All
+    clocks of a process share it.
+    """
+
+    def __init__(self) -> None:
+        self._at: tuple[int, int] | None = None
+
+    def now(self) -> int:
+        """Return microseconds since the epoch."""
+        # Of several threads each replaces both at once.
+        wall, boot, at = machine_time(), int(_boot_clock() * 1_000_000), self._at
+        if at is None:
+            self._at = (boot, wall)
+            return wall
+        elapsed = boot - at[0]
+        steady = at[1] + elapsed
+        if elapsed < _LEAST_ELAPSED:
+            return steady
+        most = elapsed // _CATCH_UP
+        gap = wall - steady
+        # Without a clock that runs during suspension, the time of that is a jump, too.
+        steady += gap if gap > 0 and not _RUNS_WHILE_SUSPENDED else max(-most, min(gap, most))
+        self._at = (boot, steady)
+        return steady
+
+
+_LEAST_ELAPSED: Final = 1_000
+_CATCH_UP: Final = 10
+"""A jump of the wall clock is made up for in ten times its length."""
+
+_RUNS_WHILE_SUSPENDED: Final = hasattr(time, "CLOCK_BOOTTIME")
+_wall_clock: Final = _SteadyWallClock()
 
 
 class Deadline:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import aiosqlite
 
-from durable_batches.clock import SystemClock
+from durable_batches.clock import machine_time
 from durable_batches.errors import StoreNotFoundError, StoreReadOnlyError, StoreUnavailableError
 from durable_batches.stores.migrations import check_schema
 from durable_batches.stores.rows import Row
@@ -192,7 +192,7 @@ class Reader:
         """Look what the file is like, where it was changed just now a moment later."""
         found = _file(self._path)
         if found is not None and found.log is None:
-            age = SystemClock().now() * 1_000 - found.modified
+            age = machine_time() * 1_000 - found.modified
             if age < _SETTLED_SECONDS * 1_000_000_000:
                 await asyncio.sleep(_SETTLED_SECONDS)
                 found = _file(self._path)
