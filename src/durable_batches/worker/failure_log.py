@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from durable_batches.errors import WorkerFencedError, place_of
+from durable_batches.errors import WorkerFencedError, place_of, shortened
 from durable_batches.lifecycle.batch_core import decode_core
 from durable_batches.lifecycle.events import BatchFailed, DocumentFailed, decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line
@@ -21,7 +21,7 @@ from durable_batches.lifecycle.isolation import ISOLATED_CRASHES
 from durable_batches.lifecycle.records import RESOLVER_POSITION, Claim, EventRecord, ExecutionRecord, Micros
 from durable_batches.runtime.tracebacks import related
 
-__all__ = ["FailureLog", "log_crash_loops"]
+__all__ = ["FailureLog", "escaped_traceback", "log_crash_loops"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -52,7 +52,7 @@ class FailureLog:
             return
         number = self._count(execution, record)
         shows_traceback = number <= TRACEBACKS_OF_A_KIND
-        escaped = _escaped_traceback(error) if shows_traceback else None
+        escaped = escaped_traceback(error) if shows_traceback else None
         is_resolver = execution.position == RESOLVER_POSITION
         _log.log(
             logging.ERROR if is_resolver and retry_in is None else logging.WARNING,
@@ -110,10 +110,19 @@ class FailureLog:
         return self._logged[kind]
 
 
-def _escaped_traceback(error: BaseException) -> str | None:
-    """Return the traceback with escapes for what a log file cannot hold; None: it holds nothing of the kind."""
+def escaped_traceback(error: BaseException) -> str | None:
+    """Return the traceback with escapes for what a log file cannot hold, or a terminal obeys; None: it needs none.
+
+    Messages may hold what a document or a provider brought: lone surrogates, control characters, and the invisible ones
+    that reorder text.
+    """
     text = "".join(traceback.format_exception(error))
-    escaped = text.encode(errors="backslashreplace").decode()
+    if text.replace("\n", "").isprintable():
+        return None
+    escaped = "".join(
+        character if character in "\n\t" or character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
     return None if escaped == text else escaped
 
 
@@ -126,10 +135,10 @@ def log_crash_loops(events: Sequence[EventRecord]) -> None:
                     "document %r of batch %r failed: %s",
                     document_id,
                     batch_id,
-                    error,
+                    shortened(error),
                     extra={"batch_id": batch_id, "document_id": document_id},
                 )
             case BatchFailed(batch_id=batch_id, error=error):
-                _log.error("batch %r failed: %s", batch_id, error, extra={"batch_id": batch_id})
+                _log.error("batch %r failed: %s", batch_id, shortened(error), extra={"batch_id": batch_id})
             case _:
                 pass

@@ -31,7 +31,7 @@ from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import Store
 from durable_batches.tasks import completed, is_closed_by
-from durable_batches.worker.failure_log import FailureLog
+from durable_batches.worker.failure_log import FailureLog, escaped_traceback
 from durable_batches.worker.signals import SchedulerSignals
 
 __all__ = ["CHECKPOINTS_A_CLAIM", "AnyWorkflow", "HeldExecution", "Runner"]
@@ -247,12 +247,15 @@ class Runner:
         """Log a failure that is no part of the user's own code, and finish the attempt all the same."""
         self._finish(held, claim)
         execution = claim.execution
+        shows_traceback = not isinstance(error, DurableBatchesError | asyncio.CancelledError)
+        escaped = escaped_traceback(error) if shows_traceback else None
         _log.error(
-            "%s given up by this worker in attempt %d: %s",
+            "%s given up by this worker in attempt %d: %s%s",
             place_of(execution.batch_id, execution.document_id),
             execution.attempt,
             in_a_line(type(error).__name__, message_of(error)),
-            exc_info=None if isinstance(error, DurableBatchesError | asyncio.CancelledError) else error,
+            "" if escaped is None else f"\n{escaped}",
+            exc_info=error if shows_traceback and escaped is None else None,
             extra={
                 "batch_id": execution.batch_id,
                 "document_id": execution.document_id,
