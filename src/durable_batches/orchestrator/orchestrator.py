@@ -108,16 +108,11 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         super().__init__(worker.reader(workflow.name), workflow.machine, worker.clock, worker.command)
         worker.serve(workflow)
         self._stranded = StrandedBatches(worker, workflow)
+        worker.before_start(workflow, self._stranded.warn_at_start)
 
     async def __aenter__(self) -> Self:
         """Start the worker, unless it is running."""
         await self._worker.__aenter__()
-        if self._worker.max_in_flight:
-            try:
-                await self._stranded.warn_at_start()
-            except BaseException as error:
-                await self._worker.__aexit__(type(error), error, error.__traceback__)
-                raise
         return self
 
     async def __aexit__(

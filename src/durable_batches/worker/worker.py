@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
@@ -96,6 +96,7 @@ class Worker:
         self._clock: Final[Clock] = clock or SystemClock()
         self._dependencies = Dependencies(dependencies, clock=self._clock)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
+        self._before_start: dict[AnyWorkflow, Callable[[], Awaitable[None]]] = {}
         self._stats = RunStats()
         self._signals = WorkerSignals()
         self._outages = Outages(self._clock)
@@ -234,6 +235,10 @@ class Worker:
             self._workflows[pair] = workflow
         self.wake()
 
+    def before_start(self, workflow: AnyWorkflow, look: Callable[[], Awaitable[None]]) -> None:
+        """Have a look at the store taken for a workflow each time before the worker begins to run batches."""
+        self._before_start[workflow] = look
+
     def wake(self) -> None:
         """Look for something to claim now."""
         if self._session is not None:
@@ -282,6 +287,8 @@ class Worker:
             if self._options.capacity:
                 workflows = dict.fromkeys(self._workflows.values())
                 await self._dependencies.open(provider for workflow in workflows for provider in workflow.providers())
+                for look in self._before_start.values():
+                    await look()
             await self._begin()
         except BaseException:
             await self._close()
