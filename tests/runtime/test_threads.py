@@ -159,3 +159,29 @@ async def test_threads_end_with_their_worker(open_store: StoreMaker) -> None:
         assert all(thread.daemon for thread in living())
         assert len(living()) > before
     await eventually(lambda: len(living()) <= before)
+
+
+def test_a_thread_that_was_left_behind_ends_though_its_event_loop_has_gone() -> None:
+    release, threads = threading.Event(), list[threading.Thread]()
+
+    def hang() -> None:
+        threads.append(threading.current_thread())
+        release.wait()
+
+    async def give_up() -> None:
+        pool = Threads(1)
+
+        async def call() -> None:
+            async with pool.one("hang") as run:
+                await run(hang)
+
+        hanging = asyncio.create_task(call())
+        await eventually(lambda: bool(threads))
+        hanging.cancel()
+        await asyncio.wait([hanging])
+        pool.close()
+
+    asyncio.run(give_up())
+    release.set()
+    threads[0].join(60)
+    assert not threads[0].is_alive()

@@ -140,7 +140,7 @@ class _Thread:
     """A daemon thread that runs one function after another."""
 
     def __init__(self) -> None:
-        self._work: Final = SimpleQueue[Callable[[], None] | None]()
+        self._work: Final = SimpleQueue[Callable[[], bool] | None]()
         threading.Thread(target=self._work_off, name="durable-batches-activity", daemon=True).start()
 
     def run(self, function: Callable[[], Any]) -> tuple[asyncio.Future[Any], asyncio.Future[None]]:
@@ -158,7 +158,7 @@ class _Thread:
             else:
                 answer.set_exception(error)
 
-        def work() -> None:
+        def work() -> bool:
             result, error = None, None
             try:
                 result = function()
@@ -167,8 +167,9 @@ class _Thread:
             try:
                 loop.call_soon_threadsafe(settle, result, error)
             except RuntimeError:
-                # The event loop has been closed: nobody waits any more.
-                return
+                # The event loop has been closed: nothing waits for it, and nothing else comes.
+                return False
+            return True
 
         self._work.put(work)
         return answer, ended
@@ -179,6 +180,7 @@ class _Thread:
 
     def _work_off(self) -> None:
         while (work := self._work.get()) is not None:
-            work()
+            if not work():
+                return
             # Not held while it waits for the next one: a result may be large.
             del work
