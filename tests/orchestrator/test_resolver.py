@@ -238,17 +238,22 @@ async def test_when_it_fails_for_good_the_batch_has_failed(error: Exception, att
     assert last.due is None
 
 
-async def test_a_policy_that_fails_itself_fails_the_batch(store: Store) -> None:
+async def test_a_policy_that_fails_itself_does_not_hide_the_error(store: Store) -> None:
     def decide(error: BaseException) -> bool:
         raise LookupError("no decision")
 
-    async def resolve(results: Results[int]) -> int:
-        raise ConnectionError
+    attempts: list[int] = []
 
-    async with BatchOrchestrator(summing(resolve, RetryPolicy(retryable=decide)), store=store) as batches:
+    async def resolve(results: Results[int]) -> int:
+        attempts.append(1)
+        raise ConnectionError("no route")
+
+    policy = RetryPolicy(max_attempts=2, initial=NO_DELAY, retryable=decide)
+    async with BatchOrchestrator(summing(resolve, policy), store=store) as batches:
         result = await within(batches.run([1]))
         assert isinstance(result.state, Failed)
-        assert result.state.error == "the resolver failed: no decision"
+        assert result.state.error == "the resolver failed: no route"
+    assert len(attempts) == 2
 
 
 async def test_a_failed_activity_of_it_is_run_again_by_its_next_attempt(store: Store) -> None:
