@@ -11,8 +11,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any, Final, TypeAlias
 
@@ -41,34 +40,13 @@ class Threads:
         self._next_logged = 1
         self._closed = False
 
-    @asynccontextmanager
-    async def one(self, name: str) -> AsyncGenerator[_Run]:
+    def one(self, name: str) -> _OneThread:
         """Wait for a thread, and yield what runs one function in it; `name` is that of the activity, for the log.
 
         Raises:
             RuntimeError: The system has no more threads.
         """
-        await self._wait_for_slot()
-        try:
-            thread = self._idle.pop() if self._idle else _Thread()
-        except BaseException:
-            self._free_slot()
-            raise
-        function_ended: asyncio.Future[None] | None = None
-
-        async def run(function: Callable[[], Any]) -> Any:
-            nonlocal function_ended
-            answer, function_ended = thread.run(function)
-            return await answer
-
-        try:
-            yield run
-        finally:
-            self._free_slot()
-            if function_ended is None or function_ended.done():
-                self._keep(thread)
-            else:
-                self._leave(thread, name, function_ended)
+        return _OneThread(self, name)
 
     def close(self) -> None:
         """End the threads, each when it has nothing left to run."""
@@ -78,7 +56,8 @@ class Threads:
 
     # ---- slots -----------------------------------------------------------------------------------------------
 
-    async def _wait_for_slot(self) -> None:
+    async def wait_for_slot(self) -> None:
+        """Wait until one more function may run, and count it."""
         if self._busy < self._most:
             self._busy += 1
             return
@@ -89,10 +68,11 @@ class Threads:
         except BaseException:
             if slot.done() and not slot.cancelled():
                 # It was given at the same moment: it is the next one's.
-                self._free_slot()
+                self.free_slot()
             raise
 
-    def _free_slot(self) -> None:
+    def free_slot(self) -> None:
+        """Give a slot to the next call that waits for one."""
         while self._waiting:
             slot = self._waiting.popleft()
             if not slot.done():
@@ -102,13 +82,19 @@ class Threads:
 
     # ---- threads ---------------------------------------------------------------------------------------------
 
-    def _keep(self, thread: _Thread) -> None:
+    def take(self) -> _Thread:
+        """Take an idle thread, or start one."""
+        return self._idle.pop() if self._idle else _Thread()
+
+    def keep(self, thread: _Thread) -> None:
+        """Keep a thread that runs nothing for the next call."""
         if self._closed or len(self._idle) >= self._most:
             thread.end()
         else:
             self._idle.append(thread)
 
-    def _leave(self, thread: _Thread, name: str, ended: asyncio.Future[None]) -> None:
+    def leave(self, thread: _Thread, name: str, ended: asyncio.Future[None]) -> None:
+        """Leave a thread behind that still runs a function; it is kept once that has ended."""
         self._left[name] += 1
         number = self._left.total()
         self._tell_left(number)
@@ -131,9 +117,45 @@ class Threads:
             if not self._left:
                 self._next_logged = 1
             self._tell_left(self._left.total())
-            self._keep(thread)
+            self.keep(thread)
 
         ended.add_done_callback(has_ended)
+
+
+class _OneThread:
+    """A thread for the length of a block.
+
+    A class, because a context manager that is made of a generator assigns to the error that leaves its block, which a
+    class of the user's may refuse.
+    """
+
+    def __init__(self, threads: Threads, name: str) -> None:
+        self._threads = threads
+        self._name = name
+        self._thread: _Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> _Run:
+        await self._threads.wait_for_slot()
+        try:
+            self._thread = self._threads.take()
+        except BaseException:
+            self._threads.free_slot()
+            raise
+        return self._run
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._thread is not None
+        self._threads.free_slot()
+        if self._ended is None or self._ended.done():
+            self._threads.keep(self._thread)
+        else:
+            self._threads.leave(self._thread, self._name, self._ended)
+
+    async def _run(self, function: Callable[[], Any]) -> Any:
+        assert self._thread is not None
+        answer, self._ended = self._thread.run(function)
+        return await answer
 
 
 class _Thread:
