@@ -226,6 +226,19 @@ def numbered(cases: Sequence[tuple[Any, ...]]) -> list[str]:
     return [f"{number}-{str(case[0]).replace(__name__ + '.', '')[:40]}" for number, case in enumerate(cases)]
 
 
+class Parts(BaseModel):
+    type: str
+    ref: str | None = None
+    cls: Any = None
+    metadata: dict[str, Any] = {}
+    default: str = ""
+
+
+class Typed(TypedDict):
+    type: Literal["a", "b"]
+    fields: list[bytes]
+
+
 ROUND_TRIPS = [
     Case(Point, Point(x=1, y=2)),
     Case(list[Point], [Point(x=1)]),
@@ -366,6 +379,9 @@ ROUND_TRIPS = [
     Case(JsonValue | Point, ["?", {"x": 1}]),
     Case(JsonValue | Point | Vector, {"x": 1}),
     Case(dict[str, Point | Any], {"a": Point(x=1), "b": {"x": 1}, "c": None}),
+    # fields whose names are keys of core schemas
+    Case(Parts, Parts(type="a", ref="b", cls=[1], metadata={"type": "a"}, default="c")),
+    Case(Typed, {"type": "a", "fields": [NOT_UTF8]}),
 ]
 
 

@@ -118,6 +118,10 @@ def movie(**entries: Any) -> Any:
     return entries
 
 
+class Dated(BaseModel):
+    default: datetime
+
+
 CHANGED: list[tuple[Any, Any, str, str]] = [
     # fields of subclasses
     (Shape, Square("a", 1), "$", "of type 'Square' comes back as one of type 'Shape'"),
@@ -169,6 +173,7 @@ CHANGED: list[tuple[Any, Any, str, str]] = [
     # zones
     (datetime, datetime(2031, 7, 1, tzinfo=BERLIN), "$", "without its zone"),
     (list[datetime | None], [None, datetime(2031, 7, 1, tzinfo=BERLIN)], "$[1]", "without its zone"),
+    (Dated, Dated(default=datetime(2031, 7, 1, tzinfo=BERLIN)), "$.default", "without its zone"),
     # what the type's own validation changes
     (Stripped, Stripped.model_construct(text=" a "), "$.text", "not come back equal"),
     (Annotated[str, AfterValidator(str.upper)], "a", "$", "not come back equal"),

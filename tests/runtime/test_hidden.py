@@ -106,7 +106,12 @@ def movie(**entries: Any) -> Any:
     return entries
 
 
+class Labelled(BaseModel):
+    metadata: Any
+
+
 HIDING: list[tuple[Any, list[Any]]] = [
+    (Labelled, [Labelled(metadata={1: "a"}), Labelled(metadata={"1": "a"})]),
     (Shape, [Shape("a"), Square("a", 1), Square("a", 2), Circle("a"), Disc("a")]),
     (Shape | None, [None, Shape("a"), Square("a", 1), Square("a", 2)]),
     (Shape | str, ["a", Shape("a"), Square("a", 1), Square("a", 2)]),

@@ -16,8 +16,9 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, core_schema, to_json
 
-from durable_batches.codec.exactness import certain_of, types_in
+from durable_batches.codec.exactness import certain_of
 from durable_batches.codec.hidden import Hidden, may_hide
+from durable_batches.codec.parts import types_in
 from durable_batches.codec.refusals import (
     is_suspicious,
     refusal_of,

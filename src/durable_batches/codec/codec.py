@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from durable_batches.codec.comparison import difference
-from durable_batches.codec.exactness import certain_of, types_in
+from durable_batches.codec.exactness import certain_of
+from durable_batches.codec.parts import types_in
 from durable_batches.codec.refusals import (
     first_problem,
     is_suspicious,

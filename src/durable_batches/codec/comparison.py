@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from durable_batches.codec.exactness import has_fixed_zone
 from durable_batches.codec.shapes import is_data, is_deque, is_dict, is_iterator, is_sequence, is_set, parts_of
 
-__all__ = ["difference"]
+__all__ = ["difference", "equal"]
 
 _NUMBERS: Final = (int, float, complex, Decimal)
 
@@ -29,7 +29,7 @@ def difference(value: Any, read: Any, *, zones: bool) -> tuple[str, str] | None:
         read: What was read of it.
         zones: Whether it may hold times whose zone is lost, although they are equal.
     """
-    if not zones and _equal(value, read) is True:
+    if not zones and equal(value, read) is True:
         return None
     waiting: list[tuple[str, Any, Any]] = [("$", value, read)]
     while waiting:
@@ -49,7 +49,7 @@ def _problem(one: Any, other: Any) -> str | None:
         return "a time comes back without its zone, with the offset alone; convert it to UTC"
     if isinstance(one, str | bytes) or (isinstance(one, _NUMBERS) and isinstance(other, _NUMBERS)):
         # A text that is a member of an enumeration, a number of another kind: equal is enough.
-        return None if _equal(one, other) is not False else _becomes(one, other)
+        return None if equal(one, other) is not False else _becomes(one, other)
     if type(one) is not type(other) and not _of_one_generic(one, other) and not _is_whole(one, other):
         return _becomes(one, other)
     if is_dict(one):
@@ -62,7 +62,7 @@ def _problem(one: Any, other: Any) -> str | None:
         return None
     if is_set(one):
         return None if one == other else "its items do not come back as they were"
-    return "it does not come back equal" if _has_comparison(one) and _equal(one, other) is False else None
+    return "it does not come back equal" if _has_comparison(one) and equal(one, other) is False else None
 
 
 def _becomes(one: Any, other: Any) -> str:
@@ -114,7 +114,7 @@ def _is_whole(one: Any, other: Any) -> bool:
     if is_iterator(one) or is_iterator(other):
         # Written as a list, and used up by it.
         return True
-    return isinstance(one, type(other)) and type(other).__module__ == "builtins" and _equal(one, other) is True
+    return isinstance(one, type(other)) and type(other).__module__ == "builtins" and equal(one, other) is True
 
 
 def _has_comparison(value: object) -> bool:
@@ -122,7 +122,7 @@ def _has_comparison(value: object) -> bool:
     return getattr(type(value), "__eq__", None) is not object.__eq__
 
 
-def _equal(one: Any, other: Any) -> bool | None:
+def equal(one: Any, other: Any) -> bool | None:
     """Compare; None where the comparison raises, or answers with something that is neither true nor false."""
     try:
         return bool(one == other)

@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, time
 from typing import Any, Final, TypeAlias
 
+from durable_batches.codec.parts import choices_of, parts_by_ref, types_in
 from durable_batches.codec.shapes import is_dict, is_sequence
 from durable_batches.codec.unions import without_names
 
-__all__ = ["Certain", "certain_of", "has_fixed_zone", "is_excluded", "is_json", "parts_by_ref", "parts_in", "types_in"]
+__all__ = ["SCALARS", "Certain", "certain_of", "has_fixed_zone", "is_excluded", "is_json"]
 
 Certain: TypeAlias = Callable[[Any], bool]
 """Whether a value is certainly written whole, and read as it was; False: it has to be looked at."""
 
-_SCALARS: Final = frozenset("int str bool none float bytes date timedelta uuid decimal literal enum".split())
+SCALARS: Final = frozenset("int str bool none float bytes date timedelta uuid decimal literal enum".split())
+"""Types whose values are written whole, and have no parts."""
+
 _SCALAR_CLASSES: Final = frozenset((int, str, bool, float, bytes, type(None)))
 _JSON_CLASSES: Final = frozenset((int, str, bool, float, type(None)))
 _TEXT: Final = frozenset((str,))
@@ -46,29 +49,6 @@ def is_excluded(field: Mapping[str, Any]) -> bool:
     return bool(field.get("serialization_exclude")) or "serialization_exclude_if" in field
 
 
-def parts_by_ref(schema: Any) -> dict[str, dict[str, Any]]:
-    """List the parts of a schema that other parts refer to."""
-    return {part["ref"]: part for part in parts_in(schema) if isinstance(part.get("ref"), str)}
-
-
-def types_in(schema: Any) -> set[str]:
-    """List the types of all parts of a schema."""
-    return {part["type"] for part in parts_in(schema)}
-
-
-def parts_in(schema: Any) -> Iterable[dict[str, Any]]:
-    """List all parts of a schema."""
-    waiting: list[Any] = [schema]
-    while waiting:
-        part = waiting.pop()
-        if is_dict(part):
-            if "type" in part:
-                yield part
-            waiting += [value for key, value in part.items() if key not in ("metadata", "cls", "default")]
-        elif is_sequence(part):
-            waiting += part
-
-
 def _never(value: Any) -> bool:
     return False
 
@@ -90,7 +70,7 @@ class _Compiler:
             return self.of(part["schema"])
         if "serialization" in part:
             return _never
-        if kind in _SCALARS:
+        if kind in SCALARS:
             return _never if any(part.get(change) for change in _TEXT_CHANGES) else None
         match kind:
             case "definition-ref":
@@ -119,10 +99,8 @@ class _Compiler:
                 return self._exactly(cls) if items is not None and self.of(items) is None else _never
             case "dict":
                 return self._dict(part)
-            case "union":
-                return self._union([choice[0] if is_sequence(choice) else choice for choice in part["choices"]])
-            case "tagged-union":
-                return self._union([choice for choice in part["choices"].values() if is_dict(choice)])
+            case "union" | "tagged-union":
+                return self._union(choices_of(part))
             case _:
                 return _never
 

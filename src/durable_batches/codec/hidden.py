@@ -15,7 +15,9 @@ from typing import Any, Final, TypeAlias
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
-from durable_batches.codec.exactness import is_excluded, is_json, parts_by_ref, parts_in, types_in
+from durable_batches.codec.comparison import equal
+from durable_batches.codec.exactness import SCALARS, is_excluded, is_json
+from durable_batches.codec.parts import choices_of, parts_by_ref, parts_in, types_in
 from durable_batches.codec.shapes import is_data, is_deque, is_dict, is_sequence, is_set, parts_of
 from durable_batches.codec.unions import class_of, classes_by_ref, without_names
 from durable_batches.errors import PayloadError
@@ -23,7 +25,7 @@ from durable_batches.errors import PayloadError
 __all__ = ["Hidden", "form_of", "may_hide"]
 
 _HIDING: Final = frozenset("any model dataclass typed-dict dict counter defaultdict named-tuple".split())
-_BARE: Final = frozenset("int str bool none float bytes date datetime time timedelta uuid decimal literal enum".split())
+_BARE: Final = SCALARS | {"datetime", "time"}
 """Types whose values hide nothing and have no parts."""
 
 _WRAPPERS: Final = frozenset(
@@ -161,7 +163,7 @@ class Hidden:
 
     def _in_field(self, field: dict[str, Any], item: Any, path: str, *, changed: bool) -> Iterator[bytes]:
         default = _default_of(field["schema"])
-        is_default = default is not _MISSING and _equal(item, default)
+        is_default = default is not _MISSING and equal(item, default) is True
         if is_excluded(field):
             if not (is_default and type(item) is type(default)):
                 yield self._shown(path, item)
@@ -220,10 +222,7 @@ class Hidden:
             yield from self.found(values, item, f"{path}[{str(key)!r}]")
 
     def _in_union(self, part: dict[str, Any], value: Any, path: str) -> Iterator[bytes]:
-        if part["type"] == "tagged-union":
-            choices: list[Any] = [choice for choice in part["choices"].values() if is_dict(choice)]
-        else:
-            choices = [choice[0] if is_sequence(choice) else choice for choice in part["choices"]]
+        choices = choices_of(part)
         classes = [class_of(choice, self._classes) for choice in choices]
         own = next((choice for choice, cls in zip(choices, classes, strict=True) if cls is type(value)), None)
         if own is not None:
@@ -340,10 +339,3 @@ def _values_of(value: Any) -> dict[str, Any]:
 def _is_parametrized(value: Any, cls: type[Any]) -> bool:
     """Whether it is of the generic class, with parameters."""
     return isinstance(value, BaseModel) and type(value).__pydantic_generic_metadata__.get("origin") is cls
-
-
-def _equal(one: Any, other: Any) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # noqa: BLE001  (an object's own comparison may raise anything)
-        return False

@@ -1,7 +1,6 @@
 """Core schemas: had from annotations, walked through, set to the library's configuration, and built.
 
-What pydantic does not document is used here and in `unions` and `canonical` only: the form of core schemas, and
-`_use_prebuilt`.
+What pydantic does not document is used in this package only: the form of core schemas, and `_use_prebuilt`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pydantic import PydanticUserError, TypeAdapter
 from pydantic.errors import PydanticUndefinedAnnotation
 from pydantic_core import SchemaError, SchemaSerializer, SchemaValidator, core_schema
 
+from durable_batches.codec.parts import is_part
 from durable_batches.codec.shapes import is_dict, is_sequence
 from durable_batches.codec.unions import classes_by_ref, with_members_named, without_names
 from durable_batches.errors import ActivityDefinitionError
@@ -55,7 +55,7 @@ def rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -
             key: value if key in ("metadata", "cls", "default") else rewritten(value, change)
             for key, value in schema.items()
         }
-        return change(part) if "type" in part else part
+        return change(part) if is_part(part) else part
     if is_sequence(schema):
         items = (rewritten(item, change) for item in schema)
         return tuple(items) if isinstance(schema, tuple) else list(items)

@@ -20,7 +20,8 @@ from uuid import UUID
 from pydantic import BaseModel
 from pydantic_core import core_schema
 
-from durable_batches.codec.shapes import is_dict, is_sequence
+from durable_batches.codec.parts import choices_of, parts_by_ref
+from durable_batches.codec.shapes import is_sequence
 
 __all__ = ["class_of", "classes_by_ref", "with_members_named", "without_names"]
 
@@ -60,7 +61,7 @@ def with_members_named(union: dict[str, Any], classes: Mapping[str, type[Any]]) 
 
     `classes` are those of the schema's definitions, by reference.
     """
-    choices: list[Any] = [choice[0] if is_sequence(choice) else choice for choice in union["choices"]]
+    choices = choices_of(union)
     if _is_part_of_a_type(union, choices):
         return union
     members: dict[type[Any], list[Any]] = {}
@@ -98,18 +99,8 @@ def without_names(schema: dict[str, Any]) -> dict[str, Any]:
 
 def classes_by_ref(schema: Any) -> dict[str, type[Any]]:
     """List the classes of a schema's definitions, by reference."""
-    found: dict[str, type[Any]] = {}
-    waiting: list[Any] = [schema]
-    while waiting:
-        part = waiting.pop()
-        if is_dict(part):
-            cls = class_of(part, {}) if isinstance(part.get("ref"), str) else None
-            if cls is not None:
-                found[part["ref"]] = cls
-            waiting += [value for key, value in part.items() if key not in ("metadata", "cls", "default")]
-        elif is_sequence(part):
-            waiting += part
-    return found
+    classes = {ref: class_of(part, {}) for ref, part in parts_by_ref(schema).items()}
+    return {ref: cls for ref, cls in classes.items() if cls is not None}
 
 
 def _is_part_of_a_type(union: dict[str, Any], choices: list[Any]) -> bool:

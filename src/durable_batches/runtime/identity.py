@@ -18,6 +18,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from durable_batches.codec.comparison import equal
 from durable_batches.codec.shapes import is_data, is_dict, is_sequence, is_set
 from durable_batches.errors import ActivityDefinitionError, PayloadError
 from durable_batches.runtime.activity import DurableActivity
@@ -142,18 +143,11 @@ def _same(one: Any, other: Any, depth: int) -> bool:
     functions = _function_of(one), _function_of(other)
     if None not in functions:
         return depth > 0 and _same_function(*functions, depth - 1)
-    return one is other or (type(one) is type(other) and _equal(one, other))
+    return one is other or (type(one) is type(other) and equal(one, other) is True)
 
 
 def _function_of(value: Any) -> Callable[..., Any] | None:
     return cast(DurableActivity[..., Any], value).definition.fn if type(value) is DurableActivity else None
-
-
-def _equal(one: object, other: object) -> bool:
-    try:
-        return bool(one == other)
-    except Exception:  # noqa: BLE001  (an object's own comparison may raise anything; then nobody knows)
-        return False
 
 
 # ---- objects that methods are bound to ---------------------------------------------------------------------------
@@ -169,7 +163,7 @@ def _difference(one: object, other: object, depth: int) -> str | None:
     if type(one) is not type(other):
         return ""
     if isinstance(one, _PLAIN) or is_set(one):
-        return None if _equal(one, other) else ""
+        return None if equal(one, other) is True else ""
     parts, others = _data_of(one, top=depth == _DEPTH), _data_of(other, top=depth == _DEPTH)
     for name in {**parts, **others}:
         # By its type too: an attribute that one of them lacks is a difference if the other one's is data.
