@@ -9,7 +9,15 @@ from typing import Any, Final, NamedTuple
 
 from durable_batches.errors import ActivityFailedError, Overloaded, RetryLater, qualified_name, shortened
 
-__all__ = ["ActivityFailure", "DocumentFailureRecord", "in_a_line", "leaves", "message_of", "message_of_group"]
+__all__ = [
+    "ActivityFailure",
+    "DocumentFailureRecord",
+    "in_a_line",
+    "leaves",
+    "line_of",
+    "message_of",
+    "message_of_group",
+]
 
 MESSAGE_LIMIT = 2_000
 """Characters kept of an error's message: enough to act on, and no way to fill a database."""
@@ -123,7 +131,12 @@ def message_of(error: BaseException) -> str:
 
 def message_of_group(group: BaseException, first: BaseException) -> str:
     """Join the message of a group of errors with its first error, which says what happened."""
-    return _cut(f"{message_of(group)}: {in_a_line(type(first).__name__, message_of(first))}", MESSAGE_LIMIT)
+    return _cut(f"{message_of(group)}: {line_of(first)}", MESSAGE_LIMIT)
+
+
+def line_of(error: BaseException) -> str:
+    """Write an error on one line, with the name of its class."""
+    return in_a_line(type(error).__name__, message_of(error))
 
 
 def in_a_line(error_type: str, message: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ActivityTimeoutError, place_of
-from durable_batches.lifecycle.failures import in_a_line, message_of
+from durable_batches.lifecycle.failures import line_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.classify import Verdict
@@ -235,7 +235,7 @@ class Call:
             place_of(self.batch_id, self.document_id),
             attempt,
             activity.retry.max_attempts,
-            in_a_line(type(error).__name__, message_of(error)),
+            line_of(error),
             seconds,
             extra={
                 "batch_id": self.batch_id,

@@ -36,7 +36,7 @@ from durable_batches.errors import (
     QuotaExhausted,
     RetryLater,
 )
-from durable_batches.lifecycle.failures import in_a_line, leaves, message_of
+from durable_batches.lifecycle.failures import leaves, line_of
 from durable_batches.runtime.error_facts import ErrorFacts, peek
 
 __all__ = [
@@ -99,7 +99,7 @@ def classify_by(classifier: ErrorClassifier, error: BaseException, now: float) -
         try:
             verdict = cast("object", classifier(error))
         except Exception as mistake:  # noqa: BLE001  (user code that judges an error must not take its place)
-            _log_mistake("classifier", error, in_a_line(type(mistake).__name__, message_of(mistake)))
+            _log_mistake("classifier", error, line_of(mistake))
         else:
             if isinstance(verdict, Verdict):
                 return verdict

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final
 
 from durable_batches.clock import SystemClock
-from durable_batches.lifecycle.failures import in_a_line, leaves, message_of
+from durable_batches.lifecycle.failures import leaves, line_of
 from durable_batches.lifecycle.policies import LONGEST_DELAY, check_delay, grown
 from durable_batches.options import check_callable, check_integer, check_number, check_subclasses
 from durable_batches.runtime.classify import (
@@ -143,7 +143,7 @@ class RetryPolicy:
             _log.warning(
                 "the retry policy's retryable= could not judge a %s, which is retried: %s",
                 type(error).__name__,
-                in_a_line(type(mistake).__name__, message_of(mistake)),
+                line_of(mistake),
                 extra={"error_type": type(error).__name__},
             )
             return True

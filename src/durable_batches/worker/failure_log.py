@@ -7,11 +7,11 @@ formatting those would take longer than the documents did.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from traceback import format_exception
+from typing import Final, NamedTuple
 
 from durable_batches.errors import WorkerFencedError, place_of, shortened
 from durable_batches.lifecycle.batch_core import decode_core
@@ -21,7 +21,7 @@ from durable_batches.lifecycle.isolation import ISOLATED_CRASHES
 from durable_batches.lifecycle.records import RESOLVER_POSITION, Claim, EventRecord, ExecutionRecord, Micros
 from durable_batches.runtime.tracebacks import related
 
-__all__ = ["FailureLog", "escaped_traceback", "log_crash_loops"]
+__all__ = ["FailureLog", "escaped_traceback", "log_crash_loops", "traceback_of"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -52,7 +52,7 @@ class FailureLog:
             return
         number = self._count(execution, record)
         shows_traceback = number <= TRACEBACKS_OF_A_KIND
-        escaped = escaped_traceback(error) if shows_traceback else None
+        traceback = traceback_of(error if shows_traceback else None)
         is_resolver = execution.position == RESOLVER_POSITION
         _log.log(
             logging.ERROR if is_resolver and retry_in is None else logging.WARNING,
@@ -63,8 +63,8 @@ class FailureLog:
             in_a_line("" if record.activity else record.error_type, record.error),
             "not retried" if retry_in is None else f"retried in {retry_in.total_seconds():.3g} s",
             " (no more tracebacks of this kind)" if number == TRACEBACKS_OF_A_KIND else "",
-            "" if escaped is None else f"\n{escaped}",
-            exc_info=error if shows_traceback and escaped is None else None,
+            traceback.text,
+            exc_info=traceback.error,
             extra={
                 "batch_id": execution.batch_id,
                 "document_id": execution.document_id,
@@ -110,13 +110,28 @@ class FailureLog:
         return self._logged[kind]
 
 
+class LoggedTraceback(NamedTuple):
+    """How a traceback is logged."""
+
+    text: str
+    """The end of the message, where the traceback is escaped; else empty."""
+    error: BaseException | None
+    """For the logging module to format, where it needs no escapes."""
+
+
+def traceback_of(error: BaseException | None) -> LoggedTraceback:
+    """Prepare the traceback of an error for the log; None: it has none there."""
+    escaped = None if error is None else escaped_traceback(error)
+    return LoggedTraceback("", error) if escaped is None else LoggedTraceback(f"\n{escaped}", None)
+
+
 def escaped_traceback(error: BaseException) -> str | None:
     """Return the traceback with escapes for what a log file cannot hold, or a terminal obeys; None: it needs none.
 
     Messages may hold what a document or a provider brought: lone surrogates, control characters, and the invisible ones
     that reorder text.
     """
-    text = "".join(traceback.format_exception(error))
+    text = "".join(format_exception(error))
     if text.replace("\n", "").isprintable():
         return None
     escaped = "".join(

@@ -19,7 +19,7 @@ from durable_batches.errors import (
 )
 from durable_batches.lifecycle.batch_core import definition_of, isolation_of
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, Fact
-from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line, message_of
+from durable_batches.lifecycle.failures import DocumentFailureRecord, line_of, message_of
 from durable_batches.lifecycle.policies import document_retry_delay
 from durable_batches.lifecycle.records import RESOLVER_POSITION, CheckpointRecord, Claim, Micros
 from durable_batches.lifecycle.states import BatchId
@@ -31,7 +31,7 @@ from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import Store
 from durable_batches.tasks import completed, is_closed_by
-from durable_batches.worker.failure_log import FailureLog, escaped_traceback
+from durable_batches.worker.failure_log import FailureLog, traceback_of
 from durable_batches.worker.signals import SchedulerSignals
 
 __all__ = ["CHECKPOINTS_A_CLAIM", "AnyWorkflow", "HeldExecution", "Runner"]
@@ -229,7 +229,7 @@ class Runner:
                     self._failures.failed(execution, error, record, delay)
 
     async def _end(self, held: HeldExecution, fact: Fact) -> None:
-        """Record the fact that finishes an attempt. It has its answer, whoever cancels the task meanwhile.
+        """Record the fact that finishes an attempt. It has its answer, also where the task is cancelled meanwhile.
 
         Raises:
             FactRejectedError: The database refuses it, and the attempt is not finished.
@@ -248,14 +248,14 @@ class Runner:
         self._finish(held, claim)
         execution = claim.execution
         shows_traceback = not isinstance(error, DurableBatchesError | asyncio.CancelledError)
-        escaped = escaped_traceback(error) if shows_traceback else None
+        traceback = traceback_of(error if shows_traceback else None)
         _log.error(
             "%s given up by this worker in attempt %d: %s%s",
             place_of(execution.batch_id, execution.document_id),
             execution.attempt,
-            in_a_line(type(error).__name__, message_of(error)),
-            "" if escaped is None else f"\n{escaped}",
-            exc_info=error if shows_traceback and escaped is None else None,
+            line_of(error),
+            traceback.text,
+            exc_info=traceback.error,
             extra={
                 "batch_id": execution.batch_id,
                 "document_id": execution.document_id,

@@ -20,7 +20,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     Fact,
 )
-from durable_batches.lifecycle.failures import in_a_line, message_of
+from durable_batches.lifecycle.failures import line_of
 from durable_batches.lifecycle.records import Claim, ClaimRequest, Committed, EventRecord, ExecutionKey, Micros
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages
@@ -247,7 +247,7 @@ class Scheduler:
                 "task of %s ended without a report in attempt %d (%s); its document is released",
                 place_of(execution.batch_id, execution.document_id),
                 execution.attempt,
-                "it was cancelled" if error is None else in_a_line(type(error).__name__, message_of(error)),
+                "it was cancelled" if error is None else line_of(error),
                 exc_info=error,
                 extra={
                     "batch_id": execution.batch_id,
