@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from durable_batches.errors import DurableBatchesError
@@ -46,20 +46,14 @@ class StrandedBatches:
     async def warn_at_start(self) -> None:
         """Look through the unfinished batches for those of other versions."""
         query = BatchQuery(workflow=self._workflow.name, states=("pending", *self._workflow.machine.tags, "resolving"))
-        try:
+        with _no_store_errors():
             found = await self._worker.store.batches(query, after=None, limit=_LOOKED_AT)
-            others = [record for record in found if record.version not in self._versions]
-            if others:
-                await self._warn([*others])
-        except DurableBatchesError as error:
-            _log.debug("batches of other versions not looked for: %s", error)
+            await self._warn([record for record in found if record.version not in self._versions])
 
     async def warn_of(self, record: BatchRecord) -> None:
         """Warn of a batch, if it is unfinished and no worker runs its version."""
-        try:
+        with _no_store_errors():
             await self._warn([record])
-        except DurableBatchesError as error:
-            _log.debug("batch %r: workers not looked for: %s", record.batch_id, error)
 
     @asynccontextmanager
     async def watched(self, batch_id: str) -> AsyncGenerator[None]:
@@ -67,12 +61,9 @@ class StrandedBatches:
         looks: list[asyncio.Task[None]] = []
 
         async def look() -> None:
-            try:
+            with _no_store_errors():
                 record = await self._worker.store.batch(BatchId(batch_id))
-                if record is not None:
-                    await self._warn([record])
-            except DurableBatchesError as error:
-                _log.debug("batch %r: workers not looked for: %s", batch_id, error)
+                await self._warn([] if record is None else [record])
 
         timer = self._worker.clock.call_later(
             _WAITED_SECONDS, lambda: looks.append(asyncio.create_task(look())), housekeeping=True
@@ -86,16 +77,17 @@ class StrandedBatches:
             if looks:
                 await asyncio.wait(looks)
 
-    async def _warn(self, records: list[BatchRecord]) -> None:
+    async def _warn(self, records: Sequence[BatchRecord]) -> None:
+        unfinished = [record for record in records if not record.ended]
+        if not unfinished:
+            return
         workers = [worker for worker in await self._worker.store.workers() if not is_dead(worker)]
         served = {pair for worker in workers for pair in worker.workflows}
         if self._worker.max_in_flight:
             # Its row tells what it had when it registered.
             served.update(self._workflow.versions)
         running = sorted(version for name, version in served if name == self._workflow.name)
-        stranded = [
-            record for record in records if not record.ended and (record.workflow, record.version) not in served
-        ]
+        stranded = [record for record in unfinished if (record.workflow, record.version) not in served]
         for record in stranded[:_MOST_LOGGED]:
             _log.warning(
                 "batch %r waits for version %r of workflow %r, which no worker runs (%s); if a newer version can go on "
@@ -120,3 +112,12 @@ class StrandedBatches:
                 self._workflow.name,
                 extra={"workflow": self._workflow.name, "batches": len(stranded)},
             )
+
+
+@contextmanager
+def _no_store_errors() -> Generator[None]:
+    """Give the look up where the store fails: what needs the store next waits for it, and says so."""
+    try:
+        yield
+    except DurableBatchesError as error:
+        _log.debug("batches that no worker runs are not looked for: %s", error)
