@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.lifecycle.world import CAPACITY, START, WORKFLOW, World, identity, machine_of, succeeded
+from tests.lifecycle.world import CAPACITY, ME, OTHER, SECOND, START, WORKFLOW, World, identity, machine_of, succeeded
 from tests.properties import modest
 
 from durable_batches import BatchConfig, BatchId, RetryFailed
@@ -41,8 +41,6 @@ from durable_batches.lifecycle.planning import (
 from durable_batches.lifecycle.progress import snapshot_of
 from durable_batches.lifecycle.records import RESOLVER_POSITION, ClaimRequest, ExecutionRecord, WorkerId, WorkerRecord
 
-ME, OTHER = WorkerId("me"), WorkerId("other")
-SECOND = 1_000_000
 LEVELS = pytest.mark.parametrize("level", [1, 2])
 
 _numbers = count()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from tests.lifecycle.world import CAPACITY, LOADER, START, WORKFLOW, World, identity, succeeded
+from tests.lifecycle.world import CAPACITY, LOADER, ME, OTHER, SECOND, START, WORKFLOW, World, identity, succeeded
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, RetryFailed
 from durable_batches.errors import CrashLoopError
@@ -31,9 +31,6 @@ from durable_batches.lifecycle.records import (
     ExecutionRecord,
     WorkerId,
 )
-
-ME, OTHER = WorkerId("me"), WorkerId("other")
-SECOND = 1_000_000
 
 
 def resolver(world: World, batch_id: BatchId) -> ExecutionRecord:

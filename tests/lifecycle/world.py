@@ -61,6 +61,9 @@ from durable_batches.testing.history.replay import Replay
 
 START: Final[Micros] = 1_900_000_000_000_000
 LOADER: Final = WorkerId("loader")
+ME: Final = WorkerId("me")
+OTHER: Final = WorkerId("other")
+SECOND: Final[Micros] = 1_000_000
 CAPACITY: Final = 4
 WORKFLOW: Final = ("workflow", "1")
 ENDED: Final = ("completed", "failed", "cancelled")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import field, make_dataclass
 from datetime import timedelta
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
@@ -18,11 +19,15 @@ from tests.support import NO_DRAIN, STAGES, eventually, everything, within
 from durable_batches import (
     BatchOrchestrator,
     DocumentSucceeded,
+    Outcome,
     Worker,
+    Workflow,
     durable_activity,
     workflow,
 )
 from durable_batches.runtime.activity import DurableActivity
+
+R = TypeVar("R")
 
 
 def as_of(before: DurableActivity[..., Any], now: DurableActivity[..., Any], *args: Any, **kwargs: Any) -> str:
@@ -178,20 +183,32 @@ def deployed(default: str, calls: list[str], way: str, gate: asyncio.Event) -> A
     return run
 
 
+async def redeployed(
+    open_store: StoreMaker,
+    old: Workflow[str, R],
+    new: Workflow[str, R],
+    document: str,
+    calls: Sequence[str],
+    gate: asyncio.Event,
+) -> list[Outcome[R]]:
+    """Have the old workflow run until it calls `hold`, which waits for the gate, and the new one go on."""
+    async with BatchOrchestrator(old, worker=Worker(open_store(None), drain=NO_DRAIN)) as batches:
+        batch_id = await batches.submit([document])
+        await eventually(lambda: "hold" in calls)
+    gate.set()
+    async with BatchOrchestrator(new, store=open_store(None)) as batches:
+        await within(batches.result(batch_id))
+        return await everything(batches.results(batch_id))
+
+
 @pytest.mark.parametrize("way", ["explicit", "default", "a dict", "a function"])
 async def test_a_batch_goes_on_with_another_default(open_store: StoreMaker, way: str) -> None:
     calls: list[str] = []
     gate = asyncio.Event()
     old, new = (deployed(default, calls, way, gate) for default in ("small", "large"))
-    async with BatchOrchestrator(old, worker=Worker(open_store(None), drain=NO_DRAIN)) as batches:
-        batch_id = await batches.submit(["why?"])
-        await eventually(lambda: "hold" in calls)
-    gate.set()
-    async with BatchOrchestrator(new, store=open_store(None)) as batches:
-        await within(batches.result(batch_id))
-        assert await everything(batches.results(batch_id)) == [
-            DocumentSucceeded(document_id="0", value="large answers why?")
-        ]
+    assert await redeployed(open_store, old, new, "why?", calls, gate) == [
+        DocumentSucceeded(document_id="0", value="large answers why?")
+    ]
 
 
 async def test_a_batch_goes_on_with_another_optional_parameter(open_store: StoreMaker) -> None:
@@ -224,10 +241,6 @@ async def test_a_batch_goes_on_with_another_optional_parameter(open_store: Store
         await hold()
         return drawn
 
-    async with BatchOrchestrator(old, worker=Worker(open_store(None), drain=NO_DRAIN)) as batches:
-        batch_id = await batches.submit(["x"])
-        await eventually(lambda: "hold" in calls)
-    gate.set()
-    async with BatchOrchestrator(new, store=open_store(None)) as batches:
-        await within(batches.result(batch_id))
-        assert await everything(batches.results(batch_id)) == [DocumentSucceeded(document_id="0", value=[0, 1, 2, 3])]
+    assert await redeployed(open_store, old, new, "x", calls, gate) == [
+        DocumentSucceeded(document_id="0", value=[0, 1, 2, 3])
+    ]

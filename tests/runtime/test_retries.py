@@ -52,8 +52,8 @@ class Times(NamedTuple):
     outcome: Outcome[Any]
 
 
-async def times_of(retry: RetryPolicy, *errors: Exception, jitter: float = 0.0) -> Times:
-    """Run an activity that raises these errors, one an attempt, and then returns."""
+async def times_of(retry: RetryPolicy, *errors: Exception, jitter: float = 0.0, refused: bool = False) -> Times:
+    """Run an activity that raises these errors and then returns; `refused`: not all of its attempts are counted."""
     clock = ManualClock(jitter=jitter)
     attempts: list[float] = []
     waiting = list(errors)
@@ -61,7 +61,7 @@ async def times_of(retry: RetryPolicy, *errors: Exception, jitter: float = 0.0) 
     @durable_activity(retry=retry)
     async def act() -> int:
         attempts.append(clock.boot())
-        assert current_activity().attempt == len(attempts)
+        assert refused or current_activity().attempt == len(attempts)
         if waiting:
             raise waiting.pop(0)
         return len(attempts)
@@ -274,14 +274,14 @@ class Refused(Exception):
 
 async def test_a_wait_for_a_provider_uses_no_attempt() -> None:
     refusals = [Refused(429, 20)] * 6
-    times = await times_of_waits(RetryPolicy(max_attempts=1, jitter=0), *refusals)
+    times = await times_of(RetryPolicy(max_attempts=1, jitter=0), *refusals, jitter=0.5, refused=True)
     assert times.attempts == [0, 20, 40, 60, 80, 100, 120]
     assert times.outcome == DocumentSucceeded(document_id="0", value=7)
 
 
 async def test_attempts_and_waits_are_counted_apart() -> None:
     errors = [Refused(503), ValueError(), Refused(503), Refused(503), ValueError()]
-    times = await times_of_waits(RetryPolicy(max_attempts=2, jitter=0), *errors)
+    times = await times_of(RetryPolicy(max_attempts=2, jitter=0), *errors, jitter=0.5, refused=True)
     # Waits of 1, 1 and 2 s, and one backoff of 1 s; the second error of its own is the last.
     assert times.attempts == [0, 1, 2, 3, 5]
     assert isinstance(times.outcome, DocumentFailure)
@@ -289,32 +289,9 @@ async def test_attempts_and_waits_are_counted_apart() -> None:
 
 
 async def test_an_overload_that_does_not_end_uses_attempts_after_an_hour() -> None:
-    times = await times_of_waits(RetryPolicy(max_attempts=2, jitter=0), *[Refused(429, 600)] * 99)
+    times = await times_of(RetryPolicy(max_attempts=2, jitter=0), *[Refused(429, 600)] * 99, jitter=0.5, refused=True)
     assert times.attempts == [600 * n for n in range(8)]
     assert isinstance(times.outcome, DocumentFailure)
-
-
-async def times_of_waits(retry: RetryPolicy, *errors: Exception) -> Times:
-    """Like `times_of`, where refused attempts are not counted."""
-    clock = ManualClock(jitter=0.5)
-    attempts: list[float] = []
-    waiting = list(errors)
-
-    @durable_activity(retry=retry)
-    async def act() -> int:
-        attempts.append(clock.boot())
-        if waiting:
-            raise waiting.pop(0)
-        return len(attempts)
-
-    @workflow(STAGES)
-    async def run(document: str) -> int:
-        return await act()
-
-    async with environment(run, clock=clock) as env:
-        result = await env.finished(await env.batches.submit(["x"]))
-        (outcome,) = await everything(env.batches.results(result.batch_id))
-    return Times([round(attempt - attempts[0], 6) for attempt in attempts], outcome)
 
 
 async def test_the_classifier_is_the_activitys_own_or_the_workers(store: Store) -> None:
