@@ -7,13 +7,22 @@ import json
 import shutil
 import sqlite3
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from tests.processes.children import checker_of, file_in, opened
 from tests.processes.workload import PATIENT, Page, document_ids, extract, here
 
-from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator
+from durable_batches import (
+    EXTRACTION,
+    BatchConfig,
+    BatchEvent,
+    BatchOrchestrator,
+    DocumentRetrying,
+    RetryFailed,
+    workflow,
+)
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.stores.sqlite import SQLiteStore
@@ -160,6 +169,43 @@ async def test_what_changes_between_two_looks_is_found_out(history: History, pro
     assert await history.promises(checker) == set()
     history.change(statement)
     assert promise in await history.promises(checker)
+
+
+class RefusedError(Exception):
+    pass
+
+
+@workflow(EXTRACTION)
+async def refuse(page: Page) -> None:
+    raise RefusedError
+
+
+@pytest.fixture
+async def asleep(tmp_path: Path) -> History:
+    """A batch with nothing to claim for an hour: its document failed, and waits."""
+    config = BatchConfig(concurrency=3, failure_policy=RetryFailed(max_attempts=2, backoff=timedelta(hours=1)))
+    async with BatchOrchestrator(refuse, store=SQLiteStore(file_in(tmp_path))) as batches:
+        await batches.submit([Page(0)], batch_id="batch", document_id=lambda page: f"page-{page.number}", config=config)
+        async for event in batches.progress("batch"):
+            if isinstance(event, DocumentRetrying):
+                break
+    return History(tmp_path, [])
+
+
+async def promises_of(history: History) -> set[int]:
+    async with opened(file_in(history.folder)) as store:
+        violations = await HistoryChecker().check(store)
+    return {int(violation.partition(":")[0]) for violation in violations}
+
+
+async def test_claims_may_pass_a_batch_by_until_something_is_due(asleep: History) -> None:
+    assert await promises_of(asleep) == set()
+
+
+@pytest.mark.parametrize("wrong", ["next_due = NULL", "next_due = next_due + 1"])
+async def test_a_batch_that_claims_pass_by_for_too_long_is_found_out(asleep: History, wrong: str) -> None:
+    asleep.change(f"UPDATE batch SET {wrong}")
+    assert await promises_of(asleep) == {2}
 
 
 async def test_a_document_that_was_never_stored_is_found_out(history: History) -> None:

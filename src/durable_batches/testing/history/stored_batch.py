@@ -87,12 +87,13 @@ class StoredBatch:
         for problem in replay.problems:
             promise, _, text = problem.partition(": ")
             self._find(int(promise), text)
-        self._compare_record(record, replay)
+        self._compare_record(snapshot, replay)
         for document in snapshot.documents.values():
             self._compare_row(record, replay, document)
         self._compare_resolver(record, replay, snapshot.resolver)
 
-    def _compare_record(self, record: BatchRecord, replay: Replay) -> None:
+    def _compare_record(self, snapshot: StoreSnapshot, replay: Replay) -> None:
+        record = snapshot.record
         try:
             batch = BatchInProgress(record, record.created_at)
         except AssertionError as error:
@@ -101,13 +102,25 @@ class StoredBatch:
         for name, stored, told in (
             ("state", record.state, replay.state),
             ("counts", record.counts, replay.counts),
-            ("free slots", record.free, batch.open_slots),
         ):
             if stored != told:
                 self._find(11, f"{name}: its row says {stored!r}, its events {told!r}")
+        self._check_claimable(snapshot, batch)
         if abs(batch.percentage - replay.percentage) > 0.001:
             told = f"its row says {batch.percentage}, its events {replay.percentage}"
             self._find(11, f"percentage: {told}")
+
+    def _check_claimable(self, snapshot: StoreSnapshot, batch: BatchInProgress) -> None:
+        """Check that claims are offered what the counts say, or pass the batch by until something is due."""
+        record = snapshot.record
+        if record.free == batch.open_slots:
+            return
+        if record.free or record.counts.pending:
+            self._find(11, f"free slots: its row says {record.free}, its events {batch.open_slots}")
+            return
+        due = min((each.due for each in snapshot.executions() if each.due is not None), default=None)
+        if due is not None and (record.next_due is None or record.next_due > due):
+            self._find(2, f"claims pass it by until {record.next_due}, and something is due at {due}")
 
     def _compare_row(self, batch: BatchRecord, replay: Replay, document: DocumentRecord) -> None:
         execution = document.execution
