@@ -220,6 +220,26 @@ def test_a_thread_waits_without_real_time(end: str) -> None:
     assert answers == [end != "moved"]
 
 
+@pytest.mark.parametrize("end", ["moved", "set"])
+async def test_a_thread_whose_wait_is_over_does_not_count_as_waiting(end: str) -> None:
+    """Also before it has run again: a test that moves the clock when it waits would move it many times till then."""
+    clock = ManualClock()
+    alarm = clock.alarm()
+    thread = threading.Thread(target=alarm.wait, args=(10,))
+    thread.start()
+    await eventually(lambda: clock.waiting_threads == 1)
+    clock.advance(9)
+    assert clock.waiting_threads == 1
+    with clock._lock:  # so that the thread cannot leave
+        if end == "moved":
+            clock._elapsed += 1_000_000
+        else:
+            alarm._set = True  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        assert sum(each.waiting for each in clock._alarms) == 0
+    clock.advance(1)
+    thread.join()
+
+
 async def test_a_lease_is_kept_in_virtual_time() -> None:
     """And let go by a loop that has not turned for too long, by the same clock."""
     clock = ManualClock()

@@ -116,7 +116,10 @@ class ManualClock:
 
     @property
     def waiting_threads(self) -> int:
-        """The number of threads that wait with alarms of this clock, such as a worker's lease renewer."""
+        """The number of threads that wait with alarms of this clock, such as a worker's lease renewer.
+
+        One whose alarm was set, or whose time has come, does not count, also where it has not run since.
+        """
         with self._lock:
             return sum(alarm.waiting for alarm in self._alarms)
 
@@ -168,7 +171,12 @@ class _ManualAlarm:
         self._moved = moved
         self._elapsed = elapsed
         self._set = False
-        self.waiting = 0
+        self._ends: Final[list[int]] = []
+
+    @property
+    def waiting(self) -> int:
+        # A thread that has been notified runs when the system lets it: it is no waiting one until then.
+        return 0 if self._set else sum(end > self._elapsed() for end in self._ends)
 
     def set(self) -> None:
         with self._moved:
@@ -178,9 +186,9 @@ class _ManualAlarm:
     def wait(self, timeout: float, /) -> bool:
         with self._moved:
             end = self._elapsed() + _micros(timeout)
-            self.waiting += 1
+            self._ends.append(end)
             self._moved.wait_for(lambda: self._set or self._elapsed() >= end)
-            self.waiting -= 1
+            self._ends.remove(end)
             return self._set
 
 
