@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from inspect import isawaitable
 from typing import Final, Literal, TypeVar
@@ -82,12 +82,17 @@ def unmeasured() -> dict[str, str]:
 
 @asynccontextmanager
 async def moving(clock: ManualClock, step: float) -> AsyncGenerator[None]:
-    """Within: the clock moves, so many seconds each time that the loop has turned a few times."""
+    """Within: the clock moves, so many seconds each time that the loop has turned a few times.
+
+    It waits for threads that wait on the clock otherwise, but not for one that something else holds up.
+    """
 
     async def move() -> None:
         while True:
             for _ in range(5):
                 await asyncio.sleep(0)
+            with suppress(TimeoutError):
+                await eventually(lambda: not clock.busy_threads, seconds=1)
             clock.advance(step)
 
     mover = asyncio.create_task(move())

@@ -240,6 +240,31 @@ async def test_a_thread_whose_wait_is_over_does_not_count_as_waiting(end: str) -
     thread.join()
 
 
+async def test_a_thread_is_busy_between_two_waits() -> None:
+    clock = ManualClock()
+    alarm = clock.alarm()
+    goes_on = threading.Event()
+
+    def work() -> None:
+        alarm.wait(10)
+        goes_on.wait()
+        alarm.wait(10)
+
+    thread = threading.Thread(target=work)
+    assert clock.busy_threads == 0
+    thread.start()
+    await eventually(lambda: clock.waiting_threads == 1)
+    assert clock.busy_threads == 0
+    clock.advance(10)
+    assert clock.busy_threads == 1
+    goes_on.set()
+    await eventually(lambda: clock.waiting_threads == 1)
+    assert clock.busy_threads == 0
+    clock.advance(10)
+    thread.join()
+    assert clock.busy_threads == 0
+
+
 async def test_a_lease_is_kept_in_virtual_time() -> None:
     """And let go by a loop that has not turned for too long, by the same clock."""
     clock = ManualClock()

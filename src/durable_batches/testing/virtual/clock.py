@@ -124,6 +124,15 @@ class ManualClock:
             return sum(alarm.waiting for alarm in self._alarms)
 
     @property
+    def busy_threads(self) -> int:
+        """The number of threads that wait with alarms of this clock again and again, and do something just now.
+
+        A test that moves the clock on and on waits for them; otherwise hours may pass while a lease renewer renews.
+        """
+        with self._lock:
+            return sum(alarm.is_busy for alarm in self._alarms)
+
+    @property
     def next_timer(self) -> timedelta | None:
         """The time until the next timer other than housekeeping; None: none is set."""
         with self._lock:
@@ -172,11 +181,16 @@ class _ManualAlarm:
         self._elapsed = elapsed
         self._set = False
         self._ends: Final[list[int]] = []
+        self._thread: threading.Thread | None = None
 
     @property
     def waiting(self) -> int:
         # A thread that has been notified runs when the system lets it: it is no waiting one until then.
         return 0 if self._set else sum(end > self._elapsed() for end in self._ends)
+
+    @property
+    def is_busy(self) -> bool:
+        return not self._set and not self.waiting and self._thread is not None and self._thread.is_alive()
 
     def set(self) -> None:
         with self._moved:
@@ -186,6 +200,7 @@ class _ManualAlarm:
     def wait(self, timeout: float, /) -> bool:
         with self._moved:
             end = self._elapsed() + _micros(timeout)
+            self._thread = threading.current_thread()
             self._ends.append(end)
             self._moved.wait_for(lambda: self._set or self._elapsed() >= end)
             self._ends.remove(end)
