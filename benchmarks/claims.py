@@ -203,7 +203,7 @@ async def sleeping_in_sqlite(sleeping: int, folder: Path) -> None:
             assert not await claim(store, hand, TEN)
 
         async def look() -> None:
-            assert not is_claimable(time.time_ns() // 1000, [LETTERS]).on(reader)
+            assert not is_claimable(time.time_ns() // 1000, TEN).on(reader)
 
         for_claim, for_look = Steps(), Steps()
         await writer.run(for_claim.watch)
@@ -249,7 +249,7 @@ async def sleeping_in_postgres(sleeping: int, dsn: str) -> None:
                 assert not await claim(store, hand, TEN)
 
             async def look() -> None:
-                assert not await claimable(Session(database, connection), None, [LETTERS])
+                assert not await claimable(Session(database, connection), None, TEN)
 
             await median(claim_nothing, 6)  # its statements are prepared by now
             await median(look, 6)

@@ -96,7 +96,7 @@ async def read_by_a_look(store: PostgresStore) -> int:
     try:
         await connection.execute(f"VACUUM ANALYZE {store._database.quoted}.batch")
         session = ExplainingSession(store._database, connection)
-        assert not await claimable(session, None, [LETTERS])
+        assert not await claimable(session, None, ClaimRequest.of_workflows([LETTERS]))
         return session.blocks
     finally:
         await connection.close()

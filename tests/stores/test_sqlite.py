@@ -157,7 +157,7 @@ async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(scene: Sc
         for batches in (2, 18):
             await put_to_sleep(scene, hand, batches)
             steps.append(0)
-            assert not is_claimable(NOT_YET, [LETTERS]).on(connection)
+            assert not is_claimable(NOT_YET, ClaimRequest.of_workflows([LETTERS])).on(connection)
     assert steps[0] == steps[1] > 0
 
 

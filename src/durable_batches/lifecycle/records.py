@@ -6,9 +6,9 @@ tuples: immutable, and as cheap to make and to bind to a statement as Python has
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, NewType, TypeAlias
+from typing import Final, Literal, NamedTuple, NewType, Self, TypeAlias
 
 from durable_batches.lifecycle.primitives import Value
 from durable_batches.lifecycle.states import BatchId, Counts
@@ -255,6 +255,11 @@ class ClaimRequest(NamedTuple):
     """Take from these batches, and from those with the labels of `metadata`; None, and no labels: from all."""
     metadata: Mapping[str, str] = {}
     """Take from batches that have all of these labels; none: from those of `batches` alone."""
+
+    @classmethod
+    def of_workflows(cls, workflows: Iterable[tuple[str, str]]) -> Self:
+        """Make a request for one execution of whatever batch of these workflows, as of a worker that has nothing."""
+        return cls(frozenset(workflows), limit=1, held=0, window=1, capacity=1, checkpoints=0)
 
     @property
     def takes_from_all(self) -> bool:

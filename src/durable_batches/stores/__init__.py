@@ -72,6 +72,7 @@ from durable_batches.stores.protocol import (
     Loading,
     Store,
     SyncHostTransactions,
+    WaitsForClaims,
 )
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ __all__ = [
     "Store",
     "SyncHostTransactions",
     "SystemClock",
+    "WaitsForClaims",
     "WorkerId",
     "WorkerRecord",
     "Writes",

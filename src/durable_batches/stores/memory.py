@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -41,7 +41,6 @@ from durable_batches.lifecycle.planning import (
     plan_return,
 )
 from durable_batches.lifecycle.records import (
-    GENERATION,
     NOW,
     RESOLVER_POSITION,
     BatchRecord,
@@ -502,6 +501,16 @@ class MemoryStore:
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
+        await self._sleep_until(
+            lambda: self._has_moved(seen) or self._has_claim(ClaimRequest.of_workflows(work)), timeout
+        )
+
+    async def wait_for_claim(self, request: ClaimRequest, *, timeout: Micros) -> None:
+        """See `WaitsForClaims.wait_for_claim`."""
+        await self._sleep_until(lambda: self._has_claim(request), timeout)
+
+    async def _sleep_until(self, happened: Callable[[], bool], timeout: Micros) -> None:
+        """Sleep until it has happened, which is looked at after each change, or the time is up."""
         ended = False
 
         def time_is_up() -> None:
@@ -511,7 +520,7 @@ class MemoryStore:
 
         timer = self._clock.call_later(timeout / 1_000_000, time_is_up, housekeeping=True)
         try:
-            while not ended and not self._may_interest(seen, work):
+            while not ended and not happened():
                 changed = asyncio.get_running_loop().create_future()
                 self._waiters.add(changed)
                 try:
@@ -521,13 +530,16 @@ class MemoryStore:
         finally:
             timer.cancel()
 
-    def _may_interest(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> bool:
-        now = self._clock.now()
+    def _has_moved(self, seen: Mapping[BatchId, int]) -> bool:
         return any(
             batch.record.seq > seq
             for batch_id, seq in seen.items()
             if (batch := self._batches.get(batch_id)) is not None
-        ) or any(_can_run(batch.record, work) and self._has_work(batch, now) for batch in self._batches.values())
+        )
+
+    def _has_claim(self, request: ClaimRequest) -> bool:
+        now = self._clock.now()
+        return any(request.takes_from(batch.record) and self._has_work(batch, now) for batch in self._batches.values())
 
     def _notify(self) -> None:
         for waiter in list(self._waiters):
@@ -556,11 +568,6 @@ def _first(batch: _Batch, index: int, limit: int, until: Micros | None = None) -
     for entry in entries:
         heapq.heappush(heap, entry)
     return found
-
-
-def _can_run(record: BatchRecord, workflows: Collection[tuple[str, str]]) -> bool:
-    """Whether a worker that has these workflows can run the batch."""
-    return record.needs <= GENERATION and (record.workflow, record.version) in workflows
 
 
 class _LeaseRenewer:

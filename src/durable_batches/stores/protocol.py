@@ -54,6 +54,7 @@ __all__ = [
     "Loading",
     "Store",
     "SyncHostTransactions",
+    "WaitsForClaims",
     "check_store",
 ]
 
@@ -292,6 +293,21 @@ class CountsFailures(Protocol):
 
     async def failures(self, batch_id: BatchId) -> CountedFailures:
         """Load the groups of the current run, by fingerprint; of an unknown batch there is none."""
+        ...
+
+
+@runtime_checkable
+class WaitsForClaims(Protocol):
+    """Implemented by a store of level 2 that can wait for what one claim would take, and for nothing else.
+
+    Without it, a worker that takes from some batches only waits by `Store.wait`, which ends for the work of others too.
+    """
+
+    async def wait_for_claim(self, request: ClaimRequest, *, timeout: Micros) -> None:
+        """Sleep until there is something to claim of a batch that the request takes from, or the time is up.
+
+        A hint, like `Store.wait`. Of the request count `workflows`, `batches` and `metadata` (`takes_from`).
+        """
         ...
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from durable_batches.errors import StoreUnavailableError
-from durable_batches.lifecycle.records import EventRecord
+from durable_batches.lifecycle.records import ClaimRequest, EventRecord
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Backoff
 from durable_batches.stores.postgres import queries
@@ -36,11 +36,11 @@ _LONGEST_PAUSE_SECONDS: Final = 1.0
 
 
 class _Waiter:
-    __slots__ = ("done", "looked", "seen", "work")
+    __slots__ = ("done", "looked", "request", "seen")
 
-    def __init__(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> None:
+    def __init__(self, seen: Mapping[BatchId, int], request: ClaimRequest) -> None:
         self.seen = seen
-        self.work = frozenset(work)
+        self.request = request
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.looked = False
 
@@ -80,9 +80,9 @@ class Notifications:
         for waiter in list(self._waiters):
             waiter.wake()
 
-    async def wait(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> None:
-        """Wait until one of `seen` has events beyond its number, or there is something to claim; see `Store.wait`."""
-        waiter = _Waiter(seen, work)
+    async def wait(self, seen: Mapping[BatchId, int], request: ClaimRequest) -> None:
+        """Wait until one of `seen` has events beyond its number, or there is something to claim for the request."""
+        waiter = _Waiter(seen, request)
         self._waiters.add(waiter)
         self._wake.set()
         try:
@@ -95,7 +95,9 @@ class Notifications:
         if not events:
             return
         for waiter in list(self._waiters):
-            if waiter.work or any(event.seq > waiter.seen.get(event.batch_id, event.seq) for event in events):
+            if waiter.request.workflows or any(
+                event.seq > waiter.seen.get(event.batch_id, event.seq) for event in events
+            ):
                 waiter.looked = False
         self._changed = True
         self._wake.set()
@@ -175,13 +177,20 @@ class Notifications:
         for waiter in waiting:
             waiter.looked = True
         seen = {batch_id for waiter in waiting for batch_id in waiter.seen}
-        work = {pair for waiter in waiting for pair in waiter.work}
+        work = {pair for waiter in waiting if waiter.request.takes_from_all for pair in waiter.request.workflows}
         numbers = await queries.load_numbers(session, seen) if seen else {}
-        ready = await claimable(session, self._server_clock.now(), work) if work else set[Any]()
+        ready = await self._claimable(session, ClaimRequest.of_workflows(work))
         for waiter in waiting:
+            request = waiter.request
             moved = any(numbers.get(batch_id, 0) > number for batch_id, number in waiter.seen.items())
-            if moved or waiter.work & ready:
+            # Those who take from some batches only ask for themselves.
+            if moved or request.workflows & (
+                ready if request.takes_from_all else await self._claimable(session, request)
+            ):
                 waiter.wake()
+
+    async def _claimable(self, session: Session, request: ClaimRequest) -> set[tuple[str, str]]:
+        return await claimable(session, self._server_clock.now(), request) if request.workflows else set()
 
     async def _notify(self, session: Session) -> None:
         """Notify other processes that something has changed, but not too often."""

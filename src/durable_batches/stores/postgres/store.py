@@ -330,8 +330,15 @@ class PostgresStore:
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
+        await self._sleep_until_notified(dict(seen), ClaimRequest.of_workflows(work), timeout)
+
+    async def wait_for_claim(self, request: ClaimRequest, *, timeout: Micros) -> None:
+        """See `WaitsForClaims.wait_for_claim`."""
+        await self._sleep_until_notified({}, request, timeout)
+
+    async def _sleep_until_notified(self, seen: Mapping[BatchId, int], request: ClaimRequest, timeout: Micros) -> None:
         running = self._open_store()
-        woken = asyncio.wrap_future(running.thread.start(running.notifications.wait(dict(seen), work)))
+        woken = asyncio.wrap_future(running.thread.start(running.notifications.wait(seen, request)))
         time_is_up = asyncio.get_running_loop().create_future()
 
         def end() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from durable_batches.lifecycle.planning import ISOLATED_CRASHES, Candidates, has_to_know_next_due
@@ -35,24 +35,25 @@ from durable_batches.stores.sqlite.reads import Select, checkpoints_of_key, has_
 
 __all__ = ["claimed_by", "is_claimable", "load_candidates", "load_claims", "next_due"]
 
-_PAIRS: Final = "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))"
+_PAIRS: Final = "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:workflows))"
 # The plus keeps SQLite from going through all batches of a workflow, of which most may sleep or have ended.
 _OF_WORKFLOWS: Final = f"(+workflow, +version) IN {_PAIRS}"
 _RUNNABLE: Final = f"needs <= {GENERATION}"
 _TURN: Final = "partition, priority DESC, served, key"
-_DUE: Final = "execution.batch = batch.key AND execution.due IS NOT NULL AND execution.due <= ?"
+_DUE: Final = "execution.batch = batch.key AND execution.due IS NOT NULL AND execution.due <= :now"
 _LOAD_OVERDUE: Final = (
-    f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE wake IS NOT NULL AND wake <= ? "
-    f"AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED ORDER BY {_TURN} LIMIT ?"
+    f"SELECT key, {BATCH_RECORD.names} FROM BATCHES WHERE wake IS NOT NULL AND wake <= :now "
+    f"AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED ORDER BY {_TURN} LIMIT {MOST_BATCHES_A_CLAIM}"
 )
 _LOAD_OPEN: Final = (
-    f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE free > 0 AND {_RUNNABLE} "
-    f"AND {_OF_WORKFLOWS} AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) "
-    f"WANTED ORDER BY {_TURN} LIMIT ?"
+    f"SELECT key, {BATCH_RECORD.names} FROM BATCHES WHERE free > 0 AND {_RUNNABLE} "
+    f"AND {_OF_WORKFLOWS} WANTED AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}) "
+    f"ORDER BY {_TURN} LIMIT {MOST_BATCHES_A_CLAIM}"
 )
 _LOAD_WOKEN: Final = (
-    f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE workflow = ? AND version = ? AND next_due IS NOT NULL "
-    f"AND next_due <= ? AND {_RUNNABLE} WANTED ORDER BY next_due, key LIMIT ?"
+    f"SELECT key, {BATCH_RECORD.names} FROM BATCHES WHERE workflow = :name AND version = :version "
+    f"AND next_due IS NOT NULL AND next_due <= :now AND {_RUNNABLE} WANTED "
+    f"ORDER BY next_due, key LIMIT {MOST_BATCHES_A_CLAIM}"
 )
 
 
@@ -76,20 +77,22 @@ _LOAD_NEXT_DUE: Final = (
     "AND key NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT 1"
 )
 _NEXT_OF_OPEN: Final = (
-    "SELECT MIN((SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL AND due > ?)) "
-    f"FROM batch WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED"
+    "SELECT MIN((SELECT MIN(due) FROM execution WHERE execution.batch = batch.key AND due IS NOT NULL AND due > :now)) "
+    f"FROM BATCHES WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED"
 )
-_NEXT_WAKE: Final = f"SELECT MIN(wake) FROM batch WHERE wake IS NOT NULL AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED"
+_NEXT_WAKE: Final = f"SELECT MIN(wake) FROM BATCHES WHERE wake IS NOT NULL AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED"
 _NEXT_OF_ASLEEP: Final = (
-    "SELECT MIN(next_due) FROM batch WHERE workflow = ? AND version = ? AND next_due IS NOT NULL "
-    f"AND next_due > ? AND {_RUNNABLE} WANTED"
+    "SELECT MIN(next_due) FROM BATCHES WHERE workflow = :name AND version = :version AND next_due IS NOT NULL "
+    f"AND next_due > :now AND {_RUNNABLE} WANTED"
 )
-_IS_CLAIMABLE: Final = (
-    f"SELECT 1 WHERE EXISTS (SELECT 1 FROM batch WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} "
-    f"AND EXISTS (SELECT 1 FROM execution WHERE {_DUE})) OR EXISTS ("
-    "SELECT 1 FROM json_each(?) AS pair CROSS JOIN batch ON workflow = json_extract(pair.value, '$[0]') "
-    "AND version = json_extract(pair.value, '$[1]') "
-    f"WHERE next_due IS NOT NULL AND next_due <= ? AND {_RUNNABLE})"
+_HAS_OPEN: Final = (
+    f"EXISTS (SELECT 1 FROM BATCHES WHERE free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} WANTED "
+    f"AND EXISTS (SELECT 1 FROM execution WHERE {_DUE}))"
+)
+_HAS_WOKEN: Final = (
+    "EXISTS (SELECT 1 FROM (SELECT json_extract(value, '$[0]') AS name, json_extract(value, '$[1]') AS number "
+    "FROM json_each(:workflows)) CROSS JOIN BATCHES WHERE workflow = name AND version = number "
+    f"AND next_due IS NOT NULL AND next_due <= :now AND {_RUNNABLE} WANTED)"
 )
 _LOAD_SIGNALS: Final = (
     f"SELECT {SIGNAL.columns.names} FROM signal "
@@ -97,39 +100,58 @@ _LOAD_SIGNALS: Final = (
 )
 
 
+_NAMED: Final = "(SELECT value AS named FROM json_each(:batches)) CROSS JOIN batch ON batch_id = named"
+"""Batches by their ids, in that order of the loops: however many others there are, none of them is looked at."""
+
+
 class _Wanted:
-    """The condition on batches that a request takes from; in its statements in place of `WANTED`."""
+    """The batches that a request takes from, in its statements in place of `BATCHES` and `WANTED`."""
 
-    def __init__(self, request: ClaimRequest) -> None:
-        conditions: list[str] = []
-        self.arguments: list[str] = []
-        if not request.takes_from_all:
-            conditions.append("batch_id IN (SELECT value FROM json_each(?))")
-            self.arguments.append(json.dumps(sorted(request.batches or ())))
-            if request.metadata:
-                has_labels, labels = label_conditions(request.metadata)
-                conditions.append(" AND ".join(has_labels))
-                self.arguments += labels
-        self._condition = f"AND ({' OR '.join(conditions)})" if conditions else ""
+    def __init__(self, now: Micros, request: ClaimRequest) -> None:
+        self._pairs = sorted(request.workflows)
+        self._values: dict[str, object] = {"now": now, "workflows": workflows_as_text(request.workflows)}
+        self._sources: list[tuple[str, str]] = []
+        if request.takes_from_all:
+            self._sources.append(("batch", ""))
+        if request.batches is not None:
+            self._sources.append((_NAMED, ""))
+            self._values["batches"] = json.dumps(sorted(request.batches))
+        if request.metadata:
+            conditions, labels = label_conditions(request.metadata)
+            self._sources.append(("batch", f"AND {' AND '.join(conditions)}"))
+            self._values |= labels
 
-    def in_(self, statement: str) -> str:
-        """Return the statement with the condition."""
-        return statement.replace("WANTED", self._condition)
+    def fetch(self, connection: sqlite3.Connection, statement: str) -> list[Row]:
+        """Execute a statement, once for each kind of name that batches are wanted by."""
+        return [row for text in self._texts(statement) for row in connection.execute(text, self._values)]
+
+    def fetch_of_each_workflow(self, connection: sqlite3.Connection, statement: str) -> list[Row]:
+        """Execute a statement about the batches of one workflow (`:name`, `:version`) for each of them."""
+        rows: list[Row] = []
+        for text in self._texts(statement):
+            for name, version in self._pairs:
+                rows += connection.execute(text, {**self._values, "name": name, "version": version})
+        return rows
+
+    def any_of(self, *conditions: str) -> Select[bool]:
+        """Ask whether one of these conditions holds."""
+        texts = [text for condition in conditions for text in self._texts(condition)]
+        return Select(f"SELECT 1 WHERE {' OR '.join(texts)}", self._values, has_any)
+
+    def _texts(self, statement: str) -> list[str]:
+        return [statement.replace("BATCHES", source).replace("WANTED", wanted) for source, wanted in self._sources]
 
 
 def load_candidates(
     connection: sqlite3.Connection, now: Micros, request: ClaimRequest
 ) -> tuple[dict[BatchId, int], list[Candidates]]:
     """Load the batches whose deadline has passed, and those with something to claim, served longest ago first."""
-    workflows = workflows_as_text(request.workflows)
-    wanted = _Wanted(request)
-    rows: list[Row] = []
-    for statement, arguments in (
-        (_LOAD_OVERDUE, (now, workflows)),
-        (_LOAD_OPEN, (workflows, now)),
-        *((_LOAD_WOKEN, (*pair, now)) for pair in request.workflows),
-    ):
-        rows += connection.execute(wanted.in_(statement), (*arguments, *wanted.arguments, MOST_BATCHES_A_CLAIM))
+    wanted = _Wanted(now, request)
+    rows = [
+        *wanted.fetch(connection, _LOAD_OVERDUE),
+        *wanted.fetch(connection, _LOAD_OPEN),
+        *wanted.fetch_of_each_workflow(connection, _LOAD_WOKEN),
+    ]
     found = [(batch_of(row[1:]), row[0]) for row in {row[0]: row for row in rows}.values()]
     found.sort(key=lambda pair: (not overdue(pair[0], now), turn_of(pair[0]), pair[1]))
     keys: dict[BatchId, int] = {}
@@ -185,24 +207,19 @@ def load_claims(
 
 def next_due(connection: sqlite3.Connection, now: Micros, request: ClaimRequest) -> Micros | None:
     """Compute the time until something that this worker can run falls due; None: nothing will."""
-    workflows = workflows_as_text(request.workflows)
-    wanted = _Wanted(request)
-    moments: list[Micros] = []
-    for statement, arguments in (
-        (_NEXT_OF_OPEN, (now, workflows)),
-        (_NEXT_WAKE, (workflows,)),
-        *((_NEXT_OF_ASLEEP, (*pair, now)) for pair in request.workflows),
-    ):
-        (moment,) = connection.execute(wanted.in_(statement), (*arguments, *wanted.arguments)).fetchone()
-        if moment is not None:
-            moments.append(moment)
+    wanted = _Wanted(now, request)
+    rows = [
+        *wanted.fetch(connection, _NEXT_OF_OPEN),
+        *wanted.fetch(connection, _NEXT_WAKE),
+        *wanted.fetch_of_each_workflow(connection, _NEXT_OF_ASLEEP),
+    ]
+    moments: list[Micros] = [moment for (moment,) in rows if moment is not None]
     return max(min(moments) - now, 0) if moments else None
 
 
-def is_claimable(now: Micros, work: Collection[tuple[str, str]]) -> Select[bool]:
-    """Whether a batch of one of these workflows has something to claim."""
-    workflows = workflows_as_text(work)
-    return Select(_IS_CLAIMABLE, (workflows, now, workflows, now), has_any)
+def is_claimable(now: Micros, request: ClaimRequest) -> Select[bool]:
+    """Whether a batch that the request takes from has something to claim."""
+    return _Wanted(now, request).any_of(_HAS_OPEN, _HAS_WOKEN)
 
 
 def claimed_by(connection: sqlite3.Connection, worker: WorkerId, number: int) -> list[ExecutionKey]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -121,7 +121,7 @@ class Reader:
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
-    async def _rows(self, statement: str, values: Sequence[object]) -> Sequence[Row]:
+    async def _rows(self, statement: str, values: Sequence[object] | Mapping[str, object]) -> Sequence[Row]:
         for _ in range(_TRIES):
             connection = await self._current()
             unchanged = self._unchanged

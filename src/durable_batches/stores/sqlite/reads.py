@@ -71,7 +71,7 @@ class Select(NamedTuple, Generic[T_co]):
     """A query, and what its rows mean."""
 
     statement: str
-    values: Sequence[object]
+    values: Sequence[object] | Mapping[str, object]
     decode: Callable[[Sequence[Row]], T_co]
 
     def on(self, connection: sqlite3.Connection) -> T_co:
@@ -86,25 +86,26 @@ def has_any(rows: Sequence[Row]) -> bool:
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
-_HAS_LABEL: Final = "(SELECT value FROM json_each(metadata) WHERE json_each.key = ?) = ?"
-_HAS_TEXT: Final = "instr(metadata, ?) > 0"
+_HAS_LABEL: Final = "(SELECT value FROM json_each(batch.metadata) WHERE json_each.key = :{0}_name) = :{0}_value"
+_HAS_TEXT: Final = "instr(batch.metadata, :{0}_text) > 0"
 _BATCH: Final = f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE batch_id = ?"
 
 
-def label_conditions(metadata: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Make the conditions on batches that have all of these labels, and their values.
+def label_conditions(metadata: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Make the conditions on batches that have all of these labels, and their values by the names in them.
 
     The functions of SQLite end a text at its first NUL. So the label is looked for in the stored JSON as well, which
     has neither a NUL nor a lone surrogate in it, and there alone if it holds one of these itself.
     """
     conditions: list[str] = []
-    values: list[str] = []
-    for name, value in metadata.items():
-        conditions.append(_HAS_TEXT)
-        values.append(json.dumps({name: value})[1:-1])
+    values: dict[str, str] = {}
+    for number, (name, value) in enumerate(metadata.items()):
+        label = f"label_{number}"
+        conditions.append(_HAS_TEXT.format(label))
+        values[f"{label}_text"] = json.dumps({name: value})[1:-1]
         if _is_unicode_without_nul(name + value):
-            conditions.append(_HAS_LABEL)
-            values += [name, value]
+            conditions.append(_HAS_LABEL.format(label))
+            values |= {f"{label}_name": name, f"{label}_value": value}
     return conditions, values
 
 
@@ -123,25 +124,24 @@ def _batch_of(rows: Sequence[Row]) -> tuple[int, BatchRecord] | None:
 
 def batches(query: BatchQuery, after: BatchId | None, limit: int) -> Select[list[BatchRecord]]:
     """Read the sealed batches that the query is about, newest first, from behind `after`."""
-    conditions, values = ["loader IS NULL"], list[object]()
-    if after is not None:
-        conditions.append("key < (SELECT key FROM batch WHERE batch_id = ?)")
-        values.append(after)
-    if query.workflow is not None:
-        conditions.append("workflow = ?")
-        values.append(query.workflow)
-    if query.states:
-        conditions.append("state IN (SELECT value FROM json_each(?))")
-        values.append(json.dumps(sorted(query.states)))
     has_labels, labels = label_conditions(query.metadata)
-    conditions += has_labels
-    values += labels
+    conditions = ["loader IS NULL", *has_labels]
+    values: dict[str, object] = {**labels, "limit": limit}
+    if after is not None:
+        conditions.append("key < (SELECT key FROM batch WHERE batch_id = :after)")
+        values["after"] = after
+    if query.workflow is not None:
+        conditions.append("workflow = :workflow")
+        values["workflow"] = query.workflow
+    if query.states:
+        conditions.append("state IN (SELECT value FROM json_each(:states))")
+        values["states"] = json.dumps(sorted(query.states))
     if query.created_before is not None:
-        conditions.append("created_at < ?")
-        values.append(query.created_before)
+        conditions.append("created_at < :created_before")
+        values["created_before"] = query.created_before
     return Select(
-        f"SELECT {BATCH_RECORD.names} FROM batch WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",
-        (*values, limit),
+        f"SELECT {BATCH_RECORD.names} FROM batch WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT :limit",
+        values,
         _batches_of,
     )
 

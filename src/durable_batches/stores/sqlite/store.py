@@ -7,7 +7,7 @@ All writes go through one thread, a transaction a hop, and are durable when they
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from os import PathLike
 from pathlib import Path
@@ -309,22 +309,34 @@ class SQLiteStore:
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
+
+        async def happened() -> bool:
+            moved = await self._read(reads.has_moved(seen)) if seen else False
+            return moved or (await self._has_claim(ClaimRequest.of_workflows(work)) if work else False)
+
+        await self._sleep_until(happened, timeout)
+
+    async def wait_for_claim(self, request: ClaimRequest, *, timeout: Micros) -> None:
+        """See `WaitsForClaims.wait_for_claim`."""
+        await self._sleep_until(lambda: self._has_claim(request), timeout)
+
+    async def _has_claim(self, request: ClaimRequest) -> bool:
+        return await self._read(claims.is_claimable(self._clock.now(), request))
+
+    async def _sleep_until(self, happened: Callable[[], Awaitable[bool]], timeout: Micros) -> None:
+        """Sleep until it has happened, which is looked at after each change of the file, or the time is up."""
         end = self._clock.boot() + timeout / 1_000_000
         version: Version | None = None
         while True:
             # The file's version changes with every commit through another connection, whosever it is.
             current = await self._open_store().version()
-            if current != version and await self._may_interest(seen, work):
+            if current != version and await happened():
                 return
             version = current
             left = end - self._clock.boot()
             if left <= 0:
                 return
             await self._clock.sleep(min(_POLL_SECONDS, left), housekeeping=True)
-
-    async def _may_interest(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> bool:
-        moved = await self._read(reads.has_moved(seen)) if seen else False
-        return moved or (await self._read(claims.is_claimable(self._clock.now(), work)) if work else False)
 
     # ---- the host's transactions -----------------------------------------------------------------------------
 

@@ -70,16 +70,24 @@ def _pairs(workflows: Collection[tuple[str, str]]) -> tuple[list[str], list[str]
     return [name for name, _ in ordered], [version for _, version in ordered]
 
 
-def _wanted(request: ClaimRequest, arguments: list[object]) -> str:
-    """Write the condition on batches that a request takes from, and append its arguments."""
+def _batches(request: ClaimRequest, arguments: list[object]) -> str:
+    """Write what stands for the batches that a request takes from, and append its arguments."""
     if request.takes_from_all:
-        return ""
-    arguments.append(sorted(request.batches or ()))
-    condition = f"b.batch_id = ANY(${len(arguments)}::text[])"
+        return "{s}.batch b"
+    sources: list[str] = []
+    others = ""
+    if request.batches is not None:
+        arguments.append(sorted(request.batches))
+        # One by one, by their ids, whatever the server thinks of it: none of the others is looked at.
+        sources.append(
+            f"SELECT own.* FROM unnest(${len(arguments)}::text[]) AS named (batch_id) CROSS JOIN LATERAL "
+            "(SELECT * FROM {s}.batch o WHERE o.batch_id = named.batch_id OFFSET 0) own"
+        )
+        others = f" AND NOT o.batch_id = ANY(${len(arguments)}::text[])"
     if request.metadata:
         arguments.append(labels_of(request.metadata))
-        condition += f" OR b.labels @> ${len(arguments)}::text[]"
-    return f"AND ({condition})"
+        sources.append(f"SELECT o.* FROM {{s}}.batch o WHERE o.labels @> ${len(arguments)}::text[]{others}")
+    return f"({' UNION ALL '.join(sources)}) b"
 
 
 # Not the columns themselves, or the server may go through all batches of a workflow, most of which sleep or have ended.
@@ -107,20 +115,20 @@ _HAS_DUE: Final = (
 
 _OPEN: Final = f"""
 WITH open AS (
-    (SELECT 0 AS rank, b.key FROM {{s}}.batch b
+    (SELECT 0 AS rank, b.key FROM BATCHES
      WHERE b.wake IS NOT NULL AND b.wake <= $3 AND {_RUNNABLE} AND {_OF_WORKFLOWS} IN {_PAIRS}
-     WANTED ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
+     ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
     UNION ALL
-    (SELECT 1, b.key FROM {{s}}.batch b
+    (SELECT 1, b.key FROM BATCHES
      WHERE b.free > 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3) AND {_OF_WORKFLOWS} IN {_PAIRS}
      AND {_HAS_DUE}
-     WANTED ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
+     ORDER BY b.partition, b.priority DESC, b.served, b.key LIMIT {MOST_BATCHES_A_CLAIM})
     UNION ALL
     (SELECT 1, w.key FROM unnest($1::text[], $2::text[]) AS p (name, version) CROSS JOIN LATERAL (
-         SELECT b.key, b.next_due FROM {{s}}.batch b
+         SELECT b.key, b.next_due FROM BATCHES
          WHERE b.workflow = p.name AND b.version = p.version AND b.next_due IS NOT NULL AND b.next_due <= $3
          AND b.free = 0 AND {_RUNNABLE} AND (b.wake IS NULL OR b.wake > $3)
-         WANTED ORDER BY b.next_due, b.key LIMIT {MOST_BATCHES_A_CLAIM}
+         ORDER BY b.next_due, b.key LIMIT {MOST_BATCHES_A_CLAIM}
      ) w)
 ), locked AS (
     SELECT o.rank, {locked_columns("b")} FROM open o JOIN {{s}}.batch b ON b.key = o.key
@@ -145,7 +153,7 @@ async def lock_open_batches(
         The batches, their records, served longest ago first, and how many were passed over.
     """
     arguments: list[object] = [*_pairs(request.workflows), now]
-    statement = _OPEN.replace("WANTED", _wanted(request, arguments))
+    statement = _OPEN.replace("BATCHES", _batches(request, arguments))
     rows = await session.fetch(statement.replace("LOCKING", "SKIP LOCKED" if skip else ""), *arguments)
     locked = Locked()
     found: list[tuple[int, tuple[str, int, int], int, BatchRecord]] = []
@@ -277,7 +285,7 @@ async def write_claims(
                 [key for key, record in zip(changed, writes.batches, strict=True) if record.wake is None]
             ),
             inputs=statement.argument([key for key, _ in keyed]),
-            wanted=_wanted(request, statement.args),
+            batches=_batches(request, statement.args),
             s="{s}",
         ),
     )
@@ -316,19 +324,19 @@ _NEXT_DUE: Final = """
 SELECT soon.at, d.key, d.input, EXISTS (SELECT 1 FROM {s}.signal WHERE execution = d.key) FROM (SELECT least(
     (SELECT min((SELECT e.due FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due > {now}
                  ORDER BY e.due LIMIT 1))
-     FROM {s}.batch b WHERE b.free > 0 AND RUNNABLE AND NOT b.key = ANY({full}::bigint[]) {wanted}
+     FROM {batches} WHERE b.free > 0 AND RUNNABLE AND NOT b.key = ANY({full}::bigint[])
      AND OF_WORKFLOWS IN (SELECT * FROM unnest({names}::text[], {versions}::text[]))),
     (SELECT min((SELECT e.due FROM {s}.execution e WHERE e.batch = b.key AND e.due IS NOT NULL AND e.due > {now}
                  ORDER BY e.due LIMIT 1))
      FROM unnest({opened}::bigint[]) AS b (key)),
     (SELECT min(asleep.next_due)
      FROM unnest({names}::text[], {versions}::text[]) AS p (name, version) CROSS JOIN LATERAL (
-         SELECT b.next_due FROM {s}.batch b
+         SELECT b.next_due FROM {batches}
          WHERE b.workflow = p.name AND b.version = p.version AND b.next_due IS NOT NULL AND b.next_due > {now}
-         AND RUNNABLE AND NOT b.key = ANY({changed}::bigint[]) {wanted} ORDER BY b.next_due, b.key LIMIT 1
+         AND RUNNABLE AND NOT b.key = ANY({changed}::bigint[]) ORDER BY b.next_due, b.key LIMIT 1
      ) asleep),
     (SELECT min(b.wake)
-     FROM {s}.batch b WHERE b.wake IS NOT NULL AND RUNNABLE AND NOT b.key = ANY({ended}::bigint[]) {wanted}
+     FROM {batches} WHERE b.wake IS NOT NULL AND RUNNABLE AND NOT b.key = ANY({ended}::bigint[])
      AND OF_WORKFLOWS IN (SELECT * FROM unnest({names}::text[], {versions}::text[])))
 ) AS at) soon LEFT JOIN {s}.document d ON d.key = ANY({inputs}::bigint[])
 """.replace("RUNNABLE", _RUNNABLE).replace("OF_WORKFLOWS", _OF_WORKFLOWS)
@@ -352,7 +360,7 @@ async def next_due(session: Session, now: Micros, request: ClaimRequest) -> Micr
         opened="$4",
         ended="$4",
         inputs="$4",
-        wanted=_wanted(request, arguments),
+        batches=_batches(request, arguments),
         s="{s}",
     )
     moment = await session.value(places, *arguments)
@@ -412,16 +420,18 @@ async def claimed_by(session: Session, worker: WorkerId, number: int) -> list[Ex
     return [(batch_id, position_of(key)) for batch_id, key in rows]
 
 
-async def claimable(session: Session, now: Micros | None, work: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Find the workflows, of these, that have something to claim."""
-    rows = await session.fetch(
-        "SELECT w.name, w.version FROM unnest($1::text[], $2::text[]) AS w(name, version) "
-        f"CROSS JOIN (SELECT {given_time(3)} AS now) c WHERE EXISTS (SELECT 1 FROM {{s}}.batch b "
-        f"WHERE b.free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} = (w.name, w.version) "
-        f"AND {_HAS_DUE.replace('$3', 'c.now')}) OR EXISTS (SELECT 1 FROM {{s}}.batch b "
-        "WHERE b.workflow = w.name AND b.version = w.version AND b.next_due IS NOT NULL AND b.next_due <= c.now "
-        f"AND {_RUNNABLE})",
-        *_pairs(work),
-        now,
-    )
+_CLAIMABLE: Final = (
+    "SELECT w.name, w.version FROM unnest($1::text[], $2::text[]) AS w(name, version) "
+    f"CROSS JOIN (SELECT {given_time(3)} AS now) c WHERE EXISTS (SELECT 1 FROM BATCHES "
+    f"WHERE b.free > 0 AND {_RUNNABLE} AND {_OF_WORKFLOWS} = (w.name, w.version) "
+    f"AND {_HAS_DUE.replace('$3', 'c.now')}) OR EXISTS (SELECT 1 FROM BATCHES "
+    "WHERE b.workflow = w.name AND b.version = w.version AND b.next_due IS NOT NULL AND b.next_due <= c.now "
+    f"AND {_RUNNABLE})"
+)
+
+
+async def claimable(session: Session, now: Micros | None, request: ClaimRequest) -> set[tuple[str, str]]:
+    """Find the workflows, of those of a request, that have something to claim of batches that it takes from."""
+    arguments: list[object] = [*_pairs(request.workflows), now]
+    rows = await session.fetch(_CLAIMABLE.replace("BATCHES", _batches(request, arguments)), *arguments)
     return {(name, version) for name, version in rows}
