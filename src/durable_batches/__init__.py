@@ -153,6 +153,7 @@ from durable_batches.runtime.workflow import (
 )
 from durable_batches.stores.protocol import Store
 from durable_batches.version import VERSION
+from durable_batches.worker.selection import BatchFilter
 from durable_batches.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ __all__ = [
     "BatchExistsError",
     "BatchFailed",
     "BatchFailedError",
+    "BatchFilter",
     "BatchId",
     "BatchNotFoundError",
     "BatchOrchestrator",

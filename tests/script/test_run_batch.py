@@ -399,7 +399,7 @@ def test_the_resumed_batch_is_printed(desk: Desk, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     desk.interrupted(["x", "y"], "x", progress=True)
     assert (
-        f"the unfinished batch {unfinished.batch_id!r} of other documents runs beside this one"
+        f"batch {unfinished.batch_id!r} of other documents is unfinished, and is not run now"
         in capsys.readouterr().err
     )
     (named, *_) = desk.batches()

@@ -240,7 +240,9 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             async with Worker(self._worker.store, max_in_flight=0, clock=self._worker.clock) as worker:
                 return await submission(worker, None).run(documents)
 
-        return asyncio.run(submit())
+        submitted = asyncio.run(submit())
+        self._worker.take(submitted)
+        return submitted
 
     async def run(
         self,

@@ -131,11 +131,14 @@ class Submission(Generic[D]):
         loader = self._worker.worker_id if self._loader is None else self._loader
         if await self._attached(loading, loader):
             return self._batch_id
+        # Before anybody can claim from it.
+        self._worker.take(self._batch_id)
         self._worker.loading.add(self._batch_id)
         try:
             total = await self._load(loading, source, loader)
             await self._seal(loading, Seal(loader, total))
         except BaseException:
+            self._worker.leave(self._batch_id)
             if self._connection is None:
                 try:
                     await self._discard(loader)
@@ -186,6 +189,8 @@ class Submission(Generic[D]):
                 if self._if_exists == "error":
                     raise BatchExistsError(self._batch_id)
                 self.attached_to = existing
+                if not existing.ended:
+                    self._worker.take(self._batch_id)
                 return True
             await self._wipe(existing, existing.loader, loading)
 

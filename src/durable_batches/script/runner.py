@@ -58,7 +58,8 @@ def run_batch(
     **Run again**, an interrupted script resumes its batch. Without `batch_id`, that is the unfinished batch that has
     exactly these documents, if the store has one that this function began. Any other call begins a new batch: other
     documents are another batch, and a call after the end is a new run (with a prompt that has changed, say), so that
-    neither gets the results of an earlier batch. With `batch_id`, it resumes the batch of that id, whatever documents
+    neither gets the results of an earlier batch. Unfinished batches of other documents stay as they are: this process
+    runs its own batch only. With `batch_id`, it resumes the batch of that id, whatever documents
     it is given; once that batch has ended, its result is returned, and documents that are not its own are refused. A
     batch keeps the configuration that it was submitted with.
 
@@ -97,10 +98,17 @@ def run_batch(
     check_instance("config", config, BatchConfig, optional=True)
     if max_in_flight < 1:
         raise ConfigurationError("max_in_flight must be 1 or more: this is who runs the batch")
+    opened = _opened(store)
     script = _Script(
         workflow,
         documents,
-        worker=Worker(_opened(store), max_in_flight=max_in_flight, drain=drain, dependencies=dependencies),
+        worker=Worker(
+            opened,
+            max_in_flight=max_in_flight,
+            drain=drain,
+            batches="mine" if _knows_filters(opened) else "all",
+            dependencies=dependencies,
+        ),
         where="the store" if isinstance(store, Store) else str(store),
         batch_id=batch_id,
         config=BatchConfig() if config is None else config,
@@ -130,6 +138,11 @@ def _opened(store: str | PathLike[str] | Store) -> Store:
     from durable_batches.stores.sqlite import SQLiteStore
 
     return SQLiteStore(store)
+
+
+def _knows_filters(store: Store) -> bool:
+    """Whether workers can take from some batches of the store only; what is no store is refused later."""
+    return isinstance(store, Store) and store.capabilities.level >= 2  # pyright: ignore[reportUnnecessaryIsInstance]
 
 
 class _Script(Generic[D, R, S, V]):
@@ -177,8 +190,8 @@ class _Script(Generic[D, R, S, V]):
     async def _work(self) -> BatchResult[V]:
         found = await self._found()
         if self._progress:
-            _print_others(found)
-        batch_id = await self._submit(found) if found.record is None else found.record.batch_id
+            _print_others(found, run_beside=not _knows_filters(self._worker.store))
+        batch_id = await self._submit(found) if found.record is None else self._resumed(found.record)
         self._batch_id = batch_id
         if self._progress:
             await self._print_start(batch_id, found)
@@ -209,6 +222,11 @@ class _Script(Generic[D, R, S, V]):
         return await self._batches.submit(
             found.documents, config=config, batch_id=batch_id, document_id=self._document_id
         )
+
+    def _resumed(self, record: BatchRecord) -> BatchId:
+        if not record.ended:
+            self._worker.take(record.batch_id)
+        return record.batch_id
 
     async def _print_start(self, batch_id: BatchId, found: Found[D]) -> None:
         record = found.record
@@ -251,11 +269,14 @@ class _Script(Generic[D, R, S, V]):
         return None
 
 
-def _print_others(found: Found[D]) -> None:
+def _print_others(found: Found[D], *, run_beside: bool) -> None:
     for other in found.others:
         print_line(
             f"the unfinished batch {other.batch_id!r} of other documents runs beside this one; "
             f"batch_id={other.batch_id!r} waits for it"
+            if run_beside
+            else f"batch {other.batch_id!r} of other documents is unfinished, and is not run now; "
+            f"batch_id={other.batch_id!r} resumes it"
         )
 
 

@@ -9,7 +9,7 @@ __all__ = ["require_level"]
 
 
 def require_level(store: Store, level: int, feature: str) -> None:
-    """Refuse a feature on a store of a lower level, which would lose in silence what the feature writes.
+    """Refuse a feature on a store of a lower level, which would lose or ignore in silence what the feature asks for.
 
     Args:
         store: The store of the batch.
@@ -23,6 +23,5 @@ def require_level(store: Store, level: int, feature: str) -> None:
     if declared < level:
         raise ConfigurationError(
             f"{feature} needs a store of level {level} of the protocol, and {type(store).__name__} declares level "
-            f"{declared} (Capabilities.level): it would not keep what this writes; upgrade the adapter, or use another "
-            "store"
+            f"{declared} (Capabilities.level), which does not know it; upgrade the adapter, or use another store"
         )

@@ -26,9 +26,10 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages
 from durable_batches.runtime.attempt_result import StopReason
 from durable_batches.runtime.resources import Resources
-from durable_batches.stores.protocol import Store
+from durable_batches.stores.protocol import Store, WaitsForClaims
 from durable_batches.worker.left_behind import UNWIND_SECONDS, leave_behind
 from durable_batches.worker.runner import CHECKPOINTS_A_CLAIM, AnyWorkflow, HeldExecution, Runner
+from durable_batches.worker.selection import Selection
 from durable_batches.worker.signals import SchedulerSignals
 
 __all__ = ["Scheduler"]
@@ -64,6 +65,7 @@ class Scheduler:
         store: Where work is waited for, and where checkpoints are read that do not come with a claim.
         workflows: Those whose executions it claims, by (name, version); more may be added.
         resources: Shared by its attempts; their recorder is the journal.
+        selection: The batches that it claims from.
         capacity: Executions at once.
         outages: Where the store's are logged.
         wake: Has the journal make a commit, if only to claim.
@@ -76,6 +78,7 @@ class Scheduler:
         workflows: Mapping[tuple[str, str], AnyWorkflow],
         resources: Resources,
         *,
+        selection: Selection,
         capacity: int,
         outages: Outages,
         wake: Callable[[], None],
@@ -83,6 +86,7 @@ class Scheduler:
     ) -> None:
         self._store = store
         self._workflows = workflows
+        self._selection = selection
         self._clock = resources.clock
         self._capacity = capacity
         self._outage: Outage = outages.of("looking for work")
@@ -98,6 +102,7 @@ class Scheduler:
         self._unwinding: Timer | None = None
         self._wants = _Wants.WORK
         self._timer: Timer | None = None
+        self._waiting: asyncio.Task[None] | None = None
         self._closing = False
         self._stop_reason: StopReason = "shutdown"
         self._drains = True
@@ -108,6 +113,13 @@ class Scheduler:
         """Ask for work with the next commit, which is made at once."""
         self._want(_Wants.NEW_WORK)
         self._wake_journal()
+
+    def selection_changed(self) -> None:
+        """Look at once for work of the batches that are selected now."""
+        if self._waiting is not None:
+            # For work of those that were selected before.
+            self._waiting.cancel()
+        self.wake()
 
     def look_at_deadlines(self) -> None:
         """Have the next commit look at deadlines, also where there are no open slots."""
@@ -123,13 +135,13 @@ class Scheduler:
         looked = self._clock.boot()
         with self._outage:
             while True:
-                if self._workflows and self._open_slots > 0:
+                if self._serves_any and self._open_slots > 0:
                     await self._wait_for_work()
                     self.wake()
                 else:
                     # Without open slots the store is not asked: the journal's commits tell whether it is back.
                     self._outage.give_up()
-                    if self._workflows and self._capacity and self._clock.boot() - looked > _DEADLINES_SECONDS:
+                    if self._serves_any and self._capacity and self._clock.boot() - looked > _DEADLINES_SECONDS:
                         # Another process's batch may have a deadline, and no process open slots.
                         looked = self._clock.boot()
                         self.look_at_deadlines()
@@ -137,11 +149,32 @@ class Scheduler:
 
     async def _wait_for_work(self) -> None:
         try:
-            await self._store.wait({}, work=list(self._workflows), timeout=_WAIT_MICROS)
+            if self._selection.is_everything or not isinstance(self._store, WaitsForClaims):
+                await self._store.wait({}, work=list(self._workflows), timeout=_WAIT_MICROS)
+            else:
+                await self._wait_for_claim(self._store)
         except StoreUnavailableError as error:
             self._outage.failed(error)
         else:
             self._outage.answered()
+
+    async def _wait_for_claim(self, store: WaitsForClaims) -> None:
+        """Wait for work of the batches that are selected now, or until others are."""
+        request = self._request(limit=1, held=0, window=1)
+        waiting = self._waiting = asyncio.create_task(store.wait_for_claim(request, timeout=_WAIT_MICROS))
+        try:
+            await asyncio.wait([waiting])
+        finally:
+            self._waiting = None
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        if not waiting.cancelled():
+            waiting.result()
+
+    @property
+    def _serves_any(self) -> bool:
+        """Whether there may be a batch that it can claim from."""
+        return bool(self._workflows) and not self._selection.is_empty
 
     @property
     def _open_slots(self) -> int:
@@ -159,7 +192,7 @@ class Scheduler:
         finished = {(fact.batch_id, fact.position) for fact in facts if type(fact) in _FINAL_FACTS}
         if finished:
             self._want(_Wants.WORK)
-        if self._wants is _Wants.NOTHING or self._closing or not self._workflows:
+        if self._wants is _Wants.NOTHING or self._closing or not self._serves_any:
             return None
         held = len(self._held.keys() - finished)
         window = self._window(finished)
@@ -167,6 +200,9 @@ class Scheduler:
         if limit == 0 and self._wants is not _Wants.DEADLINES:
             return None
         self._wants = _Wants.WORK
+        return self._request(limit=limit, held=held, window=window)
+
+    def _request(self, *, limit: int, held: int, window: int) -> ClaimRequest:
         return ClaimRequest(
             workflows=frozenset(self._workflows),
             limit=limit,
@@ -174,6 +210,8 @@ class Scheduler:
             window=window,
             capacity=self._capacity,
             checkpoints=CHECKPOINTS_A_CLAIM,
+            batches=self._selection.batches,
+            metadata=self._selection.metadata,
         )
 
     def _window(self, finished: Collection[ExecutionKey]) -> int:
@@ -283,6 +321,7 @@ class Scheduler:
         """Stop what runs of the batches that have ended with these events."""
         for event in events:
             if event.tag in LAST_EVENT_TAGS:
+                self._selection.remove(event.batch_id)
                 self.stop_batch(event.batch_id)
 
     def stop_batch(self, batch_id: BatchId) -> None:

@@ -29,6 +29,7 @@ from durable_batches.worker.journal import Journal
 from durable_batches.worker.membership import Membership
 from durable_batches.worker.runner import AnyWorkflow
 from durable_batches.worker.scheduler import Scheduler
+from durable_batches.worker.selection import Selection, SelectionSweep
 from durable_batches.worker.signals import WorkerSignals
 
 __all__ = ["Session", "SessionOptions", "SessionPhase"]
@@ -73,6 +74,7 @@ class Session:
         membership: Registers it, and deregisters it in the end.
         workflows: What it runs; more may be added.
         options: See `SessionOptions`.
+        selection: The batches that it takes from.
         clock: The worker's.
         threads: For sync activities.
         stats: What it has done is counted there.
@@ -89,6 +91,7 @@ class Session:
         membership: Membership,
         workflows: Mapping[tuple[str, str], AnyWorkflow],
         options: SessionOptions,
+        selection: Selection,
         *,
         clock: Clock,
         threads: Threads,
@@ -112,6 +115,7 @@ class Session:
         self._clock = clock
         self._deliver = deliver
         self._outage: Outage = outages.of("looking after other workers")
+        self._sweep = SelectionSweep(selection, store, clock)
         self._signals = signals.membership
         self.journal: Final = Journal(
             store,
@@ -134,6 +138,7 @@ class Session:
             store,
             workflows,
             self.resources,
+            selection=selection,
             capacity=options.capacity,
             outages=outages,
             wake=self.journal.wake,
@@ -142,7 +147,7 @@ class Session:
         self._was_away = False
         self._closed = asyncio.Event()
         self._lease_lost = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
 
         def lost() -> None:
             # Before anything of the session gives up: it is one outage until the successor is answered.
@@ -176,6 +181,12 @@ class Session:
     def lose_lease(self) -> None:
         """Have the session fence itself: its lease is lost."""
         self._lease_lost.set()
+
+    def selection_changed(self) -> None:
+        """Look at once for work of the batches that are selected now; for any thread."""
+        with suppress(RuntimeError):
+            # Of a loop that was closed meanwhile: nothing looks for work there any more.
+            self._loop.call_soon_threadsafe(self.scheduler.selection_changed)
 
     def announce(self, events: Sequence[EventRecord]) -> None:
         """Take note of events that this process committed other than through the journal."""
@@ -333,6 +344,7 @@ class Session:
                     away = False
                     self._outage.answered()
                     await self._stop_what_others_ended()
+                    await self._sweep.look()
                 except StoreUnavailableError as error:
                     self._outage.failed(error)
                     away = True

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from durable_batches.clock import Clock, Deadline, SystemClock
 from durable_batches.errors import (
@@ -29,11 +29,13 @@ from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies, Provider
 from durable_batches.runtime.resources import ActivityReport, RunStats
 from durable_batches.runtime.threads import Threads
+from durable_batches.stores.levels import require_level
 from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import HostTransaction, Store, check_store
 from durable_batches.tasks import ReusableLock, seen_through
 from durable_batches.worker.membership import Membership
 from durable_batches.worker.runner import AnyWorkflow
+from durable_batches.worker.selection import BatchFilter, Selection
 from durable_batches.worker.session import Session, SessionOptions
 from durable_batches.worker.signals import WorkerSignals
 
@@ -61,12 +63,16 @@ class Worker:
             Unfinished documents are released, with everything that they have recorded.
         max_stall: The time for which the event loop may be blocked before the lease is given up.
         classify: Judges the errors of activities that have no classifier of their own.
+        batches: Which batches it runs: "all" that its orchestrators' workflows are those of, also what other processes
+            have submitted and left unfinished; "mine", those that its orchestrators have submitted or attached to since
+            it was created; or those of a `BatchFilter`. Others are left to other workers.
         dependencies: Replacements of dependencies by provider, for tests: a value, or `dependency(other)` to open
             another provider.
         clock: The source of time.
 
     Raises:
-        ConfigurationError: `store` is no store, or a number is out of range.
+        ConfigurationError: `store` is no store, or a number is out of range; or `batches` is not "all", and the store
+            is an adapter of level 1 (`Capabilities.level`), which would take from all.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Worker:
         drain: timedelta = timedelta(seconds=30),
         max_stall: timedelta = timedelta(minutes=5),
         classify: ErrorClassifier = default_classifier,
+        batches: BatchFilter | Literal["all", "mine"] = "all",
         dependencies: Mapping[Provider, object] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -91,6 +98,9 @@ class Worker:
             raise ConfigurationError("max_in_flight must be 0 or more")
         if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):
             raise ConfigurationError("lease and max_stall must be positive, and drain not negative")
+        self._selection = Selection(batches)
+        if not self._selection.is_everything:
+            require_level(store, 2, f"Worker(batches={batches!r})")
         self._store: Final[Store] = store
         self._options = SessionOptions(max_in_flight, lease, drain, max_stall, classify)
         self._clock: Final[Clock] = clock or SystemClock()
@@ -202,6 +212,15 @@ class Worker:
     def loading(self) -> set[BatchId]:
         """The batches that are being submitted through it at this moment."""
         return self._loading
+
+    def take(self, batch_id: BatchId) -> None:
+        """Run this batch, too, where the worker runs its own; for any thread."""
+        if self._selection.add(batch_id) and (session := self._session) is not None:
+            session.selection_changed()
+
+    def leave(self, batch_id: BatchId) -> None:
+        """Take from this batch no more: it was not submitted after all."""
+        self._selection.remove(batch_id)
 
     def submitted_within(self, batch_id: BatchId, connection: HostTransaction) -> None:
         """Take note of a batch that was submitted in a transaction of the application, which is open yet."""
@@ -415,6 +434,7 @@ class Worker:
             self._membership,
             self._workflows,
             self._options,
+            self._selection,
             clock=self._clock,
             threads=self._threads,
             stats=self._stats,

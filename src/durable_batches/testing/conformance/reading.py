@@ -10,7 +10,7 @@ import pytest
 
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, ExecutionStatus, Micros
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.protocol import BatchQuery, Store
+from durable_batches.stores.protocol import BatchQuery, Store, WaitsForClaims
 from durable_batches.testing.conformance.base import Conformance
 from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene, all_events
 
@@ -242,6 +242,80 @@ class WaitingConformance(Conformance):
         hand = await scene.worker(store=second_store, lease=1_000)
         await self._wakes(scene.store, scene, {batch_id: 1}, hand)
 
+    # ---- level 2: for what one claim would take ----------------------------------------------------------------
+
+    async def test_a_wait_for_a_claim_is_one_for_its_batches(self, scene: Scene) -> None:
+        """`wait_for_claim` returns for what the request takes from, by id or by labels, and sleeps beside others."""
+        store = _waits_for_claims(scene.store)
+        named = await scene.batch(1)
+        await scene.sealed(scene.record(metadata={"team": "Müller", "kind": "b"}), 1)
+        wanted = [
+            Hand.request(batches=[named, NOWHERE]),
+            Hand.request(metadata={"team": "Müller"}),
+            Hand.request(batches=[NOWHERE], metadata={"kind": "b", "team": "Müller"}),
+            Hand.request(),
+        ]
+        for request in wanted:
+            await asyncio.wait_for(store.wait_for_claim(request, timeout=HOUR), 10)
+        others = [
+            Hand.request(batches=[NOWHERE]),
+            Hand.request(batches=[]),
+            Hand.request(metadata={"team": "Müller", "kind": "a"}),
+            Hand.request(batches=[named], workflows=[("others", "1")]),
+        ]
+        waiting = [asyncio.create_task(store.wait_for_claim(request, timeout=HOUR)) for request in others]
+        for _ in range(3):
+            await scene.batch(1)
+            await scene.pass_time(0.1)
+            # It looks no later than those do.
+            await asyncio.wait_for(store.wait_for_claim(Hand.request(), timeout=HOUR), 10)
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting), "there is work, but none that these requests take"
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+    async def test_a_wait_for_a_claim_wakes_for_it(self, scene: Scene) -> None:
+        """`wait_for_claim` returns when one of the request's batches can be claimed from: a new one, a label's."""
+        store = _waits_for_claims(scene.store)
+        await scene.batch(1)
+        by_id = asyncio.create_task(store.wait_for_claim(Hand.request(batches=[BatchId("new")]), timeout=HOUR))
+        by_label = asyncio.create_task(store.wait_for_claim(Hand.request(metadata={"team": "a"}), timeout=HOUR))
+        await asyncio.sleep(0.01)
+        await scene.sealed(scene.record("new"), 1)
+        await self._returns(by_id, scene)
+        assert not by_label.done()
+        await scene.sealed(scene.record(metadata={"team": "a", "kind": "b"}), 1)
+        await self._returns(by_label, scene)
+
+    async def test_a_wait_for_a_claim_wakes_for_a_release(self, scene: Scene) -> None:
+        """What is held cannot be claimed: `wait_for_claim` returns when it is released."""
+        store = _waits_for_claims(scene.store)
+        batch_id = await scene.batch(1)
+        await scene.batch(1)
+        hand = await scene.worker(lease=1_000)
+        (claim,) = (await hand.commit(claim=hand.request(batches=[batch_id]))).claims
+        waiting = asyncio.create_task(store.wait_for_claim(hand.request(batches=[batch_id]), timeout=HOUR))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await hand.report(hand.released(claim))
+        await self._returns(waiting, scene)
+
+    async def test_a_wait_for_a_claim_ends(self, scene: Scene) -> None:
+        """`wait_for_claim` returns when its time is up, and can be cancelled."""
+        store = _waits_for_claims(scene.store)
+        await scene.batch(1)
+        request = Hand.request(batches=[NOWHERE])
+        await asyncio.wait_for(store.wait_for_claim(request, timeout=0), 10)
+        waiting = asyncio.create_task(store.wait_for_claim(request, timeout=1_000_000))
+        await asyncio.sleep(0.01)
+        await self._returns(waiting, scene)
+        waiting = asyncio.create_task(store.wait_for_claim(request, timeout=HOUR))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
     async def _wakes(self, store: Store, scene: Scene, seen: Mapping[BatchId, int], hand: Hand) -> None:
         waiting = asyncio.create_task(store.wait(seen, work=(), timeout=HOUR))
         await asyncio.sleep(0.01)
@@ -260,6 +334,12 @@ class WaitingConformance(Conformance):
             waiting.cancel()
         assert waiting.done(), "wait() must return for a commit, and for the end of its time"
         await waiting
+
+
+def _waits_for_claims(store: Store) -> WaitsForClaims:
+    if store.capabilities.level < 2 or not isinstance(store, WaitsForClaims):
+        pytest.skip("the store has no wait_for_claim")
+    return store
 
 
 async def _everything(store: Store, batch_id: BatchId) -> tuple[BatchRecord | None, list[object]]:

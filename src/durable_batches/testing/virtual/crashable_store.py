@@ -25,7 +25,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, Heart, Store
+from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, Heart, Store, WaitsForClaims
 
 __all__ = ["CrashableStore"]
 
@@ -204,3 +204,11 @@ class CrashableStore:
         """See `Store.wait`."""
         self.check(None)
         await self.inner.wait(seen, work=work, timeout=timeout)
+
+    async def wait_for_claim(self, request: ClaimRequest, *, timeout: Micros) -> None:
+        """See `WaitsForClaims.wait_for_claim`; in a store that is none, a wait for all work of its workflows."""
+        self.check(None)
+        if isinstance(self.inner, WaitsForClaims):
+            await self.inner.wait_for_claim(request, timeout=timeout)
+        else:
+            await self.inner.wait({}, work=request.workflows, timeout=timeout)
