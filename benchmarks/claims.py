@@ -1,6 +1,6 @@
 """What claims cost, and how late they are.
 
-    python -m benchmarks.claims [late] [sleeping] [ended] [--quick]
+    python -m benchmarks.claims [late] [sleeping] [chosen] [ended] [--quick]
 
 late: how late a document's retry starts that is due after 20 ms, in a batch of 4,000 at a concurrency of 4: as the
 number of starts of other documents before it, and in milliseconds, on all three stores.
@@ -13,6 +13,9 @@ Measured before batches slept and retries were claimed first, and since (two bus
 4,001 on each store, 9 to 54 s late, and is number 9, 6 to 133 ms late. Beside 0, 1,000, 10,000 and 50,000 batches an
 empty claim took SQLite 189, 71,215, 710,215 and 3,550,215 steps (554 ms with 50,000), and takes 168 (3 ms) beside any
 number; Postgres read 11, 7,408, 56,191 and 240,649 blocks (971 ms), and reads 7 to 11 (8 ms).
+
+chosen: what a claim that takes from some batches only costs, and a wait for one, with 0 to 50,000 batches of others
+beside it that could be claimed from: by an id, and by a label.
 
 ended: what a claim costs in Postgres behind a million documents that have ended. These are claimed and ended as
 workers do it, by the store's own commits. Autovacuum is off, which is the worst case: every old version of a row and
@@ -31,13 +34,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import asyncpg
 from benchmarks.support.servers import schema_on, server
 
 from durable_batches import (
     BatchConfig,
+    BatchId,
     BatchOrchestrator,
     BatchStateMachine,
     DocumentRetrying,
@@ -128,7 +132,7 @@ async def lateness(name: str, store: Store, documents: int) -> None:
 
 # ---- sleeping --------------------------------------------------------------------------------------------------------
 
-SLEEPING = (0, 1_000, 10_000, 50_000)
+OTHERS = (0, 1_000, 10_000, 50_000)
 EMPTY_CLAIMS = 10
 FLUSH_SECONDS = 1.1
 """A session of Postgres reports what it has read with a commit, but once a second only."""
@@ -144,6 +148,12 @@ async def sleeping_batch(scene: Scene) -> Hand:
     return hand
 
 
+async def open_batch(scene: Scene) -> Hand:
+    """Leave one batch whose only document can be claimed."""
+    await scene.batch(1)
+    return await scene.worker(lease=3600)
+
+
 async def median(work: Callable[[], Awaitable[object]], times: int) -> float:
     """Return the median of the milliseconds that this takes."""
     taken: list[float] = []
@@ -154,9 +164,22 @@ async def median(work: Callable[[], Awaitable[object]], times: int) -> float:
     return statistics.median(taken)
 
 
-def report(name: str, sleeping: int, claim: float, claim_cost: str, look: float, look_cost: str) -> None:
+class Beside(NamedTuple):
+    """Batches of others, and a claim that takes nothing of them."""
+
+    name: str
+    leave_one: Callable[[Scene], Awaitable[Hand]]
+    request: ClaimRequest
+
+
+ASLEEP = Beside("sleeping", sleeping_batch, TEN)
+BY_ID = Beside("of others, by id", open_batch, TEN._replace(batches=frozenset({BatchId("mine")})))
+BY_LABEL = Beside("of others, by label", open_batch, TEN._replace(metadata={"team": "mine"}))
+
+
+def report(store: str, beside: Beside, others: int, claim: float, claim_cost: str, look: float, look_cost: str) -> None:
     print(
-        f"{name:<9} {sleeping:>6,} sleeping: an empty claim {claim:.2f} ms, {claim_cost}; "
+        f"{store:<9} {others:>6,} {beside.name}: an empty claim {claim:.2f} ms, {claim_cost}; "
         f"a look for work {look:.2f} ms, {look_cost}"
     )
 
@@ -180,30 +203,30 @@ class Steps:
         connection.set_progress_handler(None, 1)
 
 
-async def sleeping_in_sqlite(sleeping: int, folder: Path) -> None:
+async def beside_in_sqlite(beside: Beside, others: int, folder: Path) -> None:
     """Measure and report on SQLite."""
-    path = folder / f"{sleeping}.db"
+    path = folder / f"{beside.name}-{others}.db"
     store = SQLiteStore(path)
     await store.open()
     writer = store._writer  # pyright: ignore[reportPrivateUsage]
     assert writer is not None
     reader = connect(path)
     try:
-        hand = await sleeping_batch(Scene(store, asyncio.sleep))
+        hand = await beside.leave_one(Scene(store, asyncio.sleep))
         with sqlite3.connect(path) as connection:
-            if sleeping:
+            if others:
                 copy = _copying(_columns(connection, "batch"), _columns(connection, "execution"))
                 for statement in copy:
-                    connection.execute(statement.format(s="", numbers=_SQLITE_NUMBERS.format(sleeping - 1)))
+                    connection.execute(statement.format(s="", numbers=_SQLITE_NUMBERS.format(others - 1)))
             else:
                 connection.execute("DELETE FROM batch")
                 connection.execute("DELETE FROM execution")
 
         async def claim_nothing() -> None:
-            assert not await claim(store, hand, TEN)
+            assert not await claim(store, hand, beside.request)
 
         async def look() -> None:
-            assert not is_claimable(time.time_ns() // 1000, TEN).on(reader)
+            assert not is_claimable(time.time_ns() // 1000, beside.request).on(reader)
 
         for_claim, for_look = Steps(), Steps()
         await writer.run(for_claim.watch)
@@ -214,7 +237,8 @@ async def sleeping_in_sqlite(sleeping: int, folder: Path) -> None:
         for_look.stop(reader)
         report(
             "sqlite",
-            sleeping,
+            beside,
+            others,
             await median(claim_nothing, EMPTY_CLAIMS),
             f"{for_claim.count:,} steps",
             await median(look, EMPTY_CLAIMS),
@@ -225,7 +249,7 @@ async def sleeping_in_sqlite(sleeping: int, folder: Path) -> None:
         await store.close()
 
 
-async def sleeping_in_postgres(sleeping: int, dsn: str) -> None:
+async def beside_in_postgres(beside: Beside, others: int, dsn: str) -> None:
     """Measure and report on Postgres."""
     with schema_on(dsn) as schema:
         store = PostgresStore(dsn, schema=schema)
@@ -233,11 +257,11 @@ async def sleeping_in_postgres(sleeping: int, dsn: str) -> None:
         database = store._database  # pyright: ignore[reportPrivateUsage]
         connection = await database.connect(by_key=True)
         try:
-            hand = await sleeping_batch(Scene(store, asyncio.sleep))
-            if sleeping:
+            hand = await beside.leave_one(Scene(store, asyncio.sleep))
+            if others:
                 columns = [await _columns_of(connection, schema, table) for table in ("batch", "execution")]
                 for statement in _copying(*columns):
-                    numbers = f"generate_series(1, {sleeping - 1}) AS n (i)"
+                    numbers = f"generate_series(1, {others - 1}) AS n (i)"
                     await connection.execute(statement.format(s=f"{schema}.", numbers=numbers))
             else:
                 await connection.execute(f"DELETE FROM {schema}.batch")
@@ -246,10 +270,10 @@ async def sleeping_in_postgres(sleeping: int, dsn: str) -> None:
                 await connection.execute(f"VACUUM ANALYZE {schema}.{table}")
 
             async def claim_nothing() -> None:
-                assert not await claim(store, hand, TEN)
+                assert not await claim(store, hand, beside.request)
 
             async def look() -> None:
-                assert not await claimable(Session(database, connection), None, TEN)
+                assert not await claimable(Session(database, connection), None, beside.request)
 
             await median(claim_nothing, 6)  # its statements are prepared by now
             await median(look, 6)
@@ -257,7 +281,8 @@ async def sleeping_in_postgres(sleeping: int, dsn: str) -> None:
             for_look = await _blocks_read(connection, schema, look)
             report(
                 "postgres",
-                sleeping,
+                beside,
+                others,
                 await median(claim_nothing, EMPTY_CLAIMS),
                 f"{for_claim:,.0f} blocks",
                 await median(look, EMPTY_CLAIMS),
@@ -403,11 +428,13 @@ async def run(dsn: str, figures: Sequence[str], *, quick: bool) -> None:
             await lateness("sqlite", SQLiteStore(folder / "late.db"), documents)
             with schema_on(dsn) as schema:
                 await lateness("postgres", PostgresStore(dsn, schema=schema), documents)
-        if "sleeping" in figures:
-            for sleeping in SLEEPING[:-1] if quick else SLEEPING:
-                await sleeping_in_sqlite(sleeping, folder)
-            for sleeping in SLEEPING[:-1] if quick else SLEEPING:
-                await sleeping_in_postgres(sleeping, dsn)
+        for figure, situations in (("sleeping", [ASLEEP]), ("chosen", [BY_ID, BY_LABEL])):
+            if figure in figures:
+                for beside in situations:
+                    for others in OTHERS[:-1] if quick else OTHERS:
+                        await beside_in_sqlite(beside, others, folder)
+                    for others in OTHERS[:-1] if quick else OTHERS:
+                        await beside_in_postgres(beside, others, dsn)
         if "ended" in figures:
             with schema_on(dsn) as schema:
                 await behind_ended(dsn, schema, 100_000 if quick else 1_000_000)
@@ -416,7 +443,7 @@ async def run(dsn: str, figures: Sequence[str], *, quick: bool) -> None:
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    all_figures = ("late", "sleeping", "ended")
+    all_figures = ("late", "sleeping", "chosen", "ended")
     parser.add_argument("figures", nargs="*", choices=[*all_figures, []], help="which; by default all")
     parser.add_argument("--quick", action="store_true", help="fewer documents and batches")
     arguments = parser.parse_args()

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from tests.postgres.databases import execute
+from tests.postgres.databases import execute, rows_of
 from tests.support import opened
 
-from durable_batches import FailurePolicy, PostgresStore, RetryFailed
+from durable_batches import BatchId, FailurePolicy, PostgresStore, RetryFailed
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.stores import ClaimRequest
-from durable_batches.stores.postgres.commit.claim import claimable, load_candidates, lock_open_batches
+from durable_batches.stores.postgres.commit.claim import claimable, load_candidates, lock_open_batches, next_due
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.testing.conformance.scene import LETTERS, Hand, Scene
@@ -42,6 +42,9 @@ class ExplainingSession(Session):
         self.blocks += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
         self._note_scans(plan)
         return await super().fetch(statement, *args)
+
+    async def value(self, statement: str, *args: object) -> Any:
+        return (await self.fetch(statement, *args))[0][0]
 
     def _note_scans(self, node: dict[str, Any]) -> None:
         if node.get("Relation Name") == "execution":
@@ -97,6 +100,62 @@ async def read_by_a_look(store: PostgresStore) -> int:
         await connection.execute(f"VACUUM ANALYZE {store._database.quoted}.batch")
         session = ExplainingSession(store._database, connection)
         assert not await claimable(session, None, ClaimRequest.of_workflows([LETTERS]))
+        return session.blocks
+    finally:
+        await connection.close()
+
+
+async def test_a_claim_by_id_costs_nothing_beside_the_batches_of_others(
+    postgres_dsn: str, migrated_schema: str
+) -> None:
+    """Counted in blocks that the server reads, for the look for a claim and for the claim's batches."""
+    async with opened(PostgresStore(postgres_dsn, schema=migrated_schema)) as store:
+        scene = Scene(store, asyncio.sleep)
+        named = await scene.batch(3)
+        request = Hand.request(1, batches=[named])
+        blocks: list[int] = []
+        for others in (500, 5_000):
+            execute(postgres_dsn, *copies(postgres_dsn, migrated_schema, of=named, number=others))
+            blocks.append(await read_by_a_choice(store, request))
+        # The indexes may have become one block deeper.
+        assert blocks[1] <= blocks[0] + 12
+
+
+def copies(dsn: str, schema: str, *, of: str, number: int) -> list[str]:
+    """Make the statements that copy a batch and its documents, as the store has written them: much faster."""
+
+    def columns(table: str, *without: str) -> list[str]:
+        found = rows_of(
+            dsn,
+            "SELECT column_name FROM information_schema.columns "
+            f"WHERE table_schema = '{schema}' AND table_name = '{table}'",
+        )
+        return [row["column_name"] for row in found if row["column_name"] not in without]
+
+    batch = ", ".join(columns("batch", "key", "batch_id"))
+    execution = columns("execution", "key", "batch")
+    return [
+        f"INSERT INTO {schema}.batch (batch_id, {batch}) SELECT 'copy-{number}-' || n.i, {batch} "
+        f"FROM {schema}.batch, generate_series(1, {number}) AS n (i) WHERE batch_id = '{of}'",
+        f"INSERT INTO {schema}.execution (key, batch, {', '.join(execution)}) "
+        f"SELECT b.key * {1 << 32} + e.key % {1 << 32}, b.key, {', '.join(f'e.{name}' for name in execution)} "
+        f"FROM {schema}.batch b, {schema}.execution e JOIN {schema}.batch o ON o.key = e.batch "
+        f"WHERE b.batch_id LIKE 'copy-{number}-%' AND o.batch_id = '{of}'",
+    ]
+
+
+async def read_by_a_choice(store: PostgresStore, request: ClaimRequest) -> int:
+    """How many blocks a claim from one batch reads to find it, and a look for it."""
+    connection = await store._database.connect(by_key=True)
+    try:
+        for table in ("batch", "execution"):
+            await connection.execute(f"VACUUM ANALYZE {store._database.quoted}.{table}")
+        session = ExplainingSession(store._database, connection)
+        _, (batch,), _ = await lock_open_batches(session, FAR_AHEAD, request, skip=False)
+        assert request.batches == {batch.batch_id}
+        assert await claimable(session, None, request)
+        assert not await claimable(session, None, request._replace(batches=frozenset({BatchId("none")})))
+        await next_due(session, FAR_AHEAD, request)
         return session.blocks
     finally:
         await connection.close()

@@ -38,6 +38,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.script.resume import LABEL
+from durable_batches.stores import Capabilities
 
 ONE_BY_ONE = BatchConfig(concurrency=1)
 
@@ -399,14 +400,40 @@ def test_the_resumed_batch_is_printed(desk: Desk, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     desk.interrupted(["x", "y"], "x", progress=True)
     assert (
-        f"batch {unfinished.batch_id!r} of other documents is unfinished, and is not run now"
-        in capsys.readouterr().err
+        f"batch {unfinished.batch_id!r} of other documents is unfinished, and is not run now" in capsys.readouterr().err
     )
     (named, *_) = desk.batches()
     desk.run(["x", "y"], progress=True)
     assert f"resuming batch {named.batch_id!r} in {desk.store}: 1 of 2 documents" in capsys.readouterr().err
     desk.run(["x", "y"], progress=True, batch_id=named.batch_id)
     assert "has already ended; nothing is run" in capsys.readouterr().err
+
+
+def test_it_leaves_unfinished_batches_of_other_documents_alone(desk: Desk) -> None:
+    desk.interrupted(["a", "b"], "a")
+    (unfinished,) = desk.batches()
+    desk.calls.clear()
+    desk.run(["x", "y"])
+    assert desk.calls == ["x", "y"]
+    desk.run([], batch_id=unfinished.batch_id)
+    assert desk.calls == ["x", "y", "b"]
+
+
+class OlderStore(MemoryStore):
+    """An adapter of level 1, which cannot be told which batches to take from."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(several_processes=False, durable=False, pushes=True)
+
+
+def test_an_adapter_of_level_1_runs_what_there_is(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    store = OlderStore()
+    desk.interrupted(["a", "b"], "a", store=store)
+    desk.calls.clear()
+    desk.run(["x"], store=store, progress=True)
+    assert "of other documents runs beside this one" in capsys.readouterr().err
+    assert "x" in desk.calls
 
 
 def test_without_progress_nothing_is_printed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

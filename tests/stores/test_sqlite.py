@@ -33,9 +33,10 @@ from durable_batches.errors import FactRejectedError
 from durable_batches.lifecycle.commands import Cancel
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, NewDocument
+from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores import BatchQuery, migrations
 from durable_batches.stores.sqlite import connection as sqlite_connection
-from durable_batches.stores.sqlite.claims import is_claimable
+from durable_batches.stores.sqlite.claims import is_claimable, load_candidates, next_due
 from durable_batches.stores.sqlite.reads import Select
 from durable_batches.testing import ManualClock
 from durable_batches.testing.conformance.scene import LEASE, LETTERS, Scene
@@ -158,6 +159,33 @@ async def test_a_look_for_work_costs_nothing_beside_batches_that_sleep(scene: Sc
             await put_to_sleep(scene, hand, batches)
             steps.append(0)
             assert not is_claimable(NOT_YET, ClaimRequest.of_workflows([LETTERS])).on(connection)
+    assert steps[0] == steps[1] > 0
+
+
+async def test_a_claim_by_id_costs_nothing_beside_the_batches_of_others(scene: Scene, path: Path) -> None:
+    """Counted in steps of SQLite's virtual machine, for the claim and for the look for one."""
+    steps: list[int] = []
+    hand = await scene.worker(lease=3_600)
+
+    def step() -> int:
+        steps[-1] += 1
+        return 0
+
+    named = await scene.batch(3)
+    request = hand.request(1, batches=[named])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("SELECT 1 FROM batch").fetchall()  # the schema is read once
+        connection.set_progress_handler(step, 1)
+        for others in (2, 18):
+            for _ in range(others):
+                await scene.batch(1)
+            steps.append(0)
+            keys, candidates = load_candidates(connection, NOT_YET, request)
+            assert list(keys) == [named]
+            assert len(candidates) == 1
+            assert next_due(connection, NOT_YET, request) is None
+            assert is_claimable(NOT_YET, request).on(connection)
+            assert not is_claimable(NOT_YET, hand.request(batches=[BatchId("none")])).on(connection)
     assert steps[0] == steps[1] > 0
 
 
