@@ -406,16 +406,24 @@ class BatchNotFoundError(DurableBatchesError, LookupError):
 
 
 class TransactionOpenError(BatchNotFoundError):
-    """A batch was waited for within the transaction that it was submitted in: it runs only after the commit."""
+    """A batch was waited for within a transaction without whose end nothing happens to it.
+
+    Either it was submitted in that transaction, and runs only after the commit. Or the batch is there (attached to in
+    that transaction, say), and the transaction keeps everybody else from writing to the database, as on SQLite.
+    """
 
     code = "transaction-open"
 
-    def __init__(self, batch_id: str) -> None:
+    def __init__(self, batch_id: str, *, locks: bool = False) -> None:
         self.batch_id = batch_id
+        why = (
+            "cannot go on: the application has a transaction open in which it has called submit(), and nobody else can "
+            "write to the database before its end"
+            if locks
+            else "was submitted in a transaction of the application that is still open, so nobody sees or runs it"
+        )
         DurableBatchesError.__init__(
-            self,
-            f"batch {batch_id!r} was submitted in a transaction of the application that is still open, so nobody sees "
-            "or runs it; commit the transaction, and ask for the batch then",
+            self, f"batch {batch_id!r} {why}; commit the transaction, and ask for the batch then"
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextvars import Context
 from pathlib import Path
 
 import pytest
 from tests.stores.hosts import ON_POSTGRES, ON_SQLITE, AsyncHost, Batches, Host, noting, ran, record_of
-from tests.support import within
+from tests.support import STAGES, everything, turns, within
 
 from durable_batches import (
     BatchConfig,
@@ -21,6 +23,7 @@ from durable_batches import (
     SubmissionInProgressError,
     TransactionOpenError,
     Worker,
+    workflow,
 )
 from durable_batches.lifecycle.states import BatchId
 
@@ -204,6 +207,93 @@ async def test_to_wait_for_it_within_the_transaction_is_an_error(batches: Batche
     with pytest.raises(BatchNotFoundError) as gone:
         await batches.result(batch_id)
     assert not isinstance(gone.value, TransactionOpenError)
+
+
+@workflow(STAGES, name="noting", version="2")
+async def noting_later(document: str) -> str:
+    return document
+
+
+async def unfinished_batch(place: Place) -> str:
+    """Submit a batch that no worker runs here."""
+    async with BatchOrchestrator(noting_later, store=place.make_store(), max_in_flight=0) as batches:
+        return await batches.submit(["b"], batch_id="unfinished")
+
+
+async def begin_writing(batches: Batches, host: Host) -> None:
+    """Begin a transaction that would be there, and write, without the submission."""
+    await host.begin()
+    await host.execute("CREATE TABLE host_orders (number int)")
+    if isinstance(batches.worker.store, SQLiteStore):
+        # Where Python's driver begins transactions, this does not begin one.
+        await host.commit()
+        await host.begin()
+        await host.execute("INSERT INTO host_orders VALUES (1)")
+
+
+async def test_to_wait_for_any_batch_within_a_transaction_that_locks_is_an_error(
+    batches: Batches, host: Host, place: Place
+) -> None:
+    """On SQLite nobody else can write, though the submission itself has attached to what was there."""
+    if not isinstance(host, AsyncHost):
+        pytest.skip("it is in a transaction of another thread")
+    unfinished = await unfinished_batch(place)
+    await within(batches.run(["a"], batch_id="ended"))
+    await begin_writing(batches, host)
+    await host.submit(batches, ["never read"], batch_id=unfinished)
+    # What has ended, and what is there to be read, need not be waited for.
+    assert (await within(batches.result("ended"))).counts.succeeded == 1
+    assert (await within(everything(batches.progress("ended"))))[-1].tag == "batch_completed"
+    assert (await batches.snapshot(unfinished)).counts.total == 1
+    assert len(await everything(batches.documents(unfinished))) == 1
+    assert not await everything(batches.results(unfinished))
+    if isinstance(batches.worker.store, SQLiteStore):
+        await refused_within(batches, unfinished)
+        await host.rollback()
+        assert await batches.cancel(unfinished)
+    else:
+        # Others can write, and do.
+        waiting = asyncio.create_task(batches.result(unfinished))
+        assert await batches.cancel(unfinished)
+        assert (await within(waiting)).counts.cancelled == 1
+        await host.rollback()
+
+
+async def refused_within(batches: Batches, unfinished: str) -> None:
+    """Whatever would wait for the end of the transaction of this very task is refused at once."""
+    waits: list[Callable[[], Awaitable[object]]] = [
+        lambda: batches.result(unfinished),
+        lambda: asyncio.create_task(batches.result(unfinished)),
+        lambda: everything(batches.progress(unfinished)),
+        lambda: everything(batches.watch(unfinished)),
+        lambda: batches.cancel(unfinished),
+        lambda: batches.submit(["c"]),
+    ]
+    for wait in waits:
+        with pytest.raises(TransactionOpenError, match="nobody else can write"):
+            await within(wait())
+    # Another task, which this one has not begun, waits as ever: the transaction may be about to end.
+    elsewhere = asyncio.create_task(batches.result(unfinished), context=Context())
+    await turns(20)
+    assert not elsewhere.done()
+    elsewhere.cancel()
+    await asyncio.wait([elsewhere])
+
+
+async def test_a_submission_that_fails_leaves_the_lock_to_its_transaction(
+    batches: Batches, host: Host, place: Place
+) -> None:
+    """Its savepoint is undone, and the lock stays: to wait for another batch is in vain as well."""
+    if not (isinstance(host, AsyncHost) and isinstance(batches.worker.store, SQLiteStore)):
+        pytest.skip("only SQLite locks out everybody")
+    unfinished = await unfinished_batch(place)
+    await begin_writing(batches, host)
+    with pytest.raises(DuplicateDocumentError):
+        await host.submit(batches, ["a", "a"], document_id=str)
+    with pytest.raises(TransactionOpenError):
+        await within(batches.result(unfinished))
+    await host.rollback()
+    assert await batches.cancel(unfinished)
 
 
 async def test_what_a_dead_submitter_left_is_replaced(batches: Batches, host: Host) -> None:

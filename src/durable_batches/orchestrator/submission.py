@@ -35,6 +35,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_callable, check_instance
 from durable_batches.outage import repeat_unknown
 from durable_batches.runtime.workflow import Workflow
+from durable_batches.stores.open_transactions import LocksOut
 from durable_batches.stores.protocol import (
     HostLoading,
     HostTransaction,
@@ -102,11 +103,13 @@ class Submission(Generic[D]):
         """See `BatchOrchestrator.submit`."""
         source = iterated(documents)
         if self._connection is None:
+            self._worker.check_unlocked(self._batch_id)
             return await self._submit(source, self._worker.store)
         store = self._worker.store
         if not isinstance(store, HostTransactions):
             raise self._cannot_join()
         async with store.joined(self._connection) as loading:
+            self._take_note_of_lock(loading, self._connection)
             submitted = await self._submit(source, loading)
         self._worker.submitted_within(submitted, self._connection)
         return submitted
@@ -119,7 +122,13 @@ class Submission(Generic[D]):
         if not isinstance(store, SyncHostTransactions):
             raise self._cannot_join()
         with store.joined_sync(connection) as loading:
+            self._take_note_of_lock(loading, connection)
             return run_without_loop(self._submit(iterated(documents), loading))
+
+    def _take_note_of_lock(self, loading: Loading, connection: HostTransaction) -> None:
+        # Also where nothing is submitted then: the transaction has the lock, and may go on.
+        if isinstance(loading, LocksOut) and loading.locks_out_everybody:
+            self._worker.locks(connection)
 
     def _cannot_join(self) -> ConfigurationError:
         return ConfigurationError(

@@ -57,6 +57,7 @@ class BatchReader:
         workflow: The only workflow whose batches are read; None: any.
         owner: The name of its owner, in whose block it reads.
         in_open_transaction: Returns whether a batch was submitted in a transaction that is open yet.
+        check_wait: Called before the running task waits for a batch to go on; what it raises is raised.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class BatchReader:
         workflow: str | None = None,
         owner: str = "orchestrator",
         in_open_transaction: Callable[[BatchId], bool] = lambda batch_id: False,
+        check_wait: Callable[[str], object] = lambda batch_id: None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -79,6 +81,7 @@ class BatchReader:
         self._workflow = workflow
         self._owner = owner
         self._in_open_transaction = in_open_transaction
+        self._check_wait = check_wait
         self._sleep = partial(clock.sleep, housekeeping=True)
 
     async def record(self, batch_id: str) -> BatchRecord:
@@ -124,6 +127,7 @@ class BatchReader:
                     elif feed.has_ended:
                         return
                     else:
+                        self._check_wait(batch_id)
                         await feed.moved()
 
     async def changes(self, batch_id: str, interval: timedelta) -> AsyncGenerator[BatchRecord, None]:
@@ -135,6 +139,7 @@ class BatchReader:
                 yield record
                 if record.ended:
                     return
+                self._check_wait(batch_id)
                 seen = record.seq
                 await self._clock.sleep(interval.total_seconds())
                 while record.seq == seen:
@@ -148,6 +153,7 @@ class BatchReader:
             ends = feed.ends
             record = await self._shared_record(feed, batch_id)
             while not record.ended:
+                self._check_wait(batch_id)
                 await feed.ended_since(ends)
                 ends = feed.ends
                 # The first of those who waited reads it for all.

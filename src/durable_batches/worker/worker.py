@@ -14,6 +14,7 @@ from durable_batches.clock import Clock, Deadline, SystemClock
 from durable_batches.errors import (
     ConfigurationError,
     StoreUnavailableError,
+    TransactionOpenError,
     WorkerFencedError,
     WorkerNotRunningError,
 )
@@ -226,6 +227,19 @@ class Worker:
         """Take note of a batch that was submitted in a transaction of the application, which is open yet."""
         self._in_transactions.add(batch_id, connection)
 
+    def locks(self, connection: HostTransaction) -> None:
+        """Take note that the running task has a transaction open that keeps everybody else from writing."""
+        self._in_transactions.locks(connection)
+
+    def check_unlocked(self, batch_id: str) -> None:
+        """Refuse to wait for what cannot be written before the running task ends its own transaction.
+
+        Raises:
+            TransactionOpenError: It has such a transaction open.
+        """
+        if self._in_transactions.are_locking:
+            raise TransactionOpenError(batch_id, locks=True)
+
     def reader(self, workflow: str) -> BatchReader:
         """Make a reader of this workflow's batches, which reads while the worker is running."""
         return BatchReader(
@@ -236,6 +250,7 @@ class Worker:
             running=lambda: self.running,
             workflow=workflow,
             in_open_transaction=lambda batch_id: batch_id in self._in_transactions.batches(),
+            check_wait=self.check_unlocked,
         )
 
     def serve(self, workflow: AnyWorkflow) -> None:
@@ -271,7 +286,12 @@ class Worker:
         return [report for key, report in reports.items() if key[0] == batch_id]
 
     async def command(self, batch_id: BatchId, command: Command) -> Committed:
-        """Give a command to a batch, and stop, claim and tell subscribers here as it demands; see `Control.give`."""
+        """Give a command to a batch, and stop, claim and tell subscribers here as it demands; see `Control.give`.
+
+        Raises:
+            TransactionOpenError: The running task has a transaction open that keeps everybody else from writing.
+        """
+        self.check_unlocked(batch_id)
         return await self._control.give(batch_id, command)
 
     def announce(self, events: Sequence[EventRecord]) -> None:

@@ -138,6 +138,8 @@ class _Host:
         self._changes = 0
         self.batch_id: BatchId | None = None
         """The batch that is loaded."""
+        self.locks_out_everybody: Final = True
+        """See `LocksOut`."""
 
     async def create(self, batch: BatchRecord) -> BatchRecord | None:
         """See `Store.create`."""
