@@ -143,11 +143,16 @@ class Server:
 
         in_a_loop(run())
 
-    def replica(self) -> Server:
-        """A server with the same data, so far, that can only be read; this one is stopped for a moment."""
-        copy = Server(
-            in_memory=False, **{name: value for name, value in self._settings.items() if name not in _SETTINGS}
-        )
+    def replica(self, *, follows: bool = False) -> Server:
+        """A server with the same data that can only be read; this one is stopped for a moment.
+
+        Args:
+            follows: Whether what is written from here on is written there, too.
+        """
+        settings = {name: value for name, value in self._settings.items() if name not in _SETTINGS}
+        if follows:
+            settings["primary_conninfo"] = f"host=127.0.0.1 port={self.port} user=postgres"
+        copy = Server(in_memory=False, **settings)
         self.stop()
         shutil.copytree(self._data, copy._data)
         self.start()

@@ -2,7 +2,8 @@
 
 All that a process waits for is asked for in one query. A notification says only that something has changed; one that
 is lost costs time and nothing else. It is sent by itself, after the commit and not within it, and a few times a second
-at most: committing one takes a lock that all notifying transactions of the server share.
+at most: committing one takes a lock that all notifying transactions of the server share. A replica has none of them,
+and is polled.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ class Notifications:
     Args:
         database: Where the batches are.
         server_clock: What things fall due by.
+        takes_replicas: See `Database.connect`.
     """
 
-    def __init__(self, database: Database, server_clock: ServerClock) -> None:
+    def __init__(self, database: Database, server_clock: ServerClock, *, takes_replicas: bool = False) -> None:
         self._database = database
         self._server_clock = server_clock
+        self._takes_replicas = takes_replicas
         self._waiters: set[_Waiter] = set()
         self._wake = asyncio.Event()
         self._changed = False
@@ -71,6 +74,10 @@ class Notifications:
     def start(self) -> None:
         """Start the task, which connects once it is needed."""
         self._task = asyncio.create_task(self._run(), name="durable-batches notifications")
+
+    def refuse_replicas(self) -> None:
+        """Connect to the primary only from here on."""
+        self._takes_replicas = False
 
     async def stop(self) -> None:
         """End the task, close its connection, and wake all who wait."""
@@ -130,13 +137,14 @@ class Notifications:
             await asyncio.sleep(pause)
 
     async def _listen(self) -> None:
-        connection = await self._database.connect(by_key=True)
+        connection = await self._database.connect(by_key=True, takes_replica=self._takes_replicas)
         try:
             with translated(self._database.where):
                 self._own_pid = connection.get_server_pid()
-                await connection.add_listener(self._database.channel, self._heard)
-                connection.add_termination_listener(self._lost)
                 session = Session(self._database, connection)
+                if not (self._takes_replicas and await session.value("SELECT pg_is_in_recovery()")):
+                    await connection.add_listener(self._database.channel, self._heard)
+                connection.add_termination_listener(self._lost)
                 for waiter in self._waiters:
                     waiter.looked = False
                 while not connection.is_closed():

@@ -152,10 +152,11 @@ class PostgresStore:
     async def attach(self) -> None:
         """See `Attachable.attach`. The role needs `USAGE` of the schema, and `SELECT` on its tables.
 
+        The server may be a replica (a hot standby), which may be behind.
+
         Raises:
             ConfigurationError: There is a pooler in transaction mode before the server.
             StoreAccessError: The server refuses the login, or the role may not read.
-            StoreReadOnlyError: The server is a replica.
         """
         async with self._opening:
             if self._running is None:
@@ -163,7 +164,7 @@ class PostgresStore:
             self._opened += 1
 
     async def _start(self, *, migrates: bool) -> None:
-        running = _Running(self._database, self._server_clock)
+        running = _Running(self._database, self._server_clock, takes_replicas=not migrates)
         try:
             await running.thread.run(running.start(migrates=migrates))
         except BaseException:
@@ -382,12 +383,12 @@ class PostgresStore:
 class _Running:
     """An open store's thread, connections and notifications."""
 
-    def __init__(self, database: Database, server_clock: ServerClock) -> None:
+    def __init__(self, database: Database, server_clock: ServerClock, *, takes_replicas: bool) -> None:
         self._database = database
         self.thread = LoopThread("durable-batches-postgres")
         self.writers = Pool(database, _WRITERS, by_key=True, read_only=False)
-        self.readers = Pool(database, _READERS, by_key=False, read_only=True)
-        self.notifications = Notifications(database, server_clock)
+        self.readers = Pool(database, _READERS, by_key=False, read_only=True, takes_replicas=takes_replicas)
+        self.notifications = Notifications(database, server_clock, takes_replicas=takes_replicas)
 
     async def start(self, *, migrates: bool) -> None:
         """Open two connections, and check the server and the schema with them; on the store's loop."""
@@ -404,6 +405,9 @@ class _Running:
         """Bring the schema up to date, on a connection of its own, which keeps a lock until it is closed."""
         async with session_of_its_own(self._database) as session:
             await migrate(self._database, session)
+        # Whoever writes has to read what is there by now.
+        self.readers.refuse_replicas()
+        self.notifications.refuse_replicas()
 
     async def stop(self) -> None:
         """Close all connections, and end the thread; on the host's loop."""

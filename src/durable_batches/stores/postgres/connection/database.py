@@ -99,11 +99,14 @@ class Database:
         """How long an answer to a statement is waited for."""
         return self.statement_seconds + _MARGIN_SECONDS
 
-    async def connect(self, *, by_key: bool, read_only: bool = False, seconds: float | None = None) -> Connection:
+    async def connect(
+        self, *, by_key: bool, read_only: bool = False, takes_replica: bool = False, seconds: float | None = None
+    ) -> Connection:
         """Open a connection with the store's settings.
 
         Args:
             read_only: The server refuses whatever would write.
+            takes_replica: Whether the server may be a replica, which can be read and may be behind.
             by_key: For statements that find all rows by a key or along an index: the planner has no other ways.
             seconds: How long that may take; `CONNECT_SECONDS` by default.
 
@@ -116,13 +119,20 @@ class Database:
             async with asyncio.timeout(seconds):
                 connection = await self._open(seconds)
                 try:
-                    await self._set_up(connection, by_key=by_key, read_only=read_only)
+                    is_replica = await self._set_up(connection, by_key=by_key, read_only=read_only)
+                    if is_replica and not takes_replica:
+                        # After a failover an address may lead to one for some time.
+                        raise StoreReadOnlyError(
+                            f"the database {self.where} is a replica and cannot be written; connect to the primary "
+                            "(target_session_attrs=read-write in the DSN finds it among several hosts)"
+                        )
                 except BaseException:
                     connection.terminate()
                     raise
                 return connection
 
-    async def _set_up(self, connection: Connection, *, by_key: bool, read_only: bool) -> None:
+    async def _set_up(self, connection: Connection, *, by_key: bool, read_only: bool) -> bool:
+        """Make the settings; return whether the server is a replica."""
         given = getattr(connection.get_settings(), "application_name", "")
         settings = {
             **_SETTINGS,
@@ -140,12 +150,7 @@ class Database:
             "WHERE key <> 'synchronous_commit' OR current_setting(key) IN ('off', 'local')",
             json.dumps(settings),
         )
-        if row is not None and row[1]:
-            # After a failover an address may lead to one for some time; it may also be behind with what can be read.
-            raise StoreReadOnlyError(
-                f"the database {self.where} is a replica and cannot be written; connect to the primary "
-                "(target_session_attrs=read-write in the DSN finds it among several hosts)"
-            )
+        return row is not None and bool(row[1])
 
 
 def millis(seconds: float) -> str:

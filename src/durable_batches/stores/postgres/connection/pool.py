@@ -22,12 +22,22 @@ class Pool:
 
     The driver's own pool asks the server to forget the session's state after each use, which costs a round trip a
     transaction, and has nothing to forget here.
+
+    Args:
+        database: Where.
+        size: Connections at most.
+        by_key: See `Database.connect`.
+        read_only: See `Database.connect`.
+        takes_replicas: See `Database.connect`.
     """
 
-    def __init__(self, database: Database, size: int, *, by_key: bool, read_only: bool) -> None:
+    def __init__(
+        self, database: Database, size: int, *, by_key: bool, read_only: bool, takes_replicas: bool = False
+    ) -> None:
         self._database = database
         self._by_key = by_key
         self._read_only = read_only
+        self._takes_replicas = takes_replicas
         self._places = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
         self._closed = False
@@ -46,7 +56,7 @@ class Pool:
                 except StoreUnavailableError as error:
                     if type(error) is not StoreUnavailableError or not connection.is_closed():
                         raise
-            connection = await self._database.connect(by_key=self._by_key, read_only=self._read_only)
+            connection = await self._connect()
             return await self._work(connection, work, *args, **kwargs)
 
     async def _work(
@@ -84,9 +94,19 @@ class Pool:
 
     async def open(self) -> Session:
         """Open the first connection, to look at the server with; it is kept for the work."""
-        connection = await self._database.connect(by_key=self._by_key, read_only=self._read_only)
+        connection = await self._connect()
         self._idle.append(connection)
         return Session(self._database, connection)
+
+    def refuse_replicas(self) -> None:
+        """Connect to the primary only from here on."""
+        self._takes_replicas = False
+        self._forget_idle()
+
+    async def _connect(self) -> Connection:
+        return await self._database.connect(
+            by_key=self._by_key, read_only=self._read_only, takes_replica=self._takes_replicas
+        )
 
     def _take(self) -> Connection | None:
         # The one that was used last: the others may be closed by the server, or be missed by nobody.
