@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from durable_batches.cli.options import (
     BatchArgument,
+    BatchesArgument,
     JsonOption,
+    LabelOption,
     SchemaOption,
     Status,
     StoreOption,
+    WorkflowOption,
     label_of,
     moment_of,
 )
 from durable_batches.version import VERSION
+
+if TYPE_CHECKING:
+    from durable_batches.reading.client import BatchClient
 
 __all__ = ["app"]
 
@@ -54,16 +61,13 @@ def durable_batches(
 def list_command(
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
-    workflow: Annotated[str | None, typer.Option(metavar="NAME", help="Only batches of this workflow.")] = None,
+    workflow: WorkflowOption = None,
     state: Annotated[
         list[str] | None,
         typer.Option(metavar="STATE", help="Only batches in this state (or stage); may be given several times."),
     ] = None,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Only batches that have not ended.")] = False,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Only batches with this label; may be given several times."),
-    ] = None,
+    label: LabelOption = None,
     since: Annotated[
         str | None,
         typer.Option(metavar="WHEN", help="Only batches created since: 30m, 2h or 7d (ago), or an ISO 8601 time."),
@@ -101,21 +105,37 @@ def show(
 
 @app.command()
 def watch(
-    batch: BatchArgument,
+    batches: BatchesArgument = None,
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
+    workflow: WorkflowOption = None,
+    label: LabelOption = None,
     interval: Annotated[float, typer.Option(help="Seconds between two looks, at least.", min=0.05, max=3600)] = 0.25,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a batch to its end: bars on a terminal, a line now and then elsewhere.
+    """Follow batches to their ends: bars on a terminal, a line now and then elsewhere.
 
-    The exit code tells how it ended: 0, or 3 (documents failed), 4 (the batch failed), 5 (cancelled).
+    Without a batch, all are followed that have not ended by now.
+
+    The exit code tells how the batch ended: 0, or 3 (documents failed), 4 (the batch failed), 5 (cancelled). Of several
+    batches, it is that of the worst end: failed, cancelled, documents failed.
     """
+    from durable_batches.cli.batches import Filters
     from durable_batches.cli.session import run_command
-    from durable_batches.cli.watch import watch_batch
+    from durable_batches.cli.watch import unfinished_batches, watch_batch, watch_batches
 
+    if batches and (workflow or label):
+        raise typer.BadParameter("give batches, or --workflow and --label to choose among all that have not ended")
+    filters = Filters(workflow=workflow, unfinished=True, labels=dict(map(label_of, label or ())))
     seconds = timedelta(seconds=interval)
-    run_command(store, schema, lambda client: watch_batch(client, batch, interval=seconds, as_json=as_json))
+
+    async def watch_them(client: BatchClient) -> int:
+        if batches is not None and len(batches) == 1:
+            return await watch_batch(client, batches[0], interval=seconds, as_json=as_json)
+        named = batches or await unfinished_batches(client, filters)
+        return await watch_batches(client, named, interval=seconds, as_json=as_json)
+
+    run_command(store, schema, watch_them)
 
 
 @app.command()
@@ -229,17 +249,39 @@ def export(
 
 @app.command()
 def cancel(
-    batch: BatchArgument,
+    batches: BatchesArgument = None,
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
+    workflow: WorkflowOption = None,
+    label: LabelOption = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept with the batch.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before batches are cancelled.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Cancel a batch: no document of it is started any more, and what runs is stopped."""
-    from durable_batches.cli.control import cancel_batch
-    from durable_batches.cli.session import run_command
+    """Cancel batches: no document of them is started any more, and what runs is stopped.
 
-    run_command(store, schema, lambda client: cancel_batch(client, batch, reason=reason, as_json=as_json), reads=False)
+    With --workflow or --label instead of batches, all are cancelled that these choose and that have not ended. They are
+    named, and it is asked before (--yes: it is not).
+    """
+    from durable_batches.cli.batches import Filters
+    from durable_batches.cli.control import Choice, cancel_batches
+    from durable_batches.cli.session import perform, run_command
+
+    if bool(batches) == bool(workflow or label):
+        raise typer.BadParameter("give batches, or choose them by --workflow and --label")
+    named: Sequence[str] = batches or ()
+    if not named:
+        choice = Choice(Filters(workflow=workflow, unfinished=True, labels=dict(map(label_of, label or ()))))
+        code = perform(store, schema, choice.look)
+        if code:
+            raise typer.Exit(code)
+        if not yes:
+            choice.confirm()
+        # These, and none that came meanwhile.
+        named = choice.batch_ids
+    run_command(
+        store, schema, lambda client: cancel_batches(client, named, reason=reason, as_json=as_json), reads=False
+    )
 
 
 # ---- more ----------------------------------------------------------------------------------------------------------

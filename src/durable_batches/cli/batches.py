@@ -18,7 +18,7 @@ from durable_batches.lifecycle.states import ENDED_TAGS, RESERVED_TAGS, Cancelle
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, duration_text, print_line
 
-__all__ = ["Filters", "list_batches", "show_batches"]
+__all__ = ["Filters", "filtered", "list_batches", "show_batches"]
 
 Batch = BatchSnapshot[Stage]
 
@@ -47,7 +47,7 @@ async def list_batches(client: BatchClient, filters: Filters, *, limit: int, as_
     """Print the batches, newest first."""
     for state in filters.states:
         await _check_state(client, state, filters.workflow)
-    async with aclosing(_filtered(client, filters)) as batches:
+    async with aclosing(filtered(client, filters)) as batches:
         shown = first(batches, limit)
         if as_json:
             async for batch in shown:
@@ -62,7 +62,8 @@ async def list_batches(client: BatchClient, filters: Filters, *, limit: int, as_
     return Exit.DONE
 
 
-async def _filtered(client: BatchClient, filters: Filters) -> AsyncGenerator[Batch, None]:
+async def filtered(client: BatchClient, filters: Filters) -> AsyncGenerator[Batch, None]:
+    """Yield the batches that a filter names, newest first."""
     found = client.list_batches(workflow=filters.workflow, states=filters.states, metadata=filters.labels)
     since = filters.since
     async with aclosing(found) as batches:

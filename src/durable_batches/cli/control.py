@@ -1,13 +1,73 @@
-"""The commands that change a batch: `cancel`."""
+"""The commands that change batches: `cancel`."""
 
 from __future__ import annotations
 
-from durable_batches.cli.exits import Exit
-from durable_batches.cli.output import print_json, write
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Final
+
+import typer
+
+from durable_batches.cli.batches import Filters, filtered
+from durable_batches.cli.exits import CommandError, Exit
+from durable_batches.cli.output import flush, print_json, write
 from durable_batches.reading.client import BatchClient
+from durable_batches.terminal.lines import counts_text, is_terminal, print_line
 from durable_batches.terminal.text import printable
 
-__all__ = ["cancel_batch"]
+__all__ = ["Choice", "cancel_batch", "cancel_batches"]
+
+_SHOWN: Final = 20
+"""Batches that are named before it is asked whether to cancel them."""
+
+
+class Choice:
+    """The unfinished batches that a filter names, to be confirmed.
+
+    Args:
+        filters: The filter.
+    """
+
+    def __init__(self, filters: Filters) -> None:
+        self._filters = filters
+        self.batch_ids: Sequence[str] = ()
+
+    async def look(self, client: BatchClient) -> int:
+        """Find the batches, and print the first of them on stderr."""
+        found: list[str] = []
+        async with aclosing(filtered(client, self._filters)) as batches:
+            async for batch in batches:
+                found.append(batch.batch_id)
+                if len(found) <= _SHOWN:
+                    print_line(f"  {batch.batch_id}  {batch.workflow}, {batch.state.tag}: {counts_text(batch.counts)}")
+        if len(found) > _SHOWN:
+            print_line(f"  and {len(found) - _SHOWN} more")
+        self.batch_ids = found
+        if not found:
+            print_line("there are no such batches that have not ended")
+        return Exit.DONE if found else Exit.NO_BATCH
+
+    def confirm(self) -> None:
+        """Ask on the terminal whether to cancel them.
+
+        Raises:
+            CommandError: The answer is no, or there is nobody to ask.
+        """
+        number = len(self.batch_ids)
+        batches = "this batch" if number == 1 else f"these {number} batches"
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+            raise CommandError(f"say --yes to cancel {batches}: there is no terminal to ask on", Exit.USAGE)
+        if not typer.confirm(f"Cancel {batches}?", err=True):
+            raise CommandError("nothing was cancelled", Exit.ERROR)
+
+
+async def cancel_batches(client: BatchClient, batch_ids: Sequence[str], *, reason: str, as_json: bool) -> int:
+    """Cancel these batches, one after the other; return `ENDED_BEFORE` where none was cancelled."""
+    codes: set[int] = set()
+    for batch_id in dict.fromkeys(batch_ids):
+        codes.add(await cancel_batch(client, batch_id, reason=reason, as_json=as_json))
+    return Exit.DONE if Exit.DONE in codes else Exit.ENDED_BEFORE
 
 
 async def cancel_batch(client: BatchClient, batch_id: str, *, reason: str, as_json: bool) -> int:
@@ -26,4 +86,6 @@ async def cancel_batch(client: BatchClient, batch_id: str, *, reason: str, as_js
         )
     else:
         write(f"{printable(batch_id)} had ended before: {batch.state.tag}")
+    # Said before the next one is cancelled.
+    flush()
     return Exit.DONE if cancelled else Exit.ENDED_BEFORE

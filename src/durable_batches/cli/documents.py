@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from durable_batches.cli.as_json import document_json, result_json
 from durable_batches.cli.exits import CommandError, Exit
 from durable_batches.cli.output import error_text, first, json_of, moment, print_json, print_table
 from durable_batches.errors import shortened
-from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import ENDED_TAGS
 from durable_batches.reading.client import BatchClient
@@ -32,10 +31,9 @@ async def show_documents(
     as_json: bool,
 ) -> int:
     """Print the documents of a batch, in the order of their submission."""
-    if fingerprint is not None:
-        status = "failed"
-    async with aclosing(client.documents(batch_id, status=status, payloads=payloads)) as documents:
-        shown = first(documents if fingerprint is None else _of_group(documents, fingerprint), limit)
+    found = client.documents(batch_id, status=status, fingerprint=fingerprint, payloads=payloads)
+    async with aclosing(found) as documents:
+        shown = first(documents, limit)
         if as_json:
             async for document in shown:
                 print_json(document_json(document, payloads=payloads))
@@ -45,13 +43,6 @@ async def show_documents(
             if not await print_table([*columns, "DETAILS"], rows):
                 print_line("there are no such documents")
     return Exit.DONE
-
-
-async def _of_group(documents: AsyncIterable[RawDocument], fingerprint: str) -> AsyncGenerator[RawDocument, None]:
-    async for document in documents:
-        failure = document.failure
-        if failure is not None and fingerprint_of(failure.error_type, failure.activity, failure.error) == fingerprint:
-            yield document
 
 
 def _document_row(document: RawDocument, *, payloads: bool) -> Sequence[str]:

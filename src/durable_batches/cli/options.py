@@ -12,7 +12,18 @@ import typer
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.primitives import from_micros
 
-__all__ = ["BatchArgument", "JsonOption", "SchemaOption", "Status", "StoreOption", "label_of", "moment_of"]
+__all__ = [
+    "BatchArgument",
+    "BatchesArgument",
+    "JsonOption",
+    "LabelOption",
+    "SchemaOption",
+    "Status",
+    "StoreOption",
+    "WorkflowOption",
+    "label_of",
+    "moment_of",
+]
 
 
 class Status(StrEnum):
@@ -44,6 +55,15 @@ SchemaOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The id of the batch.", show_default=False)]
+
+BatchesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[BATCH]...", help="The ids of batches.", show_default=False)
+]
+WorkflowOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only batches of this workflow.")]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Only batches with this label; may be given several times."),
+]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGO: Final = re.compile(r"(\d{1,6})\s*([smhdw])")

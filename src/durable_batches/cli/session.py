@@ -17,7 +17,7 @@ from durable_batches.reading.client import BatchClient
 from durable_batches.script.signals import StopSignals
 from durable_batches.stores.protocol import Attachable, Store
 
-__all__ = ["run_command"]
+__all__ = ["perform", "run_command"]
 
 _CLOSING_SECONDS: Final = 1.0
 """How long an interrupted reader has to close the store."""
@@ -26,21 +26,26 @@ Work = Callable[[BatchClient], Awaitable[int]]
 
 
 def run_command(target: str | None, schema: str, work: Work, *, reads: bool = True) -> None:
-    """Run a command with a client of the store, and exit with its code.
+    """Run a command with a client of the store, and exit with its code; see `perform`.
+
+    Raises:
+        typer.Exit: Always, unless an error is raised.
+    """
+    raise typer.Exit(perform(target, schema, work, reads=reads))
+
+
+def perform(target: str | None, schema: str, work: Work, *, reads: bool = True) -> int:
+    """Run a command with a client of the store; return its exit code, or that of the signal that ended it.
 
     Args:
         target: The store; see `store_at`.
         schema: The schema of the tables, in Postgres.
         work: The command; returns the exit code.
         reads: Whether it only reads.
-
-    Raises:
-        typer.Exit: Always, unless an error is raised.
     """
     store = store_at(target, schema)
     with StopSignals() as signals:
-        code = asyncio.run(_run(store, work, signals, reads=reads))
-    raise typer.Exit(code)
+        return asyncio.run(_run(store, work, signals, reads=reads))
 
 
 async def _run(store: Store, work: Work, signals: StopSignals, *, reads: bool) -> int:

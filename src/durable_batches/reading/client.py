@@ -115,6 +115,7 @@ class BatchClient(BatchAccess[Stage]):
         batch_id: str,
         *,
         status: Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"] | None = None,
+        fingerprint: str | None = None,
         payloads: bool = True,
     ) -> AsyncGenerator[RawDocument, None]:
         """Yield the documents as they are stored, in submission order, one page in memory at a time.
@@ -122,14 +123,23 @@ class BatchClient(BatchAccess[Stage]):
         Args:
             batch_id: The batch.
             status: Only documents with this status.
+            fingerprint: Only failed documents of this group of `errors`.
             payloads: Read the documents and their results, too.
 
         Raises:
             BatchNotFoundError: There is no such batch.
+            ConfigurationError: A fingerprint is given, and another status than "failed".
         """
+        if fingerprint is not None and status not in (None, "failed"):
+            raise ConfigurationError('only failed documents have a fingerprint; leave out status=, or give "failed"')
         record = await self._reader.awaited_record(batch_id)
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
-        async with aclosing(self._reader.documents(record, statuses, inputs=payloads)) as documents:
+        found = (
+            self._reader.documents(record, statuses, inputs=payloads)
+            if fingerprint is None
+            else self._reader.documents_of_group(record, fingerprint, inputs=payloads)
+        )
+        async with aclosing(found) as documents:
             async for document in documents:
                 yield raw_document(record, document, payloads=payloads)
 

@@ -17,6 +17,7 @@ from durable_batches.errors import (
     WorkflowMismatchError,
 )
 from durable_batches.lifecycle.events import BatchEvent
+from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
@@ -31,8 +32,15 @@ from durable_batches.outage import Outages, ride_out
 from durable_batches.reading.explain import inspection_of
 from durable_batches.reading.feed import BLOCK, Feed
 from durable_batches.reading.news import News
-from durable_batches.reading.results import PAGE, document_pages, statuses_to_read, stored_page
-from durable_batches.stores.protocol import BatchQuery, CountedFailures, CountsFailures, Inspection, Store
+from durable_batches.reading.results import PAGE, document_pages, failure_of, statuses_to_read, stored_page
+from durable_batches.stores.protocol import (
+    BatchQuery,
+    CountedFailures,
+    CountsFailures,
+    FindsFailures,
+    Inspection,
+    Store,
+)
 
 __all__ = ["BatchReader"]
 
@@ -187,6 +195,13 @@ class BatchReader:
             return
 
         load = partial(stored_page, self._store, record.batch_id, wanted, PAGE, inputs)
+        async with aclosing(self._paged(record, load)) as documents:
+            async for document in documents:
+                yield document
+
+    async def _paged(
+        self, record: BatchRecord, load: Callable[[int], Awaitable[Sequence[DocumentRecord]]]
+    ) -> AsyncGenerator[DocumentRecord, None]:
         pages = document_pages(lambda after: self._through_outages(lambda: load(after), record.batch_id), PAGE)
         async with aclosing(pages):
             async for page in pages:
@@ -194,6 +209,34 @@ class BatchReader:
                     yield document
                 # The store may be open for others: what is read is this reader's, inside its owner's block.
                 self.check_running()
+
+    async def documents_of_group(
+        self, record: BatchRecord, fingerprint: str, *, inputs: bool
+    ) -> AsyncGenerator[DocumentRecord, None]:
+        """Read the failed documents with this fingerprint, in submission order, a page in memory at a time.
+
+        Where the store does not find them, or some have failed before fingerprints were kept, all failed ones are read.
+        """
+        store = self._store
+        counted = await self.counted_failures(record)
+        if (
+            counted is None
+            or not isinstance(store, FindsFailures)
+            or sum(group.documents for group in counted.groups) != counted.failed
+        ):
+            async with aclosing(self.documents(record, ["failed"], inputs=inputs)) as documents:
+                async for document in documents:
+                    failure = failure_of(document)
+                    if fingerprint_of(failure.error_type, failure.activity, failure.error) == fingerprint:
+                        yield document
+            return
+
+        async def load(after: int) -> Sequence[DocumentRecord]:
+            return await store.failed_documents(record.batch_id, fingerprint, after=after, limit=PAGE, inputs=inputs)
+
+        async with aclosing(self._paged(record, load)) as documents:
+            async for document in documents:
+                yield document
 
     async def resolver(self, record: BatchRecord) -> DocumentRecord:
         """Read the resolver of a batch that has one; while the store is away, wait."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -446,6 +447,13 @@ class MemoryStore:
                 and (not statuses or execution.status in statuses)
             )
             return list(islice(found, limit))
+
+    async def failed_documents(
+        self, batch_id: BatchId, fingerprint: str, *, after: int = RESOLVER_POSITION, limit: int, inputs: bool = True
+    ) -> Sequence[DocumentRecord]:
+        """See `FindsFailures.failed_documents`."""
+        failed = await self.documents(batch_id, statuses=["failed"], after=after, limit=sys.maxsize, inputs=inputs)
+        return [document for document in failed if document.execution.fingerprint == fingerprint][:limit]
 
     async def checkpoints(
         self, batch_id: BatchId, position: int, *, after: str = "", limit: int

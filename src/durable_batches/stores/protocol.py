@@ -44,6 +44,7 @@ __all__ = [
     "CountedFailures",
     "CountsFailures",
     "Expired",
+    "FindsFailures",
     "Heart",
     "HostLoading",
     "HostTransaction",
@@ -293,6 +294,17 @@ class CountsFailures(Protocol):
 
     async def failures(self, batch_id: BatchId) -> CountedFailures:
         """Load the groups of the current run, by fingerprint; of an unknown batch there is none."""
+        ...
+
+
+@runtime_checkable
+class FindsFailures(Protocol):
+    """Implemented by a store of level 2 that finds the documents of a group of failures by an index."""
+
+    async def failed_documents(
+        self, batch_id: BatchId, fingerprint: str, *, after: int = -1, limit: int, inputs: bool = True
+    ) -> Sequence[DocumentRecord]:
+        """Load a page of the failed documents with this `ExecutionRecord.fingerprint`, as `Store.documents` does."""
         ...
 
 

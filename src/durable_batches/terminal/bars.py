@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterable
-from typing import TypeVar
+from collections.abc import AsyncIterable, Iterable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,7 +19,7 @@ from durable_batches.lifecycle.states import Stage
 from durable_batches.terminal.lines import follow_in_lines, is_terminal, numbers_of, title_of
 from durable_batches.terminal.text import printable
 
-__all__ = ["follow", "panel", "stderr_console", "stdout_console"]
+__all__ = ["SeveralBars", "follow", "panel", "stderr_console", "stdout_console"]
 
 S = TypeVar("S", bound=Stage)
 
@@ -75,6 +76,52 @@ async def follow(
     return await follow_in_lines(
         snapshots, lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False)
     )
+
+
+class SeveralBars:
+    """Several batches as bars, one a batch; a context manager, within which they are on the terminal.
+
+    Args:
+        console: The console to print on.
+        batch_ids: The batches, in the order in which they are shown.
+    """
+
+    def __init__(self, console: Console, batch_ids: Sequence[str]) -> None:
+        self._latest: dict[str, BatchSnapshot[Stage] | None] = dict.fromkeys(batch_ids)
+        self._live = Live(console=console, refresh_per_second=10, redirect_stdout=True)
+
+    def __enter__(self) -> Self:
+        """Begin to show them."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the latest bars on the terminal."""
+        self._live.stop()
+
+    async def follow(self, snapshots: AsyncIterable[BatchSnapshot[Stage]]) -> BatchSnapshot[Stage] | None:
+        """Show each snapshot of one of the batches; return the last one."""
+        latest: BatchSnapshot[Stage] | None = None
+        async for latest in snapshots:
+            self._latest[latest.batch_id] = latest
+            self._live.update(rows([each for each in self._latest.values() if each is not None]))
+        return latest
+
+
+def rows(snapshots: Iterable[BatchSnapshot[Stage]]) -> RenderableType:
+    """Return batches as bars, one a batch, with its state and numbers."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(no_wrap=True)
+    table.add_column(width=20)
+    table.add_column(no_wrap=True)
+    for snapshot in snapshots:
+        bar = ProgressBar(total=100, completed=snapshot.percentage, width=20)
+        title = title_of(snapshot.state.tag).lower()
+        table.add_row(Text(printable(snapshot.batch_id)), Text(title), bar, Text(numbers_of(snapshot)))
+    return table
 
 
 def panel(snapshot: BatchSnapshot[S], *, resolving: str | None, heading: bool = False) -> RenderableType:

@@ -236,6 +236,26 @@ async def load_documents(
     inputs: bool,
 ) -> list[DocumentRecord]:
     """Load a page of documents, in submission order; without `inputs`, those are empty."""
+    if not statuses:
+        return await _load_documents(session, batch_id, after, limit, inputs)
+    condition = "AND e.status = ANY($4::text[]) "
+    return await _load_documents(session, batch_id, after, limit, inputs, condition, sorted(statuses))
+
+
+async def load_failed_documents(
+    session: Session, batch_id: BatchId, fingerprint: str, after: int, limit: int, inputs: bool
+) -> list[DocumentRecord]:
+    """Load a page of the failed documents with this fingerprint."""
+    condition = (
+        "AND e.batch = (SELECT key FROM {s}.batch WHERE batch_id = $4) AND e.fingerprint = $5 "
+        "AND e.fingerprint IS NOT NULL AND e.status = 'failed' "
+    )
+    return await _load_documents(session, batch_id, after, limit, inputs, condition, batch_id, fingerprint)
+
+
+async def _load_documents(
+    session: Session, batch_id: BatchId, after: int, limit: int, inputs: bool, condition: str = "", *arguments: object
+) -> list[DocumentRecord]:
     batch = await session.value("SELECT key FROM {s}.batch WHERE batch_id = $1", batch_id)
     if batch is None:
         return []
@@ -243,12 +263,12 @@ async def load_documents(
     rows = await session.fetch(
         f"SELECT e.key, {payload}, o.payload, {EXECUTION_RECORD.of('e')} FROM {{s}}.execution e "
         f"{join}LEFT JOIN {{s}}.outcome o ON o.key = e.key "
-        f"WHERE e.key > $1 AND e.key < $2 {'AND e.status = ANY($4::text[]) ' if statuses else ''}"
+        f"WHERE e.key > $1 AND e.key < $2 {condition}"
         "ORDER BY e.key LIMIT $3",
         execution_key(batch, after),
         execution_keys(batch)[1],
         limit,
-        *([sorted(statuses)] if statuses else []),
+        *arguments,
     )
     return [DocumentRecord(execution_of(batch_id, position_of(row[0]), row[3:]), row[1], row[2]) for row in rows]
 

@@ -307,6 +307,12 @@ class PostgresStore:
         """See `Store.documents`."""
         return await self._read(queries.load_documents, batch_id, statuses, after, limit, inputs)
 
+    async def failed_documents(
+        self, batch_id: BatchId, fingerprint: str, *, after: int = RESOLVER_POSITION, limit: int, inputs: bool = True
+    ) -> Sequence[DocumentRecord]:
+        """See `FindsFailures.failed_documents`."""
+        return await self._read(queries.load_failed_documents, batch_id, fingerprint, after, limit, inputs)
+
     async def checkpoints(
         self, batch_id: BatchId, position: int, *, after: str = "", limit: int
     ) -> Sequence[CheckpointRecord]:

@@ -53,6 +53,7 @@ __all__ = [
     "documents",
     "due",
     "events",
+    "failed_documents",
     "failures",
     "has_any",
     "has_moved",
@@ -170,19 +171,40 @@ def documents(
     batch_id: BatchId, statuses: Collection[ExecutionStatus], after: int, limit: int, *, inputs: bool
 ) -> Select[list[DocumentRecord]]:
     """Read a page of documents, in submission order; without `inputs`, those are empty."""
+    if not statuses:
+        return _documents(batch_id, after, limit, inputs=inputs)
+    condition = "AND execution.status IN (SELECT value FROM json_each(?)) "
+    return _documents(batch_id, after, limit, condition, json.dumps(sorted(statuses)), inputs=inputs)
 
+
+def failed_documents(
+    batch_id: BatchId, fingerprint: str, after: int, limit: int, *, inputs: bool
+) -> Select[list[DocumentRecord]]:
+    """Read a page of the failed documents with this fingerprint, by their index."""
+    return _documents(
+        batch_id,
+        after,
+        limit,
+        "AND execution.batch = (SELECT key FROM batch WHERE batch_id = ?) AND execution.fingerprint = ? "
+        "AND execution.status = 'failed' ",
+        batch_id,
+        fingerprint,
+        inputs=inputs,
+        index="INDEXED BY execution_fingerprint ",
+    )
+
+
+def _documents(
+    batch_id: BatchId, after: int, limit: int, condition: str = "", *values: object, inputs: bool, index: str = ""
+) -> Select[list[DocumentRecord]]:
     def decode(rows: Sequence[Row]) -> list[DocumentRecord]:
         return [DocumentRecord(execution_of(batch_id, position_of(row[0]), row[3:]), row[1], row[2]) for row in rows]
 
-    condition, values = "", list[object]()
-    if statuses:
-        condition = "AND execution.status IN (SELECT value FROM json_each(?)) "
-        values.append(json.dumps(sorted(statuses)))
     payload, join = ("document.input", "JOIN document ON document.key = execution.key ") if inputs else ("x''", "")
     return Select(
         f"WITH first (key) AS ({_FIRST}) "
         f"SELECT execution.key, {payload}, outcome.payload, {EXECUTION_RECORD.of('execution')} "
-        "FROM first CROSS JOIN execution "  # in this order: SQLite takes a cross join at its word
+        f"FROM first CROSS JOIN execution {index}"  # in this order: SQLite takes a cross join at its word
         f"{join}LEFT JOIN outcome ON outcome.key = execution.key "
         "WHERE execution.key > first.key + ? AND execution.key < first.key + ? "
         f"{condition}ORDER BY execution.key LIMIT ?",

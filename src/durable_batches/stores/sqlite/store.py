@@ -278,6 +278,12 @@ class SQLiteStore:
         """See `Store.documents`."""
         return await self._read(reads.documents(batch_id, statuses, after, limit, inputs=inputs))
 
+    async def failed_documents(
+        self, batch_id: BatchId, fingerprint: str, *, after: int = RESOLVER_POSITION, limit: int, inputs: bool = True
+    ) -> Sequence[DocumentRecord]:
+        """See `FindsFailures.failed_documents`."""
+        return await self._read(reads.failed_documents(batch_id, fingerprint, after, limit, inputs=inputs))
+
     async def checkpoints(
         self, batch_id: BatchId, position: int, *, after: str = "", limit: int
     ) -> Sequence[CheckpointRecord]:

@@ -9,7 +9,7 @@ from durable_batches.lifecycle.failure_groups import EXAMPLES_KEPT, MOST_GROUPS,
 from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.records import Claim
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.protocol import CountedFailures, CountsFailures
+from durable_batches.stores.protocol import CountedFailures, CountsFailures, FindsFailures
 from durable_batches.testing.conformance.base import Conformance
 from durable_batches.testing.conformance.scene import STAGES, Hand, Scene
 
@@ -61,6 +61,31 @@ class FailuresConformance(Conformance):
         assert await counting.failures(other) == CountedFailures(0, [])
         nowhere = await counting.failures(BatchId("nowhere"))
         assert (nowhere.failed, list(nowhere.groups)) == (0, [])
+
+    async def test_failed_documents_are_found_by_their_group(self, scene: Scene, counting: CountsFailures) -> None:
+        """`failed_documents` returns those of a fingerprint in submission order, page by page, as `documents` does."""
+        store = scene.store
+        if not isinstance(store, FindsFailures):
+            pytest.skip("the store does not find failures")
+        batch_id, other = await scene.batch(9, concurrency=100), await scene.batch(3)
+        hand = await scene.worker()
+        claims = await hand.claim(100, window=100, capacity=100)
+        of_batch = {claim.execution.position: claim for claim in claims if claim.execution.batch_id == batch_id}
+        slow = [hand.failed(of_batch[each], error=f"slow {each}", error_type="TimeoutError") for each in (7, 1, 4)]
+        await hand.report(*slow, hand.failed(of_batch[3], error="bad"), hand.succeeded(of_batch[2]))
+        # Of the same fingerprint, in another batch.
+        await hand.report(*[hand.failed(each, error_type="TimeoutError", error="slow 1") for each in claims[-1:]])
+        fingerprint = fingerprint_of("TimeoutError", None, "slow 1")
+        failed = [await scene.document(batch_id, position) for position in (1, 4, 7)]
+        assert list(await store.failed_documents(batch_id, fingerprint, limit=10)) == failed
+        assert list(await store.failed_documents(batch_id, fingerprint, limit=2)) == failed[:2]
+        assert list(await store.failed_documents(batch_id, fingerprint, after=1, limit=1)) == failed[1:2]
+        assert list(await store.failed_documents(batch_id, fingerprint, after=7, limit=1)) == []
+        without = await store.failed_documents(batch_id, fingerprint, limit=1, inputs=False)
+        assert list(without) == [failed[0]._replace(input=b"")]
+        assert not await store.failed_documents(batch_id, "fp1:none", limit=10)
+        assert not await store.failed_documents(BatchId("nowhere"), fingerprint, limit=10)
+        assert len(await store.failed_documents(other, fingerprint, limit=10)) == 1
 
     async def test_a_repeated_commit_counts_once(self, scene: Scene, counting: CountsFailures) -> None:
         """A commit of the same number again counts nothing again."""
