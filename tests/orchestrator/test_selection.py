@@ -125,11 +125,11 @@ async def test_own_batches_that_others_end_are_forgotten(store: Store) -> None:
         selection.add(BatchId("unseen"))
         for _ in range(6):
             await sweep.look()
-        assert selection.batches == {"unfinished", "unseen"}
+        assert selection.batches == frozenset([BatchId("unfinished"), BatchId("unseen")])
         clock.advance(3601)
         for _ in range(3):
             await sweep.look()
-        assert selection.batches == {"unfinished"}
+        assert selection.batches == frozenset([BatchId("unfinished")])
 
 
 async def test_what_a_thread_submits_is_run(store: Store) -> None:

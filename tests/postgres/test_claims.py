@@ -152,7 +152,7 @@ async def read_by_a_choice(store: PostgresStore, request: ClaimRequest) -> int:
             await connection.execute(f"VACUUM ANALYZE {store._database.quoted}.{table}")
         session = ExplainingSession(store._database, connection)
         _, (batch,), _ = await lock_open_batches(session, FAR_AHEAD, request, skip=False)
-        assert request.batches == {batch.batch_id}
+        assert request.batches == frozenset([batch.batch_id])
         assert await claimable(session, None, request)
         assert not await claimable(session, None, request._replace(batches=frozenset({BatchId("none")})))
         await next_due(session, FAR_AHEAD, request)

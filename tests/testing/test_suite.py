@@ -329,8 +329,8 @@ class NeverWakes(MemoryStore):
 
 
 class SleepsThroughWhatIsThere(MemoryStore):
-    def _may_interest(self, seen: Mapping[BatchId, int], work: Collection[tuple[str, str]]) -> bool:
-        return bool(self._waiters) and super()._may_interest(seen, work)
+    def _has_moved(self, seen: Mapping[BatchId, int]) -> bool:
+        return bool(self._waiters) and super()._has_moved(seen)
 
 
 FAULTS: Final[dict[type[MemoryStore], str]] = {

@@ -14,6 +14,7 @@ from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.testing import ManualClock
 from durable_batches.worker.scheduler import Scheduler
+from durable_batches.worker.selection import Selection
 from durable_batches.worker.signals import SchedulerSignals
 
 NOTHING = Committed()
@@ -35,6 +36,7 @@ class Scene:
             MemoryStore(clock=self.clock),
             dict.fromkeys(shout.versions, shout),
             Resources(recorder=FactList(), clock=self.clock, threads=Threads(1), stats=RunStats()),
+            selection=Selection("all"),
             capacity=capacity,
             outages=Outages(self.clock),
             wake=self._wake,

@@ -23,7 +23,7 @@ from durable_batches.runtime.results import BatchResult
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.script.resume import LABEL, Found, Resumption
 from durable_batches.script.signals import StopSignals
-from durable_batches.stores.protocol import Store
+from durable_batches.stores.protocol import Store, check_store
 from durable_batches.tasks import loop_is_running
 from durable_batches.terminal.lines import print_line
 from durable_batches.terminal.show import show
@@ -141,8 +141,9 @@ def _opened(store: str | PathLike[str] | Store) -> Store:
 
 
 def _knows_filters(store: Store) -> bool:
-    """Whether workers can take from some batches of the store only; what is no store is refused later."""
-    return isinstance(store, Store) and store.capabilities.level >= 2  # pyright: ignore[reportUnnecessaryIsInstance]
+    """Whether workers can take from some batches of the store only."""
+    check_store(store)
+    return store.capabilities.level >= 2
 
 
 class _Script(Generic[D, R, S, V]):
