@@ -21,6 +21,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
+    LateResult,
     StageEntered,
 )
 from durable_batches.lifecycle.planning import Departure, Loaded, executions_to_load, plan_facts
@@ -180,6 +181,24 @@ class Histories(RuleBasedStateMachine):
         before = self.world.copy()
         writes = self.world.commit(worker, *facts)
         assert set(writes.refused) == set(range(len(facts)))
+        assert self.world == before
+
+    @precondition(lambda self: self.gone and self.old)
+    @rule(data=st.data(), worker=st.integers(0, WORKERS - 1))
+    def report_late(self, data: st.DataObject, worker: int) -> None:
+        """What a session could not record, another may bring: it is a checkpoint where there was none, or nothing."""
+        fact = data.draw(st.sampled_from(self.old))
+        session = data.draw(st.sampled_from(self.gone))
+        key = data.draw(st.sampled_from(["a", "b"]))
+        before = self.world.copy()
+        row = before.executions.get((fact.batch_id, fact.position))
+        if row is not None and row.owner == self.workers[worker]:
+            return  # it brings nothing of what it runs itself
+        writes = self.world.commit(self.workers[worker], LateResult(*fact[:4], session, key, b"late"))
+        wanted = row is not None and row.owner is None and row.run == fact.run
+        assert (not writes.refused) == wanted
+        if wanted:
+            before.checkpoints.setdefault(((fact.batch_id, fact.position), key), ("succeeded", b"late"))
         assert self.world == before
 
     @rule(worker=st.integers(0, WORKERS - 1), departure=st.sampled_from(["crash", "shutdown"]))

@@ -24,7 +24,7 @@ from durable_batches.errors import InvalidTransitionError
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.commands import Cancel, Command, Discard, Seal
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.facts import ExecutionFailed, Fact, StageEntered
+from durable_batches.lifecycle.facts import ExecutionFailed, Fact, LateResult, StageEntered
 from durable_batches.lifecycle.planning import Departure
 from durable_batches.lifecycle.policies import AbortAll, FailurePolicy, RetryFailed
 from durable_batches.lifecycle.records import RESOLVER_POSITION, ExecutionRecord, Refusal, WorkerId
@@ -33,6 +33,7 @@ from durable_batches.lifecycle.transitions import check_transition, transitions
 
 ME: Final = WorkerId("me")
 OTHER: Final = WorkerId("other")
+NEXT: Final = WorkerId("next")
 BATCH: Final = BatchId("batch")
 CANCELLED_BY: Final = "request"
 
@@ -271,6 +272,27 @@ def test_every_fact_in_every_state(state: str, stages: int, resolver: bool, make
     mine = any(execution.owner == ME for execution in start.executions.values())
     assert ("ended" in verdicts) == (mine and state in ENDED), "the situation shows nothing"
     assert (None in verdicts) == (mine and state not in ENDED)
+
+
+@every_situation
+def test_a_late_result_in_every_state(state: str, stages: int, resolver: bool, make: Maker) -> None:
+    """By the session after mine: a checkpoint where nobody else runs the execution, and nothing beside."""
+    start = _made(state, stages, resolver, make)
+    for target, session in product(_targets(start), (ME, OTHER, NEXT)):
+        world = start.copy()
+        writes = world.commit(NEXT, LateResult(*target, session, "late", b"result"))
+        execution = start.executions.get((target[0], target[2]))
+        if execution is None:
+            expected: Refusal | None = "unknown"
+        elif execution.owner in (None, session) and execution.run == target[1]:
+            expected = None
+        else:
+            expected = "superseded"
+        assert writes.refused.get(0) == expected
+        recorded = {} if expected else {((target[0], target[2]), "late"): ("succeeded", b"result")}
+        assert world.checkpoints == {**start.checkpoints, **recorded}
+        world.checkpoints = start.checkpoints
+        assert world == start, "something beside a checkpoint has changed"
 
 
 @_each([2])

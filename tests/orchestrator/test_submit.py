@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import pytest
@@ -184,6 +185,52 @@ async def test_documents_are_invisible_until_all_are_there(store: Store) -> None
         assert seen == []
         go_on.set()
         assert (await within(batches.result(await within(submission)))).counts.succeeded == 1_201
+
+
+@pytest.mark.parametrize("successor", ["has sealed", "loads", "has failed"])
+async def test_a_submitter_that_another_has_taken_over_from_says_so(store: Store, successor: str) -> None:
+    """Its lease had run out: it attaches to what the other one has loaded, or says that it is still being loaded."""
+    loading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def documents() -> AsyncIterator[str]:
+        for number in range(600):
+            yield str(number)
+        loading.set()
+        await go_on.wait()
+        for number in range(600, 1_200):
+            yield str(number)
+
+    async def endless() -> AsyncIterator[str]:
+        yield "other"
+        await asyncio.Event().wait()
+
+    async def broken() -> AsyncIterator[str]:
+        yield "other"
+        raise ConnectionError("the source is gone")
+
+    async with BatchOrchestrator(echo, store=store) as batches, AsyncExitStack() as stack:
+        submission = asyncio.create_task(batches.submit(documents(), batch_id="b"))
+        await loading.wait()
+        await batches.worker.store.expire(dead=[batches.worker.worker_id])
+        other = await stack.enter_async_context(BatchOrchestrator(echo, store=store, max_in_flight=0))
+        taken_over = asyncio.create_task(asyncio.sleep(0))
+        if successor == "has sealed":
+            await other.submit(["other"], batch_id="b")
+        elif successor == "has failed":
+            with pytest.raises(ConnectionError):
+                await other.submit(broken(), batch_id="b")
+        else:
+            taken_over = asyncio.create_task(other.submit(endless(), batch_id="b"))  # type: ignore[arg-type]
+            await eventually(lambda: bool(other.worker.loading))
+        go_on.set()
+        if successor == "has sealed":
+            assert await within(submission) == "b"
+            assert (await batches.snapshot("b")).counts.total == 1
+        else:
+            with pytest.raises(SubmissionInProgressError):
+                await within(submission)
+        taken_over.cancel()
+        await asyncio.wait([taken_over])
 
 
 # ---- ids ---------------------------------------------------------------------------------------------------

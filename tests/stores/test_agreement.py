@@ -32,6 +32,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
+    LateResult,
     StageEntered,
 )
 from durable_batches.lifecycle.planning import ISOLATED_CRASHES
@@ -400,8 +401,10 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
                 st.sampled_from([None, "ask"]),
             ),
             st.builds(ExecutionReleased, *target),
+            st.builds(LateResult, *target, sessions, keys, payloads, st.integers(-1, 2)),
         )
 
+    sessions = st.sampled_from([execution.owner or WorkerId("nobody"), WorkerId("nobody")])
     attempts = st.sampled_from([execution.attempt] * 5 + [execution.attempt + 1])
     return attempts.flatmap(of)
 

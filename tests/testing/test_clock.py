@@ -14,6 +14,7 @@ from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.outage import Outages
 from durable_batches.testing import ManualClock
 from durable_batches.worker.heartbeat import LeaseRenewer
+from durable_batches.worker.lease import Lease
 from durable_batches.worker.signals import LeaseSignals
 
 
@@ -275,6 +276,7 @@ async def test_a_lease_is_kept_in_virtual_time() -> None:
     renewer = LeaseRenewer(
         store,
         worker,
+        Lease(clock, timedelta(seconds=30)),
         timedelta(seconds=30),
         timedelta(minutes=5),
         clock,
@@ -312,6 +314,7 @@ async def test_a_heart_stops_without_waiting() -> None:
     renewer = LeaseRenewer(
         store,
         WorkerId("w"),
+        Lease(clock, timedelta(days=1)),
         timedelta(days=1),
         timedelta(days=1),
         clock,

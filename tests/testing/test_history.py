@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -59,10 +60,12 @@ class History:
                 assert cursor.rowcount != 0, f"nothing was changed by {statement}"
         connection.close()
 
-    async def promises(self, checker: HistoryChecker, *, everyone_left: bool = True) -> set[int]:
+    async def promises(
+        self, checker: HistoryChecker, *, everyone_left: bool = True, fenced: Sequence[str] = ()
+    ) -> set[int]:
         """The numbers of the promises that are found broken."""
         async with opened(file_in(self.folder)) as store:
-            violations = await checker.check(store, finished=True, everyone_left=everyone_left)
+            violations = await checker.check(store, finished=True, everyone_left=everyone_left, fenced=fenced)
         return {int(violation.partition(":")[0]) for violation in violations}
 
     def marks(self) -> list[list[object]]:
@@ -262,12 +265,23 @@ async def test_what_began_after_a_copy_was_made_is_not_judged_by_it(history: His
     assert {violation[0] for violation in copied_after} == {"6", "7", "8"}
 
 
-async def test_a_fenced_process_may_begin_what_it_likes(history: History) -> None:
+async def test_a_fenced_process_that_begins_what_another_has_begun_is_found_out(history: History) -> None:
     split = next(mark for mark in history.marks() if mark[3] == "split")
     history.mark(like=split, process="process-2", run="process-2.1", phase="start")
-    checker = history.checker()
+    assert await history.promises(history.checker(), fenced=["process-2"]) == {19}
+    # But where it was the first one whose lease had run out, the second may have taken over.
     async with opened(file_in(history.folder)) as store:
-        await checker.verify(store, fenced=["process-2"])
+        await history.checker().verify(store, fenced=["process-1", "process-2"])
+
+
+async def test_a_fenced_process_that_tries_again_what_another_has_begun_is_found_out(history: History) -> None:
+    first = next(mark for mark in history.marks() if mark[3] == "judge" and mark[7] == "start" and mark[5] == 2)
+    assert isinstance(first[8], float)
+    lines = history.log.read_text().splitlines()
+    place = next(index for index, line in enumerate(lines) if line and json.loads(line) == first)
+    between = json.dumps(["process-2", *first[1:5], 1, "process-2.1", "start", first[8] - 1e-6])
+    history.log.write_text("\n".join([*lines[:place], between, *lines[place:]]) + "\n")
+    assert await history.promises(history.checker(), fenced=["process-1", "process-2"]) == {19}
 
 
 async def test_a_result_from_nowhere_is_found_out(history: History) -> None:

@@ -13,6 +13,7 @@ from durable_batches.lifecycle.records import WorkerId, WorkerRecord
 from durable_batches.outage import Outages
 from durable_batches.testing import ManualClock
 from durable_batches.worker.heartbeat import LeaseRenewer
+from durable_batches.worker.lease import Lease
 from durable_batches.worker.signals import LeaseSignals
 
 ME = WorkerId("me")
@@ -23,6 +24,7 @@ def renewer_of(clock: ManualClock, store: MemoryStore, signals: LeaseSignals) ->
     return LeaseRenewer(
         store,
         ME,
+        Lease(clock, timedelta(seconds=LEASE)),
         timedelta(seconds=LEASE),
         timedelta(days=1),
         clock,

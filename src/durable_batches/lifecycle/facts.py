@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias, final
 
-from durable_batches.lifecycle.records import Micros
+from durable_batches.lifecycle.records import Micros, WorkerId
 from durable_batches.lifecycle.states import BatchId
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ExecutionReleased",
     "ExecutionSucceeded",
     "Fact",
+    "LateResult",
     "StageEntered",
 ]
 
@@ -104,6 +105,32 @@ class ExecutionReleased(NamedTuple):
     attempt: int
 
 
+@final
+class LateResult(NamedTuple):
+    """Report that an activity call of an earlier session of this process returned, which that could not record.
+
+    Reported only to stores of level 2.
+    """
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
+    """The attempt that made the call."""
+    session: WorkerId
+    """The session that owned the execution then."""
+    key: str
+    payload: bytes
+    stage: int = -1
+    """The index of the stage in which it was called; -1: in none."""
+
+
 Fact: TypeAlias = (
-    ActivityCompleted | ActivityFailed | StageEntered | ExecutionSucceeded | ExecutionFailed | ExecutionReleased
+    ActivityCompleted
+    | ActivityFailed
+    | StageEntered
+    | ExecutionSucceeded
+    | ExecutionFailed
+    | ExecutionReleased
+    | LateResult
 )

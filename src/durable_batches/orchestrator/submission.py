@@ -144,8 +144,9 @@ class Submission(Generic[D]):
         self._worker.take(self._batch_id)
         self._worker.loading.add(self._batch_id)
         try:
-            total = await self._load(loading, source, loader)
-            await self._seal(loading, Seal(loader, total))
+            if not await self._load_and_seal(loading, source, loader):
+                # Another submitter has taken this one for dead, and loads the batch in its place, or has done so.
+                await self._attach_to_successor()
         except BaseException:
             self._worker.leave(self._batch_id)
             if self._connection is None:
@@ -164,14 +165,37 @@ class Submission(Generic[D]):
             self._worker.loading.discard(self._batch_id)
         return self._batch_id
 
-    async def _seal(self, loading: Loading, seal: Seal) -> None:
-        if self._connection is None:
-            committed = await self._worker.command(self._batch_id, seal)
-        else:
-            # The outcome is known when the host commits, which notifies all workers.
-            committed = await loading.control(self._batch_id, seal)
-        if not committed.applied:
+    async def _load_and_seal(self, loading: Loading, source: AsyncIterator[D], loader: WorkerId) -> bool:
+        """Load the documents and make them a batch; return whether it still was this submitter's."""
+        try:
+            seal = Seal(loader, await self._load(loading, source, loader))
+            if self._connection is None:
+                committed = await self._worker.command(self._batch_id, seal)
+            else:
+                # The outcome is known when the host commits, which notifies all workers.
+                committed = await loading.control(self._batch_id, seal)
+        except BatchNotFoundError as error:
+            if error.batch_id != self._batch_id or self._connection is not None:
+                # The documents come from another batch; within the application's transaction, nobody removes this one.
+                raise
+            return False
+        return committed.applied
+
+    async def _attach_to_successor(self) -> None:
+        """Attach to the batch that another submitter has loaded.
+
+        Raises:
+            SubmissionInProgressError: It is not sealed, or is gone again: the other one has failed.
+        """
+        existing = None if self._connection is not None else await self._worker.store.batch(self._batch_id)
+        if existing is None or not self._may_attach(existing):
             raise SubmissionInProgressError(self._batch_id)
+        _log.warning(
+            "submission of batch %r was taken over by another submitter, whose documents it has; this one took too "
+            "long without a lease",
+            self._batch_id,
+            extra={"batch_id": self._batch_id},
+        )
 
     async def _attached(self, loading: Loading, loader: WorkerId) -> bool:
         """Create the unsealed batch; return True if the call attaches to an existing one."""
@@ -192,16 +216,28 @@ class Submission(Generic[D]):
             existing = await self._written(lambda: loading.create(record))
             if existing is None:
                 return False
-            if existing.workflow != self._workflow.name:
-                raise WorkflowMismatchError(self._batch_id, self._workflow.name, existing.workflow)
-            if existing.loader is None:
-                if self._if_exists == "error":
-                    raise BatchExistsError(self._batch_id)
-                self.attached_to = existing
-                if not existing.ended:
-                    self._worker.take(self._batch_id)
+            if self._may_attach(existing):
                 return True
+            assert existing.loader is not None
             await self._wipe(existing, existing.loader, loading)
+
+    def _may_attach(self, existing: BatchRecord) -> bool:
+        """Return whether this is the batch, wholly loaded; False: another submitter loads it.
+
+        Raises:
+            WorkflowMismatchError: It is another workflow's.
+            BatchExistsError: The caller wants no batch that exists.
+        """
+        if existing.workflow != self._workflow.name:
+            raise WorkflowMismatchError(self._batch_id, self._workflow.name, existing.workflow)
+        if existing.loader is not None:
+            return False
+        if self._if_exists == "error":
+            raise BatchExistsError(self._batch_id)
+        self.attached_to = existing
+        if not existing.ended:
+            self._worker.take(self._batch_id)
+        return True
 
     async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write, and repeat the write if the reply was lost."""

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from durable_batches.clock import Clock
 from durable_batches.errors import (
     BatchNotFoundError,
+    StoreReadOnlyError,
     StoreUnavailableError,
     TransactionOpenError,
     WorkerNotRunningError,
@@ -345,8 +346,9 @@ class BatchReader:
             return await read()
 
         def passes(error: StoreUnavailableError) -> bool:
-            # What its owner has closed does not come back.
-            return error.transient and self._running()
+            # What its owner has closed does not come back. The store was opened on a primary: after a failover its
+            # address may lead to a replica for some time.
+            return (error.transient or isinstance(error, StoreReadOnlyError)) and self._running()
 
         try:
             return await ride_out(checked, self._outages, operation, self._sleep, passes=passes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from typing_extensions import deprecated
 
@@ -18,6 +18,7 @@ from durable_batches.stores.protocol import Store
 
 __all__ = [
     "UNFINISHED",
+    "PageLoader",
     "StoredResults",
     "checked_page_size",
     "document_pages",
@@ -37,18 +38,35 @@ PAGE: Final = 200
 UNFINISHED: Final[tuple[ExecutionStatus, ...]] = ("pending", "running", "waiting")
 
 
-class StoredResults(Generic[R]):
-    """`Results`, read from the store page by page."""
+class PageLoader(Protocol):
+    """Loads a page of a batch's documents, without their inputs."""
 
-    def __init__(self, store: Store, batch_id: BatchId, counts: Counts, codec: Codec[R]) -> None:
-        self._store = store
+    def __call__(
+        self, statuses: Collection[ExecutionStatus], size: int, after: int, /
+    ) -> Awaitable[Sequence[DocumentRecord]]:
+        """Load a number of documents that have one of these statuses, from behind a position."""
+        ...
+
+
+class StoredResults(Generic[R]):
+    """`Results`, read from the store page by page.
+
+    Args:
+        load: Reads a page; what it raises, the resolver raises.
+        batch_id: The batch.
+        counts: Its counts.
+        codec: Of results.
+    """
+
+    def __init__(self, load: PageLoader, batch_id: BatchId, counts: Counts, codec: Codec[R]) -> None:
+        self._load = load
         self._codec = codec
         self.batch_id: Final = batch_id
         self.counts: Final = counts
 
     def reopen(self) -> StoredResults[R]:
         """See `Results.reopen`."""
-        return StoredResults(self._store, self.batch_id, self.counts, self._codec)
+        return StoredResults(self._load, self.batch_id, self.counts, self._codec)
 
     @deprecated("again() is called reopen() now")
     def again(self) -> StoredResults[R]:
@@ -56,9 +74,10 @@ class StoredResults(Generic[R]):
         return self.reopen()
 
     async def __aiter__(self) -> AsyncGenerator[DocumentSucceeded[R], None]:
-        async with aclosing(each_document(self._store, self.batch_id, ["succeeded"])) as documents:
-            async for document in documents:
-                yield success_of(document, self._codec)
+        async with aclosing(self._pages(PAGE)) as pages:
+            async for page in pages:
+                for success in page:
+                    yield success
 
     def pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R]], None]:
         """See `Results.pages`."""
@@ -66,16 +85,16 @@ class StoredResults(Generic[R]):
         return self._pages(checked_page_size(size))
 
     async def _pages(self, size: int) -> AsyncGenerator[list[DocumentSucceeded[R]], None]:
-        pages = document_pages(partial(stored_page, self._store, self.batch_id, ["succeeded"], size, False), size)
-        async with aclosing(pages):
+        async with aclosing(document_pages(partial(self._load, ["succeeded"], size), size)) as pages:
             async for page in pages:
                 yield [success_of(document, self._codec) for document in page]
 
     async def failures(self) -> AsyncGenerator[DocumentFailure, None]:
         """See `Results.failures`."""
-        async with aclosing(each_document(self._store, self.batch_id, ["failed"])) as documents:
-            async for document in documents:
-                yield failure_of(document)
+        async with aclosing(document_pages(partial(self._load, ["failed"], PAGE), PAGE)) as pages:
+            async for page in pages:
+                for document in page:
+                    yield failure_of(document)
 
 
 def checked_page_size(size: int) -> int:

@@ -7,7 +7,7 @@ finished and is recorded, or was cancelled and awaited.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -108,11 +108,16 @@ class Attempt:
     # ---- its life ------------------------------------------------------------------------------------------
 
     async def run(
-        self, body: Callable[[], Coroutine[Any, Any, Any]]
+        self, body: Callable[[], Coroutine[Any, Any, Any]], prepare: Callable[[], Awaitable[object]] | None = None
     ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
-        """Run the body in the current task, until it and all of its calls have finished."""
+        """Run the body in the current task, until it and all of its calls have finished.
+
+        Args:
+            body: The workflow or resolver.
+            prepare: Awaited before it, outside of the timeout; what this raises is raised.
+        """
         self._task = asyncio.current_task()
-        outcome = await self._run(body)
+        outcome = await self._prepare(prepare) or await self._run(body)
         if self._stopping is None:
             await self._end_foreign_cancellation()
         if not isinstance(outcome, AttemptStopped):
@@ -131,11 +136,22 @@ class Attempt:
             return AttemptStopped(self._stopping)
         return outcome
 
+    async def _prepare(self, prepare: Callable[[], Awaitable[object]] | None) -> AttemptStopped | None:
+        """Wait for everything that the body needs; return whether the attempt was stopped meanwhile."""
+        if self._stopping is None:
+            try:
+                if prepare is not None:
+                    await prepare()
+                if not self._resources.lease.holds():
+                    await self._resources.lease.regained()
+            except asyncio.CancelledError:
+                if self._stopping is None:
+                    raise
+        return None if self._stopping is None else AttemptStopped(self._stopping)
+
     async def _run(
         self, body: Callable[[], Coroutine[Any, Any, Any]]
     ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
-        if self._stopping is not None:
-            return AttemptStopped(self._stopping)
         tokens = enter_workflow(self)
         deadline = None if self._timeout is None else Deadline(self._resources.clock, self._timeout)
         try:
@@ -291,6 +307,8 @@ class Attempt:
                 and not self._resources.middleware
             ):
                 # The common case, inlined: `Call.once` and `_record`, without a coroutine each.
+                if not self._resources.lease.holds():
+                    await call.wait_for_lease()
                 tokens = enter_activity(call)
                 call.attempt = 1
                 payload, value = b"", None

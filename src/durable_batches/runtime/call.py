@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from contextvars import copy_context
 from functools import partial
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ActivityTimeoutError, place_of
@@ -26,6 +26,8 @@ from durable_batches.runtime.resources import ActivityReport, Resources
 __all__ = ["Call", "RunningCall"]
 
 _log = logging.getLogger("durable_batches")
+
+_NOT_BEGUN: Final = object()
 
 
 class RunningCall(NamedTuple):
@@ -145,6 +147,8 @@ class Call:
                 run = partial(self._run, function, kwargs, is_async=is_async)
                 result = await nested(middleware, self, run)()
             elif bound.activity.timeout is None and is_async:
+                if not self._resources.lease.holds():
+                    await self.wait_for_lease()
                 result = await function(*bound.args, **kwargs)
             else:
                 result = await self._run(function, kwargs, is_async=is_async)
@@ -154,6 +158,8 @@ class Call:
 
     async def _run(self, function: Callable[..., Any], kwargs: Mapping[str, Any], *, is_async: bool) -> Any:
         """Run the function once, with the activity's timeout; a sync function in a thread."""
+        if not self._resources.lease.holds():
+            await self.wait_for_lease()
         activity, args = self.bound.activity, self.bound.args
         if activity.timeout is None:
             return await (function(*args, **kwargs) if is_async else self._in_thread(function, args, kwargs))
@@ -185,8 +191,12 @@ class Call:
         deadline: Deadline | None = None,
     ) -> Any:
         context = copy_context()
+        lease = self._resources.lease
 
         def call() -> Any:
+            if not lease.holds():
+                # It waited for a thread meanwhile, or the process stood still.
+                return _NOT_BEGUN
             try:
                 return context.run(fn, *args, **kwargs)
             except StopIteration as error:
@@ -195,7 +205,9 @@ class Call:
 
         # The time runs from here on, and not while others have all threads.
         async with self._resources.threads.one(self.bound.activity.name) as run, deadline or nullcontext():
-            result: Any = await run(call)
+            result: Any
+            while (result := await run(call)) is _NOT_BEGUN:
+                await self.wait_for_lease()
             return await result if inspect.isawaitable(result) else result
 
     async def wait(self, seconds: float) -> None:
@@ -219,6 +231,14 @@ class Call:
             seconds,
         )
         await self.wait(seconds)
+
+    async def wait_for_lease(self) -> None:
+        """Wait until the worker's lease holds; nothing is running meanwhile, so stopping loses nothing."""
+        self._waiting = True
+        try:
+            await self._resources.lease.regained()
+        finally:
+            self._waiting = False
 
     def log_retry(self, error: BaseException, seconds: float) -> None:
         """Log that an attempt failed and the call is retried."""
@@ -249,6 +269,6 @@ class Call:
         )
 
     def stop_waiting(self) -> None:
-        """Stop waiting for the next attempt."""
+        """Stop waiting for the next attempt, or for the lease."""
         if self._waiting:
             self.task.cancel()

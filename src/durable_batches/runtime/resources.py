@@ -16,7 +16,7 @@ from durable_batches.runtime.middleware import Middleware
 from durable_batches.runtime.overloads import Overloads
 from durable_batches.runtime.threads import Threads
 
-__all__ = ["GRACE_SECONDS", "ActivityReport", "Recorder", "Resources", "RunStats"]
+__all__ = ["GRACE_SECONDS", "ActivityReport", "HeldLease", "Recorder", "Resources", "RunStats"]
 
 GRACE_SECONDS: Final = 30.0
 """The grace period of calls that a workflow left running, since they are paid for."""
@@ -36,6 +36,31 @@ class Recorder(Protocol):
     def before_commit(self, callback: Callable[[], None]) -> None:
         """Call back just before the next commit is assembled."""
         ...
+
+
+class HeldLease(Protocol):
+    """The worker's lease, as its worker knows it: work begins only while it holds.
+
+    Otherwise another worker may have taken over, and begin the same; or what it comes to could not be recorded.
+    """
+
+    def holds(self) -> bool:
+        """Return whether the lease cannot have run out in the store; from any thread."""
+        ...
+
+    async def regained(self) -> None:
+        """Wait until it holds. One that is lost for good does not; its attempts are cancelled."""
+        ...
+
+
+class _NoLease:
+    """Attempts that no worker runs have no lease that could run out."""
+
+    def holds(self) -> bool:
+        return True
+
+    async def regained(self) -> None:
+        pass
 
 
 @dataclass
@@ -77,6 +102,7 @@ class Resources:
         default_factory=dict[tuple[BatchId, str, str], ActivityReport]
     )
     grace: float = GRACE_SECONDS
+    lease: HeldLease = field(default_factory=_NoLease)
     middleware: Sequence[Middleware] = ()
     """Middleware round each attempt of each activity call, the first one outermost."""
     classify: ErrorClassifier = default_classifier

@@ -78,7 +78,8 @@ class Capabilities:
 
     1: the fields of the records that have no default; the others may be dropped. 2: all fields of all records, claims
     in the order of `turn_of` and `claim_order` and from what `ClaimRequest.takes_from` names, batches that sleep
-    (`next_due`), and the answers to requests (`needs_of_command`).
+    (`next_due`), the answers to requests (`needs_of_command`), and facts about executions that the worker does not own
+    (`LateResult`).
     """
     host_transactions: bool = False
     """It implements `HostTransactions`: a batch can be submitted within a transaction of the host application."""
@@ -406,7 +407,8 @@ class Store(Protocol):
 
         1. Fence and number on the worker's own row, in one statement: the worker is alive, and `number` is that of its
            last commit + 1. The same statement renews the lease.
-        2. Facts: load what `executions_to_load` names; write what `plan_facts` says.
+        2. Facts: load what `executions_to_load` names; write what `plan_facts` says. Level 2: a `LateResult` is about
+           an execution that the worker does not own.
         3. Claim: load candidates, first the batches that were served longest ago; write what `plan_claims` says.
            Of each batch with open slots come its executions that are due. Level 1: in the order of (due, position).
            Level 2: in that of `claim_order`, as three ranges, of each as many as the batch's share: those that were

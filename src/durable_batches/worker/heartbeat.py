@@ -1,8 +1,9 @@
 """The lease renewer: a thread that keeps a session's lease.
 
 It has a thread and a connection of its own, so that code that blocks the event loop does not cost the lease. But a
-loop that has not turned for `max_stall` may never turn again, and its lease is given up. A session whose lease could
-not be renewed for most of its length fences itself before others may expire it.
+loop that has not turned for `max_stall` may never turn again, and its lease is given up. While the lease cannot be
+renewed, the session goes on with what runs, and begins nothing once it may have run out (`Lease`): the next renewal
+that is answered tells whether others have expired it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Final
 
 from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError
+from durable_batches.lifecycle.leases import own_seconds
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.outage import Outage, Outages
 from durable_batches.stores.protocol import Heart, Store
+from durable_batches.worker.lease import Lease
 from durable_batches.worker.signals import LeaseSignals
 
 __all__ = ["LeaseRenewer"]
@@ -27,9 +30,6 @@ _log = logging.getLogger("durable_batches")
 _RENEWALS_A_LEASE: Final = 3
 _ATTEMPTS_A_LEASE: Final = 10
 """After a renewal that failed."""
-_OWN_SHARE: Final = 0.75
-"""Of the lease: after this much without a renewal the session fences itself. An attempt takes no more than what is
-left of it."""
 
 
 class LeaseRenewer:
@@ -38,7 +38,8 @@ class LeaseRenewer:
     Args:
         store: Where the lease is.
         worker: The session's id.
-        lease: How long it is.
+        lease: What its session knows of it.
+        length: How long it is.
         max_stall: How long the event loop may stand still.
         clock: The worker's.
         outages: Where the store's are logged.
@@ -50,7 +51,8 @@ class LeaseRenewer:
         self,
         store: Store,
         worker: WorkerId,
-        lease: timedelta,
+        lease: Lease,
+        length: timedelta,
         max_stall: timedelta,
         clock: Clock,
         *,
@@ -60,7 +62,8 @@ class LeaseRenewer:
     ) -> None:
         self._store = store
         self._worker = worker
-        self._lease_seconds = lease.total_seconds()
+        self._lease = lease
+        self._lease_seconds = length.total_seconds()
         self._max_stall_seconds = max_stall.total_seconds()
         self._clock = clock
         self._outage: Outage = outages.of(f"lease renewal of worker {worker}")
@@ -71,7 +74,6 @@ class LeaseRenewer:
         self._expires_others_from = self._turned
         self.reaches_store: bool = True
         """Whether the last renewal came to an answer."""
-        self._locked_out = False
         self._thread = threading.Thread(target=self._run, name="durable-batches lease", daemon=True)
 
     def start(self) -> None:
@@ -88,11 +90,12 @@ class LeaseRenewer:
     def may_expire_others(self) -> bool:
         """Whether the lease is renewed, and has been for a whole lease without a gap as long as a lease."""
         now = self._clock.boot()
-        return now >= self._expires_others_from and now - self._renewed < self._lease_seconds * _OWN_SHARE
+        return now >= self._expires_others_from and now - self._renewed < own_seconds(self._lease_seconds)
 
-    def give_others_time(self) -> None:
-        """Expire nobody for a whole lease: the others may have been cut off as well, and have to renew first."""
-        self._expires_others_from = self._clock.boot() + self._lease_seconds
+    def give_others_time(self, seconds: float | None = None) -> None:
+        """Expire nobody for so long, a whole lease by default: others may have been cut off, too, and renew first."""
+        seconds = self._lease_seconds if seconds is None else seconds
+        self._expires_others_from = max(self._expires_others_from, self._clock.boot() + seconds)
 
     def _note_gap(self, before: float, now: float) -> None:
         if now - before >= self._lease_seconds:
@@ -119,27 +122,29 @@ class LeaseRenewer:
         """Renew; return whether the lease is lost."""
         pause = self._lease_seconds / _RENEWALS_A_LEASE
         while not self._stop.wait(pause):
-            now = self._clock.boot()
-            if self._must_be_given_up(now, self._renewed):
+            asked = self._clock.boot()
+            if self._must_be_given_up(asked):
                 return True
             try:
                 alive = heart.beat()
             except Exception as error:  # noqa: BLE001  (whatever it is, the lease is not renewed)
                 self._failed(error)
-                left = self._renewed + self._lease_seconds * _OWN_SHARE - self._clock.boot()
-                pause = min(self._lease_seconds / _ATTEMPTS_A_LEASE, max(left, 0.001))
+                pause = self._lease_seconds / _ATTEMPTS_A_LEASE
                 continue
             self.reaches_store = True
             self._outage.answered()
             if not alive:
                 return True
-            self._note_gap(self._renewed, now)
-            self._renewed, pause = now, self._lease_seconds / _RENEWALS_A_LEASE
+            self._note_gap(self._renewed, asked)
+            self._renewed = asked
+            self._lease.renewed(asked)
+            # An answer that took long, as while a file is locked, leaves no time; the next one does not take long.
+            pause = self._lease_seconds / _RENEWALS_A_LEASE if self._lease.holds() else 0.0
             self._signals.renewed.fire(self._worker)
         return False
 
-    def _must_be_given_up(self, now: float, renewed: float) -> bool:
-        stalled, unrenewed = now - self._turned, now - renewed
+    def _must_be_given_up(self, now: float) -> bool:
+        stalled = now - self._turned
         if stalled > self._max_stall_seconds:
             _log.error(
                 "event loop of worker %s has not turned for %.1f s: lease given up",
@@ -148,22 +153,10 @@ class LeaseRenewer:
                 extra={"worker_id": self._worker, "stalled_seconds": stalled},
             )
             return True
-        # Where nobody can write, nobody can expire it either, and the next renewal tells.
-        if not self.reaches_store and not self._locked_out and unrenewed >= self._lease_seconds * _OWN_SHARE:
-            _log.error(
-                "lease of worker %s not renewed for %.1f s of its %.1f s: the worker fences itself before others "
-                "expire it",
-                self._worker,
-                unrenewed,
-                self._lease_seconds,
-                extra={"worker_id": self._worker, "unrenewed_seconds": unrenewed},
-            )
-            return True
         return False
 
     def _failed(self, error: Exception) -> None:
         self.reaches_store = False
-        self._locked_out = isinstance(error, StoreUnavailableError) and error.locks_out_everybody
         if isinstance(error, StoreUnavailableError):
             self._outage.failed(error)
         else:

@@ -22,6 +22,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionFailed,
     ExecutionSucceeded,
     Fact,
+    LateResult,
 )
 from durable_batches.lifecycle.records import ClaimRequest, Committed, Refusal, WorkerId
 from durable_batches.lifecycle.states import BatchId
@@ -41,7 +42,7 @@ _FIRST_PAUSE: Final = 0.05
 _LONGEST_LOCKED_PAUSE: Final = 1.0
 _REFUSED_CLAIM_PAUSE: Final = 5.0
 
-_WITH_PAYLOAD: Final = frozenset({ActivityCompleted, ActivityFailed, ExecutionSucceeded, ExecutionFailed})
+_WITH_PAYLOAD: Final = frozenset({ActivityCompleted, ActivityFailed, ExecutionSucceeded, ExecutionFailed, LateResult})
 
 
 _Entry: TypeAlias = tuple[Fact, "asyncio.Future[Refusal | None] | None"]
@@ -68,6 +69,8 @@ class Journal:
         outages: Where those are logged.
         claim: Called for each commit with its facts; returns what to claim along with them.
         committed: Called after each commit, before the verdicts of its facts are given.
+        renewed: Called after each commit, which renews the lease, with when the store was asked for it (`boot`).
+        keep: Called with each result that is not recorded: the lease was lost before.
         signals: Fired for tests.
     """
 
@@ -80,6 +83,8 @@ class Journal:
         outages: Outages,
         claim: Callable[[Sequence[Fact]], ClaimRequest | None],
         committed: Callable[[Sequence[Fact], Committed, ClaimRequest | None], None],
+        renewed: Callable[[float], object],
+        keep: Callable[[ActivityCompleted | LateResult], object],
         signals: JournalSignals,
     ) -> None:
         self._store = store
@@ -89,12 +94,15 @@ class Journal:
         self._operation = f"commits of worker {worker}"
         self._claim = claim
         self._committed = committed
+        self._renewed = renewed
+        self._keep = keep
         self._signals = signals
         self._entries: list[_Entry] = []
         self._before_commit: list[Callable[[], None]] = []
         self._in_commit: Sequence[_Entry] = ()
         self._awake = asyncio.Event()
         self._phase = JournalPhase.COMMITTING
+        self._is_running = False
         self._closing = False
         self._failed: BaseException | None = None
         self._number = 0
@@ -113,6 +121,7 @@ class Journal:
         """Hand a fact in; the future is its verdict once the store has committed it (None: applied)."""
         verdict: asyncio.Future[Refusal | None] = self._loop.create_future()
         if self._failed is not None:
+            self._keep_result(fact)
             verdict.set_exception(self._failed)
         else:
             self._entries.append((fact, verdict))
@@ -142,12 +151,27 @@ class Journal:
 
     # ---- committing ------------------------------------------------------------------------------------------
 
+    async def commit_alone(self, facts: Sequence[Fact]) -> list[Refusal | None]:
+        """Commit facts before `run`, with nothing claimed along with them; return the verdicts there are.
+
+        Facts of batches that are locked, or that the database refuses, have none.
+
+        Raises:
+            StoreUnavailableError: The store is away; it is not waited for.
+            WorkerFencedError: The worker was expired.
+        """
+        verdicts = [self.record(fact) for fact in facts]
+        while entries := self._take():
+            await self._commit(entries, [fact for fact, _ in entries], None)
+        return [verdict.result() for verdict in verdicts if verdict.done() and verdict.exception() is None]
+
     async def run(self) -> None:
         """Commit until closed.
 
         Raises:
             WorkerFencedError: The worker was expired; those who await a verdict get this, too.
         """
+        self._is_running = True
         try:
             await self._commit_until_closed()
             # What is reported from here on, by a thread that was left behind, comes too late.
@@ -174,6 +198,7 @@ class Journal:
             request = self._claim(facts)
             if entries or request is not None:
                 await self._commit(entries, facts, request)
+                self._in_commit = ()
             elif self._closing and not self._entries:
                 return
             if (self._closing and not self._entries) or self._is_any_ready():
@@ -238,7 +263,7 @@ class Journal:
 
     async def _write(self, facts: Sequence[Fact], request: ClaimRequest | None) -> Committed:
         """Make one numbered commit, repeated under its number for as long as the store is away."""
-        number = self._number + 1
+        number, asked = self._number + 1, self._clock.boot()
         self._signals.beginning.fire(number)
         committed = await ride_out(
             lambda: self._store.commit(self._worker, number, facts, request),
@@ -246,10 +271,15 @@ class Journal:
             self._operation,
             self._pause,
             backoff=lambda: Backoff(_FIRST_PAUSE),
-            passes=_is_not_about_batches,
+            passes=self._is_waited_for,
         )
         self._number = number
+        self._renewed(asked)
         return committed
+
+    def _is_waited_for(self, error: StoreUnavailableError) -> bool:
+        """Return whether the whole commit waits: of rows that are locked, only their batches' facts do."""
+        return self._is_running and not (isinstance(error, StoreLockedError) and error.batch_ids)
 
     async def _pause(self, seconds: float) -> None:
         self._phase = JournalPhase.PAUSING
@@ -304,16 +334,20 @@ class Journal:
     def _fail(self, error: BaseException) -> None:
         self._failed = error if isinstance(error, WorkerFencedError) else WorkerFencedError(self._worker)
         entries, self._entries = [*self._in_commit, *self._entries], []
-        for _, verdict in entries:
-            if verdict is not None and not verdict.done():
+        for fact, verdict in entries:
+            if verdict is None:
+                continue
+            if not verdict.done():
                 verdict.set_exception(self._failed)
                 # Those who would have awaited it may have been cancelled: asyncio is not to complain of that.
                 verdict.exception()
+                self._keep_result(fact)
+            elif verdict.cancelled():
+                self._keep_result(fact)
 
-
-def _is_not_about_batches(error: StoreUnavailableError) -> bool:
-    """Return whether the whole commit waits: of rows that are locked, only their batches' facts do."""
-    return not (isinstance(error, StoreLockedError) and error.batch_ids)
+    def _keep_result(self, fact: Fact) -> None:
+        if isinstance(fact, ActivityCompleted | LateResult):
+            self._keep(fact)
 
 
 def _split(entries: Sequence[_Entry]) -> list[list[_Entry]]:
@@ -331,7 +365,7 @@ def _grouped(entries: Sequence[_Entry], key: Callable[[_Entry], str | int]) -> l
 
 def _size(fact: Fact) -> int:
     match fact:
-        case ActivityCompleted(payload=payload) | ActivityFailed(payload=payload):
+        case ActivityCompleted(payload=payload) | ActivityFailed(payload=payload) | LateResult(payload=payload):
             return len(payload)
         case ExecutionSucceeded(outcome=outcome) | ExecutionFailed(outcome=outcome):
             return len(outcome)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeAlias
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar
 
 from durable_batches.codec.codec import Codec, payload_of
 from durable_batches.errors import (
@@ -21,8 +23,16 @@ from durable_batches.lifecycle.batch_core import definition_of, isolation_of
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, Fact
 from durable_batches.lifecycle.failures import DocumentFailureRecord, line_of, message_of
 from durable_batches.lifecycle.policies import document_retry_delay
-from durable_batches.lifecycle.records import RESOLVER_POSITION, CheckpointRecord, Claim, Micros
+from durable_batches.lifecycle.records import (
+    RESOLVER_POSITION,
+    CheckpointRecord,
+    Claim,
+    DocumentRecord,
+    ExecutionStatus,
+    Micros,
+)
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.outage import Outages, ride_out
 from durable_batches.reading.results import StoredResults
 from durable_batches.runtime.attempt import Attempt
 from durable_batches.runtime.attempt_result import AttemptFailed, AttemptStopped, AttemptSucceeded
@@ -37,6 +47,8 @@ from durable_batches.worker.signals import SchedulerSignals
 __all__ = ["CHECKPOINTS_A_CLAIM", "AnyWorkflow", "HeldExecution", "Runner"]
 
 _log = logging.getLogger("durable_batches")
+
+T = TypeVar("T")
 
 AnyWorkflow: TypeAlias = Workflow[Any, Any, Any, Any]
 
@@ -71,12 +83,14 @@ class Runner:
     Args:
         store: Where checkpoints are read that do not come with a claim, and the documents that a resolver sees.
         resources: Shared by all attempts; their recorder is the journal.
+        outages: Where the store's are logged.
         signals: Fired for tests.
     """
 
-    def __init__(self, store: Store, resources: Resources, signals: SchedulerSignals) -> None:
+    def __init__(self, store: Store, resources: Resources, outages: Outages, signals: SchedulerSignals) -> None:
         self._store = store
         self._resources = resources
+        self._outages = outages
         self._signals = signals
         self._failures = FailureLog()
 
@@ -123,20 +137,27 @@ class Runner:
 
     async def _run_document(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
         self._resources.stats.documents_run += 1
-        await self._read_more_checkpoints(held, claim)
 
         async def body() -> Any:
             with payload_of(claim.execution.batch_id, claim.execution.document_id):
                 document = workflow.document_codec.decode(claim.input)
             return await workflow.fn(document)
 
-        result = await held.attempt.run(body)
+        result = await held.attempt.run(body, lambda: self._read_more_checkpoints(held, claim))
         await self._report(held, claim, result, workflow.result_codec)
 
     async def _resolve(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
-        await self._read_more_checkpoints(held, claim)
-        resolver = workflow.resolver
-        results = StoredResults(self._store, claim.batch.batch_id, claim.batch.counts, workflow.result_codec)
+        resolver, batch_id = workflow.resolver, claim.batch.batch_id
+
+        def load(
+            statuses: Collection[ExecutionStatus], size: int, after: int, /
+        ) -> Awaitable[Sequence[DocumentRecord]]:
+            return self._through_outages(
+                lambda: self._store.documents(batch_id, statuses=statuses, after=after, limit=size, inputs=False),
+                f"the resolver of batch {batch_id!r}",
+            )
+
+        results = StoredResults(load, batch_id, claim.batch.counts, workflow.result_codec)
 
         async def body() -> Any:
             if resolver is None:
@@ -147,7 +168,7 @@ class Runner:
             wanted = dependencies_of(resolver)
             return await resolver(results, **await self._resources.dependencies.filled(wanted, {}))
 
-        result = await held.attempt.run(body)
+        result = await held.attempt.run(body, lambda: self._read_more_checkpoints(held, claim))
         retry_in = None
         if isinstance(result, AttemptFailed) and result.retryable:
             delay = workflow.resolver_retry.delay(
@@ -164,16 +185,25 @@ class Runner:
         execution = claim.execution
         checkpoints: list[CheckpointRecord] = list(claim.checkpoints)
         while True:
-            page = await self._store.checkpoints(
-                execution.batch_id,
-                execution.position,
-                after=checkpoints[-1].key if checkpoints else "",
-                limit=CHECKPOINTS_A_CLAIM,
+            after = checkpoints[-1].key if checkpoints else ""
+            page = await self._through_outages(
+                partial(
+                    self._store.checkpoints,
+                    execution.batch_id,
+                    execution.position,
+                    after=after,
+                    limit=CHECKPOINTS_A_CLAIM,
+                ),
+                f"the checkpoints of {place_of(execution.batch_id, execution.document_id)}",
             )
             checkpoints += page
             if len(page) < CHECKPOINTS_A_CLAIM:
                 break
         held.attempt.recorded = type(held.attempt.recorded)(checkpoints)
+
+    async def _through_outages(self, read: Callable[[], Awaitable[T]], operation: str) -> T:
+        """Read for user's code, which is not to fail because the store does; as commits do, it waits for any cause."""
+        return await ride_out(read, self._outages, operation, self._resources.clock.sleep, passes=_any)
 
     # ---- reporting -------------------------------------------------------------------------------------------
 
@@ -294,6 +324,10 @@ class Runner:
                     "unused_checkpoints": unused,
                 },
             )
+
+
+def _any(_: StoreUnavailableError) -> bool:
+    return True
 
 
 def _identity_of(claim: Claim) -> tuple[BatchId, int, int, int]:

@@ -92,7 +92,7 @@ class Scheduler:
         self._outage: Outage = outages.of("looking for work")
         self._wake_journal = wake
         self._signals = signals
-        self._runner = Runner(store, resources, signals)
+        self._runner = Runner(store, resources, outages, signals)
         self._held: dict[ExecutionKey, HeldExecution] = {}
         self._isolated: dict[ExecutionKey, Timer] = {}
         """Those it holds while they are isolated: possible poison documents; with the timer that ends that."""

@@ -15,7 +15,8 @@ from uuid import uuid4
 from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError, WorkerFencedError
 from durable_batches.lifecycle.commands import Cancel, Command, Seal
-from durable_batches.lifecycle.facts import Fact
+from durable_batches.lifecycle.facts import ActivityCompleted, Fact, LateResult
+from durable_batches.lifecycle.leases import spared_seconds
 from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages, ride_out
@@ -26,6 +27,8 @@ from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.heartbeat import LeaseRenewer
 from durable_batches.worker.journal import Journal
+from durable_batches.worker.late_results import LateResults
+from durable_batches.worker.lease import Lease
 from durable_batches.worker.membership import Membership
 from durable_batches.worker.runner import AnyWorkflow
 from durable_batches.worker.scheduler import Scheduler
@@ -38,9 +41,6 @@ _log = logging.getLogger("durable_batches")
 
 _LOOK_SECONDS: Final = 0.5
 """How often a session looks for dead workers, and for ends of its batches that others brought about."""
-
-_AFTER_OUTAGE_SECONDS: Final = 3.0
-"""How long no worker is expired after the store was away: longer than others need to notice that it is back."""
 
 _STORE_PATIENCE_SECONDS: Final = 10.0
 """How much longer than its drain a closing session waits for a store that is away."""
@@ -60,7 +60,7 @@ class SessionPhase(Enum):
     """How far a session has come."""
 
     BEGINNING = auto()
-    """Until it is registered, and has looked for dead workers once."""
+    """Until it is registered, has recorded late results, and has looked for dead workers once."""
     WORKING = auto()
     """Until its end, its draining included."""
     ENDED = auto()
@@ -79,6 +79,7 @@ class Session:
         threads: For sync activities.
         stats: What it has done is counted there.
         dependencies: Of its activities and resolvers.
+        late_results: Those of earlier sessions, and its own in the end.
         deliver: Hands events on to the subscribers of this process.
         outages: Where the store's are logged.
         restart: Takes part in an outage that costs the session its lease.
@@ -97,6 +98,7 @@ class Session:
         threads: Threads,
         stats: RunStats,
         dependencies: Dependencies,
+        late_results: LateResults,
         deliver: Callable[[Sequence[EventRecord]], None],
         outages: Outages,
         restart: Outage,
@@ -113,10 +115,12 @@ class Session:
         self._outages = outages
         self._drain = options.drain
         self._clock = clock
+        self._late_results = late_results
         self._deliver = deliver
         self._outage: Outage = outages.of("looking after other workers")
         self._sweep = SelectionSweep(selection, store, clock)
         self._signals = signals.membership
+        self._lease: Final = Lease(clock, options.lease)
         self.journal: Final = Journal(
             store,
             self.worker_id,
@@ -124,6 +128,8 @@ class Session:
             outages=outages,
             claim=self._claim_request,
             committed=self._committed,
+            renewed=self._lease.renewed,
+            keep=self._keep,
             signals=signals.journal,
         )
         self.resources: Final = Resources(
@@ -133,6 +139,7 @@ class Session:
             stats=stats,
             dependencies=dependencies,
             classify=options.classify,
+            lease=self._lease,
         )
         self.scheduler: Final = Scheduler(
             store,
@@ -148,6 +155,7 @@ class Session:
         self._closed = asyncio.Event()
         self._lease_lost = asyncio.Event()
         self._loop = loop = asyncio.get_running_loop()
+        self._killed = False
 
         def lost() -> None:
             # Before anything of the session gives up: it is one outage until the successor is answered.
@@ -157,6 +165,7 @@ class Session:
         self._renewer = LeaseRenewer(
             store,
             self.worker_id,
+            self._lease,
             options.lease,
             options.max_stall,
             clock,
@@ -181,6 +190,13 @@ class Session:
     def lose_lease(self) -> None:
         """Have the session fence itself: its lease is lost."""
         self._lease_lost.set()
+
+    def kill(self) -> None:
+        """End as if the process had died, for tests: nothing begins any more, and no result is kept."""
+        self._killed = True
+        self._late_results.clear()
+        self.scheduler.fence()
+        self.lose_lease()
 
     def selection_changed(self) -> None:
         """Look at once for work of the batches that are selected now; for any thread."""
@@ -222,11 +238,15 @@ class Session:
             # After an outage, others get their time to renew or deregister before anybody looks for dead ones. Those of
             # this process are deregistered before they are named: afterwards nobody counts a crash for them any more.
             self._was_away = await self._membership.deregister_pending()
+            asked = self._clock.boot()
             await self._membership.register(self.worker_id, workflows, self._options.lease)
-            if self._membership.succeeds_lost_session:
+            self._lease.renewed(asked)
+            if self._was_away or self._membership.succeeds_lost_session:
                 self._renewer.give_others_time()
             self._renewer.start()
             try:
+                # Soon: who claims such a document before makes the same calls again.
+                await self._record_late_results()
                 if not self._was_away:
                     await self._expire_dead_workers()
                 self.phase = SessionPhase.WORKING
@@ -239,6 +259,29 @@ class Session:
                 await asyncio.to_thread(self._renewer.join)
         finally:
             self.phase = SessionPhase.ENDED
+            self._late_results.log_dropped(self.worker_id)
+
+    async def _record_late_results(self) -> None:
+        """Record what earlier sessions of this process could not: before anything is claimed, so that it is found."""
+        results = self._late_results.take()
+        if not results:
+            return
+        try:
+            verdicts = await self.journal.commit_alone(results)
+        except BaseException:
+            # Those that were recorded, too: to record them again changes nothing.
+            for result in results:
+                self._keep(result)
+            raise
+        recorded = verdicts.count(None)
+        _log.info(
+            "worker %s recorded %d results of activities that had finished when the lease before was lost; for %d "
+            "others of them it was too late",
+            self.worker_id,
+            recorded,
+            len(results) - recorded,
+            extra={"worker_id": self.worker_id, "recorded": recorded, "results": len(results)},
+        )
 
     async def _work(self) -> None:
         journal = asyncio.create_task(self.journal.run(), name="durable-batches journal")
@@ -331,23 +374,26 @@ class Session:
 
     async def _look_around(self) -> None:
         """Now and then, expire dead workers, and notice what other processes have ended."""
-        away = self._was_away
+        lease = self._options.lease.total_seconds()
+        answered, failed = self._clock.boot(), False
         with self._outage:
             while True:
-                await self._clock.sleep(_AFTER_OUTAGE_SECONDS if away else _LOOK_SECONDS, housekeeping=True)
+                await self._clock.sleep(_LOOK_SECONDS, housekeeping=True)
+                spared = spared_seconds(lease, self._clock.boot() - answered - _LOOK_SECONDS, failed=failed)
+                if spared:
+                    self._renewer.give_others_time(spared)
                 try:
-                    if away:
-                        # All others that it is back for need a moment to renew their leases.
-                        await self._store.workers()
-                    else:
+                    if self.may_expire_others:
                         await self._expire_dead_workers()
-                    away = False
+                    else:
+                        await self._store.workers()
+                    answered, failed = self._clock.boot(), False
                     self._outage.answered()
                     await self._stop_what_others_ended()
                     await self._sweep.look()
                 except StoreUnavailableError as error:
                     self._outage.failed(error)
-                    away = True
+                    failed = True
 
     @property
     def may_expire_others(self) -> bool:
@@ -369,6 +415,10 @@ class Session:
                 self.scheduler.stop_batch(batch_id)
 
     # ---- for the journal ---------------------------------------------------------------------------------------
+
+    def _keep(self, result: ActivityCompleted | LateResult) -> None:
+        if not self._killed:
+            self._late_results.keep(self.worker_id, result)
 
     def _claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
         return self.scheduler.claim_request(facts)

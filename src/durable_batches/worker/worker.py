@@ -34,6 +34,7 @@ from durable_batches.stores.levels import require_level
 from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import HostTransaction, Store, check_store
 from durable_batches.tasks import ReusableLock, seen_through
+from durable_batches.worker.late_results import LateResults
 from durable_batches.worker.membership import Membership
 from durable_batches.worker.runner import AnyWorkflow
 from durable_batches.worker.selection import BatchFilter, Selection
@@ -67,6 +68,9 @@ class Worker:
         batches: Which batches it runs: "all" that its orchestrators' workflows are those of, also what other processes
             have submitted and left unfinished; "mine", those that its orchestrators have submitted or attached to since
             it was created; or those of a `BatchFilter`. Others are left to other workers.
+        max_kept_bytes: How much is kept in memory of finished results that could not be recorded because the lease was
+            lost, until they are recorded under the next one. What does not fit is dropped, and its activities run
+            again. 64 MiB by default.
         dependencies: Replacements of dependencies by provider, for tests: a value, or `dependency(other)` to open
             another provider.
         clock: The source of time.
@@ -86,17 +90,19 @@ class Worker:
         max_stall: timedelta = timedelta(minutes=5),
         classify: ErrorClassifier = default_classifier,
         batches: BatchFilter | Literal["all", "mine"] = "all",
+        max_kept_bytes: int = 64 * 1024 * 1024,
         dependencies: Mapping[Provider, object] | None = None,
         clock: Clock | None = None,
     ) -> None:
         check_store(store)
         check_integer("max_in_flight", max_in_flight)
+        check_integer("max_kept_bytes", max_kept_bytes)
         for name, duration in (("lease", lease), ("drain", drain), ("max_stall", max_stall)):
             check_duration(name, duration)
         check_callable("classify", classify)
         check_instance("dependencies", dependencies, Mapping, optional=True)
-        if max_in_flight < 0:
-            raise ConfigurationError("max_in_flight must be 0 or more")
+        if max_in_flight < 0 or max_kept_bytes < 0:
+            raise ConfigurationError("max_in_flight and max_kept_bytes must be 0 or more")
         if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):
             raise ConfigurationError("lease and max_stall must be positive, and drain not negative")
         self._selection = Selection(batches)
@@ -114,6 +120,8 @@ class Worker:
         self._news = News(store, self._clock, self._outages, self._signals.news)
         self._control = Control(store, self._clock, self._outages, self._commanded)
         self._membership = Membership(store, self._news.deliver, self._signals.membership)
+        # An adapter of level 1 may not know this kind of fact.
+        self._late_results = LateResults(max_kept_bytes if store.capabilities.level >= 2 else 0)
         self._entered = 0
         self._entering = ReusableLock()
         self._threads: Threads | None = None
@@ -459,6 +467,7 @@ class Worker:
             threads=self._threads,
             stats=self._stats,
             dependencies=self._dependencies,
+            late_results=self._late_results,
             deliver=self._news.deliver,
             outages=self._outages,
             restart=restart,

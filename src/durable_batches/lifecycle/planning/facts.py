@@ -8,7 +8,9 @@ Which facts apply
 2. A result that was paid for is kept: where its run has ended in the meantime, while no later attempt took over,
    it is recorded as a checkpoint and changes nothing else.
 3. An execution of an ended run that its worker reports about is released.
-4. Everything else is refused and changes nothing.
+4. A late result of the execution's run is recorded as a checkpoint and changes nothing else. It is refused while
+   another session owns the execution than the one that made the call: that would not see it, and come to its own.
+5. Everything else is refused and changes nothing.
 
 A batch whose counts contradict each other is treated as one whose run has ended.
 """
@@ -26,6 +28,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
+    LateResult,
     StageEntered,
 )
 from durable_batches.lifecycle.planning.release import release_execution
@@ -68,7 +71,10 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
             refused[index] = "unknown"
             continue
         if execution.owner != worker or execution.attempt != attempt or execution.run != run:
-            refused[index] = "superseded"
+            if type(fact) is LateResult and batch_id in batches and _is_wanted(execution, fact):
+                checkpoints.append(_checkpoint(fact, "succeeded"))
+            else:
+                refused[index] = "superseded"
             continue
         batch = batches.get(batch_id)
         if batch is None:
@@ -96,7 +102,14 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
     return unit.writes()
 
 
-_OtherFact: TypeAlias = StageEntered | ActivityFailed | ExecutionSucceeded | ExecutionFailed | ExecutionReleased
+def _is_wanted(execution: ExecutionRecord, fact: LateResult) -> bool:
+    """Return whether no other session runs the execution, which would come to a result of its own."""
+    return execution.owner in (None, fact.session) and execution.run == fact.run
+
+
+_OtherFact: TypeAlias = (
+    StageEntered | ActivityFailed | ExecutionSucceeded | ExecutionFailed | ExecutionReleased | LateResult
+)
 
 
 def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> None:
@@ -113,6 +126,9 @@ def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> No
             _fail(unit, execution, fact)
         case ExecutionReleased():
             release_execution(unit, execution, "shutdown")
+        case LateResult():
+            # Of the very attempt that goes on; so it comes in time.
+            unit.checkpoints.append(_checkpoint(fact, "succeeded"))
         case _:
             assert_never(fact)
 
@@ -120,7 +136,7 @@ def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> No
 def _apply_after_end(unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -> None:
     """Keep a result that was paid for; release an execution that its worker is done with."""
     match fact:
-        case ActivityCompleted():
+        case ActivityCompleted() | LateResult():
             unit.checkpoints.append(_checkpoint(fact, "succeeded"))
         case ActivityFailed() | StageEntered():
             pass
@@ -130,7 +146,9 @@ def _apply_after_end(unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -
             assert_never(fact)
 
 
-def _checkpoint(fact: ActivityCompleted | ActivityFailed, kind: Literal["succeeded", "failed"]) -> CheckpointWrite:
+def _checkpoint(
+    fact: ActivityCompleted | ActivityFailed | LateResult, kind: Literal["succeeded", "failed"]
+) -> CheckpointWrite:
     return CheckpointWrite(fact.batch_id, fact.position, fact.key, kind, fact.payload, fact.stage)
 
 

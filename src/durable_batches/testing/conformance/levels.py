@@ -117,6 +117,68 @@ class LevelsConformance(Conformance):
         assert [(checkpoint.key, checkpoint.stage) for checkpoint in found] == [("a", 1), ("b", -1), ("c", 2)]
         assert list((await hand.take()).checkpoints) == found
 
+    async def test_a_late_result_is_a_checkpoint_and_nothing_else(self, scene: Scene) -> None:
+        """A `LateResult` is recorded where the key has no record, and moves neither its document nor its batch."""
+        from_level_2(scene)
+        batch_id = await scene.batch(2, resolver=True)
+        before, after = await scene.worker(), await scene.worker()
+        one, two = await before.claim(2)
+        await before.report(before.recorded(one, "known", b"first"), before.entered(one, 1))
+        await scene.store.expire(dead=[before.worker_id])
+        record, row = await scene.look(batch_id), await scene.document(batch_id, 0)
+        committed = await after.report(
+            after.late(one, "known", b"second"), after.late(one, "late", b"paid", stage=1), after.late(two, "late")
+        )
+        assert not committed.events
+        assert [found[:4] for found in await scene.checkpoints(batch_id)] == [
+            ("known", "succeeded", b"first", -1),
+            ("late", "succeeded", b"paid", 1),
+        ]
+        assert (await scene.look(batch_id), await scene.document(batch_id, 0)) == (record, row)
+        claims = {claim.execution.position: claim for claim in await after.claim(2)}
+        assert [checkpoint.key for checkpoint in claims[0].checkpoints] == ["known", "late"]
+        assert [checkpoint.key for checkpoint in claims[1].checkpoints] == ["late"]
+
+    async def test_a_late_result_comes_with_the_claim_of_its_commit(self, scene: Scene) -> None:
+        """Facts come before the claim of the same commit, these too."""
+        from_level_2(scene)
+        await scene.batch(1)
+        before, after = await scene.worker(), await scene.worker()
+        claim = await before.take()
+        await scene.store.leave(before.worker_id)
+        committed = await after.commit(after.late(claim, "late", b"paid"), claim=after.request())
+        assert [checkpoint.payload for checkpoint in committed.claims[0].checkpoints] == [b"paid"]
+
+    async def test_a_late_result_does_not_come_between_another_session_and_its_own(self, scene: Scene) -> None:
+        """It is refused while another session than that of its call owns the execution, and kept where that does."""
+        from_level_2(scene)
+        batch_id = await scene.batch(2)
+        before, after, heir = await scene.worker(), await scene.worker(), await scene.worker()
+        one, two = await before.claim(2)
+        await before.report(before.released(two))
+        await heir.take()
+        committed = await after.commit(after.late(one, "late"), after.late(two, "late"))
+        assert dict(committed.refused) == {1: "superseded"}
+        assert [found.key for found in await scene.checkpoints(batch_id, 0)] == ["late"]
+        assert not await scene.checkpoints(batch_id, 1), "a refused checkpoint must not be written"
+        await before.report(before.recorded(one, "late", b"again"), before.succeeded(one))
+        assert [found.payload for found in await scene.checkpoints(batch_id, 0)] == [b"result"]
+
+    async def test_a_late_result_of_an_ended_run_is_kept(self, scene: Scene) -> None:
+        """It was paid for, and an ended run absorbs everything else; of what is not there, it is refused as unknown."""
+        from_level_2(scene)
+        batch_id = await scene.batch(2)
+        before, after = await scene.worker(), await scene.worker()
+        claim = (await before.claim(1))[0]
+        await scene.cancel(batch_id)
+        await scene.store.expire(dead=[before.worker_id])
+        record = await scene.look(batch_id)
+        late = after.late(claim, "late", b"paid")
+        committed = await after.commit(late, late._replace(position=9), late._replace(batch_id=BatchId("nowhere")))
+        assert dict(committed.refused) == {1: "unknown", 2: "unknown"}
+        assert [found.payload for found in await scene.checkpoints(batch_id)] == [b"paid"]
+        assert await scene.look(batch_id) == record
+
     async def test_a_request_is_answered_as_before(self, scene: Scene) -> None:
         """A command that was refused is refused again by its id, and one that was carried out is said to be."""
         from_level_2(scene)

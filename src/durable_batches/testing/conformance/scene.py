@@ -20,6 +20,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
+    LateResult,
     StageEntered,
 )
 from durable_batches.lifecycle.machine import BatchStateMachine
@@ -363,6 +364,12 @@ class Hand:
     def recorded(claim: Claim, key: str, payload: bytes = b"result", *, stage: int = -1) -> ActivityCompleted:
         """Return the fact that an activity succeeded."""
         return ActivityCompleted(*_identity(claim), key, payload, stage=stage)
+
+    @staticmethod
+    def late(claim: Claim, key: str, payload: bytes = b"result", *, stage: int = -1) -> LateResult:
+        """Return the fact that an activity of a claim of another session had succeeded."""
+        assert claim.execution.owner is not None
+        return LateResult(*_identity(claim), claim.execution.owner, key, payload, stage=stage)
 
     @staticmethod
     def recorded_failure(claim: Claim, key: str, payload: bytes = b"failure", *, stage: int = -1) -> ActivityFailed:

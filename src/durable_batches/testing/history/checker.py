@@ -17,7 +17,8 @@ The promises, by the numbers that its messages have:
  1. Every acknowledged batch exists with all of its documents.
  2. After the faults everything ends (within which time is for the test to say: `finished=True` asks whether).
  3. At most one recorded result per (batch, document, key); once seen it never changes.
- 4. No write of a fenced worker, or of a stale run or attempt, is accepted.
+ 4. No write of a fenced worker, or of a stale run or attempt, is accepted; a late result, which a later session of its
+    process brings, is a checkpoint where there was none.
  5. Ended runs absorb; every transition is in the table.
  6. A recorded activity never runs again.
  7. Runs of an activity after its first one <= those in flight at the faults; tries of a run <= the policy's.
@@ -28,6 +29,8 @@ The promises, by the numbers that its messages have:
 12. After an acknowledged cancel no activity starts in that process, and in others not later than a heartbeat.
 13. A run ended CANCELLED <=> exactly one cancel() returned True.
 14. No orphan lease: what is owned is owned by a living worker, and nothing once everyone has left.
+19. Paid = answered once, by the log of effects, which is outside of the library: a call is made again only if it was in
+    flight at a fault, and a process whose lease has run out begins none.
 """
 
 from __future__ import annotations
@@ -206,8 +209,8 @@ class HistoryChecker:
             interrupted: Processes of the effects log that have died since the last check, or have abandoned running
                 activities (when a drain took too long): activities that they had started but not recorded may run
                 again.
-            fenced: Processes whose lease expired while they were alive: activities that they started meanwhile do not
-                count.
+            fenced: Processes whose lease expired while they were alive: activities that they had started by then may
+                run again.
             left: Processes that were closed gracefully: running activities finished, but pending retries did not run.
             finished: The batches must have ended.
             everyone_left: No worker may be alive, and nothing may be owned.

@@ -104,6 +104,7 @@ class ActivityRuns:
         self._counted |= newly
         for key, runs in calls.items():
             self._check_tries(runs)
+            self._check_late_tries(runs)
             self._check_repetitions(runs, snapshot, as_of)
             self._check_recorded(key, runs, recorded.get(key), as_of)
         self._count_in_flight(calls, snapshot, recorded.keys(), newly)
@@ -150,6 +151,17 @@ class ActivityRuns:
             if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > limit:
                 self._find(7, f"{call_of(first)} has the tries {numbers}, of at most {limit}")
 
+    def _check_late_tries(self, runs: Sequence[_Run]) -> None:
+        """Check that a process that stood still tries nothing again that another one has begun meanwhile."""
+        for run in runs:
+            for effect in run.tries[1:]:
+                if any(run.began < other.began < effect.at and other.process != run.process for other in runs):
+                    self._find(
+                        19,
+                        f"try {effect.attempt} of {call_of(effect)} began in {run.process!r}, whose lease had run out, "
+                        "when another process had taken over",
+                    )
+
     def _check_repetitions(self, runs: Sequence[_Run], snapshot: StoreSnapshot, as_of: float) -> None:
         faults = self._faults
         for before, run in pairwise(runs):
@@ -160,8 +172,14 @@ class ActivityRuns:
             forgotten = snapshot.failures(first.document_id) > 0
             if before.failed and (forgotten or before.process in faults.left):
                 self.retried += 1
-            elif before.process in faults.interrupted or {before.process, run.process} & faults.fenced:
+            elif before.process in faults.interrupted | faults.fenced:
                 self.repeated += 1
+            elif run.process in faults.fenced:
+                self._find(
+                    19,
+                    f"{call_of(first)} began in {run.process!r}, whose lease had run out, although nothing interrupted "
+                    f"its run in {before.process!r}",
+                )
             else:
                 self._find(
                     7,

@@ -40,8 +40,7 @@ def kill(worker: Worker) -> None:
     """
     session = _session_of(worker)
     if session is not None:
-        session.scheduler.fence()
-        session.lose_lease()
+        session.kill()
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""What a session knows of its lease in the store: whether it may begin work, and how long it spares other workers."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+from durable_batches.clock import Clock
+from durable_batches.lifecycle.leases import own_seconds
+
+__all__ = ["Lease"]
+
+
+class Lease:
+    """The lease of one session. Any thread may renew it, and ask whether it holds; one event loop waits for it.
+
+    Args:
+        clock: The worker's.
+        length: How long the lease is.
+    """
+
+    def __init__(self, clock: Clock, length: timedelta) -> None:
+        self._clock = clock
+        self._seconds: Final = own_seconds(length.total_seconds())
+        self._until = float("-inf")
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def renewed(self, asked: float) -> None:
+        """Take note that the store has renewed it.
+
+        Args:
+            asked: When the store was asked to, on the boot clock: the lease cannot end before that and its length.
+        """
+        self._until = max(self._until, asked + self._seconds)
+        waiting = self._waiting[:1]
+        if waiting:
+            waiting[0].get_loop().call_soon_threadsafe(self._wake)
+
+    def holds(self) -> bool:
+        """Return whether the lease cannot have run out in the store."""
+        return self._clock.boot() < self._until
+
+    async def regained(self) -> None:
+        """Wait until it holds."""
+        while not self.holds():
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            try:
+                # Again, for a renewal on another thread that has seen nobody wait.
+                if not self.holds():
+                    await waiting
+            finally:
+                if waiting in self._waiting:
+                    self._waiting.remove(waiting)
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
