@@ -307,7 +307,7 @@ class Attempt:
                 and not self._resources.middleware
             ):
                 # The common case, inlined: `Call.once` and `_record`, without a coroutine each.
-                if not self._resources.lease.holds():
+                if self._resources.clock.boot() >= self._resources.lease.until:
                     await call.wait_for_lease()
                 tokens = enter_activity(call)
                 call.attempt = 1

@@ -44,8 +44,13 @@ class HeldLease(Protocol):
     Otherwise another worker may have taken over, and begin the same; or what it comes to could not be recorded.
     """
 
+    @property
+    def until(self) -> float:
+        """The moment on the boot clock until which it cannot run out in the store; read from any thread."""
+        ...
+
     def holds(self) -> bool:
-        """Return whether the lease cannot have run out in the store; from any thread."""
+        """Return whether that moment is yet to come."""
         ...
 
     async def regained(self) -> None:
@@ -55,6 +60,8 @@ class HeldLease(Protocol):
 
 class _NoLease:
     """Attempts that no worker runs have no lease that could run out."""
+
+    until = float("inf")
 
     def holds(self) -> bool:
         return True

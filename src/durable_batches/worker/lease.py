@@ -23,7 +23,8 @@ class Lease:
     def __init__(self, clock: Clock, length: timedelta) -> None:
         self._clock = clock
         self._seconds: Final = own_seconds(length.total_seconds())
-        self._until = float("-inf")
+        self.until: float = float("-inf")
+        """See `HeldLease`."""
         self._waiting: list[asyncio.Future[None]] = []
 
     def renewed(self, asked: float) -> None:
@@ -32,14 +33,14 @@ class Lease:
         Args:
             asked: When the store was asked to, on the boot clock: the lease cannot end before that and its length.
         """
-        self._until = max(self._until, asked + self._seconds)
+        self.until = max(self.until, asked + self._seconds)
         waiting = self._waiting[:1]
         if waiting:
             waiting[0].get_loop().call_soon_threadsafe(self._wake)
 
     def holds(self) -> bool:
         """Return whether the lease cannot have run out in the store."""
-        return self._clock.boot() < self._until
+        return self._clock.boot() < self.until
 
     async def regained(self) -> None:
         """Wait until it holds."""
