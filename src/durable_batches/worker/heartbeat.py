@@ -30,6 +30,8 @@ _log = logging.getLogger("durable_batches")
 _RENEWALS_A_LEASE: Final = 3
 _ATTEMPTS_A_LEASE: Final = 10
 """After a renewal that failed."""
+_HASTE_SECONDS: Final = 0.001
+"""Between two renewals that each wait for a lock."""
 
 
 class LeaseRenewer:
@@ -129,7 +131,9 @@ class LeaseRenewer:
                 alive = heart.beat()
             except Exception as error:  # noqa: BLE001  (whatever it is, the lease is not renewed)
                 self._failed(error)
-                pause = self._lease_seconds / _ATTEMPTS_A_LEASE
+                # Once a lock on the whole store is gone, others wait but a moment for those whose lease it has cost.
+                in_haste = _locks_out_everybody(error) and not self._lease.holds()
+                pause = _HASTE_SECONDS if in_haste else self._lease_seconds / _ATTEMPTS_A_LEASE
                 continue
             self.reaches_store = True
             self._outage.answered()
@@ -162,3 +166,7 @@ class LeaseRenewer:
         else:
             _log.warning("lease of worker %s not renewed: %s", self._worker, error, extra={"worker_id": self._worker})
         self._signals.failed.fire(self._worker)
+
+
+def _locks_out_everybody(error: Exception) -> bool:
+    return isinstance(error, StoreUnavailableError) and error.locks_out_everybody
