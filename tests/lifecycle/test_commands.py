@@ -154,6 +154,12 @@ def test_a_batch_that_needs_a_newer_library_is_left_to_it(more: int, takes: bool
     assert [record.state for record in writes.batches] == (["failed"] if takes else [])
 
 
+def test_a_wait_for_workflows_is_one_for_a_single_execution_of_theirs() -> None:
+    request = ClaimRequest.of_workflows([WORKFLOW, WORKFLOW])
+    assert request == ClaimRequest(frozenset({WORKFLOW}), limit=1, held=0, window=1, capacity=1, checkpoints=0)
+    assert request.takes_from_all
+
+
 def test_a_claim_that_names_nothing_takes_from_all() -> None:
     assert wants().takes_from_all
     assert not wants(batches=frozenset()).takes_from_all

@@ -7,8 +7,9 @@ plan to are written down a second time, from the design's words.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
 from durable_batches.lifecycle import failure_groups
@@ -171,12 +172,15 @@ class World:
         assert self.command(loaded, Seal(LOADER, documents)).applied
         return loaded
 
-    def commit(self, worker: WorkerId, *facts: Fact) -> Writes:
+    def commit(
+        self, worker: WorkerId, *facts: Fact, remembered: Mapping[ExecutionKey, ExecutionRecord] = MappingProxyType({})
+    ) -> Writes:
+        """One commit of a worker; of what a store remembers of its executions, it does not read the rows."""
         keys = executions_to_load(facts)
         loaded = Loaded(
             self.now,
             {batch_id: self.batches[batch_id] for batch_id in {key[0] for key in keys} if batch_id in self.batches},
-            {key: self.executions[key] for key in keys if key in self.executions},
+            {key: remembered.get(key, self.executions[key]) for key in keys if key in self.executions},
         )
         return self._apply(plan_facts(loaded, worker, facts, level=self.level))
 

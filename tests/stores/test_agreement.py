@@ -43,11 +43,20 @@ from durable_batches.lifecycle.records import (
     Claim,
     ClaimRequest,
     Committed,
+    ExecutionRecord,
     NewDocument,
     WorkerId,
     WorkerRecord,
 )
-from durable_batches.stores import BatchQuery, CountsFailures, MemoryStore, PostgresStore, SQLiteStore, Store
+from durable_batches.stores import (
+    BatchQuery,
+    CountsFailures,
+    FindsFailures,
+    MemoryStore,
+    PostgresStore,
+    SQLiteStore,
+    Store,
+)
 from durable_batches.testing import ManualClock
 
 T = TypeVar("T")
@@ -56,6 +65,8 @@ LEASE = 30_000_000
 WORKFLOWS = (("letters", "1"), ("letters", "2"))
 LOADERS = (WorkerId("loader"), WorkerId("another"))
 BATCHES = ("ä", "b", "c")
+ZERO = "zero \0"
+"""A text that C ends where Python does not."""
 
 batch_ids = st.sampled_from(BATCHES).map(BatchId)
 keys = st.sampled_from(["a", "b", "ä"])
@@ -73,7 +84,7 @@ configs = st.builds(
     ),
     deadline=st.sampled_from([None, timedelta(seconds=45)]),
     max_crashes=st.integers(1, 3),
-    metadata=st.sampled_from([{}, {"customer": "ä"}]),
+    metadata=st.sampled_from([{}, {"customer": "ä"}, {"customer": "ä", "team": ZERO}]),
 )
 requests = st.builds(
     ClaimRequest,
@@ -83,8 +94,12 @@ requests = st.builds(
     window=st.integers(1, 5),
     capacity=st.just(5),
     checkpoints=st.integers(0, 3),
-    batches=st.sampled_from([None, None, frozenset({BatchId("ä"), BatchId("c")})]),
-    metadata=st.sampled_from([{}, {}, {"customer": "ä"}]),
+    batches=st.sampled_from(
+        [None, None, None, frozenset[BatchId](), frozenset({BatchId("ä"), BatchId("c"), BatchId("unknown")})]
+    ),
+    metadata=st.sampled_from(
+        [{}, {}, {}, {"customer": "ä"}, {"customer": "b"}, {"team": ZERO}, {"customer": "ä", "team": ZERO}]
+    ),
 )
 
 
@@ -209,7 +224,15 @@ class Agreement(RuleBasedStateMachine):
         self.control(batch_id, Cancel(request, reason))
 
     def control(self, batch_id: BatchId, command: Command) -> None:
+        before = self.owned(batch_id)
         self.all(lambda store: store.control(batch_id, command))
+        # Its owner's next commit is planned by what it remembers of the row.
+        assert self.owned(batch_id) == before, "a command writes what is owned"
+
+    def owned(self, batch_id: BatchId) -> Sequence[ExecutionRecord]:
+        """The executions of a batch that have an owner: of one store, all hold the same."""
+        documents = self.runner.run(self.stores[1].documents(batch_id, after=RESOLVER_POSITION - 1, limit=100))
+        return [document.execution for document in documents if document.execution.owner is not None]
 
     # ---- workers ---------------------------------------------------------------------------------------------
 
@@ -319,7 +342,7 @@ class Agreement(RuleBasedStateMachine):
             BatchQuery,
             workflow=st.sampled_from([None, "letters", "others"]),
             states=st.sampled_from([(), ("pending", "one"), ("completed", "failed", "cancelled")]),
-            metadata=st.sampled_from([{}, {"customer": "ä"}, {"customer": "b"}]),
+            metadata=st.sampled_from([{}, {"customer": "ä"}, {"customer": "b"}, {"team": ZERO}]),
             created_before=st.none() | st.just(1_893_456_020_000_000),
         ),
         after=st.none() | batch_ids,
@@ -339,6 +362,7 @@ class Agreement(RuleBasedStateMachine):
     )
     def page(self, batch_id: BatchId, statuses: list[Any], after: int, limit: int, inputs: bool) -> None:
         self.all(lambda store: store.documents(batch_id, statuses=statuses, after=after, limit=limit, inputs=inputs))
+        self.all(partial(_of_a_group, batch_id, after, limit, inputs))
         self.all(lambda store: store.events(batch_id, after=max(after, 0), limit=limit))
         self.all(lambda store: store.checkpoints(batch_id, after, after="a", limit=limit))
 
@@ -347,6 +371,14 @@ class Agreement(RuleBasedStateMachine):
         self.all(_workers)
         for name in BATCHES:
             self.all(_everything(BatchId(name)))
+
+
+async def _of_a_group(batch_id: BatchId, after: int, limit: int, inputs: bool, store: Store) -> object:
+    """The failed documents of each group of failures."""
+    assert isinstance(store, CountsFailures)
+    assert isinstance(store, FindsFailures)
+    groups = sorted({failure.fingerprint for failure in (await store.failures(batch_id)).groups} | {"none of these"})
+    return [await store.failed_documents(batch_id, group, after=after, limit=limit, inputs=inputs) for group in groups]
 
 
 async def _workers(store: Store) -> object:

@@ -49,6 +49,7 @@ from durable_batches import (
     BatchEnded,
     BatchEvent,
     BatchFailed,
+    BatchFilter,
     BatchId,
     BatchOrchestrator,
     BatchPaused,
@@ -756,6 +757,7 @@ async def from_outside(store: Store) -> None:
                     pass
                 case _:
                     assert_never(batch.state)
+        assert_type(client.documents("", fingerprint="v1:ab"), AsyncGenerator[RawDocument, None])
         async for document in client.documents("", status="failed", payloads=False):
             assert_type(document, RawDocument)
             assert_type(document.document, str | None)
@@ -1176,5 +1178,19 @@ def stand_ins() -> None:
 
 STORES: list[Store] = [MemoryStore(), SQLiteStore("batches.db"), Loud(), Wrapped(MemoryStore())]
 MAKERS: list[Callable[[], Store]] = [MemoryStore, Loud]
-WORKERS = [Worker(Wrapped(MemoryStore())), Worker(Loud())]
+MINE: BatchFilter = BatchFilter(batch_ids={BatchId("march")}, metadata={"team": "search"})
+assert_type(MINE.batch_ids, Collection[str])
+assert_type(MINE.metadata, Mapping[str, str])
+SELECTIONS: list[BatchFilter | Literal["all", "mine"]] = [
+    "all",
+    "mine",
+    MINE,
+    BatchFilter(batch_ids=["march"]),
+    BatchFilter(metadata={"team": "search"}),
+]
+WORKERS = [
+    Worker(Wrapped(MemoryStore())),
+    Worker(Loud()),
+    *(Worker(MemoryStore(), batches=batches) for batches in SELECTIONS),
+]
 ORCHESTRATOR = BatchOrchestrator(plain, store=Wrapped(MemoryStore()))

@@ -9,6 +9,7 @@ from tests.typing.accepted import A, Answer, B, C, Query, Wrapped, extract, plai
 from durable_batches import (
     BatchClient,
     BatchConfig,
+    BatchFilter,
     BatchOrchestrator,
     BatchResult,
     DocumentSucceeded,
@@ -62,6 +63,16 @@ Worker(STORE, max_in_flight="8")  # error
 Worker(STORE, max_in_fligth=8)  # error
 Worker(STORE, lease=30)  # error
 Worker(STORE, 8)  # error
+Worker(STORE, batches="ours")  # error
+Worker(STORE, batches=None)  # error
+Worker(STORE, batches=["march"])  # error
+Worker(STORE, batches={"team": "search"})  # error
+BatchFilter(["march"])  # error
+BatchFilter(batch_ids=[3])  # error
+BatchFilter(metadata={"team": 3})  # error
+BatchFilter(labels={"team": "search"})  # error
+BatchFilter(batch_ids=["march"]).batch_ids = ["april"]  # error
+BatchFilter(metadata={"team": "search"}).metadata["team"] = "sales"  # error
 
 BatchOrchestrator(extract)  # error
 BatchOrchestrator(store=STORE)  # error
@@ -196,6 +207,7 @@ async def from_outside(client: BatchClient) -> None:
     await client.submit([])  # error
     await client.result("")  # error
     client.documents("", status="done")  # error
+    client.documents("", fingerprint=3)  # error
     client.list_batches(states=3)  # error
     await client.snapshot(3)  # error
     await client.cancel("", "enough")  # error
