@@ -77,6 +77,8 @@ DURATIONS: list[tuple[Callable[..., Any], str]] = [
     (worker, "lease"),
     (worker, "drain"),
     (worker, "max_stall"),
+    (worker, "blocked_warning"),
+    (worker, "long_call_warning"),
     (postgres, "statement_timeout"),
     (postgres, "lock_timeout"),
     (script, "drain"),

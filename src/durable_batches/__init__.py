@@ -93,7 +93,7 @@ from durable_batches.lifecycle.policies import (
     FailurePolicy,
     RetryFailed,
 )
-from durable_batches.lifecycle.progress import BatchSnapshot, StageCount
+from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls, StageCount
 from durable_batches.lifecycle.states import (
     Assembling,
     BatchId,
@@ -117,6 +117,7 @@ from durable_batches.reading.documents import RawDocument
 from durable_batches.reading.failures import ErrorDigest, ErrorGroup
 from durable_batches.reading.reasons import (
     BatchEnded,
+    BlockedLoop,
     DamagedBatch,
     DeadWorker,
     Explanation,
@@ -195,6 +196,7 @@ __all__ = [
     "BatchState",
     "BatchStateMachine",
     "BatchUpdated",
+    "BlockedLoop",
     "Cancelled",
     "CheckpointMismatchError",
     "Chunking",
@@ -238,6 +240,7 @@ __all__ = [
     "ForeignStageError",
     "InvalidTransitionError",
     "IsolatedDocument",
+    "LongCalls",
     "MachineError",
     "MemoryStore",
     "MissingExtraError",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from tests.cli.commands import Commands
+from tests.support import opened
 
 from durable_batches.cli.exits import Exit
+from durable_batches.clock import SystemClock
+from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, WorkerNote, encode_note
+from durable_batches.lifecycle.primitives import from_micros
+from durable_batches.stores import NotedHeart
+from durable_batches.testing.conformance.scene import LETTERS, Scene
 
 
 def test_batches_are_listed_and_shown(commands: Commands) -> None:
@@ -106,6 +113,55 @@ def test_why_a_batch_is_where_it_is(commands: Commands) -> None:
     (reason,) = why["reasons"]
     assert (reason["tag"], reason["workflow"], reason["known"]) == ("no-worker", "translate", [])
     assert reason["text"].startswith("No worker was started with the workflow 'translate'")
+
+
+def test_what_a_worker_tells_is_shown(commands: Commands) -> None:
+    activity = "ask\x1b[31m"
+
+    async def leave() -> tuple[str, int]:
+        async def no_time_passes(seconds: float) -> None:
+            raise AssertionError(f"{seconds} s")
+
+        async with opened(commands.make()) as store:
+            scene = Scene(store, no_time_passes)
+            batch_id = await scene.batch(2, concurrency=2)
+            hand = await scene.worker("a", lease=3_600)
+            claims = await hand.claim()
+            now = SystemClock().now()
+            since = now - 900_000_000
+            note = WorkerNote(
+                now,
+                [RunningActivity(batch_id, claims[0].execution.position, 1, activity, since)],
+                [LongCallsOf(batch_id, activity, 1, since)],
+                BlockedAt("/app/jobs.py:41 in parse", now - 3_000_000, None),
+            )
+            heart = store.heart(hand.worker_id)
+            assert isinstance(heart, NotedHeart)
+            assert await asyncio.to_thread(heart.tell, encode_note(note), [LETTERS])
+            heart.close()
+            return batch_id, since
+
+    batch_id, since = asyncio.run(leave())
+    at = f"{from_micros(since):%Y-%m-%d %H:%M:%S}"
+    first, second = (line for line in commands("documents", batch_id).out.splitlines() if line.startswith("document-"))
+    assert first.endswith(f"on worker a; runs ask\\x1b[31m since {at}Z")
+    assert second.endswith("on worker a")
+    documents = commands("documents", batch_id, "--json").json
+    assert [document["activity"] for document in documents] == [activity, None]
+    assert documents[0]["activity_since"] == from_micros(since).isoformat(timespec="microseconds")
+    why = commands("why", batch_id).out
+    assert "- The event loop of the worker 'a' does not turn since " in why
+    assert "UTC: it is blocked at /app/jobs.py:41 in parse. It has 2 documents of the batch.\n" in why
+    assert f"1 call of it may never end, the first since {at} UTC: on 'a' (1).\n" in why
+    assert f", in the activity 'ask\\x1b[31m' since {at} UTC.\n" in why
+    (explained,) = commands("why", batch_id, "--json").json
+    blocked, long, running = explained["reasons"]
+    assert (blocked["tag"], blocked["where"], blocked["until"]) == ("blocked-loop", "/app/jobs.py:41 in parse", None)
+    assert (long["tag"], long["workers"]) == ("long-calls", {"a": 1})
+    assert (running["oldest_activity"], running["activities"]) == (activity, {activity: 1})
+    assert f"no timeout  ask\\x1b[31m, 1 call since {at}Z\n" in commands("show", batch_id).out
+    (shown,) = commands("show", batch_id, "--json").json
+    assert [calls["activity"] for calls in shown["long_calls"]] == [activity]
 
 
 def test_a_batch_is_cancelled_once(commands: Commands) -> None:

@@ -231,6 +231,8 @@ def test_an_orchestrator_has_a_store_or_a_worker() -> None:
         {"lease": timedelta(seconds=-1)},
         {"drain": timedelta(seconds=-1)},
         {"max_stall": timedelta(0)},
+        {"blocked_warning": timedelta(0)},
+        {"long_call_warning": timedelta(seconds=-1)},
     ],
     ids=str,
 )

@@ -61,6 +61,7 @@ from durable_batches import (
     BatchState,
     BatchStateMachine,
     BatchUpdated,
+    BlockedLoop,
     Cancelled,
     Chunking,
     Completed,
@@ -94,6 +95,7 @@ from durable_batches import (
     Failed,
     FailurePolicy,
     IsolatedDocument,
+    LongCalls,
     MemoryStore,
     NoWorker,
     Outcome,
@@ -802,6 +804,12 @@ def described(reason: Reason) -> str:
             return str(until)
         case DamagedBatch(problem=problem):
             return problem
+        case BlockedLoop(where=where, until=turned):
+            assert_type(turned, datetime | None)
+            return where
+        case LongCalls(activity=activity, workers=on_workers):
+            assert_type(on_workers, Mapping[str, int])
+            return activity
         case IsolatedDocument(worker=worker):
             assert_type(worker, str | None)
             return worker or ""

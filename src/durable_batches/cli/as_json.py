@@ -33,6 +33,7 @@ def batch_json(batch: BatchSnapshot[Stage]) -> dict[str, object]:
         "started_at": batch.started_at,
         "ended_at": batch.ended_at,
         "metadata": batch.metadata,
+        "long_calls": batch.long_calls,
     }
 
 

@@ -13,7 +13,7 @@ import typer
 from durable_batches.cli.as_json import batch_json
 from durable_batches.cli.exits import Exit
 from durable_batches.cli.output import first, flush, moment, print_fields, print_json, print_table, write
-from durable_batches.lifecycle.progress import BatchSnapshot
+from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls
 from durable_batches.lifecycle.states import ENDED_TAGS, RESERVED_TAGS, Cancelled, Counts, Failed, Stage
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, duration_text, print_line
@@ -150,6 +150,7 @@ def _fields(batch: Batch, recorded: int) -> Sequence[tuple[str, str]]:
         ("rate", f"{rate:.1f} documents/s" if rate else ""),
         ("expected", moment(batch.eta) if batch.eta and state.tag not in ENDED_TAGS else ""),
         ("activities", f"{recorded} recorded"),
+        *(("no timeout", _long_text(calls)) for calls in batch.long_calls),
         ("labels", ", ".join(f"{name}={value}" for name, value in batch.metadata.items())),
         ("run", str(batch.run) if batch.run > 1 else ""),
         ("created", moment(batch.created_at)),
@@ -166,6 +167,11 @@ def _documents_text(counts: Counts) -> str:
 
 def _inside(number: int) -> str:
     return f", {number} in it" if number > 0 else ""
+
+
+def _long_text(calls: LongCalls) -> str:
+    one = "call" if calls.calls == 1 else "calls"
+    return f"{calls.activity}, {calls.calls} {one} since {moment(calls.since)}"
 
 
 def _ended_text(batch: Batch) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, Protocol, overload
+from typing import Generic, Literal, Protocol, overload
 
 from typing_extensions import TypeVar
 
@@ -25,7 +25,7 @@ from durable_batches.lifecycle.states import (
     Stage,
 )
 
-__all__ = ["BatchSnapshot", "RecordedStages", "StageCount", "Stages", "snapshot_of", "state_of"]
+__all__ = ["BatchSnapshot", "LongCalls", "RecordedStages", "StageCount", "Stages", "snapshot_of", "state_of"]
 
 S = TypeVar("S", bound=Stage, default=Stage)
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
@@ -41,6 +41,27 @@ class StageCount(Value):
     done: int
     """Documents that are past it."""
     total: int
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class LongCalls(Value):
+    """Calls of an activity without a timeout run for longer than `Worker(long_call_warning=)`: they may never end."""
+
+    activity: str
+    calls: int
+    since: datetime
+    """When the first of them began."""
+    workers: Mapping[str, int]
+    """The workers that run them, with their number on each."""
+    tag: Literal["long-calls"] = "long-calls"
+
+    def __str__(self) -> str:
+        workers = ", ".join(f"{worker!r} ({number})" for worker, number in sorted(self.workers.items()))
+        calls = "1 call" if self.calls == 1 else f"{self.calls} calls"
+        return (
+            f"The activity {self.activity!r} has no timeout, and {calls} of it may never end, the first since "
+            f"{self.since:%Y-%m-%d %H:%M:%S} UTC: on {workers}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -75,6 +96,9 @@ class BatchSnapshot(Value, Generic[S_co]):
     metadata: dict[str, str]
     isolated: int = 0
     """Possible poison documents that are isolated, or wait for that: they run beside few others, or none."""
+    long_calls: Sequence[LongCalls] = ()
+    """Calls that may never end, by activity, as the workers last said. Only `snapshot()` asks for them; those of
+    `watch()` and `list_batches()` have none."""
 
 
 class Stages(Protocol[S_co]):
@@ -94,10 +118,16 @@ class RecordedStages:
 
 
 @overload
-def snapshot_of(record: BatchRecord, machine: BatchStateMachine[S], now: Micros) -> BatchSnapshot[S]: ...
+def snapshot_of(
+    record: BatchRecord, machine: BatchStateMachine[S], now: Micros, long_calls: Sequence[LongCalls] = ()
+) -> BatchSnapshot[S]: ...
 @overload
-def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSnapshot[S]: ...
-def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSnapshot[S]:
+def snapshot_of(
+    record: BatchRecord, machine: Stages[S], now: Micros, long_calls: Sequence[LongCalls] = ()
+) -> BatchSnapshot[S]: ...
+def snapshot_of(
+    record: BatchRecord, machine: Stages[S], now: Micros, long_calls: Sequence[LongCalls] = ()
+) -> BatchSnapshot[S]:
     """Make the snapshot of a batch's record, as of this moment."""
     batch = BatchInProgress(record, now, check=False)  # a reader shows what there is
     rate = _rate(batch)
@@ -123,6 +153,7 @@ def snapshot_of(record: BatchRecord, machine: Stages[S], now: Micros) -> BatchSn
         ended_at=_moment(batch.core["ended_at"]),
         metadata=dict(record.metadata),
         isolated=0 if batch.isolation is None else batch.suspects,
+        long_calls=long_calls,
     )
 
 

@@ -313,7 +313,7 @@ class WorkerRecord(NamedTuple):
     started: str
     workflows: frozenset[tuple[str, str]]
     note: str | None = None
-    """What holds it up, for people; written with its lease."""
+    """What it does and what holds it up, for readers (`NotedHeart.tell`); opaque to a store."""
     before: WorkerId | None = None
     """The session that the same process had before this one."""
     generation: int = 0

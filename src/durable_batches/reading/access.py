@@ -82,12 +82,13 @@ class BatchAccess(Generic[S_co]):
         return state_of(await self._reader.record(batch_id), self._stages)
 
     async def snapshot(self, batch_id: str) -> BatchSnapshot[S_co]:
-        """Return a snapshot of the batch: state, counts, stages, percentage, rate.
+        """Return a snapshot of the batch: state, counts, stages, percentage, rate, calls that may never end.
 
         Raises:
             BatchNotFoundError: There is no such batch.
         """
-        return self._snapshot(await self._reader.record(batch_id))
+        record = await self._reader.record(batch_id)
+        return snapshot_of(record, self._stages, self._clock.now(), await self._reader.long_calls(record))
 
     async def progress(self, batch_id: str, *, after: int = 0) -> AsyncGenerator[BatchEvent, None]:
         """Yield every event of the batch once, in order, from any point, live or long after.

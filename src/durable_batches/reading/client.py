@@ -20,7 +20,9 @@ from durable_batches.reading.access import BatchAccess
 from durable_batches.reading.control import Control
 from durable_batches.reading.documents import RawDocument, raw_document
 from durable_batches.reading.news import News
+from durable_batches.reading.notes import WorkerNotes
 from durable_batches.reading.reader import BatchReader
+from durable_batches.reading.results import PAGE
 from durable_batches.reading.signals import NewsSignals
 from durable_batches.stores.protocol import Attachable, Store, check_store
 from durable_batches.tasks import ReusableLock
@@ -134,6 +136,7 @@ class BatchClient(BatchAccess[Stage]):
             raise ConfigurationError('only failed documents have a fingerprint; leave out status=, or give "failed"')
         record = await self._reader.awaited_record(batch_id)
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
+        notes, fresh = WorkerNotes(), 0
         found = (
             self._reader.documents(record, statuses, inputs=payloads)
             if fingerprint is None
@@ -141,7 +144,10 @@ class BatchClient(BatchAccess[Stage]):
         )
         async with aclosing(found) as documents:
             async for document in documents:
-                yield raw_document(record, document, payloads=payloads)
+                if document.execution.owner is not None and fresh <= 0:
+                    notes, fresh = await self._reader.notes(batch_id), PAGE
+                fresh -= 1
+                yield raw_document(record, document, payloads=payloads, notes=notes)
 
     def _committed(self, batch_id: BatchId, command: Command, committed: Committed) -> None:
         self._news.deliver(committed.events)

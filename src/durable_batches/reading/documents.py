@@ -8,6 +8,7 @@ from datetime import datetime
 from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, ExecutionStatus
+from durable_batches.reading.notes import WorkerNotes
 from durable_batches.reading.results import failure_of, status_of
 from durable_batches.runtime.results import DocumentFailure
 
@@ -37,15 +38,25 @@ class RawDocument:
     worker: str | None
     """The id of the worker that runs it; None: none does."""
     activity: str | None
-    """The activity that its worker last said runs; None: not known."""
+    """The activity that its worker last said it runs (of several, the one that began first), up to a third of a lease
+    ago: 10 s by default. None: it runs none, or that is not known."""
     activity_since: datetime | None
+    """When the activity's present attempt began, by the worker's clock."""
     due: datetime | None
     """When it will be claimed again (a retry); None: at once, or not by the clock."""
 
 
-def raw_document(batch: BatchRecord, document: DocumentRecord, *, payloads: bool) -> RawDocument:
-    """Make the view of a document's record; without `payloads`, it has neither the document nor its result."""
+def raw_document(batch: BatchRecord, document: DocumentRecord, *, payloads: bool, notes: WorkerNotes) -> RawDocument:
+    """Make the view of a document's record.
+
+    Args:
+        batch: The record of its batch.
+        document: Its own.
+        payloads: Whether it has the document and its result.
+        notes: What its worker says.
+    """
     execution = document.execution
+    runs = notes.activity_of(execution)
     status = status_of(execution, ended=batch.ended)
     outcome = document.outcome
     return RawDocument(
@@ -58,8 +69,8 @@ def raw_document(batch: BatchRecord, document: DocumentRecord, *, payloads: bool
         failure=failure_of(document) if outcome is not None and status != "succeeded" else None,
         updated_at=from_micros(execution.updated_at),
         worker=execution.owner,
-        activity=None,  # no row tells
-        activity_since=None,
+        activity=None if runs is None else runs.activity,
+        activity_since=None if runs is None else from_micros(runs.since),
         due=from_micros(execution.due) if status == "waiting" and execution.due else None,
     )
 

@@ -16,8 +16,10 @@ from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import Stages, state_of
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, ExecutionRecord, Micros, WorkerRecord
 from durable_batches.lifecycle.states import Cancelled, Failed, Stage
+from durable_batches.reading.notes import WorkerNotes
 from durable_batches.reading.reasons import (
     BatchEnded,
+    BlockedLoop,
     DamagedBatch,
     DeadWorker,
     Explanation,
@@ -37,6 +39,9 @@ S = TypeVar("S", bound=Stage, default=Stage)
 
 INSPECTED: Final = 1_000
 """Executions of each kind that an explanation looks at."""
+
+_RECENT: Final = 60_000_000
+"""Microseconds for which an event loop that turns again is still said to have been blocked."""
 
 
 async def inspection_of(store: Store, record: BatchRecord, now: Micros) -> Inspection:
@@ -114,11 +119,14 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     if not served:
         known = sorted({known for worker in alive for known in worker.workflows})
         yield NoWorker(workflow=record.workflow, version=record.version, known=known)
+    notes = WorkerNotes(alive)
     yield from _dead_workers(inspection)
+    yield from _blocked_loops(record, inspection, alive, notes)
+    yield from notes.long_calls(record.batch_id)
     if batch.isolation is not None:
         yield from _isolated_documents(inspection, batch.suspects)
     if record.state == "resolving":
-        yield _resolver(inspection)
+        yield _resolver(inspection, notes)
         return
     waiting_due = sum(due <= inspection.now for due in inspection.due)
     isolated_due = sum(
@@ -127,7 +135,7 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     due = record.counts.pending + waiting_due - isolated_due
     slots = max(definition_of(record).config.concurrency - record.counts.running, 0)
     queued = min(due, slots)
-    yield from _running_documents(record, inspection, waiting=due - queued)
+    yield from _running_documents(record, inspection, notes, waiting=due - queued)
     if record.counts.waiting > waiting_due:
         later = [moment for moment in inspection.due if moment > inspection.now]
         yield SuspendedDocuments(
@@ -168,6 +176,26 @@ def _dead_workers(inspection: Inspection) -> Iterator[DeadWorker]:
             yield DeadWorker(worker=worker, documents=owned[worker], lease_until=until)
 
 
+def _blocked_loops(
+    record: BatchRecord, inspection: Inspection, alive: Sequence[WorkerRecord], notes: WorkerNotes
+) -> Iterator[BlockedLoop]:
+    """Find the workers of the batch whose event loops do not turn, or did not until a moment ago."""
+    owned = Counter(execution.owner for execution in inspection.owned)
+    for worker in alive:
+        blocked = notes.blocked.get(worker.worker_id)
+        if blocked is None or not (owned[worker.worker_id] or (record.workflow, record.version) in worker.workflows):
+            continue
+        until = blocked.until
+        if until is None or inspection.now - until < _RECENT:
+            yield BlockedLoop(
+                worker=worker.worker_id,
+                since=from_micros(blocked.since),
+                where=blocked.place,
+                documents=owned[worker.worker_id],
+                until=None if until is None else from_micros(until),
+            )
+
+
 def _isolated_documents(inspection: Inspection, suspects: int) -> Iterator[IsolatedDocument]:
     running = [each for each in inspection.owned if each.crashes >= ISOLATED_CRASHES]
     due = [each for each in inspection.isolated if each.due is not None and each.due <= inspection.now]
@@ -182,25 +210,38 @@ def _isolated_documents(inspection: Inspection, suspects: int) -> Iterator[Isola
         )
 
 
-def _resolver(inspection: Inspection) -> ResolverStatus:
+def _resolver(inspection: Inspection, notes: WorkerNotes) -> ResolverStatus:
     resolver = inspection.resolver
     if resolver is None:
         return ResolverStatus(attempt=0, waits="worker")
     if resolver.owner is not None:
-        return ResolverStatus(attempt=resolver.attempt, waits=None)
+        runs = notes.activity_of(resolver)
+        return ResolverStatus(
+            attempt=resolver.attempt,
+            waits=None,
+            activity=None if runs is None else runs.activity,
+            activity_since=None if runs is None else from_micros(runs.since),
+        )
     later = resolver.due is not None and resolver.due > inspection.now
     return ResolverStatus(attempt=resolver.attempt, waits="retry" if later else "worker")
 
 
-def _running_documents(record: BatchRecord, inspection: Inspection, waiting: int) -> Iterator[RunningDocuments]:
+def _running_documents(
+    record: BatchRecord, inspection: Inspection, notes: WorkerNotes, waiting: int
+) -> Iterator[RunningDocuments]:
     running = [execution for execution in inspection.owned if execution.position != RESOLVER_POSITION]
     if not running:
         return
     oldest = min(running, key=lambda execution: execution.updated_at)
+    of_oldest = notes.activity_of(oldest)
+    activities = Counter(runs.activity for execution in running if (runs := notes.activity_of(execution)) is not None)
     yield RunningDocuments(
         documents=len(running) if len(inspection.owned) < INSPECTED else max(record.counts.running, len(running)),
         oldest_document_id=oldest.document_id,
         oldest_since=from_micros(oldest.updated_at),
         workers=Counter(execution.owner for execution in running if execution.owner is not None),
         waiting=waiting,
+        oldest_activity=None if of_oldest is None else of_oldest.activity,
+        oldest_activity_since=None if of_oldest is None else from_micros(of_oldest.since),
+        activities=dict(activities),
     )

@@ -20,6 +20,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.events import BatchEvent
 from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.primitives import problem_with_name
+from durable_batches.lifecycle.progress import LongCalls
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
@@ -33,6 +34,7 @@ from durable_batches.outage import Outages, ride_out
 from durable_batches.reading.explain import inspection_of
 from durable_batches.reading.feed import BLOCK, Feed
 from durable_batches.reading.news import News
+from durable_batches.reading.notes import WorkerNotes
 from durable_batches.reading.results import PAGE, document_pages, failure_of, statuses_to_read, stored_page
 from durable_batches.stores.protocol import (
     BatchQuery,
@@ -276,6 +278,16 @@ class BatchReader:
             looks += 1
             if record.seq == before.seq or looks == _LOOKS:
                 return record, inspection, workers
+
+    async def notes(self, batch_id: str) -> WorkerNotes:
+        """Read what the workers that are alive say of themselves, for a reader of this batch; in an outage, wait."""
+        return WorkerNotes(await self._through_outages(self._store.workers, batch_id))
+
+    async def long_calls(self, record: BatchRecord) -> Sequence[LongCalls]:
+        """Read which calls of a batch may never end."""
+        if record.ended or not (record.counts.running or record.state == "resolving"):
+            return ()
+        return WorkerNotes(await self._store.workers()).long_calls(record.batch_id)
 
     async def records(self, query: BatchQuery) -> AsyncGenerator[BatchRecord, None]:
         """Read batches, newest first, a page in memory at a time."""

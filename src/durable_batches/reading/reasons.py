@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, Literal, TypeAlias
+from typing import Final, Generic, Literal, TypeAlias
 
 from typing_extensions import TypeVar
 
+from durable_batches.lifecycle.progress import LongCalls
 from durable_batches.lifecycle.states import BatchId, BatchState, Counts, Stage
 
 __all__ = [
     "BatchEnded",
+    "BlockedLoop",
     "DamagedBatch",
     "DeadWorker",
     "Explanation",
     "IsolatedDocument",
+    "LongCalls",
     "NoWorker",
     "QueuedDocuments",
     "Reason",
@@ -26,6 +29,9 @@ __all__ = [
 ]
 
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
+
+_SHOWN: Final = 5
+"""Activities that a sentence names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,12 @@ class RunningDocuments:
     """The workers that run them, with their number on each."""
     waiting: int = 0
     """Documents that wait for one of these to end, because the batch runs no more at once (its `concurrency`)."""
+    oldest_activity: str | None = None
+    """The activity that the oldest document runs, as its worker last said; None: it runs none, or that is not known."""
+    oldest_activity_since: datetime | None = None
+    """When the activity's present attempt began, by the worker's clock."""
+    activities: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The activities that the documents run, as their workers last said, with the number of documents of each."""
     tag: Literal["running"] = "running"
 
     def __str__(self) -> str:
@@ -52,9 +64,14 @@ class RunningDocuments:
             if self.waiting
             else ""
         )
+        running = sorted(self.activities.items(), key=lambda each: (-each[1], each[0]))
+        activities = ", ".join(f"{activity!r} ({number})" for activity, number in running[:_SHOWN])
+        more = f" and {len(running) - _SHOWN} more" if len(running) > _SHOWN else ""
+        in_activities = f", in {activities}{more}" if activities else ""
         return (
-            f"{_number(self.documents, 'document')} {_verb(self.documents, 'runs', 'run')}{on}. Without progress for "
-            f"the longest time, since {_at(self.oldest_since)}, is {self.oldest_document_id!r}{waiting}."
+            f"{_number(self.documents, 'document')} {_verb(self.documents, 'runs', 'run')}{on}{in_activities}. Without "
+            f"progress for the longest time, since {_at(self.oldest_since)}, is {self.oldest_document_id!r}"
+            f"{_in_activity(self.oldest_activity, self.oldest_activity_since)}{waiting}."
         )
 
 
@@ -113,6 +130,35 @@ class DeadWorker:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockedLoop:
+    """A worker's event loop does not turn, or did not a moment ago: code that it runs blocks it.
+
+    Until it returns, nothing else moves in that process: no other document, no timeout, no claim.
+    """
+
+    worker: str
+    since: datetime
+    """When the loop turned last, by the worker's clock."""
+    where: str
+    """File, line and function: the innermost frame of code that is neither an installed package's nor Python's own. The
+    worker's log has the stack."""
+    documents: int
+    """Documents of the batch that the worker has."""
+    until: datetime | None = None
+    """When it turned again, less than a minute ago; None: it does not, as far as the worker has said."""
+    tag: Literal["blocked-loop"] = "blocked-loop"
+
+    def __str__(self) -> str:
+        has = f" It has {_number(self.documents, 'document')} of the batch." if self.documents else ""
+        if self.until is None:
+            turns = f"does not turn since {_at(self.since)}"
+        else:
+            seconds = (self.until - self.since).total_seconds()
+            turns = f"did not turn for {seconds:.1f} s until {_at(self.until)}"
+        return f"The event loop of the worker {self.worker!r} {turns}: it is blocked at {self.where}.{has}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class IsolatedDocument:
     """A document that was running at several crashes runs beside few others, or none, for some time."""
 
@@ -166,11 +212,16 @@ class ResolverStatus:
     """The number of its attempt; 0: it has not started."""
     waits: Literal["worker", "retry", "signal", "timer"] | None
     """What it waits for; None: it runs."""
+    activity: str | None = None
+    """The activity that it runs, as its worker last said; None: it runs none, or that is not known."""
+    activity_since: datetime | None = None
+    """When the activity's present attempt began, by the worker's clock."""
     tag: Literal["resolver"] = "resolver"
 
     def __str__(self) -> str:
         if self.waits is None:
-            return f"All documents have finished, and the resolver runs (attempt {self.attempt})."
+            activity = _in_activity(self.activity, self.activity_since)
+            return f"All documents have finished, and the resolver runs (attempt {self.attempt}){activity}."
         return f"All documents have finished, and the resolver waits for a {self.waits} (attempts: {self.attempt})."
 
 
@@ -209,6 +260,8 @@ Reason: TypeAlias = (
     | SuspendedDocuments
     | NoWorker
     | DeadWorker
+    | BlockedLoop
+    | LongCalls
     | IsolatedDocument
     | QueuedDocuments
     | ResolverStatus
@@ -230,6 +283,12 @@ class Explanation(Generic[S_co]):
 
     def __str__(self) -> str:
         return "\n".join([self.headline, *(f"- {reason}" for reason in self.reasons)])
+
+
+def _in_activity(activity: str | None, since: datetime | None) -> str:
+    if activity is None:
+        return ""
+    return f", in the activity {activity!r}" + ("" if since is None else f" since {_at(since)}")
 
 
 def _number(count: int, noun: str) -> str:

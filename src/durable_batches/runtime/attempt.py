@@ -240,8 +240,9 @@ class Attempt:
 
     @property
     def calls(self) -> list[RunningCall]:
-        """The running activity calls, including those that wait for their next attempt."""
-        return [RunningCall(call.task, call.key, call.attempt, call.bound.activity.name) for call in self._calls]
+        """The running activity calls, including those that wait for their next attempt. On any thread."""
+        # Copied in one step: the event loop may change it meanwhile.
+        return [call.seen() for call in list(self._calls)]
 
     # ---- stages ----------------------------------------------------------------------------------------------
 

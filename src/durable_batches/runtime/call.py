@@ -38,6 +38,10 @@ class RunningCall(NamedTuple):
     key: str
     attempt: int
     activity: str
+    started: float
+    """When this attempt began, by the boot clock; see `Resources.moment`."""
+    is_bounded: bool
+    """It has a timeout, or waits for its next attempt."""
 
 
 class Call:
@@ -61,6 +65,7 @@ class Call:
         "key",
         "reported",
         "stage_index",
+        "started",
         "task",
     )
 
@@ -84,8 +89,22 @@ class Call:
         self._scope = scope
         self._resources = resources
         self.reported: bool = False
+        self.started: float = resources.moment
+        """When its present attempt began."""
         self._waiting = False
         self._refusals = 0
+
+    def seen(self) -> RunningCall:
+        """Describe it for others; on any thread."""
+        activity = self.bound.activity
+        return RunningCall(
+            self.task,
+            self.key,
+            self.attempt,
+            activity.name,
+            self.started,
+            activity.timeout is not None or self._waiting,
+        )
 
     @property
     def context(self) -> ExecutionContext:
@@ -137,6 +156,7 @@ class Call:
         """Make one attempt; return the encoded and the decoded result."""
         bound = self.bound
         self.attempt += 1
+        self.started = self._resources.moment
         tokens = enter_activity(self)
         try:
             missing = bound.missing()

@@ -116,3 +116,6 @@ class Resources:
     """Judges the errors of activities that have no classifier of their own."""
     overloads: Overloads = field(default_factory=Overloads)
     """Since when providers refuse everything."""
+    moment: float = 0.0
+    """By the boot clock: when a commit was last through, or the event loop last seen to turn (half a second ago at
+    most). Calls begin then, so that none of them reads a clock to know when it did."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from durable_batches.errors import DurableBatchesError
 
-__all__ = ["related", "set_context", "trim"]
+__all__ = ["is_machinery", "related", "set_context", "trim"]
 
 _MACHINERY: Final = ("durable_batches", "asyncio", "concurrent", "contextlib", "threading")
 """The library, and modules between it and the user's code, such as those of the thread of a sync activity."""
@@ -56,7 +56,7 @@ def _trimmed(error: BaseException) -> TracebackType | None:
     # The canceller is not in the traceback, only the place at that moment.
     tells_nothing_more = isinstance(error, DurableBatchesError | CancelledError)
     first = error.__traceback__
-    while first is not None and _is_machinery(first.tb_frame):
+    while first is not None and is_machinery(first.tb_frame):
         first = first.tb_next
     if first is None:
         # All frames are the library's: if this is a bug of the library, they are needed.
@@ -71,7 +71,7 @@ def _without_tail(first: TracebackType) -> TracebackType:
     while entry is not None:
         entries.append(entry)
         entry = entry.tb_next
-    while _is_machinery(entries[-1].tb_frame):
+    while is_machinery(entries[-1].tb_frame):
         entries.pop()
     copied: TracebackType | None = None
     for entry in reversed(entries):
@@ -80,7 +80,8 @@ def _without_tail(first: TracebackType) -> TracebackType:
     return copied
 
 
-def _is_machinery(frame: FrameType) -> bool:
+def is_machinery(frame: FrameType) -> bool:
+    """Return whether the frame is the library's, or between it and the user's code."""
     module: str = frame.f_globals.get("__name__", "")
     return _is_within(module, _MACHINERY) and not _is_within(module, _AS_THE_USERS)
 

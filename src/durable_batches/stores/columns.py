@@ -392,7 +392,6 @@ WORKER: Final = Table(
             name="workflows",
             type=TEXT,
             field="workflows",
-            fixed=True,
             encode=workflows_as_text,
             decode=_workflows_of,
         ),

@@ -157,6 +157,15 @@ class MemoryStore:
             row.lease_until = self._lease_end(row.lease)
             return True
 
+    def tell(self, worker: WorkerId, note: str, workflows: Collection[tuple[str, str]]) -> bool:
+        """Renew a worker's lease and write what it tells; False: it was expired."""
+        with self._lock:
+            alive = self.beat(worker)
+            if alive:
+                row = self._workers[worker]
+                row.record = row.record._replace(note=note, workflows=frozenset(workflows))
+            return alive
+
     async def workers(self) -> Sequence[WorkerRecord]:
         """See `Store.workers`."""
         with self._lock:
@@ -585,6 +594,9 @@ class _LeaseRenewer:
 
     def beat(self) -> bool:
         return self._store.beat(self._worker)
+
+    def tell(self, note: str, workflows: Collection[tuple[str, str]]) -> bool:
+        return self._store.tell(self._worker, note, workflows)
 
     def close(self) -> None:
         pass

@@ -53,6 +53,7 @@ __all__ = [
     "Inspection",
     "Lease",
     "Loading",
+    "NotedHeart",
     "Store",
     "SyncHostTransactions",
     "WaitsForClaims",
@@ -130,6 +131,23 @@ class Heart(Protocol):
 
     def close(self) -> None:
         """Close the connection."""
+        ...
+
+
+@runtime_checkable
+class NotedHeart(Heart, Protocol):
+    """Implemented by a store whose readers can see what its workers do: a `Heart` that also writes the worker's row."""
+
+    def tell(self, note: str, workflows: Collection[tuple[str, str]]) -> bool:
+        """Renew the lease as `beat` does, and write `WorkerRecord.note` and `WorkerRecord.workflows` with it.
+
+        Args:
+            note: Of at most 2,000 characters, all of them ASCII. Opaque to a store.
+            workflows: The workflows that the worker runs by now; some may be new.
+
+        Raises:
+            StoreUnavailableError: The lease could not be renewed now.
+        """
         ...
 
 

@@ -4,6 +4,9 @@ It has a thread and a connection of its own, so that code that blocks the event 
 loop that has not turned for `max_stall` may never turn again, and its lease is given up. While the lease cannot be
 renewed, the session goes on with what runs, and begins nothing once it may have run out (`Lease`): the next renewal
 that is answered tells whether others have expired it.
+
+With each renewal it writes what the session says of itself into its row: its note, and its workflows. It is also the
+thread on which the loop watch looks; what that finds is written at once.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.leases import own_seconds
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.outage import Outage, Outages
-from durable_batches.stores.protocol import Heart, Store
+from durable_batches.stores.protocol import Heart, NotedHeart, Store
 from durable_batches.worker.lease import Lease
+from durable_batches.worker.loop_watch import LoopWatch
+from durable_batches.worker.note_writer import NoteWriter
 from durable_batches.worker.signals import LeaseSignals
 
 __all__ = ["LeaseRenewer"]
@@ -47,6 +52,8 @@ class LeaseRenewer:
         outages: Where the store's are logged.
         lost: Called from the thread, once, when the lease is lost.
         signals: Fired for tests.
+        watch: Of the event loop.
+        writer: Of the session's row; a store whose hearts cannot write it (`NotedHeart`) does without.
     """
 
     def __init__(
@@ -61,6 +68,8 @@ class LeaseRenewer:
         outages: Outages,
         lost: Callable[[], object],
         signals: LeaseSignals,
+        watch: LoopWatch | None = None,
+        writer: NoteWriter | None = None,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -72,6 +81,10 @@ class LeaseRenewer:
         self._lost = lost
         self._signals = signals
         self._stop = clock.alarm()
+        self._watch = watch
+        self._writer = writer
+        self._told: frozenset[tuple[str, str]] | None = None
+        """The workflows that are in the session's row; None: not known."""
         self._turned = self._renewed = clock.boot()
         self._expires_others_from = self._turned
         self.reaches_store: bool = True
@@ -87,6 +100,8 @@ class LeaseRenewer:
         now = self._clock.boot()
         self._note_gap(self._turned, now)
         self._turned = now
+        if self._watch is not None:
+            self._watch.turns()
 
     @property
     def may_expire_others(self) -> bool:
@@ -122,18 +137,26 @@ class LeaseRenewer:
 
     def _renew_until_stopped_or_lost(self, heart: Heart) -> bool:
         """Renew; return whether the lease is lost."""
-        pause = self._lease_seconds / _RENEWALS_A_LEASE
-        while not self._stop.wait(pause):
+        due = self._clock.boot() + self._lease_seconds / _RENEWALS_A_LEASE
+        while True:
+            pause = left = max(due - self._clock.boot(), 0)
+            if self._watch is not None:
+                pause = min(left, self._watch.pause)
+            if self._stop.wait(pause):
+                return False
             asked = self._clock.boot()
             if self._must_be_given_up(asked):
                 return True
+            if not self._has_news() and pause < left:
+                continue
             try:
-                alive = heart.beat()
+                alive = self._renew(heart)
             except Exception as error:  # noqa: BLE001  (whatever it is, the lease is not renewed)
                 self._failed(error)
                 # Once a lock on the whole store is gone, others wait but a moment for those whose lease it has cost.
                 in_haste = _locks_out_everybody(error) and not self._lease.holds()
                 pause = _HASTE_SECONDS if in_haste else self._lease_seconds / _ATTEMPTS_A_LEASE
+                due = self._clock.boot() + pause
                 continue
             self.reaches_store = True
             self._outage.answered()
@@ -144,8 +167,26 @@ class LeaseRenewer:
             self._lease.renewed(asked)
             # An answer that took long, as while a file is locked, leaves no time; the next one does not take long.
             pause = self._lease_seconds / _RENEWALS_A_LEASE if self._lease.holds() else 0.0
+            due = self._clock.boot() + pause
             self._signals.renewed.fire(self._worker)
-        return False
+
+    def _renew(self, heart: Heart) -> bool:
+        """Renew the lease once; return whether the session is alive."""
+        if self._writer is None or not isinstance(heart, NotedHeart):
+            return heart.beat()
+        workflows = self._writer.workflows()
+        alive = heart.tell(self._writer.note(), workflows)
+        self._told = workflows
+        return alive
+
+    def _has_news(self) -> bool:
+        """Look whether there is something to tell before the lease is due for renewal."""
+        news = self._watch is not None and self._watch.look()
+        self._signals.looked.fire(self._worker)
+        if self._writer is not None and self._told is not None:
+            news = news or self._writer.workflows() != self._told
+        # A store that is away is asked as often as without.
+        return news and self.reaches_store
 
     def _must_be_given_up(self, now: float) -> bool:
         stalled = now - self._turned

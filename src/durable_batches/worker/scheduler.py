@@ -307,8 +307,9 @@ class Scheduler:
 
     @property
     def running(self) -> list[HeldExecution]:
-        """The executions that it holds, less those that report their end."""
-        return [held for held in self._held.values() if not held.finishing]
+        """The executions that it holds, less those that report their end. On any thread."""
+        # Copied in one step: the event loop may change it meanwhile.
+        return [held for held in list(self._held.values()) if not held.finishing]
 
     @property
     def held_batches(self) -> set[BatchId]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from enum import Enum, auto
@@ -29,8 +29,11 @@ from durable_batches.worker.heartbeat import LeaseRenewer
 from durable_batches.worker.journal import Journal
 from durable_batches.worker.late_results import LateResults
 from durable_batches.worker.lease import Lease
+from durable_batches.worker.long_calls import LongCalls
+from durable_batches.worker.loop_watch import LoopWatch
 from durable_batches.worker.membership import Membership
-from durable_batches.worker.runner import AnyWorkflow
+from durable_batches.worker.note_writer import NoteWriter
+from durable_batches.worker.runner import AnyWorkflow, HeldExecution
 from durable_batches.worker.scheduler import Scheduler
 from durable_batches.worker.selection import Selection, SelectionSweep
 from durable_batches.worker.signals import WorkerSignals
@@ -53,6 +56,8 @@ class SessionOptions(NamedTuple):
     lease: timedelta
     drain: timedelta
     max_stall: timedelta
+    blocked_warning: timedelta | None
+    long_call_warning: timedelta | None
     classify: ErrorClassifier = default_classifier
 
 
@@ -140,6 +145,7 @@ class Session:
             dependencies=dependencies,
             classify=options.classify,
             lease=self._lease,
+            moment=clock.boot(),
         )
         self.scheduler: Final = Scheduler(
             store,
@@ -162,6 +168,17 @@ class Session:
             restart.join()
             loop.call_soon_threadsafe(self.lose_lease)
 
+        # One without capacity runs none.
+        self._registered: Collection[tuple[str, str]] = workflows if options.capacity else ()
+        self._watch = LoopWatch(
+            self.worker_id,
+            clock,
+            after=options.blocked_warning,
+            tick=self._tick_seconds,
+            running=self._running,
+            signals=signals.lease,
+        )
+        self._long_calls = LongCalls(clock, after=options.long_call_warning, running=self._running)
         self._renewer = LeaseRenewer(
             store,
             self.worker_id,
@@ -172,6 +189,14 @@ class Session:
             outages=outages,
             lost=lost,
             signals=signals.lease,
+            watch=self._watch,
+            writer=NoteWriter(
+                clock,
+                running=self._running,
+                watch=self._watch,
+                long_calls=self._long_calls,
+                workflows=self._registered,
+            ),
         )
 
     # ---- from outside ------------------------------------------------------------------------------------------
@@ -233,13 +258,11 @@ class Session:
             WorkerFencedError: The lease was lost.
         """
         try:
-            # One without capacity runs none.
-            workflows = self._workflows if self._options.capacity else ()
             # After an outage, others get their time to renew or deregister before anybody looks for dead ones. Those of
             # this process are deregistered before they are named: afterwards nobody counts a crash for them any more.
             self._was_away = await self._membership.deregister_pending()
             asked = self._clock.boot()
-            await self._membership.register(self.worker_id, workflows, self._options.lease)
+            await self._membership.register(self.worker_id, self._registered, self._options.lease)
             self._lease.renewed(asked)
             if self._was_away or self._membership.succeeds_lost_session:
                 self._renewer.give_others_time()
@@ -367,10 +390,23 @@ class Session:
                 await self._membership.deregister_pending()
 
     async def _show_that_the_loop_turns(self) -> None:
-        pause = min(_LOOK_SECONDS, self._options.max_stall.total_seconds() / 4)
+        """Show it to the lease renewer and the loop watch; and look for calls that never end."""
         while True:
             self._renewer.loop_turns()
-            await self._clock.sleep(pause, housekeeping=True)
+            self.resources.moment = self._watch.turned
+            self._long_calls.look()
+            await self._clock.sleep(self._tick_seconds, housekeeping=True)
+
+    @property
+    def _tick_seconds(self) -> float:
+        options = self._options
+        unseen = [_LOOK_SECONDS, options.max_stall.total_seconds() / 4]
+        if options.blocked_warning is not None:
+            unseen.append(options.blocked_warning.total_seconds() / 2)
+        return min(unseen)
+
+    def _running(self) -> Sequence[HeldExecution]:
+        return self.scheduler.running
 
     async def _look_around(self) -> None:
         """Now and then, expire dead workers, and notice what other processes have ended."""
@@ -424,6 +460,8 @@ class Session:
         return self.scheduler.claim_request(facts)
 
     def _committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
+        # What is called from here on begins now.
+        self.resources.moment = self._clock.boot()
         self._deliver(committed.events)
         for batch_id, contradiction in committed.set_aside.items():
             _log.error("%s; nothing of it is claimed any more", contradiction, extra={"batch_id": batch_id})

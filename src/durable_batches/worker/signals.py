@@ -65,9 +65,13 @@ class MembershipSignals:
 class LeaseSignals:
     """Of the lease renewer, fired on its thread."""
 
-    __slots__ = ("failed", "renewed")
+    __slots__ = ("blocked", "failed", "looked", "renewed")
 
     def __init__(self) -> None:
+        self.blocked: Final = Signal[object]()
+        """The event loop does not turn: the `Block`. The session's row says so with the next renewal, made at once."""
+        self.looked: Final = Signal[WorkerId]()
+        """It has looked whether the event loop turns."""
         self.renewed: Final = Signal[WorkerId]()
         self.failed: Final = Signal[WorkerId]()
         """A renewal came to no answer; it is repeated soon."""

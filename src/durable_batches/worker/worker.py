@@ -71,6 +71,10 @@ class Worker:
         max_kept_bytes: How much is kept in memory of finished results that could not be recorded because the lease was
             lost, until they are recorded under the next one. What does not fit is dropped, and its activities run
             again. 64 MiB by default.
+        blocked_warning: The time for which the event loop may be blocked before the log has a warning with the stack of
+            the code that blocks it, once a place. None: no warning.
+        long_call_warning: The time for which an attempt of an activity without a timeout may run before the log has a
+            warning, once a call. None: no warning.
         dependencies: Replacements of dependencies by provider, for tests: a value, or `dependency(other)` to open
             another provider.
         clock: The source of time.
@@ -88,6 +92,8 @@ class Worker:
         lease: timedelta = timedelta(seconds=30),
         drain: timedelta = timedelta(seconds=30),
         max_stall: timedelta = timedelta(minutes=5),
+        blocked_warning: timedelta | None = timedelta(seconds=1),
+        long_call_warning: timedelta | None = timedelta(minutes=10),
         classify: ErrorClassifier = default_classifier,
         batches: BatchFilter | Literal["all", "mine"] = "all",
         max_kept_bytes: int = 64 * 1024 * 1024,
@@ -100,6 +106,10 @@ class Worker:
         for name, duration in (("lease", lease), ("drain", drain), ("max_stall", max_stall)):
             check_duration(name, duration)
         check_callable("classify", classify)
+        for name, after in (("blocked_warning", blocked_warning), ("long_call_warning", long_call_warning)):
+            check_duration(name, after, optional=True)
+            if after is not None and after <= timedelta(0):
+                raise ConfigurationError(f"{name} must be positive, or None for no warning")
         check_instance("dependencies", dependencies, Mapping, optional=True)
         if max_in_flight < 0 or max_kept_bytes < 0:
             raise ConfigurationError("max_in_flight and max_kept_bytes must be 0 or more")
@@ -109,7 +119,9 @@ class Worker:
         if not self._selection.is_everything:
             require_level(store, 2, f"Worker(batches={batches!r})")
         self._store: Final[Store] = store
-        self._options = SessionOptions(max_in_flight, lease, drain, max_stall, classify)
+        self._options = SessionOptions(
+            max_in_flight, lease, drain, max_stall, blocked_warning, long_call_warning, classify
+        )
         self._clock: Final[Clock] = clock or SystemClock()
         self._dependencies = Dependencies(dependencies, clock=self._clock)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}

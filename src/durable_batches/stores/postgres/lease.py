@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
+from typing import Final
 
 from durable_batches.errors import StoreUnavailableError
 from durable_batches.lifecycle.records import WorkerId
+from durable_batches.stores.columns import workflows_as_text
 from durable_batches.stores.postgres.connection.database import Connection, Database
 from durable_batches.stores.postgres.connection.errors import translated
 from durable_batches.stores.postgres.connection.server_clock import ServerClock, given_time
@@ -14,9 +17,16 @@ from durable_batches.stores.postgres.connection.thread import LoopThread
 
 __all__ = ["LeaseRenewer"]
 
+_RENEWED: Final = (
+    f"UPDATE {{{{s}}}}.worker SET lease_until = {given_time(2)} + lease{{}} "
+    "WHERE worker_id = $1 AND dead IS NULL RETURNING true"
+)
+_RENEW: Final = _RENEWED.format("")
+_RENEW_AND_TELL: Final = _RENEWED.format(", note = $3, workflows = $4")
+
 
 class LeaseRenewer:
-    """Renews one worker's lease; see `Heart`.
+    """Renews one worker's lease; see `NotedHeart`.
 
     It has a connection of its own: where others wait for a lock or a reply, the lease is renewed all the same.
     """
@@ -39,19 +49,23 @@ class LeaseRenewer:
 
     def beat(self) -> bool:
         """See `Heart.beat`."""
-        return self._thread.start(self._renew()).result()
+        return self._thread.start(self._renew(_RENEW)).result()
 
-    async def _renew(self) -> bool:
+    def tell(self, note: str, workflows: Collection[tuple[str, str]]) -> bool:
+        """See `NotedHeart.tell`."""
+        return self._thread.start(self._renew(_RENEW_AND_TELL, note, workflows_as_text(workflows))).result()
+
+    async def _renew(self, statement: str, *values: str) -> bool:
         try:
             with translated(self._database.where):
                 async with asyncio.timeout(self._seconds):
                     if self._connection is None or self._connection.is_closed():
                         self._connection = await self._database.connect(by_key=True, seconds=self._seconds)
                     renewed = await Session(self._database, self._connection, self._seconds).value(
-                        f"UPDATE {{s}}.worker SET lease_until = {given_time(2)} + lease "
-                        "WHERE worker_id = $1 AND dead IS NULL RETURNING true",
+                        statement,
                         self._worker,
                         self._server_clock.boot(),
+                        *values,
                     )
                     return renewed is True
         except StoreUnavailableError:

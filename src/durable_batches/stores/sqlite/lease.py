@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Final
 
 from durable_batches.clock import Clock
 from durable_batches.lifecycle.records import WorkerId
+from durable_batches.stores.columns import workflows_as_text
 from durable_batches.stores.sqlite.connection import LockWatch, connect, transaction
 
 __all__ = ["LeaseRenewer"]
 
+_RENEW: Final = "UPDATE worker SET lease_until = ? + lease WHERE worker_id = ?"
+_RENEW_AND_TELL: Final = "UPDATE worker SET lease_until = ? + lease, note = ?, workflows = ? WHERE worker_id = ?"
+
 
 class LeaseRenewer:
-    """Renews one worker's lease, on a connection of its own and on its caller's thread; see `Heart`."""
+    """Renews one worker's lease, on a connection of its own and on its caller's thread; see `NotedHeart`."""
 
     def __init__(self, path: Path, clock: Clock, worker: WorkerId, watch: LockWatch, settings: Sequence[str]) -> None:
         self._path = path
@@ -26,14 +31,18 @@ class LeaseRenewer:
 
     def beat(self) -> bool:
         """See `Heart.beat`."""
+        return self._renew(_RENEW, ())
+
+    def tell(self, note: str, workflows: Collection[tuple[str, str]]) -> bool:
+        """See `NotedHeart.tell`."""
+        return self._renew(_RENEW_AND_TELL, (note, workflows_as_text(workflows)))
+
+    def _renew(self, statement: str, values: Sequence[str]) -> bool:
         if self._connection is None:
             self._connection = connect(self._path, settings=self._settings)
         with transaction(self._connection, self._path, self._watch):
-            renewed = self._connection.execute(
-                "UPDATE worker SET lease_until = ? + lease WHERE worker_id = ?",
-                (int(self._clock.boot() * 1_000_000), self._worker),
-            )
-            return renewed.rowcount == 1
+            boot = int(self._clock.boot() * 1_000_000)
+            return self._connection.execute(statement, (boot, *values, self._worker)).rowcount == 1
 
     def close(self) -> None:
         """See `Heart.close`."""

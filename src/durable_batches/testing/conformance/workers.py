@@ -10,7 +10,7 @@ import pytest
 from durable_batches.errors import WorkerFencedError
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import WorkerId, WorkerRecord
-from durable_batches.stores.protocol import Store
+from durable_batches.stores.protocol import NotedHeart, Store
 from durable_batches.testing.conformance.base import Conformance, from_level_2
 from durable_batches.testing.conformance.scene import LEASE, Hand, Scene
 
@@ -187,6 +187,31 @@ class WorkersConformance(Conformance):
         heart = scene.store.heart(WorkerId("nobody"))
         try:
             assert not heart.beat()
+        finally:
+            heart.close()
+
+    async def test_what_a_worker_tells_is_in_its_row(self, scene: Scene) -> None:
+        """`NotedHeart.tell` renews the lease, and writes the note and the workflows. Skipped for other hearts."""
+        hand, other = await scene.worker(), await scene.worker(lease=10 * LEASE)
+        before = {worker.worker_id: worker for worker in await scene.store.workers()}
+        heart = scene.store.heart(hand.worker_id)
+        try:
+            if not isinstance(heart, NotedHeart):
+                pytest.skip("the store's hearts are no NotedHeart")
+            workflows = {("letters", "1"), ("ÄÖ 文書", "β")}
+            await scene.pass_time(LEASE * 0.75)
+            assert await asyncio.to_thread(heart.tell, '{"v":1}', workflows)
+            await scene.pass_time(LEASE * 0.75)
+            assert not (await scene.store.expire()).workers, "tell() must renew the lease"
+            told = before[hand.worker_id]._replace(note='{"v":1}', workflows=frozenset(workflows))
+            assert set(await scene.store.workers()) == {told, before[other.worker_id]}
+            assert await asyncio.to_thread(heart.beat)
+            assert told in await scene.store.workers(), "beat() must leave alone what was told"
+            await hand.commit()
+            assert told in await scene.store.workers(), "commit() must leave alone what was told"
+            await scene.pass_time(LEASE + 1)
+            await scene.store.expire()
+            assert not await asyncio.to_thread(heart.tell, "", ()), "tell() returns False once the worker was expired"
         finally:
             heart.close()
 

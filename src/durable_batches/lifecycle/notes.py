@@ -1,0 +1,190 @@
+"""A worker's note: what it does, and what holds it up, written into its row with each renewal of its lease.
+
+It is for readers alone, and nothing is decided by it. It is JSON of bounded length. Versions that run side by side read
+each other's: keys that a version does not know are ignored, and so is a note whose form it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from durable_batches.lifecycle.primitives import problem_with_name
+from durable_batches.lifecycle.records import RESOLVER_POSITION, Micros
+from durable_batches.lifecycle.states import BatchId
+
+__all__ = ["LONGEST_NOTE", "BlockedAt", "LongCallsOf", "RunningActivity", "WorkerNote", "decode_note", "encode_note"]
+
+LONGEST_NOTE: Final = 2_000
+"""Characters. A worker's row is written with each of its commits, and workers read each other's."""
+
+_VERSION: Final = 1
+"""It changes with the meaning of what is there; what is new has a key of its own."""
+
+_LONGEST_PLACE: Final = 300
+
+_LONGEST_READ: Final = 100_000
+"""Characters: newer versions may write longer notes, but nobody writes one like that."""
+
+_LAST: Final = 250_000_000_000_000_000
+"""Microseconds; in the year 9892, so that it is a moment in every calendar."""
+
+
+class RunningActivity(NamedTuple):
+    """The activity that a document or a resolver runs."""
+
+    batch_id: BatchId
+    position: int
+    attempt: int
+    """Of the execution: of another one, the note says nothing."""
+    activity: str
+    """Of several that run at the same time, the one that began first."""
+    since: Micros
+
+
+class LongCallsOf(NamedTuple):
+    """Calls of an activity without a timeout that run for longer than is usual."""
+
+    batch_id: BatchId
+    activity: str
+    calls: int
+    since: Micros
+    """When the first of them began."""
+
+
+class BlockedAt(NamedTuple):
+    """Where the worker's event loop was kept from turning the last time."""
+
+    place: str
+    """File, line and function."""
+    since: Micros
+    until: Micros | None
+    """None: it does not turn yet."""
+
+
+class WorkerNote(NamedTuple):
+    """A note. Moments are of the worker's wall clock."""
+
+    at: Micros
+    running: Sequence[RunningActivity] = ()
+    """First what began first: where there are too many, the others are left out."""
+    long_calls: Sequence[LongCallsOf] = ()
+    blocked: BlockedAt | None = None
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def encode_note(note: WorkerNote) -> str:
+    """Encode a note as ASCII, in at most `LONGEST_NOTE` characters; what does not fit is left out."""
+    if note.blocked is not None:
+        note = note._replace(blocked=_shorter(note.blocked, _LONGEST_PLACE))
+    while len(text := _encoded(note)) > LONGEST_NOTE:
+        if note.running:
+            note = note._replace(running=note.running[: len(note.running) * LONGEST_NOTE // len(text)])
+        elif note.long_calls:
+            note = note._replace(long_calls=note.long_calls[:-1])
+        else:
+            # Each of its characters takes many, escaped.
+            assert note.blocked is not None
+            note = note._replace(blocked=_shorter(note.blocked, len(note.blocked.place) // 2))
+    return text
+
+
+def _shorter(blocked: BlockedAt, length: int) -> BlockedAt:
+    # Of a path, the end tells more.
+    return blocked._replace(place=blocked.place[-length:])
+
+
+def _encoded(note: WorkerNote) -> str:
+    names: dict[str, int] = {}
+    batches: dict[str, dict[str, list[list[int]]]] = {}
+    for each in note.running:
+        entry = [each.position, each.attempt, _index(names, each.activity), _before(note, each.since)]
+        batches.setdefault(each.batch_id, {}).setdefault("running", []).append(entry)
+    for calls in note.long_calls:
+        entry = [_index(names, calls.activity), calls.calls, _before(note, calls.since)]
+        batches.setdefault(calls.batch_id, {}).setdefault("long", []).append(entry)
+    found: dict[str, object] = {"v": _VERSION, "at": note.at}
+    if batches:
+        found |= {"activities": list(names), "batches": batches}
+    if note.blocked is not None:
+        found["blocked"] = list(note.blocked)
+    return json.dumps(found, separators=(",", ":"))
+
+
+def _index(names: dict[str, int], name: str) -> int:
+    return names.setdefault(name, len(names))
+
+
+def _before(note: WorkerNote, moment: Micros) -> int:
+    """Milliseconds before the note: few digits, since there are many."""
+    return max(note.at - moment, 0) // 1_000
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def decode_note(text: str | None) -> WorkerNote | None:
+    """Decode a note; None where there is none, or it is not understood."""
+    if text is None or len(text) > _LONGEST_READ:
+        return None
+    try:
+        found = json.loads(text)
+        return _decoded(found) if found["v"] == _VERSION else None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
+def _decoded(found: dict[str, Any]) -> WorkerNote:
+    at = _moment(found["at"])
+    names = [_name(name) for name in found.get("activities", ())]
+    blocked = found.get("blocked")
+    batches = {BatchId(_name(batch_id)): of_batch for batch_id, of_batch in found.get("batches", {}).items()}
+    return WorkerNote(
+        at,
+        [
+            RunningActivity(batch_id, _number(position), _number(attempt), names[_number(name)], _since(at, before))
+            for batch_id, of_batch in batches.items()
+            for position, attempt, name, before in _entries(of_batch, "running", 4)
+        ],
+        [
+            LongCallsOf(batch_id, names[_number(name)], _number(calls), _since(at, before))
+            for batch_id, of_batch in batches.items()
+            for name, calls, before in _entries(of_batch, "long", 3)
+        ],
+        None if blocked is None else _blocked(*blocked[:3]),
+    )
+
+
+def _entries(of_batch: dict[str, list[list[Any]]], key: str, length: int) -> Iterator[list[Any]]:
+    """Yield entries, without what a newer version has added at their ends."""
+    return (entry[:length] for entry in of_batch.get(key, ()))
+
+
+def _blocked(place: str, since: Micros, until: Micros | None) -> BlockedAt:
+    return BlockedAt(_name(place), _moment(since), None if until is None else _moment(until))
+
+
+def _since(at: Micros, before: object) -> Micros:
+    return _moment(at - _number(before) * 1_000)
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or value < RESOLVER_POSITION:
+        raise TypeError("no number")
+    return value
+
+
+def _moment(value: object) -> Micros:
+    moment = _number(value)
+    if not 0 <= moment <= _LAST:
+        raise ValueError("no moment")
+    return moment
+
+
+def _name(value: str) -> str:
+    if problem_with_name(value) is not None:
+        raise ValueError("no name")
+    return value

@@ -1,0 +1,91 @@
+"""The note writer: composes what a session says of itself in its worker's row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from durable_batches.clock import Clock
+from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, WorkerNote, encode_note
+from durable_batches.lifecycle.records import Micros
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.worker.long_calls import LongCalls
+from durable_batches.worker.loop_watch import LoopWatch
+from durable_batches.worker.runner import HeldExecution
+
+__all__ = ["NoteWriter"]
+
+
+class NoteWriter:
+    """Composes notes, on the thread of the lease renewer: also while the event loop does not turn.
+
+    Args:
+        clock: The worker's.
+        running: Returns the executions that the session runs.
+        watch: Of the event loop.
+        long_calls: Those that have run for too long.
+        workflows: The workflows that the session runs; more may be added.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        running: Callable[[], Sequence[HeldExecution]],
+        watch: LoopWatch,
+        long_calls: LongCalls,
+        workflows: Collection[tuple[str, str]],
+    ) -> None:
+        self._clock = clock
+        self._running = running
+        self._watch = watch
+        self._long_calls = long_calls
+        self._workflows = workflows
+
+    def workflows(self) -> frozenset[tuple[str, str]]:
+        """Return the (name, version) pairs that the session runs by now."""
+        return frozenset(self._workflows)
+
+    def note(self) -> str:
+        """Compose the note of this moment."""
+        now, boot = self._clock.now(), self._clock.boot()
+
+        def moment(then: float) -> Micros:
+            return now - round((boot - then) * 1_000_000)
+
+        block = self._watch.block
+        return encode_note(
+            WorkerNote(
+                now,
+                self._activities(moment),
+                self._calls(moment),
+                None
+                if block is None
+                else BlockedAt(block.place, moment(block.since), None if block.until is None else moment(block.until)),
+            )
+        )
+
+    def _activities(self, moment: Callable[[float], Micros]) -> Sequence[RunningActivity]:
+        found: list[RunningActivity] = []
+        for held in self._running():
+            execution, calls = held.attempt.execution, held.attempt.calls
+            if calls:
+                first = min(calls, key=lambda call: call.started)
+                found.append(
+                    RunningActivity(
+                        execution.batch_id,
+                        execution.position,
+                        execution.attempt,
+                        first.activity,
+                        moment(first.started),
+                    )
+                )
+        return sorted(found, key=lambda each: each.since)
+
+    def _calls(self, moment: Callable[[float], Micros]) -> Sequence[LongCallsOf]:
+        starts: dict[tuple[BatchId, str], list[float]] = {}
+        for execution, call in self._long_calls.found:
+            starts.setdefault((execution.batch_id, call.activity), []).append(call.started)
+        return [
+            LongCallsOf(batch_id, activity, len(started), moment(min(started)))
+            for (batch_id, activity), started in starts.items()
+        ]

@@ -1,0 +1,145 @@
+"""Notes of workers: what comes back, how long they get, and what of others' notes is ignored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.properties import modest
+
+from durable_batches.lifecycle.notes import (
+    LONGEST_NOTE,
+    BlockedAt,
+    LongCallsOf,
+    RunningActivity,
+    WorkerNote,
+    decode_note,
+    encode_note,
+)
+from durable_batches.lifecycle.primitives import LONGEST_NAME
+from durable_batches.lifecycle.states import BatchId
+
+AT = 1_900_000_000_000_000
+BATCH, OTHER = BatchId("monday"), BatchId("Dienstag ☃")
+
+NOTE = WorkerNote(
+    AT,
+    [
+        RunningActivity(BATCH, 0, 1, "ask", AT - 90_000_000),
+        RunningActivity(BATCH, 7, 3, "übersetze", AT - 1_000),
+        RunningActivity(OTHER, -1, 1, "ask", AT),
+    ],
+    [LongCallsOf(BATCH, "ask", 2, AT - 900_000_000), LongCallsOf(OTHER, "wait", 1, AT - 700_000_000)],
+    BlockedAt("/app/jobs.py:41 in parse", AT - 3_000_000, None),
+)
+
+
+def test_a_note_comes_back() -> None:
+    assert decode_note(encode_note(NOTE)) == NOTE
+    nothing = WorkerNote(AT)
+    assert decode_note(encode_note(nothing)) == WorkerNote(AT, [], [])
+    over = nothing._replace(blocked=BlockedAt("x.py:1 in <module>", AT - 9, AT - 4))
+    assert decode_note(encode_note(over)) == over._replace(running=[], long_calls=[])
+
+
+def test_a_note_is_ascii_and_a_document_takes_few_characters() -> None:
+    assert encode_note(NOTE).isascii()
+    running = [RunningActivity(BATCH, number, 1, "find_mentions", AT - 12_345_000) for number in range(100)]
+    assert len(encode_note(WorkerNote(AT, running))) < LONGEST_NOTE
+
+
+def test_what_has_run_for_the_longest_time_is_kept() -> None:
+    running = [
+        RunningActivity(BatchId(f"b{number}"), number, 1, "ask", AT - 10_000 + number) for number in range(1_000)
+    ]
+    calls = [LongCallsOf(BATCH, "ask", 2, AT)]
+    text = encode_note(WorkerNote(AT, running, calls))
+    assert LONGEST_NOTE / 4 < len(text) <= LONGEST_NOTE
+    found = decode_note(text)
+    assert found is not None
+    assert [each.batch_id for each in found.running] == [each.batch_id for each in running[: len(found.running)]]
+    assert found.long_calls == calls
+
+
+_LONG = ["x" * LONGEST_NAME, "\x1b" * LONGEST_NAME, "\U0001f600" * LONGEST_NAME]
+_names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=9)
+_names |= st.sampled_from(_LONG)
+_moments = st.integers(AT - 10**15, AT)
+
+
+@modest(25)
+@given(
+    st.builds(
+        WorkerNote,
+        st.just(AT),
+        st.lists(
+            st.builds(
+                RunningActivity, _names.map(BatchId), st.integers(-1, 10**9), st.integers(1, 10**6), _names, _moments
+            ),
+            max_size=8,
+        ),
+        st.lists(st.builds(LongCallsOf, _names.map(BatchId), _names, st.integers(1, 10**6), _moments), max_size=8),
+        st.none() | st.builds(BlockedAt, _names, _moments, st.none() | _moments),
+    )
+)
+def test_no_note_is_too_long_or_unreadable(note: WorkerNote) -> None:
+    text = encode_note(note)
+    assert len(text) <= LONGEST_NOTE
+    assert text.isascii()
+    found = decode_note(text)
+    assert found is not None
+    assert set(found.running) <= {each._replace(since=AT - (AT - each.since) // 1_000 * 1_000) for each in note.running}
+    assert (found.blocked is None) == (note.blocked is None)
+
+
+def test_what_a_newer_version_adds_is_ignored() -> None:
+    newer = json.loads(encode_note(NOTE))
+    newer["limiters"] = {"openai": ["open", 12]}
+    newer["batches"]["monday"]["paused"] = [1]
+    for entry in newer["batches"]["monday"]["running"]:
+        entry.append("more")
+    newer["blocked"].append({"gil": True})
+    assert decode_note(json.dumps(newer)) == NOTE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"v": 2},
+        {"v": None},
+        {"at": "now"},
+        {"at": -(10**30)},
+        {"at": 10**30},
+        {"at": True},
+        {"activities": []},
+        {"activities": [1, 2]},
+        {"activities": ["", ""]},
+        {"batches": []},
+        {"batches": {"": {}}},
+        {"batches": {"x": []}},
+        {"batches": {"x": {"running": [[1]]}}},
+        {"batches": {"x": {"running": [["1", 1, 0, 0]]}}},
+        {"batches": {"x": {"running": [[1, 1, 0, 10**40]]}}},
+        {"batches": {"x": {"running": [[1, 1, -7, 0]]}}},
+        {"batches": {"x": {"long": 5}}},
+        {"blocked": 5},
+        {"blocked": []},
+        {"blocked": ["x" * 10_000, 1, 2]},
+        {"blocked": ["half a \ud800", 1, 2]},
+        {"blocked": ["x", None, 2]},
+        {"blocked": ["x", 1, 10**40]},
+    ],
+    ids=str,
+)
+def test_what_is_not_understood_is_no_note(changes: dict[str, Any]) -> None:
+    assert decode_note(json.dumps({**json.loads(encode_note(NOTE)), **changes})) is None
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "waits", "[]", "7", "null", "{}", "{" * 10_000, "[" * 90_000, "x" * 200_000]
+)
+def test_what_is_no_note_is_none(text: str | None) -> None:
+    assert decode_note(text) is None
