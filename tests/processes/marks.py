@@ -320,8 +320,14 @@ class _MarkedHeart:
         self._marks = marks
 
     def beat(self) -> bool:
+        return self._renewed(self._inner.beat)
+
+    def tell(self, note: str, workflows: Collection[tuple[str, str]]) -> bool:
+        return self._renewed(partial(self._inner.tell, note, workflows))
+
+    def _renewed(self, renew: Callable[[], bool]) -> bool:
         self._marks.reach("store.renew: called")
-        renewed: bool = self._inner.beat()
+        renewed = renew()
         self._marks.reach("store.renew: answered")
         return renewed
 

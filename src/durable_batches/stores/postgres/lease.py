@@ -17,12 +17,11 @@ from durable_batches.stores.postgres.connection.thread import LoopThread
 
 __all__ = ["LeaseRenewer"]
 
-_RENEWED: Final = (
-    f"UPDATE {{{{s}}}}.worker SET lease_until = {given_time(2)} + lease{{}} "
+_RENEW: Final = (
+    f"UPDATE {{s}}.worker SET lease_until = {given_time(2)} + lease, "
+    "note = coalesce($3, note), workflows = coalesce($4, workflows) "
     "WHERE worker_id = $1 AND dead IS NULL RETURNING true"
 )
-_RENEW: Final = _RENEWED.format("")
-_RENEW_AND_TELL: Final = _RENEWED.format(", note = $3, workflows = $4")
 
 
 class LeaseRenewer:
@@ -49,23 +48,24 @@ class LeaseRenewer:
 
     def beat(self) -> bool:
         """See `Heart.beat`."""
-        return self._thread.start(self._renew(_RENEW)).result()
+        return self._thread.start(self._renew(None, None)).result()
 
     def tell(self, note: str, workflows: Collection[tuple[str, str]]) -> bool:
         """See `NotedHeart.tell`."""
-        return self._thread.start(self._renew(_RENEW_AND_TELL, note, workflows_as_text(workflows))).result()
+        return self._thread.start(self._renew(note, workflows_as_text(workflows))).result()
 
-    async def _renew(self, statement: str, *values: str) -> bool:
+    async def _renew(self, note: str | None, workflows: str | None) -> bool:
         try:
             with translated(self._database.where):
                 async with asyncio.timeout(self._seconds):
                     if self._connection is None or self._connection.is_closed():
                         self._connection = await self._database.connect(by_key=True, seconds=self._seconds)
                     renewed = await Session(self._database, self._connection, self._seconds).value(
-                        statement,
+                        _RENEW,
                         self._worker,
                         self._server_clock.boot(),
-                        *values,
+                        note,
+                        workflows,
                     )
                     return renewed is True
         except StoreUnavailableError:

@@ -14,8 +14,10 @@ from durable_batches.stores.sqlite.connection import LockWatch, connect, transac
 
 __all__ = ["LeaseRenewer"]
 
-_RENEW: Final = "UPDATE worker SET lease_until = ? + lease WHERE worker_id = ?"
-_RENEW_AND_TELL: Final = "UPDATE worker SET lease_until = ? + lease, note = ?, workflows = ? WHERE worker_id = ?"
+_RENEW: Final = (
+    "UPDATE worker SET lease_until = ? + lease, note = coalesce(?, note), workflows = coalesce(?, workflows) "
+    "WHERE worker_id = ?"
+)
 
 
 class LeaseRenewer:
@@ -31,18 +33,18 @@ class LeaseRenewer:
 
     def beat(self) -> bool:
         """See `Heart.beat`."""
-        return self._renew(_RENEW, ())
+        return self._renew(None, None)
 
     def tell(self, note: str, workflows: Collection[tuple[str, str]]) -> bool:
         """See `NotedHeart.tell`."""
-        return self._renew(_RENEW_AND_TELL, (note, workflows_as_text(workflows)))
+        return self._renew(note, workflows_as_text(workflows))
 
-    def _renew(self, statement: str, values: Sequence[str]) -> bool:
+    def _renew(self, note: str | None, workflows: str | None) -> bool:
         if self._connection is None:
             self._connection = connect(self._path, settings=self._settings)
         with transaction(self._connection, self._path, self._watch):
             boot = int(self._clock.boot() * 1_000_000)
-            return self._connection.execute(statement, (boot, *values, self._worker)).rowcount == 1
+            return self._connection.execute(_RENEW, (boot, note, workflows, self._worker)).rowcount == 1
 
     def close(self) -> None:
         """See `Heart.close`."""
