@@ -25,7 +25,9 @@ from durable_batches import (
     DuplicateDocumentError,
     PayloadError,
     PayloadTooLargeError,
+    Results,
     RetryFailed,
+    RetryPolicy,
     Store,
     SubmissionInProgressError,
     Worker,
@@ -458,6 +460,56 @@ async def test_the_same_id_again_attaches(open_store: StoreMaker) -> None:
         assert (await batches.snapshot("b")).metadata == {}
         events = await everything(batches.progress("b"))
         assert sum(isinstance(event, BatchCreated) for event in events) == 1
+
+
+@pytest.mark.parametrize(
+    ("ends", "advice"),
+    [
+        (
+            "cancelled",
+            "results('b') has the results of 1 of its 2 documents, and no other batch uses them: to pay for none of "
+            "them again, submit only the others under another id; activities that are recorded for those run again",
+        ),
+        (
+            "failed",
+            "results('b') has the results of all of its documents, and no other batch uses them: to pay for none of "
+            "them again, call the resolver's code on them",
+        ),
+        ("completed", None),
+    ],
+)
+async def test_a_batch_that_ended_without_all_names_the_way(
+    ends: str, advice: str | None, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was paid for is still there, and nothing runs again by itself."""
+    waiting = asyncio.Event()
+
+    async def resolve(results: Results[str]) -> int:
+        if ends == "failed":
+            raise LookupError("no such table")
+        return results.counts.succeeded
+
+    @workflow(STAGES, resolver=resolve, resolver_retry=RetryPolicy(max_attempts=1))
+    async def run(document: str) -> str:
+        if ends == "cancelled" and document == "b":
+            waiting.set()
+            await asyncio.Event().wait()
+        return document
+
+    async with BatchOrchestrator(run, store=store) as batches:
+        await batches.submit(["a", "b"], batch_id="b", config=BatchConfig(concurrency=1))
+        if ends == "cancelled":
+            await within(waiting.wait())
+            await batches.cancel("b")
+        assert (await within(batches.result("b"))).state.tag == ends
+        caplog.clear()
+        await batches.submit(Untouchable(), batch_id="b")
+    told = [record.getMessage() for record in caplog.records if "submitted again" in record.getMessage()]
+    assert told == (
+        []
+        if advice is None
+        else [f"batch 'b' was submitted again, but has ended ({ends}), and nothing is run; {advice}"]
+    )
 
 
 async def test_the_same_id_at_once_makes_one_batch(store: Store) -> None:

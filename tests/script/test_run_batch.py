@@ -386,12 +386,29 @@ def test_progress_is_printed_in_lines(desk: Desk, capsys: pytest.CaptureFixture[
     result = desk.run(["a", "bad news"], progress=True)
     output, errors = capsys.readouterr()
     assert output == ""
-    begin, *between, last, failure = errors.splitlines()
+    begin, *between, last, failure, advice = errors.splitlines()
     assert begin == f"durable-batches: batch {result.batch_id!r} in {desk.store}: 2 documents"
     assert "completed" in between[-1]
     assert "100 %  2/2 documents  1 succeeded, 1 failed" in between[-1]
     assert last == f"durable-batches: batch {result.batch_id!r} completed: 1 of 2 documents succeeded, 1 failed:"
     assert failure == "  1: ValueError: bad news cannot be handled"
+    assert advice.startswith(f"durable-batches: results({result.batch_id!r}) has the results of 1 of its 2 documents")
+
+
+def test_a_batch_that_ended_without_documents_names_the_way(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where nothing is printed, and again whenever the same is run; but not after a success."""
+    assert desk.run(["a", "b"], batch_id="good").exit_code == 0
+    assert [record for record in caplog.records if "no other batch uses them" in record.message] == []
+    for _ in range(2):
+        assert desk.run(["a", "bad news", "c"], batch_id="night").counts.succeeded == 2
+    assert desk.calls == ["a", "b", "a", "c"]
+    told = [record.message for record in caplog.records if "no other batch uses them" in record.message]
+    advice = (
+        "batch 'night' has ended; results('night') has the results of 2 of its 3 documents, and no other batch uses "
+        "them: to pay for none of them again, submit only the others under another id; activities that are recorded "
+        "for those run again"
+    )
+    assert told == [advice, advice]
 
 
 def test_the_resumed_batch_is_printed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

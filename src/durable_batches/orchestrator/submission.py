@@ -33,6 +33,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_callable, check_instance
+from durable_batches.orchestrator.paid import warn_of_ended
 from durable_batches.outage import repeat_unknown
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.open_transactions import LocksOut
@@ -235,7 +236,9 @@ class Submission(Generic[D]):
         if self._if_exists == "error":
             raise BatchExistsError(self._batch_id)
         self.attached_to = existing
-        if not existing.ended:
+        if existing.ended:
+            warn_of_ended(existing)
+        else:
             self._worker.take(self._batch_id)
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from datetime import timedelta
@@ -15,9 +16,10 @@ from typing_extensions import TypeVar
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.records import BatchRecord
-from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.lifecycle.states import BatchId, Completed, Stage
 from durable_batches.options import check_flag, check_instance, check_integer
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
+from durable_batches.orchestrator.paid import advice_on
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.results import BatchResult
 from durable_batches.runtime.workflow import Workflow
@@ -30,6 +32,8 @@ from durable_batches.terminal.show import show
 from durable_batches.worker.worker import Worker
 
 __all__ = ["run_batch"]
+
+_log = logging.getLogger("durable_batches")
 
 D = TypeVar("D")
 R = TypeVar("R")
@@ -202,8 +206,15 @@ class _Script(Generic[D, R, S, V]):
         return self._printed(await self._batches.result(batch_id))
 
     def _printed(self, result: BatchResult[V]) -> BatchResult[V]:
+        durable = self._worker.store.capabilities.durable
+        completed = isinstance(result.state, Completed)
+        advice = advice_on(result.batch_id, result.counts, completed=completed) if durable else None
         if self._progress:
             print_line(str(result))
+            if advice is not None:
+                print_line(advice)
+        elif advice is not None:
+            _log.warning("batch %r has ended; %s", result.batch_id, advice, extra={"batch_id": result.batch_id})
         return result
 
     async def _found(self) -> Found[D]:
