@@ -25,7 +25,7 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
     "A process that has lost its lease": [
         "processes/test_processes.py::test_a_process_that_was_stopped_past_its_lease_is_fenced_and_begins_anew",
         "worker/test_outages.py::test_no_activity_begins_after_the_lease_can_have_run_out",
-        "soak/test_freezes.py::test_processes_that_were_stopped_past_their_lease_write_nothing",
+        "soak/test_freezes.py::test_processes_that_were_stopped_past_their_lease_begin_and_write_nothing",
     ],
     "The resolver runs after all": ["processes/test_last_documents.py::test_the_resolver_runs_once"],
     "State, counts, events and results agree": [

@@ -1,11 +1,13 @@
-"""Processes that stand still past their lease, at random moments, and go on: what they write then is refused."""
+"""Processes that stand still past their lease, at random moments, and go on: they begin nothing, and write nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from tests.processes.children import (
@@ -23,23 +25,33 @@ from tests.processes.clocks import SharedClock
 from tests.processes.databases import Database
 from tests.processes.workload import Job, document_ids, tally_of
 
-from durable_batches.testing.virtual.effects import EffectsLog
+from durable_batches.testing.virtual.effects import Effect, EffectsLog
 
 DOCUMENTS = 160
 SHORT, A_DAY, AN_HOUR = 30.0, 86_400.0, 3_600.0
 
 
-@pytest.mark.parametrize("rounds", [50], indirect=True)
-async def test_processes_that_were_stopped_past_their_lease_write_nothing(
+class Freeze(NamedTuple):
+    """What a process did that stood still for longer than its lease."""
+
+    refused: int
+    """The facts that it tried to write in vain."""
+    late: list[Effect]
+    """The attempts of activities that it began before it had a lease again."""
+
+
+@pytest.mark.parametrize("rounds", [100], indirect=True)
+async def test_processes_that_were_stopped_past_their_lease_begin_and_write_nothing(
     tmp_path: Path, database: Database, chance: random.Random, rounds: int
 ) -> None:
-    refused = [await _freeze(tmp_path / str(number), database.another(), chance) for number in range(rounds)]
+    freezes = [await _freeze(tmp_path / str(number), database.another(), chance) for number in range(rounds)]
+    assert [freeze.late for freeze in freezes if freeze.late] == []
     # Its heartbeat may find out before its journal.
-    assert sum(map(bool, refused)) > rounds / 8
+    assert sum(freeze.refused > 0 for freeze in freezes) > rounds / 8
 
 
-async def _freeze(folder: Path, database: Database, chance: random.Random) -> int:
-    """Stop one of two and wake it; how many facts it tried to write in vain then."""
+async def _freeze(folder: Path, database: Database, chance: random.Random) -> Freeze:
+    """Stop one of two for longer than its lease, and wake it when the other one has taken over."""
     folder.mkdir()
     clock = SharedClock(folder / "clock")
     effects = EffectsLog(folder / "effects.log")
@@ -82,6 +94,7 @@ async def _freeze(folder: Path, database: Database, chance: random.Random) -> in
         taken_over_at = CLOCK.boot()
         await until(lambda: works(other, taken_over_at), "the other process to go on")
         await check_meanwhile(checker, database, fenced=["zombie"])
+        woken_at = CLOCK.boot()
         zombie.go_on()
         for child in (zombie, other):
             assert (await child.result())["resolution"] == asdict(tally_of(range(DOCUMENTS)))
@@ -93,7 +106,16 @@ async def _freeze(folder: Path, database: Database, chance: random.Random) -> in
         made = {mark["number"] for mark in zombie.marks("store.commit: answered") if mark["worker"] == first}
         assert not late & made, "a worker wrote after it was expired"
         refused = [mark for mark in zombie.marks("store.commit: refused") if mark["worker"] == first]
-        return sum(mark["facts"] for mark in refused if mark["error"].startswith("WorkerFencedError"))
+        # What it runs under its next lease it has claimed by a commit of that.
+        leased_at = min((mark["at"] for mark in calls if mark["worker"] != first), default=math.inf)
+        return Freeze(
+            sum(mark["facts"] for mark in refused if mark["error"].startswith("WorkerFencedError")),
+            [
+                effect
+                for effect in effects.read()
+                if effect.process == "zombie" and effect.phase == "start" and woken_at < effect.at < leased_at
+            ],
+        )
 
 
 async def _stop_between_transactions(database: Database, child: Child) -> None:
