@@ -48,6 +48,7 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
         "processes/test_drain.py::test_a_drain_is_bounded",
     ],
     "The store is away": [
+        "stores/test_outages.py::test_each_call_is_made_once_over_an_outage_that_is_longer_than_the_lease",
         "worker/test_outages.py::test_an_outage_repeats_no_call",
         "worker/test_outages.py::test_an_outage_at_any_write_repeats_no_call",
         "worker/test_store_faults.py::test_a_file_that_another_process_holds_is_waited_for",

@@ -56,7 +56,8 @@ class LockOuts:
         """How long a transaction waits for the lock; None: as long as the library has it."""
         self._mutex = threading.Lock()
         self._waiting: list[float] = []
-        self._logged = False
+        self._logged_since = _NEVER
+        """Since when the file is locked, of which the log has a line; `_NEVER`: it has none."""
         self._locked_since = _NEVER
         self._seen: list[_LockOut] = []
 
@@ -74,16 +75,29 @@ class LockOuts:
 
     def waits(self, asked: float, *, moved: bool) -> float:
         """See `LockWatch`; the first of those that wait at the same time logs it."""
+        now, since = asked, _NEVER
         with self._mutex:
             if moved:
                 now = self._clock.boot()
                 self._locked_since = _NEVER
                 self._waiting[self._waiting.index(asked)] = now
-                return now
-            logged, self._logged = self._logged, True
-        if not logged:
+                since, self._logged_since = self._logged_since, _NEVER
+            elif first := self._logged_since == _NEVER:
+                self._logged_since = min(asked, self._locked_since)
+        if moved:
+            self._log_end(since, now)
+        elif first:
             self._log()
-        return asked
+        return now
+
+    def _log_end(self, since: float, now: float) -> None:
+        if since != _NEVER:
+            _log.warning(
+                "the database %s is no longer locked, after %.1f s",
+                self._path,
+                now - since,
+                extra={"database": str(self._path), "locked_seconds": now - since},
+            )
 
     def _log(self) -> None:
         batches = self._open_batches()
@@ -107,14 +121,16 @@ class LockOuts:
         now = self._clock.boot()
         with self._mutex:
             self._waiting.remove(asked)
-            if not self._waiting:
-                self._logged = False
+            logged_since = _NEVER
+            if not in_vain:
+                logged_since, self._logged_since = self._logged_since, _NEVER
             since = min(asked, self._locked_since)
             self._locked_since = since if in_vain else _NEVER
             seconds = now - since
             if seconds >= _SHORTEST_SECONDS:
                 # The longest first: a later one that is longer makes those before it superfluous.
                 self._seen = [*(seen for seen in self._recent(now) if seen.seconds > seconds), _LockOut(now, seconds)]
+        self._log_end(logged_since, now)
 
     def recent(self) -> Micros:
         """Return for how long the file was locked, in microseconds, if that was a moment ago; 0: it was not."""
