@@ -101,6 +101,10 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
         "test_clock.py::test_a_deadline_does_not_fire_because_the_clock_was_set_forward",
         "stores/test_sqlite.py::test_the_wall_clock_does_not_move_leases",
     ],
+    "The clock of a Postgres server": [
+        "postgres/test_server_clock.py::test_a_clock_that_is_set_takes_no_lease_from_the_living",
+        "postgres/test_server_clock.py::test_time_that_passes_is_no_jump",
+    ],
     # ---- what is not guaranteed, where the page says what happens instead
     "**Effects exactly once": ["runtime/test_replay.py::test_the_idempotency_key_is_the_same_after_an_interruption"],
     "**The end of a failed": [
@@ -114,6 +118,7 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
     ],
     "**What the database": ["postgres/test_bad_input.py::test_a_server_without_fsync_is_warned_about_once"],
     "**A database file": [],
+    "**The moment of a retry": [],
     "**A time for": [
         "processes/test_processes.py::test_only_the_lease_tells_that_a_process_of_another_container_is_dead"
     ],

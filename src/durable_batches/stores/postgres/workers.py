@@ -15,7 +15,13 @@ from durable_batches.stores.postgres.commit.lock import lock_batches
 from durable_batches.stores.postgres.commit.write import apply
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.errors import translated
-from durable_batches.stores.postgres.connection.server_clock import HOLDS_LEASE, SERVER_TIME, ServerClock, given_time
+from durable_batches.stores.postgres.connection.server_clock import (
+    HOLDS_LEASE,
+    SERVER_TIME,
+    LeaseTrust,
+    ServerClock,
+    given_time,
+)
 from durable_batches.stores.postgres.connection.session import Session, transaction
 from durable_batches.stores.postgres.connection.timeouts import RENEWALS_A_LEASE, Timeouts
 from durable_batches.stores.protocol import LEVEL, Expired
@@ -34,9 +40,8 @@ _INSERT: Final = (
     f"VALUES ({_INSERTED.numbered(1)}, {given_time(len(_INSERTED) + 1)} + {_LEASE})"
 )
 
-_EXPIRED: Final = (
-    "(lease_until <= c.now OR lease_until > c.now + 2 * lease OR dead IS NOT NULL OR worker_id = ANY($2::text[]))"
-)
+_LEFT: Final = "(dead IS NOT NULL OR worker_id = ANY($2::text[]))"
+_EXPIRED: Final = f"(lease_until <= c.now OR lease_until > c.now + 2 * lease OR {_LEFT})"
 """A lease that ends more than a lease from now was given before the server's clock was set back. A row of these that is
 locked is that of a worker that commits at this moment: it is passed over, and looked at again soon."""
 
@@ -72,6 +77,7 @@ class Workers:
     ) -> None:
         self._database = database
         self._server_clock = server_clock
+        self._trust = LeaseTrust(server_clock.clock)
         self._timeouts = timeouts
         self._gone = gone
         self._changed = changed
@@ -103,19 +109,24 @@ class Workers:
     async def expire(self, session: Session, dead: Collection[WorkerId]) -> Expired:
         """See `Store.expire`."""
         # Mostly there is none, and then nothing is locked or written.
+        asked = self._trust.asks()
         with translated(self._database.where):
-            found = await session.fetch(
-                f"SELECT worker_id FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c WHERE {_EXPIRED}",
+            ((now, longest_lease, left, expired_by_now),) = await session.fetch(
+                f"SELECT min(c.now), max(lease), count(*) FILTER (WHERE {_LEFT}), count(*) FILTER (WHERE {_EXPIRED}) "
+                f"FROM (SELECT {given_time(1)} AS now) c LEFT JOIN {{s}}.worker ON true",
                 self._server_clock.boot(),
                 sorted(dead),
             )
+        by_lease = self._trust.holds(asked, now, longest_lease or 0)
+        found = expired_by_now if by_lease else left
         if not found:
             return Expired()
+        condition = _EXPIRED if by_lease else _LEFT
         try:
-            expired = await self._expire(session, dead, skip=False)
+            expired = await self._expire(session, dead, condition, skip=False)
         except StoreLockedError:
-            expired = await self._expire(session, dead, skip=True)
-        if len(expired.workers) < len(found):
+            expired = await self._expire(session, dead, condition, skip=True)
+        if len(expired.workers) < found:
             await self._end_stuck_sessions(session)
         return expired
 
@@ -149,11 +160,11 @@ class Workers:
                 extra={"error_code": error.code, "database": self._database.where},
             )
 
-    async def _expire(self, session: Session, dead: Collection[WorkerId], *, skip: bool) -> Expired:
+    async def _expire(self, session: Session, dead: Collection[WorkerId], condition: str, *, skip: bool) -> Expired:
         async with transaction(session, self._database.where, self._timeouts.begin(session)):
             # Named ones are waited for, in the order of their ids, so that two who do this do not wait for each other.
             named = await self._locked(session, "worker_id = ANY($2::text[])", dead, skip=skip) if dead else {}
-            found = {**named, **await self._locked(session, _EXPIRED, dead, skip=True)}
+            found = {**named, **await self._locked(session, condition, dead, skip=True)}
             events: list[EventRecord] = []
             blameless = await self._lost_machines(session, found) if found else ()
             for departure in _DEPARTURES:
