@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -319,6 +320,27 @@ async def test_results_that_are_kept_are_bounded(caplog: pytest.LogCaptureFixtur
         assert 0 < told.__dict__["kept_bytes"] <= 500
         assert 0 < dropped < 20
         assert here.provider.asked.total() == 20 + dropped
+
+
+async def test_a_store_of_level_1_is_given_no_late_results(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not know this kind of fact: they are dropped with a warning, and their activities run again."""
+    capabilities = replace(MemoryStore().capabilities, level=1)
+    monkeypatch.setattr(MemoryStore, "capabilities", capabilities)
+    async with scene() as here:
+        batches = await here.orchestrator(here.asking(CALL), max_in_flight=20)
+        batch_id = await batches.submit(range(20), config=WIDE)
+        result = asyncio.create_task(batches.result(batch_id))
+        await here.time.pass_by(1)
+        here.cut()
+        await here.time.pass_by(28)
+        await here.store.expire(dead=[batches.worker.worker_id])
+        here.mend()
+        await here.time.until(result)
+        (told,) = [record for record in caplog.records if "max_bytes" in record.__dict__]
+        assert told.__dict__["results"] == 20
+        assert here.provider.asked.total() == 40
 
 
 async def test_results_survive_several_sessions() -> None:
