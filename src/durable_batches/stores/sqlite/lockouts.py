@@ -75,15 +75,15 @@ class LockOuts:
 
     def waits(self, asked: float, *, moved: bool) -> float:
         """See `LockWatch`; the first of those that wait at the same time logs it."""
-        now, since = asked, _NEVER
+        now, since, first = asked, _NEVER, False
         with self._mutex:
             if moved:
                 now = self._clock.boot()
                 self._locked_since = _NEVER
                 self._waiting[self._waiting.index(asked)] = now
                 since, self._logged_since = self._logged_since, _NEVER
-            elif first := self._logged_since == _NEVER:
-                self._logged_since = min(asked, self._locked_since)
+            elif self._logged_since == _NEVER:
+                first, self._logged_since = True, min(asked, self._locked_since)
         if moved:
             self._log_end(since, now)
         elif first:
