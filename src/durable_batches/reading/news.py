@@ -114,7 +114,13 @@ class News:
                 await self._is_there_news_of({})
                 continue
             with suppress(_NothingToLookFor):
-                await ride_out(self._look, self._outages, _OPERATION, sleep, backoff=backoff, passes=_any)
+                await ride_out(self._look, self._outages, _OPERATION, sleep, backoff=backoff, passes=self._waits_on)
+
+    def _waits_on(self, error: StoreUnavailableError) -> bool:
+        """Wait on, whatever is wrong with the store; the subscribers decide for themselves about what does not pass."""
+        if not error.transient:
+            self._subscriptions.wake_all()
+        return True
 
     async def _look(self) -> None:
         """Wait for news once, and wake those whom it concerns.
@@ -162,7 +168,3 @@ class News:
 
 class _NothingToLookFor(Exception):
     """The look-out has no subscribers."""
-
-
-def _any(_: StoreUnavailableError) -> bool:
-    return True

@@ -17,6 +17,7 @@ from durable_batches.stores.protocol import LEVEL
 from durable_batches.stores.rows import refusals_as_text, refusals_of
 from durable_batches.stores.sqlite import claims, queries
 from durable_batches.stores.sqlite.connection import LockWatch, transaction
+from durable_batches.stores.sqlite.file import PinnedFile
 
 __all__ = ["Commits"]
 
@@ -28,9 +29,11 @@ class Commits:
         path: The file.
         clock: The time it goes by.
         watch: Takes note of waits for the write lock.
+        file: That is written to.
     """
 
-    def __init__(self, path: Path, clock: Clock, watch: LockWatch) -> None:
+    def __init__(self, path: Path, clock: Clock, watch: LockWatch, file: PinnedFile) -> None:
+        self._file: Final = file
         self._path: Final = path
         self._watch: Final = watch
         self._clock: Final = clock
@@ -53,7 +56,7 @@ class Commits:
         # Taken out: what a commit that fails has made of it is of no use.
         owned = self._owned.pop(worker, None) or Ownership()
         known = owned.as_of(number - 1)
-        with transaction(connection, self._path, self._watch):
+        with transaction(connection, self._path, self._watch, self._file):
             if not self._fence(connection, worker, number):
                 return self._committed_before(connection, worker, number, claim)
             now = self._clock.now()

@@ -19,6 +19,7 @@ from durable_batches.errors import (
 )
 from durable_batches.lifecycle.records import Micros
 from durable_batches.stores.migrations import READABLE_SINCE, ends_older_workers, newer_scripts
+from durable_batches.stores.sqlite.file import PinnedFile, make
 from durable_batches.version import VERSION
 
 __all__ = [
@@ -62,13 +63,15 @@ def connect(path: Path, *, create: bool = True, settings: Sequence[str] = ()) ->
 
     Args:
         path: The file.
-        create: Make the file where there is none.
+        create: Make the file where there is none, for its owner only.
         settings: Statements of the application's that set more.
 
     Raises:
         StoreUnavailableError: Or a kin of it: the file cannot be opened, written or understood.
     """
     with translated(path):
+        if create:
+            make(path)
         connection = _open(f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}")
         try:
             _use_wal(connection)
@@ -158,17 +161,34 @@ class LockWatch(Protocol):
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection, path: Path, watch: LockWatch | None = None) -> Generator[None]:
-    """Within: one write transaction, with errors translated; an exception rolls all of it back."""
+def transaction(
+    connection: sqlite3.Connection, path: Path, watch: LockWatch | None = None, file: PinnedFile | None = None
+) -> Generator[None]:
+    """Within: one write transaction, with errors translated; an exception rolls all of it back.
+
+    Args:
+        connection: In no transaction.
+        path: The file.
+        watch: Takes note of the wait for the write lock.
+        file: That is written to; it must still be at the path, before and after the commit.
+
+    Raises:
+        StoreCorruptError: The path leads to another file by now, or to none.
+    """
     with translated(path):
         _begin(connection, path, watch)
         try:
             yield
+            if file is not None:
+                file.check()
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        if file is not None:
+            # What went into a file that was deleted meanwhile is not acknowledged.
+            file.check()
 
 
 def _begin(connection: sqlite3.Connection, path: Path, watch: LockWatch | None) -> None:

@@ -11,6 +11,7 @@ from durable_batches.clock import Clock
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.stores.columns import workflows_as_text
 from durable_batches.stores.sqlite.connection import LockWatch, connect, transaction
+from durable_batches.stores.sqlite.file import PinnedFile
 
 __all__ = ["LeaseRenewer"]
 
@@ -23,8 +24,17 @@ _RENEW: Final = (
 class LeaseRenewer:
     """Renews one worker's lease, on a connection of its own and on its caller's thread; see `NotedHeart`."""
 
-    def __init__(self, path: Path, clock: Clock, worker: WorkerId, watch: LockWatch, settings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        worker: WorkerId,
+        watch: LockWatch,
+        settings: Sequence[str],
+        file: PinnedFile,
+    ) -> None:
         self._path = path
+        self._file = file
         self._clock = clock
         self._worker = worker
         self._watch = watch
@@ -41,8 +51,10 @@ class LeaseRenewer:
 
     def _renew(self, note: str | None, workflows: str | None) -> bool:
         if self._connection is None:
-            self._connection = connect(self._path, settings=self._settings)
-        with transaction(self._connection, self._path, self._watch):
+            # Where the file is gone, a new one is no place for a lease.
+            self._file.check()
+            self._connection = connect(self._path, create=False, settings=self._settings)
+        with transaction(self._connection, self._path, self._watch, self._file):
             boot = int(self._clock.boot() * 1_000_000)
             return self._connection.execute(_RENEW, (boot, note, workflows, self._worker)).rowcount == 1
 

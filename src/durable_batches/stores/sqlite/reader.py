@@ -22,6 +22,7 @@ from durable_batches.errors import StoreNotFoundError, StoreReadOnlyError, Store
 from durable_batches.stores.migrations import check_schema
 from durable_batches.stores.rows import Row
 from durable_batches.stores.sqlite.connection import connect_for_reading, translated
+from durable_batches.stores.sqlite.file import FileIdentity, PinnedFile, identity_of
 from durable_batches.stores.sqlite.reads import Select
 from durable_batches.tasks import ReusableLock, completed
 
@@ -58,11 +59,15 @@ class Reader:
     Args:
         path: The file, which is there.
         settings: Statements that set more than the store does; see `connect_for_reading`.
+        file: That is written to as well, once it is pinned; without, another file at the path is opened in its place.
     """
 
-    def __init__(self, path: Path, settings: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, settings: Sequence[str] = (), file: PinnedFile | None = None) -> None:
         self._path = path
         self._settings = settings
+        self._written = file or PinnedFile(path)
+        self._identity: FileIdentity | None = None
+        """Of the file that is open."""
         self._connection: aiosqlite.Connection | None = None
         self._connecting = ReusableLock()
         self._opened = 0
@@ -105,6 +110,7 @@ class Reader:
 
         Raises:
             StoreUnavailableError: The reader was closed, or the driver says so.
+            StoreCorruptError: The file was deleted or replaced while it was written to.
         """
         return select.decode(await self._rows(select.statement, select.values))
 
@@ -123,6 +129,7 @@ class Reader:
 
     async def _rows(self, statement: str, values: Sequence[object] | Mapping[str, object]) -> Sequence[Row]:
         for _ in range(_TRIES):
+            self._written.check()
             connection = await self._current()
             unchanged = self._unchanged
             try:
@@ -146,7 +153,12 @@ class Reader:
         if not self._is_open:
             raise StoreUnavailableError(f"the database {self._path} was closed while it was in use")
         connection = self._connection
-        if connection is not None and self._unchanged is None and _thread_of(connection).is_alive():
+        if (
+            connection is not None
+            and self._unchanged is None
+            and self._identity == identity_of(self._path)
+            and _thread_of(connection).is_alive()
+        ):
             return connection
         async with self._connecting:
             if not self._is_open:
@@ -155,6 +167,8 @@ class Reader:
             if connection is not None and (
                 # Somebody writes to a file that nobody could write to.
                 self._unchanged not in (None, _file(self._path))
+                # The file was deleted or replaced: what it says is of the past.
+                or self._identity != identity_of(self._path)
                 # Its event loop was closed under a read, or this is a child that was forked: nobody would answer.
                 or not _thread_of(connection).is_alive()
             ):
@@ -163,6 +177,7 @@ class Reader:
 
     async def _connect(self) -> aiosqlite.Connection:
         with translated(self._path):
+            self._identity = identity_of(self._path)
             before = await self._settled()
             if before is not None and before.log is None:
                 connection, unchanged = await self._connected(immutable=True), before

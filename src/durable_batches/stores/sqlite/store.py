@@ -49,6 +49,7 @@ from durable_batches.stores.sqlite import claims, host, load, reads, workers
 from durable_batches.stores.sqlite.commit import Commits
 from durable_batches.stores.sqlite.connection import migrate, transaction
 from durable_batches.stores.sqlite.engine import EngineSettings, path_of, settings_of
+from durable_batches.stores.sqlite.file import PinnedFile, make
 from durable_batches.stores.sqlite.lease import LeaseRenewer
 from durable_batches.stores.sqlite.lockouts import LockOuts
 from durable_batches.stores.sqlite.reader import Reader, Version
@@ -91,7 +92,8 @@ class SQLiteStore:
         self._clock: Final[Clock] = clock or SystemClock()
         self._open_transactions: Final = OpenTransactions()
         self._lock_outs: Final = LockOuts(self.path, self._clock, self._open_transactions.batches)
-        self._commits: Final = Commits(self.path, self._clock, self._lock_outs)
+        self._file: Final = PinnedFile(self.path)
+        self._commits: Final = Commits(self.path, self._clock, self._lock_outs, self._file)
         self._opened = 0
         self._opening = ReusableLock()
         self._writer: ConnectionThread | None = None
@@ -110,6 +112,8 @@ class SQLiteStore:
         """See `Store.open`."""
         async with self._opening:
             if not self._migrated:
+                # Before the application's engine makes it, as far as it is asked for its settings.
+                make(self.path)
                 await self._take_over_settings()
                 await self._open_to_work()
                 self._lock_outs.opened()
@@ -139,6 +143,7 @@ class SQLiteStore:
                 reader, writer = self._reader, self._writer
                 self._reader = self._writer = None
                 self._migrated = False
+                self._file.unpin()
                 if reader is not None:
                     await reader.close()
                 if writer is not None:
@@ -155,16 +160,18 @@ class SQLiteStore:
         try:
             if self._writer is None:
                 await writer.start()
+                self._file.pin()
             await writer.run(migrate, self.path, self._boot(), self._lock_outs)
             reader = self._reader or await self._open_reader(check=False)
         except BaseException:
             if self._writer is None:
+                self._file.unpin()
                 await writer.stop()
             raise
         self._writer, self._reader = writer, reader
 
     async def _open_reader(self, *, check: bool) -> Reader:
-        reader = Reader(self.path, self._settings.statements)
+        reader = Reader(self.path, self._settings.statements, self._file)
         try:
             await reader.open()
             if check:
@@ -187,7 +194,7 @@ class SQLiteStore:
 
     def heart(self, worker: WorkerId) -> LeaseRenewer:
         """See `Store.heart`."""
-        return LeaseRenewer(self.path, self._clock, worker, self._lock_outs, self._settings.statements)
+        return LeaseRenewer(self.path, self._clock, worker, self._lock_outs, self._settings.statements, self._file)
 
     async def workers(self) -> Sequence[WorkerRecord]:
         """See `Store.workers`."""
@@ -365,7 +372,7 @@ class SQLiteStore:
     # ---- the connections ---------------------------------------------------------------------------------------
 
     def _transaction(self, connection: sqlite3.Connection) -> AbstractContextManager[None]:
-        return transaction(connection, self.path, self._lock_outs)
+        return transaction(connection, self.path, self._lock_outs, self._file)
 
     async def _write(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
