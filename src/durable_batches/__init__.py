@@ -93,7 +93,7 @@ from durable_batches.lifecycle.policies import (
     FailurePolicy,
     RetryFailed,
 )
-from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls, StageCount
+from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls, Pause, StageCount
 from durable_batches.lifecycle.states import (
     Assembling,
     BatchId,
@@ -123,6 +123,7 @@ from durable_batches.reading.reasons import (
     Explanation,
     IsolatedDocument,
     NoWorker,
+    PausedBatch,
     QueuedDocuments,
     Reason,
     ResolverStatus,
@@ -251,7 +252,9 @@ __all__ = [
     "OldWorkersError",
     "Outcome",
     "Overloaded",
+    "Pause",
     "PauseReason",
+    "PausedBatch",
     "PayloadError",
     "PayloadTooLargeError",
     "Pending",

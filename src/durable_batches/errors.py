@@ -249,6 +249,7 @@ class QuotaExhausted(DurableBatchesError):
     """Raised by an activity: the account is empty, its quota is spent, or its credentials are refused.
 
     What well-known clients raise of this kind (402, `insufficient_quota`, 401) is recognised without it.
+    The batch is paused until a call succeeds again; no document fails, and no code of the workflow sees the error.
     """
 
     code = "quota-exhausted"

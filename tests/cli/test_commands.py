@@ -9,6 +9,7 @@ import pytest
 from tests.cli.commands import Commands
 from tests.support import opened
 
+from durable_batches import Store
 from durable_batches.cli.exits import Exit
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, WorkerNote, encode_note
@@ -42,6 +43,38 @@ def test_batches_are_listed_and_shown(commands: Commands) -> None:
     for line in ("documents      3: 2 succeeded, 1 failed", "labels         tenant=north", "batch          tuesday"):
         assert f"{line}\n" in shown.out
     assert commands("show", "monday", "--json").json == [{**monday, "checkpoints": 2}]
+
+
+async def _refuse(store: Store) -> None:
+    """Do what a worker does whose provider refuses a call."""
+
+    async def pass_time(seconds: float) -> None:
+        raise NotImplementedError
+
+    async with opened(store):
+        hand = await Scene(store, pass_time).worker(lease=1_000)
+        (claim,) = await hand.claim(1, workflows=[("translate", "1")])
+        await store.commit(hand.worker_id, hand.number + 1, [hand.refused(claim, note="no credit \x1b left")])
+        await store.leave(hand.worker_id)
+
+
+def test_a_pause_is_shown(commands: Commands) -> None:
+    commands.submit("monday", "one", "two", runs=False)
+    asyncio.run(_refuse(commands.make()))
+    assert "translating (paused)" in commands("list").out
+    shown = commands("show", "monday").out
+    assert "state          translating (paused)\n" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("pause ")]
+    assert line.startswith("pause          quota since ")
+    assert line.endswith(r": no credit \x1b left")
+    (paused,) = commands("show", "monday", "--json").json
+    (pause,) = paused["pauses"]
+    assert (paused["paused"], pause["reason"], pause["note"]) == (True, "quota", "no credit \x1b left")
+    assert pause["since"] < pause["until"]
+    (reason,) = [
+        reason for reason in commands("why", "monday", "--json").json[0]["reasons"] if reason["tag"] == "paused"
+    ]
+    assert reason["note"] == "no credit \x1b left"
 
 
 def test_documents_events_and_results_are_shown(commands: Commands, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     Fact,
     LateResult,
+    ProviderAnswered,
     StageEntered,
 )
 from durable_batches.lifecycle.planning import Departure, Loaded, executions_to_load, plan_facts
@@ -52,6 +53,7 @@ configs = st.builds(
     failure_policy=policies,
     deadline=st.none() | st.sampled_from([timedelta(seconds=30), timedelta(hours=1)]),
     max_crashes=st.integers(1, 4),
+    quota_patience=st.none() | st.sampled_from([timedelta(minutes=1), timedelta(days=1)]),
 )
 
 
@@ -133,6 +135,13 @@ class Histories(RuleBasedStateMachine):
                     st.sampled_from([None, "ask"]),
                 ),
                 st.builds(ExecutionReleased, *map(st.just, target)),
+                st.builds(
+                    ExecutionReleased,
+                    *map(st.just, target),
+                    st.sampled_from(["paused", "quota"]),
+                    st.none() | st.sampled_from([0, 90_000_000, 10**12]),
+                ),
+                st.builds(ProviderAnswered, *map(st.just, target)),
                 st.builds(ActivityCompleted, *map(st.just, target), keys, payloads, st.integers(-1, 5)),
                 st.builds(ActivityFailed, *map(st.just, target), keys, payloads),
             )

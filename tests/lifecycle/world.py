@@ -14,10 +14,17 @@ from typing import Final
 
 from durable_batches.lifecycle import failure_groups
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.batch_core import Definition, decode_core, definition_of, isolation_of, new_batch
+from durable_batches.lifecycle.batch_core import (
+    Definition,
+    decode_core,
+    definition_of,
+    isolation_of,
+    new_batch,
+    quota_pause_of,
+)
 from durable_batches.lifecycle.commands import Command, Seal
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.events import decode_event
+from durable_batches.lifecycle.events import BatchPaused, decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -25,6 +32,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
+    ProviderAnswered,
     StageEntered,
 )
 from durable_batches.lifecycle.failure_groups import added
@@ -42,6 +50,7 @@ from durable_batches.lifecycle.planning import (
     plan_release,
     plan_return,
 )
+from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import snapshot_of
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,
@@ -347,6 +356,7 @@ class World:
                 self._check_free(record)
                 self._check_failures(record)
                 self._check_suspects(record)
+                self._check_pause(record)
             seen = self.seen[batch_id]
             if seen.ended is not None:
                 assert record == seen.ended, "an ended run absorbs: its record has changed"
@@ -475,6 +485,27 @@ class World:
         groups.pop(failure_groups.REST, None)
         assert groups == {fingerprint: failed[fingerprint] for fingerprint in groups}
 
+    def _check_pause(self, record: BatchRecord) -> None:
+        pause = quota_pause_of(record)
+        events = [
+            decode_event(event)
+            for event in self.events[record.batch_id]
+            if event.tag in ("batch_paused", "batch_resumed")
+        ]
+        assert record.needs == int(pause is not None)
+        if pause is None:
+            assert not events or record.ended or events[-1].tag == "batch_resumed"
+            return
+        assert not record.ended
+        last = events[-1]
+        assert isinstance(last, BatchPaused)
+        assert last.until == from_micros(pause["until"])
+        assert pause["since"] <= pause["until"]
+        if "look" in pause:
+            position, attempt = pause["look"]
+            row = self.executions[(record.batch_id, position)]
+            assert (row.attempt, row.status) == (attempt, "running"), "what looks is not there any more"
+
     def _check_free(self, record: BatchRecord) -> None:
         resolver = self.executions.get((record.batch_id, RESOLVER_POSITION))
         if record.ended or record.paused:
@@ -485,10 +516,18 @@ class World:
             expected = 0
         else:
             expected = definition_of(record).config.concurrency - record.counts.running
+        pause = quota_pause_of(record)
+        if pause is not None:
+            expected = 0 if "look" in pause else min(expected, 1)
         sleeps = self.level >= 2 and expected > 0 and record.free == 0
         if sleeps:
-            assert record.counts.pending == 0
-            assert record.next_due == self._first_due(record.batch_id), "what is due then is not what it waits for"
+            first = self._first_due(record.batch_id)
+            if pause is None:
+                assert record.counts.pending == 0
+                assert record.next_due == first, "what is due then is not what it waits for"
+            else:
+                wakes = {pause["until"], None if first is None else max(pause["until"], first)}
+                assert record.next_due in wakes, "it sleeps past the moment at which its provider is asked again"
         else:
             assert (record.free, record.next_due) == (expected, None)
 
@@ -530,6 +569,9 @@ def facts_about(target: Identity, *, stages: int = 3, key: str = "key") -> list[
         ExecutionFailed(*target, b"outcome", "broke"),
         ExecutionFailed(*target, b"outcome", UNENCODABLE, retryable=False, forget=(key,)),
         ExecutionFailed(*target, b"outcome", UNENCODABLE, retry_in=1_000_000),
+        ProviderAnswered(*target),
+        ExecutionReleased(*target, "paused"),
+        ExecutionReleased(*target, "quota", None, UNENCODABLE, "ask"),
         ExecutionReleased(*target),
     ]
 

@@ -26,6 +26,7 @@ from durable_batches import (
     IsolatedDocument,
     MemoryStore,
     NoWorker,
+    PausedBatch,
     QueuedDocuments,
     Reason,
     ResolverStatus,
@@ -385,3 +386,16 @@ async def test_an_explanation_is_its_sentences() -> None:
 
 
 STORE = MemoryStore()
+
+
+async def test_a_pause_for_a_quota_says_what_the_provider_said_and_until_when(maker: StoreMaker) -> None:
+    async with scene_of(maker) as (scene, client, clock):
+        batch_id = await scene.batch(3)
+        hand = await scene.worker("a", lease=1_000)
+        await hand.report(hand.refused(await hand.take(), note="Empty: no credit left"))
+        began = now(clock)
+        (reason,) = (await client.explain(batch_id)).reasons
+        assert reason == PausedBatch(
+            reason="quota", since=began, until=began + timedelta(seconds=30), note="Empty: no credit left"
+        )
+        assert "because a provider refuses its calls: Empty: no credit left. One document asks again" in str(reason)

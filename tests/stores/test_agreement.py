@@ -33,6 +33,7 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     Fact,
     LateResult,
+    ProviderAnswered,
     StageEntered,
 )
 from durable_batches.lifecycle.planning import ISOLATED_CRASHES
@@ -434,6 +435,15 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
             ),
             st.builds(ExecutionReleased, *target),
             st.builds(LateResult, *target, sessions, keys, payloads, st.integers(-1, 2)),
+            st.builds(
+                ExecutionReleased,
+                *target,
+                st.sampled_from(["paused", "quota", "quota"]),
+                st.sampled_from([None, 40_000_000]),
+                st.sampled_from(["", "zero \0"]),
+                st.sampled_from(["", "ask"]),
+            ),
+            st.builds(ProviderAnswered, *target),
         )
 
     sessions = st.sampled_from([execution.owner or WorkerId("nobody"), WorkerId("nobody")])

@@ -126,6 +126,10 @@ class TestPostgresStoreByTheServersClock(TestPostgresStore):
             f"woken_due = greatest(woken_due - {micros}, 0)",
             # What the state machine keeps of a batch without an open slot, and of one with isolated documents.
             *[self._moved(field, micros) for field in ("earliest_due", "since", "until")],
+            f"UPDATE {self.schema}.event SET data = convert_to(regexp_replace(d.text, '[0-9]+]$', "
+            f"(substring(d.text FROM '([0-9]+)]$')::bigint - {micros})::text || ']'), 'UTF8') "
+            f"FROM (SELECT batch, seq, convert_from(data, 'UTF8') AS text FROM {self.schema}.event) d "
+            "WHERE event.batch = d.batch AND event.seq = d.seq AND event.tag = 'batch_paused'",
         )
 
     def _moved(self, field: str, micros: int) -> str:

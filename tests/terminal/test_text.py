@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tests.extraction.test_cli import HALF
 
-from durable_batches import BatchSnapshot, Stage
+from durable_batches import BatchSnapshot, Pause, Stage
 from durable_batches.terminal.bars import follow
-from durable_batches.terminal.lines import print_line, title_of
+from durable_batches.terminal.lines import numbers_of, print_line, title_of
 from durable_batches.terminal.text import printable, printable_lines
 
 ODD = "\x1b]0;title\x07 \x9b31m \x7f\u202e [red]"
@@ -53,3 +54,15 @@ async def test_a_stage_is_no_markup() -> None:
     await follow(snapshots(), console, resolving=None)
     assert isinstance(console.file, io.StringIO)
     assert "[red]failed[/red]" in console.file.getvalue()
+
+
+def test_numbers_say_why_a_batch_is_paused_and_until_when() -> None:
+    snapshot = cast("BatchSnapshot[Stage]", HALF)
+    assert "paused" not in numbers_of(snapshot)
+    since = datetime(2031, 5, 1, 12, tzinfo=UTC)
+    until = since + timedelta(seconds=30)
+    pause = Pause(reason="quota", since=since, until=until, note="no credit")
+    assert f"paused (quota, until {until.astimezone():%H:%M:%S})" in numbers_of(
+        replace(snapshot, paused=True, pauses=[pause])
+    )
+    assert "  paused" in numbers_of(replace(snapshot, paused=True))

@@ -12,8 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydantic_core import to_json
 from tests.processes.children import checker_of, file_in, opened
 from tests.processes.workload import PATIENT, Page, document_ids, extract, here
+from tests.support import STAGES
 
 from durable_batches import (
     EXTRACTION,
@@ -25,9 +27,15 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.clock import SystemClock
-from durable_batches.lifecycle.records import WorkerId, WorkerRecord
+from durable_batches.lifecycle import event_data
+from durable_batches.lifecycle.batch_core import Definition
+from durable_batches.lifecycle.event_data import EventData
+from durable_batches.lifecycle.events import decode_event
+from durable_batches.lifecycle.records import EventRecord, WorkerId, WorkerRecord
+from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.sqlite import SQLiteStore
 from durable_batches.testing.history.checker import HistoryChecker, HistoryViolation
+from durable_batches.testing.history.replay import Replay
 from durable_batches.testing.virtual.effects import EffectsLog
 
 pytestmark = pytest.mark.real_time("the history that they look into is made once, by activities that sleep")
@@ -364,3 +372,30 @@ async def test_a_line_that_a_killed_process_did_not_finish_is_passed_over(histor
         file.write(b'\n["process-1","ba')
     EffectsLog(history.log).write('["another"]')
     assert len(EffectsLog(history.log).read()) == before
+
+
+def _replayed(*events: tuple[int, EventData]) -> list[str]:
+    """The problems of a history of two documents; each event has its time, in seconds."""
+    replay = Replay(Definition(STAGES.tags, False, BatchConfig()))
+    first = 0, event_data.batch_created(workflow="run", version="1", total=2)
+    for seq, (seconds, (tag, fields)) in enumerate([first, *events], start=1):
+        record = EventRecord(BatchId("batch"), seq, seconds * 1_000_000, tag, to_json(fields))
+        replay.take(decode_event(record))
+    return replay.problems
+
+
+def test_what_is_started_in_spite_of_a_pause_is_found() -> None:
+    def paused(until: int) -> EventData:
+        return event_data.batch_paused(reason="quota", note="", until=until * 1_000_000)
+
+    resumed = event_data.batch_resumed(reason="quota")
+    one = event_data.document_started(document_id="one", attempt=1)
+    two = event_data.document_started(document_id="two", attempt=1)
+    released = event_data.document_released(document_id="one", reason="paused", crashes=0)
+    assert _replayed((0, paused(30)), (30, one), (31, resumed), (31, two)) == []
+    assert _replayed((0, paused(30)), (30, one), (31, released), (31, paused(91)), (91, two)) == []
+    (early,) = _replayed((0, paused(30)), (29, one))
+    assert early.startswith("16: event 3: 'one' was started while the batch was paused until ")
+    (second,) = _replayed((0, paused(30)), (30, one), (30, two))
+    assert second == "16: event 4: 'two' was started while 'one' looked"
+    assert _replayed((0, resumed)) == ["16: event 2: batch_resumed, and it was not paused"]

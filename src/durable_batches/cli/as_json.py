@@ -20,6 +20,7 @@ def batch_json(batch: BatchSnapshot[Stage]) -> dict[str, object]:
         "version": batch.version,
         "state": state.tag,
         "paused": batch.paused,
+        "pauses": batch.pauses,
         "error": state.error if isinstance(state, Failed) else None,
         "reason": state.reason if isinstance(state, Cancelled) else None,
         "counts": batch.counts,

@@ -13,7 +13,7 @@ import typer
 from durable_batches.cli.as_json import batch_json
 from durable_batches.cli.exits import Exit
 from durable_batches.cli.output import first, flush, moment, print_fields, print_json, print_table, write
-from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls
+from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls, Pause
 from durable_batches.lifecycle.states import ENDED_TAGS, RESERVED_TAGS, Cancelled, Counts, Failed, Stage
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, duration_text, print_line
@@ -115,6 +115,11 @@ def _state_text(batch: Batch) -> str:
     return f"{batch.state.tag} (paused)" if batch.paused else batch.state.tag
 
 
+def _pause_text(pause: Pause) -> str:
+    until = "" if pause.until is None else f", until {moment(pause.until)}"
+    return f"{pause.reason} since {moment(pause.since)}{until}: {pause.note}"
+
+
 # ---- show ----------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +144,7 @@ def _fields(batch: Batch, recorded: int) -> Sequence[tuple[str, str]]:
         ("batch", batch.batch_id),
         ("workflow", f"{batch.workflow}, version {batch.version}"),
         ("state", _state_text(batch)),
+        *(("pause", _pause_text(pause)) for pause in batch.pauses),
         ("error", state.error if isinstance(state, Failed) else ""),
         ("reason", state.reason if isinstance(state, Cancelled) else ""),
         ("progress", f"{batch.percentage:.0f} %"),

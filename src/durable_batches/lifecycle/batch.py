@@ -23,7 +23,24 @@ from durable_batches.lifecycle.events import ReleaseReason
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation, isolation_micros
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
-from durable_batches.lifecycle.records import NOW, BatchRecord, EventRecord, ExecutionRecord, Micros, WorkerId
+from durable_batches.lifecycle.quota import (
+    MOST_BEGINNINGS,
+    QUOTA_GENERATION,
+    QuotaPause,
+    Refusal,
+    first_pause,
+    has_run_out,
+    next_pause,
+)
+from durable_batches.lifecycle.records import (
+    NOW,
+    RESOLVER_POSITION,
+    BatchRecord,
+    EventRecord,
+    ExecutionRecord,
+    Micros,
+    WorkerId,
+)
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
@@ -31,6 +48,8 @@ from durable_batches.lifecycle.transitions import check_transition
 __all__ = ["BatchInProgress", "ContradictionError"]
 
 _MOST_SEEN_AGAIN: Final = 32
+_MOST_REFUSED: Final = 100
+"""Documents of which it is counted how many pauses they began; of more the first are forgotten."""
 
 
 class ContradictionError(AssertionError):
@@ -64,6 +83,7 @@ class BatchInProgress:
         "ended",
         "events",
         "failed",
+        "needs",
         "now",
         "pending",
         "run",
@@ -90,6 +110,7 @@ class BatchInProgress:
         back."""
         self.definition: Definition = decode_definition(self.core["definition"])
         self.stage_counts: StageCounts = StageCounts(self.core["at"])
+        self.needs: int = record.needs
         self.run: int = record.run
         self.state: str = record.state
         self.ended: bool = record.state in ENDED_TAGS
@@ -144,17 +165,42 @@ class BatchInProgress:
     @property
     def open_slots(self) -> int:
         """How many more executions may be owned now."""
+        return 0 if self.paused_until is not None else self.slots
+
+    @property
+    def slots(self) -> int:
+        """How many more executions may be owned, now or when a pause is over by time."""
         if self._record.paused:
             return 0
         if self.state == "resolving":
             return 1 if self.core["phase"] == "due" else 0
         if not self.pending and not self.waiting:  # as in a batch that is being loaded, or has ended
             return 0
-        return max(self.definition.config.concurrency - self.running, 0)
+        slots = max(self.definition.config.concurrency - self.running, 0)
+        pause = self.quota_pause
+        if pause is not None:
+            # One execution looks whether the provider serves again.
+            return 0 if "look" in pause else min(slots, 1)
+        return slots
+
+    @property
+    def quota_pause(self) -> QuotaPause | None:
+        """The pause for a provider's quota, until a look has shown that it is over; None: there is none."""
+        return self.core["pauses"].get("quota") if "pauses" in self.core else None
+
+    @property
+    def paused_until(self) -> Micros | None:
+        """Until when nothing is claimed because of a pause; None: no pause that ends by itself is in force by now."""
+        pause = self.quota_pause
+        return pause["until"] if pause is not None and pause["until"] > self.now else None
 
     @property
     def is_asleep(self) -> bool:
-        """Whether nothing is pending, and nothing that waits is due by now: claims can pass the batch by."""
+        """Whether a pause lasts, or nothing is pending and nothing that waits is due by now: claims can pass it by."""
+        return self.paused_until is not None or self._nothing_is_due
+
+    @property
+    def _nothing_is_due(self) -> bool:
         return not self.pending and (self.earliest_due is None or self.earliest_due > self.now)
 
     @property
@@ -190,6 +236,7 @@ class BatchInProgress:
         else:
             self.pending -= 1
         self.running += 1
+        self._begin_look(execution, attempt)
         self.emit(event_data.document_started(document_id=execution.document_id, attempt=attempt))
         if self.core["started_at"] is None:
             self.core["started_at"] = self.at
@@ -220,6 +267,9 @@ class BatchInProgress:
                 unused_checkpoints=unused_checkpoints,
             )
         )
+        self._forget_refusals(execution)
+        if self.is_look(execution):
+            self.resume_after_quota()
         self.settle()
 
     def failure_group(self, fingerprint: str) -> str:
@@ -246,6 +296,8 @@ class BatchInProgress:
                 fingerprint=fingerprint,
             )
         )
+        self._forget_refusals(execution)
+        self._end_look(execution)
         self.settle()
 
     def retry_document(self, execution: ExecutionRecord, failures: int, due_at: Micros, error: str) -> None:
@@ -253,6 +305,7 @@ class BatchInProgress:
         if not self.waiting or self.earliest_due is None or due_at < self.earliest_due:
             self.earliest_due = due_at
         self.waiting += 1
+        self._end_look(execution)
         self.emit(
             event_data.document_retrying(document_id=execution.document_id, failures=failures, due=due_at, error=error)
         )
@@ -260,6 +313,7 @@ class BatchInProgress:
     def release_document(self, execution: ExecutionRecord, reason: ReleaseReason, crashes: int) -> None:
         self.running -= 1
         self.pending += 1
+        self._end_look(execution)
         self.emit(event_data.document_released(document_id=execution.document_id, reason=reason, crashes=crashes))
 
     # ---- possible poison documents -------------------------------------------------------------------------
@@ -327,6 +381,84 @@ class BatchInProgress:
         self.core.pop("suspects", None)
         self.core.pop("isolation", None)
 
+    # ---- a pause for a quota -------------------------------------------------------------------------------
+
+    def is_refused_for_itself(self, execution: ExecutionRecord) -> bool:
+        """Whether a document has begun one pause after another, while the calls of others succeeded in between."""
+        if self.quota_pause is not None or execution.position == RESOLVER_POSITION:
+            return False
+        return self.core.get("refused", {}).get(str(execution.position), 0) >= MOST_BEGINNINGS
+
+    def pause_for_quota(self, execution: ExecutionRecord, refusal: Refusal, *, looked: bool) -> None:
+        """Pause because a provider refused a call of an execution for its account.
+
+        Args:
+            execution: The execution, which is released.
+            refusal: What the provider said.
+            looked: Whether the execution looked if the provider serves again.
+        """
+        patience = self.definition.config.quota_patience
+        pause = self.quota_pause
+        if pause is None:
+            self._count_refusal(execution)
+            pause = first_pause(refusal, self.now, self.needs, patience)
+        elif looked:
+            pause = next_pause(pause, refusal, self.now, patience)
+        else:
+            # It ran when the batch was paused, and tells nothing new.
+            return
+        if has_run_out(pause, self.now, patience):
+            self.fail(f"no call succeeded for {patience}: {pause['note']}")
+            return
+        self.core["pauses"] = {"quota": pause}
+        self.needs = max(self.needs, QUOTA_GENERATION)
+        self.emit(event_data.batch_paused(reason="quota", note=pause["note"], until=pause["until"]))
+
+    def resume_after_quota(self) -> None:
+        """End the pause: the provider serves again."""
+        if self._lift_quota():
+            self.emit(event_data.batch_resumed(reason="quota"))
+
+    def answered(self, execution: ExecutionRecord) -> None:
+        """Take note that a call of the refused activity succeeded in this execution; only one that looks counts."""
+        if self.is_look(execution):
+            self._forget_refusals(execution)
+            self.resume_after_quota()
+
+    def _lift_quota(self) -> bool:
+        pause = self.quota_pause
+        if pause is None:
+            return False
+        self.needs = pause["needs"]
+        del self.core["pauses"]
+        return True
+
+    def _begin_look(self, execution: ExecutionRecord, attempt: int) -> None:
+        pause = self.quota_pause
+        if pause is not None:
+            pause["look"] = execution.position, attempt
+
+    def is_look(self, execution: ExecutionRecord) -> bool:
+        """Whether this attempt of an execution looks if the provider serves again."""
+        pause = self.quota_pause
+        return pause is not None and tuple(pause.get("look", ())) == (execution.position, execution.attempt)
+
+    def _end_look(self, execution: ExecutionRecord) -> None:
+        pause = self.quota_pause
+        if pause is not None and self.is_look(execution):
+            pause.pop("look", None)
+
+    def _count_refusal(self, execution: ExecutionRecord) -> None:
+        refused = self.core.setdefault("refused", {})
+        if len(refused) >= _MOST_REFUSED:
+            del refused[next(iter(refused))]
+        refused[str(execution.position)] = refused.get(str(execution.position), 0) + 1
+
+    def _forget_refusals(self, execution: ExecutionRecord) -> None:
+        refused = self.core.get("refused")
+        if refused is not None and refused.pop(str(execution.position), None) is not None and not refused:
+            self.core.pop("refused", None)
+
     # ---- the batch moves -----------------------------------------------------------------------------------
 
     def seal(self, submitter: WorkerId, total: int) -> None:
@@ -355,17 +487,20 @@ class BatchInProgress:
         else:
             self.complete()
 
-    def start_resolver(self, attempt: int) -> None:
+    def start_resolver(self, execution: ExecutionRecord, attempt: int) -> None:
         self.core["phase"] = "running"
+        self._begin_look(execution, attempt)
         self.emit(event_data.resolution_started(attempt=attempt))
 
-    def retry_resolver(self, error: str, due_at: Micros) -> None:
+    def retry_resolver(self, execution: ExecutionRecord, error: str, due_at: Micros) -> None:
         self.core["phase"] = "due"
+        self._end_look(execution)
         self.earliest_due = due_at
         self.emit(event_data.resolution_failed(error=error, due=due_at))
 
-    def release_resolver(self, reason: ReleaseReason) -> None:
+    def release_resolver(self, execution: ExecutionRecord, reason: ReleaseReason) -> None:
         self.core["phase"] = "due"
+        self._end_look(execution)
         self.emit(event_data.resolution_released(reason=reason))
 
     def complete_resolver(self) -> None:
@@ -407,6 +542,7 @@ class BatchInProgress:
         self.core["phase"] = "idle"
         self._end_suspicion()
         self.core.pop("seen_again", None)
+        self._lift_quota()
         self.wake_at = None
         self.move(state)
         self.ended = True
@@ -450,20 +586,25 @@ class BatchInProgress:
             core=to_json(self.core),
             ended_at=self.core["ended_at"],
             next_due=next_due,
+            needs=self.needs,
         )
 
     def _claimable(self) -> tuple[int, Micros | None]:
         """Compute `free` and `next_due`, and keep in the core what the next plan has to know for them."""
         self.core.pop("earliest_due", None)
         if self._level < 2:
-            return self.open_slots, None
+            # Claims go on looking at a batch that is paused for a while, and take nothing.
+            return self.slots, None
         # While something is pending the batch is awake; the claim that takes the last of it knows what is due next.
         waits = self.waiting or self.core["phase"] == "due"
         if waits and not self.pending and self.earliest_due != NOW:
             self.core["earliest_due"] = self.earliest_due
-        if self.open_slots and self.is_asleep:
+        if not self.slots or not self.is_asleep:
+            return self.slots, None
+        until = self.paused_until
+        if until is None or (self._nothing_is_due and self.earliest_due is None):
             return 0, self.earliest_due
-        return self.open_slots, None
+        return 0, max(until, self.earliest_due or NOW) if self._nothing_is_due else until
 
     def _check_counts(self) -> None:
         """Assert, where counts are read and where they are written, that they agree with each other."""

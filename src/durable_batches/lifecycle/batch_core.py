@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
+from typing import Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle.config import RECORDED, BatchConfig
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation
+from durable_batches.lifecycle.quota import QuotaPause
 from durable_batches.lifecycle.records import BatchRecord, ExecutionRecord, Micros, WorkerId
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import BatchId, Counts
@@ -19,12 +20,14 @@ __all__ = [
     "BatchCore",
     "CountedGroups",
     "Definition",
+    "Pauses",
     "ResolverPhase",
     "decode_core",
     "definition_of",
     "encode_core",
     "isolation_of",
     "new_batch",
+    "quota_pause_of",
 ]
 
 ResolverPhase: TypeAlias = Literal["idle", "due", "running"]
@@ -57,6 +60,12 @@ class CountedGroups(TypedDict):
     fingerprints: list[str]
 
 
+class Pauses(TypedDict, total=False):
+    """The pauses in force, by their reasons."""
+
+    quota: QuotaPause
+
+
 class BatchCore(_FirstCore, total=False):
     """The fields in the order in which they are stored.
 
@@ -76,6 +85,10 @@ class BatchCore(_FirstCore, total=False):
     seen_again: list[WorkerId]
     """Sessions that were seen again after crashes had been counted for them, where other workers owned executions then
     that had these crashes: the releases of those executions take them back."""
+    pauses: Pauses
+    """There while a pause is in force."""
+    refused: dict[str, int]
+    """How many pauses for a quota a document has begun, by its position; there while one has that has not finished."""
 
 
 def decode_core(stored: bytes) -> BatchCore:
@@ -113,7 +126,7 @@ def _definition_in(core: bytes) -> Definition:
 def decode_definition(text: str) -> Definition:
     """Decode a core's definition."""
     data = from_json(text)
-    config = BatchConfig.model_validate(data["config"], context=RECORDED)
+    config = BatchConfig.model_validate({**data["config"], **data.get("later", {})}, context=RECORDED)
     return Definition(tuple(data["stages"]), data["resolver"], config, data.get("defaults", {}))
 
 
@@ -133,14 +146,26 @@ def isolation_of(record: BatchRecord, execution: ExecutionRecord) -> Isolation |
 
 
 def _encode_definition(definition: Definition) -> str:
-    fields: dict[str, object] = {
-        "stages": definition.stages,
-        "resolver": definition.resolver,
-        "config": definition.config.model_dump(mode="json"),
-    }
+    config = definition.config.model_dump(mode="json")
+    # Version 0.2.0 reads batches of later versions, and takes no option that it does not know.
+    later = {name: config.pop(name) for name in _LATER_OPTIONS}
+    fields: dict[str, object] = {"stages": definition.stages, "resolver": definition.resolver, "config": config}
+    if any(getattr(definition.config, name) != BatchConfig.model_fields[name].default for name in later):
+        fields["later"] = later
     if definition.defaults:
         fields["defaults"] = dict(definition.defaults)
     return to_json(fields).decode()
+
+
+_LATER_OPTIONS: Final = ("quota_patience",)
+"""The options that came after version 0.2.0."""
+
+
+def quota_pause_of(record: BatchRecord) -> QuotaPause | None:
+    """Read a batch's pause for a quota from its record; None: it has none."""
+    if b'"pauses"' not in record.core:
+        return None
+    return decode_core(record.core).get("pauses", {}).get("quota")
 
 
 def new_batch(

@@ -54,5 +54,9 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
     """A document whose process crashed this often while it ran, with nothing recorded in between and the last time with
     no other document running, fails (`CrashLoopError`). The first crash is never held against it."""
 
+    quota_patience: Positive | None = timedelta(days=1)
+    """The time for which the batch is paused because a provider refuses its calls (quota spent, account empty); if no
+    call has succeeded by then, it is FAILED. None: no limit."""
+
     metadata: dict[str, str] = Field(default_factory=dict)
     """Labels of your own, for `list_batches`; not interpreted."""

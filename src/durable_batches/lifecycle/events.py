@@ -352,6 +352,9 @@ BatchEvent: TypeAlias = (
 LAST_EVENT_TAGS: Final = frozenset({"batch_completed", "batch_failed", "batch_cancelled"})
 """The tags of the events that end a run."""
 
+PAUSED: Final = "batch_paused"
+RESUMED: Final = "batch_resumed"
+
 
 @lru_cache(maxsize=4096)
 def decode_event(record: EventRecord) -> BatchEvent:

@@ -6,7 +6,7 @@ ordinal in its batch; the resolver has `RESOLVER_POSITION`.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias, final
+from typing import Literal, NamedTuple, TypeAlias, final
 
 from durable_batches.lifecycle.records import Micros, WorkerId
 from durable_batches.lifecycle.states import BatchId
@@ -19,6 +19,7 @@ __all__ = [
     "ExecutionSucceeded",
     "Fact",
     "LateResult",
+    "ProviderAnswered",
     "StageEntered",
 ]
 
@@ -103,6 +104,24 @@ class ExecutionReleased(NamedTuple):
     run: int
     position: int
     attempt: int
+    reason: Literal["shutdown", "paused", "quota"] = "shutdown"
+    """Why: a shutdown, or a pause of its batch; "quota": a provider refused a call for its account, and the batch is to
+    be paused."""
+    retry_after: Micros | None = None
+    """Of "quota": the delay that the provider asks for."""
+    note: str = ""
+    """Of "quota": the provider's message, in one line."""
+    activity: str = ""
+    """Of "quota": the name of the activity that was refused."""
+
+
+class ProviderAnswered(NamedTuple):
+    """Report that a call succeeded of the activity that was refused: the execution that looks has an answer."""
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
 
 
 @final
@@ -133,4 +152,5 @@ Fact: TypeAlias = (
     | ExecutionFailed
     | ExecutionReleased
     | LateResult
+    | ProviderAnswered
 )

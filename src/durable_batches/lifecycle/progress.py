@@ -10,6 +10,7 @@ from typing import Generic, Literal, Protocol, overload
 from typing_extensions import TypeVar
 
 from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.events import PauseReason
 from durable_batches.lifecycle.machine import BatchStateMachine
 from durable_batches.lifecycle.primitives import Value, from_micros
 from durable_batches.lifecycle.records import BatchRecord, Micros
@@ -25,7 +26,7 @@ from durable_batches.lifecycle.states import (
     Stage,
 )
 
-__all__ = ["BatchSnapshot", "LongCalls", "RecordedStages", "StageCount", "Stages", "snapshot_of", "state_of"]
+__all__ = ["BatchSnapshot", "LongCalls", "Pause", "RecordedStages", "StageCount", "Stages", "snapshot_of", "state_of"]
 
 S = TypeVar("S", bound=Stage, default=Stage)
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
@@ -65,6 +66,18 @@ class LongCalls(Value):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class Pause(Value):
+    """A pause of a batch: nothing of it is started."""
+
+    reason: PauseReason
+    since: datetime
+    until: datetime | None = None
+    """When it ends by itself; of a quota: when the provider is asked again. None: not by itself."""
+    note: str = ""
+    """Of a quota: what the provider said."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BatchSnapshot(Value, Generic[S_co]):
     """A batch at one moment."""
 
@@ -75,6 +88,7 @@ class BatchSnapshot(Value, Generic[S_co]):
     """The version of its workflow, with which it was submitted."""
     state: BatchState[S_co]
     paused: bool
+    """Whether a pause is in force."""
     counts: Counts
     """The parts sum to `total`."""
     stages: Sequence[StageCount]
@@ -99,6 +113,8 @@ class BatchSnapshot(Value, Generic[S_co]):
     long_calls: Sequence[LongCalls] = ()
     """Calls that may never end, by activity, as the workers last said. Only `snapshot()` asks for them; those of
     `watch()` and `list_batches()` have none."""
+    pauses: Sequence[Pause] = ()
+    """Those in force."""
 
 
 class Stages(Protocol[S_co]):
@@ -137,7 +153,7 @@ def snapshot_of(
         workflow=record.workflow,
         version=record.version,
         state=_state(batch, machine),
-        paused=record.paused,
+        paused=record.paused or batch.quota_pause is not None,
         counts=batch.counts,
         stages=[
             StageCount(stage=tag, current=batch.entered(index), done=batch.past(index), total=batch.total)
@@ -154,6 +170,7 @@ def snapshot_of(
         metadata=dict(record.metadata),
         isolated=0 if batch.isolation is None else batch.suspects,
         long_calls=long_calls,
+        pauses=_pauses(batch),
     )
 
 
@@ -191,6 +208,14 @@ def _stage(batch: BatchInProgress, machine: Stages[S], tag: str) -> S | Pending:
         if stage is not None:
             return stage
     return Pending(total=batch.total)
+
+
+def _pauses(batch: BatchInProgress) -> tuple[Pause, ...]:
+    pause = batch.quota_pause
+    if pause is None:
+        return ()
+    since, until = from_micros(pause["since"]), from_micros(pause["until"])
+    return (Pause(reason="quota", since=since, until=until, note=pause["note"]),)
 
 
 def _moment(micros: Micros | None) -> datetime | None:

@@ -59,9 +59,9 @@ RESOLVER_DOCUMENT_ID: Final = ""
 NOW: Final[Micros] = 0
 """As a due time: at once."""
 
-GENERATION: Final = 0
+GENERATION: Final = 1
 """What this library can do with a batch: it claims those that need no more (`BatchRecord.needs`). A feature that an
-older library would handle wrongly makes a batch need the generation that has it."""
+older library would handle wrongly makes a batch need the generation that has it: 1 knows pauses for a quota."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

@@ -25,6 +25,7 @@ from durable_batches.reading.reasons import (
     Explanation,
     IsolatedDocument,
     NoWorker,
+    PausedBatch,
     QueuedDocuments,
     Reason,
     ResolverStatus,
@@ -114,6 +115,7 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     if problem is not None:
         yield DamagedBatch(problem=problem)
         return
+    yield from _pauses(batch)
     alive = [worker for worker in workers if not _has_expired(inspection.leases.get(worker.worker_id))]
     served = _is_served(record, inspection, alive)
     if not served:
@@ -134,8 +136,9 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     )
     due = record.counts.pending + waiting_due - isolated_due
     slots = max(definition_of(record).config.concurrency - record.counts.running, 0)
-    queued = min(due, slots)
-    yield from _running_documents(record, inspection, notes, waiting=due - queued)
+    queued = min(due, slots) if batch.quota_pause is None else 0
+    waiting = due - queued if batch.quota_pause is None else 0
+    yield from _running_documents(record, inspection, notes, waiting=waiting)
     if record.counts.waiting > waiting_due:
         later = [moment for moment in inspection.due if moment > inspection.now]
         yield SuspendedDocuments(
@@ -147,6 +150,17 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     if queued and served:
         first = inspection.due[0] if waiting_due else record.created_at
         yield QueuedDocuments(documents=queued, since=from_micros(min(first, inspection.now)))
+
+
+def _pauses(batch: BatchInProgress) -> Iterator[PausedBatch]:
+    pause = batch.quota_pause
+    if pause is not None:
+        yield PausedBatch(
+            reason="quota",
+            since=from_micros(pause["since"]),
+            until=from_micros(pause["until"]),
+            note=pause["note"],
+        )
 
 
 def _is_served(record: BatchRecord, inspection: Inspection, alive: Sequence[WorkerRecord]) -> bool:

@@ -9,6 +9,7 @@ from typing import Final, Generic, Literal, TypeAlias
 
 from typing_extensions import TypeVar
 
+from durable_batches.lifecycle.events import PauseReason
 from durable_batches.lifecycle.progress import LongCalls
 from durable_batches.lifecycle.states import BatchId, BatchState, Counts, Stage
 
@@ -21,6 +22,7 @@ __all__ = [
     "IsolatedDocument",
     "LongCalls",
     "NoWorker",
+    "PausedBatch",
     "QueuedDocuments",
     "Reason",
     "ResolverStatus",
@@ -205,6 +207,30 @@ class QueuedDocuments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PausedBatch:
+    """The batch is paused: nothing of it is started."""
+
+    reason: PauseReason
+    since: datetime
+    until: datetime | None
+    """When it goes on by itself; of a quota: when the provider is asked again. None: not by itself."""
+    note: str
+    """Of a quota: what the provider said."""
+    tag: Literal["paused"] = "paused"
+
+    def __str__(self) -> str:
+        if self.reason == "quota":
+            again = "soon" if self.until is None else f"at {_at(self.until)}"
+            return (
+                f"It is paused since {_at(self.since)}, because a provider refuses its calls: {self.note}. One "
+                f"document asks again {again}, and the batch goes on when a call succeeds."
+            )
+        until = "" if self.until is None else f", until {_at(self.until)}"
+        note = f": {self.note}" if self.note else ""
+        return f"It is paused ({self.reason}) since {_at(self.since)}{until}{note}."
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResolverStatus:
     """All documents have finished: the resolver runs, or waits."""
 
@@ -264,6 +290,7 @@ Reason: TypeAlias = (
     | LongCalls
     | IsolatedDocument
     | QueuedDocuments
+    | PausedBatch
     | ResolverStatus
     | BatchEnded
 )

@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Final, NoReturn
 
 from durable_batches.clock import Deadline
 from durable_batches.codec.codec import payload_of
 from durable_batches.errors import ActivityFailedError, DocumentTimeoutError, PayloadError
-from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, StageEntered
-from durable_batches.lifecycle.failures import ActivityFailure
+from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, ProviderAnswered, StageEntered
+from durable_batches.lifecycle.failures import ActivityFailure, line_of
 from durable_batches.lifecycle.primitives import make_record
-from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord, Refusal
+from durable_batches.lifecycle.quota import Refusal
+from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord
+from durable_batches.lifecycle.records import Refusal as FactRefusal
 from durable_batches.lifecycle.states import Stage
 from durable_batches.runtime.attempt_result import (
     AttemptFailed,
@@ -41,6 +45,9 @@ from durable_batches.tasks import is_closed_by
 
 __all__ = ["Attempt"]
 
+_STOPS: Final[Mapping[StopReason, int]] = {"paused": 0, "shutdown": 1, "quota": 2, "ended": 3, "fenced": 3}
+"""Which reason stands where an attempt is stopped for several: the greatest, and of equals the first."""
+
 
 class Attempt:
     """An attempt. Everything but `run` is called by code that `run` runs, or to stop it.
@@ -54,6 +61,8 @@ class Attempt:
         timeout: The timeout of the attempt, in seconds.
         metadata: The batch's labels.
         defaults: The defaults of its activities when the batch was submitted.
+        looks_for: The name of the activity that was refused, where this attempt looks if the provider serves again: it
+            makes one call at a time until one of that activity has succeeded. None: it does not.
     """
 
     def __init__(
@@ -66,8 +75,15 @@ class Attempt:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
         defaults: Mapping[str, Defaults] | None = None,
+        looks_for: str | None = None,
     ) -> None:
         self.execution = execution
+        self._looks_for = looks_for
+        self._is_look = looks_for is not None
+        self._turn: asyncio.Lock | None = None if looks_for is None else asyncio.Lock()
+        self._refusal: Refusal | None = None
+        self._parked: set[asyncio.Future[None]] = set()
+        self._drains = False
         self._identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
         self._metadata = metadata or {}
         self._defaults = defaults or {}
@@ -124,7 +140,8 @@ class Attempt:
             # The stage that it entered last, if no commit has recorded it yet.
             self._report_stage()
         self._ended = True
-        grace = 0.0 if isinstance(outcome, AttemptStopped) else self._resources.grace
+        stopped = isinstance(outcome, AttemptStopped)
+        grace = (None if self._drains else 0.0) if stopped else self._resources.grace
         while self._calls:
             try:
                 await self._settle(grace)
@@ -132,8 +149,10 @@ class Attempt:
                 # Stopped at its very end, or cancelled by others: its result stands, unless the batch has continued
                 # without it.
                 grace = 0.0
-        if self._stopping is not None and (self._stopping != "shutdown" or self._unwound):
-            return AttemptStopped(self._stopping)
+        for parked in self._parked:
+            parked.cancel()
+        if self._stopping is not None and (self._stopping not in ("paused", "shutdown") or self._unwound):
+            return AttemptStopped(self._stopping, self._refusal)
         return outcome
 
     async def _prepare(self, prepare: Callable[[], Awaitable[object]] | None) -> AttemptStopped | None:
@@ -198,7 +217,9 @@ class Attempt:
         if reason == self._stopping and reason != "shutdown":
             # Already cancelled; a second cancellation would only interrupt its clean-up.
             return
-        self._stopping = self._stopping if self._stopping in ("ended", "fenced") else reason
+        if self._stopping is None or _STOPS[reason] > _STOPS[self._stopping]:
+            self._stopping = reason
+        self._drains = drain
         if drain:
             for call in self._calls:
                 call.stop_waiting()
@@ -218,20 +239,29 @@ class Attempt:
         while task.cancelling():
             task.uncancel()
 
-    async def _settle(self, grace: float) -> None:
-        """Wait a number of seconds for the calls that the body left running; then cancel and await them."""
+    async def _settle(self, grace: float | None) -> None:
+        """Wait a number of seconds for the calls that the body left running; then cancel and await them.
+
+        With None, wait as long as they take.
+        """
         self._idle = asyncio.get_running_loop().create_future()
         # Once each: a second cancellation would interrupt their clean-up.
-        timer = self._resources.clock.call_later(grace, self._cancel_calls)
+        timer = None if grace is None else self._resources.clock.call_later(grace, self._cancel_calls)
         try:
             await self._idle
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._idle = None
 
     def _cancel_calls(self) -> None:
         for call in self._calls:
             call.task.cancel()
+
+    @property
+    def looks(self) -> bool:
+        """Whether it began in order to look if a provider serves again."""
+        return self._is_look
 
     @property
     def task(self) -> asyncio.Task[Any] | None:
@@ -297,6 +327,8 @@ class Attempt:
         checkpoint = self.recorded.take(base)
         if checkpoint is not None:
             return self._replay(definition, checkpoint)
+        if self._turn is not None:
+            await self._wait_for_turn(self._turn)
         call = Call(self._resources, bound, self.recorded.new_key(base), self, asyncio.current_task())
         call.stage_index = self._stage_of_attempt
         self._calls.add(call)
@@ -326,6 +358,8 @@ class Attempt:
                 payload, value = await self._try(call)
             if self._resources.overloads:
                 self._resources.overloads.served(self.execution.batch_id, activity.name)
+            if self._looks_for == activity.name:
+                self._report_answer()
             self._reported = mark = self._stage_index
             refusal = await self._resources.recorder.record(
                 make_record(
@@ -334,7 +368,7 @@ class Attempt:
                 )
             )
             if refusal is not None:
-                self._refused(refusal)
+                self._superseded(refusal)
             self._resources.stats.activities_run += 1
             return value
         except asyncio.CancelledError:
@@ -343,10 +377,56 @@ class Attempt:
             raise
         finally:
             self._calls.discard(call)
+            if self._turn is not None:
+                self._turn.release()
             if call.reported:
                 self._resources.reports.pop(call.identity, None)
-            if not self._calls and (self._idle is not None or self._cancel_when_idle):
-                self._became_idle()
+            self._became_idle_if_so()
+
+    # ---- a provider that refuses ----------------------------------------------------------------------------
+
+    async def _wait_for_turn(self, turn: asyncio.Lock) -> None:
+        """Wait until no other call runs: while the attempt looks if the provider serves again, one is enough."""
+        await turn.acquire()
+        stopped = self._stopping is not None or self._ended
+        if stopped or self._turn is None:
+            # All may run by now, or none.
+            turn.release()
+        if stopped:
+            self._unwound = self._unwound or not self._ended
+            raise asyncio.CancelledError
+
+    def _report_answer(self) -> None:
+        """Report that the provider serves again, and let all calls run."""
+        turn, self._turn, self._looks_for = self._turn, None, None
+        assert turn is not None
+        turn.release()
+        self._resources.recorder.post(ProviderAnswered(*self._identity))
+
+    async def _refused(self, call: Call, error: BaseException, verdict: Verdict) -> NoReturn:
+        """Unwind the attempt because a provider refused a call for its account; no code of the workflow sees the error.
+
+        Other calls that are running may finish and be recorded. The code that awaits this one waits until then.
+        """
+        if self._refusal is None:
+            note = line_of(error)
+            wish = verdict.retry_after
+            self._refusal = Refusal(
+                activity=call.bound.activity.name,
+                note=f"{verdict.note}: {note}" if verdict.note else note,
+                retry_after=None if wish is None else int(wish.total_seconds() * 1_000_000),
+            )
+        parked = asyncio.get_running_loop().create_future()
+        self._parked.add(parked)
+        self._calls.discard(call)
+        if self._ended or self._stopping is not None:
+            # It is being unwound already, or over.
+            self._became_idle_if_so()
+        else:
+            self.stop("quota", drain=True)
+        self._unwound = self._unwound or not self._ended
+        await parked
+        raise asyncio.CancelledError
 
     def _check_input(self, bound: BoundCall, base: str) -> None:
         digest = bound.input_digest()
@@ -354,7 +434,9 @@ class Attempt:
             batch_id, document_id = self.execution.batch_id, self.execution.document_id
             self.recorded.check_input(base, digest, bound.activity.name, batch_id, document_id)
 
-    def _became_idle(self) -> None:
+    def _became_idle_if_so(self) -> None:
+        if self._calls:
+            return
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         if self._cancel_when_idle and self._task is not None and not self._ended:
@@ -399,15 +481,24 @@ class Attempt:
                     raise
                 error = raised
             verdict = self._judge(call, error)
-            if verdict.kind == "overloaded" and self._refused_for(call) < PATIENCE_SECONDS:
+            if verdict.kind == "overloaded":
+                if self._stopping is not None:
+                    raise asyncio.CancelledError
+                verdict = self._judge_overload(call, verdict)
+            if verdict.kind == "overloaded":
                 await call.wait_for_provider(error, verdict)
                 continue
+            if verdict.kind == "quota":
+                await self._refused(call, error, verdict)
             delay = activity.retry.delay_of(verdict, call.attempt, self._resources.clock.jitter())
             if delay is None:
                 retryable = verdict.kind != "never"
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 trim(error)
                 raise await self._recorded_failure(call, failure) from error
+            if self._stopping is not None:
+                # Nothing waits for another attempt while the attempt of the document is being stopped.
+                raise asyncio.CancelledError from error
             call.log_retry(error, delay.total_seconds())
             await call.wait(delay.total_seconds())
 
@@ -415,10 +506,24 @@ class Attempt:
         activity, resources = call.bound.activity, self._resources
         return activity.retry.judge(error, activity.classify or resources.classify, resources.clock.now() / 1_000_000)
 
-    def _refused_for(self, call: Call) -> float:
-        """Note that the provider is overloaded; return for how many seconds it has refused the activity's calls."""
-        resources = self._resources
-        return resources.overloads.refused(self.execution.batch_id, call.bound.activity.name, resources.clock.boot())
+    def _judge_overload(self, call: Call, verdict: Verdict) -> Verdict:
+        """Judge a provider that is overloaded like one that refuses for its account, once it has not served for long.
+
+        The same where this attempt looks if it serves again: a look is one call, and does not wait.
+        """
+        batch_id, activity, resources = self.execution.batch_id, call.bound.activity.name, self._resources
+        if activity == self._looks_for:
+            return replace(verdict, kind="quota")
+        seconds = resources.overloads.refused(batch_id, activity, resources.clock.boot())
+        if seconds < PATIENCE_SECONDS:
+            return verdict
+        # From here on the batch remembers it; the hour begins anew when the pause is over.
+        resources.overloads.served(batch_id, activity)
+        return Verdict(
+            kind="quota",
+            retry_after=verdict.retry_after,
+            note=f"no call served for {timedelta(seconds=round(seconds))}",
+        )
 
     async def _recorded_failure(self, call: Call, failure: ActivityFailure) -> ActivityFailedError:
         execution, key = self.execution, call.key
@@ -439,12 +544,12 @@ class Attempt:
                 )
             )
             if refusal is not None:
-                self._refused(refusal)
+                self._superseded(refusal)
             self._note_failure(error, key)
         return error
 
-    def _refused(self, refusal: Refusal) -> None:
-        """Unwind an attempt that the store has refused."""
+    def _superseded(self, refusal: FactRefusal) -> None:
+        """Unwind an attempt of which the store has refused a fact."""
         self.stop("ended" if refusal == "ended" else "fenced")
         raise asyncio.CancelledError
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from durable_batches.errors import ActivityFailedError
 from durable_batches.lifecycle.failures import DocumentFailureRecord, leaves, message_of, message_of_group
+from durable_batches.lifecycle.quota import Refusal
 from durable_batches.runtime.classify import is_retryable
 from durable_batches.runtime.tracebacks import related, trim
 
@@ -18,7 +19,9 @@ _CANCELLED: Final = (
     "does not call uncancel()"
 )
 
-StopReason: TypeAlias = Literal["shutdown", "ended", "fenced"]
+StopReason: TypeAlias = Literal["paused", "shutdown", "quota", "ended", "fenced"]
+"""Why an attempt is stopped: its batch is paused, its worker shuts down, a provider refused one of its calls for the
+account, its run has ended, or its worker lost the lease."""
 
 
 class AttemptSucceeded(NamedTuple):
@@ -38,9 +41,11 @@ class AttemptFailed(NamedTuple):
 
 
 class AttemptStopped(NamedTuple):
-    """The attempt was stopped from outside."""
+    """The attempt was stopped."""
 
     reason: StopReason
+    refusal: Refusal | None = None
+    """What the provider said, where the reason is "quota"."""
 
 
 def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) -> AttemptFailed:

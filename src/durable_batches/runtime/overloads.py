@@ -35,5 +35,5 @@ class Overloads:
         return now - since
 
     def served(self, batch_id: BatchId, activity: str) -> None:
-        """Note that a call succeeded."""
+        """Note that a call succeeded, or that the batch is paused until one does."""
         self._since.pop((batch_id, activity), None)

@@ -118,7 +118,7 @@ class RetryPolicy:
 
     def delay_of(self, verdict: Verdict, attempt: int, chance: float) -> timedelta | None:
         """Decide the delay after an attempt that failed with an error so judged; None: there is no further attempt."""
-        if verdict.kind in ("quota", "never") or attempt >= self.max_attempts:
+        if verdict.kind == "never" or attempt >= self.max_attempts:
             return None
         if verdict.retry_after is not None:
             return _bounded(verdict.retry_after)

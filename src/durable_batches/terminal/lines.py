@@ -77,7 +77,7 @@ def numbers_of(snapshot: BatchSnapshot[S]) -> str:
         f"{snapshot.percentage:3.0f} %",
         f"{counts.ended}/{counts.total} documents",
         counts_text(counts),
-        "paused" if snapshot.paused else "",
+        pause_text(snapshot),
     ]
     rate = snapshot.documents_per_second
     if rate:
@@ -90,6 +90,18 @@ def numbers_of(snapshot: BatchSnapshot[S]) -> str:
 def title_of(tag: str) -> str:
     """Return a state's tag as a title: `extracting_mentions` as "Extracting mentions"."""
     return printable(tag).replace("_", " ").capitalize()
+
+
+def pause_text(snapshot: BatchSnapshot[S]) -> str:
+    """Say why a batch is paused, and until when, in local time; empty if it is not."""
+    if not snapshot.paused:
+        return ""
+    pauses = (
+        f"{pause.reason}, until {pause.until.astimezone():%H:%M:%S}" if pause.until is not None else pause.reason
+        for pause in snapshot.pauses
+    )
+    reasons = "; ".join(pauses)
+    return f"paused ({reasons})" if reasons else "paused"
 
 
 def counts_text(counts: Counts) -> str:

@@ -15,13 +15,21 @@ from typing import Final, NamedTuple
 
 from durable_batches.errors import WorkerFencedError, place_of, shortened
 from durable_batches.lifecycle.batch_core import decode_core
-from durable_batches.lifecycle.events import BatchFailed, DocumentFailed, decode_event
+from durable_batches.lifecycle.events import (
+    PAUSED,
+    RESUMED,
+    BatchFailed,
+    BatchPaused,
+    BatchResumed,
+    DocumentFailed,
+    decode_event,
+)
 from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES
 from durable_batches.lifecycle.records import RESOLVER_POSITION, Claim, EventRecord, ExecutionRecord, Micros
 from durable_batches.runtime.tracebacks import related
 
-__all__ = ["FailureLog", "escaped_traceback", "log_crash_loops", "traceback_of"]
+__all__ = ["FailureLog", "escaped_traceback", "log_crash_loops", "log_pauses", "traceback_of"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -139,6 +147,33 @@ def escaped_traceback(error: BaseException) -> str | None:
         for character in text
     )
     return None if escaped == text else escaped
+
+
+def log_pauses(events: Sequence[EventRecord]) -> None:
+    """Log the pauses of batches that a commit of this worker began, set anew or ended."""
+    for record in events:
+        if record.tag not in (PAUSED, RESUMED):
+            continue
+        match decode_event(record):
+            case BatchPaused(batch_id=batch_id, at=at, reason=reason, note=note, until=until):
+                seconds = None if until is None else (until - at).total_seconds()
+                _log.warning(
+                    "batch %r paused (%s): %s; %s",
+                    batch_id,
+                    reason,
+                    note,
+                    "until it is resumed" if seconds is None else f"the provider is asked again in {seconds:.3g} s",
+                    extra={"batch_id": batch_id, "reason": reason, "note": note, "retry_seconds": seconds},
+                )
+            case BatchResumed(batch_id=batch_id, reason=reason):
+                _log.warning(
+                    "batch %r resumed (%s): a call succeeded",
+                    batch_id,
+                    reason,
+                    extra={"batch_id": batch_id, "reason": reason},
+                )
+            case _:
+                pass
 
 
 def log_crash_loops(events: Sequence[EventRecord]) -> None:

@@ -19,7 +19,7 @@ from durable_batches.errors import (
     WorkerFencedError,
     place_of,
 )
-from durable_batches.lifecycle.batch_core import definition_of, isolation_of
+from durable_batches.lifecycle.batch_core import definition_of, isolation_of, quota_pause_of
 from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, Fact
 from durable_batches.lifecycle.failures import DocumentFailureRecord, line_of, message_of
 from durable_batches.lifecycle.policies import document_retry_delay
@@ -100,6 +100,7 @@ class Runner:
         definition = definition_of(claim.batch)
         config = definition.config
         timeout = config.document_timeout
+        pause = quota_pause_of(claim.batch)
         attempt = Attempt(
             claim.execution,
             stage_index=None if is_resolver else workflow.stage_index,
@@ -108,6 +109,7 @@ class Runner:
             timeout=None if timeout is None or is_resolver else timeout.total_seconds(),
             metadata=config.metadata,
             defaults=definition.defaults,
+            looks_for=None if pause is None else pause["activity"],
         )
         isolation = isolation_of(claim.batch, claim.execution)
         if isolation is None:
@@ -222,8 +224,19 @@ class Runner:
         match result:
             case AttemptStopped(reason="fenced"):
                 return
-            case AttemptStopped():
-                await self._end(held, ExecutionReleased(*identity))
+            case AttemptStopped(reason="quota", refusal=refusal) if refusal is not None:
+                released = ExecutionReleased(
+                    *identity,
+                    reason="quota",
+                    retry_after=refusal.retry_after,
+                    note=refusal.note,
+                    activity=refusal.activity,
+                )
+                await self._end(held, released)
+            case AttemptStopped(reason=reason):
+                await self._end(
+                    held, ExecutionReleased(*identity, reason="paused" if reason == "paused" else "shutdown")
+                )
             case AttemptSucceeded(value=value, unused_checkpoints=unused):
                 try:
                     # Read again, too: a result that nobody can read is worth as little as one that cannot be stored.

@@ -11,7 +11,7 @@ from typing import Final
 
 from durable_batches.clock import Timer
 from durable_batches.errors import StoreUnavailableError, place_of
-from durable_batches.lifecycle.events import LAST_EVENT_TAGS
+from durable_batches.lifecycle.events import LAST_EVENT_TAGS, PAUSED
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -319,11 +319,19 @@ class Scheduler:
     # ---- stopping --------------------------------------------------------------------------------------------
 
     def stop_ended(self, events: Sequence[EventRecord]) -> None:
-        """Stop what runs of the batches that have ended with these events."""
+        """Stop what runs of the batches that have ended with these events, or were paused."""
         for event in events:
             if event.tag in LAST_EVENT_TAGS:
                 self._selection.remove(event.batch_id)
                 self.stop_batch(event.batch_id)
+            elif event.tag == PAUSED:
+                self.stop_paused(event.batch_id)
+
+    def stop_paused(self, batch_id: BatchId) -> None:
+        """Stop what runs of a batch that is paused, when its activities have finished; not what looks for its end."""
+        for key, held in self._held.items():
+            if key[0] == batch_id and not held.finishing and not held.attempt.looks:
+                held.attempt.stop("paused", drain=True)
 
     def stop_batch(self, batch_id: BatchId) -> None:
         """Stop what runs of a batch whose run has ended."""

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError, WorkerFencedError
+from durable_batches.lifecycle.batch_core import quota_pause_of
 from durable_batches.lifecycle.commands import Cancel, Command, Seal
 from durable_batches.lifecycle.facts import ActivityCompleted, Fact, LateResult
 from durable_batches.lifecycle.leases import spared_seconds
@@ -25,6 +26,7 @@ from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
+from durable_batches.worker.failure_log import log_pauses
 from durable_batches.worker.heartbeat import LeaseRenewer
 from durable_batches.worker.journal import Journal
 from durable_batches.worker.late_results import LateResults
@@ -449,6 +451,8 @@ class Session:
             record = await self._store.batch(batch_id)
             if record is None or record.ended:
                 self.scheduler.stop_batch(batch_id)
+            elif quota_pause_of(record) is not None:
+                self.scheduler.stop_paused(batch_id)
 
     # ---- for the journal ---------------------------------------------------------------------------------------
 
@@ -463,6 +467,7 @@ class Session:
         # What is called from here on begins now.
         self.resources.moment = self._clock.boot()
         self._deliver(committed.events)
+        log_pauses(committed.events)
         for batch_id, contradiction in committed.set_aside.items():
             _log.error("%s; nothing of it is claimed any more", contradiction, extra={"batch_id": batch_id})
         self.scheduler.committed(facts, committed, request)

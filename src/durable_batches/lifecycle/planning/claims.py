@@ -101,6 +101,7 @@ def plan_claims(
         if batch.wake_at is not None and batch.wake_at <= now:
             batch.fail("the batch's deadline has passed")
             continue
+        pause = batch.quota_pause
         before = claims.taken
         most = request.limit if candidate.share is None else min(before + candidate.share, request.limit)
         executions = candidate.executions
@@ -109,11 +110,19 @@ def plan_claims(
             executions = [execution for execution in executions if execution.crashes < ISOLATED_CRASHES]
             if isolated[batch_id]:
                 claims.take_isolated(batch, suspects, most)
-        claims.take(batch, executions, most)
+        claims.take(batch, executions if pause is None else sorted(executions, key=_look_order), most)
         batch.earliest_due = candidate.next_due if claims.taken - before == len(candidate.executions) else NOW
         if batch.events:
             batch.serve(turn)
     return unit.writes()
+
+
+def _look_order(execution: ExecutionRecord) -> int:
+    """Return the sort key of those that may look whether a provider serves again: never the one that it refused."""
+    return _LOOK_ORDER[claim_order(execution)[0]]
+
+
+_LOOK_ORDER: Final = {NEVER_STARTED: 0, WOKEN: 1, ISOLATED: 2}
 
 
 def _isolated_by(unit: UnitOfWork, worker: WorkerId, candidates: Sequence[Candidates]) -> dict[BatchId, bool]:
@@ -180,7 +189,7 @@ class _Claims:
     def _claim(self, batch: BatchInProgress, execution: ExecutionRecord, *, alone: bool = False) -> None:
         attempt = execution.attempt + 1
         if execution.position == RESOLVER_POSITION:
-            batch.start_resolver(attempt)
+            batch.start_resolver(execution, attempt)
         else:
             batch.start_document(execution, attempt)
         self._unit.update(

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, TypeAlias, assert_never
 
+from durable_batches.lifecycle import event_data
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
@@ -29,12 +30,14 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     Fact,
     LateResult,
+    ProviderAnswered,
     StageEntered,
 )
-from durable_batches.lifecycle.planning.release import release_execution
+from durable_batches.lifecycle.planning.release import refuse_execution, release_execution
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, UnitOfWork, Writes
 from durable_batches.lifecycle.policies import document_retry_delay
 from durable_batches.lifecycle.primitives import make_record
+from durable_batches.lifecycle.quota import Refusal
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     CheckpointWrite,
@@ -108,7 +111,13 @@ def _is_wanted(execution: ExecutionRecord, fact: LateResult) -> bool:
 
 
 _OtherFact: TypeAlias = (
-    StageEntered | ActivityFailed | ExecutionSucceeded | ExecutionFailed | ExecutionReleased | LateResult
+    StageEntered
+    | ActivityFailed
+    | ExecutionSucceeded
+    | ExecutionFailed
+    | ExecutionReleased
+    | LateResult
+    | ProviderAnswered
 )
 
 
@@ -125,7 +134,13 @@ def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> No
         case ExecutionFailed():
             _fail(unit, execution, fact)
         case ExecutionReleased():
-            release_execution(unit, execution, "shutdown")
+            if fact.reason == "quota":
+                refusal = Refusal(event_data.storable(fact.activity), event_data.storable(fact.note), fact.retry_after)
+                refuse_execution(unit, execution, refusal)
+            else:
+                release_execution(unit, execution, fact.reason)
+        case ProviderAnswered():
+            unit.batch(execution.batch_id).answered(execution)
         case LateResult():
             # Of the very attempt that goes on; so it comes in time.
             unit.checkpoints.append(_checkpoint(fact, "succeeded"))
@@ -138,7 +153,7 @@ def _apply_after_end(unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -
     match fact:
         case ActivityCompleted() | LateResult():
             unit.checkpoints.append(_checkpoint(fact, "succeeded"))
-        case ActivityFailed() | StageEntered():
+        case ActivityFailed() | StageEntered() | ProviderAnswered():
             pass
         case ExecutionSucceeded() | ExecutionFailed() | ExecutionReleased():
             unit.release_as_cancelled(execution)
@@ -189,7 +204,7 @@ def _fail(unit: UnitOfWork, execution: ExecutionRecord, fact: ExecutionFailed) -
         due_at = unit.now + delay
         unit.retry(execution, due_at, fact.outcome)
         if resolver:
-            batch.retry_resolver(fact.error, due_at)
+            batch.retry_resolver(execution, fact.error, due_at)
         else:
             batch.retry_document(execution, execution.failures + 1, due_at, fact.error)
 

@@ -15,19 +15,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from durable_batches.errors import CrashLoopError
 from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.events import ReleaseReason
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, is_crash_loop
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, UnitOfWork, Writes
-from durable_batches.lifecycle.records import NOW, RESOLVER_POSITION, ExecutionRecord, WorkerId
+from durable_batches.lifecycle.quota import Refusal
+from durable_batches.lifecycle.records import NOW, RESOLVER_POSITION, ExecutionRecord, Micros, WorkerId
 
-__all__ = ["Departure", "plan_release", "plan_return", "release_execution"]
+__all__ = ["Departure", "plan_release", "plan_return", "refuse_execution", "release_execution"]
 
 Departure: TypeAlias = Literal["shutdown", "crash"]
 """How a worker went: by a clean shutdown, or its lease expired."""
+
+_QUOTA_ERROR: Final = "QuotaExhausted"
 
 
 def plan_release(
@@ -71,10 +75,27 @@ def plan_release(
     return unit.writes()
 
 
+def refuse_execution(unit: UnitOfWork, execution: ExecutionRecord, refusal: Refusal) -> None:
+    """Release an owned execution of which a provider refused a call for its account, and pause its batch."""
+    batch = unit.batch(execution.batch_id)
+    if batch.is_refused_for_itself(execution):
+        failure = DocumentFailureRecord(refusal.note, _QUOTA_ERROR, refusal.activity or None, execution.attempt)
+        unit.fail_document(
+            execution, failure.encode(), error=failure.error, error_type=failure.error_type, activity=failure.activity
+        )
+        return
+    looked = batch.is_look(execution)
+    release_execution(unit, execution, "paused", due=unit.now)
+    batch.pause_for_quota(execution, refusal, looked=looked)
+
+
 def release_execution(
-    unit: UnitOfWork, execution: ExecutionRecord, departure: Departure, *, crashed: bool = False
+    unit: UnitOfWork, execution: ExecutionRecord, reason: ReleaseReason, *, crashed: bool = False, due: Micros = NOW
 ) -> None:
-    """Return an owned, unfinished execution to those that can be claimed, with a crash counted if it `crashed`."""
+    """Return an owned, unfinished execution to those that can be claimed, with a crash counted if it `crashed`.
+
+    It can be claimed from `due` on; after a crash, from now.
+    """
     batch = unit.batch(execution.batch_id)
     before, crashes, taken_from = execution.crashes, _crashes(batch, execution), execution.taken_from
     if crashes < before:
@@ -84,10 +105,10 @@ def release_execution(
         taken_from = execution.owner
     resolver = execution.position == RESOLVER_POSITION
     if resolver:
-        batch.release_resolver(departure)
+        batch.release_resolver(execution, reason)
     else:
-        batch.release_document(execution, departure, crashes)
-    if departure == "crash" or before >= ISOLATED_CRASHES:
+        batch.release_document(execution, reason, crashes)
+    if reason == "crash" or before >= ISOLATED_CRASHES:
         batch.end_isolation_on(execution.owner)
     batch.count_suspect(before, crashes)
     if crashed and crashes >= ISOLATED_CRASHES:
@@ -99,7 +120,7 @@ def release_execution(
             alone=False,
             owner=None,
             # What was running goes on before what was never started.
-            due=unit.now if crashes else NOW,
+            due=unit.now if crashes else due,
             updated_at=unit.now,
             taken_from=taken_from,
         )

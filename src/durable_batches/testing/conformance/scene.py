@@ -21,12 +21,14 @@ from durable_batches.lifecycle.facts import (
     ExecutionSucceeded,
     Fact,
     LateResult,
+    ProviderAnswered,
     StageEntered,
 )
 from durable_batches.lifecycle.machine import BatchStateMachine
 from durable_batches.lifecycle.policies import ContinueOnFailure, FailurePolicy
 from durable_batches.lifecycle.progress import snapshot_of
 from durable_batches.lifecycle.records import (
+    GENERATION,
     RESOLVER_DOCUMENT_ID,
     RESOLVER_POSITION,
     BatchRecord,
@@ -110,7 +112,10 @@ class Scene:
         """Register a worker; `before`: the session that its process had before."""
         worker_id = WorkerId(name or f"worker-{next(self._numbers)}")
         store = store or self.store
-        record = WorkerRecord(worker_id, machine, "namespace", process, "started", frozenset({LETTERS}), before=before)
+        workflows = frozenset({LETTERS})
+        record = WorkerRecord(
+            worker_id, machine, "namespace", process, "started", workflows, before=before, generation=GENERATION
+        )
         await store.register(record, round(lease * 1_000_000))
         return Hand(self, store, worker_id)
 
@@ -406,6 +411,16 @@ class Hand:
     def released(claim: Claim) -> ExecutionReleased:
         """Return the fact that the worker releases the execution."""
         return ExecutionReleased(*_identity(claim))
+
+    @staticmethod
+    def refused(claim: Claim, *, note: str = "no credit left", activity: str = "ask") -> ExecutionReleased:
+        """Return the fact that a provider refused a call for its account."""
+        return ExecutionReleased(*_identity(claim), "quota", None, note, activity)
+
+    @staticmethod
+    def answered(claim: Claim) -> ProviderAnswered:
+        """Return the fact that the provider serves again."""
+        return ProviderAnswered(*_identity(claim))
 
 
 def _identity(claim: Claim) -> tuple[BatchId, int, int, int]:

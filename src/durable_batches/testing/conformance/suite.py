@@ -28,6 +28,7 @@ from durable_batches.testing.conformance.failures import FailuresConformance
 from durable_batches.testing.conformance.inspecting import InspectingConformance
 from durable_batches.testing.conformance.levels import LevelsConformance
 from durable_batches.testing.conformance.loading import LoadingConformance
+from durable_batches.testing.conformance.pauses import PausesConformance
 from durable_batches.testing.conformance.reading import ReadingConformance, WaitingConformance
 from durable_batches.testing.conformance.sleeping import SleepingConformance
 from durable_batches.testing.conformance.workers import OpeningConformance, WorkersConformance
@@ -41,6 +42,7 @@ class StoreConformance(
     WorkersConformance,
     ClaimsConformance,
     SleepingConformance,
+    PausesConformance,
     FactsConformance,
     ReadingConformance,
     WaitingConformance,

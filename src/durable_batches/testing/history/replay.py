@@ -18,6 +18,8 @@ from durable_batches.lifecycle.events import (
     BatchCreated,
     BatchEvent,
     BatchFailed,
+    BatchPaused,
+    BatchResumed,
     DocumentCompleted,
     DocumentFailed,
     DocumentReleased,
@@ -31,6 +33,7 @@ from durable_batches.lifecycle.events import (
     StateChanged,
     UnknownEvent,
 )
+from durable_batches.lifecycle.records import RESOLVER_DOCUMENT_ID
 from durable_batches.lifecycle.states import ENDED_TAGS, Counts
 from durable_batches.lifecycle.transitions import transitions
 
@@ -75,6 +78,10 @@ class Replay:
         self._seq = 0
         self._at: datetime | None = None
         self._created = False
+        self._paused = False
+        self._paused_until: datetime | None = None
+        self._looking: str | None = None
+        """The document that was started although the batch is paused; the empty string: the resolver."""
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -155,13 +162,20 @@ class Replay:
                 self._resolve(attempt)
             case ResolutionFailed(due=due):
                 self._expect(self.resolver == "running", 8, "resolution_failed, and no resolver was running")
+                self._end_look(RESOLVER_DOCUMENT_ID)
                 self.resolver = "failed" if due is None else "idle"
             case ResolutionReleased():
                 self._expect(self.resolver == "running", 8, "resolution_released, and no resolver was running")
+                self._end_look(RESOLVER_DOCUMENT_ID)
                 self.resolver = "idle"
             case ResolutionCompleted():
                 self._expect(self.resolver == "running", 8, "resolution_completed, and no resolver was running")
                 self.resolver = "succeeded"
+            case BatchPaused(until=until):
+                self._paused, self._paused_until = True, until
+            case BatchResumed():
+                self._expect(self._paused, 16, "batch_resumed, and it was not paused")
+                self._paused, self._looking = False, None
             case BatchCompleted(counts=counts):
                 self._close("completed", counts)
             case BatchFailed(counts=counts):
@@ -210,6 +224,7 @@ class Replay:
         self._expect(fits, 5, f"{document_id!r} was started while {document.status} in state {self.state!r}")
         self._expect(attempt == document.attempt + 1, 4, f"{document_id!r}: attempt {attempt} after {document.attempt}")
         self._expect(len(self.documents) <= self.total, 1, f"{document_id!r} is one document too many")
+        self._begin_look(document_id)
         document.status = "running"
         document.attempt = attempt
         running = sum(other.status == "running" for other in self.documents.values())
@@ -238,7 +253,22 @@ class Replay:
         document = self.documents.setdefault(document_id, ReplayedDocument())
         self._expect(document.status == "running", 4, f"{tag} of {document_id!r}, which was {document.status}")
         document.status = status
+        self._end_look(document_id)
         return document
+
+    def _begin_look(self, document_id: str) -> None:
+        """Take the start of a document, or of the resolver, in a batch that may be paused."""
+        if not self._paused:
+            return
+        until = self._paused_until
+        over = until is not None and self._at is not None and self._at >= until
+        self._expect(over, 16, f"{document_id!r} was started while the batch was paused until {until}")
+        self._expect(self._looking is None, 16, f"{document_id!r} was started while {self._looking!r} looked")
+        self._looking = document_id
+
+    def _end_look(self, document_id: str) -> None:
+        if self._looking == document_id:
+            self._looking = None
 
     def _take_percentage(self, percentage: float, tag: str) -> None:
         expected = self._percentage_now()
@@ -254,6 +284,7 @@ class Replay:
             4,
             f"resolver: attempt {attempt} after {self.resolver_attempts}",
         )
+        self._begin_look(RESOLVER_DOCUMENT_ID)
         self.resolver_attempts = attempt
         self.resolver = "running"
 

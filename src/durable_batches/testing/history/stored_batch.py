@@ -112,13 +112,15 @@ class StoredBatch:
 
     def _check_claimable(self, snapshot: StoreSnapshot, batch: BatchInProgress) -> None:
         """Check that claims are offered what the counts say, or pass the batch by until something is due."""
-        record = snapshot.record
-        if record.free == batch.open_slots:
+        record, slots, pause = snapshot.record, batch.slots, batch.quota_pause
+        if record.free == slots:
             return
-        if record.free or record.counts.pending:
-            self._find(11, f"free slots: its row says {record.free}, its events {batch.open_slots}")
+        if record.free or (record.counts.pending and pause is None):
+            self._find(11, f"free slots: its row says {record.free}, its events {slots}")
             return
         due = min((each.due for each in snapshot.executions() if each.due is not None), default=None)
+        if due is not None and pause is not None:
+            due = max(due, pause["until"])
         if due is not None and (record.next_due is None or record.next_due > due):
             self._find(2, f"claims pass it by until {record.next_due}, and something is due at {due}")
 
