@@ -99,6 +99,8 @@ from durable_batches import (
     MemoryStore,
     NoWorker,
     Outcome,
+    PausedBatch,
+    PauseReason,
     Pending,
     ProviderJobChanged,
     QueuedDocuments,
@@ -802,6 +804,9 @@ def described(reason: Reason) -> str:
         case DeadWorker(lease_until=until) | QueuedDocuments(since=until):
             assert_type(until, datetime)
             return str(until)
+        case PausedBatch(reason=why, note=note):
+            assert_type(why, PauseReason)
+            return note
         case DamagedBatch(problem=problem):
             return problem
         case BlockedLoop(where=where, until=turned):
