@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import asdict
@@ -24,7 +24,7 @@ from durable_batches import BatchResult
 from durable_batches.clock import SystemClock
 from durable_batches.stores import SQLiteStore, Store
 from durable_batches.testing.history.checker import HistoryChecker
-from durable_batches.testing.virtual.effects import EffectsLog
+from durable_batches.testing.virtual.effects import Effect, EffectsLog
 
 CLOCK: Final = SystemClock()
 
@@ -208,6 +208,24 @@ def check_calls(effects: EffectsLog, documents: int, batch_id: str = "batch", *,
     assert Counter((document_id, activity) for document_id, activity, _ in keys) == calls_of(
         range(first, first + documents)
     )
+
+
+def check_bill(effects: EffectsLog, batch_id: str = "batch", *, interrupted: Collection[str]) -> None:
+    """Each call was answered once, by the bill of who answers; again only for who was killed or frozen meanwhile.
+
+    What such a process had been answered and could not record is what its documents had in flight, and no more.
+    """
+    answers: defaultdict[str, list[Effect]] = defaultdict(list)
+    for effect in effects.read():
+        if effect.batch_id == batch_id and effect.phase == "end":
+            answers[effect.key].append(effect)
+    lost: Counter[tuple[str, str]] = Counter()
+    for answered in answers.values():
+        twice = [effect for effect in answered if effect.process not in interrupted]
+        assert len(twice) <= 1, f"paid twice, though nothing interrupted it: {twice}"
+        # One of them is recorded; the others were lost.
+        lost.update((effect.process, effect.document_id) for effect in answered[:-1] if effect.process in interrupted)
+    assert max(lost.values(), default=0) <= CALLS_AT_ONCE, lost
 
 
 async def is_alive(store: Store, worker: str) -> bool:

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import pytest
 from tests.postgres.databases import Session, without_schema
-from tests.processes.children import Child, Start, check_calls, checker_of, children
+from tests.processes.children import Child, Start, check_bill, check_calls, checker_of, children
 from tests.processes.databases import Database, PostgresDatabase, SQLiteDatabase, reader_of
 from tests.processes.marks import changes_of
 from tests.processes.workload import MAX_ATTEMPTS, Job, document_ids, tally_of
@@ -227,6 +227,7 @@ class Stage:
         self._scenario = scenario
         self._state = scenario.state
         self._start = start
+        self._killed: set[str] = set()
 
     def start(self, process: str, **job: Any) -> Child:
         """Start a child."""
@@ -261,6 +262,7 @@ class Stage:
         """Kill a child where it stops, and check what it leaves behind."""
         await child.stopped(mark)
         assert child.kill()
+        self._killed.add(child.job.process)
         self.note_submission(child)
         async with self.database.at_rest() as store:
             record = await store.batch(BatchId(self.batch_id))
@@ -299,6 +301,7 @@ class Stage:
         self.note_submission(heir)
         async with self.database.reading() as store:
             await self.checker.verify(store, only=[self.batch_id], finished=True, everyone_left=True)
+        check_bill(self.effects, self.batch_id, interrupted=self._killed)
         stats = self.checker.stats
         assert stats.repeated <= stats.in_flight
 

@@ -13,6 +13,7 @@ import pytest
 from tests.processes.children import (
     CLOCK,
     Child,
+    check_bill,
     check_calls,
     check_meanwhile,
     checker_of,
@@ -99,6 +100,7 @@ async def _freeze(folder: Path, database: Database, chance: random.Random) -> Fr
         for child in (zombie, other):
             assert (await child.result())["resolution"] == asdict(tally_of(range(DOCUMENTS)))
         check_calls(effects, DOCUMENTS)
+        check_bill(effects, interrupted=["zombie"])
         async with database.open() as store:
             await checker.verify(store, finished=True, everyone_left=True, fenced=["zombie"])
         calls = zombie.marks("store.commit: called")
