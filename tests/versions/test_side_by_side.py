@@ -1,7 +1,7 @@
 """An old and a new version of the library work on one database, during a deployment, and after it is rolled back.
 
-The old one is the wheel that is kept beside this file; until there is one, it is the code under test. The new one is
-the code under test, with what a later version may add. From 0.2.0 on, all versions have to get along like that.
+The old one is the wheel that is kept beside this file (README.md there says what it was built from). The new one is the
+code under test, with what a later version may add. From 0.2.0 on, all versions have to get along like that.
 """
 
 from __future__ import annotations
@@ -105,13 +105,9 @@ class Deployment:
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders with the old version and the new one."""
-    wheels = list(HERE.glob("*.whl"))
+    (wheel,) = HERE.glob("*.whl")
     old = tmp_path_factory.mktemp("old")
-    if wheels:
-        (wheel,) = wheels
-        zipfile.ZipFile(wheel).extractall(old)
-    else:
-        (old / PACKAGE.name).symlink_to(PACKAGE)
+    zipfile.ZipFile(wheel).extractall(old)
     return old, make_newer(PACKAGE, tmp_path_factory.mktemp("new"))
 
 
