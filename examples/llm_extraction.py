@@ -6,7 +6,9 @@ Each letter goes through the five stages of `EXTRACTION`. When all letters have 
 facts: "Lady Lovelace" in one letter is "Ada Lovelace" in another. Interrupt the program and start it again: it
 continues where it stopped. Start it after it has finished, and it shows the result without a single call.
 
-To run it with a real model, replace `Model` by your provider's client; everything below `ask()` stays the same.
+To run it with a real model, replace `Model` by your provider's client, with its own retries switched off. The errors of
+well-known clients need no translation: a call that is refused because the provider is overloaded waits, and uses no
+attempt; an empty account pauses the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import combinations
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from durable_batches import (
     EXTRACTION,
@@ -41,7 +43,6 @@ from durable_batches import (
     ResolutionStarted,
     Results,
     RetryFailed,
-    RetryLater,
     RetryPolicy,
     SQLiteStore,
     StateChanged,
@@ -56,7 +57,9 @@ from durable_batches import (
 
 
 class TooManyRequestsError(Exception):
-    """429. Its `retry_after` (seconds) sets the delay, as with the errors of most real clients."""
+    """The call waits for `retry_after` (seconds): status and delay are attributes, as in the errors of real clients."""
+
+    status_code = 429
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"429: retry after {retry_after} s")
@@ -64,11 +67,15 @@ class TooManyRequestsError(Exception):
 
 
 class OverloadedError(Exception):
-    """529: the provider is overloaded, and does not say until when."""
+    """The provider is overloaded, and does not say until when."""
+
+    status_code = 529
 
 
 class ContentRefusedError(Exception):
-    """400: the model refuses this request; retrying does not help."""
+    """The model refuses this request; retrying does not help."""
+
+    status_code = 400
 
 
 class Model:
@@ -130,15 +137,7 @@ async def model() -> AsyncIterator[Model]:
         yield client
 
 
-async def ask(client: Model, instruction: str, text: str) -> str:
-    """Make one paid call, and translate the provider's errors for the library."""
-    try:
-        return await client.complete(instruction, text)
-    except OverloadedError as error:
-        raise RetryLater(timedelta(milliseconds=200)) from error
-
-
-PATIENT = RetryPolicy(max_attempts=6, initial=timedelta(milliseconds=50), non_retryable=(ContentRefusedError,))
+PATIENT = RetryPolicy(max_attempts=6, initial=timedelta(milliseconds=50))
 
 
 # ---- documents and results ------------------------------------------------------------------------------------------
@@ -192,12 +191,12 @@ async def split(text: str) -> list[str]:
 # An answer that is not the requested JSON is an error like any other: the activity is retried.
 @durable_activity(stage=ExtractingMentions, retry=PATIENT, timeout=timedelta(seconds=10))
 async def find_people(sentence: str, client: Model = dependency(model)) -> list[str]:
-    return NAMES.validate_json(await ask(client, "List the people as a JSON array of names.", sentence))
+    return NAMES.validate_json(await client.complete("List the people as a JSON array of names.", sentence))
 
 
 @durable_activity(stage=ExtractingRelations, retry=PATIENT, timeout=timedelta(seconds=10))
 async def find_relations(sentence: str, client: Model = dependency(model)) -> list[Relation]:
-    return RELATIONS.validate_json(await ask(client, "Relate the people to each other, as JSON.", sentence))
+    return RELATIONS.validate_json(await client.complete("Relate the people to each other, as JSON.", sentence))
 
 
 # ---- all letters ----------------------------------------------------------------------------------------------------
@@ -205,7 +204,8 @@ async def find_relations(sentence: str, client: Model = dependency(model)) -> li
 
 @durable_activity(retry=PATIENT, timeout=timedelta(seconds=10))
 async def same_person(names: tuple[str, str], client: Model = dependency(model)) -> bool:
-    return YES_OR_NO.validate_json(await ask(client, "Are these two the same person? true or false.", "\n".join(names)))
+    question = "Are these two the same person? true or false."
+    return YES_OR_NO.validate_json(await client.complete(question, "\n".join(names)))
 
 
 async def link(results: Results[LetterGraph]) -> Network:
@@ -254,9 +254,9 @@ async def extract(letter: Letter) -> LetterGraph:
     try:
         relations = await map_activity(find_relations, telling, concurrency=4)
     except ActivityFailedError as error:
-        if not error.caused_by(OverloadedError):
+        if not error.caused_by(ValidationError):
             raise
-        relations = []  # still overloaded: a letter without relations is better than none
+        relations = []  # no answer was what it was asked for: a letter without relations is better than none
 
     enter_stage(Assembling)
     return LetterGraph(people=dict(people), relations=[relation for found in relations for relation in found])

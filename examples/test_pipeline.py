@@ -12,9 +12,9 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 
-import pytest
 from examples.llm_extraction import (
     CONFIG,
+    RELATIONS,
     ContentRefusedError,
     Letter,
     LetterGraph,
@@ -23,7 +23,6 @@ from examples.llm_extraction import (
     OverloadedError,
     Relation,
     TooManyRequestsError,
-    ask,
     extract,
     find_people,
     find_relations,
@@ -42,8 +41,9 @@ from durable_batches import (
     DocumentSucceeded,
     Failed,
     MemoryStore,
-    RetryLater,
+    Verdict,
     Worker,
+    default_classifier,
 )
 from durable_batches.testing import BatchEnvironment, environment, results_of, survives_crashes
 
@@ -86,11 +86,11 @@ async def test_an_activity_takes_its_client_as_an_argument() -> None:
     ]
 
 
-async def test_what_the_provider_says_is_handed_on() -> None:
-    with pytest.raises(RetryLater):
-        await ask(ScriptedModel(OverloadedError("529")), "List", "Ada Lovelace")
-    with pytest.raises(TooManyRequestsError):
-        await ask(ScriptedModel(TooManyRequestsError(3)), "List", "Ada Lovelace")
+def test_what_the_provider_says_is_understood() -> None:
+    assert default_classifier(OverloadedError("529: overloaded")) == Verdict(kind="overloaded")
+    verdict = default_classifier(TooManyRequestsError(3))
+    assert verdict == Verdict(kind="overloaded", retry_after=timedelta(seconds=3))
+    assert default_classifier(ContentRefusedError("400: not for me")) == Verdict(kind="never")
 
 
 async def test_the_workflow_with_other_activities() -> None:
@@ -166,12 +166,11 @@ async def test_a_letter_that_the_model_refuses_fails_alone() -> None:
 
 
 async def test_a_letter_without_relations_is_better_than_none() -> None:
-    async def overloaded(sentence: str, client: Model | None = None) -> list[Relation]:
-        await ask(ScriptedModel(OverloadedError("529")), "Relate", sentence)
-        raise AssertionError("unreachable")
+    async def babbling(sentence: str, client: Model | None = None) -> list[Relation]:
+        return RELATIONS.validate_json("I would rather talk about the weather.")
 
     async with environment(extract, dependencies={model: ScriptedModel()}) as env:
-        with find_relations.override(overloaded):
+        with find_relations.override(babbling):
             result = await env.finished(await env.batches.submit([MEETING]))
     assert result.raise_for_failures().value.relations == []
 
