@@ -176,6 +176,7 @@ WRONG: list[tuple[Callable[..., Any], str, object, str]] = [
     (ContinueOnFailure, "max_failures", "3", "must be an int, not a str"),
     (ContinueOnFailure, "max_failures", 0.5, "must be an int, not a float"),
     (ContinueOnFailure, "max_failure_ratio", "0.5", "must be a number, not a str"),
+    (ContinueOnFailure, "min_failures", None, "must be an int, not None"),
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.lifecycle.world import LOADER, START, World, identity, succeeded
 
-from durable_batches import BatchConfig, Counts, RetryFailed
+from durable_batches import BatchConfig, ContinueOnFailure, Counts, FailurePolicy, RetryFailed
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.batch_core import BatchCore, Definition, decode_core, definition_of, new_batch
 from durable_batches.lifecycle.commands import Cancel, Seal
@@ -71,6 +71,26 @@ def test_the_defaults_of_activities_are_stored_where_there_are_any() -> None:
         batch_id=BatchId("batch"), workflow="w", version="1", submitter=ME, definition=definition, now=START
     )
     assert definition_of(record) == definition
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        ContinueOnFailure(max_failure_ratio=0.1, min_failures=5),
+        RetryFailed(then=ContinueOnFailure(max_failure_ratio=0.1, min_failures=5)),
+    ],
+    ids=str,
+)
+def test_what_an_older_library_does_not_know_is_stored_apart_and_left_to_newer_ones(policy: FailurePolicy) -> None:
+    definition = Definition(("one",), False, BatchConfig(failure_policy=policy))
+    record = new_batch(
+        batch_id=BatchId("batch"), workflow="w", version="1", submitter=ME, definition=definition, now=START
+    )
+    assert definition_of(record) == definition
+    assert record.needs == 1
+    stored = json.loads(decode_core(record.core)["definition"])
+    assert stored.pop("min_failures") == 5
+    assert "min_failures" not in json.dumps(stored)
 
 
 def test_what_a_later_version_has_added_is_kept() -> None:

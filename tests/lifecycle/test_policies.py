@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from datetime import timedelta
 from typing import Any
 
@@ -64,6 +64,19 @@ def test_exactly_the_ratio_is_not_more_than_it(ratio: float) -> None:
     for total in (10, 100, 1_000):
         at_the_limit = counts(failed=round(ratio * total), succeeded=total - round(ratio * total))
         assert abort_reason(ContinueOnFailure(max_failure_ratio=ratio), at_the_limit) is None
+
+
+def test_the_ratio_judges_from_so_many_failures_on() -> None:
+    policy = ContinueOnFailure(max_failure_ratio=0.2, min_failures=3)
+    assert [abort_reason(policy, counts(failed=failed, pending=6 - failed)) is not None for failed in (1, 2, 3)] == [
+        False,
+        False,
+        True,
+    ]
+    # It stays a share of all documents.
+    assert abort_reason(policy, counts(failed=3, pending=97)) is None
+    # The other limit is what it says.
+    assert abort_reason(replace(policy, max_failures=0), counts(failed=1, pending=99)) is not None
 
 
 def test_both_limits_hold() -> None:

@@ -288,6 +288,7 @@ def test_a_config_out_of_range_is_refused_at_construction(options: dict[str, Any
         (ContinueOnFailure, {"max_failures": -1}),
         (ContinueOnFailure, {"max_failure_ratio": 1.1}),
         (ContinueOnFailure, {"max_failure_ratio": -0.1}),
+        (ContinueOnFailure, {"min_failures": 0}),
         (RetryFailed, {"max_attempts": 0}),
         (RetryFailed, {"backoff": timedelta(seconds=-1)}),
         (RetryPolicy, {"max_attempts": 0}),

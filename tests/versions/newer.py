@@ -36,8 +36,8 @@ CHANGES: Final = {
     # A feature that needs this version is asked for by a label.
     "lifecycle/batch_core.py": [
         (
-            "        created_at=now,\n    )",
-            '        created_at=now,\n        needs=int(definition.config.metadata.get("needs", 0)),\n    )',
+            "        needs=_needs(definition),\n",
+            '        needs=int(definition.config.metadata.get("needs", 0)),\n',
         )
     ],
 }

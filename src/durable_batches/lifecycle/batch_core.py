@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
+from typing import Any, Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle.config import RECORDED, BatchConfig
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation
+from durable_batches.lifecycle.policies import ContinueOnFailure, RetryFailed
 from durable_batches.lifecycle.quota import QuotaPause
 from durable_batches.lifecycle.records import BatchRecord, ExecutionRecord, Micros, WorkerId
 from durable_batches.lifecycle.stage_counts import StageCounts
@@ -126,6 +127,8 @@ def _definition_in(core: bytes) -> Definition:
 def decode_definition(text: str) -> Definition:
     """Decode a core's definition."""
     data = from_json(text)
+    if _MIN_FAILURES in data:
+        _policies_in(data["config"])[-1][_MIN_FAILURES] = data[_MIN_FAILURES]
     config = BatchConfig.model_validate({**data["config"], **data.get("later", {})}, context=RECORDED)
     return Definition(tuple(data["stages"]), data["resolver"], config, data.get("defaults", {}))
 
@@ -149,9 +152,14 @@ def _encode_definition(definition: Definition) -> str:
     config = definition.config.model_dump(mode="json")
     # Version 0.2.0 reads batches of later versions, and takes no option that it does not know.
     later = {name: config.pop(name) for name in _LATER_OPTIONS}
+    for policy in _policies_in(config):
+        policy.pop(_MIN_FAILURES, None)
     fields: dict[str, object] = {"stages": definition.stages, "resolver": definition.resolver, "config": config}
     if any(getattr(definition.config, name) != BatchConfig.model_fields[name].default for name in later):
         fields["later"] = later
+    min_failures = _min_failures(definition)
+    if min_failures != 1:
+        fields[_MIN_FAILURES] = min_failures
     if definition.defaults:
         fields["defaults"] = dict(definition.defaults)
     return to_json(fields).decode()
@@ -159,6 +167,30 @@ def _encode_definition(definition: Definition) -> str:
 
 _LATER_OPTIONS: Final = ("quota_patience",)
 """The options that came after version 0.2.0."""
+
+_MIN_FAILURES: Final = "min_failures"
+"""That of a policy, which came later, too."""
+
+
+def _policies_in(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the failure policies of a configuration in JSON: the batch's, and the one that applies after retries."""
+    policy = config["failure_policy"]
+    return [policy, policy["then"]] if "then" in policy else [policy]
+
+
+def _min_failures(definition: Definition) -> int:
+    policy = definition.config.failure_policy
+    final = policy.then if isinstance(policy, RetryFailed) else policy
+    return final.min_failures if isinstance(final, ContinueOnFailure) else 1
+
+
+def _needs(definition: Definition) -> int:
+    """Return the generation of the library that runs a batch as it is defined."""
+    return 0 if _min_failures(definition) == 1 else _RATIO_GENERATION
+
+
+_RATIO_GENERATION: Final = 1
+"""That which knows `min_failures`; an older one would end the batch too early."""
 
 
 def quota_pause_of(record: BatchRecord) -> QuotaPause | None:
@@ -205,4 +237,5 @@ def new_batch(
         core=encode_core(core),
         metadata=definition.config.metadata,
         created_at=now,
+        needs=_needs(definition),
     )

@@ -36,6 +36,7 @@ class ContinueOnFailure:
         max_failures: With more failed documents than this, the batch FAILS. None: no limit.
         max_failure_ratio: With a larger share of all the batch's documents failed than this (0 to 1), the batch
             FAILS. None: no limit.
+        min_failures: The ratio judges from so many failed documents on, so that one failure does not end a small batch.
 
     Raises:
         ConfigurationError: An option is of a wrong type.
@@ -44,6 +45,7 @@ class ContinueOnFailure:
 
     max_failures: int | None = None
     max_failure_ratio: float | None = None
+    min_failures: int = 1
     tag: Literal["continue-on-failure"] = "continue-on-failure"
 
     def __post_init__(self) -> None:
@@ -53,6 +55,9 @@ class ContinueOnFailure:
             raise ValueError("max_failures must be 0 or more")
         if self.max_failure_ratio is not None and not 0 <= self.max_failure_ratio <= 1:
             raise ValueError("max_failure_ratio must be between 0 and 1")
+        check_integer("min_failures", self.min_failures)
+        if self.min_failures < 1:
+            raise ValueError("min_failures must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +114,9 @@ def abort_reason(policy: FailurePolicy, counts: Counts) -> str | None:
         return "a document failed, and the failure policy is to abort all"
     if final.max_failures is not None and counts.failed > final.max_failures:
         return f"{counts.failed} documents failed, more than max_failures={final.max_failures}"
-    if final.max_failure_ratio is not None and counts.failed > final.max_failure_ratio * counts.total:
-        return (
-            f"{counts.failed} of {counts.total} documents failed, "
-            f"more than max_failure_ratio={final.max_failure_ratio:g}"
-        )
+    ratio = final.max_failure_ratio if counts.failed >= final.min_failures else None
+    if ratio is not None and counts.failed > ratio * counts.total:
+        return f"{counts.failed} of {counts.total} documents failed, more than max_failure_ratio={ratio:g}"
     return None
 
 
