@@ -85,7 +85,12 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
     ],
     "A provider is overloaded": [
         "runtime/test_retries.py::test_a_wait_for_a_provider_uses_no_attempt",
-        "runtime/test_retries.py::test_an_overload_that_does_not_end_uses_attempts_after_an_hour",
+        "runtime/test_quota.py::test_an_overload_that_does_not_end_pauses_the_batch_after_an_hour",
+    ],
+    "An account is empty": [
+        "runtime/test_quota.py::test_an_empty_account_costs_one_refused_call_a_look",
+        "runtime/test_quota.py::test_a_batch_fails_when_no_call_has_succeeded_for_its_patience",
+        "runtime/test_quota.py::test_a_pause_outlives_its_process",
     ],
     "A document fails": [
         "runtime/test_replay.py::test_a_retry_forgets_the_failure_that_ended_the_attempt_and_keeps_the_rest",
@@ -117,7 +122,10 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
         "worker/test_left_behind.py::test_a_worker_that_lost_its_lease_goes_on_without_what_does_not_end",
     ],
     "**What the database": ["postgres/test_bad_input.py::test_a_server_without_fsync_is_warned_about_once"],
-    "**A database file": [],
+    "**A database file": [
+        "stores/test_sqlite_file.py::test_nothing_is_acknowledged_once_the_file_is_gone",
+        "stores/test_sqlite_file.py::test_a_commit_into_a_file_that_is_deleted_meanwhile_is_not_acknowledged",
+    ],
     "**The moment of a retry": [],
     "**A time for": [
         "processes/test_processes.py::test_only_the_lease_tells_that_a_process_of_another_container_is_dead"
