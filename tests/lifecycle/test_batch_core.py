@@ -125,6 +125,7 @@ def test_each_end_leaves_what_is_asked_for_later() -> None:
         "started_at": START + 5,
         "ended_at": START + 10,
         "last_event_at": START + 10,
+        "cancelled_at": [1, 0, 0, 0],
     }
 
 

@@ -21,12 +21,13 @@ from durable_batches import (
     Failed,
     Pending,
     Resolving,
+    RetryFailed,
     Stage,
     StageCount,
 )
 from durable_batches.lifecycle.batch_core import decode_core, encode_core
 from durable_batches.lifecycle.commands import Cancel
-from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionSucceeded, StageEntered
+from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, StageEntered
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of, state_of
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, WorkerId
@@ -165,14 +166,46 @@ def test_a_snapshot_counts_every_stage() -> None:
     assert found.metadata == {"customer": "7"}
 
 
-def test_an_ended_batch_has_passed_everything() -> None:
+def test_a_run_that_ended_early_stays_where_it_was() -> None:
+    world = World()
+    batch_id = world.batch("batch", 4, config=BatchConfig(concurrency=3))
+    world.claim(ME)
+    one, two, three = world.held(ME)
+    world.commit(ME, StageEntered(*identity(one), 2), StageEntered(*identity(two), 1), *succeeded([three]))
+    before = snapshot(world, batch_id)
+    world.command(batch_id, Cancel("request", ""))
+    # What runs yet is released as cancelled, and changes nothing.
+    world.commit(ME, ExecutionReleased(*identity(one)))
+    found = snapshot(world, batch_id)
+    assert found.counts == Counts(total=4, succeeded=1, cancelled=3)
+    assert found.percentage == before.percentage == 50.0
+    assert list(found.stages) == list(before.stages)
+
+
+def test_a_batch_that_failed_or_was_cancelled_before_it_began_has_passed_nothing() -> None:
     world = World()
     batch_id = world.batch("batch", 2)
-    world.claim(ME, 1)
     world.command(batch_id, Cancel("request", ""))
-    found = snapshot(world, batch_id)
-    assert found.percentage == 100.0
-    assert {(stage.current, stage.done) for stage in found.stages} == {(2, 2)}
+    assert snapshot(world, batch_id).percentage == 0.0
+
+
+def test_no_eta_is_told_where_nothing_can_be_said() -> None:
+    world = World()
+    policy = RetryFailed(backoff=timedelta(hours=1))
+    batch_id = world.batch("batch", 3, config=BatchConfig(failure_policy=policy))
+    world.claim(ME)
+    one, two, three = world.held(ME)
+    world.now += 2 * SECOND
+    world.commit(ME, *succeeded([one]), ExecutionFailed(*identity(two), b"", "no"))
+    assert snapshot(world, batch_id).eta is not None
+    world.commit(ME, ExecutionFailed(*identity(three), b"", "no"))
+    assert snapshot(world, batch_id).eta is None, "the rest waits for an hour"
+    world.now += 3600 * SECOND
+    (two, three) = world.claim(ME).executions
+    assert snapshot(world, batch_id).eta is not None
+    world.commit(ME, ExecutionReleased(*identity(two), "quota", None, "no credit", "ask"))
+    assert snapshot(world, batch_id).documents_per_second is not None
+    assert snapshot(world, batch_id).eta is None, "the batch is paused"
 
 
 def test_an_empty_batch_is_whole() -> None:

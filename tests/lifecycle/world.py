@@ -405,9 +405,7 @@ class World:
     def _check_progress(self, record: BatchRecord) -> None:
         seen, stages = self.seen[record.batch_id], definition_of(record).stages
         documents = self.documents(record.batch_id)
-        unfinished = [document for document in documents if document.status in ("pending", "running", "waiting")]
-        if record.ended:
-            unfinished = []
+        unfinished = [document for document in documents if document.status not in ("succeeded", "failed")]
         passed = sum(max(document.mark, 0) for document in unfinished)
         passed += len(stages) * (len(documents) - len(unfinished))
         whole = len(stages) * len(documents)

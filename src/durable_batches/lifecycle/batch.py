@@ -154,11 +154,6 @@ class BatchInProgress:
         return self.pending + self.running + self.waiting
 
     @property
-    def finished(self) -> int:
-        """Documents that have finished, in whatever way."""
-        return self.succeeded + self.failed + self.cancelled
-
-    @property
     def phase(self) -> ResolverPhase:
         return self.core["phase"]
 
@@ -212,21 +207,31 @@ class BatchInProgress:
 
     @property
     def percentage(self) -> float:
-        """Stages passed of all that there are to pass, in percent; a finished document has passed them all."""
+        """Stages passed of all that there are to pass, in percent.
+
+        A document that succeeded or failed has passed them all; one that was cancelled, those that it had passed then.
+        """
         stages = len(self.definition.stages)
         whole = self.total * stages
         if not whole:
             return 100.0
-        passed = self.stage_counts.passed + (self.succeeded + self.failed + self.cancelled) * stages
+        passed = self._unfinished.passed + (self.succeeded + self.failed) * stages
         return round(100 * passed / whole, 4)
 
     def entered(self, stage_index: int) -> int:
-        """Count the documents that have entered this stage; a finished one has been through all."""
-        return self.finished + self.stage_counts.entered(stage_index)
+        """Count the documents that have entered this stage; one that succeeded or failed has been through all."""
+        return self.succeeded + self.failed + self._unfinished.entered(stage_index)
 
     def past(self, stage_index: int) -> int:
         """Count the documents that are past this stage."""
-        return self.finished + self.stage_counts.past(stage_index)
+        return self.succeeded + self.failed + self._unfinished.past(stage_index)
+
+    @property
+    def _unfinished(self) -> StageCounts:
+        """The stages of the documents that have not finished, or had not when the run ended."""
+        if not self.cancelled:
+            return self.stage_counts
+        return StageCounts(self.core.get("cancelled_at", self.stage_counts.stored))
 
     # ---- a document moves ----------------------------------------------------------------------------------
 
@@ -535,6 +540,8 @@ class BatchInProgress:
     def _end(self, state: str) -> None:
         # What has not finished ends with its run. The rows of those documents are left as they are (there may be a
         # million): an unfinished document of an ended run *is* cancelled, and readers say so.
+        if self.unfinished:
+            self.core["cancelled_at"] = list(self.stage_counts.stored)
         self.cancelled += self.unfinished
         self.pending = self.running = self.waiting = 0
         self.stage_counts.clear()

@@ -88,6 +88,8 @@ class BatchCore(_FirstCore, total=False):
     that had these crashes: the releases of those executions take them back."""
     pauses: Pauses
     """There while a pause is in force."""
+    cancelled_at: list[int]
+    """The `StageCounts` of the documents that had not finished when the run ended; there where there were any."""
     refused: dict[str, int]
     """How many pauses for a quota a document has begun, by its position; there while one has that has not finished."""
 

@@ -94,11 +94,13 @@ class BatchSnapshot(Value, Generic[S_co]):
     stages: Sequence[StageCount]
     """Of every stage, in order."""
     percentage: float
-    """Stages passed of all that there are to pass, 0 to 100; never decreases within a run."""
+    """Stages passed of all that there are to pass, 0 to 100; never decreases within a run. Cancelled documents stay
+    where they were, so that a run that ended early ends below 100."""
     documents_per_second: float | None
     """Since the first document started; None before the first has finished."""
     eta: datetime | None
-    """When the documents will have finished at that rate; None without a rate, a rest, or such a date."""
+    """When the documents will have finished at that rate; None without a rate, a rest, or such a date, in a pause, and
+    while all that is left waits for a retry."""
     seq: int
     """The sequence number of the last event."""
     run: int
@@ -148,12 +150,13 @@ def snapshot_of(
     batch = BatchInProgress(record, now, check=False)  # a reader shows what there is
     rate = _rate(batch)
     left = batch.counts.unfinished
+    paused = record.paused or batch.quota_pause is not None
     return BatchSnapshot(
         batch_id=record.batch_id,
         workflow=record.workflow,
         version=record.version,
         state=_state(batch, machine),
-        paused=record.paused or batch.quota_pause is not None,
+        paused=paused,
         counts=batch.counts,
         stages=[
             StageCount(stage=tag, current=batch.entered(index), done=batch.past(index), total=batch.total)
@@ -161,7 +164,7 @@ def snapshot_of(
         ],
         percentage=batch.percentage,
         documents_per_second=rate,
-        eta=_eta(now, left, rate) if rate and left else None,
+        eta=_eta(now, left, rate) if rate and left and not paused and batch.waiting < left else None,
         seq=record.seq,
         run=record.run,
         created_at=from_micros(record.created_at),

@@ -291,8 +291,8 @@ class Replay:
     def _close(self, state: str, counts: Counts) -> None:
         self._expect(self.state == state, 5, f"its last event is of {state!r}, in state {self.state!r}")
         self._expect(counts == self.counts, 11, f"its last event says {counts}; counted {self.counts}")
-        # What had not finished has ended with the run, and what has ended counts in full.
-        self.percentage = 100.0
+        # What had not finished has ended with the run, and stays where it was.
+        self.percentage = self._percentage_now()
         self.closed = True
 
     def _check_end(self) -> None:
