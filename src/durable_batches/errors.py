@@ -139,7 +139,7 @@ class NotInActivityError(DurableBatchesError, RuntimeError):
 
 
 class NotInWorkflowError(DurableBatchesError, RuntimeError):
-    """`current_execution()` was called outside a workflow that an orchestrator runs."""
+    """`current_execution()` was called outside a workflow that an orchestrator runs, or an activity in another loop."""
 
     code = "not-in-workflow"
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 __all__ = [
     "ReusableLock",
@@ -14,34 +17,88 @@ __all__ = [
     "leave_to_itself",
     "loop_is_running",
     "run_without_loop",
+    "running_loop",
     "seen_through",
+    "wake",
 ]
 
 T = TypeVar("T")
 
+_LOOK_SECONDS: Final = 0.1
+"""How often a task looks whether the event loop that holds a lock runs yet."""
+
 
 class ReusableLock:
-    """An `asyncio.Lock` for objects that are used in several event loops one after another, such as module variables.
+    """A lock among tasks for objects that are used in several event loops, such as module variables: also at once.
 
-    The standard one stays bound to the first loop in which a task had to wait for it.
+    `asyncio.Lock` stays bound to the first loop in which a task had to wait for it. What is left locked by an event
+    loop that runs no more, or by the process that this one was forked from, is free.
     """
 
-    __slots__ = ("_lock", "_loop")
+    __slots__ = ("_guard", "_holder", "_process", "_waiting")
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._guard = threading.Lock()
+        self._holder: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def __aenter__(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._lock, self._loop = asyncio.Lock(), loop
-        await self._lock.acquire()
+        while (freed := self._lock_or_wait(loop)) is not None:
+            try:
+                # An event loop that ends while it holds the lock says nothing; of its own, nobody waits then.
+                await asyncio.wait([freed], timeout=None if self._holder is loop else _LOOK_SECONDS)
+            finally:
+                with self._guard:
+                    if freed in self._waiting:
+                        self._waiting.remove(freed)
+
+    def _lock_or_wait(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        """Lock it for a task of this event loop, or return what to wait for before the next attempt."""
+        with self._guard:
+            holder = self._holder
+            if holder is None or not holder.is_running() or self._process != os.getpid():
+                self._holder, self._process = loop, os.getpid()
+                return None
+            freed = loop.create_future()
+            self._waiting.append(freed)
+            return freed
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        with self._guard:
+            if self._holder is not asyncio.get_running_loop():
+                # It was taken for one that had stopped.
+                return
+            self._holder = None
+            waiting, self._waiting = self._waiting, []
+        for freed in waiting:
+            wake(freed)
+
+
+def wake(future: asyncio.Future[None]) -> None:
+    """Set a future's result, unless it has one; the caller may run in another event loop, or in none."""
+    loop = future.get_loop()
+    if loop is running_loop():
+        _set(future)
+        return
+    with suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(_set, future)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs on this thread; None: none does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 async def completed(future: asyncio.Future[T]) -> T:

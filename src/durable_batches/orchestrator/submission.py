@@ -103,6 +103,7 @@ class Submission(Generic[D]):
     async def run(self, documents: Iterable[D] | AsyncIterable[D]) -> BatchId:
         """See `BatchOrchestrator.submit`."""
         source = iterated(documents)
+        self._worker.news.check_loop()
         if self._connection is None:
             self._worker.check_unlocked(self._batch_id)
             return await self._submit(source, self._worker.store)

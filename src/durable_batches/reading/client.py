@@ -74,9 +74,12 @@ class BatchClient(BatchAccess[Stage]):
             SchemaTooOldError: A migration of the store is missing. None is applied.
             SchemaTooNewError: A newer library has changed the store in a way that this one must not touch.
             StoreUnavailableError: The store could not be opened.
+            WorkerNotRunningError: It was entered in another event loop, which runs yet.
         """
         async with self._entering:
-            if self._entered == 0:
+            if self._entered > 0:
+                self._news.check_loop()
+            else:
                 await (self._store.attach() if isinstance(self._store, Attachable) else self._store.open())
                 self._news.open()
             self._entered += 1

@@ -17,6 +17,7 @@ from durable_batches.reading.feed import Feed
 from durable_batches.reading.signals import NewsSignals
 from durable_batches.reading.subscriptions import Subscriptions
 from durable_batches.stores.protocol import Store
+from durable_batches.tasks import running_loop
 
 __all__ = ["News"]
 
@@ -49,6 +50,8 @@ class News:
         self.deliver: Final = self._subscriptions.deliver
         """Hands the events of a commit of this process to the subscribers of their batches."""
         self._is_open = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """In which it was opened last."""
         self._look_out: asyncio.Task[None] | None = None
         self._waiting: asyncio.Task[None] | None = None
 
@@ -81,6 +84,20 @@ class News:
     def open(self) -> None:
         """Allow subscriptions; the look-out begins when the first subscriber has read its batch."""
         self._is_open = True
+        self._loop = asyncio.get_running_loop()
+
+    def check_loop(self) -> None:
+        """Refuse to be used in another event loop than the one that it was opened in, while that runs.
+
+        Raises:
+            WorkerNotRunningError: The running event loop is another one.
+        """
+        opened_in, here = self._loop, running_loop()
+        if opened_in is not None and here is not None and opened_in is not here and opened_in.is_running():
+            raise WorkerNotRunningError(
+                "the worker or client runs in another event loop, on another thread; await it there "
+                "(asyncio.run_coroutine_threadsafe), or give this event loop its own over the same store"
+            )
 
     def stop(self) -> None:
         """Wake all subscribers, who then see that the worker is not running any more."""

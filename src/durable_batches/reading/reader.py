@@ -301,13 +301,14 @@ class BatchReader:
             after = page[-1].batch_id
 
     def check_running(self) -> None:
-        """Refuse to read outside of the owner's block.
+        """Refuse to read outside of the owner's block, or of its event loop.
 
         Raises:
             WorkerNotRunningError: Reading is not allowed now.
         """
         if not self._running():
             raise WorkerNotRunningError(f"the {self._owner} is not running: use it inside `async with`")
+        self._news.check_loop()
 
     def _check_name(self, batch_id: str) -> None:
         if problem_with_name(batch_id) is not None:

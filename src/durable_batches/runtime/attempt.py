@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from durable_batches.clock import Deadline
 from durable_batches.codec.codec import payload_of
-from durable_batches.errors import ActivityFailedError, DocumentTimeoutError, PayloadError
+from durable_batches.errors import ActivityFailedError, DocumentTimeoutError, NotInWorkflowError, PayloadError
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, ProviderAnswered, StageEntered
 from durable_batches.lifecycle.failures import ActivityFailure, line_of
 from durable_batches.lifecycle.primitives import make_record
@@ -311,6 +311,11 @@ class Attempt:
             # The attempt has finished: a late caller is unwound.
             self._unwound = self._unwound or not self._ended
             raise asyncio.CancelledError
+        if self._task is not None and self._task.get_loop() is not asyncio.get_running_loop():
+            raise NotInWorkflowError(
+                f"activity {activity.name!r} was called in another event loop than its workflow's, where it cannot be "
+                "recorded; call it there: asyncio.run_coroutine_threadsafe(activity(...), loop)"
+            )
         try:
             base = bound.base_key_as_of(self._defaults) if self._defaults else bound.base_key()
             self._identities.check(bound, base)

@@ -64,6 +64,7 @@ from durable_batches.lifecycle.records import (
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.fair_share import claimable_slots, fair_shares, overdue, turn_of
 from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, CountedFailures, Expired, Inspection, Lease
+from durable_batches.tasks import wake
 
 __all__ = ["MemoryStore"]
 
@@ -560,8 +561,7 @@ class MemoryStore:
 
     def _notify(self) -> None:
         for waiter in list(self._waiters):
-            if not waiter.done():
-                waiter.set_result(None)
+            wake(waiter)
 
     def _lease_end(self, lease: Micros) -> float:
         return self._clock.boot() + lease / 1_000_000

@@ -155,9 +155,12 @@ class Worker:
         Raises:
             DependencyError: A dependency could not be opened.
             StoreUnavailableError: The store could not be opened.
+            WorkerNotRunningError: It was entered in another event loop, which runs yet.
         """
         async with self._entering:
-            if self._entered == 0:
+            if self._entered > 0:
+                self._news.check_loop()
+            else:
                 await self._open()
             self._entered += 1
         return self
@@ -310,7 +313,9 @@ class Worker:
 
         Raises:
             TransactionOpenError: The running task has a transaction open that keeps everybody else from writing.
+            WorkerNotRunningError: The worker runs in another event loop.
         """
+        self._news.check_loop()
         self.check_unlocked(batch_id)
         return await self._control.give(batch_id, command)
 
