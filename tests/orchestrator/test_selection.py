@@ -91,6 +91,16 @@ async def test_batches_with_an_id_or_all_labels(store: Store) -> None:
     assert await states(store, *others, unwanted) == ["pending"] * 3
 
 
+async def test_batches_with_a_label_and_of_no_id(store: Store) -> None:
+    labelled = await submitted(store, "labelled", {"team": "a", "kind": "b"})
+    other = await submitted(store, "other", {"team": "b"})
+    worker = Worker(store, batches=BatchFilter(metadata={"team": "a"}))
+    async with BatchOrchestrator(shout, worker=worker) as batches:
+        assert (await within(batches.result(labelled))).counts.succeeded == 2
+        await at_rest(worker)
+    assert await states(store, other) == ["pending"]
+
+
 async def test_an_own_batch_that_ended_is_forgotten(store: Store) -> None:
     """Or each claim of a service would name all batches that it has ever submitted."""
     worker = Worker(store, batches="mine")
@@ -183,6 +193,29 @@ class WithoutWaits:
         if name == "wait_for_claim":
             raise AttributeError(name)
         return getattr(self._store, name)
+
+
+class Sleeping(MemoryStore):
+    """Sleeps through whatever comes, and notes for which batches it was to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[frozenset[BatchId] | None] = []
+
+    async def wait_for_claim(self, request: ClaimRequest, *, timeout: Micros) -> None:
+        self.asked.append(request.batches)
+        await asyncio.Event().wait()
+
+
+async def test_a_wait_for_the_batches_of_before_is_given_up() -> None:
+    """It would not end for the work of a batch that was added since."""
+    store = Sleeping()
+    one, another = BatchId("one"), BatchId("another")
+    async with BatchOrchestrator(shout, worker=Worker(store, batches="mine")) as batches:
+        batches.worker.take(one)
+        await eventually(lambda: store.asked == [frozenset({one})])
+        batches.worker.take(another)
+        await eventually(lambda: store.asked[1:] == [frozenset({one, another})])
 
 
 async def test_a_store_that_cannot_wait_for_some_batches_waits_for_all() -> None:
