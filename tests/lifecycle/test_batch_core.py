@@ -87,7 +87,7 @@ def test_what_an_older_library_does_not_know_is_stored_apart_and_left_to_newer_o
         batch_id=BatchId("batch"), workflow="w", version="1", submitter=ME, definition=definition, now=START
     )
     assert definition_of(record) == definition
-    assert record.needs == 1
+    assert record.needs == 2
     stored = json.loads(decode_core(record.core)["definition"])
     assert stored.pop("min_failures") == 5
     assert "min_failures" not in json.dumps(stored)

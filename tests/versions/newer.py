@@ -23,7 +23,7 @@ BatchEvent: TypeAlias = (
 
 CHANGES: Final = {
     "version.py": [('VERSION = "0.2.', 'VERSION = "0.3.')],
-    "lifecycle/records.py": [("GENERATION: Final = 1", "GENERATION: Final = 2")],
+    "lifecycle/records.py": [("GENERATION: Final = 2", "GENERATION: Final = 3")],
     "lifecycle/events.py": [("\nBatchEvent: TypeAlias = (\n    BatchCreated", NEW_EVENT)],
     # Written at each start of a document, so that the older version meets it everywhere.
     "lifecycle/batch.py": [

@@ -152,7 +152,7 @@ def isolation_of(record: BatchRecord, execution: ExecutionRecord) -> Isolation |
 
 def _encode_definition(definition: Definition) -> str:
     config = definition.config.model_dump(mode="json")
-    # Version 0.2.0 reads batches of later versions, and takes no option that it does not know.
+    # An older version reads batches of later ones, and takes no option that it does not know.
     later = {name: config.pop(name) for name in _LATER_OPTIONS}
     for policy in _policies_in(config):
         policy.pop(_MIN_FAILURES, None)
@@ -168,7 +168,7 @@ def _encode_definition(definition: Definition) -> str:
 
 
 _LATER_OPTIONS: Final = ("quota_patience",)
-"""The options that came after version 0.2.0."""
+"""The options that came after those which every version knows."""
 
 _MIN_FAILURES: Final = "min_failures"
 """That of a policy, which came later, too."""
@@ -191,7 +191,7 @@ def _needs(definition: Definition) -> int:
     return 0 if _min_failures(definition) == 1 else _RATIO_GENERATION
 
 
-_RATIO_GENERATION: Final = 1
+_RATIO_GENERATION: Final = 2
 """That which knows `min_failures`; an older one would end the batch too early."""
 
 

@@ -59,9 +59,10 @@ RESOLVER_DOCUMENT_ID: Final = ""
 NOW: Final[Micros] = 0
 """As a due time: at once."""
 
-GENERATION: Final = 1
+GENERATION: Final = 2
 """What this library can do with a batch: it claims those that need no more (`BatchRecord.needs`). A feature that an
-older library would handle wrongly makes a batch need the generation that has it: 1 knows pauses for a quota."""
+older library would handle wrongly makes a batch need the generation that has it: 1 knows pauses for a quota, 2
+`ContinueOnFailure(min_failures=)`."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
