@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -20,7 +21,9 @@ ME = WorkerId("me")
 LEASE = 30.0
 
 
-def renewer_of(clock: ManualClock, store: MemoryStore, signals: LeaseSignals) -> LeaseRenewer:
+def renewer_of(
+    clock: ManualClock, store: MemoryStore, signals: LeaseSignals, *, lost: Callable[[], object] = lambda: None
+) -> LeaseRenewer:
     return LeaseRenewer(
         store,
         ME,
@@ -29,7 +32,7 @@ def renewer_of(clock: ManualClock, store: MemoryStore, signals: LeaseSignals) ->
         timedelta(days=1),
         clock,
         outages=Outages(clock),
-        lost=lambda: None,
+        lost=lost,
         signals=signals,
     )
 
@@ -77,6 +80,29 @@ async def test_after_a_freeze_it_renews_first_and_gives_the_others_a_lease() -> 
             await asyncio.to_thread(_until, lambda: clock.waiting_threads == 1)
             await renewed(LEASE * 0.4)
             assert may_expire(renewer)
+        finally:
+            renewer.signal_stop()
+            await asyncio.to_thread(renewer.join)
+
+
+async def test_a_process_that_stood_still_for_longer_than_its_loop_may_keeps_its_lease() -> None:
+    """The thread that renews is the first to go on, and sees that the loop has not turned; no loop has had the time."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    signals, lost = LeaseSignals(), threading.Event()
+    renewer = renewer_of(clock, store, signals, lost=lost.set)
+    async with opened(store):
+        await store.register(WorkerRecord(ME, "boot", "namespace", 1, "1", frozenset()), int(LEASE * 1_000_000))
+        renewer.start()
+        try:
+            with signals.renewed.listen() as renewals:
+                await asyncio.to_thread(_until, lambda: clock.waiting_threads == 1)
+                clock.advance(timedelta(days=2).total_seconds())
+                await asyncio.to_thread(_until, lambda: clock.waiting_threads == 1 or lost.is_set())
+                renewer.loop_turns()
+                clock.advance(2)
+                await asyncio.to_thread(_until, lambda: bool(renewals.heard) or lost.is_set())
+            assert not lost.is_set()
         finally:
             renewer.signal_stop()
             await asyncio.to_thread(renewer.join)

@@ -35,6 +35,8 @@ _log = logging.getLogger("durable_batches")
 _RENEWALS_A_LEASE: Final = 3
 _ATTEMPTS_A_LEASE: Final = 10
 """After a renewal that failed."""
+_TURN_SECONDS: Final = 2.0
+"""What an event loop needs to turn that is not blocked."""
 _HASTE_SECONDS: Final = 0.001
 """Between two renewals that each wait for a lock."""
 
@@ -144,9 +146,14 @@ class LeaseRenewer:
                 pause = min(left, self._watch.pause)
             if self._stop.wait(pause):
                 return False
+            if self._is_stalled():
+                # Or the process stood still, and this thread is the first to go on: the loop has had no time to turn.
+                if self._stop.wait(_TURN_SECONDS):
+                    return False
+                if self._is_stalled():
+                    self._log_stall()
+                    return True
             asked = self._clock.boot()
-            if self._must_be_given_up(asked):
-                return True
             if not self._has_news() and pause < left:
                 continue
             try:
@@ -188,17 +195,17 @@ class LeaseRenewer:
         # A store that is away is asked as often as without.
         return news and self.reaches_store
 
-    def _must_be_given_up(self, now: float) -> bool:
-        stalled = now - self._turned
-        if stalled > self._max_stall_seconds:
-            _log.error(
-                "event loop of worker %s has not turned for %.1f s: lease given up",
-                self._worker,
-                stalled,
-                extra={"worker_id": self._worker, "stalled_seconds": stalled},
-            )
-            return True
-        return False
+    def _is_stalled(self) -> bool:
+        return self._clock.boot() - self._turned > self._max_stall_seconds
+
+    def _log_stall(self) -> None:
+        stalled = self._clock.boot() - self._turned
+        _log.error(
+            "event loop of worker %s has not turned for %.1f s: lease given up",
+            self._worker,
+            stalled,
+            extra={"worker_id": self._worker, "stalled_seconds": stalled},
+        )
 
     def _failed(self, error: Exception) -> None:
         self.reaches_store = False
