@@ -10,11 +10,12 @@ from datetime import timedelta
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import STAGES, everything
+from tests.support import STAGES, eventually, everything
 
 from durable_batches import (
     BatchConfig,
     BatchFailedError,
+    BatchOrchestrator,
     BatchPaused,
     BatchResumed,
     DocumentReleased,
@@ -24,6 +25,7 @@ from durable_batches import (
     Results,
     RetryLater,
     Verdict,
+    Worker,
     current_activity,
     durable_activity,
     workflow,
@@ -483,3 +485,44 @@ async def test_after_a_pause_the_hour_of_an_overload_begins_anew(open_store: Sto
         events = await everything(env.batches.progress(batch_id))
     assert again, "a call is refused once more, after the pause"
     assert sum(isinstance(event, BatchResumed) for event in events) == 1
+
+
+async def test_what_other_workers_run_is_released_too(open_store: StoreMaker) -> None:
+    """They learn of the pause from the store; what waits for a retry there goes on after it."""
+    provider = Provider(60 * SECOND)
+    begun: dict[str, str] = {}
+    both, refuse = asyncio.Event(), asyncio.Event()
+
+    @durable_activity
+    async def ask(text: str) -> str:
+        if len(begun) == 2:
+            return provider.ask(text)
+        begun[text] = "waits" if begun else "refused"
+        if begun[text] == "waits":
+            both.set()
+            raise RetryLater(after=HOUR)
+        await refuse.wait()
+        return provider.ask(text)
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await ask(document)
+
+    clock = provider.clock
+    async with environment(run, store=open_store, clock=clock, max_in_flight=1) as env:
+        batch_id = await env.batches.submit(["x", "y"])
+        async with BatchOrchestrator(run, worker=Worker(open_store(clock), clock=clock, max_in_flight=1)):
+            while not both.is_set():
+                await env.advance(SECOND)
+            assert (await env.batches.snapshot(batch_id)).counts.running == 2
+            refuse.set()
+            await env.advance(2 * SECOND)
+
+            async def is_released() -> bool:
+                snapshot = await env.batches.snapshot(batch_id)
+                return snapshot.paused and snapshot.counts.running == 0
+
+            # The environment waits for its own worker's commits, and not for the other's.
+            await eventually(is_released)
+        assert (await env.finished(batch_id)).counts.succeeded == 2
+    assert provider.seconds < 600, "nothing waits for the hour"
