@@ -139,9 +139,11 @@ class LeaseRenewer:
 
     def _renew_until_stopped_or_lost(self, heart: Heart) -> bool:
         """Renew; return whether the lease is lost."""
-        due = self._clock.boot() + self._lease_seconds / _RENEWALS_A_LEASE
+        left = self._lease_seconds / _RENEWALS_A_LEASE
+        due = self._clock.boot() + left
         while True:
-            pause = left = max(due - self._clock.boot(), 0)
+            # What was waited for counts, too: alarms of other clocks may go off before their time.
+            pause = left = max(min(left, due - self._clock.boot()), 0)
             if self._watch is not None:
                 pause = min(left, self._watch.pause)
             if self._stop.wait(pause):
@@ -154,7 +156,8 @@ class LeaseRenewer:
                     self._log_stall()
                     return True
             asked = self._clock.boot()
-            if not self._has_news() and pause < left:
+            left -= pause
+            if not self._has_news() and left > 0:
                 continue
             try:
                 alive = self._renew(heart)
@@ -162,8 +165,8 @@ class LeaseRenewer:
                 self._failed(error)
                 # Once a lock on the whole store is gone, others wait but a moment for those whose lease it has cost.
                 in_haste = _locks_out_everybody(error) and not self._lease.holds()
-                pause = _HASTE_SECONDS if in_haste else self._lease_seconds / _ATTEMPTS_A_LEASE
-                due = self._clock.boot() + pause
+                left = _HASTE_SECONDS if in_haste else self._lease_seconds / _ATTEMPTS_A_LEASE
+                due = self._clock.boot() + left
                 continue
             self.reaches_store = True
             self._outage.answered()
@@ -173,8 +176,8 @@ class LeaseRenewer:
             self._renewed = asked
             self._lease.renewed(asked)
             # An answer that took long, as while a file is locked, leaves no time; the next one does not take long.
-            pause = self._lease_seconds / _RENEWALS_A_LEASE if self._lease.holds() else 0.0
-            due = self._clock.boot() + pause
+            left = self._lease_seconds / _RENEWALS_A_LEASE if self._lease.holds() else 0.0
+            due = self._clock.boot() + left
             self._signals.renewed.fire(self._worker)
 
     def _renew(self, heart: Heart) -> bool:
