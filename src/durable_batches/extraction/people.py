@@ -151,7 +151,8 @@ _FILLER = re.compile(
 
 _SUFFIX = re.compile(r"^(?:(?:jr|sr)\.?|i{2,3}|iv|(?:ph\.?\s?d|m\.?\s?sc|m\.?\s?d|b\.?\s?sc|dr)\.?)$", re.IGNORECASE)
 _EMAIL = re.compile(r"^[^\s@<>()\"',;]+@[^\s@<>()\"',;]+\.[^\s@<>()\"',;]+$")
-_ADDRESS = re.compile(r"^(?P<name>.*?)\s*[<(](?:mailto:)?(?P<email>[^<>()\s]+@[^<>()\s]+)[>)]\s*$", re.DOTALL)
+# Bounded, and without blanks that two parts could take: foreign text must not make it look for long.
+_ADDRESS = re.compile(r"^(?P<name>.*?)[<(](?:mailto:)?(?P<email>[^<>()\s]{1,254}@[^<>()\s]{1,254})[>)]\s*$", re.DOTALL)
 
 _ROLE = re.compile(
     r"""^(?:contact|info|team|devs?|support|admin|help|hello|hey|hi|maintainers?|open-?source|oss|packag(?:es|ing)
@@ -206,7 +207,7 @@ def _contacts_of_item(item: str) -> list[Contact]:
             return [Contact(email=bare)]
         return [_named(name) for name in _names(item)]
     email = address["email"] if _EMAIL.match(address["email"]) else None
-    written = address["name"]
+    written = address["name"].rstrip()
     names = _names(written)
     if not names:
         return [Contact(email=email)] if email else []

@@ -126,7 +126,7 @@ _HEADING = re.compile(
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 _NAMED = re.compile(
-    r"\b(?:the\s+)?(?P<what>(?:[A-Z0-9][\w.-]*[ ]){1,4}Licen[cs]e(?:[, ]+(?:[Vv]ersion[ ]|v)?\d(?:\.\d)*)?)"
+    r"\b(?:the\s+)?(?P<what>(?:[A-Z0-9][\w.-]{0,60}[ ]){1,4}Licen[cs]e(?:[, ]+(?:[Vv]ersion[ ]|v)?\d(?:\.\d)*)?)"
     r"|(?<![\w/-])(?P<id>[A-Z][A-Za-z0-9]*-\d\.\d(?:-only|-or-later)?|BSD-[234]-Clause)(?![\w/-])"
 )
 
@@ -157,7 +157,7 @@ def _licenses(chunk: Chunk, prose: str, statements: _Statements) -> Iterator[Men
 
 # ---- people ----------------------------------------------------------------------------------------------
 
-_NAME_PART = r"(?:(?:[^\W\d_]\.)+|[^\W\d_][\w'’-]*)"
+_NAME_PART = r"(?:(?:[^\W\d_]\.)+|[^\W\d_][\w'’-]{0,60})"
 _PERSON = rf"(?<![\w.]){_NAME_PART}(?:[ ]+{_NAME_PART}){{1,4}}"
 _ADDRESSED = re.compile(rf"(?P<name>{_PERSON})[ ]+<(?P<email>[^\s<>@]+@[^\s<>@]+\.[^\s<>@]+)>")
 _BY = re.compile(
