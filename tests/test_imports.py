@@ -64,6 +64,7 @@ def run(
         ("from durable_batches.testing import ManualClock", set[str]()),
         ("import durable_batches.extraction", {"packaging", "rapidfuzz"}),
         ("import durable_batches.cli", set[str]()),
+        ("import durable_batches.web", {"anyio", "starlette"}),
     ],
 )
 @pytest.mark.processes
@@ -134,6 +135,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
         ("import durable_batches.extraction", "extraction", "rapidfuzz"),
         ("import durable_batches.extraction", "extraction", "packaging"),
         ("from durable_batches import PostgresStore", "postgres", "asyncpg"),
+        ("import durable_batches.web", "web", "starlette"),
     ],
 )
 @pytest.mark.processes

@@ -20,11 +20,12 @@ HEADING = re.compile(r'<h\d id="(durable_batches\.[\w.]+)" class="doc doc-headin
 TAG = re.compile(r"<[^>]+>")
 
 INTERNAL = {
+    "BatchClient": "clock event_blocks",
     "DurableActivity": "base_key codec definition explicit_key input_digest instance is_ordinary missing target",
     "PayloadError": "locate",
     "RetryPolicy": "verdict",
     "Worker": "announce attempts command control dependencies end_drain expire_dead_workers halt hint idle loading "
-    "news outages reader reborn reports rescue say_goodbye serve session signals subscriptions wake",
+    "news outages raw_access reader reborn reports rescue say_goodbye serve session signals subscriptions wake",
     "Workflow": "document_codec providers resolution_codec result_codec stage_index",
 }
 """Members without an underscore, because other modules of the library call them, that are no promise to users."""

@@ -32,8 +32,11 @@ from pydantic import BaseModel
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.types import ASGIApp
 
 import durable_batches.testing as testing
+import durable_batches.web as web
 from durable_batches import (
     EXTRACTION,
     AbortAll,
@@ -1207,3 +1210,25 @@ WORKERS = [
     *(Worker(MemoryStore(), batches=batches) for batches in SELECTIONS),
 ]
 ORCHESTRATOR = BatchOrchestrator(plain, store=Wrapped(MemoryStore()))
+
+
+# ---- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+async def by_header(request: Request) -> web.Access | None:
+    name = request.headers.get("x-user")
+    return None if name is None else web.Access(actions={"read", "control"}, metadata={"team": name}, principal=name)
+
+
+APPS: list[web.WebApp] = [
+    web.create_app(BatchClient(MemoryStore(), read_only=False), authorize=by_header),
+    web.create_app(WORKERS[0], allow_anonymous=True, max_clients=10, keep_alive=timedelta(seconds=5)),
+    web.create_app(ORCHESTRATOR, authorize=by_header, allowed_origins=["https://example.org"], page=False),
+]
+MOUNTED: ASGIApp = APPS[0]
+
+
+def events_over_http(event: BatchEvent) -> None:
+    assert_type(web.event_json(event), str)
+    assert_type(web.event_of(b"{}"), BatchEvent)
+    assert_type(web.openapi(), Mapping[str, Any])

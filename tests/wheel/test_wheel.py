@@ -361,6 +361,7 @@ USES = {
     "extraction": ("import durable_batches.extraction", "packaging|rapidfuzz"),
     "postgres": ("from durable_batches import PostgresStore", "asyncpg"),
     "testing": ("from durable_batches.testing import StoreConformance", "pytest"),
+    "web": ("import durable_batches.web", "starlette"),
 }
 
 MISSING = """

@@ -288,6 +288,26 @@ def cancel(
 
 
 @app.command()
+def serve(
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0: any that is free.", min=0, max=65_535)] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DURABLE_BATCHES_TOKEN", help="What requests have to bear; by default a new one, which is printed."
+        ),
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse commands.")] = False,
+) -> None:
+    """Serve a page that shows the batches, and the API that it uses, until Ctrl-C."""
+    from durable_batches.cli.serve import serve_store
+
+    raise typer.Exit(serve_store(store, schema, host=host, port=port, token=token, read_only=read_only))
+
+
+@app.command()
 def demo(
     path: Annotated[
         Path | None,

@@ -201,6 +201,7 @@ class BatchAccess(Generic[S_co]):
         states: Collection[str],
         metadata: Mapping[str, str] | None,
         created_before: datetime | None,
+        after: str | None = None,
     ) -> AsyncGenerator[BatchSnapshot[S_co], None]:
         """Yield batches, newest first, one page in memory at a time."""
         if isinstance(states, str):
@@ -211,6 +212,7 @@ class BatchAccess(Generic[S_co]):
             metadata=metadata or {},
             created_before=None if created_before is None else to_micros(created_before),
         )
-        async with aclosing(self._reader.records(query)) as records:
+        behind = None if after is None else BatchId(after)
+        async with aclosing(self._reader.records(query, behind)) as records:
             async for record in records:
                 yield self._snapshot(record)

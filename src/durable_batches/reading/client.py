@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import aclosing
-from datetime import datetime
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.commands import Command
-from durable_batches.lifecycle.progress import BatchSnapshot, RecordedStages
-from durable_batches.lifecycle.records import Committed, ExecutionStatus
-from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.lifecycle.records import Committed
+from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_flag
 from durable_batches.outage import Outages
-from durable_batches.reading.access import BatchAccess
 from durable_batches.reading.control import Control
-from durable_batches.reading.documents import RawDocument, raw_document
 from durable_batches.reading.news import News
-from durable_batches.reading.notes import WorkerNotes
+from durable_batches.reading.raw_access import RawAccess
 from durable_batches.reading.reader import BatchReader
-from durable_batches.reading.results import PAGE
 from durable_batches.reading.signals import NewsSignals
 from durable_batches.stores.protocol import Attachable, Store, check_store
 from durable_batches.tasks import ReusableLock
@@ -30,7 +23,7 @@ from durable_batches.tasks import ReusableLock
 __all__ = ["BatchClient"]
 
 
-class BatchClient(BatchAccess[Stage]):
+class BatchClient(RawAccess):
     """Reads the batches of any workflow, and cancels them, inside `async with`; constructing it needs no event loop.
 
     It runs nothing: it registers no worker, needs none of the workflows' code, and neither creates nor migrates the
@@ -62,7 +55,7 @@ class BatchClient(BatchAccess[Stage]):
         self._news = News(store, clock, outages, self.signals)
         control = Control(store, clock, outages, self._committed)
         reader = BatchReader(store, clock, self._news, outages, running=lambda: self._entered > 0, owner="client")
-        super().__init__(reader, RecordedStages(), clock, None if read_only else control.give)
+        super().__init__(reader, clock, None if read_only else control.give)
         self._entered = 0
         self._entering = ReusableLock()
 
@@ -96,61 +89,6 @@ class BatchClient(BatchAccess[Stage]):
                     await self._news.close()
                 finally:
                     await self._store.close()
-
-    def list_batches(
-        self,
-        *,
-        workflow: str | None = None,
-        states: Collection[str] = (),
-        metadata: Mapping[str, str] | None = None,
-        created_before: datetime | None = None,
-    ) -> AsyncGenerator[BatchSnapshot[Stage], None]:
-        """Yield batches, newest first, one page in memory at a time.
-
-        Args:
-            workflow: Only batches of the workflow with this name.
-            states: Only batches in one of these states (tags).
-            metadata: Only batches with all of these labels.
-            created_before: Only batches created before this moment; an aware datetime.
-        """
-        return self._snapshots(workflow=workflow, states=states, metadata=metadata, created_before=created_before)
-
-    async def documents(
-        self,
-        batch_id: str,
-        *,
-        status: Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"] | None = None,
-        fingerprint: str | None = None,
-        payloads: bool = True,
-    ) -> AsyncGenerator[RawDocument, None]:
-        """Yield the documents as they are stored, in submission order, one page in memory at a time.
-
-        Args:
-            batch_id: The batch.
-            status: Only documents with this status.
-            fingerprint: Only failed documents of this group of `errors`.
-            payloads: Read the documents and their results, too.
-
-        Raises:
-            BatchNotFoundError: There is no such batch.
-            ConfigurationError: A fingerprint is given, and another status than "failed".
-        """
-        if fingerprint is not None and status not in (None, "failed"):
-            raise ConfigurationError('only failed documents have a fingerprint; leave out status=, or give "failed"')
-        record = await self._reader.awaited_record(batch_id)
-        statuses: Collection[ExecutionStatus] = () if status is None else (status,)
-        notes, fresh = WorkerNotes(), 0
-        found = (
-            self._reader.documents(record, statuses, inputs=payloads)
-            if fingerprint is None
-            else self._reader.documents_of_group(record, fingerprint, inputs=payloads)
-        )
-        async with aclosing(found) as documents:
-            async for document in documents:
-                if document.execution.owner is not None and fresh <= 0:
-                    notes, fresh = await self._reader.notes(batch_id), PAGE
-                fresh -= 1
-                yield raw_document(record, document, payloads=payloads, notes=notes)
 
     def _committed(self, batch_id: BatchId, command: Command, committed: Committed) -> None:
         self._news.deliver(committed.events)

@@ -23,6 +23,8 @@ class RawDocument:
     """
 
     document_id: str
+    position: int
+    """Its ordinal in the submission, from 0."""
     status: ExecutionStatus
     stage: str | None
     """The tag of the latest stage that it has started; None if it has started none."""
@@ -61,6 +63,7 @@ def raw_document(batch: BatchRecord, document: DocumentRecord, *, payloads: bool
     outcome = document.outcome
     return RawDocument(
         document_id=execution.document_id,
+        position=execution.position,
         status=status,
         stage=stage_of(batch, document),
         attempts=execution.attempt,

@@ -116,7 +116,8 @@ class Feed:
     def take(self, cursor: int) -> Sequence[BatchEvent]:
         """Return events that follow the cursor; empty: none is kept."""
         if cursor < self.first:
-            return self._blocks.get(cursor, ())
+            block = self._blocks.get(cursor // BLOCK, ())
+            return block[cursor % BLOCK :] if cursor % BLOCK else block
         if cursor >= self.last:
             return ()
         if self._not_decoded:
@@ -162,18 +163,22 @@ class Feed:
         await self._once("next", add)
 
     async def read_earlier(self, cursor: int, read: Callable[[int], Awaitable[Sequence[EventRecord]]]) -> None:
-        """Read the block after a cursor from before the events that are kept, or wait for another's read of it."""
+        """Read the block of a cursor from before the events that are kept, or wait for another's read of it.
+
+        Blocks begin at multiples of their size, so that all who are somewhere in one share it, and meet at its end.
+        """
+        number = cursor // BLOCK
 
         async def add() -> None:
-            block = [decode_event(record) for record in await read(cursor)]
-            if block:
-                self._blocks[cursor] = block
+            block = [decode_event(record) for record in await read(number * BLOCK)]
+            if len(block) > cursor % BLOCK:
+                self._blocks[number] = block
             else:
                 self._doubted = True
             if len(self._blocks) > _BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
 
-        await self._once(cursor, add)
+        await self._once(number, add)
 
     async def moved(self) -> None:
         """Wait until there may be more than is kept; ask first whether there is."""

@@ -184,7 +184,12 @@ class BatchReader:
             cursor = events[-1].seq
 
     async def documents(
-        self, record: BatchRecord, statuses: Collection[ExecutionStatus] = (), *, inputs: bool
+        self,
+        record: BatchRecord,
+        statuses: Collection[ExecutionStatus] = (),
+        *,
+        inputs: bool,
+        after: int = RESOLVER_POSITION,
     ) -> AsyncGenerator[DocumentRecord, None]:
         """Read a batch's documents in submission order, a page in memory at a time.
 
@@ -192,20 +197,26 @@ class BatchReader:
             record: The batch's.
             statuses: Only documents with one of these (as `status_of` tells it); none: all.
             inputs: Read the documents themselves, too.
+            after: Only documents behind this position.
         """
         wanted = statuses_to_read(statuses, ended=record.ended)
         if wanted is None:
             return
 
         load = partial(stored_page, self._store, record.batch_id, wanted, PAGE, inputs)
-        async with aclosing(self._paged(record, load)) as documents:
+        async with aclosing(self._paged(record, load, after)) as documents:
             async for document in documents:
                 yield document
 
     async def _paged(
-        self, record: BatchRecord, load: Callable[[int], Awaitable[Sequence[DocumentRecord]]]
+        self,
+        record: BatchRecord,
+        load: Callable[[int], Awaitable[Sequence[DocumentRecord]]],
+        after: int = RESOLVER_POSITION,
     ) -> AsyncGenerator[DocumentRecord, None]:
-        pages = document_pages(lambda after: self._through_outages(lambda: load(after), record.batch_id), PAGE)
+        pages = document_pages(
+            lambda position: self._through_outages(lambda: load(position), record.batch_id), PAGE, after
+        )
         async with aclosing(pages):
             async for page in pages:
                 for document in page:
@@ -214,7 +225,7 @@ class BatchReader:
                 self.check_running()
 
     async def documents_of_group(
-        self, record: BatchRecord, fingerprint: str, *, inputs: bool
+        self, record: BatchRecord, fingerprint: str, *, inputs: bool, after: int = RESOLVER_POSITION
     ) -> AsyncGenerator[DocumentRecord, None]:
         """Read the failed documents with this fingerprint, in submission order, a page in memory at a time.
 
@@ -227,17 +238,17 @@ class BatchReader:
             or not isinstance(store, FindsFailures)
             or sum(group.documents for group in counted.groups) != counted.failed
         ):
-            async with aclosing(self.documents(record, ["failed"], inputs=inputs)) as documents:
+            async with aclosing(self.documents(record, ["failed"], inputs=inputs, after=after)) as documents:
                 async for document in documents:
                     failure = failure_of(document)
                     if fingerprint_of(failure.error_type, failure.activity, failure.error) == fingerprint:
                         yield document
             return
 
-        async def load(after: int) -> Sequence[DocumentRecord]:
-            return await store.failed_documents(record.batch_id, fingerprint, after=after, limit=PAGE, inputs=inputs)
+        async def load(behind: int) -> Sequence[DocumentRecord]:
+            return await store.failed_documents(record.batch_id, fingerprint, after=behind, limit=PAGE, inputs=inputs)
 
-        async with aclosing(self._paged(record, load)) as documents:
+        async with aclosing(self._paged(record, load, after)) as documents:
             async for document in documents:
                 yield document
 
@@ -289,9 +300,8 @@ class BatchReader:
             return ()
         return WorkerNotes(await self._store.workers()).long_calls(record.batch_id)
 
-    async def records(self, query: BatchQuery) -> AsyncGenerator[BatchRecord, None]:
-        """Read batches, newest first, a page in memory at a time."""
-        after: BatchId | None = None
+    async def records(self, query: BatchQuery, after: BatchId | None = None) -> AsyncGenerator[BatchRecord, None]:
+        """Read batches, newest first, a page in memory at a time; only those behind `after`, where it is given."""
         while True:
             page = await self._page_of_batches(query, after)
             for record in page:

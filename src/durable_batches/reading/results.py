@@ -109,15 +109,15 @@ def checked_page_size(size: int) -> int:
 
 
 async def document_pages(
-    load: Callable[[int], Awaitable[Sequence[DocumentRecord]]], size: int
+    load: Callable[[int], Awaitable[Sequence[DocumentRecord]]], size: int, after: int = RESOLVER_POSITION
 ) -> AsyncGenerator[Sequence[DocumentRecord], None]:
     """A batch's documents in submission order, a page at a time. Between pages it holds nothing of the store's.
 
     Args:
         load: Loads the page behind a position.
         size: The documents of a whole page.
+        after: The position that the first page is behind.
     """
-    after = RESOLVER_POSITION
     while True:
         page = await load(after)
         if page:

@@ -25,6 +25,7 @@ from durable_batches.options import check_callable, check_duration, check_instan
 from durable_batches.outage import Backoff, Outage, Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
+from durable_batches.reading.raw_access import RawAccess
 from durable_batches.reading.reader import BatchReader
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies, Provider
@@ -263,8 +264,8 @@ class Worker:
         if self._in_transactions.are_locking:
             raise TransactionOpenError(batch_id, locks=True)
 
-    def reader(self, workflow: str) -> BatchReader:
-        """Make a reader of this workflow's batches, which reads while the worker is running."""
+    def reader(self, workflow: str | None) -> BatchReader:
+        """Make a reader of this workflow's batches (None: of all), which reads while the worker is running."""
         return BatchReader(
             self._store,
             self._clock,
@@ -275,6 +276,10 @@ class Worker:
             in_open_transaction=lambda batch_id: batch_id in self._in_transactions.batches(),
             check_wait=self.check_unlocked,
         )
+
+    def raw_access(self) -> RawAccess:
+        """Make an access to the batches of all workflows, which share the worker's look-out for news."""
+        return RawAccess(self.reader(None), self._clock, self.command)
 
     def serve(self, workflow: AnyWorkflow) -> None:
         """Run this workflow's batches from now on.

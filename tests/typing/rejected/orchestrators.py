@@ -22,6 +22,7 @@ from durable_batches import (
 )
 from durable_batches.lifecycle.records import WorkerRecord
 from durable_batches.stores import BatchQuery, Capabilities
+from durable_batches.web import Access, create_app
 
 # ---- stores -------------------------------------------------------------------------------------------------------
 
@@ -212,3 +213,19 @@ async def from_outside(client: BatchClient) -> None:
     await client.snapshot(3)  # error
     await client.cancel("", "enough")  # error
     (await client.explain("")).reasons.append(1)  # error
+
+
+async def anyone(request: object) -> None: ...
+
+
+async def everything(request: object) -> bool:
+    return True
+
+
+def over_http(client: BatchClient) -> None:
+    create_app(client)  # error
+    create_app(client, allow_anonymous=False)  # error
+    create_app(client, authorize=everything)  # error
+    create_app(MemoryStore(), authorize=anyone)  # error
+    create_app(client, authorize=anyone, keep_alive=15)  # error
+    Access(actions={"write"})  # error

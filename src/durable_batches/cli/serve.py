@@ -1,0 +1,104 @@
+"""The command `serve`: the page and its API on this machine, or where a proxy reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import socket
+from importlib.util import find_spec
+from typing import Final
+
+from durable_batches.cli.exits import CommandError, Exit
+from durable_batches.cli.output import flush, write
+from durable_batches.cli.target import store_at
+from durable_batches.errors import MissingExtraError
+from durable_batches.reading.client import BatchClient
+from durable_batches.stores.protocol import Attachable, Store
+
+__all__ = ["serve_store"]
+
+_GRACE_SECONDS: Final = 3
+_SEND_BUFFER_BYTES: Final = 65_536
+"""Of a connection, in the kernel: what a client that does not read costs."""
+
+
+def serve_store(target: str | None, schema: str, *, host: str, port: int, token: str | None, read_only: bool) -> int:
+    """Serve the batches of a store until the process is told to stop; return the exit code.
+
+    Args:
+        target: The store; see `store_at`.
+        schema: The schema of the tables, in Postgres.
+        host: The address to listen at.
+        port: The port; 0: any that is free.
+        token: What requests have to bear; None: a random one, which is printed.
+        read_only: Refuse commands.
+
+    Raises:
+        MissingExtraError: The extra `web` is not installed.
+        CommandError: The address cannot be listened at.
+    """
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise MissingExtraError("web", package)
+    store = store_at(target, schema)
+    asyncio.run(_look_at(store))
+    with _listening(host, port) as listener:
+        bearer = secrets.token_urlsafe(24) if token is None else token
+        write(f"listening on {_address(listener, host)}/{'' if token else f'#token={bearer}'}")
+        flush()
+        return _run(BatchClient(store, read_only=read_only and isinstance(store, Attachable)), listener, bearer)
+
+
+async def _look_at(store: Store) -> None:
+    """Open the store once, so that what is wrong with it is said before anything is served."""
+    async with BatchClient(store):
+        pass
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by the connections.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        listener.bind((host, port))
+        # So that who is told the address can connect at once.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise CommandError(f"cannot listen at {host}, port {port}: {error.strerror or error}", Exit.ERROR) from None
+    return listener
+
+
+def _address(listener: socket.socket, host: str) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listener.getsockname()[1]}"
+
+
+def _run(client: BatchClient, listener: socket.socket, token: str) -> int:
+    import uvicorn
+    from starlette.requests import Request
+
+    from durable_batches.web import Access, create_app
+
+    everything = Access(actions={"read", "read-payloads", "control", "signal", "purge"})
+    expected = f"Bearer {token}".encode()
+
+    async def authorize(request: Request) -> Access | None:
+        given = request.headers.get("authorization", "").encode()
+        return everything if hmac.compare_digest(given, expected) else None
+
+    config = uvicorn.Config(
+        create_app(client, authorize=authorize),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    return Exit.DONE

@@ -1,0 +1,305 @@
+"""The routes: batches and everything about them as JSON, their progress as server-sent events, and commands."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from datetime import timedelta
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
+
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from durable_batches.errors import BatchNotFoundError
+from durable_batches.lifecycle.progress import BatchSnapshot
+from durable_batches.lifecycle.states import ENDED_TAGS, Stage
+from durable_batches.reading.documents import RawDocument
+from durable_batches.reading.raw_access import RawAccess
+from durable_batches.web.access import Access, Action, Authorize, access_of
+from durable_batches.web.frames import Chunks, chunks_of, frame
+from durable_batches.web.models import (
+    BATCH,
+    BATCHES,
+    CANCELLATION,
+    DOCUMENTS,
+    ERRORS,
+    EXPLANATION,
+    BatchPage,
+    Cancellation,
+    DocumentPage,
+    batch_of,
+    document_of,
+    explanation_of,
+)
+from durable_batches.web.schemas import SCHEMA_HEADER, event_schema, openapi, snapshot_schema
+from durable_batches.web.streams import EventStream, Streams
+from durable_batches.web.urls import id_of
+
+__all__ = ["Api"]
+
+_MOST_ON_A_PAGE: Final = 200
+_ON_A_PAGE: Final = 50
+_MOST_EXAMPLES: Final = 5
+_LARGEST: Final = 2**53 - 1
+"""The largest number that every client reads exactly."""
+
+_SNAPSHOT_INTERVAL: Final = timedelta(milliseconds=250)
+
+_Status: TypeAlias = Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"]
+
+
+class Api:
+    """The handlers of the routes.
+
+    Args:
+        batches: The batches.
+        streams: Those of the application.
+        authorize: Says again, each minute of a stream, what its client may do; None: everybody may do everything.
+    """
+
+    def __init__(self, batches: RawAccess, streams: Streams, authorize: Authorize | None) -> None:
+        self._batches = batches
+        self._streams = streams
+        self._authorize = authorize
+        self._chunks = Chunks()
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        batch = "/batches/{batch}"
+        return [
+            Route("/batches", self._list),
+            Route(batch, self._show),
+            Route(f"{batch}/documents", self._documents),
+            Route(f"{batch}/errors", self._errors),
+            Route(f"{batch}/explain", self._explain),
+            Route(f"{batch}/progress", self._progress),
+            Route(f"{batch}/snapshots", self._snapshots),
+            Route(f"{batch}/cancel", self._cancel, methods=["POST"]),
+            Route("/openapi.json", self._openapi),
+            Route("/schemas/events/1", self._event_schema),
+            Route("/schemas/snapshot/1", self._snapshot_schema),
+        ]
+
+    # ---- JSON ------------------------------------------------------------------------------------------------
+
+    async def _list(self, request: Request) -> Response:
+        access = _allowed(request, "read")
+        limit = _number(request, "limit", _ON_A_PAGE, least=1, most=_MOST_ON_A_PAGE)
+        labels = _labels(request)
+        if any(labels.setdefault(name, value) != value for name, value in access.metadata.items()):
+            return _json(BATCHES, BatchPage(batches=[], next=None))
+        found: list[BatchSnapshot[Stage]] = []
+        listed = self._batches.list_batches(
+            workflow=request.query_params.get("workflow"),
+            states=request.query_params.getlist("state"),
+            metadata=labels,
+            after=request.query_params.get("after"),
+        )
+        async with aclosing(listed) as batches:
+            async for batch in batches:
+                found.append(batch)
+                if len(found) > limit:
+                    break
+        shown = found[:limit]
+        more = shown[-1].batch_id if len(found) > limit else None
+        return _json(BATCHES, BatchPage(batches=[batch_of(batch) for batch in shown], next=more))
+
+    async def _show(self, request: Request) -> Response:
+        return _json(BATCH, batch_of(await self._seen(request, "read")))
+
+    async def _documents(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read")).batch_id
+        payloads = request.query_params.get("payloads", "false")
+        if payloads not in ("true", "false"):
+            raise _bad("payloads is true or false")
+        if payloads == "true":
+            _allowed(request, "read-payloads")
+        status = request.query_params.get("status")
+        if status is not None and status not in get_args(_Status):
+            raise _bad(f"status is one of {', '.join(get_args(_Status))}")
+        fingerprint = request.query_params.get("fingerprint")
+        if fingerprint is not None and status not in (None, "failed"):
+            raise _bad("only failed documents have a fingerprint")
+        limit = _number(request, "limit", _ON_A_PAGE, least=1, most=_MOST_ON_A_PAGE)
+        listed = self._batches.documents(
+            batch_id,
+            fingerprint=fingerprint,
+            status=cast("_Status | None", status),
+            payloads=payloads == "true",
+            after=_number(request, "after", -1, least=-1),
+        )
+        found: list[RawDocument] = []
+        async with aclosing(listed) as documents:
+            async for document in documents:
+                found.append(document)
+                if len(found) > limit:
+                    break
+        shown = found[:limit]
+        more = shown[-1].position if len(found) > limit else None
+        return _json(DOCUMENTS, DocumentPage(documents=[document_of(document) for document in shown], next=more))
+
+    async def _errors(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read")).batch_id
+        examples = _number(request, "examples", 3, least=0, most=_MOST_EXAMPLES)
+        return _json(ERRORS, await self._batches.errors(batch_id, examples=examples))
+
+    async def _explain(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read")).batch_id
+        return _json(EXPLANATION, explanation_of(await self._batches.explain(batch_id)))
+
+    async def _cancel(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read", "control")).batch_id
+        reason = request.query_params.get("reason", "")
+        return _json(CANCELLATION, Cancellation(cancelled=await self._batches.cancel(batch_id, reason=reason)))
+
+    async def _openapi(self, request: Request) -> Response:
+        return _json_of(openapi())
+
+    async def _event_schema(self, request: Request) -> Response:
+        return _json_of(event_schema())
+
+    async def _snapshot_schema(self, request: Request) -> Response:
+        return _json_of(snapshot_schema())
+
+    # ---- streams ---------------------------------------------------------------------------------------------
+
+    async def _progress(self, request: Request) -> Response | EventStream:
+        # A browser that connects again sends both: the address as it was, and the last event that it has seen.
+        after = max(_number(request, "after", 0), _last_event_id(request))
+
+        def begin(snapshot: BatchSnapshot[Stage]) -> AsyncGenerator[bytes, None] | None:
+            if snapshot.state.tag in ENDED_TAGS and after >= snapshot.seq:
+                return None
+            return self._event_chunks(snapshot.batch_id, after)
+
+        return await self._stream(request, begin)
+
+    async def _snapshots(self, request: Request) -> Response | EventStream:
+        seen = _last_event_id(request)
+
+        def begin(snapshot: BatchSnapshot[Stage]) -> AsyncGenerator[bytes, None] | None:
+            if snapshot.state.tag in ENDED_TAGS and seen >= snapshot.seq:
+                return None
+            return self._snapshot_chunks(snapshot.batch_id)
+
+        return await self._stream(request, begin)
+
+    async def _stream(
+        self,
+        request: Request,
+        begin: Callable[[BatchSnapshot[Stage]], AsyncGenerator[bytes, None] | None],
+    ) -> Response | EventStream:
+        # Before anything is awaited: a burst of clients must not pass by the limit.
+        if not self._streams.reserve():
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "there are too many streams", {"Retry-After": "5"})
+        response: EventStream | None = None
+        try:
+            snapshot = await self._seen(request, "read")
+            chunks = begin(snapshot)
+            if chunks is None:
+                return Response(status_code=HTTPStatus.NO_CONTENT)
+            response = EventStream(self._streams, request, chunks, self._renewal(request, snapshot))
+            return response
+        finally:
+            if response is None:
+                self._streams.give_back()
+
+    async def _event_chunks(self, batch_id: str, after: int) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._batches.event_blocks(batch_id, after)) as blocks:
+            async for block in blocks:
+                for chunk in chunks_of(block, self._chunks):
+                    await self._streams.turn()
+                    yield chunk
+
+    async def _snapshot_chunks(self, batch_id: str) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._batches.watch(batch_id, interval=_SNAPSHOT_INTERVAL)) as snapshots:
+            async for snapshot in snapshots:
+                await self._streams.turn()
+                yield self._chunks.get((batch_id, "snapshot", snapshot.seq), partial(_snapshot_frame, snapshot))
+
+    def _renewal(self, request: Request, snapshot: BatchSnapshot[Stage]) -> Callable[[], Awaitable[bool]]:
+        async def may_go_on() -> bool:
+            if self._authorize is None:
+                return True
+            access = await self._authorize(request)
+            return access is not None and "read" in access.actions and _sees(access, snapshot)
+
+        return may_go_on
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+
+    async def _seen(self, request: Request, *actions: Action) -> BatchSnapshot[Stage]:
+        """Read the batch of a request, if the sender may do this with it.
+
+        Raises:
+            BatchNotFoundError: There is no such batch for the sender.
+            HTTPException: The sender may not do this with any.
+        """
+        for action in actions:
+            _allowed(request, action)
+        batch_id = id_of(request.path_params["batch"])
+        if batch_id is None:
+            raise BatchNotFoundError(request.path_params["batch"])
+        snapshot = await self._batches.snapshot(batch_id)
+        if not _sees(access_of(request), snapshot):
+            raise BatchNotFoundError(batch_id)
+        return snapshot
+
+
+def _snapshot_frame(snapshot: BatchSnapshot[Stage]) -> bytes:
+    return frame(BATCH.dump_json(batch_of(snapshot)), event="snapshot", id=snapshot.seq)
+
+
+def _allowed(request: Request, action: Action) -> Access:
+    access = access_of(request)
+    if action not in access.actions:
+        raise HTTPException(HTTPStatus.FORBIDDEN, f"this needs the right to {action}")
+    return access
+
+
+def _sees(access: Access, snapshot: BatchSnapshot[Stage]) -> bool:
+    return all(snapshot.metadata.get(name) == value for name, value in access.metadata.items())
+
+
+def _labels(request: Request) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for label in request.query_params.getlist("label"):
+        name, equals, value = label.partition("=")
+        if not equals:
+            raise _bad("label is NAME=VALUE")
+        labels[name] = value
+    return labels
+
+
+def _number(request: Request, name: str, default: int, *, least: int = 0, most: int = _LARGEST) -> int:
+    return _checked(request.query_params.get(name), name, default, least, most)
+
+
+def _last_event_id(request: Request) -> int:
+    return _checked(request.headers.get("last-event-id"), "Last-Event-ID", 0, 0, _LARGEST)
+
+
+def _checked(text: str | None, name: str, default: int, least: int, most: int) -> int:
+    if text is None:
+        return default
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) <= len(str(_LARGEST)) and least <= int(text) <= most:
+        return int(text)
+    raise _bad(f"{name} is a number from {least} to {most}")
+
+
+def _bad(detail: str) -> HTTPException:
+    return HTTPException(HTTPStatus.BAD_REQUEST, detail)
+
+
+def _json(adapter: TypeAdapter[Any], value: object) -> Response:
+    return Response(adapter.dump_json(value), headers=SCHEMA_HEADER, media_type="application/json")
+
+
+def _json_of(value: object) -> Response:
+    return Response(TypeAdapter[object](object).dump_json(value), media_type="application/json")

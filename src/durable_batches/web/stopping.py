@@ -1,0 +1,97 @@
+"""The end of a server, noticed in time: streams have to end before their server begins to wait for them.
+
+Servers wait for open responses before they tell an application that they stop (uvicorn, gunicorn and granian do, by
+default without a limit). So streams end with the signal itself. Nothing is patched: the handler that was there is
+called as before. What a client never reads cannot be flushed, and no server has a way to abort a connection: where
+that is left, its socket is shut down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Collection
+from types import FrameType
+from typing import Any, Final
+
+__all__ = ["Peer", "StopSignals", "shut_down_connections"]
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+Peer = tuple[str, int]
+"""The address of a client."""
+
+
+class StopSignals:
+    """Tells of the signals that end a process, on the event loop that asked first.
+
+    Args:
+        stop: Called on the event loop, once for each signal.
+    """
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
+        self._handler = self._told
+        self._before: dict[int, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def listen(self) -> None:
+        """Begin to listen, in front of the handlers that are there; again, or outside of the main thread: do nothing.
+
+        By the time of the first request every server has installed its handlers. A server in another thread gets no
+        signals: what ends it has to close the streams.
+        """
+        if self._loop is not None or threading.current_thread() is not threading.main_thread():
+            return
+        self._loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            before = signal.getsignal(number)
+            if before is None or before is signal.SIG_IGN:
+                continue
+            self._before[number] = before
+            signal.signal(number, self._handler)
+
+    def leave(self) -> None:
+        """Put back the handlers that were there, where no others have been installed since."""
+        if threading.current_thread() is threading.main_thread():
+            for number, before in self._before.items():
+                if signal.getsignal(number) == self._handler:
+                    signal.signal(number, before)
+        self._before, self._loop = {}, None
+
+    def _told(self, number: int, frame: FrameType | None) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop)
+        before = self._before[number]
+        if callable(before):
+            before(number, frame)
+        elif before is signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+
+def shut_down_connections(peers: Collection[Peer]) -> int:
+    """Shut down the sockets of this process that are connected to these peers; return how many there were.
+
+    They are found among the open files of the process, where the system shows these (Linux); elsewhere none is.
+    """
+    count = 0
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return 0
+    for name in names:
+        try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as own:
+                if own.family in (socket.AF_INET, socket.AF_INET6) and own.getpeername()[:2] in peers:
+                    own.shutdown(socket.SHUT_RDWR)
+                    count += 1
+        except OSError:
+            # It was closed meanwhile, or is not connected.
+            continue
+    return count

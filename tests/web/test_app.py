@@ -1,0 +1,408 @@
+"""The application, on every store: JSON, streams, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from tests.conftest import StoreMaker
+from tests.support import STAGES, Reading, Thinking, Writing, everything
+from tests.web.asgi import Client, Message, messages_of
+
+from durable_batches import BatchClient, BatchOrchestrator, ConfigurationError, MemoryStore, enter_stage, workflow
+from durable_batches.web import Access, WebApp, create_app, event_json, event_of
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    'a\r\nevent: x\r\n"quoted"',
+    "a/../b",
+    "..",
+    ".",
+    "\x1b[31mred",
+    "é\u202e",
+]
+
+
+@dataclass
+class Scene:
+    """A batch of which one document is held, one fails and one succeeds, and the application that shows it."""
+
+    batches: BatchOrchestrator[str, str, Reading | Thinking | Writing, None]
+    app: WebApp
+    client: Client
+    gate: asyncio.Event
+
+    async def submit(self, *documents: str, batch_id: str = "batch", **labels: str) -> str:
+        return await self.batches.submit(documents, batch_id=batch_id, document_id=str)
+
+    async def until(self, batch_id: str, **counts: int) -> None:
+        """Wait for these counts, when all documents have entered their stage."""
+        async for snapshot in self.batches.watch(batch_id, interval=timedelta()):
+            entered = snapshot.stages[1].current == snapshot.counts.total
+            if entered and all(getattr(snapshot.counts, name) == count for name, count in counts.items()):
+                return
+
+
+@pytest.fixture
+async def scene(open_store: StoreMaker) -> AsyncGenerator[Scene]:
+    gate = asyncio.Event()
+
+    @workflow(STAGES, name="held")
+    async def run(document: str) -> str:
+        enter_stage(Thinking)
+        if document.startswith("held"):
+            await gate.wait()
+        if document.startswith("bad"):
+            raise ValueError(f"not {document}")
+        return document.upper()
+
+    async with BatchOrchestrator(run, store=open_store(None)) as batches:
+        app = create_app(batches, allow_anonymous=True)
+        yield Scene(batches, app, Client(app), gate)
+        gate.set()
+
+
+async def test_a_batch_is_shown(scene: Scene) -> None:
+    await scene.submit("held", "bad", "good")
+    await scene.until("batch", running=1, succeeded=1, failed=1)
+    answer = await scene.client.get("/batches/batch")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.headers["durable-batches-schema"] == "1"
+    shown = answer.json
+    assert shown["url"] == "batches/batch"
+    assert shown["state"] == {"tag": "thinking", "done": 2, "total": 3}
+    assert shown["counts"]["failed"] == 1
+    listed = (await scene.client.get("/batches")).json
+    assert listed["next"] is None
+    (batch,) = listed["batches"]
+    changing = {"eta", "documents_per_second"}  # reckoned anew with each look
+    assert {name for name in batch if batch[name] != shown[name]} <= changing
+
+
+async def test_everything_about_it_is_shown(scene: Scene) -> None:
+    await scene.submit("held", "bad", "good")
+    await scene.until("batch", running=1, succeeded=1, failed=1)
+    documents = (await scene.client.get("/batches/batch/documents?limit=2")).json
+    assert [document["document_id"] for document in documents["documents"]] == ["held", "bad"]
+    assert documents["documents"][1]["failure"]["error"] == "not bad"
+    assert documents["documents"][1]["document"] is None
+    rest = (await scene.client.get(f"/batches/batch/documents?payloads=true&after={documents['next']}")).json
+    assert [(each["document"], each["result"]) for each in rest["documents"]] == [("good", "GOOD")]
+    assert rest["next"] is None
+    failed = (await scene.client.get("/batches/batch/documents?status=failed")).json
+    assert [document["document_id"] for document in failed["documents"]] == ["bad"]
+    errors = (await scene.client.get("/batches/batch/errors")).json
+    assert [(group["count"], group["message"]) for group in errors["groups"]] == [(1, "not bad")]
+    why = (await scene.client.get("/batches/batch/explain")).json
+    assert why["reasons"][0]["tag"] == "running"
+    assert len(why["sentences"]) == len(why["reasons"])
+
+
+async def test_lists_are_filtered_and_go_on_page_by_page(scene: Scene) -> None:
+    for number in range(5):
+        await scene.submit("good", batch_id=f"batch-{number}")
+        await scene.until(f"batch-{number}", succeeded=1)
+    await scene.submit("held", batch_id="open")
+    found: list[str] = []
+    after = ""
+    while True:
+        page = (await scene.client.get(f"/batches?state=completed&limit=2{after}")).json
+        assert len(page["batches"]) <= 2
+        found += [batch["batch_id"] for batch in page["batches"]]
+        if page["next"] is None:
+            break
+        after = f"&after={page['next']}"
+    assert found == [f"batch-{number}" for number in reversed(range(5))]
+
+
+@pytest.mark.parametrize("batch_id", HOSTILE)
+async def test_every_id_has_one_url(scene: Scene, batch_id: str) -> None:
+    await scene.submit("good", batch_id=batch_id)
+    await scene.until(batch_id, succeeded=1)
+    (shown,) = (await scene.client.get("/batches")).json["batches"]
+    assert shown["batch_id"] == batch_id
+    answer = await scene.client.get(f"/{shown['url']}")
+    assert answer.json["batch_id"] == batch_id
+    streamed = await scene.client.get(f"/{shown['url']}/progress")
+    messages = messages_of(streamed.body.decode())[1:]
+    assert [message.id for message in messages] == list(range(1, len(messages) + 1))
+    assert {message.json["batch_id"] for message in messages} == {batch_id}
+    assert b"\x1b" not in streamed.body
+    assert b"\r" not in streamed.body
+
+
+async def test_the_stream_is_progress_exactly(scene: Scene) -> None:
+    await scene.submit("held", "bad", "good")
+    async with scene.client.stream("/batches/batch/progress") as stream:
+        assert stream.status == 200
+        assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert stream.headers["x-accel-buffering"] == "no"
+        assert stream.headers["cache-control"] == "no-store"
+        found: list[Message] = []
+        async for message in stream.messages():
+            found.append(message)
+            if message.json["tag"] == "document_failed":
+                scene.gate.set()
+    events = await everything(scene.batches.progress("batch"))
+    assert [event_of(message.data) for message in found] == events
+    assert [(message.id, message.event) for message in found] == [(event.seq, event.tag) for event in events]
+    staged = [message.json for message in found if message.event == "stage_progress"]
+    assert {"stage", "percentage", "current", "total"} <= staged[0].keys()
+    assert [event_json(event) for event in events] == [message.data for message in found]
+
+
+@pytest.mark.parametrize(
+    ("query", "header", "first"),
+    [("", None, 1), ("?after=3", None, 4), ("", "5", 6), ("?after=3", "5", 6), ("?after=5", "3", 6)],
+)
+async def test_a_stream_resumes_after_the_greater_of_both(
+    scene: Scene, query: str, header: str | None, first: int
+) -> None:
+    await scene.submit("good", "bad")
+    await scene.until("batch", succeeded=1, failed=1)
+    await everything(scene.batches.progress("batch"))
+    headers = {} if header is None else {"last-event-id": header}
+    answer = await scene.client.get(f"/batches/batch/progress{query}", headers)
+    assert messages_of(answer.body.decode())[1].id == first
+
+
+async def test_after_the_end_there_is_nothing_more(scene: Scene) -> None:
+    await scene.submit("good")
+    last = (await everything(scene.batches.progress("batch")))[-1].seq
+    for path in ("progress", "snapshots"):
+        answer = await scene.client.get(f"/batches/batch/{path}", {"last-event-id": str(last)})
+        assert (answer.status, answer.body) == (204, b"")
+        assert (await scene.client.get(f"/batches/batch/{path}", {"last-event-id": str(last - 1)})).status == 200
+
+
+async def test_snapshots_are_streamed_until_the_end(scene: Scene) -> None:
+    await scene.submit("held", "good")
+    async with scene.client.stream("/batches/batch/snapshots") as stream:
+        found: list[Any] = []
+        async for message in stream.messages():
+            found.append(message.json)
+            assert message.event == "snapshot"
+            if message.json["counts"]["succeeded"] == 1:
+                scene.gate.set()
+    assert found[-1]["state"]["tag"] == "completed"
+    assert found[-1]["url"] == "batches/batch"
+
+
+async def test_a_batch_is_cancelled_once(scene: Scene) -> None:
+    await scene.submit("held")
+    assert (await scene.client.post("/batches/batch/cancel?reason=enough")).json == {"cancelled": True}
+    assert (await scene.client.post("/batches/batch/cancel")).json == {"cancelled": False}
+    assert (await scene.client.get("/batches/batch")).json["state"]["reason"] == "enough"
+
+
+BAD = [
+    ("/batches/none", 404),
+    ("/batches/~", 404),
+    ("/batches/~YQ", 404),
+    ("/batches/none/progress", 404),
+    ("/batches/none/explain", 404),
+    ("/batches?limit=0", 400),
+    ("/batches?limit=many", 400),
+    ("/batches?label=x", 400),
+    ("/batches/batch/documents?status=lost", 400),
+    ("/batches/batch/documents?payloads=1", 400),
+    ("/batches/batch/documents?after=-2", 400),
+    ("/batches/batch/errors?examples=99", 400),
+    ("/batches/batch/progress?after=x", 400),
+    ("/batches/batch/progress?after=" + "9" * 40, 400),
+    ("/batches/batch/cancel", 405),
+    ("/nothing", 404),
+]
+
+
+@pytest.mark.parametrize(("path", "status"), BAD)
+async def test_what_cannot_be_answered_is_a_problem(scene: Scene, path: str, status: int) -> None:
+    await scene.submit("held")
+    answer = await scene.client.get(path)
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.json["status"], answer.json["type"] != "") == (status, True)
+    # No place of a stream is lost by it.
+    assert len(scene.app._streams) + scene.app._streams._reserved == 0
+
+
+async def test_a_wrong_last_event_id_is_refused(scene: Scene) -> None:
+    await scene.submit("held")
+    for wrong in ("", "x", "-1", "1.5", "9" * 40):
+        assert (await scene.client.get("/batches/batch/progress", {"last-event-id": wrong})).status == 400
+
+
+# ---- who may do what -------------------------------------------------------------------------------------------------
+
+RIGHTS: Mapping[str, Access] = {
+    "reader": Access(actions={"read"}),
+    "operator": Access(actions={"read", "control", "read-payloads"}),
+    "acme": Access(actions={"read", "control"}, metadata={"tenant": "acme"}),
+    "nobody": Access(actions=()),
+}
+
+
+async def by_token(request: Request) -> Access | None:
+    return RIGHTS.get(request.headers.get("authorization", "").removeprefix("Bearer "))
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {name}"}
+
+
+ROUTES = [
+    ("GET", "/batches"),
+    ("GET", "/batches/batch"),
+    ("GET", "/batches/none"),
+    ("GET", "/batches/batch/documents"),
+    ("GET", "/batches/batch/errors"),
+    ("GET", "/batches/batch/explain"),
+    ("GET", "/batches/batch/progress"),
+    ("GET", "/batches/batch/snapshots"),
+    ("POST", "/batches/batch/cancel"),
+    ("GET", "/openapi.json"),
+    ("GET", "/schemas/events/1"),
+    ("GET", "/schemas/snapshot/1"),
+    ("GET", "/nothing"),
+    ("GET", "/static/../api.py"),
+    ("POST", "/"),
+    ("DELETE", "/batches/batch"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_nothing_is_answered_without_authorisation(scene: Scene, method: str, path: str) -> None:
+    await scene.submit("held")
+    client = Client(create_app(scene.batches, authorize=by_token))
+    for headers in ({}, bearer("stranger")):
+        answer = await client.ask(method, path, headers)
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert (await scene.batches.snapshot("batch")).state.tag != "cancelled"
+
+
+async def test_rights_are_looked_at_by_action(scene: Scene) -> None:
+    await scene.submit("held")
+    client = Client(create_app(scene.batches, authorize=by_token))
+    assert (await client.get("/batches/batch", bearer("nobody"))).status == 403
+    assert (await client.get("/batches/batch/progress", bearer("nobody"))).status == 403
+    assert (await client.get("/batches/batch", bearer("reader"))).status == 200
+    assert (await client.get("/batches/batch/documents", bearer("reader"))).status == 200
+    assert (await client.get("/batches/batch/documents?payloads=true", bearer("reader"))).status == 403
+    assert (await client.get("/batches/batch/documents?payloads=true", bearer("operator"))).status == 200
+    assert (await client.post("/batches/batch/cancel", bearer("reader"))).status == 403
+    assert (await scene.batches.snapshot("batch")).state.tag != "cancelled"
+    assert (await client.post("/batches/batch/cancel", bearer("operator"))).json == {"cancelled": True}
+
+
+async def test_batches_of_others_are_not_there(scene: Scene) -> None:
+    for tenant in ("acme", "other", "acme", "other"):
+        await scene.batches.submit(
+            ["good"],
+            batch_id=f"{tenant}-{len([True async for _ in scene.batches.list_batches()])}",
+            config=scene.batches._config.__class__(metadata={"tenant": tenant}),
+        )
+    client = Client(create_app(scene.batches, authorize=by_token), headers=bearer("acme"))
+    shown = (await client.get("/batches?limit=1")).json
+    assert [batch["batch_id"] for batch in shown["batches"]] == ["acme-2"]
+    rest = (await client.get(f"/batches?after={shown['next']}")).json
+    assert [batch["batch_id"] for batch in rest["batches"]] == ["acme-0"]
+    assert rest["next"] is None
+    assert (await client.get("/batches?label=tenant%3Dother")).json["batches"] == []
+    for path in ("", "/documents", "/errors", "/explain", "/progress", "/snapshots"):
+        assert (await client.get(f"/batches/other-1{path}")).status == 404
+    assert (await client.post("/batches/other-1/cancel")).status == 404
+    assert (await client.get("/batches/acme-0")).status == 200
+
+
+async def test_an_application_that_cannot_say_who_may_lets_nobody_in(scene: Scene) -> None:
+    async def broken(request: Request) -> Access | None:
+        raise RuntimeError("the directory is away")
+
+    answer = await Client(create_app(scene.batches, authorize=broken)).get("/batches")
+    assert answer.status == 500
+    assert b"directory" not in answer.body
+
+
+ORIGINS: list[tuple[dict[str, str], int]] = [
+    ({"origin": "https://evil.example"}, 403),
+    ({"origin": "null"}, 403),
+    ({"sec-fetch-site": "cross-site"}, 403),
+    ({"sec-fetch-site": "same-site"}, 403),
+    ({"origin": "https://evil.example", "sec-fetch-site": "same-origin"}, 403),
+    ({"origin": "http://testserver"}, 200),
+    ({"origin": "https://console.example"}, 200),
+    ({"sec-fetch-site": "same-origin"}, 200),
+    ({}, 200),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), ORIGINS)
+async def test_pages_of_other_origins_command_nothing(scene: Scene, headers: dict[str, str], status: int) -> None:
+    await scene.submit("held")
+    app = create_app(scene.batches, allow_anonymous=True, allowed_origins=["https://console.example"])
+    assert (await Client(app).post("/batches/batch/cancel", headers)).status == status
+    assert ((await scene.batches.snapshot("batch")).state.tag == "cancelled") == (status == 200)
+
+
+async def test_other_origins_that_are_allowed_may_read(scene: Scene) -> None:
+    app = create_app(scene.batches, allow_anonymous=True, allowed_origins=["https://console.example"])
+    allowed = await Client(app).get("/batches", {"origin": "https://console.example"})
+    assert allowed.headers["access-control-allow-origin"] == "https://console.example"
+    assert (
+        "access-control-allow-origin"
+        not in (await Client(app).get("/batches", {"origin": "https://evil.example"})).headers
+    )
+
+
+async def test_a_body_is_bounded(scene: Scene) -> None:
+    await scene.submit("held")
+    answer = await scene.client.post("/batches/batch/cancel", {"content-length": "9999999"}, b"x")
+    assert answer.status == 413
+
+
+async def test_every_answer_protects_the_browser(scene: Scene) -> None:
+    for path in ("/batches", "/nothing", "/", "/static/page.js"):
+        headers = (await scene.client.get(path)).headers
+        assert "script-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+# ---- what create_app refuses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"authorize": by_token, "allow_anonymous": True},
+        {"allow_anonymous": "yes"},
+        {"authorize": "everybody"},
+        {"allow_anonymous": True, "max_clients": 0},
+        {"allow_anonymous": True, "keep_alive": 15},
+        {"allow_anonymous": True, "keep_alive": timedelta()},
+        {"allow_anonymous": True, "allowed_origins": "https://example.org"},
+    ],
+)
+def test_an_application_that_would_be_unsafe_is_not_made(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        create_app(BatchClient(MemoryStore()), **options)
+
+
+def test_only_batches_are_shown() -> None:
+    with pytest.raises(ConfigurationError):
+        create_app(MemoryStore(), allow_anonymous=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def test_the_documents_of_the_routes_are_published(scene: Scene) -> None:
+    document = (await scene.client.get("/openapi.json")).json
+    assert document["openapi"] == "3.1.0"
+    assert json.dumps((await scene.client.get("/schemas/events/1")).json)
+    assert (await scene.client.get("/schemas/snapshot/1")).json["title"] == "Batch"

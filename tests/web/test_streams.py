@@ -1,0 +1,201 @@
+"""Streams: bounded, kept alive, looked at again, and ended in time; in virtual time, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+
+import pytest
+from starlette.requests import Request
+from tests.support import STAGES, Reading, Thinking, Writing, eventually, everything, turns, within
+from tests.web.asgi import Client, Stream, messages_of
+
+from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator, DocumentStarted, MemoryStore, Worker, workflow
+from durable_batches.testing import ManualClock
+from durable_batches.web import Access, create_app
+from durable_batches.web.event_json import event_bytes
+
+Batches = BatchOrchestrator[str, str, Reading | Thinking | Writing, None]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def gate() -> asyncio.Event:
+    return asyncio.Event()
+
+
+@pytest.fixture
+async def batches(clock: ManualClock, gate: asyncio.Event) -> AsyncGenerator[Batches]:
+    @workflow(STAGES, name="held")
+    async def run(document: str) -> str:
+        await gate.wait()
+        return document
+
+    async with BatchOrchestrator(run, worker=Worker(MemoryStore(clock=clock), clock=clock)) as batches:
+        await batches.submit(["a"], batch_id="batch")
+        async for event in batches.progress("batch"):
+            if isinstance(event, DocumentStarted):
+                break
+        yield batches
+        gate.set()
+
+
+async def read_until(stream: Stream, tag: str) -> None:
+    async for message in stream.messages():
+        if message.event == tag:
+            return
+
+
+async def test_an_idle_stream_is_kept_alive(clock: ManualClock, batches: Batches) -> None:
+    client = Client(create_app(batches, allow_anonymous=True, keep_alive=timedelta(seconds=15)))
+    async with client.stream("/batches/batch/progress") as stream:
+        await read_until(stream, "document_started")
+        for _ in range(3):
+            # Asked twice, since it was sent something before the first time.
+            for _ in range(2):
+                await turns(20)
+                clock.advance(15)
+                await turns(20)
+            assert messages_of((await stream.chunk()).decode())[0].comment == "still here"
+
+
+async def test_streams_are_bounded_also_in_a_burst(batches: Batches) -> None:
+    app = create_app(batches, allow_anonymous=True, max_clients=3)
+    client = Client(app)
+    streams = [client.begin("GET", "/batches/batch/progress") for _ in range(10)]
+    await asyncio.gather(*(stream.begin() for stream in streams))
+    assert sorted(stream.status for stream in streams) == [200] * 3 + [503] * 7
+    refused = next(stream for stream in streams if stream.status == 503)
+    assert refused.headers["retry-after"] == "5"
+    for stream in streams:
+        stream.leave()
+    await asyncio.gather(*(within(stream.task) for stream in streams))
+    assert len(app._streams) + app._streams._reserved == 0
+    async with client.stream("/batches/batch/progress") as stream:
+        assert stream.status == 200
+
+
+async def test_a_disconnect_releases_everything(batches: Batches) -> None:
+    app = create_app(batches, allow_anonymous=True)
+    client = Client(app)
+    before = asyncio.all_tasks()
+    streams = [client.begin("GET", f"/batches/batch/{kind}") for kind in ("progress", "snapshots") for _ in range(50)]
+    await asyncio.gather(*(stream.begin() for stream in streams))
+    for stream in streams:
+        stream.leave()
+    await asyncio.gather(*(within(stream.task) for stream in streams))
+    assert len(app._streams) == 0
+    await eventually(lambda: not {t.get_name() for t in asyncio.all_tasks() - before if "stream" in t.get_name()})
+    assert not batches.worker.news.watched
+
+
+async def test_streams_end_well_when_the_server_stops(batches: Batches) -> None:
+    app = create_app(batches, allow_anonymous=True)
+    client = Client(app)
+    async with client.stream("/batches/batch/progress") as waiting, client.stream("/batches/batch/snapshots") as other:
+        await read_until(waiting, "document_started")
+        app.close_streams()
+        assert await everything(waiting.messages()) == []
+        await everything(other.messages())
+        await within(waiting.task)
+        await within(other.task)
+        assert waiting.ended
+        assert other.ended
+        assert (await client.get("/batches/batch/progress")).status == 503
+
+
+@pytest.mark.real_time("the grace is of the server's own loop, as its signals are")
+async def test_clients_that_do_not_read_are_cut_off(batches: Batches) -> None:
+    app = create_app(batches, allow_anonymous=True)
+    stream = Client(app).begin("GET", "/batches/batch/progress")
+    stream.reads.clear()
+    await eventually(lambda: len(app._streams) == 1)
+    app.close_streams()
+    await within(stream.task)
+    assert not stream.ended
+    assert len(app._streams) == 0
+
+
+async def test_rights_are_looked_at_again_every_minute(clock: ManualClock, batches: Batches) -> None:
+    access: Access | None = Access(actions={"read"})
+    asked = 0
+
+    async def authorize(request: Request) -> Access | None:
+        nonlocal asked
+        asked += 1
+        return access
+
+    client = Client(create_app(batches, authorize=authorize, keep_alive=timedelta(seconds=15)))
+    async with client.stream("/batches/batch/progress") as stream:
+        await read_until(stream, "document_started")
+        for _ in range(8):
+            await turns(20)
+            clock.advance(15)
+            await turns(20)
+        assert asked == 3
+        access = Access(actions={"read"}, metadata={"tenant": "other"})
+        for _ in range(4):
+            await turns(20)
+            clock.advance(15)
+            await turns(20)
+        async for message in stream.messages():
+            assert message.comment
+        assert stream.ended
+
+
+async def test_who_cannot_be_asked_again_sees_nothing_more(clock: ManualClock, batches: Batches) -> None:
+    away = False
+
+    async def authorize(request: Request) -> Access | None:
+        if away:
+            raise RuntimeError("the directory is away")
+        return Access(actions={"read"})
+
+    client = Client(create_app(batches, authorize=authorize, keep_alive=timedelta(seconds=60)))
+    async with client.stream("/batches/batch/progress") as stream:
+        away = True
+        await turns(20)
+        clock.advance(60)
+        await everything(stream.messages())
+        assert stream.ended
+
+
+async def test_one_event_is_encoded_once_however_many_follow(
+    batches: Batches, gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+
+    def counted(event: BatchEvent) -> bytes:
+        encoded.append(event.seq)
+        return event_bytes(event)
+
+    monkeypatch.setattr("durable_batches.web.frames.event_bytes", counted)
+    client = Client(create_app(batches, allow_anonymous=True))
+    streams = [client.begin("GET", "/batches/batch/progress") for _ in range(100)]
+    await asyncio.gather(*(stream.begin() for stream in streams))
+    gate.set()
+    found = await asyncio.gather(*(everything(stream.messages()) for stream in streams))
+    assert len({tuple(message.id for message in messages) for messages in found}) == 1
+    assert len(encoded) <= 2 * len(found[0])
+    for stream in streams:
+        await within(stream.task)
+
+
+async def test_many_events_leave_in_few_chunks(clock: ManualClock) -> None:
+    @workflow(STAGES, name="quick")
+    async def run(document: int) -> int:
+        return document
+
+    store = MemoryStore(clock=clock)
+    async with BatchOrchestrator(run, worker=Worker(store, clock=clock)) as batches:
+        await batches.submit(range(1_000), batch_id="batch", config=BatchConfig(concurrency=100))
+        events = await everything(batches.progress("batch"))
+        async with Client(create_app(batches, allow_anonymous=True)).stream("/batches/batch/progress") as stream:
+            found = await everything(stream.messages())
+            assert [message.id for message in found] == [event.seq for event in events]
+            assert stream.chunks <= len(events) / 200 + 3
