@@ -306,7 +306,10 @@ async def test_an_outage_that_costs_the_lease_is_one_outage(caplog: pytest.LogCa
             clock.advance(301)
             for thread in threading.enumerate():
                 if thread.name == "durable-batches lease":
-                    # It gives the lease up, and ends, while the event loop stands still.
+                    # It gives the loop time to turn, then gives the lease up, and ends: the loop stands still.
+                    while clock.waiting_threads == 0 and thread.is_alive():
+                        thread.join(0.001)
+                    clock.advance(2)
                     thread.join(PATIENCE)
             await lost.next()
             async with moving(clock, 1.0):

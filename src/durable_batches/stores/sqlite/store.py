@@ -202,10 +202,13 @@ class SQLiteStore:
 
     async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
         """See `Store.expire`."""
+        asked = self._boot()
 
         def work(connection: sqlite3.Connection) -> Expired:
             with self._transaction(connection):
-                gone = workers.expired(connection, self._boot(), dead, self._lock_outs.recent())
+                boot = self._boot()
+                # What kept this waiting, a frozen machine for one, may have kept others from renewing their leases.
+                gone = workers.expired(connection, boot, dead, max(self._lock_outs.recent(), boot - asked))
                 self._commits.forget(gone)
                 events: Sequence[EventRecord] = ()
                 if gone:
