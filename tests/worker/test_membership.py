@@ -85,7 +85,7 @@ async def test_workers_whose_process_has_ended_are_expired_at_once(caplog: pytes
         gone = WorkerRecord(TWO, here.boot_id, here.pid_namespace, here.pid, "0", frozenset())
         await scene.store.register(gone, 30_000_000)
         with scene.signals.expired.listen() as expired:
-            assert list((await scene.membership.expire_dead_workers()).workers) == [TWO]
+            assert list((await scene.membership.expire_dead_workers(lambda: True)).workers) == [TWO]
             assert [list(workers) for workers in expired.heard] == [[TWO]]
         assert await scene.known() == [ONE]
     record = caplog.records[-1]
@@ -96,14 +96,33 @@ async def test_workers_whose_process_has_ended_are_expired_at_once(caplog: pytes
     assert record.__dict__["worker_ids"] == [TWO]
 
 
+async def test_who_slept_while_it_looked_for_workers_expires_nobody() -> None:
+    """Whether it may is asked when nothing is waited for any more before the store does it."""
+    scene = Scene()
+    seen = scene.store.workers
+    asleep = False
+
+    async def workers() -> Sequence[WorkerRecord]:
+        nonlocal asleep
+        found = await seen()
+        scene.clock.advance(31)
+        asleep = True
+        return found
+
+    async with opened(scene.store):
+        await scene.membership.register(ONE, [], LEASE)
+        scene.store.workers = workers  # type: ignore[method-assign]
+        assert (await scene.membership.expire_dead_workers(lambda: not asleep)).workers == ()
+
+
 async def test_a_lease_that_ran_out_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene()
     async with opened(scene.store):
         await scene.membership.register(ONE, [], LEASE)
         scene.clock.advance(31)
-        assert list((await scene.membership.expire_dead_workers()).workers) == [ONE]
+        assert list((await scene.membership.expire_dead_workers(lambda: True)).workers) == [ONE]
         assert await scene.known() == []
         # And nothing is logged where there is nothing to expire.
-        await scene.membership.expire_dead_workers()
+        await scene.membership.expire_dead_workers(lambda: True)
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.message == "expired dead workers and released their executions (leases ran out): one"

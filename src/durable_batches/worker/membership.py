@@ -72,9 +72,15 @@ class Membership:
         )
         self._signals.registered.fire(worker)
 
-    async def expire_dead_workers(self) -> Expired:
-        """Expire dead workers and release their executions; the caller hands on the events of that."""
+    async def expire_dead_workers(self, may: Callable[[], bool]) -> Expired:
+        """Expire dead workers and release their executions; the caller hands on the events of that.
+
+        Args:
+            may: Whether it can be told who is dead. Asked last of all, since a machine can sleep in every wait.
+        """
         dead = [worker.worker_id for worker in await self._store.workers() if is_dead(worker)]
+        if not may():
+            return Expired()
         expired = await self._store.expire(dead=dead)
         if expired.workers:
             _log_expired(expired.workers, dead)

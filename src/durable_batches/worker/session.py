@@ -441,7 +441,7 @@ class Session:
     async def _expire_dead_workers(self) -> None:
         if not self.may_expire_others:
             return
-        expired = await self._membership.expire_dead_workers()
+        expired = await self._membership.expire_dead_workers(lambda: self.may_expire_others)
         if expired.workers or expired.events:
             self._deliver(expired.events)
             self.announce(expired.events)

@@ -332,9 +332,13 @@ class Worker:
 
     async def expire_dead_workers(self) -> None:
         """Expire dead workers and release their executions, if its own lease is renewed."""
-        if self._session is not None and not self._session.may_expire_others:
+
+        def may_expire_others() -> bool:
+            return self._session is None or self._session.may_expire_others
+
+        if not may_expire_others():
             return
-        expired = await self._membership.expire_dead_workers()
+        expired = await self._membership.expire_dead_workers(may_expire_others)
         if expired.workers or expired.events:
             self.announce(expired.events)
 
