@@ -22,13 +22,18 @@ LEASE = 30.0
 
 
 def renewer_of(
-    clock: ManualClock, store: MemoryStore, signals: LeaseSignals, *, lost: Callable[[], object] = lambda: None
+    clock: ManualClock,
+    store: MemoryStore,
+    signals: LeaseSignals,
+    *,
+    lost: Callable[[], object] = lambda: None,
+    lease: float = LEASE,
 ) -> LeaseRenewer:
     return LeaseRenewer(
         store,
         ME,
-        Lease(clock, timedelta(seconds=LEASE)),
-        timedelta(seconds=LEASE),
+        Lease(clock, timedelta(seconds=lease)),
+        timedelta(seconds=lease),
         timedelta(days=1),
         clock,
         outages=Outages(clock),
@@ -106,6 +111,17 @@ async def test_a_process_that_stood_still_for_longer_than_its_loop_may_keeps_its
         finally:
             renewer.signal_stop()
             await asyncio.to_thread(renewer.join)
+
+
+def test_a_lease_may_be_shorter_than_what_is_between_two_turns() -> None:
+    """Which is no outage: a worker with such a lease would expire nobody, ever."""
+    clock = ManualClock()
+    renewer = renewer_of(clock, MemoryStore(clock=clock), LeaseSignals(), lease=0.3)
+    for _ in range(3):
+        clock.advance(0.5)
+        renewer.loop_turns()
+        renewer._renewed = clock.boot()
+        assert may_expire(renewer)
 
 
 def test_a_loop_that_did_not_turn_for_a_lease_is_like_an_outage() -> None:

@@ -37,6 +37,8 @@ _ATTEMPTS_A_LEASE: Final = 10
 """After a renewal that failed."""
 _TURN_SECONDS: Final = 2.0
 """What an event loop needs to turn that is not blocked."""
+_SHORTEST_GAP: Final = 1.0
+"""Twice what is between two turns of the event loop that are shown: a lease may be shorter than that."""
 _HASTE_SECONDS: Final = 0.001
 """Between two renewals that each wait for a lock."""
 
@@ -117,7 +119,7 @@ class LeaseRenewer:
         self._expires_others_from = max(self._expires_others_from, self._clock.boot() + seconds)
 
     def _note_gap(self, before: float, now: float) -> None:
-        if now - before >= self._lease_seconds:
+        if now - before >= max(self._lease_seconds, _SHORTEST_GAP):
             self.give_others_time()
 
     def signal_stop(self) -> None:
