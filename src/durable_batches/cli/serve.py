@@ -81,14 +81,14 @@ def _run(client: BatchClient, listener: socket.socket, token: str) -> int:
     import uvicorn
     from starlette.requests import Request
 
-    from durable_batches.web import Access, create_app
+    from durable_batches.web.access import EVERYTHING, Access
+    from durable_batches.web.app import create_app
 
-    everything = Access(actions={"read", "read-payloads", "control", "signal", "purge"})
     expected = f"Bearer {token}".encode()
 
     async def authorize(request: Request) -> Access | None:
         given = request.headers.get("authorization", "").encode()
-        return everything if hmac.compare_digest(given, expected) else None
+        return EVERYTHING if hmac.compare_digest(given, expected) else None
 
     config = uvicorn.Config(
         create_app(client, authorize=authorize),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from durable_batches.web.problems import problem_of
 
-__all__ = ["ANONYMOUS", "Access", "Action", "Authorize", "Guard", "access_of"]
+__all__ = ["EVERYTHING", "Access", "Action", "Authorize", "Guard", "access_of", "anyone"]
 
 Action: TypeAlias = Literal["read", "read-payloads", "control", "signal", "purge"]
 """What a caller may do: look at batches, see documents and results, command batches, answer what documents wait for,
@@ -41,12 +41,14 @@ Authorize: TypeAlias = Callable[[Request], Awaitable[Access | None]]
 """Says what the sender of a request may do; None: nothing, and the answer is 401."""
 
 
-async def _anyone(request: Request) -> Access:
-    return ANONYMOUS
+EVERYTHING: Final = Access(actions=frozenset(get_args(Action)))
+"""All actions, with all batches."""
 
 
-ANONYMOUS: Final = Access(actions=frozenset({"read", "read-payloads", "control", "signal", "purge"}))
-"""Everything, for everybody."""
+async def anyone(request: Request) -> Access:
+    """Allow everybody everything."""
+    return EVERYTHING
+
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -69,7 +71,7 @@ class Guard:
 
     Args:
         app: What it guards.
-        authorize: Says what the sender of a request may do; None: everybody may do everything.
+        authorize: Says what the sender of a request may do.
         allowed_origins: Origins (`https://example.org`) whose pages may send commands, beside the server's own.
         open_paths: Paths below the application's that hold nothing to protect.
         most_bytes: Of the body of a request.
@@ -79,13 +81,13 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        authorize: Authorize | None,
+        authorize: Authorize,
         allowed_origins: Collection[str],
         open_paths: Callable[[str], bool],
         most_bytes: int,
     ) -> None:
         self._app = app
-        self._authorize = _anyone if authorize is None else authorize
+        self._authorize = authorize
         self._allowed = frozenset(allowed_origins)
         self._open_paths = open_paths
         self._most_bytes = most_bytes

@@ -7,18 +7,18 @@ from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, TypeVar, cast, get_args
 
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from durable_batches.errors import BatchNotFoundError
 from durable_batches.lifecycle.progress import BatchSnapshot
+from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import ENDED_TAGS, Stage
-from durable_batches.reading.documents import RawDocument
 from durable_batches.reading.raw_access import RawAccess
 from durable_batches.web.access import Access, Action, Authorize, access_of
 from durable_batches.web.frames import Chunks, chunks_of, frame
@@ -36,21 +36,25 @@ from durable_batches.web.models import (
     document_of,
     explanation_of,
 )
-from durable_batches.web.schemas import SCHEMA_HEADER, event_schema, openapi, snapshot_schema
+from durable_batches.web.schemas import (
+    EXAMPLES,
+    LARGEST,
+    MOST_EXAMPLES,
+    MOST_ON_A_PAGE,
+    ON_A_PAGE,
+    SCHEMA_HEADER,
+    event_schema,
+    openapi,
+    snapshot_schema,
+)
 from durable_batches.web.streams import EventStream, Streams
 from durable_batches.web.urls import id_of
 
 __all__ = ["Api"]
 
-_MOST_ON_A_PAGE: Final = 200
-_ON_A_PAGE: Final = 50
-_MOST_EXAMPLES: Final = 5
-_LARGEST: Final = 2**53 - 1
-"""The largest number that every client reads exactly."""
-
 _SNAPSHOT_INTERVAL: Final = timedelta(milliseconds=250)
 
-_Status: TypeAlias = Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"]
+T = TypeVar("T")
 
 
 class Api:
@@ -59,10 +63,10 @@ class Api:
     Args:
         batches: The batches.
         streams: Those of the application.
-        authorize: Says again, each minute of a stream, what its client may do; None: everybody may do everything.
+        authorize: Says again, each minute of a stream, what its client may do.
     """
 
-    def __init__(self, batches: RawAccess, streams: Streams, authorize: Authorize | None) -> None:
+    def __init__(self, batches: RawAccess, streams: Streams, authorize: Authorize) -> None:
         self._batches = batches
         self._streams = streams
         self._authorize = authorize
@@ -89,24 +93,18 @@ class Api:
 
     async def _list(self, request: Request) -> Response:
         access = _allowed(request, "read")
-        limit = _number(request, "limit", _ON_A_PAGE, least=1, most=_MOST_ON_A_PAGE)
+        limit = _number(request, "limit", ON_A_PAGE, least=1, most=MOST_ON_A_PAGE)
         labels = _labels(request)
         if any(labels.setdefault(name, value) != value for name, value in access.metadata.items()):
             return _json(BATCHES, BatchPage(batches=[], next=None))
-        found: list[BatchSnapshot[Stage]] = []
         listed = self._batches.list_batches(
             workflow=request.query_params.get("workflow"),
             states=request.query_params.getlist("state"),
             metadata=labels,
             after=request.query_params.get("after"),
         )
-        async with aclosing(listed) as batches:
-            async for batch in batches:
-                found.append(batch)
-                if len(found) > limit:
-                    break
-        shown = found[:limit]
-        more = shown[-1].batch_id if len(found) > limit else None
+        shown, has_more = await _first(listed, limit)
+        more = shown[-1].batch_id if has_more else None
         return _json(BATCHES, BatchPage(batches=[batch_of(batch) for batch in shown], next=more))
 
     async def _show(self, request: Request) -> Response:
@@ -120,32 +118,26 @@ class Api:
         if payloads == "true":
             _allowed(request, "read-payloads")
         status = request.query_params.get("status")
-        if status is not None and status not in get_args(_Status):
-            raise _bad(f"status is one of {', '.join(get_args(_Status))}")
+        if status is not None and status not in get_args(ExecutionStatus):
+            raise _bad(f"status is one of {', '.join(get_args(ExecutionStatus))}")
         fingerprint = request.query_params.get("fingerprint")
         if fingerprint is not None and status not in (None, "failed"):
             raise _bad("only failed documents have a fingerprint")
-        limit = _number(request, "limit", _ON_A_PAGE, least=1, most=_MOST_ON_A_PAGE)
+        limit = _number(request, "limit", ON_A_PAGE, least=1, most=MOST_ON_A_PAGE)
         listed = self._batches.documents(
             batch_id,
             fingerprint=fingerprint,
-            status=cast("_Status | None", status),
+            status=cast("ExecutionStatus | None", status),
             payloads=payloads == "true",
             after=_number(request, "after", -1, least=-1),
         )
-        found: list[RawDocument] = []
-        async with aclosing(listed) as documents:
-            async for document in documents:
-                found.append(document)
-                if len(found) > limit:
-                    break
-        shown = found[:limit]
-        more = shown[-1].position if len(found) > limit else None
+        shown, has_more = await _first(listed, limit)
+        more = shown[-1].position if has_more else None
         return _json(DOCUMENTS, DocumentPage(documents=[document_of(document) for document in shown], next=more))
 
     async def _errors(self, request: Request) -> Response:
         batch_id = (await self._seen(request, "read")).batch_id
-        examples = _number(request, "examples", 3, least=0, most=_MOST_EXAMPLES)
+        examples = _number(request, "examples", EXAMPLES, least=0, most=MOST_EXAMPLES)
         return _json(ERRORS, await self._batches.errors(batch_id, examples=examples))
 
     async def _explain(self, request: Request) -> Response:
@@ -158,13 +150,13 @@ class Api:
         return _json(CANCELLATION, Cancellation(cancelled=await self._batches.cancel(batch_id, reason=reason)))
 
     async def _openapi(self, request: Request) -> Response:
-        return _json_of(openapi())
+        return JSONResponse(openapi())
 
     async def _event_schema(self, request: Request) -> Response:
-        return _json_of(event_schema())
+        return JSONResponse(event_schema())
 
     async def _snapshot_schema(self, request: Request) -> Response:
-        return _json_of(snapshot_schema())
+        return JSONResponse(snapshot_schema())
 
     # ---- streams ---------------------------------------------------------------------------------------------
 
@@ -224,8 +216,6 @@ class Api:
 
     def _renewal(self, request: Request, snapshot: BatchSnapshot[Stage]) -> Callable[[], Awaitable[bool]]:
         async def may_go_on() -> bool:
-            if self._authorize is None:
-                return True
             access = await self._authorize(request)
             return access is not None and "read" in access.actions and _sees(access, snapshot)
 
@@ -249,6 +239,17 @@ class Api:
         if not _sees(access_of(request), snapshot):
             raise BatchNotFoundError(batch_id)
         return snapshot
+
+
+async def _first(items: AsyncGenerator[T, None], most: int) -> tuple[list[T], bool]:
+    """Return the first so many, and whether there are more."""
+    found: list[T] = []
+    async with aclosing(items):
+        async for item in items:
+            if len(found) == most:
+                return found, True
+            found.append(item)
+    return found, False
 
 
 def _snapshot_frame(snapshot: BatchSnapshot[Stage]) -> bytes:
@@ -276,19 +277,19 @@ def _labels(request: Request) -> dict[str, str]:
     return labels
 
 
-def _number(request: Request, name: str, default: int, *, least: int = 0, most: int = _LARGEST) -> int:
+def _number(request: Request, name: str, default: int, *, least: int = 0, most: int = LARGEST) -> int:
     return _checked(request.query_params.get(name), name, default, least, most)
 
 
 def _last_event_id(request: Request) -> int:
-    return _checked(request.headers.get("last-event-id"), "Last-Event-ID", 0, 0, _LARGEST)
+    return _checked(request.headers.get("last-event-id"), "Last-Event-ID", 0, 0, LARGEST)
 
 
 def _checked(text: str | None, name: str, default: int, least: int, most: int) -> int:
     if text is None:
         return default
     digits = text.removeprefix("-")
-    if digits.isascii() and digits.isdigit() and len(digits) <= len(str(_LARGEST)) and least <= int(text) <= most:
+    if digits.isascii() and digits.isdigit() and len(digits) <= len(str(LARGEST)) and least <= int(text) <= most:
         return int(text)
     raise _bad(f"{name} is a number from {least} to {most}")
 
@@ -299,7 +300,3 @@ def _bad(detail: str) -> HTTPException:
 
 def _json(adapter: TypeAdapter[Any], value: object) -> Response:
     return Response(adapter.dump_json(value), headers=SCHEMA_HEADER, media_type="application/json")
-
-
-def _json_of(value: object) -> Response:
-    return Response(TypeAdapter[object](object).dump_json(value), media_type="application/json")

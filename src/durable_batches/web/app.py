@@ -18,7 +18,7 @@ from durable_batches.options import check_callable, check_duration, check_flag, 
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.reading.client import BatchClient
 from durable_batches.reading.raw_access import RawAccess
-from durable_batches.web.access import Authorize, Guard
+from durable_batches.web.access import Authorize, Guard, anyone
 from durable_batches.web.api import Api
 from durable_batches.web.page import is_of_the_page, page_routes
 from durable_batches.web.problems import problem_of
@@ -106,6 +106,7 @@ def create_app(
         raise ConfigurationError("give authorize=, which says who may do what, or allow_anonymous=True")
     if max_clients < 1 or keep_alive <= timedelta():
         raise ConfigurationError("max_clients and keep_alive must be positive")
+    allow = anyone if authorize is None else authorize
     access = _access_to(batches)
     streams = Streams(access.clock, max_clients, keep_alive)
 
@@ -117,7 +118,7 @@ def create_app(
             stack.callback(streams.leave)
             yield
 
-    routes: list[BaseRoute] = [*Api(access, streams, authorize).routes(), *(page_routes() if page else ())]
+    routes: list[BaseRoute] = [*Api(access, streams, allow).routes(), *(page_routes() if page else ())]
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -134,7 +135,7 @@ def create_app(
         )
     guard = Guard(
         inner,
-        authorize=authorize,
+        authorize=allow,
         allowed_origins=allowed_origins,
         open_paths=is_of_the_page if page else lambda path: False,
         most_bytes=_MOST_BYTES,

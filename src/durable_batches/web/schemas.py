@@ -10,21 +10,39 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
+from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.version import VERSION
 from durable_batches.web.event_json import EVENTS
 from durable_batches.web.models import BATCH, BATCHES, CANCELLATION, DOCUMENTS, ERRORS, EXPLANATION, PROBLEM
 
-__all__ = ["SCHEMA_HEADER", "event_schema", "openapi", "snapshot_schema"]
+__all__ = [
+    "EXAMPLES",
+    "LARGEST",
+    "MOST_EXAMPLES",
+    "MOST_ON_A_PAGE",
+    "ON_A_PAGE",
+    "SCHEMA_HEADER",
+    "event_schema",
+    "openapi",
+    "snapshot_schema",
+]
 
 Schema: TypeAlias = dict[str, Any]
 
 SCHEMA_HEADER: Final = {"Durable-Batches-Schema": "1"}
 """Of every answer that a published schema describes."""
+
+MOST_ON_A_PAGE: Final = 200
+ON_A_PAGE: Final = 50
+MOST_EXAMPLES: Final = 5
+EXAMPLES: Final = 3
+LARGEST: Final = 2**53 - 1
+"""The largest number that every client reads exactly."""
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -113,8 +131,8 @@ def _openapi() -> Schema:
 
 def _paths(bodies: Mapping[str, Schema]) -> Schema:
     batch = _path_parameter("batch", "The id; where it is not plain, `~` and its base64url without padding")
-    limit = _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50})
-    number = {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
+    limit = _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MOST_ON_A_PAGE, "default": ON_A_PAGE})
+    number = {"type": "integer", "minimum": 0, "maximum": LARGEST}
     resume = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,16}$"}}
     after = _parameter("after", {**number, "default": 0})
 
@@ -130,7 +148,7 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
 
     of_batch = ["401", "403", "404", "503"]
     some = ["400", *of_batch]
-    status = {"type": "string", "enum": ["pending", "running", "waiting", "succeeded", "failed", "cancelled"]}
+    status = {"type": "string", "enum": list(get_args(ExecutionStatus))}
     cancel = _operation(
         "cancelBatch", body("Cancellation"), [batch, _parameter("reason", {"type": "string"})], [*of_batch, "413"],
         bodies["Problem"],
@@ -154,7 +172,7 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
             _parameter("status", status),
             _parameter("fingerprint", {"type": "string"}),
             _parameter("payloads", {"type": "boolean", "default": False}),
-            _parameter("after", {"type": "integer", "minimum": -1, "maximum": 2**53 - 1, "default": -1}),
+            _parameter("after", {"type": "integer", "minimum": -1, "maximum": LARGEST, "default": -1}),
             limit,
             refused=some,
         ),
@@ -162,7 +180,7 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
             "listErrors",
             body("ErrorDigest"),
             batch,
-            _parameter("examples", {"type": "integer", "minimum": 0, "maximum": 5, "default": 3}),
+            _parameter("examples", {"type": "integer", "minimum": 0, "maximum": MOST_EXAMPLES, "default": EXAMPLES}),
             refused=some,
         ),
         "/batches/{batch}/explain": get("explainBatch", body("Explanation"), batch, refused=of_batch),
