@@ -129,6 +129,7 @@ from durable_batches.reading.reasons import (
     ResolverStatus,
     RunningDocuments,
     SuspendedDocuments,
+    UnselectedBatch,
 )
 from durable_batches.runtime.activity import DurableActivity, durable_activity, map_activity
 from durable_batches.runtime.classify import ErrorClassifier, ErrorKind, Verdict, default_classifier
@@ -298,6 +299,7 @@ __all__ = [
     "SuspendedDocuments",
     "TransactionOpenError",
     "UnknownEvent",
+    "UnselectedBatch",
     "Verdict",
     "Worker",
     "WorkerFencedError",

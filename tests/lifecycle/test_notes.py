@@ -15,6 +15,7 @@ from durable_batches.lifecycle.notes import (
     BlockedAt,
     LongCallsOf,
     RunningActivity,
+    TakenBatches,
     WorkerNote,
     decode_note,
     encode_note,
@@ -34,6 +35,7 @@ NOTE = WorkerNote(
     ],
     [LongCallsOf(BATCH, "ask", 2, AT - 900_000_000), LongCallsOf(OTHER, "wait", 1, AT - 700_000_000)],
     BlockedAt("/app/jobs.py:41 in parse", AT - 3_000_000, None),
+    TakenBatches(frozenset([BATCH, OTHER]), {"team": "s\0uche", "": ""}, own=True),
 )
 
 
@@ -43,6 +45,32 @@ def test_a_note_comes_back() -> None:
     assert decode_note(encode_note(nothing)) == WorkerNote(AT, [], [])
     over = nothing._replace(blocked=BlockedAt("x.py:1 in <module>", AT - 9, AT - 4))
     assert decode_note(encode_note(over)) == over._replace(running=[], long_calls=[])
+    for takes in (TakenBatches(), TakenBatches(metadata={"team": "a"}), TakenBatches(frozenset([BATCH]), more=True)):
+        assert decode_note(encode_note(nothing._replace(takes=takes))) == WorkerNote(AT, [], [], takes=takes)
+
+
+@pytest.mark.parametrize("length", [1, 32, LONGEST_NAME])
+def test_of_many_batches_it_says_that_there_are_more(length: int) -> None:
+    ids = frozenset(BatchId(f"{number:0{length}}"[-length:]) for number in range(2_000))
+    # The others have the labels, and they are known to have them.
+    takes = TakenBatches(ids, {"team": "a"}, own=True)
+    running = [RunningActivity(BATCH, number, 1, "ask", AT) for number in range(20)]
+    text = encode_note(WorkerNote(AT, running, takes=takes))
+    assert len(text) <= LONGEST_NOTE
+    found = decode_note(text)
+    assert found is not None
+    assert found.takes is not None
+    assert found.takes.own
+    assert found.takes.more == (frozenset(found.takes.batch_ids) != ids)
+    assert found.takes.metadata == takes.metadata
+    assert len(found.takes.batch_ids) * (length + len('"",')) >= 700 or not found.takes.more
+    assert len(found.running) == len(running)
+
+
+def test_what_has_no_room_at_all_may_be_anything() -> None:
+    takes = TakenBatches(frozenset([BATCH]), {"\U0001f600" * 200: "a"})
+    found = decode_note(encode_note(WorkerNote(AT, takes=takes)))
+    assert found == WorkerNote(AT, [], [], takes=TakenBatches(more=True))
 
 
 def test_a_note_is_ascii_and_a_document_takes_few_characters() -> None:
@@ -83,6 +111,14 @@ _moments = st.integers(AT - 10**15, AT)
         ),
         st.lists(st.builds(LongCallsOf, _names.map(BatchId), _names, st.integers(1, 10**6), _moments), max_size=8),
         st.none() | st.builds(BlockedAt, _names, _moments, st.none() | _moments),
+        st.none()
+        | st.builds(
+            TakenBatches,
+            st.frozensets(_names.map(BatchId), max_size=8),
+            st.dictionaries(_names, _names, max_size=4),
+            st.booleans(),
+            st.booleans(),
+        ),
     )
 )
 def test_no_note_is_too_long_or_unreadable(note: WorkerNote) -> None:
@@ -93,6 +129,11 @@ def test_no_note_is_too_long_or_unreadable(note: WorkerNote) -> None:
     assert found is not None
     assert set(found.running) <= {each._replace(since=AT - (AT - each.since) // 1_000 * 1_000) for each in note.running}
     assert (found.blocked is None) == (note.blocked is None)
+    if note.takes is None or found.takes is None:
+        assert note.takes is found.takes
+    else:
+        assert set(found.takes.batch_ids) <= set(note.takes.batch_ids)
+        assert found.takes == note.takes or (found.takes.more and found.takes.own == note.takes.own)
 
 
 def test_what_a_newer_version_adds_is_ignored() -> None:
@@ -102,6 +143,7 @@ def test_what_a_newer_version_adds_is_ignored() -> None:
     for entry in newer["batches"]["monday"]["running"]:
         entry.append("more")
     newer["blocked"].append({"gil": True})
+    newer["takes"]["priorities"] = [1, 2]
     assert decode_note(json.dumps(newer)) == NOTE
 
 
@@ -131,6 +173,13 @@ def test_what_a_newer_version_adds_is_ignored() -> None:
         {"blocked": ["half a \ud800", 1, 2]},
         {"blocked": ["x", None, 2]},
         {"blocked": ["x", 1, 10**40]},
+        {"takes": []},
+        {"takes": "x"},
+        {"takes": {"ids": [""]}},
+        {"takes": {"ids": [7]}},
+        {"takes": {"ids": 7}},
+        {"takes": {"labels": ["team"]}},
+        {"takes": {"labels": {"team": 1}}},
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,11 +36,13 @@ from durable_batches import (
     RunningDocuments,
     Store,
     SuspendedDocuments,
+    UnselectedBatch,
     Worker,
     workflow,
 )
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import RecordedStages
+from durable_batches.lifecycle.records import GENERATION
 from durable_batches.reading.explain import explanation_of
 from durable_batches.stores import Inspectable, Inspection
 from durable_batches.testing import ManualClock
@@ -167,6 +170,15 @@ async def test_no_worker_for_this_workflow_or_version(maker: StoreMaker) -> None
         newer = await scene.batch(1, workflow=(LETTERS[0], "900"))
         (reason,) = (await client.explain(newer)).reasons
         assert reason == NoWorker(workflow=LETTERS[0], version="900", known=[LETTERS])
+
+
+async def test_workers_whose_library_is_older_than_the_batch_needs(maker: StoreMaker) -> None:
+    async with scene_of(maker) as (scene, client, _):
+        record = replace(scene.record(), needs=GENERATION + 1)
+        batch_id = await scene.sealed(record, 1)
+        await scene.worker("old")
+        (reason,) = (await client.explain(batch_id)).reasons
+        assert reason == NoWorker(workflow=LETTERS[0], version=LETTERS[1], known=[LETTERS], too_old=["old"])
 
 
 async def test_a_worker_without_capacity_runs_nothing(open_store: StoreMaker) -> None:
@@ -332,6 +344,27 @@ SENTENCES: list[tuple[Reason, str]] = [
         NoWorker(workflow="a", version="2", known=[("a", "1"), ("b", "1")]),
         "No worker was started with the workflow 'a' in version '2': there are workers for 'a' in version '1', 'b' in "
         "version '1'.",
+    ),
+    (
+        NoWorker(workflow="a", version="1", known=[("a", "1")], too_old=["w"]),
+        "The batch needs a newer version of the library than that of the worker with the workflow 'a' in version '1': "
+        "'w'.",
+    ),
+    (
+        NoWorker(workflow="a", version="1", known=[("a", "1")], too_old=["v", "w"]),
+        "The batch needs a newer version of the library than that of the workers with the workflow 'a' in version "
+        "'1': 'v', 'w'.",
+    ),
+    (
+        UnselectedBatch(workflow="a", version="1", workers={"w": "mine", "v": "filter"}),
+        "No worker takes from this batch: those with the workflow 'a' in version '1' take from other batches only: "
+        "'v' (those of its filter), 'w' (those that its process has submitted).",
+    ),
+    (
+        UnselectedBatch(workflow="a", version="1", workers={f"w{number}": "mine" for number in range(7)}),
+        "No worker takes from this batch: those with the workflow 'a' in version '1' take from other batches only: "
+        + "".join(f"'w{number}' (those that its process has submitted)" + ", " * (number < 4) for number in range(5))
+        + " and 2 more.",
     ),
     (
         DeadWorker(worker="w", documents=2, lease_until=T0),

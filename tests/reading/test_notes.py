@@ -6,9 +6,9 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import pytest
 from tests.conftest import StoreMaker
@@ -17,6 +17,7 @@ from tests.support import NO_DRAIN, STAGES, eventually, opened, within
 from durable_batches import (
     BatchClient,
     BatchConfig,
+    BatchFilter,
     BatchOrchestrator,
     BlockedLoop,
     NoWorker,
@@ -26,11 +27,19 @@ from durable_batches import (
     Results,
     RunningDocuments,
     Store,
+    UnselectedBatch,
     Worker,
     durable_activity,
     workflow,
 )
-from durable_batches.lifecycle.notes import BlockedAt, RunningActivity, WorkerNote, decode_note, encode_note
+from durable_batches.lifecycle.notes import (
+    BlockedAt,
+    RunningActivity,
+    TakenBatches,
+    WorkerNote,
+    decode_note,
+    encode_note,
+)
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.stores import NotedHeart
@@ -328,6 +337,95 @@ async def test_a_workflow_that_is_added_to_a_running_worker_comes_into_its_row(o
         await renewal(worker, clock, 1)
         (reason,) = (await client.explain(batch_id)).reasons
         assert reason == NoWorker(workflow="elsewhere", version="1", known=[("first", "1"), ("later", "1")])
+
+
+# ---- which batches a worker takes from -----------------------------------------------------------------------------
+
+
+@workflow(STAGES, name="letters")
+async def letters(document: str) -> str:
+    return document
+
+
+async def test_a_batch_that_no_filter_takes(open_store: StoreMaker) -> None:
+    """Said from the moment on at which the workers are there."""
+    clock = ManualClock()
+    async with (
+        BatchOrchestrator(letters, worker=Worker(open_store(clock), clock=clock, max_in_flight=0)) as batches,
+        BatchClient(open_store(clock), clock=clock) as client,
+    ):
+        config = BatchConfig(metadata={"team": "a", "kind": "x"})
+        batch_id = await batches.submit(["x"], config=config)
+
+        async def with_workers(*selections: BatchFilter | Literal["mine"]) -> tuple[list[WorkerId], Reason]:
+            workers = [Worker(open_store(clock), clock=clock, batches=batches) for batches in selections]
+            async with AsyncExitStack() as stack:
+                for worker in workers:
+                    await stack.enter_async_context(BatchOrchestrator(letters, worker=worker))
+                (reason,) = (await client.explain(batch_id)).reasons
+                return [worker.worker_id for worker in workers], reason
+
+        (mine, filtered), reason = await with_workers("mine", BatchFilter(metadata={"team": "b"}))
+        assert reason == UnselectedBatch(workflow="letters", version="1", workers={mine: "mine", filtered: "filter"})
+        _, reason = await with_workers(BatchFilter(batch_ids=["other"]), BatchFilter(metadata={"team": "a", "k": ""}))
+        assert reason.tag == "unselected"
+
+
+async def test_what_a_filter_takes_is_queued(open_store: StoreMaker) -> None:
+    async with scene_of(open_store) as (scene, client, clock):
+        batch_id, other = await scene.batch(1), await scene.batch(1)
+        hand = await scene.worker("a", lease=3_600)
+        at = clock.now()
+
+        async def tags(takes: TakenBatches | None, at: int = at) -> list[list[str]]:
+            await tell(hand, encode_note(WorkerNote(at, takes=takes)))
+            found = [await client.explain(each) for each in (batch_id, other)]
+            return [[reason.tag for reason in explanation.reasons] for explanation in found]
+
+        assert await tags(None) == [["queued"], ["queued"]]
+        assert await tags(TakenBatches(frozenset([batch_id]))) == [["queued"], ["unselected"]]
+        assert await tags(TakenBatches(frozenset([batch_id]), more=True)) == [["queued"], ["queued"]]
+        assert await tags(TakenBatches(metadata={"team": "a"})) == [["unselected"], ["unselected"]]
+        # Its own, of before the batches were submitted: it may have submitted them.
+        created = (await scene.look(batch_id)).created_at
+        assert await tags(TakenBatches(own=True), created - 1) == [["queued"], ["queued"]]
+        assert await tags(TakenBatches(own=True), created) == [["unselected"], ["unselected"]]
+        assert await tags(TakenBatches(), created - 1) == [["unselected"], ["unselected"]]
+        # It has a document of the one, by what it took from before.
+        await hand.claim(1)
+        assert await tags(TakenBatches()) == [["running"], ["unselected"]]
+        await scene.worker("b", lease=3_600)
+        assert await tags(TakenBatches()) == [["running"], ["queued"]]
+
+
+async def test_a_batch_that_a_worker_attaches_to_comes_into_its_row(open_store: StoreMaker) -> None:
+    clock = ManualClock()
+    began, ends = asyncio.Event(), asyncio.Event()
+
+    @workflow(STAGES, name="letters")
+    async def waits(document: str) -> str:
+        began.set()
+        await ends.wait()
+        return document
+
+    worker = Worker(open_store(clock), clock=clock, drain=NO_DRAIN, batches="mine", max_in_flight=1)
+    async with (
+        BatchOrchestrator(letters, worker=Worker(open_store(clock), clock=clock, max_in_flight=0)) as submits,
+        BatchOrchestrator(waits, worker=worker) as batches,
+        BatchClient(open_store(clock), clock=clock) as client,
+    ):
+        await submits.submit(["x"], batch_id="monday")
+        await batches.submit(["x"], batch_id="own")
+        await within(began.wait())
+        await renewal(worker, clock, 1)
+        assert [each.tag for each in (await client.explain("monday")).reasons] == ["unselected"]
+        # It is full, and cannot take anything of the batch yet.
+        await batches.submit([], batch_id="monday")
+        await renewal(worker, clock, 1)
+        assert [each.tag for each in (await client.explain("monday")).reasons] == ["queued"]
+        ends.set()
+        await batches.result("own")
+        assert (await within(batches.result("monday"))).counts.succeeded == 1
 
 
 # ---- event loops that are blocked ----------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ from durable_batches import (
     Store,
     SuspendedDocuments,
     UnknownEvent,
+    UnselectedBatch,
     Verdict,
     Worker,
     Workflow,
@@ -801,9 +802,13 @@ def described(reason: Reason) -> str:
         case SuspendedDocuments(what=what):
             assert_type(what, Literal["signal", "timer", "retry", "rate-limit", "provider-batch"])
             return what
-        case NoWorker(known=known):
+        case NoWorker(known=known, too_old=too_old):
             assert_type(known, Sequence[tuple[str, str]])
+            assert_type(too_old, Sequence[str])
             return str(known)
+        case UnselectedBatch(workers=take_others):
+            assert_type(take_others, Mapping[str, Literal["mine", "filter"]])
+            return str(take_others)
         case DeadWorker(lease_until=until) | QueuedDocuments(since=until):
             assert_type(until, datetime)
             return str(until)

@@ -1,4 +1,7 @@
-"""A worker's note: what it does, and what holds it up, written into its row with each renewal of its lease.
+"""A worker's note: what it does, what holds it up, and which batches it takes from, written into its row.
+
+It is written with each renewal of the worker's lease, and by a worker that takes from some batches only also when it is
+registered.
 
 It is for readers alone, and nothing is decided by it. It is JSON of bounded length. Versions that run side by side read
 each other's: keys that a version does not know are ignored, and so is a note whose form it does not know.
@@ -7,14 +10,24 @@ each other's: keys that a version does not know are ignored, and so is a note wh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from durable_batches.lifecycle.primitives import problem_with_name
-from durable_batches.lifecycle.records import RESOLVER_POSITION, Micros
+from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Micros, is_selected
 from durable_batches.lifecycle.states import BatchId
 
-__all__ = ["LONGEST_NOTE", "BlockedAt", "LongCallsOf", "RunningActivity", "WorkerNote", "decode_note", "encode_note"]
+__all__ = [
+    "LONGEST_NOTE",
+    "BlockedAt",
+    "LongCallsOf",
+    "RunningActivity",
+    "TakenBatches",
+    "WorkerNote",
+    "decode_note",
+    "encode_note",
+]
 
 LONGEST_NOTE: Final = 2_000
 """Characters. A worker's row is written with each of its commits, and workers read each other's."""
@@ -23,6 +36,11 @@ _VERSION: Final = 1
 """It changes with the meaning of what is there; what is new has a key of its own."""
 
 _LONGEST_PLACE: Final = 300
+
+_LONGEST_TAKEN: Final = 1_000
+"""Characters of what a worker takes from."""
+
+_SHORTEST_ID: Final = len('"a",')
 
 _LONGEST_READ: Final = 100_000
 """Characters: newer versions may write longer notes, but nobody writes one like that."""
@@ -63,6 +81,23 @@ class BlockedAt(NamedTuple):
     """None: it does not turn yet."""
 
 
+class TakenBatches(NamedTuple):
+    """The batches that a worker takes from, where these are not all of its workflows."""
+
+    batch_ids: Collection[BatchId] = frozenset()
+    """These batches, and ..."""
+    metadata: Mapping[str, str] = {}
+    """... those with all of these labels; none: those of `batch_ids` alone."""
+    own: bool = False
+    """Whether `batch_ids` are those that its process has submitted or attached to: there will be others."""
+    more: bool = False
+    """Whether there are more, for which there was no room: then nothing is known of batches that are not named."""
+
+    def may_include(self, batch: BatchRecord) -> bool:
+        """Whether the batch is among them, as far as is known."""
+        return self.more or is_selected(batch, self.batch_ids, self.metadata)
+
+
 class WorkerNote(NamedTuple):
     """A note. Moments are of the worker's wall clock."""
 
@@ -71,6 +106,8 @@ class WorkerNote(NamedTuple):
     """First what began first: where there are too many, the others are left out."""
     long_calls: Sequence[LongCallsOf] = ()
     blocked: BlockedAt | None = None
+    takes: TakenBatches | None = None
+    """None: it takes from all batches of its workflows, or does not say."""
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -80,6 +117,8 @@ def encode_note(note: WorkerNote) -> str:
     """Encode a note as ASCII, in at most `LONGEST_NOTE` characters; what does not fit is left out."""
     if note.blocked is not None:
         note = note._replace(blocked=_shorter(note.blocked, _LONGEST_PLACE))
+    if note.takes is not None:
+        note = note._replace(takes=_fewer(note.takes))
     while len(text := _encoded(note)) > LONGEST_NOTE:
         if note.running:
             note = note._replace(running=note.running[: len(note.running) * LONGEST_NOTE // len(text)])
@@ -97,6 +136,29 @@ def _shorter(blocked: BlockedAt, length: int) -> BlockedAt:
     return blocked._replace(place=blocked.place[-length:])
 
 
+def _fewer(taken: TakenBatches) -> TakenBatches:
+    """Leave out what has no room; a reader must know that there is more."""
+    # Not all of them are encoded to find out that few have room.
+    most = _LONGEST_TAKEN // _SHORTEST_ID
+    ids = sorted(islice(taken.batch_ids, most))
+    fewer = taken._replace(batch_ids=frozenset(ids), more=taken.more or len(ids) < len(taken.batch_ids))
+    while len(text := _json(_taken(fewer))) > _LONGEST_TAKEN:
+        if not ids:
+            return TakenBatches(own=taken.own, more=True)
+        ids = ids[: len(ids) * _LONGEST_TAKEN // len(text)]
+        fewer = fewer._replace(batch_ids=frozenset(ids), more=True)
+    return fewer
+
+
+def _taken(taken: TakenBatches) -> dict[str, object]:
+    flags = {name: 1 for name, said in (("own", taken.own), ("more", taken.more)) if said}
+    return {"ids": sorted(taken.batch_ids), "labels": dict(taken.metadata), **flags}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
 def _encoded(note: WorkerNote) -> str:
     names: dict[str, int] = {}
     batches: dict[str, dict[str, list[list[int]]]] = {}
@@ -111,7 +173,9 @@ def _encoded(note: WorkerNote) -> str:
         found |= {"activities": list(names), "batches": batches}
     if note.blocked is not None:
         found["blocked"] = list(note.blocked)
-    return json.dumps(found, separators=(",", ":"))
+    if note.takes is not None:
+        found["takes"] = _taken(note.takes)
+    return _json(found)
 
 
 def _index(names: dict[str, int], name: str) -> int:
@@ -140,7 +204,7 @@ def decode_note(text: str | None) -> WorkerNote | None:
 def _decoded(found: dict[str, Any]) -> WorkerNote:
     at = _moment(found["at"])
     names = [_name(name) for name in found.get("activities", ())]
-    blocked = found.get("blocked")
+    blocked, takes = found.get("blocked"), found.get("takes")
     batches = {BatchId(_name(batch_id)): of_batch for batch_id, of_batch in found.get("batches", {}).items()}
     return WorkerNote(
         at,
@@ -155,6 +219,7 @@ def _decoded(found: dict[str, Any]) -> WorkerNote:
             for name, calls, before in _entries(of_batch, "long", 3)
         ],
         None if blocked is None else _blocked(*blocked[:3]),
+        None if takes is None else _takes(takes),
     )
 
 
@@ -165,6 +230,22 @@ def _entries(of_batch: dict[str, list[list[Any]]], key: str, length: int) -> Ite
 
 def _blocked(place: str, since: Micros, until: Micros | None) -> BlockedAt:
     return BlockedAt(_name(place), _moment(since), None if until is None else _moment(until))
+
+
+def _takes(takes: dict[str, Any]) -> TakenBatches:
+    labels = takes.get("labels", {})
+    return TakenBatches(
+        frozenset(BatchId(_name(batch_id)) for batch_id in takes.get("ids", ())),
+        {_text(name): _text(value) for name, value in labels.items()},
+        own=bool(takes.get("own")),
+        more=bool(takes.get("more")),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value
 
 
 def _since(at: Micros, before: object) -> Micros:

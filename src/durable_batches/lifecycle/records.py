@@ -6,7 +6,7 @@ tuples: immutable, and as cheap to make and to bind to a statement as Python has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, NewType, Self, TypeAlias
 
@@ -36,6 +36,7 @@ __all__ = [
     "SignalRecord",
     "WorkerId",
     "WorkerRecord",
+    "is_selected",
 ]
 
 WorkerId = NewType("WorkerId", str)
@@ -238,6 +239,13 @@ class EventRecord(NamedTuple):
     data: bytes
 
 
+def is_selected(batch: BatchRecord, batch_ids: Collection[BatchId], metadata: Mapping[str, str]) -> bool:
+    """Whether a batch has one of these ids, or all of these labels; no labels: one of these ids."""
+    if batch.batch_id in batch_ids:
+        return True
+    return bool(metadata) and all(batch.metadata.get(name) == value for name, value in metadata.items())
+
+
 class ClaimRequest(NamedTuple):
     """A worker's request for executions, which comes with a commit."""
 
@@ -271,10 +279,7 @@ class ClaimRequest(NamedTuple):
         """Whether the worker can run this batch, and wants to."""
         if batch.needs > GENERATION or (batch.workflow, batch.version) not in self.workflows:
             return False
-        if self.takes_from_all or (self.batches is not None and batch.batch_id in self.batches):
-            return True
-        wanted = self.metadata
-        return bool(wanted) and all(batch.metadata.get(name) == value for name, value in wanted.items())
+        return self.takes_from_all or is_selected(batch, self.batches or (), self.metadata)
 
 
 class Claim(NamedTuple):

@@ -182,6 +182,8 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         submitted = await submission.run(documents)
         if submission.attached_to is not None:
             await self._stranded.warn_of(submission.attached_to)
+        elif submission.created is not None and connection is None:
+            await self._stranded.warn_of_new(submission.created)
         return submitted
 
     def submit_sync(

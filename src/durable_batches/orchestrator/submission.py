@@ -99,6 +99,8 @@ class Submission(Generic[D]):
         self._loader = loader
         self.attached_to: BatchRecord | None = None
         """The batch of that id that is there already."""
+        self.created: BatchRecord | None = None
+        """The batch as it was created: without documents."""
 
     async def run(self, documents: Iterable[D] | AsyncIterable[D]) -> BatchId:
         """See `BatchOrchestrator.submit`."""
@@ -217,6 +219,7 @@ class Submission(Generic[D]):
         while True:
             existing = await self._written(lambda: loading.create(record))
             if existing is None:
+                self.created = record
                 return False
             if self._may_attach(existing):
                 return True

@@ -31,7 +31,9 @@ from durable_batches.reading.reasons import (
     ResolverStatus,
     RunningDocuments,
     SuspendedDocuments,
+    UnselectedBatch,
 )
+from durable_batches.reading.serving import Serving, serving
 from durable_batches.stores.protocol import Inspectable, Inspection, Lease, Store
 
 __all__ = ["INSPECTED", "explanation_of", "inspection_of"]
@@ -117,13 +119,14 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
         return
     yield from _pauses(batch)
     alive = [worker for worker in workers if not _has_expired(inspection.leases.get(worker.worker_id))]
-    served = _is_served(record, inspection, alive)
-    if not served:
-        known = sorted({known for worker in alive for known in worker.workflows})
-        yield NoWorker(workflow=record.workflow, version=record.version, known=known)
     notes = WorkerNotes(alive)
+    found = serving(record, alive, notes)
+    owners = {execution.owner for execution in inspection.owned}
+    served = bool(found.take) or any(worker.worker_id in owners for worker in alive)
+    if not served:
+        yield _no_worker(record, alive, found)
     yield from _dead_workers(inspection)
-    yield from _blocked_loops(record, inspection, alive, notes)
+    yield from _blocked_loops(inspection, alive, found, notes)
     yield from notes.long_calls(record.batch_id)
     if batch.isolation is not None:
         yield from _isolated_documents(inspection, batch.suspects)
@@ -163,14 +166,11 @@ def _pauses(batch: BatchInProgress) -> Iterator[PausedBatch]:
         )
 
 
-def _is_served(record: BatchRecord, inspection: Inspection, alive: Sequence[WorkerRecord]) -> bool:
-    """Whether a worker is there for the batch: by what it was started with, or by what it does."""
-    owners = {execution.owner for execution in inspection.owned}
-    pair = (record.workflow, record.version)
-    return any(
-        (pair in worker.workflows and worker.generation >= record.needs) or worker.worker_id in owners
-        for worker in alive
-    )
+def _no_worker(record: BatchRecord, alive: Sequence[WorkerRecord], found: Serving) -> NoWorker | UnselectedBatch:
+    if found.take_others:
+        return UnselectedBatch(workflow=record.workflow, version=record.version, workers=found.take_others)
+    known = sorted({known for worker in alive for known in worker.workflows})
+    return NoWorker(workflow=record.workflow, version=record.version, known=known, too_old=found.too_old)
 
 
 def _has_expired(lease: Lease | None) -> bool:
@@ -191,13 +191,13 @@ def _dead_workers(inspection: Inspection) -> Iterator[DeadWorker]:
 
 
 def _blocked_loops(
-    record: BatchRecord, inspection: Inspection, alive: Sequence[WorkerRecord], notes: WorkerNotes
+    inspection: Inspection, alive: Sequence[WorkerRecord], found: Serving, notes: WorkerNotes
 ) -> Iterator[BlockedLoop]:
     """Find the workers of the batch whose event loops do not turn, or did not until a moment ago."""
     owned = Counter(execution.owner for execution in inspection.owned)
     for worker in alive:
         blocked = notes.blocked.get(worker.worker_id)
-        if blocked is None or not (owned[worker.worker_id] or (record.workflow, record.version) in worker.workflows):
+        if blocked is None or not (owned[worker.worker_id] or worker.worker_id in found.take):
             continue
         until = blocked.until
         if until is None or inspection.now - until < _RECENT:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, decode_note
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import LongCalls
-from durable_batches.lifecycle.records import ExecutionRecord, WorkerId, WorkerRecord
+from durable_batches.lifecycle.records import BatchRecord, ExecutionRecord, WorkerId, WorkerRecord
 from durable_batches.lifecycle.states import BatchId
 
-__all__ = ["WorkerNotes"]
+__all__ = ["TakesFrom", "WorkerNotes"]
+
+TakesFrom: TypeAlias = Literal["mine", "filter"]
+"""What a worker takes from that does not take from all batches: what its process has submitted or attached to, or those
+of its `BatchFilter`."""
 
 
 class WorkerNotes:
@@ -31,6 +36,7 @@ class WorkerNotes:
             for each in note.running
         }
         self._long_calls = [(worker, each) for worker, note in notes.items() for each in note.long_calls]
+        self._taken = {worker: (note.at, note.takes) for worker, note in notes.items() if note.takes is not None}
         self.blocked: Mapping[WorkerId, BlockedAt] = {
             worker: note.blocked for worker, note in notes.items() if note.blocked is not None
         }
@@ -41,6 +47,16 @@ class WorkerNotes:
         if execution.owner is None:
             return None
         return self._running.get((execution.owner, execution.batch_id, execution.position, execution.attempt))
+
+    def takes_other_than(self, worker: WorkerId, batch: BatchRecord) -> TakesFrom | None:
+        """Return what a worker takes from other than this batch; None: it takes from this one, too, or may do so."""
+        if worker not in self._taken:
+            return None
+        at, taken = self._taken[worker]
+        # What was submitted since the note was written is not in it yet.
+        if taken.may_include(batch) or (taken.own and batch.created_at > at):
+            return None
+        return "mine" if taken.own else "filter"
 
     def long_calls(self, batch_id: BatchId) -> Sequence[LongCalls]:
         """Return the calls of a batch that may never end, by activity, in the order of their beginnings."""

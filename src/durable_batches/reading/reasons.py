@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Generic, Literal, TypeAlias
@@ -12,6 +12,7 @@ from typing_extensions import TypeVar
 from durable_batches.lifecycle.events import PauseReason
 from durable_batches.lifecycle.progress import LongCalls
 from durable_batches.lifecycle.states import BatchId, BatchState, Counts, Stage
+from durable_batches.reading.notes import TakesFrom
 
 __all__ = [
     "BatchEnded",
@@ -28,12 +29,13 @@ __all__ = [
     "ResolverStatus",
     "RunningDocuments",
     "SuspendedDocuments",
+    "UnselectedBatch",
 ]
 
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
 
 _SHOWN: Final = 5
-"""Activities that a sentence names."""
+"""Activities, or workers, that a sentence names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,8 @@ class RunningDocuments:
             else ""
         )
         running = sorted(self.activities.items(), key=lambda each: (-each[1], each[0]))
-        activities = ", ".join(f"{activity!r} ({number})" for activity, number in running[:_SHOWN])
-        more = f" and {len(running) - _SHOWN} more" if len(running) > _SHOWN else ""
-        in_activities = f", in {activities}{more}" if activities else ""
+        activities = _named(f"{activity!r} ({number})" for activity, number in running)
+        in_activities = f", in {activities}" if activities else ""
         return (
             f"{_number(self.documents, 'document')} {_verb(self.documents, 'runs', 'run')}{on}{in_activities}. Without "
             f"progress for the longest time, since {_at(self.oldest_since)}, is {self.oldest_document_id!r}"
@@ -106,12 +107,48 @@ class NoWorker:
     version: str
     known: Sequence[tuple[str, str]]
     """The workflows and versions with which workers were started that are alive."""
+    too_old: Sequence[str] = ()
+    """Workers that were started with this workflow in this version, but whose library is older than the batch needs."""
     tag: Literal["no-worker"] = "no-worker"
 
     def __str__(self) -> str:
+        if self.too_old:
+            workers = _named(map(repr, self.too_old))
+            return (
+                f"The batch needs a newer version of the library than that of the {_plural(self.too_old, 'worker')} "
+                f"with the workflow {self.workflow!r} in version {self.version!r}: {workers}."
+            )
         known = ", ".join(f"{name!r} in version {version!r}" for name, version in self.known)
         others = f"there are workers for {known}" if known else "there is no worker that runs anything"
         return f"No worker was started with the workflow {self.workflow!r} in version {self.version!r}: {others}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnselectedBatch:
+    """The workers that were started with this workflow in this version take from other batches only.
+
+    Which they take from is what `Worker(batches=)` says.
+    """
+
+    workflow: str
+    version: str
+    workers: Mapping[str, Literal["mine", "filter"]]
+    """Those workers, each with what it takes from: "mine", what its process has submitted or attached to since it was
+    started; or "filter", the batches of its `BatchFilter`."""
+    tag: Literal["unselected"] = "unselected"
+
+    def __str__(self) -> str:
+        workers = _named(f"{worker!r} ({_TAKES_FROM[kind]})" for worker, kind in sorted(self.workers.items()))
+        return (
+            f"No worker takes from this batch: those with the workflow {self.workflow!r} in version {self.version!r} "
+            f"take from other batches only: {workers}."
+        )
+
+
+_TAKES_FROM: Final[Mapping[TakesFrom, str]] = {
+    "mine": "those that its process has submitted",
+    "filter": "those of its filter",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +322,7 @@ Reason: TypeAlias = (
     | RunningDocuments
     | SuspendedDocuments
     | NoWorker
+    | UnselectedBatch
     | DeadWorker
     | BlockedLoop
     | LongCalls
@@ -316,6 +354,17 @@ def _in_activity(activity: str | None, since: datetime | None) -> str:
     if activity is None:
         return ""
     return f", in the activity {activity!r}" + ("" if since is None else f" since {_at(since)}")
+
+
+def _named(names: Iterable[str]) -> str:
+    """Name the first of them, and count the others."""
+    all_names = list(names)
+    more = len(all_names) - _SHOWN
+    return ", ".join(all_names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _plural(names: Sequence[str], noun: str) -> str:
+    return noun if len(names) == 1 else f"{noun}s"
 
 
 def _number(count: int, noun: str) -> str:

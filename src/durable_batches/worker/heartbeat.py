@@ -6,7 +6,7 @@ renewed, the session goes on with what runs, and begins nothing once it may have
 that is answered tells whether others have expired it.
 
 With each renewal it writes what the session says of itself into its row: its note, and its workflows. It is also the
-thread on which the loop watch looks; what that finds is written at once.
+thread on which the loop watch looks; what that finds is written at once, and so is what the session runs from now on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from durable_batches.outage import Outage, Outages
 from durable_batches.stores.protocol import Heart, NotedHeart, Store
 from durable_batches.worker.lease import Lease
 from durable_batches.worker.loop_watch import LoopWatch
-from durable_batches.worker.note_writer import NoteWriter
+from durable_batches.worker.note_writer import NoteWriter, Offer
 from durable_batches.worker.signals import LeaseSignals
 
 __all__ = ["LeaseRenewer"]
@@ -87,16 +87,21 @@ class LeaseRenewer:
         self._stop = clock.alarm()
         self._watch = watch
         self._writer = writer
-        self._told: frozenset[tuple[str, str]] | None = None
-        """The workflows that are in the session's row; None: not known."""
+        self._told: Offer | None = None
+        """What the session's row says that it would run; None: not known."""
         self._turned = self._renewed = clock.boot()
         self._expires_others_from = self._turned
         self.reaches_store: bool = True
         """Whether the last renewal came to an answer."""
         self._thread = threading.Thread(target=self._run, name="durable-batches lease", daemon=True)
 
-    def start(self) -> None:
-        """Begin to renew."""
+    def start(self, registered: Offer | None = None) -> None:
+        """Begin to renew.
+
+        Args:
+            registered: What the session's row says that it would run; None: not known.
+        """
+        self._told = registered
         self._thread.start()
 
     def loop_turns(self) -> None:
@@ -186,9 +191,9 @@ class LeaseRenewer:
         """Renew the lease once; return whether the session is alive."""
         if self._writer is None or not isinstance(heart, NotedHeart):
             return heart.beat()
-        workflows = self._writer.workflows()
-        alive = heart.tell(self._writer.note(), workflows)
-        self._told = workflows
+        offer = self._writer.offer()
+        alive = heart.tell(self._writer.note(), offer.workflows)
+        self._told = offer
         return alive
 
     def _has_news(self) -> bool:
@@ -196,7 +201,7 @@ class LeaseRenewer:
         news = self._watch is not None and self._watch.look()
         self._signals.looked.fire(self._worker)
         if self._writer is not None and self._told is not None:
-            news = news or self._writer.workflows() != self._told
+            news = news or not self._told.says_all_of(self._writer.offer())
         # A store that is away is asked as often as without.
         return news and self.reaches_store
 

@@ -39,10 +39,18 @@ class Membership:
         self._predecessor: WorkerId | None = None
         self._lost: WorkerId | None = None
 
-    async def register(self, worker: WorkerId, workflows: Iterable[tuple[str, str]], lease: timedelta) -> None:
+    async def register(
+        self, worker: WorkerId, workflows: Iterable[tuple[str, str]], lease: timedelta, note: str | None = None
+    ) -> None:
         """Register a session of this process.
 
         It names the session before it: crashes that were counted for that one, whose lease ran out, were none.
+
+        Args:
+            worker: The session's id.
+            workflows: The (name, version) pairs that it runs.
+            lease: How long its lease is.
+            note: What its row says until the first renewal.
         """
         identity = this_process()
         record = WorkerRecord(
@@ -52,6 +60,7 @@ class Membership:
             pid=identity.pid,
             started=identity.started,
             workflows=frozenset(workflows),
+            note=note,
             before=self._before,
             generation=GENERATION,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from durable_batches.clock import Clock
 from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, WorkerNote, encode_note
@@ -11,8 +12,26 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.worker.long_calls import LongCalls
 from durable_batches.worker.loop_watch import LoopWatch
 from durable_batches.worker.runner import HeldExecution
+from durable_batches.worker.selection import Selection
 
-__all__ = ["NoteWriter"]
+__all__ = ["NoteWriter", "Offer"]
+
+
+class Offer(NamedTuple):
+    """What the row of a session says that it would run."""
+
+    workflows: frozenset[tuple[str, str]]
+    """The (name, version) pairs."""
+    batches: frozenset[BatchId] | None
+    """The ids of the batches that it takes from, beside those with its labels, which do not change; None: all."""
+
+    def says_all_of(self, other: Offer) -> bool:
+        """Whether a row with this says all that one with the other says; batches that have ended do no harm."""
+        if self.workflows != other.workflows:
+            return False
+        return self.batches is other.batches or (
+            self.batches is not None and other.batches is not None and self.batches >= other.batches
+        )
 
 
 class NoteWriter:
@@ -24,6 +43,7 @@ class NoteWriter:
         watch: Of the event loop.
         long_calls: Those that have run for too long.
         workflows: The workflows that the session runs; more may be added.
+        selection: The batches that it takes from.
     """
 
     def __init__(
@@ -34,16 +54,18 @@ class NoteWriter:
         watch: LoopWatch,
         long_calls: LongCalls,
         workflows: Collection[tuple[str, str]],
+        selection: Selection,
     ) -> None:
         self._clock = clock
         self._running = running
         self._watch = watch
         self._long_calls = long_calls
         self._workflows = workflows
+        self._selection = selection
 
-    def workflows(self) -> frozenset[tuple[str, str]]:
-        """Return the (name, version) pairs that the session runs by now."""
-        return frozenset(self._workflows)
+    def offer(self) -> Offer:
+        """Return what the session would run by now."""
+        return Offer(frozenset(self._workflows), self._selection.batches)
 
     def note(self) -> str:
         """Compose the note of this moment."""
@@ -61,6 +83,7 @@ class NoteWriter:
                 None
                 if block is None
                 else BlockedAt(block.place, moment(block.since), None if block.until is None else moment(block.until)),
+                self._selection.taken,
             )
         )
 

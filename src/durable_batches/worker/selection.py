@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError
+from durable_batches.lifecycle.notes import TakenBatches
+from durable_batches.lifecycle.records import BatchRecord, is_selected
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_instance
 from durable_batches.stores.protocol import Store
@@ -86,6 +88,17 @@ class Selection:
     def is_everything(self) -> bool:
         """Whether it has all batches."""
         return self._batches is None
+
+    @property
+    def taken(self) -> TakenBatches | None:
+        """What its worker's note says of it; None: nothing, since it has all batches."""
+        batches = self._batches
+        return None if batches is None else TakenBatches(batches, self.metadata, own=self.is_of_own)
+
+    def has(self, batch: BatchRecord) -> bool:
+        """Whether it has this batch."""
+        batches = self._batches
+        return batches is None or is_selected(batch, batches, self.metadata)
 
     def add(self, batch_id: BatchId) -> bool:
         """Add a batch of the worker's own; return whether this changes anything."""

@@ -125,6 +125,7 @@ class Session:
         self._late_results = late_results
         self._deliver = deliver
         self._outage: Outage = outages.of("looking after other workers")
+        self._selection = selection
         self._sweep = SelectionSweep(selection, store, clock)
         self._signals = signals.membership
         self._lease: Final = Lease(clock, options.lease)
@@ -171,7 +172,7 @@ class Session:
             loop.call_soon_threadsafe(self.lose_lease)
 
         # One without capacity runs none.
-        self._registered: Collection[tuple[str, str]] = workflows if options.capacity else ()
+        offered: Collection[tuple[str, str]] = workflows if options.capacity else ()
         self._watch = LoopWatch(
             self.worker_id,
             clock,
@@ -181,6 +182,14 @@ class Session:
             signals=signals.lease,
         )
         self._long_calls = LongCalls(clock, after=options.long_call_warning, running=self._running)
+        self._writer = NoteWriter(
+            clock,
+            running=self._running,
+            watch=self._watch,
+            long_calls=self._long_calls,
+            workflows=offered,
+            selection=selection,
+        )
         self._renewer = LeaseRenewer(
             store,
             self.worker_id,
@@ -192,13 +201,7 @@ class Session:
             lost=lost,
             signals=signals.lease,
             watch=self._watch,
-            writer=NoteWriter(
-                clock,
-                running=self._running,
-                watch=self._watch,
-                long_calls=self._long_calls,
-                workflows=self._registered,
-            ),
+            writer=self._writer,
         )
 
     # ---- from outside ------------------------------------------------------------------------------------------
@@ -264,11 +267,14 @@ class Session:
             # this process are deregistered before they are named: afterwards nobody counts a crash for them any more.
             self._was_away = await self._membership.deregister_pending()
             asked = self._clock.boot()
-            await self._membership.register(self.worker_id, self._registered, self._options.lease)
+            offer = self._writer.offer()
+            # One that takes from some batches only says so from the beginning.
+            note = None if self._selection.is_everything else self._writer.note()
+            await self._membership.register(self.worker_id, offer.workflows, self._options.lease, note)
             self._lease.renewed(asked)
             if self._was_away or self._membership.succeeds_lost_session:
                 self._renewer.give_others_time()
-            self._renewer.start()
+            self._renewer.start(offer)
             try:
                 # Soon: who claims such a document before makes the same calls again.
                 await self._record_late_results()

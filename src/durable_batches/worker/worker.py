@@ -19,7 +19,7 @@ from durable_batches.errors import (
     WorkerNotRunningError,
 )
 from durable_batches.lifecycle.commands import Command
-from durable_batches.lifecycle.records import Committed, EventRecord, WorkerId
+from durable_batches.lifecycle.records import GENERATION, BatchRecord, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_callable, check_duration, check_instance, check_integer
 from durable_batches.outage import Backoff, Outage, Outages
@@ -237,6 +237,15 @@ class Worker:
     def loading(self) -> set[BatchId]:
         """The batches that are being submitted through it at this moment."""
         return self._loading
+
+    @property
+    def takes_own_only(self) -> bool:
+        """Whether it runs only what its orchestrators submit or attach to."""
+        return self._selection.is_of_own
+
+    def takes_from(self, batch: BatchRecord) -> bool:
+        """Whether it runs this batch, as far as it has the workflow."""
+        return self._options.capacity > 0 and batch.needs <= GENERATION and self._selection.has(batch)
 
     def take(self, batch_id: BatchId) -> None:
         """Run this batch, too, where the worker runs its own; for any thread."""
