@@ -116,6 +116,16 @@ def test_a_wrong_command_line(on_file: Commands, line: str, says: str) -> None:
     assert len(ran.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("line", ["list --workflow", "list --state", "documents monday --fingerprint"])
+def test_a_text_that_no_store_could_be_asked_for(on_file: Commands, line: str) -> None:
+    """As a shell gives it for what is no UTF-8."""
+    on_file.submit("monday", "one")
+    ran = on_file(*line.split(), "a\udcff")
+    assert (ran.code, ran.out) == (Exit.USAGE, "")
+    assert len(ran.err.splitlines()) == 1
+    assert not unprintable(ran.err)
+
+
 def test_every_status_can_be_asked_for() -> None:
     assert [status.value for status in Status] == list(get_args(ExecutionStatus))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from durable_batches import (
     BatchStateMachine,
     Cancelled,
     Completed,
+    ConfigurationError,
     Counts,
     DocumentCancelled,
     DocumentCompleted,
@@ -638,6 +640,33 @@ async def test_labels_are_found_by_all_of_their_text(store: Store) -> None:
             assert [found.batch_id async for found in batches.list_batches(metadata=metadata)] == [batch_id]
         for metadata in ({"a": "x\0"}, {"a": ""}, {"a\0": "x"}, {"b": "y"}, {"a": "\ud800"}, {"a": "X"}, {"A": "x"}):
             assert [found async for found in batches.list_batches(metadata=metadata)] == [], metadata
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\0", "a\ud800"])
+async def test_a_text_that_no_database_could_be_asked_for_is_refused(store: Store, text: str) -> None:
+    """By every store alike."""
+    async with BatchOrchestrator(staged, store=store) as batches:
+        batch_id = await batches.submit(["a"])
+        client = batches.worker.raw_access()
+        asked: list[tuple[str, AsyncIterable[object]]] = [
+            ("each of states", batches.list_batches(states=["pending", text])),
+            ("each of states", client.list_batches(states=[text])),
+            ("workflow", client.list_batches(workflow=text)),
+            ("after", client.list_batches(after=text)),
+            ("fingerprint", client.documents(batch_id, fingerprint=text)),
+        ]
+        for name, found in asked:
+            with pytest.raises(ConfigurationError, match=f"^{name} must not contain NUL or lone surrogates$"):
+                await everything(found)
+        wrong: Any = text
+        for documents in (batches.documents(batch_id, status=wrong), client.documents(batch_id, status=wrong)):
+            with pytest.raises(ConfigurationError, match=r"^status must be one of pending, running, waiting"):
+                await everything(documents)
+        for read in (batches.snapshot, client.explain, client.errors, batches.result, client.count_checkpoints):
+            with pytest.raises(BatchNotFoundError):
+                await within(read(text))
+        with pytest.raises(ConfigurationError, match=r"^batch_id must not contain NUL or lone surrogates$"):
+            await batches.submit(["a"], batch_id=text)
 
 
 async def test_long_lists_are_read_in_pages(store: Store) -> None:

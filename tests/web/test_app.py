@@ -210,6 +210,8 @@ BAD = [
     ("/batches?limit=0", 400),
     ("/batches?limit=many", 400),
     ("/batches?label=x", 400),
+    *((f"/batches?{name}=a%00b", 400) for name in ("workflow", "state", "after")),
+    ("/batches/batch/documents?fingerprint=a%00b", 400),
     ("/batches/batch/documents?status=lost", 400),
     ("/batches/batch/documents?payloads=1", 400),
     ("/batches/batch/documents?after=-2", 400),
@@ -230,6 +232,14 @@ async def test_what_cannot_be_answered_is_a_problem(scene: Scene, path: str, sta
     assert (answer.json["status"], answer.json["type"] != "") == (status, True)
     # No place of a stream is lost by it.
     assert len(scene.app._streams) + scene.app._streams._reserved == 0
+
+
+async def test_a_text_that_no_database_could_be_asked_for_is_named(scene: Scene) -> None:
+    answer = await scene.client.get("/batches?workflow=a%00b")
+    assert answer.json["code"] == "configuration"
+    assert answer.json["detail"] == "workflow must not contain NUL or lone surrogates"
+    # Labels may have any text.
+    assert (await scene.client.get("/batches?label=a%00%3Db%00")).json["batches"] == []
 
 
 async def test_a_wrong_last_event_id_is_refused(scene: Scene) -> None:

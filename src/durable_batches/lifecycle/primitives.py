@@ -5,7 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, TypeVar, cast
 
-__all__ = ["LONGEST_NAME", "Value", "from_micros", "make_record", "problem_with_name", "to_micros"]
+__all__ = [
+    "LONGEST_NAME",
+    "Value",
+    "from_micros",
+    "make_record",
+    "problem_with_name",
+    "problem_with_text",
+    "to_micros",
+]
 
 T = TypeVar("T", bound=tuple[object, ...])
 
@@ -36,11 +44,16 @@ class Value:
 
 def problem_with_name(name: object) -> str | None:
     """Say why this cannot be a name; None: it can be one."""
-    if not isinstance(name, str):
-        return f"must be a str, not {type(name).__name__!r}"
-    if not name or len(name) > LONGEST_NAME:
+    if isinstance(name, str) and not 1 <= len(name) <= LONGEST_NAME:
         return f"must have 1 to {LONGEST_NAME} characters, not {len(name)}"
-    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+    return problem_with_text(name)
+
+
+def problem_with_text(text: object) -> str | None:
+    """Say why no database could be asked for this text; None: each can be."""
+    if not isinstance(text, str):
+        return f"must be a str, not {type(text).__name__!r}"
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         return "must not contain NUL or lone surrogates"
     return None
 

@@ -23,7 +23,7 @@ from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Fail
 from durable_batches.options import check_instance
 from durable_batches.orchestrator.stranded import StrandedBatches
 from durable_batches.orchestrator.submission import Submission
-from durable_batches.reading.access import BatchAccess
+from durable_batches.reading.access import BatchAccess, check_status
 from durable_batches.reading.documents import stage_of
 from durable_batches.reading.results import failure_of, outcome_of, status_of
 from durable_batches.runtime.dependencies import Provider
@@ -307,7 +307,9 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
 
         Raises:
             BatchNotFoundError: There is no such batch.
+            ConfigurationError: There is no such status.
         """
+        check_status(status)
         record = await self._reader.awaited_record(batch_id)
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
         async with aclosing(self._reader.documents(record, statuses, inputs=True)) as documents:
@@ -327,6 +329,9 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             states: Only batches in one of these states (tags).
             metadata: Only batches with all of these labels.
             created_before: Only batches created before this moment; an aware datetime.
+
+        Raises:
+            ConfigurationError: A state has a NUL or a lone surrogate, which no state has; labels may.
         """
         return self._snapshots(
             workflow=self._workflow.name, states=states, metadata=metadata, created_before=created_before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from datetime import datetime, timedelta
-from typing import Generic
+from typing import Generic, get_args
 from uuid import uuid4
 
 from typing_extensions import TypeVar
@@ -14,9 +14,9 @@ from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError, ReadOnlyClientError
 from durable_batches.lifecycle.commands import Cancel, Command
 from durable_batches.lifecycle.events import BatchEvent, decode_event
-from durable_batches.lifecycle.primitives import to_micros
+from durable_batches.lifecycle.primitives import problem_with_text, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, Stages, snapshot_of, state_of
-from durable_batches.lifecycle.records import BatchRecord, Committed
+from durable_batches.lifecycle.records import BatchRecord, Committed, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, BatchState, Stage
 from durable_batches.options import check_duration, check_integer
 from durable_batches.reading.explain import explanation_of
@@ -25,9 +25,23 @@ from durable_batches.reading.reader import BatchReader
 from durable_batches.reading.reasons import Explanation
 from durable_batches.stores.protocol import BatchQuery
 
-__all__ = ["BatchAccess"]
+__all__ = ["BatchAccess", "check_status", "check_text"]
 
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
+
+
+def check_text(name: str, value: object, *, optional: bool = False) -> None:
+    """Refuse a filter that not every database could be asked for, so that all answer alike."""
+    problem = None if optional and value is None else problem_with_text(value)
+    if problem is not None:
+        raise ConfigurationError(f"{name} {problem}")
+
+
+def check_status(status: object) -> None:
+    """Refuse what is no status of a document."""
+    statuses = get_args(ExecutionStatus)
+    if status is not None and status not in statuses:
+        raise ConfigurationError(f"status must be one of {', '.join(statuses)}, not {status!r}")
 
 
 class BatchAccess(Generic[S_co]):
@@ -206,6 +220,10 @@ class BatchAccess(Generic[S_co]):
         """Yield batches, newest first, one page in memory at a time."""
         if isinstance(states, str):
             raise ConfigurationError(f"states must be a collection of tags, not a str; give a tuple: ({states!r},)")
+        check_text("workflow", workflow, optional=True)
+        check_text("after", after, optional=True)
+        for state in states:
+            check_text("each of states", state)
         query = BatchQuery(
             workflow=workflow,
             states=states,

@@ -15,7 +15,7 @@ from durable_batches.lifecycle.progress import BatchSnapshot, RecordedStages
 from durable_batches.lifecycle.records import RESOLVER_POSITION, Committed, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, Stage
 from durable_batches.options import check_integer
-from durable_batches.reading.access import BatchAccess
+from durable_batches.reading.access import BatchAccess, check_status, check_text
 from durable_batches.reading.documents import RawDocument, raw_document
 from durable_batches.reading.notes import WorkerNotes
 from durable_batches.reading.reader import BatchReader
@@ -63,6 +63,9 @@ class RawAccess(BatchAccess[Stage]):
             metadata: Only batches with all of these labels.
             created_before: Only batches created before this moment; an aware datetime.
             after: Only batches behind the one with this id; where that is gone, none.
+
+        Raises:
+            ConfigurationError: A text has a NUL or a lone surrogate, which no workflow, state or id has; labels may.
         """
         return self._snapshots(
             workflow=workflow, states=states, metadata=metadata, created_before=created_before, after=after
@@ -88,8 +91,10 @@ class RawAccess(BatchAccess[Stage]):
 
         Raises:
             BatchNotFoundError: There is no such batch.
-            ConfigurationError: A fingerprint is given, and another status than "failed".
+            ConfigurationError: A fingerprint is given, and another status than "failed"; or one of them cannot be one.
         """
+        check_status(status)
+        check_text("fingerprint", fingerprint, optional=True)
         if fingerprint is not None and status not in (None, "failed"):
             raise ConfigurationError('only failed documents have a fingerprint; leave out status=, or give "failed"')
         check_integer("after", after, optional=True)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from durable_batches.errors import (
     BatchNotFoundError,
+    ConfigurationError,
     DurableBatchesError,
     ReadOnlyClientError,
     StoreUnavailableError,
@@ -54,6 +55,9 @@ async def problem_of(request: Request, error: Exception) -> Response:
     match error:
         case HTTPException():
             return problem(HTTPStatus(error.status_code), error.detail, headers=error.headers)
+        case ConfigurationError():
+            # Of what the client asks for: the application itself was configured when it was made.
+            return _of(error, HTTPStatus.BAD_REQUEST)
         case BatchNotFoundError():
             return _of(error, HTTPStatus.NOT_FOUND)
         case ReadOnlyClientError():

@@ -11,6 +11,7 @@ from typing import Final, Literal
 from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.notes import TakenBatches
+from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import BatchRecord, is_selected
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_instance
@@ -27,7 +28,7 @@ class BatchFilter:
     """Batches with one of these ids, and batches with all of these labels.
 
     Raises:
-        ConfigurationError: There is no id and no label, or something is no str.
+        ConfigurationError: There is no id and no label, an id can be that of no batch, or something is no str.
     """
 
     batch_ids: Collection[str] = ()
@@ -40,8 +41,11 @@ class BatchFilter:
         if isinstance(self.batch_ids, str | bytes):
             raise ConfigurationError(f"batch_ids must be a collection of ids; give a list: [{self.batch_ids!r}]")
         check_instance("metadata", self.metadata, Mapping)
-        for text in (*self.batch_ids, *self.metadata, *self.metadata.values()):
-            check_instance("each id, name and value of a BatchFilter", text, str)
+        for batch_id in self.batch_ids:
+            if (problem := problem_with_name(batch_id)) is not None:
+                raise ConfigurationError(f"each of batch_ids {problem}")
+        for text in (*self.metadata, *self.metadata.values()):
+            check_instance("each name and value of metadata", text, str)
         if not self.batch_ids and not self.metadata:
             raise ConfigurationError(
                 "a BatchFilter without an id and without a label takes from no batch; Worker(max_in_flight=0) runs none"
