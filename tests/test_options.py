@@ -79,6 +79,7 @@ DURATIONS: list[tuple[Callable[..., Any], str]] = [
     (worker, "max_stall"),
     (worker, "blocked_warning"),
     (worker, "long_call_warning"),
+    (worker, "client_retry_warning"),
     (postgres, "statement_timeout"),
     (postgres, "lock_timeout"),
     (script, "drain"),

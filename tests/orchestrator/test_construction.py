@@ -233,6 +233,7 @@ def test_an_orchestrator_has_a_store_or_a_worker() -> None:
         {"max_stall": timedelta(0)},
         {"blocked_warning": timedelta(0)},
         {"long_call_warning": timedelta(seconds=-1)},
+        {"client_retry_warning": timedelta(0)},
     ],
     ids=str,
 )

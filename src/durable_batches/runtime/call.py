@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from contextvars import copy_context
@@ -42,6 +43,8 @@ class RunningCall(NamedTuple):
     """When this attempt began, by the boot clock; see `Resources.moment`."""
     is_bounded: bool
     """It has a timeout, or waits for its next attempt."""
+    thread: int | None = None
+    """The thread that a sync activity runs in; None: it is async, or has not begun."""
 
 
 class Call:
@@ -67,6 +70,7 @@ class Call:
         "stage_index",
         "started",
         "task",
+        "thread",
     )
 
     def __init__(
@@ -91,6 +95,8 @@ class Call:
         self.reported: bool = False
         self.started: float = resources.moment
         """When its present attempt began."""
+        self.thread: int | None = None
+        """The thread that its present attempt runs in, if it runs in one of its own."""
         self._waiting = False
         self._refusals = 0
 
@@ -104,6 +110,7 @@ class Call:
             activity.name,
             self.started,
             activity.timeout is not None or self._waiting,
+            self.thread,
         )
 
     @property
@@ -217,11 +224,16 @@ class Call:
             if not lease.holds():
                 # It waited for a thread meanwhile, or the process stood still.
                 return _NOT_BEGUN
+            self.thread = thread = threading.get_ident()
             try:
                 return context.run(fn, *args, **kwargs)
             except StopIteration as error:
                 # A future cannot hold StopIteration; a generator converts it to this.
                 raise RuntimeError("the function raised StopIteration") from error
+            finally:
+                if self.thread == thread:
+                    # Otherwise this one was given up, and another attempt runs.
+                    self.thread = None
 
         # The time runs from here on, and not while others have all threads.
         async with self._resources.threads.one(self.bound.activity.name) as run, deadline or nullcontext():

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from durable_batches.clock import Clock
 from durable_batches.errors import place_of
 from durable_batches.lifecycle.records import ExecutionRecord, WorkerId
 from durable_batches.runtime.tracebacks import is_machinery
+from durable_batches.worker.code_origin import INSTALLED, STANDARD
 from durable_batches.worker.runner import HeldExecution
 from durable_batches.worker.signals import LeaseSignals
 
@@ -40,9 +40,6 @@ _UNWATCHED_SECONDS: Final = 0.5
 
 _LOOP_MODULES: Final = ("asyncio.base_events", "asyncio.events", "asyncio.runners", "asyncio.unix_events")
 """Of the event loop: what it has called comes after the last frame of these."""
-
-_INSTALLED: Final = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
-_STANDARD: Final = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 
 
 class Block(NamedTuple):
@@ -198,7 +195,7 @@ def _called_by_the_loop(innermost: FrameType | None) -> Sequence[FrameType]:
 
 def _place(frames: Sequence[FrameType]) -> str:
     """Name the innermost frame that is the user's; where none is, one that is not the standard library's, or any."""
-    found = _innermost(frames, (*_INSTALLED, *_STANDARD)) or _innermost(frames, _STANDARD) or frames[-1]
+    found = _innermost(frames, (*INSTALLED, *STANDARD)) or _innermost(frames, STANDARD) or frames[-1]
     code = found.f_code
     # A name of a file need not be valid text.
     return f"{code.co_filename}:{found.f_lineno} in {code.co_qualname}".encode(errors="replace").decode()

@@ -26,6 +26,7 @@ from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
+from durable_batches.worker.client_retries import ClientRetries
 from durable_batches.worker.failure_log import log_pauses
 from durable_batches.worker.heartbeat import LeaseRenewer
 from durable_batches.worker.journal import Journal
@@ -60,6 +61,7 @@ class SessionOptions(NamedTuple):
     max_stall: timedelta
     blocked_warning: timedelta | None
     long_call_warning: timedelta | None
+    client_retry_warning: timedelta | None
     classify: ErrorClassifier = default_classifier
 
 
@@ -182,6 +184,7 @@ class Session:
             signals=signals.lease,
         )
         self._long_calls = LongCalls(clock, after=options.long_call_warning, running=self._running)
+        self._client_retries = ClientRetries(clock, after=options.client_retry_warning, running=self._running)
         self._writer = NoteWriter(
             clock,
             running=self._running,
@@ -398,11 +401,12 @@ class Session:
                 await self._membership.deregister_pending()
 
     async def _show_that_the_loop_turns(self) -> None:
-        """Show it to the lease renewer and the loop watch; and look for calls that never end."""
+        """Show it to the lease renewer and the loop watch; and look for calls that never end, or are asleep."""
         while True:
             self._renewer.loop_turns()
             self.resources.moment = self._watch.turned
             self._long_calls.look()
+            self._client_retries.look()
             await self._clock.sleep(self._tick_seconds, housekeeping=True)
 
     @property

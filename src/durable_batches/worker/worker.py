@@ -76,6 +76,8 @@ class Worker:
             the code that blocks it, once a place. None: no warning.
         long_call_warning: The time for which an attempt of an activity without a timeout may run before the log has a
             warning, once a call. None: no warning.
+        client_retry_warning: How long a client that retries by itself may be asleep within an attempt, as on a
+            `Retry-After`, before the log has a warning, once an activity. None: no warning.
         dependencies: Replacements of dependencies by provider, for tests: a value, or `dependency(other)` to open
             another provider.
         clock: The source of time.
@@ -95,6 +97,7 @@ class Worker:
         max_stall: timedelta = timedelta(minutes=5),
         blocked_warning: timedelta | None = timedelta(seconds=1),
         long_call_warning: timedelta | None = timedelta(minutes=10),
+        client_retry_warning: timedelta | None = timedelta(seconds=10),
         classify: ErrorClassifier = default_classifier,
         batches: BatchFilter | Literal["all", "mine"] = "all",
         max_kept_bytes: int = 64 * 1024 * 1024,
@@ -107,7 +110,11 @@ class Worker:
         for name, duration in (("lease", lease), ("drain", drain), ("max_stall", max_stall)):
             check_duration(name, duration)
         check_callable("classify", classify)
-        for name, after in (("blocked_warning", blocked_warning), ("long_call_warning", long_call_warning)):
+        for name, after in (
+            ("blocked_warning", blocked_warning),
+            ("long_call_warning", long_call_warning),
+            ("client_retry_warning", client_retry_warning),
+        ):
             check_duration(name, after, optional=True)
             if after is not None and after <= timedelta(0):
                 raise ConfigurationError(f"{name} must be positive, or None for no warning")
@@ -121,7 +128,14 @@ class Worker:
             require_level(store, 2, f"Worker(batches={batches!r})")
         self._store: Final[Store] = store
         self._options = SessionOptions(
-            max_in_flight, lease, drain, max_stall, blocked_warning, long_call_warning, classify
+            max_in_flight,
+            lease,
+            drain,
+            max_stall,
+            blocked_warning,
+            long_call_warning,
+            client_retry_warning,
+            classify,
         )
         self._clock: Final[Clock] = clock or SystemClock()
         self._dependencies = Dependencies(dependencies, clock=self._clock)
