@@ -82,7 +82,7 @@ def unmeasured() -> dict[str, str]:
 
 @asynccontextmanager
 async def moving(clock: ManualClock, step: float) -> AsyncGenerator[None]:
-    """Within: the clock moves, so many seconds each time that the loop has turned a few times.
+    """Within: the clock moves, by `step` seconds each time that the loop has turned a few times.
 
     It waits for threads that wait on the clock otherwise, but not for one that something else holds up.
     """
@@ -127,13 +127,13 @@ class Gauge:
 
 
 async def turns(count: int) -> None:
-    """Give way so many times: everything that is ready to run has had its turn as often."""
+    """Give way `count` times: everything that is ready to run has had its turn as often."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def in_turns(count: int, do: Callable[[], object]) -> None:
-    """Call it once the loop has turned so many times, whatever is awaited meanwhile."""
+    """Call it once the loop has turned `count` times, whatever is awaited meanwhile."""
     if count:
         asyncio.get_running_loop().call_soon(in_turns, count - 1, do)
     else:

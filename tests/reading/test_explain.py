@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import STAGES, eventually, opened, within
+from tests.reading.scenes import now, scene_of
+from tests.support import STAGES, eventually, within
 
 from durable_batches import (
     AbortAll,
-    BatchClient,
     BatchConfig,
     BatchEnded,
     BatchNotFoundError,
@@ -45,8 +43,7 @@ from durable_batches.lifecycle.progress import RecordedStages
 from durable_batches.lifecycle.records import GENERATION
 from durable_batches.reading.explain import explanation_of
 from durable_batches.stores import Inspectable, Inspection
-from durable_batches.testing import ManualClock
-from durable_batches.testing.conformance.scene import LETTERS, Scene
+from durable_batches.testing.conformance.scene import LETTERS
 
 T0 = datetime(2031, 5, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -76,22 +73,6 @@ def maker(request: pytest.FixtureRequest, open_store: StoreMaker) -> StoreMaker:
         return store
 
     return make
-
-
-@asynccontextmanager
-async def scene_of(make: StoreMaker) -> AsyncGenerator[tuple[Scene, BatchClient, ManualClock]]:
-    """A store on a clock that stands still, a client of it, and hands that do what workers do."""
-    clock = ManualClock()
-
-    async def pass_time(seconds: float) -> None:
-        clock.advance(seconds)
-
-    async with opened(make(clock)) as store, BatchClient(make(clock), clock=clock) as client:
-        yield Scene(store, pass_time), client, clock
-
-
-def now(clock: ManualClock) -> datetime:
-    return from_micros(clock.now())
 
 
 # ---- what runs -----------------------------------------------------------------------------------------------------

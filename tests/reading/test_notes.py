@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime, timedelta
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any, Final, Literal, TypeVar
 
 import pytest
 from tests.conftest import StoreMaker
+from tests.reading.scenes import now, scene_of
 from tests.support import NO_DRAIN, STAGES, eventually, opened, within
 
 from durable_batches import (
@@ -20,6 +21,7 @@ from durable_batches import (
     BatchFilter,
     BatchOrchestrator,
     BlockedLoop,
+    DurableActivity,
     NoWorker,
     RawDocument,
     Reason,
@@ -52,8 +54,19 @@ RENEWAL: Final = 10
 """Seconds: a third of the lease."""
 
 
-def now(clock: ManualClock) -> datetime:
-    return from_micros(clock.now())
+class Held:
+    """An activity that a test holds until it lets it go."""
+
+    def __init__(self, name: str) -> None:
+        self.began, self.ends = asyncio.Event(), asyncio.Event()
+
+        @durable_activity(name=name)
+        async def waits(text: str) -> str:
+            self.began.set()
+            await self.ends.wait()
+            return text
+
+        self.activity: DurableActivity[[str], str] = waits
 
 
 async def renewal(worker: Worker, clock: ManualClock, seconds: float = RENEWAL) -> None:
@@ -136,16 +149,10 @@ async def test_which_activity_a_document_runs_and_since_when(open_store: StoreMa
 
 async def test_which_activity_a_resolver_runs(open_store: StoreMaker) -> None:
     clock = ManualClock()
-    began, ends = asyncio.Event(), asyncio.Event()
+    held = Held("link")
 
-    @durable_activity
-    async def link(number: int) -> int:
-        began.set()
-        await ends.wait()
-        return number
-
-    async def resolve(results: Results[str]) -> int:
-        return await link(len([outcome async for outcome in results]))
+    async def resolve(results: Results[str]) -> str:
+        return await held.activity(" ".join([outcome.value async for outcome in results]))
 
     @workflow(STAGES, name="letters", resolver=resolve)
     async def letters(document: str) -> str:
@@ -154,13 +161,13 @@ async def test_which_activity_a_resolver_runs(open_store: StoreMaker) -> None:
     worker = Worker(open_store(clock), clock=clock, drain=NO_DRAIN)
     async with BatchOrchestrator(letters, worker=worker) as batches:
         batch_id = await batches.submit(["x"])
-        await within(began.wait())
+        await within(held.began.wait())
         t0 = now(clock)
         await renewal(worker, clock)
         (resolver,) = (await batches.explain(batch_id)).reasons
         assert resolver == ResolverStatus(attempt=1, waits=None, activity="link", activity_since=t0)
         assert str(resolver).endswith(f"(attempt 1), in the activity 'link' since {t0:%Y-%m-%d %H:%M:%S} UTC.")
-        ends.set()
+        held.ends.set()
         await batches.result(batch_id)
 
 
@@ -200,17 +207,6 @@ async def test_a_call_that_waits_for_its_next_attempt_runs_since_then(open_store
 
 
 # ---- notes of other versions, and stores without any ---------------------------------------------------------------
-
-
-@asynccontextmanager
-async def scene_of(make: StoreMaker) -> AsyncGenerator[tuple[Scene, BatchClient, ManualClock]]:
-    clock = ManualClock()
-
-    async def pass_time(seconds: float) -> None:
-        clock.advance(seconds)
-
-    async with opened(make(clock)) as store, BatchClient(make(clock), clock=clock) as client:
-        yield Scene(store, pass_time), client, clock
 
 
 async def tell(hand: Hand, note: str, workflows: set[tuple[str, str]] | None = None) -> None:
@@ -281,29 +277,23 @@ class MuteHeart:
 
 async def test_a_store_that_keeps_no_notes_does_without(open_store: StoreMaker) -> None:
     clock = ManualClock()
-    began, ends = asyncio.Event(), asyncio.Event()
-
-    @durable_activity
-    async def ask(text: str) -> str:
-        began.set()
-        await ends.wait()
-        return text
+    held = Held("ask")
 
     @workflow(STAGES, name="letters")
     async def letters(document: str) -> str:
-        return await ask(document)
+        return await held.activity(document)
 
     store: Any = Mute(open_store(clock))
     worker = Worker(store, clock=clock, drain=NO_DRAIN)
     async with BatchOrchestrator(letters, worker=worker) as batches:
         batch_id = await batches.submit(["x"])
-        await within(began.wait())
+        await within(held.began.wait())
         await renewal(worker, clock)
         assert [record.note for record in await store.workers()] == [None]
         (running,) = (await batches.explain(batch_id)).reasons
         assert isinstance(running, RunningDocuments)
         assert (running.activities, running.oldest_activity) == ({}, None)
-        ends.set()
+        held.ends.set()
         await batches.result(batch_id)
 
 
@@ -400,13 +390,11 @@ async def test_what_a_filter_takes_is_queued(open_store: StoreMaker) -> None:
 
 async def test_a_batch_that_a_worker_attaches_to_comes_into_its_row(open_store: StoreMaker) -> None:
     clock = ManualClock()
-    began, ends = asyncio.Event(), asyncio.Event()
+    held = Held("ask")
 
     @workflow(STAGES, name="letters")
     async def waits(document: str) -> str:
-        began.set()
-        await ends.wait()
-        return document
+        return await held.activity(document)
 
     worker = Worker(open_store(clock), clock=clock, drain=NO_DRAIN, batches="mine", max_in_flight=1)
     async with (
@@ -416,14 +404,14 @@ async def test_a_batch_that_a_worker_attaches_to_comes_into_its_row(open_store: 
     ):
         await submits.submit(["x"], batch_id="monday")
         await batches.submit(["x"], batch_id="own")
-        await within(began.wait())
+        await within(held.began.wait())
         await renewal(worker, clock, 1)
         assert [each.tag for each in (await client.explain("monday")).reasons] == ["unselected"]
         # It is full, and cannot take anything of the batch yet.
         await batches.submit([], batch_id="monday")
         await renewal(worker, clock, 1)
         assert [each.tag for each in (await client.explain("monday")).reasons] == ["queued"]
-        ends.set()
+        held.ends.set()
         await batches.result("own")
         assert (await within(batches.result("monday"))).counts.succeeded == 1
 

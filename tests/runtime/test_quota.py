@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.conftest import StoreMaker
@@ -20,12 +21,15 @@ from durable_batches import (
     BatchResumed,
     DocumentReleased,
     DocumentSucceeded,
+    DurableActivity,
+    ErrorClassifier,
     Pause,
     QuotaExhausted,
     Results,
     RetryLater,
     Verdict,
     Worker,
+    Workflow,
     current_activity,
     durable_activity,
     workflow,
@@ -75,6 +79,29 @@ class Provider:
         self.served[text] += 1
         return text.upper()
 
+    def activity(self, classify: ErrorClassifier | None = None) -> DurableActivity[[str], str]:
+        """An activity that asks it."""
+
+        @durable_activity(classify=classify)
+        async def ask(text: str) -> str:
+            return self.ask(text)
+
+        return ask
+
+    def workflow(self, classify: ErrorClassifier | None = None) -> Workflow[str, str, Any, None]:
+        """A workflow that asks it once."""
+        ask = self.activity(classify)
+
+        @workflow(STAGES)
+        async def run(document: str) -> str:
+            return await ask(document)
+
+        return run
+
+
+def overloaded_for_ten_minutes(error: BaseException) -> Verdict:
+    return Verdict(kind="overloaded", retry_after=timedelta(minutes=10))
+
 
 def looks(*, until: float) -> list[float]:
     """When a provider is asked: at first, and each time twice as far, up to ten minutes."""
@@ -98,14 +125,7 @@ async def test_an_empty_account_costs_one_refused_call_a_look(
 ) -> None:
     provider = Provider(HOUR, error)
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
-
-    @workflow(STAGES)
-    async def run(document: str) -> str:
-        return await ask(document)
-
+    run = provider.workflow()
     documents = [f"d{number}" for number in range(20)]
     config = BatchConfig(concurrency=5)
     async with environment(run, store=open_store, clock=provider.clock, config=config) as env:
@@ -135,14 +155,7 @@ async def test_an_empty_account_costs_one_refused_call_a_look(
 async def test_the_pause_is_seen_from_outside(open_store: StoreMaker) -> None:
     provider = Provider()
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
-
-    @workflow(STAGES)
-    async def run(document: str) -> str:
-        return await ask(document)
-
+    run = provider.workflow()
     async with environment(run, store=open_store, clock=provider.clock) as env:
         batch_id = await env.batches.submit(["x", "y"])
         await env.settled()
@@ -163,14 +176,7 @@ async def test_the_pause_is_seen_from_outside(open_store: StoreMaker) -> None:
 async def test_what_an_error_says_of_the_account_is_told_apart(open_store: StoreMaker) -> None:
     provider = Provider(10 * SECOND, LoggedOut)
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
-
-    @workflow(STAGES)
-    async def run(document: str) -> str:
-        return await ask(document)
-
+    run = provider.workflow()
     async with environment(run, store=open_store, clock=provider.clock) as env:
         batch_id = await env.batches.submit(["x"])
         await env.settled()
@@ -182,14 +188,7 @@ async def test_what_an_error_says_of_the_account_is_told_apart(open_store: Store
 async def test_a_batch_fails_when_no_call_has_succeeded_for_its_patience(open_store: StoreMaker) -> None:
     provider = Provider(10 * DAY)
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
-
-    @workflow(STAGES)
-    async def run(document: str) -> str:
-        return await ask(document)
-
+    run = provider.workflow()
     config = BatchConfig(concurrency=1, quota_patience=timedelta(minutes=5))
     async with environment(run, store=open_store, clock=provider.clock, config=config) as env:
         batch_id = await env.batches.submit(["x", "y"])
@@ -204,14 +203,7 @@ async def test_a_batch_fails_when_no_call_has_succeeded_for_its_patience(open_st
 async def test_a_batch_without_patience_waits_for_ever(open_store: StoreMaker) -> None:
     provider = Provider(DAY + HOUR)
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
-
-    @workflow(STAGES)
-    async def run(document: str) -> str:
-        return await ask(document)
-
+    run = provider.workflow()
     config = BatchConfig(quota_patience=None)
     async with environment(run, store=open_store, clock=provider.clock, config=config) as env:
         result = await env.finished(await env.batches.submit(["x"]))
@@ -222,14 +214,7 @@ async def test_a_batch_without_patience_waits_for_ever(open_store: StoreMaker) -
 async def test_a_pause_outlives_its_process(open_store: StoreMaker) -> None:
     provider = Provider()
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
-
-    @workflow(STAGES)
-    async def run(document: str) -> str:
-        return await ask(document)
-
+    run = provider.workflow()
     async with environment(run, store=open_store, clock=provider.clock) as env:
         batch_id = await env.batches.submit(["x"])
         await env.advance(100 * SECOND)
@@ -279,9 +264,7 @@ async def test_no_code_of_the_workflow_can_take_the_refusal_for_a_result(
     provider = Provider()
     seen: list[BaseException] = []
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
+    ask = provider.activity()
 
     @workflow(STAGES)
     async def run(document: str) -> str:
@@ -307,9 +290,7 @@ async def test_what_other_calls_bring_meanwhile_is_recorded(open_store: StoreMak
     read: list[float] = []
     begun: list[float] = []
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
+    ask = provider.activity()
 
     @durable_activity
     async def scan(text: str) -> str:
@@ -387,9 +368,7 @@ async def test_an_attempt_that_is_refused_counts_nothing(open_store: StoreMaker)
 async def test_a_resolver_that_is_refused_pauses_its_batch(open_store: StoreMaker) -> None:
     provider = Provider()
 
-    @durable_activity
-    async def ask(text: str) -> str:
-        return provider.ask(text)
+    ask = provider.activity()
 
     async def resolve(results: Results[str]) -> str:
         return await ask("all")
@@ -434,19 +413,7 @@ async def test_an_overload_that_does_not_end_pauses_the_batch_after_an_hour(
     open_store: StoreMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider = Provider(3 * HOUR, Overload)
-    waits = timedelta(minutes=10)
-
-    def judged(error: BaseException) -> Verdict:
-        return Verdict(kind="overloaded", retry_after=waits)
-
-    @durable_activity(classify=judged)
-    async def ask(text: str) -> str:
-        return provider.ask(text)
-
-    @workflow(STAGES)
-    async def run(document: str) -> str:
-        return await ask(document)
-
+    run = provider.workflow(classify=overloaded_for_ten_minutes)
     async with environment(run, store=open_store, clock=provider.clock) as env:
         batch_id = await env.batches.submit(["x"])
         await env.advance(HOUR - SECOND)
@@ -464,10 +431,7 @@ async def test_after_a_pause_the_hour_of_an_overload_begins_anew(open_store: Sto
     provider = Provider(3 * HOUR, Overload)
     again: list[float] = []
 
-    def judged(error: BaseException) -> Verdict:
-        return Verdict(kind="overloaded", retry_after=timedelta(minutes=10))
-
-    @durable_activity(classify=judged)
+    @durable_activity(classify=overloaded_for_ten_minutes)
     async def ask(text: str) -> str:
         if provider.served and not again:
             again.append(provider.seconds)

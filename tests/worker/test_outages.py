@@ -18,6 +18,7 @@ from tests.worker.outages import Line, Provider, Time
 from durable_batches import (
     BatchConfig,
     BatchOrchestrator,
+    BatchResult,
     DocumentReleased,
     DocumentSucceeded,
     MemoryStore,
@@ -30,6 +31,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.errors import CommitUnknownError, StoreReadOnlyError
+from durable_batches.lifecycle.records import WorkerId
 from durable_batches.testing import ManualClock
 
 DOCUMENTS = 150
@@ -59,6 +61,29 @@ class Scene:
         self.workers.append(worker)
         return batches
 
+    async def begun(
+        self,
+        flow: Workflow[Any, Any, Any, Any],
+        documents: int,
+        *,
+        seconds: float,
+        **options: Any,
+    ) -> tuple[BatchOrchestrator[Any, Any, Any, Any], asyncio.Task[BatchResult[Any]]]:
+        """A process more that has run a batch for this long, and what waits for the batch's result."""
+        batches = await self.orchestrator(flow, **options)
+        batch_id = await batches.submit(range(documents), config=WIDE)
+        result = asyncio.create_task(batches.result(batch_id))
+        await self.time.pass_by(seconds)
+        return batches, result
+
+    async def expired_in_outage(self, batches: BatchOrchestrator[Any, Any, Any, Any]) -> WorkerId:
+        """Cut all lines for as long as calls take, and have others expire this worker then; return its id."""
+        worker_id = batches.worker.worker_id
+        self.cut()
+        await self.time.pass_by(28)
+        assert list((await self.store.expire(dead=[worker_id])).workers) == [worker_id]
+        return worker_id
+
     def cut(self, *numbers: int) -> None:
         for number in numbers or range(len(self.lines)):
             self.lines[number].cut = True
@@ -79,6 +104,21 @@ class Scene:
         @workflow(STAGES, name="asking")
         async def flow(number: int) -> list[int]:
             return [await ask(number, step) for step in range(len(seconds))]
+
+        return flow
+
+    def asking_behind(self, gate: asyncio.Event) -> Workflow[int, int, Any, Any]:
+        """A workflow that asks the provider once the gate is open."""
+
+        @durable_activity
+        async def ask(number: int) -> int:
+            await self.provider.ask(number, CALL)
+            return number
+
+        @workflow(STAGES)
+        async def flow(number: int) -> int:
+            await gate.wait()
+            return await ask(number)
 
         return flow
 
@@ -131,10 +171,7 @@ async def test_an_outage_repeats_no_call(seconds: int, lease: float, caplog: pyt
 
 async def test_calls_that_outlast_the_outage_go_on() -> None:
     async with scene() as here:
-        batches = await here.orchestrator(here.asking(90.0, CALL))
-        batch_id = await batches.submit(range(3))
-        result = asyncio.create_task(batches.result(batch_id))
-        await here.time.pass_by(6)
+        _, result = await here.begun(here.asking(90.0, CALL), 3, seconds=6)
         here.cut()
         await here.time.pass_by(60)
         here.mend()
@@ -143,7 +180,7 @@ async def test_calls_that_outlast_the_outage_go_on() -> None:
 
 
 async def test_nobody_is_expired_in_an_outage_that_all_see() -> None:
-    """Whoever reaches the store first leaves the others time to renew their leases, a whole one."""
+    """The first worker that reaches the store leaves the others time to renew their leases, a whole one."""
     async with scene() as here:
         first = await here.orchestrator(here.asking(CALL, CALL), max_in_flight=5)
         other = await here.orchestrator(here.asking(CALL, CALL), max_in_flight=5)
@@ -214,14 +251,8 @@ async def test_what_finished_is_recorded_by_the_next_session(caplog: pytest.LogC
     """Its lease was lost meanwhile, and it is registered anew: what was paid for is found, before it claims."""
     caplog.set_level(logging.INFO)
     async with scene() as here:
-        batches = await here.orchestrator(here.asking(CALL, CALL), max_in_flight=20)
-        batch_id = await batches.submit(range(20), config=WIDE)
-        result = asyncio.create_task(batches.result(batch_id))
-        await here.time.pass_by(6)
-        first = batches.worker.worker_id
-        here.cut()
-        await here.time.pass_by(28)
-        assert list((await here.store.expire(dead=[first])).workers) == [first]
+        batches, result = await here.begun(here.asking(CALL, CALL), 20, seconds=6, max_in_flight=20)
+        first = await here.expired_in_outage(batches)
         here.mend()
         await here.time.until(result)
         assert result.result().counts.succeeded == 20
@@ -305,14 +336,8 @@ async def _is_reached_and_survived(number: int, moment: str, *, expired: bool) -
 
 async def test_results_that_are_kept_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     async with scene() as here:
-        batches = await here.orchestrator(here.asking(CALL), max_in_flight=20, max_kept_bytes=500)
-        batch_id = await batches.submit(range(20), config=WIDE)
-        result = asyncio.create_task(batches.result(batch_id))
-        await here.time.pass_by(1)
-        first = batches.worker.worker_id
-        here.cut()
-        await here.time.pass_by(28)
-        await here.store.expire(dead=[first])
+        batches, result = await here.begun(here.asking(CALL), 20, seconds=1, max_in_flight=20, max_kept_bytes=500)
+        await here.expired_in_outage(batches)
         here.mend()
         await here.time.until(result)
         (told,) = [record for record in caplog.records if "max_bytes" in record.__dict__]
@@ -329,13 +354,8 @@ async def test_a_store_of_level_1_is_given_no_late_results(
     capabilities = replace(MemoryStore().capabilities, level=1)
     monkeypatch.setattr(MemoryStore, "capabilities", capabilities)
     async with scene() as here:
-        batches = await here.orchestrator(here.asking(CALL), max_in_flight=20)
-        batch_id = await batches.submit(range(20), config=WIDE)
-        result = asyncio.create_task(batches.result(batch_id))
-        await here.time.pass_by(1)
-        here.cut()
-        await here.time.pass_by(28)
-        await here.store.expire(dead=[batches.worker.worker_id])
+        batches, result = await here.begun(here.asking(CALL), 20, seconds=1, max_in_flight=20)
+        await here.expired_in_outage(batches)
         here.mend()
         await here.time.until(result)
         (told,) = [record for record in caplog.records if "max_bytes" in record.__dict__]
@@ -346,14 +366,9 @@ async def test_a_store_of_level_1_is_given_no_late_results(
 async def test_results_survive_several_sessions() -> None:
     """The store goes away again before the next session has recorded them."""
     async with scene() as here:
-        batches = await here.orchestrator(here.asking(CALL), max_in_flight=20)
-        batch_id = await batches.submit(range(20), config=WIDE)
-        result = asyncio.create_task(batches.result(batch_id))
-        await here.time.pass_by(1)
-        line, before = here.lines[0], batches.worker.worker_id
-        here.cut()
-        await here.time.pass_by(28)
-        await here.store.expire(dead=[before])
+        batches, result = await here.begun(here.asking(CALL), 20, seconds=1, max_in_flight=20)
+        line = here.lines[0]
+        await here.expired_in_outage(batches)
         with batches.worker.signals.membership.registered.heard_by(lambda _: here.cut()):
             here.mend()
             while not line.cut:
@@ -417,17 +432,7 @@ async def test_what_waits_for_a_lease_that_is_lost_never_begins() -> None:
     """Another worker has taken over: the calls begin there, once."""
     async with scene() as here:
         gate = asyncio.Event()
-
-        @durable_activity
-        async def ask(number: int) -> int:
-            await here.provider.ask(number, CALL)
-            return number
-
-        @workflow(STAGES)
-        async def flow(number: int) -> int:
-            await gate.wait()
-            return await ask(number)
-
+        flow = here.asking_behind(gate)
         first = await here.orchestrator(flow)
         batch_id = await first.submit(range(10), config=WIDE)
         await here.time.pass_by(1)
@@ -447,19 +452,9 @@ async def test_what_waits_for_a_lease_that_is_lost_never_begins() -> None:
 async def test_a_worker_can_be_closed_while_its_calls_wait_for_the_lease() -> None:
     async with scene() as here:
         gate = asyncio.Event()
-
-        @durable_activity
-        async def ask(number: int) -> int:
-            return number
-
-        @workflow(STAGES)
-        async def flow(number: int) -> int:
-            await gate.wait()
-            return await ask(number)
-
         line = Line(here.store)
         worker = Worker(line, clock=here.clock, drain=timedelta(hours=1))
-        batches = BatchOrchestrator(flow, worker=worker)
+        batches = BatchOrchestrator(here.asking_behind(gate), worker=worker)
         await batches.__aenter__()
         batch_id = await batches.submit([1])
         await here.time.pass_by(1)
@@ -476,6 +471,7 @@ async def test_a_worker_can_be_closed_while_its_calls_wait_for_the_lease() -> No
         await within(closing)
         (document,) = await here.store.documents(batch_id, limit=1)
         assert (document.execution.status, document.execution.crashes) == ("pending", 0)
+        assert not here.provider.asked
 
 
 # ---- what readers read ---------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ class ContinueOnFailure:
         max_failures: With more failed documents than this, the batch FAILS. None: no limit.
         max_failure_ratio: With a larger share of all the batch's documents failed than this (0 to 1), the batch
             FAILS. None: no limit.
-        min_failures: The ratio judges from so many failed documents on, so that one failure does not end a small batch.
+        min_failures: With fewer failed documents than this, the ratio does not apply: one failure does not end a small
+            batch.
 
     Raises:
         ConfigurationError: An option is of a wrong type.

@@ -229,7 +229,7 @@ def _own(error: BaseException) -> Verdict | None:
 
 
 def _foreign(error: BaseException, now: float) -> Verdict | None:
-    """Judge an error of somebody's client."""
+    """Judge an error that is neither the library's nor Python's: a client's."""
     facts = ErrorFacts(error, now)
     words, status = facts.words, facts.status
     seconds = facts.retry_after

@@ -242,7 +242,7 @@ class Api:
 
 
 async def _first(items: AsyncGenerator[T, None], most: int) -> tuple[list[T], bool]:
-    """Return the first so many, and whether there are more."""
+    """Return the first items, and whether there are more than `most`."""
     found: list[T] = []
     async with aclosing(items):
         async for item in items:

@@ -47,7 +47,7 @@ class Chunks:
 
 
 def chunks_of(events: Sequence[BatchEvent], chunks: Chunks) -> Iterator[bytes]:
-    """Yield the messages of a batch's events, so many at once."""
+    """Yield the messages of a batch's events, of at most `MOST_EVENTS` events each."""
     for start in range(0, len(events), MOST_EVENTS):
         part = events[start : start + MOST_EVENTS]
         key = (part[0].batch_id, part[0].seq, part[-1].seq)

@@ -130,7 +130,7 @@ class LoopWatch:
         return True
 
     def _warn(self, place: str, frames: Sequence[FrameType], seconds: float) -> None:
-        """Log the place with its stack; once, since it is passed for each document. The program has so many lines."""
+        """Log the place with its stack; once, since it is passed for each document. A program has a limited number."""
         if place in self._places:
             return
         self._places.add(place)

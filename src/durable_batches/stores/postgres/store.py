@@ -411,7 +411,7 @@ class _Running:
         """Bring the schema up to date, on a connection of its own, which keeps a lock until it is closed."""
         async with session_of_its_own(self._database) as session:
             await migrate(self._database, session)
-        # Whoever writes has to read what is there by now.
+        # A store that writes has to read what is there by now.
         self.readers.refuse_replicas()
         self.notifications.refuse_replicas()
 

@@ -32,7 +32,7 @@ _NEVER: Final = float("inf")
 
 
 class _LockOut(NamedTuple):
-    """A time for which somebody waited for the lock."""
+    """A wait for the lock."""
 
     ended: float
     """When, on the boot clock."""

@@ -165,7 +165,7 @@ class Reader:
                 raise StoreUnavailableError(f"the database {self._path} was closed while it was in use")
             connection = self._connection
             if connection is not None and (
-                # Somebody writes to a file that nobody could write to.
+                # A process writes to a file that none could write to.
                 self._unchanged not in (None, _file(self._path))
                 # The file was deleted or replaced: what it says is of the past.
                 or self._identity != identity_of(self._path)
