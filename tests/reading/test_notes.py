@@ -397,12 +397,13 @@ async def test_a_batch_that_a_worker_attaches_to_comes_into_its_row(open_store: 
         return await held.activity(document)
 
     worker = Worker(open_store(clock), clock=clock, drain=NO_DRAIN, batches="mine", max_in_flight=1)
+    submitter = Worker(open_store(clock), clock=clock, max_in_flight=0)
+    async with BatchOrchestrator(letters, worker=submitter) as submits:
+        await submits.submit(["x"], batch_id="monday")
     async with (
-        BatchOrchestrator(letters, worker=Worker(open_store(clock), clock=clock, max_in_flight=0)) as submits,
         BatchOrchestrator(waits, worker=worker) as batches,
         BatchClient(open_store(clock), clock=clock) as client,
     ):
-        await submits.submit(["x"], batch_id="monday")
         await batches.submit(["x"], batch_id="own")
         await within(held.began.wait())
         await renewal(worker, clock, 1)
