@@ -7,12 +7,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from durable_batches.version import DOCS_URL, REPOSITORY_URL, VERSION
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+SECTIONS = re.findall(r"^## \[(.*?)\](?: - (\d{4}-\d\d-\d\d))?$", CHANGELOG, re.MULTILINE)
 LINKED = sorted(set(re.findall(r"^\[[^\]]+\]: (\S+)$", README, re.MULTILINE)))
 
 
@@ -49,8 +51,27 @@ def test_what_the_readme_links_to_is_there(address: str) -> None:
         assert (ROOT / "docs" / f"{page}.md").is_file()
 
 
-def test_the_changelog_has_a_section_for_this_version() -> None:
-    sections = re.findall(r"^## \[(.*?)\](?: - (\d{4}-\d\d-\d\d))?$", CHANGELOG, re.MULTILINE)
-    assert sections[0] == ("Unreleased", "")
-    assert [version for version, date in sections[1:] if not date] == []
-    assert sections[1][0] == VERSION
+def test_the_changelog_has_each_release_once_the_newest_first() -> None:
+    (unreleased, _), *releases = SECTIONS
+    assert unreleased == "Unreleased"
+    assert [version for version, date in releases if not date] == []
+    versions = [Version(version) for version, _ in releases]
+    assert versions == sorted(set(versions), reverse=True)
+    assert not any(version.is_prerelease for version in versions)
+
+
+def test_between_two_releases_the_version_is_the_next_ones_in_development() -> None:
+    """Or the code would differ from what was released under its version."""
+    newest = Version(SECTIONS[1][0])
+    if CHANGELOG.partition("## [Unreleased]")[2].partition("## [")[0].strip():
+        assert Version(VERSION).is_devrelease
+        assert Version(VERSION) > newest
+    else:
+        assert Version(VERSION) == newest
+
+
+def test_kept_wheels_are_of_earlier_releases() -> None:
+    kept = [Version(wheel.name.split("-")[1]) for wheel in (ROOT / "tests" / "versions").glob("*.whl")]
+    assert kept
+    assert {str(version) for version in kept} <= {version for version, _ in SECTIONS}
+    assert max(kept) < Version(VERSION)

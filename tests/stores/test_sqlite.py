@@ -371,7 +371,13 @@ def set_schema(path: Path, version: int, readable_since: str) -> None:
         )
 
 
-@pytest.mark.parametrize("readable_since", ["0.2.1", "0.3.0", "1.0", "10.0.0"])
+MAJOR, MINOR, PATCH = map(int, VERSION.split(".")[:3])
+
+
+@pytest.mark.parametrize(
+    "readable_since",
+    [f"{MAJOR}.{MINOR}.{PATCH + 1}", f"{MAJOR}.{MINOR + 1}.0", f"{MAJOR + 1}.0", f"{MAJOR + 10}.0.0"],
+)
 async def test_a_newer_schema_is_refused(path: Path, readable_since: str) -> None:
     await filled(path)
     set_schema(path, 99, readable_since)
@@ -403,6 +409,11 @@ async def test_versions_are_compared_as_numbers(path: Path, monkeypatch: pytest.
     await filled(path)
     monkeypatch.setattr(migrations, "VERSION", "0.10.0")
     set_schema(path, 99, "0.9.0")
+    async with opened(path):
+        pass
+    # One in development has what its release will have.
+    monkeypatch.setattr(migrations, "VERSION", "0.10.0.dev0")
+    set_schema(path, 99, "0.10.0")
     async with opened(path):
         pass
     set_schema(path, 99, "0.11.0")

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from durable_batches.version import VERSION
+
 __all__ = ["make_newer"]
 
 NEW_EVENT: Final = '''
@@ -21,8 +23,14 @@ BatchEvent: TypeAlias = (
     DocumentConsidered
     | BatchCreated'''
 
+
+def _after(version: str) -> str:
+    major, minor, *_ = version.split(".")
+    return f"{major}.{int(minor) + 1}.0"
+
+
 CHANGES: Final = {
-    "version.py": [('VERSION = "0.2.', 'VERSION = "0.3.')],
+    "version.py": [(f'VERSION = "{VERSION}"', f'VERSION = "{_after(VERSION)}"')],
     "lifecycle/records.py": [("GENERATION: Final = 2", "GENERATION: Final = 3")],
     "lifecycle/events.py": [("\nBatchEvent: TypeAlias = (\n    BatchCreated", NEW_EVENT)],
     # Written at each start of a document, so that the older version meets it everywhere.

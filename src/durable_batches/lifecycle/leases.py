@@ -24,9 +24,9 @@ def own_seconds(lease_seconds: float) -> float:
 def spared_seconds(lease_seconds: float, unanswered_seconds: float, *, failed: bool) -> float:
     """Return for how long a worker expires no other one, from the moment on at which it reaches the store.
 
-    Leases do not run while the store is away: workers that were cut off as well get a whole lease to renew their own. So
-    do all workers where this one itself stood still for as long as it relies on its lease, be it that the process was
-    stopped or that the machine was suspended: others may have been, too.
+    Leases do not run while the store is away: workers that were cut off as well get a whole lease to renew their own.
+    So do all workers where this one itself stood still for as long as it relies on its lease, be it that the process
+    was stopped or that the machine was suspended: others may have been, too.
 
     Args:
         lease_seconds: Of a lease.

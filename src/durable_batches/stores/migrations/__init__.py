@@ -55,4 +55,5 @@ def check_schema(dialect: str, where: str, version: int, readable_since: str) ->
 
 
 def _parts(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version. One in development counts as the release that it will be."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
