@@ -63,7 +63,7 @@ def test_of_many_batches_it_says_that_there_are_more(length: int) -> None:
     assert found.takes.own
     assert found.takes.more == (frozenset(found.takes.batch_ids) != ids)
     assert found.takes.metadata == takes.metadata
-    assert len(found.takes.batch_ids) * (length + len('"",')) >= 700 or not found.takes.more
+    assert len(found.takes.batch_ids) * (length + len('"",')) >= 450 or not found.takes.more
     assert len(found.running) == len(running)
 
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, Literal
 
 import pytest
-from tests.support import STAGES, at_rest, eventually, opened, within
+from tests.support import STAGES, at_rest, eventually, moving, opened, within
 
 from durable_batches import (
     BatchConfig,
@@ -140,6 +140,20 @@ async def test_own_batches_that_others_end_are_forgotten(store: Store) -> None:
         for _ in range(3):
             await sweep.look()
         assert selection.batches == frozenset([BatchId("unfinished")])
+
+
+async def test_a_worker_looks_whether_others_ended_what_is_its_own() -> None:
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    ended = await submitted(store, "ended")
+    async with opened(store):
+        await store.control(ended, Cancel("request", ""))
+    worker = Worker(store, clock=clock, batches="mine")
+    async with BatchOrchestrator(shout, worker=worker):
+        worker.take(ended)
+        assert not worker._selection.is_empty
+        async with moving(clock, 0.5):
+            await eventually(lambda: worker._selection.is_empty)
 
 
 async def test_what_a_thread_submits_is_run(store: Store) -> None:

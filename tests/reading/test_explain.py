@@ -159,7 +159,7 @@ async def test_workers_whose_library_is_older_than_the_batch_needs(maker: StoreM
         batch_id = await scene.sealed(record, 1)
         await scene.worker("old")
         (reason,) = (await client.explain(batch_id)).reasons
-        assert reason == NoWorker(workflow=LETTERS[0], version=LETTERS[1], known=[LETTERS], too_old=["old"])
+        assert reason == NoWorker(workflow=LETTERS[0], version=LETTERS[1], known=[LETTERS], too_old=("old",))
 
 
 async def test_a_worker_without_capacity_runs_nothing(open_store: StoreMaker) -> None:

@@ -89,6 +89,15 @@ class Data:
     tags: list[Tags] = field(default_factory=list[Tags])
 
 
+class Odd(BaseModel):
+    """Its fields are named as the parts of pydantic's schemas are."""
+
+    metadata: set[str] | list[str]
+    default: Tags
+    cls: dict[str, int]
+    type: Movie
+
+
 class Handle:
     """No data."""
 
@@ -136,6 +145,10 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "iterable": (Iterable[str], NAMES),
     "typed dict": (Movie, {"names": NAMES}),
     "dataclass": (Data, DATA),
+    "fields with odd names": (
+        Odd,
+        Odd(metadata=NAMES, default=TAGS, cls=dict.fromkeys(NAMES, 1), type={"names": NAMES}),
+    ),
     "anything: set": (Any, NAMES),
     "anything: containers": (Any, {"a": [NAMES, (NAMES,)], "b": dict.fromkeys(NAMES, NAMES)}),
     "anything: model": (Any, [{"a": TAGS}]),

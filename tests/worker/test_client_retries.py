@@ -306,6 +306,6 @@ async def test_a_worker_looks_at_what_it_runs(caplog: pytest.LogCaptureFixture) 
             await eventually(lambda: len(warnings(caplog)) == 2)
             before = clock.boot()
             await eventually(lambda: clock.boot() > before + 30)
+        told = sorted((record.__dict__["activity"], record.__dict__["package"]) for record in warnings(caplog))
+        assert told == [("ask", "openai"), ("fetch", "botocore")]
         nap.release()
-    told = sorted((record.__dict__["activity"], record.__dict__["package"]) for record in warnings(caplog))
-    assert told == [("ask", "openai"), ("fetch", "botocore")]

@@ -25,7 +25,14 @@ from durable_batches.codec.refusals import (
     refuse_iterator,
     refuse_unstorable,
 )
-from durable_batches.codec.schemas import configured, rewritten, scalar_of, schema_of, serializer_of
+from durable_batches.codec.schemas import (
+    configured,
+    passes_over_fields,
+    rewritten,
+    scalar_of,
+    schema_of,
+    serializer_of,
+)
 from durable_batches.codec.shapes import is_data, is_deque, is_dict, is_sequence, is_set, parts_of
 from durable_batches.errors import ActivityDefinitionError
 
@@ -39,17 +46,25 @@ _SHORTEST_INT: Final = -_LONGEST_INT
 class Digester:
     """Encode the values of one parameter canonically, for a digest. There is no decoding.
 
+    Args:
+        annotation: The parameter's.
+        what: What the values are, for messages.
+        as_before: Encode them as up to 0.2.0, which took some fields as they are (`had_other_form`).
+
     Attributes:
+        had_other_form: Whether some values may have another form with `as_before`.
         encode: Encodes a value: what is written of it, and what is hidden in it. Raises PayloadError.
         hidden: What values may hide.
         loose: Whether values of several types may be written the same way.
     """
 
-    __slots__ = ("_certain", "_scalar", "_serializer", "_what", "encode", "hidden", "loose")
+    __slots__ = ("_certain", "_scalar", "_serializer", "_what", "encode", "had_other_form", "hidden", "loose")
 
-    def __init__(self, annotation: Any, what: str) -> None:
-        plain = configured(schema_of(annotation, what))
-        schema = _canonical(plain)
+    def __init__(self, annotation: Any, what: str, *, as_before: bool = False) -> None:
+        own = schema_of(annotation, what)
+        self.had_other_form: bool = passes_over_fields(own)
+        plain = configured(own, every_field=not as_before)
+        schema = _canonical(plain, every_field=not as_before)
         self._serializer = serializer_of(schema)
         self._what = what
         self.hidden: Hidden = Hidden(plain, what, _hidden_in, _encoded)
@@ -105,7 +120,7 @@ class Digester:
         return payload
 
 
-def _canonical(schema: Any) -> Any:
+def _canonical(schema: Any, *, every_field: bool) -> Any:
     """Give a schema serializers that produce the same form for equal values."""
 
     def change(part: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +146,7 @@ def _canonical(schema: Any) -> Any:
             case _:
                 return part
 
-    return rewritten(schema, change)
+    return rewritten(schema, change, every_field=every_field)
 
 
 def _serialized_by(part: dict[str, Any], function: Callable[[Any, Any], Any]) -> dict[str, Any]:
@@ -224,7 +239,8 @@ def _of_anything() -> Digester:
 @lru_cache(maxsize=1024)
 def _digester_of(cls: type[Any]) -> Digester | None:
     try:
-        return Digester(cls, f"a value of {cls.__name__}")
+        # As before, since nothing would tell that values of unknown classes had another form.
+        return Digester(cls, f"a value of {cls.__name__}", as_before=True)
     except ActivityDefinitionError:
         return None
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from durable_batches.codec.shapes import is_dict, is_sequence
 
-__all__ = ["choices_of", "is_part", "parts_by_ref", "parts_in", "types_in"]
+__all__ = ["OPAQUE", "choices_of", "is_part", "parts_by_ref", "parts_in", "types_in"]
 
-_OPAQUE: Final = ("metadata", "cls", "default")
+OPAQUE: Final = ("metadata", "cls", "default")
 """Keys of a part whose values are no schemas."""
 
 
@@ -27,7 +27,7 @@ def parts_in(schema: Any) -> Iterable[dict[str, Any]]:
             waiting += part
         elif is_dict(part) and is_part(part):
             yield part
-            waiting += [value for key, value in part.items() if key not in _OPAQUE]
+            waiting += [value for key, value in part.items() if key not in OPAQUE]
         elif is_dict(part):
             waiting += part.values()
 

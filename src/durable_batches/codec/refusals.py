@@ -15,7 +15,7 @@ from typing import Any, Final
 from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from durable_batches.codec.schemas import rewritten
+from durable_batches.codec.parts import parts_in
 from durable_batches.codec.shapes import is_data, is_dict, is_iterator, parts_of
 from durable_batches.errors import ActivityDefinitionError, PayloadError
 
@@ -57,16 +57,11 @@ def refuse_secrets(schema: Any, what: str) -> None:
     Raises:
         ActivityDefinitionError: It has.
     """
-
-    def look(part: dict[str, Any]) -> dict[str, Any]:
-        if _is_secret(part):
-            raise ActivityDefinitionError(
-                f"{what} cannot be recorded: a secret (SecretStr and its kin) is masked when it is written; "
-                "leave it out, and fetch it where it is used"
-            )
-        return part
-
-    rewritten(schema, look)
+    if any(map(_is_secret, parts_in(schema))):
+        raise ActivityDefinitionError(
+            f"{what} cannot be recorded: a secret (SecretStr and its kin) is masked when it is written; "
+            "leave it out, and fetch it where it is used"
+        )
 
 
 def _is_secret(part: dict[str, Any]) -> bool:
@@ -85,8 +80,7 @@ def refuse_lost_fields(schema: Any, what: str) -> None:
     Raises:
         ActivityDefinitionError: It has one.
     """
-
-    def look(part: dict[str, Any]) -> dict[str, Any]:
+    for part in parts_in(schema):
         inner: Any = part.get("schema")
         if part["type"] == "model" and is_dict(inner) and inner["type"] == "model-fields":
             for name, field in inner["fields"].items():
@@ -95,30 +89,22 @@ def refuse_lost_fields(schema: Any, what: str) -> None:
                         f"{what} cannot be recorded: field {name!r} of {part['cls'].__name__} is required, and never "
                         "written (exclude=True); give it a default, or write it"
                     )
-        return part
-
-    rewritten(schema, look)
 
 
 def may_be_unstorable(schema: Any) -> bool:
     """Tell whether values may hold NaN, an infinity, or a key that is no Unicode: floats, dicts, anything."""
-    found = False
+    return any(map(_holds_unstorable, parts_in(schema)))
 
-    def look(part: dict[str, Any]) -> dict[str, Any]:
-        nonlocal found
-        config: dict[str, Any] = part.get("config") or {}
-        if (
-            part["type"] not in _STORABLE
-            or (part["type"] == "literal" and any(isinstance(value, float) for value in part["expected"]))
-            or "serialization" in part
-            or part.get("extra_behavior") == "allow"
-            or config.get("extra_fields_behavior") == "allow"
-        ):
-            found = True
-        return part
 
-    rewritten(schema, look)
-    return found
+def _holds_unstorable(part: dict[str, Any]) -> bool:
+    config: dict[str, Any] = part.get("config") or {}
+    return (
+        part["type"] not in _STORABLE
+        or (part["type"] == "literal" and any(isinstance(value, float) for value in part["expected"]))
+        or "serialization" in part
+        or part.get("extra_behavior") == "allow"
+        or config.get("extra_fields_behavior") == "allow"
+    )
 
 
 # ---- payloads ----------------------------------------------------------------------------------------------------

@@ -14,12 +14,20 @@ from pydantic import PydanticUserError, TypeAdapter
 from pydantic.errors import PydanticUndefinedAnnotation
 from pydantic_core import SchemaError, SchemaSerializer, SchemaValidator, core_schema
 
-from durable_batches.codec.parts import is_part
+from durable_batches.codec.parts import OPAQUE, is_part, parts_in
 from durable_batches.codec.shapes import is_dict, is_sequence
 from durable_batches.codec.unions import classes_by_ref, with_members_named, without_names
 from durable_batches.errors import ActivityDefinitionError
 
-__all__ = ["configured", "rewritten", "scalar_of", "schema_of", "serializer_of", "validator_of"]
+__all__ = [
+    "configured",
+    "passes_over_fields",
+    "rewritten",
+    "scalar_of",
+    "schema_of",
+    "serializer_of",
+    "validator_of",
+]
 
 _CONFIG: Final = core_schema.CoreConfig(
     ser_json_bytes="base64",
@@ -48,24 +56,45 @@ def schema_of(annotation: Any, what: str) -> Any:
         raise ActivityDefinitionError(f"{what} cannot be recorded: {reason}") from None
 
 
-def rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """Copy a core schema, each of its parts changed, the inner ones first."""
+def rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]], *, every_field: bool) -> Any:
+    """Copy a core schema, each of its parts changed, the inner ones first.
+
+    Args:
+        schema: The schema, or something within one.
+        change: Returns what a part becomes.
+        every_field: Also within fields that are named as that is called in a part what holds no schema. They were
+            passed over up to 0.2.0, and what is stored of them, and the keys of what has them, depend on that.
+    """
     if is_dict(schema):
+        opaque = OPAQUE if is_part(schema) or not every_field else ()
         part: dict[str, Any] = {
-            key: value if key in ("metadata", "cls", "default") else rewritten(value, change)
+            key: value if key in opaque else rewritten(value, change, every_field=every_field)
             for key, value in schema.items()
         }
         return change(part) if is_part(part) else part
     if is_sequence(schema):
-        items = (rewritten(item, change) for item in schema)
+        items = (rewritten(item, change, every_field=every_field) for item in schema)
         return tuple(items) if isinstance(schema, tuple) else list(items)
     return schema
 
 
-def configured(schema: Any) -> Any:
+def passes_over_fields(schema: Any) -> bool:
+    """Whether `rewritten` does something else with `every_field`."""
+    if is_sequence(schema):
+        return any(map(passes_over_fields, schema))
+    if not is_dict(schema):
+        return False
+    if is_part(schema):
+        return any(passes_over_fields(value) for key, value in schema.items() if key not in OPAQUE)
+    return not schema.keys().isdisjoint(OPAQUE) or any(map(passes_over_fields, schema.values()))
+
+
+def configured(schema: Any, *, every_field: bool = False) -> Any:
     """Set the library's configuration in every model and dataclass, where their own would win over an outer one.
 
-    The members of a union are told apart, so that they come back as what they were.
+    The members of a union are told apart, so that they come back as what they were. Of fields that `rewritten` passes
+    over neither is done where values are stored: bytes and unions in them are stored in another form, which has to be
+    read as it was written. Nothing comes back as something else: what does not come back equal is refused.
     """
     classes = classes_by_ref(schema)
 
@@ -81,7 +110,7 @@ def configured(schema: Any) -> Any:
             case _:
                 return part
 
-    return rewritten(schema, change)
+    return rewritten(schema, change, every_field=every_field)
 
 
 def scalar_of(schema: Any) -> type[Any] | None:
@@ -145,12 +174,4 @@ _COMPLETE: Final = "__pydantic_complete__"
 
 
 def _classes_in(schema: Any) -> set[type[Any]]:
-    found: set[type[Any]] = set()
-
-    def look(part: dict[str, Any]) -> dict[str, Any]:
-        if part["type"] in ("model", "dataclass"):
-            found.add(part["cls"])
-        return part
-
-    rewritten(schema, look)
-    return found
+    return {part["cls"] for part in parts_in(schema) if part["type"] in ("model", "dataclass")}

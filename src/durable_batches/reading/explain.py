@@ -170,7 +170,7 @@ def _no_worker(record: BatchRecord, alive: Sequence[WorkerRecord], found: Servin
     if found.take_others:
         return UnselectedBatch(workflow=record.workflow, version=record.version, workers=found.take_others)
     known = sorted({known for worker in alive for known in worker.workflows})
-    return NoWorker(workflow=record.workflow, version=record.version, known=known, too_old=found.too_old)
+    return NoWorker(workflow=record.workflow, version=record.version, known=known, too_old=tuple(found.too_old))
 
 
 def _has_expired(lease: Lease | None) -> bool:

@@ -73,6 +73,20 @@ class BoundCall:
             return self.base_key()
         return definition.keys.base_as_of(then, *definition.inputs(self.args, self.kwargs))
 
+    def base_key_before(self, recorded: Mapping[str, Defaults]) -> str | None:
+        """Make the key that the call was recorded with up to 0.2.0; None: the same as now.
+
+        Args:
+            recorded: As `base_key_as_of` takes them.
+        """
+        definition = self.definition
+        before = definition.keys.before
+        if before is None or self.activity.explicit_key is not None or definition.key is not None:
+            return None
+        inputs = definition.inputs(self.args, self.kwargs)
+        then = recorded.get(definition.label)
+        return before.base(*inputs) if then is None else before.base_as_of(then, *inputs)
+
     def form(self) -> str:
         """List the types in the input that the key does not show."""
         definition = self.definition

@@ -35,9 +35,21 @@ class CallKeys:
         version: The activity's version.
         signature: The function's signature, without parameters that are not inputs (`self`, dependencies).
         hints: The parameters' annotations; parameters without one are not part of the digest.
+        as_before: Make them as up to 0.2.0; see `before`.
     """
 
-    __slots__ = ("_defaults", "_digesters", "_direct", "_names", "_prefix", "_signature", "_simple", "_single", "loose")
+    __slots__ = (
+        "_defaults",
+        "_digesters",
+        "_direct",
+        "_names",
+        "_prefix",
+        "_signature",
+        "_simple",
+        "_single",
+        "before",
+        "loose",
+    )
 
     def __init__(
         self,
@@ -45,6 +57,8 @@ class CallKeys:
         version: str,
         signature: Signature,
         hints: Mapping[str, Any],
+        *,
+        as_before: bool = False,
     ) -> None:
         self._prefix = f"{name}:{version}:"
         self._signature = signature
@@ -59,6 +73,7 @@ class CallKeys:
                 Digester(
                     _collected(parameter, hints[parameter.name]),
                     f"argument {parameter.name!r} of activity {name!r}",
+                    as_before=as_before,
                 ),
                 parameter.default,
             )
@@ -69,6 +84,15 @@ class CallKeys:
         self._digesters = tuple(sorted(digesters, key=lambda digester: digester[0]))
         self.loose: bool = any(digester.loose for _, _, digester, _ in self._digesters)
         """Whether inputs of several types may have one key."""
+        had_other_form = not as_before and any(digester.had_other_form for _, _, digester, _ in self._digesters)
+        self.before: CallKeys | None = (
+            CallKeys(name, version, signature, hints, as_before=True) if had_other_form else None
+        )
+        """The keys that calls had up to 0.2.0, whose records are found yet; None: the same.
+
+        Those did not order sets and dicts in some fields (`Digester.had_other_form`), and took one member of a union
+        there for another one. So a set had another key in another process, and a call could be answered with the
+        result of another one."""
         self._defaults: Defaults | None = None
         # If each parameter has a digest and none a default, calls that pass all by position need no binding.
         places = {name: index for index, name in enumerate(self._names)}
