@@ -16,6 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Final, Protocol
 
@@ -113,10 +114,9 @@ def machine_time() -> int:
     return time.time_ns() // 1000
 
 
-def _boot_clock() -> float:
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+_boot_clock: Final[Callable[[], float]] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 
 
 class _SteadyWallClock:

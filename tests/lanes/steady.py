@@ -51,8 +51,11 @@ class Run(NamedTuple):
 def code_of_now() -> str:
     """A name for the code as it is: runs of other code say nothing about it."""
     digest = hashlib.sha256()
-    files = [path for folder in _CODE for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    files = [path for folder in _CODE for path in (ROOT / folder).rglob("*")]
     for path in sorted([*files, *(ROOT / name for name in _FILES)]):
+        # Caches of Python and of the checkers change from run to run.
+        if any(part == "__pycache__" or part.startswith(".") for part in path.relative_to(ROOT).parts):
+            continue
         if path.is_file():
             digest.update(f"{path.relative_to(ROOT)}\0".encode())
             digest.update(path.read_bytes())

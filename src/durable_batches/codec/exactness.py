@@ -173,10 +173,20 @@ class _Compiler:
         if not asked:
             return self._exactly(cls)
 
+        # Once for each result: a loop takes a third of the time of a generator.
+        classes = [(name, self._class_of[certain]) for name, certain in asked if certain in self._class_of]
+        others = [(name, certain) for name, certain in asked if certain not in self._class_of]
+
         def certain(value: Any) -> bool:
             if type(value) is not cls:
                 return False
-            return all(one(getattr(value, name, _MISSING)) for name, one in asked)
+            for name, wanted in classes:
+                if type(getattr(value, name, _MISSING)) is not wanted:
+                    return False
+            for name, one in others:  # noqa: SIM110  (a generator again)
+                if not one(getattr(value, name, _MISSING)):
+                    return False
+            return True
 
         return certain
 

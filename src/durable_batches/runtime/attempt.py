@@ -311,7 +311,8 @@ class Attempt:
             # The attempt has finished: a late caller is unwound.
             self._unwound = self._unwound or not self._ended
             raise asyncio.CancelledError
-        if self._task is not None and self._task.get_loop() is not asyncio.get_running_loop():
+        task, own = asyncio.current_task(), self._task
+        if task is not own and own is not None and own.get_loop() is not asyncio.get_running_loop():
             raise NotInWorkflowError(
                 f"activity {activity.name!r} was called in another event loop than its workflow's, where it cannot be "
                 "recorded; call it there: asyncio.run_coroutine_threadsafe(activity(...), loop)"
@@ -336,7 +337,7 @@ class Attempt:
             return self._replay(definition, checkpoint)
         if self._turn is not None:
             await self._wait_for_turn(self._turn)
-        call = Call(self._resources, bound, self.recorded.new_key(base), self, asyncio.current_task())
+        call = Call(self._resources, bound, self.recorded.new_key(base), self, task)
         call.stage_index = self._stage_of_attempt
         self._calls.add(call)
         try:
@@ -363,7 +364,7 @@ class Attempt:
                     payload, value = await self._try(call, raised)
             else:
                 payload, value = await self._try(call)
-            if self._resources.overloads:
+            if self._resources.overloads.since:
                 self._resources.overloads.served(self.execution.batch_id, activity.name)
             if self._looks_for == activity.name:
                 self._report_answer()
@@ -388,7 +389,8 @@ class Attempt:
                 self._turn.release()
             if call.reported:
                 self._resources.reports.pop(call.identity, None)
-            self._became_idle_if_so()
+            if not self._calls:
+                self._became_idle()
 
     def _recorded_before(self, bound: BoundCall, base: str) -> CheckpointRecord | None:
         """Return the next checkpoint of the key that the call had in earlier versions, if there is one."""
@@ -435,7 +437,8 @@ class Attempt:
         self._calls.discard(call)
         if self._ended or self._stopping is not None:
             # It is being unwound already, or over.
-            self._became_idle_if_so()
+            if not self._calls:
+                self._became_idle()
         else:
             self.stop("quota", drain=True)
         self._unwound = self._unwound or not self._ended
@@ -448,9 +451,7 @@ class Attempt:
             batch_id, document_id = self.execution.batch_id, self.execution.document_id
             self.recorded.check_input(base, digest, bound.activity.name, batch_id, document_id)
 
-    def _became_idle_if_so(self) -> None:
-        if self._calls:
-            return
+    def _became_idle(self) -> None:
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         if self._cancel_when_idle and self._task is not None and not self._ended:

@@ -7,7 +7,7 @@ insert or remove activities, and every other recorded result is still found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from inspect import Parameter, Signature
@@ -250,12 +250,14 @@ class Recorded:
 
     __slots__ = ("_inputs", "_next", "_waiting", "found", "used")
 
-    def __init__(self, checkpoints: Iterable[CheckpointRecord] = ()) -> None:
+    def __init__(self, checkpoints: Sequence[CheckpointRecord] = ()) -> None:
         self._waiting: dict[str, list[CheckpointRecord]] = {}
         self._next: dict[str, int] = {}
         self._inputs: dict[str, str] = {}
         self.found: int = 0
         self.used: int = 0
+        if not checkpoints:
+            return
         for checkpoint in sorted(checkpoints, key=_occurrence, reverse=True):
             base, occurrence = _split(checkpoint.key)
             self._waiting.setdefault(base, []).append(checkpoint)

@@ -18,22 +18,19 @@ _MOST: Final = 10_000
 class Overloads:
     """Remembers when calls of an activity in a batch were first refused, until one of them succeeds."""
 
-    __slots__ = ("_since",)
+    __slots__ = ("since",)
 
     def __init__(self) -> None:
-        self._since: dict[tuple[BatchId, str], float] = {}
-
-    def __bool__(self) -> bool:
-        """Whether anything is refused at all: most of the time nothing is."""
-        return bool(self._since)
+        self.since: Final[dict[tuple[BatchId, str], float]] = {}
+        """Moments by batch and activity; most of the time there are none, and nobody need ask."""
 
     def refused(self, batch_id: BatchId, activity: str, now: float) -> float:
         """Note that a call was refused; return for how many seconds all calls have been. `now`: the boot clock."""
-        since = self._since.setdefault((batch_id, activity), now)
-        if len(self._since) > _MOST:
-            del self._since[next(iter(self._since))]
+        since = self.since.setdefault((batch_id, activity), now)
+        if len(self.since) > _MOST:
+            del self.since[next(iter(self.since))]
         return now - since
 
     def served(self, batch_id: BatchId, activity: str) -> None:
         """Note that a call succeeded, or that the batch is paused until one does."""
-        self._since.pop((batch_id, activity), None)
+        self.since.pop((batch_id, activity), None)

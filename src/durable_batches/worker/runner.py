@@ -145,7 +145,7 @@ class Runner:
                 document = workflow.document_codec.decode(claim.input)
             return await workflow.fn(document)
 
-        result = await held.attempt.run(body, lambda: self._read_more_checkpoints(held, claim))
+        result = await held.attempt.run(body, self._prepares(held, claim))
         await self._report(held, claim, result, workflow.result_codec)
 
     async def _resolve(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
@@ -170,7 +170,7 @@ class Runner:
             wanted = dependencies_of(resolver)
             return await resolver(results, **await self._resources.dependencies.filled(wanted, {}))
 
-        result = await held.attempt.run(body, lambda: self._read_more_checkpoints(held, claim))
+        result = await held.attempt.run(body, self._prepares(held, claim))
         retry_in = None
         if isinstance(result, AttemptFailed) and result.retryable:
             delay = workflow.resolver_retry.delay(
@@ -181,9 +181,11 @@ class Runner:
             retry_in = None if delay is None else int(delay.total_seconds() * 1_000_000)
         await self._report(held, claim, result, workflow.resolution_codec, retry_in)
 
+    def _prepares(self, held: HeldExecution, claim: Claim) -> Callable[[], Awaitable[object]] | None:
+        """Return what is to be awaited before the body; None, as for most: nothing."""
+        return partial(self._read_more_checkpoints, held, claim) if claim.more_checkpoints else None
+
     async def _read_more_checkpoints(self, held: HeldExecution, claim: Claim) -> None:
-        if not claim.more_checkpoints:
-            return
         execution = claim.execution
         checkpoints: list[CheckpointRecord] = list(claim.checkpoints)
         while True:
