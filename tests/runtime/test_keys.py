@@ -385,7 +385,7 @@ def test_an_explicit_key_serves_for_input_that_cannot_be_encoded() -> None:
 def recorded(*keys: str) -> Recorded:
     """`+key` was a success, `-key` a failure."""
     kinds: dict[str, Literal["succeeded", "failed"]] = {"+": "succeeded", "-": "failed"}
-    return Recorded(CheckpointRecord(name[1:], kinds[name[0]], name.encode()) for name in keys)
+    return Recorded([CheckpointRecord(name[1:], kinds[name[0]], name.encode()) for name in keys])
 
 
 def taken(found: Recorded, base: str) -> str | None:
