@@ -385,25 +385,6 @@ async def test_who_comes_late_expires_nobody_at_once(path: Path) -> None:
             assert (await second.expire(dead=[WorkerId("worker")])).workers == ["worker"]
 
 
-async def test_who_waited_for_a_frozen_machine_to_go_on_expires_nobody(path: Path) -> None:
-    """It was asked for when all leases were renewed, and may come before others that were frozen can renew theirs."""
-    locked = Locked(path)
-    async with support.opened(locked.store()) as store:
-        await locked.register(store, "worker")
-        # Long enough to remember no lock of the time before it was opened.
-        locked.clock.advance(2)
-        assert store._writer is not None
-        goes_on = threading.Event()
-        standing_still = asyncio.create_task(store._writer.run(lambda connection: goes_on.wait(support.PATIENCE)))
-        expiring = asyncio.create_task(store.expire())
-        await support.turns(5)
-        locked.clock.advance(2 * LEASE)
-        goes_on.set()
-        await standing_still
-        assert (await within(expiring)).workers == []
-        assert (await store.expire()).workers == ["worker"]
-
-
 async def test_a_worker_that_is_locked_out_past_its_lease_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Renewals fail as long as the file is locked; nobody else can expire it either."""
     monkeypatch.setattr(sqlite_connection, "BUSY_SECONDS", 0.02)

@@ -219,7 +219,7 @@ class PostgresStore:
 
     async def expire(self, *, dead: Collection[WorkerId] = ()) -> Expired:
         """See `Store.expire`."""
-        return await self._write(self._workers.expire, dead)
+        return await self._write(self._workers.expire, dead, self._workers.asks())
 
     async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
         """See `Store.leave`."""

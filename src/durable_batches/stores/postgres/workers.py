@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from durable_batches.errors import StoreAccessError, StoreLockedError
 from durable_batches.lifecycle.planning import Departure, KnownWorker, gone_with_machine, plan_release, plan_return
@@ -17,7 +17,6 @@ from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.errors import translated
 from durable_batches.stores.postgres.connection.server_clock import (
     HOLDS_LEASE,
-    SERVER_TIME,
     LeaseTrust,
     ServerClock,
     given_time,
@@ -40,10 +39,33 @@ _INSERT: Final = (
     f"VALUES ({_INSERTED.numbered(1)}, {given_time(len(_INSERTED) + 1)} + {_LEASE})"
 )
 
-_LEFT: Final = "(dead IS NOT NULL OR worker_id = ANY($2::text[]))"
-_EXPIRED: Final = f"(lease_until <= c.now OR lease_until > c.now + 2 * lease OR {_LEFT})"
+_GOES_BY: Final = f"(SELECT {given_time(1)} AS now, $3::bigint AS judged_at, $4::bigint AS spared) c"
+"""Beside the workers' rows, for the conditions on them, whose arguments are the store's clock, the ids of workers whose
+processes have ended, and `_Look.now` and `_Look.spared`."""
+_NAMED: Final = "worker_id = ANY($2::text[])"
+_LEFT: Final = f"(dead IS NOT NULL OR {_NAMED})"
+_EXPIRED: Final = (
+    f"((lease_until <= least(c.now, c.judged_at) AND lease > c.spared) OR lease_until > c.now + 2 * lease OR {_LEFT})"
+)
 """A lease that ends more than a lease from now was given before the server's clock was set back. A row of these that is
 locked is that of a worker that commits at this moment: it is passed over, and looked at again soon."""
+
+_RENEWED_WITHIN: Final = 6
+"""A worker that was kept from renewing its lease for less than this part of it has had its chances: it tries three
+times a lease."""
+
+
+class _Look(NamedTuple):
+    """What an expiry has found, and goes by: a lease that was over then, and was not renewed since, has run out."""
+
+    dead: list[WorkerId]
+    """Workers whose processes have ended."""
+    now: Micros
+    """The server's time then. That a machine sleeps from then on makes no lease run out."""
+    spared: Micros
+    """Leases of this length, and shorter ones, are not judged: their workers may have slept before, too."""
+    condition: str
+    """Which rows of workers it is about."""
 
 
 async def holding_leases(session: Session, server_clock: ServerClock) -> list[WorkerRecord]:
@@ -106,31 +128,44 @@ class Workers:
         found = await session.fetch(f"SELECT {WORKER_RECORD.names} FROM {{s}}.worker WHERE dead IS NULL")
         return [worker_of(row) for row in found]
 
-    async def expire(self, session: Session, dead: Collection[WorkerId]) -> Expired:
-        """See `Store.expire`."""
+    def asks(self) -> float:
+        """Return the moment at which an expiry is asked for, to be handed on to `expire`."""
+        return self._trust.asks()
+
+    async def expire(self, session: Session, dead: Collection[WorkerId], asked: float) -> Expired:
+        """See `Store.expire`.
+
+        Args:
+            session: Outside of a transaction.
+            dead: Workers whose processes have ended.
+            asked: When it was asked for; see `asks`. A machine may have slept since, and others with it.
+        """
         # Mostly there is none, and then nothing is locked or written.
-        asked = self._trust.asks()
+        looks = self._trust.asks()
         with translated(self._database.where):
             ((now, longest_lease, left, expired_by_now),) = await session.fetch(
                 f"SELECT min(c.now), max(lease), count(*) FILTER (WHERE {_LEFT}), count(*) FILTER (WHERE {_EXPIRED}) "
-                f"FROM (SELECT {given_time(1)} AS now) c LEFT JOIN {{s}}.worker ON true",
+                f"FROM {_GOES_BY} LEFT JOIN {{s}}.worker ON true",
                 self._server_clock.boot(),
                 sorted(dead),
+                None,
+                0,
             )
-        by_lease = self._trust.holds(asked, now, longest_lease or 0)
+        by_lease = self._trust.holds(looks, now, longest_lease or 0)
         found = expired_by_now if by_lease else left
         if not found:
             return Expired()
-        condition = _EXPIRED if by_lease else _LEFT
+        waited = int((self._trust.asks() - asked) * 1_000_000)
+        look = _Look(sorted(dead), now, waited * _RENEWED_WITHIN, _EXPIRED if by_lease else _LEFT)
         try:
-            expired = await self._expire(session, dead, condition, skip=False)
+            expired = await self._expire(session, look, skip=False)
         except StoreLockedError:
-            expired = await self._expire(session, dead, condition, skip=True)
+            expired = await self._expire(session, look, skip=True)
         if len(expired.workers) < found:
-            await self._end_stuck_sessions(session)
+            await self._end_stuck_sessions(session, look)
         return expired
 
-    async def _end_stuck_sessions(self, session: Session) -> None:
+    async def _end_stuck_sessions(self, session: Session, look: _Look) -> None:
         """End the sessions of workers past their lease that were stopped in the middle of a transaction.
 
         The server ends those that are idle in one, but not one that waits for the second half of a message.
@@ -139,12 +174,13 @@ class Workers:
             with translated(self._database.where):
                 ended = await session.value(
                     "SELECT count(pg_terminate_backend(l.pid)) "
-                    f"FROM {{s}}.worker w, (SELECT {SERVER_TIME} AS now) c, "
-                    "pg_locks l, pg_stat_activity a WHERE w.lease_until <= coalesce($1::bigint, c.now) "
+                    "FROM {s}.worker w, pg_locks l, pg_stat_activity a "
+                    "WHERE w.lease_until <= $1::bigint AND w.lease > $2::bigint "
                     "AND l.locktype = 'transactionid' AND l.transactionid = w.xmax AND l.granted "
                     "AND l.mode = 'ExclusiveLock' AND l.pid <> pg_backend_pid() AND a.pid = l.pid "
                     f"AND a.xact_start < clock_timestamp() - w.lease / {RENEWALS_A_LEASE} * interval '1 microsecond'",
-                    self._server_clock.boot(),
+                    look.now,
+                    look.spared,
                 )
             if ended:
                 _log.warning(
@@ -160,13 +196,13 @@ class Workers:
                 extra={"error_code": error.code, "database": self._database.where},
             )
 
-    async def _expire(self, session: Session, dead: Collection[WorkerId], condition: str, *, skip: bool) -> Expired:
+    async def _expire(self, session: Session, look: _Look, *, skip: bool) -> Expired:
         async with transaction(session, self._database.where, self._timeouts.begin(session)):
             # Named ones are waited for, in the order of their ids, so that two who do this do not wait for each other.
-            named = await self._locked(session, "worker_id = ANY($2::text[])", dead, skip=skip) if dead else {}
-            found = {**named, **await self._locked(session, condition, dead, skip=True)}
+            named = await self._locked(session, look._replace(condition=_NAMED), skip=skip) if look.dead else {}
+            found = {**named, **await self._locked(session, look, skip=True)}
             events: list[EventRecord] = []
-            blameless = await self._lost_machines(session, found) if found else ()
+            blameless = await self._lost_machines(session, look, found) if found else ()
             for departure in _DEPARTURES:
                 gone = [worker_id for worker_id, left in found.items() if (left or "crash") == departure]
                 in_part = [worker_id for worker_id in gone if found[worker_id] is not None]
@@ -174,25 +210,23 @@ class Workers:
         self._changed(events)
         return Expired(workers=[worker_id for worker_id, left in found.items() if left is None], events=events)
 
-    async def _lost_machines(self, session: Session, gone: Collection[WorkerId]) -> frozenset[WorkerId]:
+    async def _lost_machines(self, session: Session, look: _Look, gone: Collection[WorkerId]) -> frozenset[WorkerId]:
         """Find those of the workers whose whole machine is gone."""
         rows = await session.fetch(
-            f"SELECT {WORKER_RECORD.names}, lease_until - c.now, lease "
-            f"FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c",
-            self._server_clock.boot(),
+            f"SELECT {WORKER_RECORD.names}, lease_until - $1::bigint, lease FROM {{s}}.worker", look.now
         )
         known = [KnownWorker(worker_of(tuple(row)[:-2]), *tuple(row)[-2:]) for row in rows]
         return gone_with_machine(gone, known)
 
-    async def _locked(
-        self, session: Session, condition: str, dead: Collection[WorkerId], *, skip: bool
-    ) -> dict[WorkerId, Departure | None]:
+    async def _locked(self, session: Session, look: _Look, *, skip: bool) -> dict[WorkerId, Departure | None]:
         """Lock the rows of workers, and find how each has gone already."""
         found = await session.fetch(
-            f"SELECT worker_id, dead FROM {{s}}.worker, (SELECT {given_time(1)} AS now) c "
-            f"WHERE {condition} ORDER BY worker_id FOR UPDATE OF worker{' SKIP LOCKED' if skip else ''}",
+            f"SELECT worker_id, dead FROM {{s}}.worker, {_GOES_BY} "
+            f"WHERE {look.condition} ORDER BY worker_id FOR UPDATE OF worker{' SKIP LOCKED' if skip else ''}",
             self._server_clock.boot(),
-            sorted(dead),
+            look.dead,
+            look.now,
+            look.spared,
         )
         return {WorkerId(worker_id): left for worker_id, left in found}
 

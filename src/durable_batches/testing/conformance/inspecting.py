@@ -13,7 +13,7 @@ from durable_batches.lifecycle.records import RESOLVER_POSITION
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.stores.protocol import Inspectable
 from durable_batches.testing.conformance.base import Conformance
-from durable_batches.testing.conformance.scene import Scene
+from durable_batches.testing.conformance.scene import LEASE, Scene
 
 __all__ = ["InspectingConformance"]
 
@@ -60,8 +60,8 @@ class InspectingConformance(Conformance):
         batch_id = await scene.batch(2, max_crashes=5)
         for crashes in range(2):
             assert not (await inspectable.inspect(batch_id, limit=_MANY)).isolated, f"after {crashes} crashes"
-            await (await scene.worker(lease=1)).claim()
-            await scene.pass_time(10)
+            await (await scene.worker()).claim()
+            await scene.pass_time(LEASE + 1)
             await scene.store.expire()
         found = await inspectable.inspect(batch_id, limit=_MANY)
         assert [(each.position, each.crashes) for each in found.isolated] == [(0, 2), (1, 2)]
