@@ -19,6 +19,7 @@ __all__ = [
     "run_without_loop",
     "running_loop",
     "seen_through",
+    "thread_ended",
     "wake",
 ]
 
@@ -135,6 +136,21 @@ async def _ended(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
+
+
+async def thread_ended(thread: threading.Thread) -> None:
+    """Wait until a thread has ended.
+
+    Not on a thread of the event loop's own, as `asyncio.to_thread` does: user code may have all of those hang.
+    """
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def join() -> None:
+        thread.join()
+        wake(ended)
+
+    threading.Thread(target=join, name=f"{thread.name} ends", daemon=True).start()
+    await ended
 
 
 def leave_to_itself(task: asyncio.Task[Any]) -> None:

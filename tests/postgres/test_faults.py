@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -42,7 +42,8 @@ from durable_batches import (
 from durable_batches.errors import CommitUnknownError
 from durable_batches.lifecycle.commands import Cancel
 from durable_batches.stores import BatchQuery, ClaimRequest, WorkerId
-from durable_batches.stores.postgres.connection.database import Connection
+from durable_batches.stores.postgres.connection.database import Connection, Database
+from durable_batches.stores.postgres.connection.session import Session
 from durable_batches.testing import ManualClock
 from durable_batches.testing.conformance.scene import Scene
 from durable_batches.testing.virtual.effects import EffectsLog
@@ -264,8 +265,10 @@ class Network:
 
     async def _stall_until(self, enough: Callable[[], Awaitable[object]]) -> None:
         self._proxy.stall()
-        await enough()
-        self._proxy.resume()
+        try:
+            await enough()
+        finally:
+            self._proxy.resume()
 
     async def _half_open(self) -> None:
         self._proxy.half_open()
@@ -288,7 +291,7 @@ async def test_a_network_that_fails_in_every_way(
     """Once each; nobody is away for as long as its lease."""
     monkeypatch.setattr("durable_batches.stores.postgres.connection.database._MARGIN_SECONDS", 0.0)
     # How long a worker that leaves waits for the store is no matter of this test, and must not decide it.
-    monkeypatch.setattr("durable_batches.worker.session._STORE_PATIENCE_SECONDS", 600.0)
+    monkeypatch.setattr("durable_batches.worker.session._STORE_PATIENCE_SECONDS", PATIENCE)
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
         network = Network(proxy)
@@ -299,14 +302,15 @@ async def test_a_network_that_fails_in_every_way(
 
         async with workers(2, store, timedelta(hours=1)) as batches:
             await submit(batches, "batch")
-            ended = asyncio.create_task(succeeds(batches, "batch"))
 
             async def given_up() -> None:
-                with batches[0].worker.signals.journal.pausing.listen() as pausing:
-                    await pausing.next()
+                """One of the two commits, if only to claim; which of them, and when, depends on what was under way."""
+                async with AsyncExitStack() as stack:
+                    pausing = [stack.enter_context(each.worker.signals.journal.pausing.listen()) for each in batches]
+                    await eventually(lambda: any(each.heard for each in pausing))
 
             await network.each_once(given_up)
-            await ended
+            await succeeds(batches, "batch")
     await check(PostgresStore(postgres_dsn, schema=postgres_schema), ["batch"])
 
 
@@ -534,6 +538,49 @@ async def test_a_write_that_is_not_answered_gives_up_all_deaf_connections(
                 await hand.report(hand.recorded(claim, "key"))
             assert writers._idle == []
             assert all(connection.is_closed() for connection in deaf)
+
+
+async def test_listening_is_not_waited_for_for_ever(postgres_dsn: str, postgres_schema: str) -> None:
+    """The driver would: it sets no limit to that."""
+    port = urlsplit(postgres_dsn).port or 0
+    with Proxy(port) as proxy:
+        asked = 0
+
+        def decide(data: bytes) -> Fate:
+            nonlocal asked
+            if b"LISTEN" not in data:
+                return "pass"
+            asked += 1
+            return "lose" if asked == 1 else "pass"
+
+        proxy.fate = decide
+        quick = timedelta(milliseconds=100)
+        async with opened(
+            PostgresStore(proxy.through(postgres_dsn), schema=postgres_schema, statement_timeout=quick)
+        ) as store:
+            waiting = asyncio.create_task(store.wait({}, work=[("letters", "1")], timeout=3_600_000_000))
+            await eventually(lambda: asked == 2)
+            # It is woken by what another process does, some time or other.
+            async with opened(PostgresStore(postgres_dsn, schema=postgres_schema)) as elsewhere:
+                await Scene(elsewhere, asyncio.sleep).batch(1)
+                await within(waiting)
+
+
+@pytest.mark.parametrize("statement", ["fetch", "row", "value", "run", "listen"])
+async def test_whatever_the_driver_waits_for_is_bounded(statement: str) -> None:
+    """As the end of a statement that it has prepared once, to which it sets no limit of its own."""
+
+    class Deaf:
+        def __getattr__(self, name: str) -> Callable[..., Awaitable[None]]:
+            async def wait(*_: object, **__: object) -> None:
+                await asyncio.Event().wait()
+
+            return wait
+
+    session = Session(Database("postgresql://nowhere/", "public", 1.0, 1.0), cast("Connection", Deaf()), 0.01)
+    arguments = ["", print] if statement == "listen" else ["SELECT 1"]
+    with pytest.raises(TimeoutError):
+        await getattr(session, statement)(*arguments)
 
 
 # ---- workers that stop in the middle of it ---------------------------------------------------------------------------

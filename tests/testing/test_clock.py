@@ -306,7 +306,7 @@ async def test_a_lease_is_kept_in_virtual_time() -> None:
     assert not lost.is_set()
     clock.advance(2)
     await eventually(lost.is_set)
-    renewer.join()
+    await renewer.ended()
     assert len(beats) == 6
     assert (await store.expire()).workers == [worker]
 
@@ -329,6 +329,6 @@ async def test_a_heart_stops_without_waiting() -> None:
     renewer.start()
     await eventually(lambda: clock.waiting_threads == 1)
     renewer.signal_stop()
-    renewer.join()
+    await renewer.ended()
     assert clock.waiting_threads == 0
     assert not lost.is_set()

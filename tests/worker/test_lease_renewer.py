@@ -87,7 +87,7 @@ async def test_after_a_freeze_it_renews_first_and_gives_the_others_a_lease() -> 
             assert may_expire(renewer)
         finally:
             renewer.signal_stop()
-            await asyncio.to_thread(renewer.join)
+            await renewer.ended()
 
 
 async def test_a_process_that_stood_still_for_longer_than_its_loop_may_keeps_its_lease() -> None:
@@ -110,7 +110,7 @@ async def test_a_process_that_stood_still_for_longer_than_its_loop_may_keeps_its
             assert not lost.is_set()
         finally:
             renewer.signal_stop()
-            await asyncio.to_thread(renewer.join)
+            await renewer.ended()
 
 
 def test_a_lease_may_be_shorter_than_what_is_between_two_turns() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 from tests.conftest import StoreMaker
-from tests.support import NO_DRAIN, STAGES, eventually, everything, moving, within
+from tests.support import NO_DRAIN, PATIENCE, STAGES, eventually, everything, moving, within
 
 from durable_batches import (
     BatchConfig,
@@ -101,6 +103,26 @@ async def test_a_worker_that_lost_its_lease_goes_on_without_what_does_not_end(
         assert any("its lease lost: activity 'poll_job' did not end" in line for line in errors(caplog))
         scene.gate.set()
         assert await everything(batches.results(batch_id)) == [DocumentSucceeded(document_id="0", value="X")]
+
+
+async def test_closing_needs_no_thread_of_the_event_loop(open_store: StoreMaker) -> None:
+    """Code that hangs in `asyncio.to_thread` has all of them, perhaps."""
+
+    @workflow(STAGES, name="quick")
+    async def run(document: str) -> str:
+        return document
+
+    ends = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        hung = asyncio.ensure_future(asyncio.to_thread(ends.wait))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                async with BatchOrchestrator(run, store=open_store(None)) as batches:
+                    assert (await batches.result(await batches.submit(["x"]))).counts.succeeded == 1
+        finally:
+            ends.set()
+            await hung
 
 
 def test_the_event_loop_does_not_wait_for_what_was_left_behind() -> None:

@@ -36,7 +36,7 @@ from durable_batches import (
     StoreUnavailableError,
     Worker,
 )
-from durable_batches.errors import CommitUnknownError
+from durable_batches.errors import CommitUnknownError, StoreLockedError
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
@@ -177,6 +177,35 @@ async def test_claims_whose_reply_was_lost_are_run(faults: Faults, checker: Hist
     assert attempts == [1] * DOCUMENTS
 
 
+async def test_a_commit_whose_reply_was_lost_is_repeated_as_it_was_though_its_batch_is_locked(
+    faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the session of the first try, which goes on: else what is added under its number would be lost."""
+    monkeypatch.setattr("durable_batches.worker.journal._FIRST_PAUSE", 0.001)
+    commits, locked = 0, 0
+
+    def fault(_: ClaimRequest | None) -> Fault | None:
+        nonlocal commits, locked
+        commits += 1
+        match commits % 4:
+            case 0:
+                return "after"
+            case 1 | 2 if commits > 4:
+                locked += 1
+                raise StoreLockedError("the store", ["batch"])
+            case _:
+                return None
+
+    faults.fault = fault
+    async with BatchOrchestrator(extract, store=faults.store) as batches:
+        await _submit(batches)
+        assert (await end_of(batches)).value == tally_of(range(DOCUMENTS))
+        await checker.verify(faults.store, finished=True)
+    assert faults.made["after"] > 3
+    assert locked > 6
+    assert checker.stats.repeated == 0
+
+
 async def test_a_cancel_whose_reply_was_lost_still_returns_true(
     faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +297,7 @@ async def test_work_goes_on_when_the_store_was_away_past_the_lease(faults: Fault
 
 
 async def test_leaving_is_bounded_while_the_store_is_away(
-    faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
+    faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("durable_batches.worker.session._STORE_PATIENCE_SECONDS", 0.3)
     tasks = asyncio.all_tasks()
@@ -278,8 +307,9 @@ async def test_leaving_is_bounded_while_the_store_is_away(
         await _submit(batches, max_crashes=10)
         await until(lambda: len(here.effects.read()) > 40, "some work")
         faults.away = True
-    # It has come here, although the store did not come back.
+    # It has come here, although the store did not come back, and says so.
     assert asyncio.all_tasks() == tasks
+    assert len([message for message in caplog.messages if "waits for the store no longer" in message]) == 1
     faults.away = False
     # The lease decides when the next one may go on: the first could not say goodbye.
     async with BatchOrchestrator(extract, store=faults.store) as batches:

@@ -23,6 +23,7 @@ from durable_batches.lifecycle.leases import own_seconds
 from durable_batches.lifecycle.records import WorkerId
 from durable_batches.outage import Outage, Outages
 from durable_batches.stores.protocol import Heart, NotedHeart, Store
+from durable_batches.tasks import thread_ended
 from durable_batches.worker.lease import Lease
 from durable_batches.worker.loop_watch import LoopWatch
 from durable_batches.worker.note_writer import NoteWriter, Offer
@@ -131,9 +132,9 @@ class LeaseRenewer:
         """Have the thread end, without waiting for it."""
         self._stop.set()
 
-    def join(self) -> None:
-        """Wait for the thread's end; blocks."""
-        self._thread.join()
+    async def ended(self) -> None:
+        """Wait for the thread's end."""
+        await thread_ended(self._thread)
 
     def _run(self) -> None:
         heart = self._store.heart(self._worker)

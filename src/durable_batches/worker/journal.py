@@ -15,7 +15,13 @@ from itertools import groupby
 from typing import Final, TypeAlias
 
 from durable_batches.clock import Clock, Timer
-from durable_batches.errors import FactRejectedError, StoreLockedError, StoreUnavailableError, WorkerFencedError
+from durable_batches.errors import (
+    CommitUnknownError,
+    FactRejectedError,
+    StoreLockedError,
+    StoreUnavailableError,
+    WorkerFencedError,
+)
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -262,8 +268,19 @@ class Journal:
         self._signals.committed.fire(self._number)
 
     async def _write(self, facts: Sequence[Fact], request: ClaimRequest | None) -> Committed:
-        """Make one numbered commit, repeated under its number for as long as the store is away."""
+        """Make one numbered commit, repeated under its number for as long as the store is away.
+
+        Once a reply was lost, it is repeated as it was until one comes: the number stands for these facts, which it may
+        have recorded. With others it would be answered all the same, and those be taken for recorded.
+        """
         number, asked = self._number + 1, self._clock.boot()
+        unknown = False
+
+        def is_waited_for(error: StoreUnavailableError) -> bool:
+            nonlocal unknown
+            unknown = unknown or isinstance(error, CommitUnknownError)
+            return self._is_waited_for(error, made=unknown)
+
         self._signals.beginning.fire(number)
         committed = await ride_out(
             lambda: self._store.commit(self._worker, number, facts, request),
@@ -271,15 +288,20 @@ class Journal:
             self._operation,
             self._pause,
             backoff=lambda: Backoff(_FIRST_PAUSE),
-            passes=self._is_waited_for,
+            passes=is_waited_for,
         )
         self._number = number
         self._renewed(asked)
         return committed
 
-    def _is_waited_for(self, error: StoreUnavailableError) -> bool:
-        """Return whether the whole commit waits: of rows that are locked, only their batches' facts do."""
-        return self._is_running and not (isinstance(error, StoreLockedError) and error.batch_ids)
+    def _is_waited_for(self, error: StoreUnavailableError, *, made: bool) -> bool:
+        """Return whether the whole commit waits: of rows that are locked, only their batches' facts do.
+
+        Args:
+            error: Why it has no answer.
+            made: Whether it may have been made.
+        """
+        return self._is_running and (made or not (isinstance(error, StoreLockedError) and error.batch_ids))
 
     async def _pause(self, seconds: float) -> None:
         self._phase = JournalPhase.PAUSING

@@ -312,6 +312,11 @@ class Scheduler:
         return [held for held in list(self._held.values()) if not held.finishing]
 
     @property
+    def held(self) -> int:
+        """How many executions it holds, including those that report their end."""
+        return len(self._held)
+
+    @property
     def held_batches(self) -> set[BatchId]:
         """The batches of which it holds executions."""
         return {batch_id for batch_id, _ in self._held}

@@ -290,7 +290,7 @@ class Session:
                 await self._work()
             finally:
                 self._renewer.signal_stop()
-                await asyncio.to_thread(self._renewer.join)
+                await self._renewer.ended()
         finally:
             self.phase = SessionPhase.ENDED
             self._late_results.log_dropped(self.worker_id)
@@ -355,6 +355,16 @@ class Session:
         await asyncio.wait([ending, lost, patience], return_when=asyncio.FIRST_COMPLETED)
         patience.cancel()
         if not ending.done():
+            if not lost.done():
+                held = self.scheduler.held
+                _log.warning(
+                    "worker %s waits for the store no longer, %g s after its drain: others take over when its lease "
+                    "expires, and run the %d documents that it holds",
+                    self.worker_id,
+                    _STORE_PATIENCE_SECONDS,
+                    held,
+                    extra={"worker_id": self.worker_id, "held": held, "seconds": _STORE_PATIENCE_SECONDS},
+                )
             await self._fence(journal)
             ending.cancel()
         await asyncio.gather(ending, patience, return_exceptions=True)

@@ -143,7 +143,7 @@ class Notifications:
                 self._own_pid = connection.get_server_pid()
                 session = Session(self._database, connection)
                 if not (self._takes_replicas and await session.value("SELECT pg_is_in_recovery()")):
-                    await connection.add_listener(self._database.channel, self._heard)
+                    await session.listen(self._database.channel, self._heard)
                 connection.add_termination_listener(self._lost)
                 for waiter in self._waiters:
                     waiter.looked = False

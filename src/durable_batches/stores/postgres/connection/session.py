@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -17,7 +17,11 @@ __all__ = ["Session", "closed", "session_of_its_own", "transaction", "unless_los
 
 
 class Session:
-    """A connection, speaking of one schema: in its statements, `{s}` is the schema's quoted name."""
+    """A connection, speaking of one schema: in its statements, `{s}` is the schema's quoted name.
+
+    Whatever the driver waits for meanwhile, also what it does not bound itself, as to close statements that it has
+    prepared: it raises TimeoutError.
+    """
 
     __slots__ = ("_cache", "_seconds", "_where", "connection", "quoted")
 
@@ -40,19 +44,28 @@ class Session:
 
     async def fetch(self, statement: str, *args: object) -> Sequence[Any]:
         """All rows."""
-        return await self.connection.fetch(self.sql(statement), *args, timeout=self._seconds)
+        async with asyncio.timeout(self._seconds):
+            return await self.connection.fetch(self.sql(statement), *args, timeout=self._seconds)
 
     async def row(self, statement: str, *args: object) -> Any:
         """The first row, or None."""
-        return await self.connection.fetchrow(self.sql(statement), *args, timeout=self._seconds)
+        async with asyncio.timeout(self._seconds):
+            return await self.connection.fetchrow(self.sql(statement), *args, timeout=self._seconds)
 
     async def value(self, statement: str, *args: object) -> Any:
         """The first value of the first row, or None."""
-        return await self.connection.fetchval(self.sql(statement), *args, timeout=self._seconds)
+        async with asyncio.timeout(self._seconds):
+            return await self.connection.fetchval(self.sql(statement), *args, timeout=self._seconds)
+
+    async def listen(self, channel: str, heard: Callable[[object, int, str, object], None]) -> None:
+        """Have a function called with each notification of the channel."""
+        async with asyncio.timeout(self._seconds):
+            await self.connection.add_listener(channel, heard)
 
     async def run(self, script: str) -> str:
         """Statements without arguments; the tag of the last one."""
-        return await self.connection.execute(self.sql(script), timeout=self._seconds)
+        async with asyncio.timeout(self._seconds):
+            return await self.connection.execute(self.sql(script), timeout=self._seconds)
 
 
 @asynccontextmanager

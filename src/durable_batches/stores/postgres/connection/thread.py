@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from durable_batches.tasks import completed
+from durable_batches.tasks import completed, thread_ended
 
 __all__ = ["LoopThread"]
 
@@ -45,7 +45,7 @@ class LoopThread:
             await self.run(_end_what_is_left())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-        await asyncio.to_thread(self._thread.join)
+        await thread_ended(self._thread)
 
 
 async def _end_what_is_left() -> None:
