@@ -15,8 +15,9 @@ from tests.postgres.databases import MigratedSchemas, scratch_database, without_
 from tests.postgres.server import IN_MEMORY, Server
 from tests.postgres.types import remember_types
 
-from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store
+from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store, stop_signals
 from durable_batches.clock import Clock
+from durable_batches.testing import ManualClock
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # In the background of a shell Ctrl-C is ignored, also by all children; those of the tests are sent it.
@@ -100,3 +101,15 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreMaker:
 @pytest.fixture
 def store(open_store: StoreMaker) -> Store:
     return open_store(None)
+
+
+@pytest.fixture
+def signal_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[ManualClock]:
+    """The clock that signals are told from their echoes by. Nobody listens to them, and Python's handlers are there."""
+    clock = ManualClock()
+    monkeypatch.setattr(stop_signals, "_switchboard", stop_signals._Switchboard(clock))
+    term = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield clock
+    assert signal.signal(signal.SIGTERM, term) is signal.SIG_DFL, "put back"
+    assert signal.signal(signal.SIGINT, interrupt) is signal.default_int_handler, "put back"

@@ -26,7 +26,7 @@ from durable_batches import (
     run_batch,
     workflow,
 )
-from durable_batches.script import signals
+from durable_batches.stop_signals import _switchboard
 
 STEPS = ("first", "second", "third")
 
@@ -81,7 +81,7 @@ def observe_signals(path: Path) -> None:
         end_drain(worker)
 
     setattr(Worker, "end_drain", marked)  # noqa: B010  (to checkers, a method is no variable)
-    setattr(signals, "SystemClock", lambda: SignalClock(path))  # noqa: B010
+    _switchboard.clock = SignalClock(path)
 
 
 @durable_activity(stage=Working)

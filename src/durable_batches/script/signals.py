@@ -1,56 +1,37 @@
-"""SIGINT and SIGTERM as requests to stop gracefully."""
+"""SIGINT and SIGTERM as requests to stop a script gracefully."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from types import FrameType
-from typing import Any, Final, Self
+from typing import Any, Self
 
-from durable_batches.clock import SystemClock
+from durable_batches.stop_signals import Precedence, StopListener, StopSignal
 from durable_batches.worker.worker import Worker
 
 __all__ = ["StopSignals"]
 
-_NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
-_FORCED: Final = 3
-"""The signal of this number ends the process at once."""
-
-_ECHO_SECONDS: Final = 0.5
-"""A signal that follows this soon is not counted: `timeout` and others signal the process and its group."""
-
 
 class StopSignals:
-    """Counts the signals that ask the process to stop; the third one ends it.
+    """Counts the signals that ask the process to stop, in place of what was done at them; the third one ends it.
 
-    The previous handlers are restored at the end. Only a process's main thread can have handlers; in another thread
-    no signal is counted. A signal that the process ignores (`nohup`, a shell's background job) stays ignored.
+    Outside of the main thread no signal is counted; see `StopListener`.
     """
 
     def __init__(self) -> None:
-        self._clock = SystemClock()
+        self._listener = StopListener(self._receive, Precedence.OVER_ALL)
         self._received: list[int] = []
-        self._latest = 0.0
-        self._before: dict[signal.Signals, Any] = {}
         self._arrived = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in _NUMBERS:
-                before = signal.getsignal(number)
-                # None: a handler that was not installed from Python, and could not be restored.
-                if before not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._receive)
+        self._listener.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        self._listener.leave()
 
     @property
     def name(self) -> str:
@@ -93,14 +74,7 @@ class StopSignals:
         await self.received(2)
         worker.end_drain()
 
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        # Called between two instructions of the main thread, also while the event loop is blocked.
-        now = self._clock.boot()
-        if self._received and now - self._latest < _ECHO_SECONDS:
-            return
-        self._latest = now
-        self._received.append(number)
-        if len(self._received) >= _FORCED:
-            os._exit(128 + number)
+    def _receive(self, received: StopSignal) -> None:
+        self._received.append(received.number)
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._arrived.set)

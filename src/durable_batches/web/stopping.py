@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
-import threading
 from collections.abc import Callable, Collection
-from types import FrameType
-from typing import Any, Final
+
+from durable_batches.stop_signals import Precedence, StopListener, StopSignal
 
 __all__ = ["Peer", "StopSignals", "shut_down_connections"]
-
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 Peer = tuple[str, int]
 """The address of a client."""
@@ -34,43 +30,26 @@ class StopSignals:
 
     def __init__(self, stop: Callable[[], object]) -> None:
         self._stop = stop
-        self._handler = self._told
-        self._before: dict[int, Any] = {}
+        self._listener = StopListener(self._told, Precedence.BESIDE)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def listen(self) -> None:
-        """Begin to listen, in front of the handlers that are there; again, or outside of the main thread: do nothing.
+        """Listen, in front of the handlers that are there; outside of the main thread, do nothing.
 
-        By the time of the first request every server has installed its handlers. A server in another thread gets no
-        signals: what ends it has to close the streams.
+        Some servers install their handlers after the start of the application, and all of them before the first
+        request. A server in another thread gets no signals: what ends it has to close the streams.
         """
-        if self._loop is not None or threading.current_thread() is not threading.main_thread():
-            return
-        self._loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            before = signal.getsignal(number)
-            if before is None or before is signal.SIG_IGN:
-                continue
-            self._before[number] = before
-            signal.signal(number, self._handler)
+        if self._listener.listen() and self._loop is None:
+            self._loop = asyncio.get_running_loop()
 
     def leave(self) -> None:
         """Put back the handlers that were there, where no others have been installed since."""
-        if threading.current_thread() is threading.main_thread():
-            for number, before in self._before.items():
-                if signal.getsignal(number) == self._handler:
-                    signal.signal(number, before)
-        self._before, self._loop = {}, None
+        self._listener.leave()
+        self._loop = None
 
-    def _told(self, number: int, frame: FrameType | None) -> None:
+    def _told(self, _: StopSignal) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop)
-        before = self._before[number]
-        if callable(before):
-            before(number, frame)
-        elif before is signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
 
 
 def shut_down_connections(peers: Collection[Peer]) -> int:

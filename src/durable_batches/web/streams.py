@@ -105,8 +105,13 @@ class Streams:
         self._cut = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cut_off, peers)
 
     def open(self) -> None:
-        """Allow streams again, where the application is started once more."""
+        """Allow streams, also again, where the application is started once more; listen to signals."""
         self.closing = False
+        self.listen()
+
+    def listen(self) -> None:
+        """Listen to signals: at each request, since one that begins just before the signal may become a stream."""
+        self._signals.listen()
 
     def leave(self) -> None:
         """Stop to listen to signals: the application has ended."""
@@ -127,7 +132,6 @@ class Streams:
         """Take note of a stream, in a place that was reserved."""
         self._reserved -= 1
         self._streams[stream] = None
-        self._signals.listen()
         if self._beat is None:
             self._beat = asyncio.create_task(self._keep_up(), name="durable-batches streams")
             self._beat.add_done_callback(_log_failure)
