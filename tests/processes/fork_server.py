@@ -146,6 +146,8 @@ def _become(command: Command, server: int) -> NoReturn:
         # As the interpreter does.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001  (a child says why it failed, whatever it was)
         traceback.print_exc()
     finally:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.processes.children import Child, Start, checker_of, children, file_in, open_files, opened, until
+from tests.processes.clocks import SharedClock
 from tests.processes.workload import PATIENT, Job, Page, document_ids, extract, here
 
 from durable_batches import BatchConfig, BatchId, BatchOrchestrator, DocumentReleased, SQLiteStore, Worker
@@ -61,12 +62,23 @@ def scene(tmp_path: Path) -> Generator[Scene]:
         yield Scene(tmp_path, start)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_deploy_finishes_what_runs_and_repeats_nothing(scene: Scene, number: signal.Signals) -> None:
-    """SIGTERM is handled by the process; SIGINT (Ctrl-C) cancels its main task, inside the `async with`."""
-    first = await scene.deploy("first", number, pace=0.005)
-    code = await first.ended()
-    assert code == (0 if number == signal.SIGTERM else -signal.SIGINT), first.errors
+@pytest.mark.parametrize(
+    ("number", "signals", "code"),
+    [
+        (signal.SIGTERM, False, 0),
+        (signal.SIGINT, False, -signal.SIGINT),
+        (signal.SIGTERM, True, 143),
+        (signal.SIGINT, True, 130),
+    ],
+    ids=["term", "int", "term-heard", "int-heard"],
+)
+async def test_a_deploy_finishes_what_runs_and_repeats_nothing(
+    scene: Scene, number: signal.Signals, signals: bool, code: int
+) -> None:
+    """SIGTERM is handled by the process, or by the worker itself; SIGINT (Ctrl-C) cancels the main task."""
+    first = await scene.deploy("first", number, pace=0.005, signals=signals)
+    assert await first.ended() == code, first.errors
+    assert first.errors == "" or code == -signal.SIGINT
     # Nothing was interrupted: whatever ran again later would be a broken promise.
     await scene.check(left=["first"])
     assert (await scene.releases()).keys() == {"shutdown"}
@@ -100,6 +112,35 @@ async def test_a_drain_is_bounded(scene: Scene) -> None:
     await scene.check(interrupted=["first"])
     assert await scene.releases() == {"shutdown": 8}
     assert scene.checker.stats.in_flight == 8
+    second = scene.start("second", pace=0.002, stumbles=0.0)
+    assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
+    await scene.check(finished=True)
+    assert scene.checker.stats.repeated == 8
+
+
+@pytest.mark.parametrize("signals", [False, True], ids=["asyncio", "heard"])
+async def test_a_second_ctrl_c_waits_for_nothing(scene: Scene, signals: bool) -> None:
+    """A drain of an hour, and calls of an hour: the second one cancels them, and what was recorded is kept."""
+    clock = SharedClock(scene.folder / "clock")
+    first = scene.start(
+        "first",
+        clock=str(clock.path),
+        drain=3_600.0,
+        pace=3_600.0,
+        stumbles=0.0,
+        signals=signals,
+        stops=["split: begun#8"],
+    )
+    await first.stopped()
+    first.send(signal.SIGINT)
+    first.go_on()
+    await until(lambda: bool(first.marks("interrupted")), "the first one to be received")
+    clock.advance(1)
+    first.send(signal.SIGINT)
+    assert await first.ended() == (130 if signals else -signal.SIGINT), first.errors
+    assert "8 running activities are cancelled, of 8 documents" in first.errors
+    await scene.check(interrupted=["first"])
+    assert await scene.releases() == {"shutdown": 8}
     second = scene.start("second", pace=0.002, stumbles=0.0)
     assert (await second.result())["counts"]["succeeded"] == DOCUMENTS
     await scene.check(finished=True)

@@ -51,8 +51,10 @@ from durable_batches import (
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.lifecycle.commands import Cancel
 from durable_batches.lifecycle.records import CheckpointRecord
+from durable_batches.stop_signals import _switchboard
 from durable_batches.stores import Store
 from durable_batches.testing.virtual.effects import EffectsLog
+from durable_batches.worker import process_identity
 
 RESOLVER = -1
 """Among the poisoned documents: the resolver."""
@@ -92,6 +94,10 @@ class Job:
     """The marks at which it stops itself; see `tests.processes.marks`."""
     recording: bool = False
     """Whether it notes all marks that it reaches."""
+    signals: bool = False
+    """Whether its worker listens to signals by itself."""
+    namespace: str = ""
+    """The process namespace that it says to be in; by default the one that it is in."""
     seed: int = 0
     """What its chances come from, together with its name."""
     clock: str = ""
@@ -238,6 +244,8 @@ def die_of(number: int) -> None:
     """Take the process along where the document is poisoned, as a native library would that runs wild."""
     if number in here.poison:
         os.kill(os.getpid(), signal.SIGKILL)
+        # The first process of a namespace is killed from outside only. It is gone as one that was.
+        os._exit(128 + signal.SIGKILL)
 
 
 @durable_activity(stage=Chunking, retry=ONCE)
@@ -364,6 +372,8 @@ class Process:
         self.job = job
         self.folder = Path(job.folder)
         random.seed(f"{job.seed}/{job.process}")
+        if job.namespace:
+            setattr(process_identity, "_namespace", lambda: job.namespace)  # noqa: B010  (a function, to checkers)
         self.marks = Marks(self.folder, job.process, job.stops, recording=job.recording)
         if job.stops or job.recording:
             observe_drivers(self.marks)
@@ -395,6 +405,7 @@ class Process:
             max_in_flight=job.max_in_flight,
             lease=timedelta(seconds=job.lease),
             drain=timedelta(seconds=job.drain),
+            signals=job.signals,
             clock=clock,
         )
         told = asyncio.Event()
@@ -405,7 +416,11 @@ class Process:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(told.set)
 
-        signal.signal(signal.SIGTERM, tell)
+        if job.signals:
+            # What one signal is told from its echo by.
+            _switchboard.clock = clock
+        else:
+            signal.signal(signal.SIGTERM, tell)
         loop.add_signal_handler(signal.SIGUSR1, self._cancelling.set)
         marks.note("opening")
         with signals_of(marks, worker):
@@ -413,7 +428,11 @@ class Process:
                 marks.note("entered", worker=batches.worker.worker_id)
                 working = asyncio.create_task(self.work(batches))
                 cancelling = asyncio.create_task(self._cancel(batches))
-                await asyncio.wait([working, asyncio.create_task(told.wait())], return_when=asyncio.FIRST_COMPLETED)
+                try:
+                    await asyncio.wait([working, asyncio.create_task(told.wait())], return_when=asyncio.FIRST_COMPLETED)
+                except asyncio.CancelledError:
+                    marks.note("interrupted")
+                    raise
                 if not working.done():
                     working.cancel()
                 await cancelling

@@ -51,17 +51,19 @@ def perform(target: str | None, schema: str, work: Work, *, reads: bool = True) 
 async def _run(store: Store, work: Work, signals: StopSignals, *, reads: bool) -> int:
     task = asyncio.create_task(_work(store, work, reads=reads))
     received = asyncio.create_task(signals.received())
+    again = asyncio.create_task(signals.received(2))
     try:
         await asyncio.wait([task, received], return_when=asyncio.FIRST_COMPLETED)
         task.cancel()
-        # A command that is to be applied has its answer awaited.
-        await asyncio.wait([task], timeout=_CLOSING_SECONDS if reads else None)
+        # A command that is to be applied has its answer awaited, but for who asks a second time.
+        patience = _CLOSING_SECONDS if reads else None
+        await asyncio.wait([task, again], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             _leave(signals.exit_code)
     finally:
-        task.cancel()
-        received.cancel()
-        await asyncio.wait([task, received])
+        for each in (task, received, again):
+            each.cancel()
+        await asyncio.wait([task, received, again])
     return signals.exit_code if task.cancelled() else task.result()
 
 

@@ -58,6 +58,7 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         worker: The worker that runs them.
         config: The configuration of batches that are submitted without one.
         max_in_flight: Documents in flight in this process. 0: only submits and reads.
+        signals: Have SIGTERM and SIGINT drain it; see `Worker`.
         dependencies: Replacements by provider; see `Worker`.
 
     Raises:
@@ -74,6 +75,7 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         store: Store,
         config: BatchConfig | None = None,
         max_in_flight: int = 100,
+        signals: bool = False,
         dependencies: Mapping[Provider, object] | None = None,
     ) -> None: ...
     @overload
@@ -88,6 +90,7 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         worker: Worker | None = None,
         config: BatchConfig | None = None,
         max_in_flight: int = 100,
+        signals: bool = False,
         dependencies: Mapping[Provider, object] | None = None,
     ) -> None:
         if not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -101,9 +104,11 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         self._config = BatchConfig() if config is None else config
         if worker is None:
             assert store is not None
-            worker = Worker(store, max_in_flight=max_in_flight, dependencies=dependencies)
+            worker = Worker(store, max_in_flight=max_in_flight, signals=signals, dependencies=dependencies)
         elif dependencies is not None:
             raise ConfigurationError("the worker's dependencies are given to the worker: Worker(dependencies=...)")
+        elif signals:
+            raise ConfigurationError("a worker listens to signals by itself: Worker(signals=True)")
         self._worker = worker
         super().__init__(worker.reader(workflow.name), workflow.machine, worker.clock, worker.command)
         worker.serve(workflow)

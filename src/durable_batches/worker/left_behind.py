@@ -1,8 +1,9 @@
-"""Tasks of user code that do not end though they were cancelled: named in the log, and left to themselves."""
+"""User code that is cancelled when its worker stops: named in the log, and left to itself if it does not end."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,7 +11,7 @@ from durable_batches.errors import place_of
 from durable_batches.runtime.attempt import Attempt
 from durable_batches.tasks import leave_to_itself
 
-__all__ = ["UNWIND_SECONDS", "leave_behind"]
+__all__ = ["UNWIND_SECONDS", "leave_behind", "log_cancelled"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -19,6 +20,25 @@ UNWIND_SECONDS: Final = 5.0
 
 _MOST_NAMED: Final = 10
 """Attempts that are named, of those that are left behind together."""
+
+
+def log_cancelled(attempts: Sequence[Attempt]) -> None:
+    """Log which running activities are cancelled, because their worker waits for them no longer."""
+    running = [(attempt, calls) for attempt in attempts if (calls := attempt.calls)]
+    if not running:
+        return
+    activities = Counter(call.activity for _, calls in running for call in calls)
+    first = running[0][0].execution
+    _log.warning(
+        "%d running %s cancelled, of %d %s (%s first): %s; what they have not recorded is lost, and they run again",
+        activities.total(),
+        "activity is" if activities.total() == 1 else "activities are",
+        len(running),
+        "document" if len(running) == 1 else "documents",
+        place_of(first.batch_id, first.document_id),
+        ", ".join(f"{activity!r} {count}" for activity, count in activities.most_common(_MOST_NAMED)),
+        extra={"activities": dict(activities), "documents": len(running)},
+    )
 
 
 def leave_behind(attempts: Sequence[Attempt], why: str) -> None:

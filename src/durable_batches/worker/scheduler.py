@@ -27,7 +27,7 @@ from durable_batches.outage import Outage, Outages
 from durable_batches.runtime.attempt_result import StopReason
 from durable_batches.runtime.resources import Resources
 from durable_batches.stores.protocol import Store, WaitsForClaims
-from durable_batches.worker.left_behind import UNWIND_SECONDS, leave_behind
+from durable_batches.worker.left_behind import UNWIND_SECONDS, leave_behind, log_cancelled
 from durable_batches.worker.runner import CHECKPOINTS_A_CLAIM, AnyWorkflow, HeldExecution, Runner
 from durable_batches.worker.selection import Selection
 from durable_batches.worker.signals import SchedulerSignals
@@ -135,7 +135,7 @@ class Scheduler:
         looked = self._clock.boot()
         with self._outage:
             while True:
-                if self._serves_any and self._open_slots > 0:
+                if self._serves_any and self._open_slots > 0 and not self._closing:
                     await self._wait_for_work()
                     self.wake()
                 else:
@@ -183,6 +183,8 @@ class Scheduler:
     @property
     def wants_work(self) -> bool:
         """Whether it asks for something with the next commit, or is being answered."""
+        if self._closing:
+            return False
         return self._wants is _Wants.DEADLINES or (
             self._wants is not _Wants.NOTHING and len(self._held) < self._window(())
         )
@@ -370,7 +372,8 @@ class Scheduler:
             self._end_unwinding()
 
     def end_drain(self) -> None:
-        """Cancel running calls now."""
+        """Cancel running calls now, and name them in the log: they run again."""
+        log_cancelled([held.attempt for held in self.running])
         self._stop("shutdown", drain=False)
         self._unwind()
 

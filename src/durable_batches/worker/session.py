@@ -163,6 +163,9 @@ class Session:
             signals=signals.scheduler,
         )
         self._was_away = False
+        self._draining = asyncio.Event()
+        self._drained: asyncio.Task[None] | None = None
+        self._drain_ends_at = 0.0
         self._closed = asyncio.Event()
         self._lease_lost = asyncio.Event()
         self._loop = loop = asyncio.get_running_loop()
@@ -209,15 +212,24 @@ class Session:
 
     # ---- from outside ------------------------------------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """Whether it may begin work: it is registered, not closed, and holds its lease."""
+        return self.phase is SessionPhase.WORKING and not self._closed.is_set() and self._lease.holds()
+
     def close(self) -> None:
         """Have the session end in good order."""
         self._closed.set()
 
+    def begin_drain(self) -> None:
+        """Claim nothing more, let running calls finish, and release all documents; it stays registered until closed."""
+        self._draining.set()
+
     def end_drain(self) -> None:
-        """Where it is closed, or when it will be, wait no longer for what runs: cancel and release it."""
+        """Where it drains, or when it will, wait no longer for what runs: cancel and release it."""
         # Also where the drain has yet to begin.
         self._drain = timedelta(0)
-        if self._closed.is_set():
+        if self._drained is not None or self._closed.is_set():
             self.scheduler.end_drain()
 
     def lose_lease(self) -> None:
@@ -319,6 +331,7 @@ class Session:
 
     async def _work(self) -> None:
         journal = asyncio.create_task(self.journal.run(), name="durable-batches journal")
+        draining = asyncio.create_task(self._draining.wait())
         closed = asyncio.create_task(self._closed.wait())
         lost = asyncio.create_task(self._lease_lost.wait())
         helpers = [
@@ -326,8 +339,12 @@ class Session:
             asyncio.create_task(self._look_around(), name="durable-batches membership"),
             asyncio.create_task(self._show_that_the_loop_turns(), name="durable-batches stall"),
         ]
+        ends = [journal, closed, lost, *helpers]
         try:
-            await asyncio.wait([journal, closed, lost, *helpers], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([draining, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if self._draining.is_set():
+                self._drain_once(journal)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if closed.done() and not closed.cancelled():
                 await self._end(journal, lost)
             else:
@@ -342,16 +359,26 @@ class Session:
             self.scheduler.fence()
             raise
         finally:
-            for task in (journal, closed, lost, *helpers):
+            tasks = [draining, *ends] if self._drained is None else [self._drained, draining, *ends]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(journal, closed, lost, *helpers, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _drain_once(self, journal: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Begin to drain, unless that was begun before; return the task of it."""
+        if self._drained is None:
+            self.scheduler.close()
+            self._drain_ends_at = self._clock.boot() + self._drain.total_seconds()
+            self._drained = asyncio.create_task(self._drain_all(journal), name="durable-batches drain")
+        return self._drained
 
     async def _end(self, journal: asyncio.Task[None], lost: asyncio.Task[bool]) -> None:
         """End in good order: drain, commit what is left, release the rest, deregister."""
-        self.scheduler.close()
-        ending = asyncio.create_task(self._drain_and_deregister(journal))
+        drained = self._drain_once(journal)
+        ending = asyncio.create_task(self._deregister_when(drained, journal))
         # Where the store does not come back, others take over when the lease has expired.
-        patience = asyncio.create_task(self._clock.sleep(self._drain.total_seconds() + _STORE_PATIENCE_SECONDS))
+        left = max(self._drain_ends_at - self._clock.boot(), 0.0)
+        patience = asyncio.create_task(self._clock.sleep(left + _STORE_PATIENCE_SECONDS))
         await asyncio.wait([ending, lost, patience], return_when=asyncio.FIRST_COMPLETED)
         patience.cancel()
         if not ending.done():
@@ -376,7 +403,7 @@ class Session:
                 extra={"worker_id": self.worker_id, "error_type": type(error).__name__},
             )
 
-    async def _drain_and_deregister(self, journal: asyncio.Task[None]) -> None:
+    async def _drain_all(self, journal: asyncio.Task[None]) -> None:
         # A commit that is under way may bring claims yet; the next one has none.
         passed = asyncio.Event()
         self.journal.before_commit(passed.set)
@@ -386,6 +413,9 @@ class Session:
             await self.scheduler.drain(self._drain.total_seconds(), through)
         finally:
             claimed.cancel()
+
+    async def _deregister_when(self, drained: asyncio.Task[None], journal: asyncio.Task[None]) -> None:
+        await drained
         self.journal.close()
         await journal
         # A connection that a fault of the network has left behind is found out by this, and another one will do.

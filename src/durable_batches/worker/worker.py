@@ -21,7 +21,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.options import check_callable, check_duration, check_instance, check_integer
+from durable_batches.options import check_callable, check_duration, check_flag, check_instance, check_integer
 from durable_batches.outage import Backoff, Outage, Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
@@ -40,6 +40,7 @@ from durable_batches.worker.membership import Membership
 from durable_batches.worker.runner import AnyWorkflow
 from durable_batches.worker.selection import BatchFilter, Selection
 from durable_batches.worker.session import Session, SessionOptions
+from durable_batches.worker.shutdown import Shutdown
 from durable_batches.worker.signals import WorkerSignals
 
 __all__ = ["Worker"]
@@ -66,6 +67,10 @@ class Worker:
             Unfinished documents are released, with everything that they have recorded.
         max_stall: The time for which the event loop may be blocked before the lease is given up.
         classify: Judges the errors of activities that have no classifier of their own.
+        signals: Have SIGTERM and SIGINT (Ctrl-C) drain it: it claims nothing more, and running activities finish, for
+            `drain` at most. The second signal cancels them. A server or framework that handles the signal closes the
+            worker in its own time. Where nothing handles it, the task that entered the worker is cancelled, and leaving
+            the block raises `SystemExit` with 143 or 130; a third signal ends the process.
         batches: Which batches it runs: "all" that its orchestrators' workflows are those of, also what other processes
             have submitted and left unfinished; "mine", those that its orchestrators have submitted or attached to since
             it was created; or those of a `BatchFilter`. Others are left to other workers.
@@ -99,6 +104,7 @@ class Worker:
         long_call_warning: timedelta | None = timedelta(minutes=10),
         client_retry_warning: timedelta | None = timedelta(seconds=10),
         classify: ErrorClassifier = default_classifier,
+        signals: bool = False,
         batches: BatchFilter | Literal["all", "mine"] = "all",
         max_kept_bytes: int = 64 * 1024 * 1024,
         dependencies: Mapping[Provider, object] | None = None,
@@ -110,6 +116,7 @@ class Worker:
         for name, duration in (("lease", lease), ("drain", drain), ("max_stall", max_stall)):
             check_duration(name, duration)
         check_callable("classify", classify)
+        check_flag("signals", signals)
         for name, after in (
             ("blocked_warning", blocked_warning),
             ("long_call_warning", long_call_warning),
@@ -155,6 +162,8 @@ class Worker:
         self._session: Session | None = None
         self._sessions: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        self._shutdown = Shutdown(self.begin_drain, self.end_drain, listens=signals)
+        self._draining = False
         self._entered_by: asyncio.Task[Any] | None = None
         self._stopped = False
         self._loading: set[BatchId] = set()
@@ -168,26 +177,43 @@ class Worker:
         Entering nests.
 
         Raises:
+            ConfigurationError: It was created with `signals=True`, and this is not the main thread.
             DependencyError: A dependency could not be opened.
             StoreUnavailableError: The store could not be opened.
+            SystemExit: A signal was received meanwhile; see `signals`.
             WorkerNotRunningError: It was entered in another event loop, which runs yet.
         """
         async with self._entering:
             if self._entered > 0:
                 self._news.check_loop()
             else:
-                await self._open()
+                self._shutdown.listen()
+                try:
+                    await self._open()
+                except BaseException as error:
+                    self._shutdown.leave(error)
+                    raise
             self._entered += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop claiming, drain, release unfinished documents, and deregister."""
+        """Stop claiming, drain, release unfinished documents, and deregister.
+
+        Raises:
+            SystemExit: A signal was received meanwhile; see `signals`.
+        """
         async with self._entering:
             self._entered -= 1
             if self._entered == 0:
-                await self._close()
+                self._shutdown.closes()
+                try:
+                    await self._close()
+                except BaseException as failure:
+                    self._shutdown.leave(failure)
+                    raise
+                self._shutdown.leave(error)
 
     @property
     def store(self) -> Store:
@@ -220,6 +246,11 @@ class Worker:
     def running(self) -> bool:
         """Whether it is inside its `async with`, and its event loop has not stopped it."""
         return self._entered > 0 and not self._stopped
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may begin work: it does not drain, and holds its lease."""
+        return not self._draining and self._session is not None and self._session.ready
 
     @property
     def session(self) -> Session:
@@ -365,14 +396,21 @@ class Worker:
         if expired.workers or expired.events:
             self.announce(expired.events)
 
+    def begin_drain(self) -> None:
+        """Claim nothing more, let running activities finish, and release all documents; it stays open until closed."""
+        self._draining = True
+        if self._session is not None:
+            self._session.begin_drain()
+
     def end_drain(self) -> None:
-        """Where it is being closed, wait no longer for what runs: cancel it, and release its documents."""
+        """Where it drains, or is being closed, wait no longer for what runs: cancel it, and release its documents."""
         if self._session is not None:
             self._session.end_drain()
 
     # ---- its life --------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
+        self._draining = False
         await self._store.open()
         self._closing = asyncio.Event()
         self._entered_by, self._stopped = asyncio.current_task(), False
@@ -438,6 +476,8 @@ class Worker:
 
             while True:
                 session = self._session = self._new_session(outage)
+                if self._draining:
+                    session.begin_drain()
                 try:
                     await session.run(has_begun)
                     return
