@@ -151,7 +151,7 @@ async def test_stopping_finishes_what_was_begun_and_refuses_what_comes_after(tmp
 async def test_one_that_an_exiting_interpreter_has_ended_answers(thread: ConnectionThread) -> None:
     thread._queue.put(None)
     thread._thread.join()
-    with pytest.raises(StoreUnavailableError, match="has ended; open the store anew"):
+    with pytest.raises(StoreUnavailableError, match="has ended: this process was forked"):
         await within(thread.run(steps))
 
 

@@ -391,7 +391,7 @@ class _Running:
 
     def __init__(self, database: Database, server_clock: ServerClock, *, takes_replicas: bool) -> None:
         self._database = database
-        self.thread = LoopThread("durable-batches-postgres")
+        self.thread = LoopThread("durable-batches-postgres", database.where)
         self.writers = Pool(database, _WRITERS, by_key=True, read_only=False)
         self.readers = Pool(database, _READERS, by_key=False, read_only=True, takes_replicas=takes_replicas)
         self.notifications = Notifications(database, server_clock, takes_replicas=takes_replicas)

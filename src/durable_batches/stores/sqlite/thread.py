@@ -18,6 +18,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from durable_batches.errors import StoreUnavailableError
+from durable_batches.stores.ended import ThreadEndedError
 from durable_batches.stores.sqlite.connection import connect, translated
 from durable_batches.tasks import completed
 
@@ -103,8 +104,7 @@ class ConnectionThread:
 
     async def _hop(self, call: Callable[[], T]) -> T:
         if not self._thread.is_alive():
-            # The interpreter exits, or this is a child that was forked: nobody would answer.
-            raise StoreUnavailableError(f"the thread of the database {self._path} has ended; open the store anew")
+            raise ThreadEndedError(str(self._path))
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._queue.put((call, done, loop))

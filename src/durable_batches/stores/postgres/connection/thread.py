@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from durable_batches.stores.ended import ThreadEndedError
 from durable_batches.tasks import completed, thread_ended
 
 __all__ = ["LoopThread"]
@@ -16,9 +17,15 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop on a thread of its own. Made and stopped on the host's loop."""
+    """An event loop on a thread of its own. Made and stopped on the host's loop.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: The thread's.
+        where: The database that it is for, for errors.
+    """
+
+    def __init__(self, name: str, where: str) -> None:
+        self._where = where
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -32,7 +39,14 @@ class LoopThread:
             self._loop.close()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start the work there, and return its future: for a thread, or for a loop through `asyncio.wrap_future`."""
+        """Start the work there, and return its future: for a thread, or for a loop through `asyncio.wrap_future`.
+
+        Raises:
+            ThreadEndedError: Nothing runs there any more.
+        """
+        if not self._thread.is_alive():
+            work.close()
+            raise ThreadEndedError(self._where)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -41,6 +55,8 @@ class LoopThread:
 
     async def stop(self) -> None:
         """End the loop, on which nothing of ours is left to do, and the thread."""
+        if not self._thread.is_alive():
+            return
         try:
             await self.run(_end_what_is_left())
         finally:
