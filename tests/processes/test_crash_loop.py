@@ -5,10 +5,13 @@ And those that were only there: they run again at once, all of them.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.processes.children import checker_of, children
+from tests.processes.children import Child, checker_of, children
+from tests.processes.clocks import SharedClock
 from tests.processes.databases import Database
 from tests.processes.workload import RESOLVER, Job, document_ids, tally_of
 
@@ -25,18 +28,34 @@ from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.records import RESOLVER_POSITION
 from durable_batches.stores import Store
 from durable_batches.testing.virtual.effects import EffectsLog
+from durable_batches.worker.process_identity import is_dead
 
 DOCUMENTS = 16
+A_MINUTE, AN_HOUR = 60.0, 3_600.0
+"""In seconds."""
 MOST_STARTS = 40
 
 
+async def _unnoticed(_: Child) -> None:
+    """Nothing happens when it has died."""
+
+
 async def _restart_until_ended(
-    folder: Path, database: Database, poison: tuple[int, ...], max_crashes: int
+    folder: Path,
+    database: Database,
+    poison: tuple[int, ...],
+    max_crashes: int,
+    *,
+    before: Sequence[str] = (),
+    died: Callable[[Child], Awaitable[None]] = _unnoticed,
+    **job: Any,
 ) -> tuple[int, dict[str, object]]:
     """As a supervisor does: start it again whenever it dies. Returns how often it died, and the result."""
     checker = checker_of(EffectsLog(folder / "effects.log"))
     with children() as start:
         for number in range(MOST_STARTS):
+            if "namespace" in job:
+                job["namespace"] = f"pid:[{number}]"
             child = start(
                 Job(
                     process=f"process-{number}",
@@ -46,7 +65,9 @@ async def _restart_until_ended(
                     max_crashes=max_crashes,
                     poison=poison,
                     pace=0.003,
-                )
+                    **job,
+                ),
+                before,
             )
             if await child.ended() == 0:
                 result = await child.result()
@@ -57,6 +78,7 @@ async def _restart_until_ended(
                 checker.acknowledged("batch", document_ids(DOCUMENTS))
             async with database.at_rest() as store:
                 await checker.verify(store, interrupted=[child.job.process])
+            await died(child)
     raise AssertionError(f"still crashing after {MOST_STARTS} starts")
 
 
@@ -77,6 +99,40 @@ async def test_poisoned_documents_fail_and_the_others_complete(
     async with database.open() as store:
         await _check_failures(store, {f"page-{number}" for number in poison}, max_crashes)
         await _check_last_crashes(store)
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["pretended", "real"])
+async def test_a_poisoned_document_is_found_though_no_death_can_be_seen(
+    tmp_path: Path, database: Database, request: pytest.FixtureRequest, real: bool
+) -> None:
+    """As in a pod that is killed for its memory: each start is in a process namespace of its own, and leases run out.
+
+    Where the kernel lets no namespaces be made, the processes still say that they are in one.
+    """
+    clock = SharedClock(tmp_path / "clock")
+
+    async def died(child: Child) -> None:
+        async with database.at_rest() as store:
+            (record,) = [each for each in await store.workers() if each.worker_id == child.worker]
+            assert not is_dead(record), "it is gone, and nobody here can tell"
+        clock.advance(AN_HOUR)
+
+    deaths, result = await _restart_until_ended(
+        tmp_path,
+        database,
+        (5,),
+        3,
+        before=request.getfixturevalue("namespace") if real else (),
+        died=died,
+        clock=str(clock.path),
+        lease=A_MINUTE,
+        **({} if real else {"namespace": ""}),
+    )
+    assert result["state"] == "completed"
+    assert result["resolution"] == vars(tally_of([number for number in range(DOCUMENTS) if number != 5]))
+    assert 3 <= deaths <= 5
+    async with database.open() as store:
+        await _check_failures(store, {"page-5"}, 3)
 
 
 async def test_a_poisoned_resolver_fails_its_batch(tmp_path: Path, database: Database) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -226,16 +225,6 @@ def _check_that_nothing_was_written(zombie: Child, *, since: float) -> None:
 
 
 # ---- process namespaces --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def namespace() -> Sequence[str]:
-    """Starts a process in a namespace of its own, as a container does: it cannot see the others, on the same kernel."""
-    for rights in ([], ["--user", "--map-root-user"]):
-        command = ["unshare", *rights, "--pid", "--fork", "--mount-proc", "--kill-child"]
-        if subprocess.run([*command, "true"], check=False, capture_output=True).returncode == 0:
-            return command
-    pytest.skip("the kernel lets this user make no process namespaces")
 
 
 async def test_processes_of_two_containers_leave_each_other_alone(scene: Scene, namespace: Sequence[str]) -> None:
