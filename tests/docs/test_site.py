@@ -24,8 +24,9 @@ INTERNAL = {
     "DurableActivity": "base_key codec definition explicit_key input_digest instance is_ordinary missing target",
     "PayloadError": "locate",
     "RetryPolicy": "verdict",
-    "Worker": "announce attempts command control dependencies end_drain expire_dead_workers halt hint idle loading "
-    "news outages raw_access reader reborn reports rescue say_goodbye serve session signals subscriptions wake",
+    "Worker": "announce attempts begin_drain command control dependencies end_drain expire_dead_workers halt hint idle "
+    "loading news outages raw_access reader ready reborn reports rescue say_goodbye serve session signals "
+    "subscriptions wake",
     "Workflow": "document_codec providers resolution_codec result_codec stage_index",
 }
 """Members without an underscore, because other modules of the library call them, that are no promise to users."""

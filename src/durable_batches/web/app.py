@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias, overload
@@ -20,6 +20,7 @@ from durable_batches.reading.client import BatchClient
 from durable_batches.reading.raw_access import RawAccess
 from durable_batches.web.access import Authorize, Guard, anyone
 from durable_batches.web.api import Api
+from durable_batches.web.health import Health, is_of_health
 from durable_batches.web.page import is_of_the_page, page_routes
 from durable_batches.web.problems import problem_of
 from durable_batches.web.streams import Streams
@@ -42,6 +43,8 @@ class WebApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or take part in the start and end of the server."""
+        if scope["type"] == "http":
+            self._streams.listen()
         await self._app(scope, receive, send)
 
     def close_streams(self) -> None:
@@ -118,7 +121,12 @@ def create_app(
             stack.callback(streams.leave)
             yield
 
-    routes: list[BaseRoute] = [*Api(access, streams, allow).routes(), *(page_routes() if page else ())]
+    health = Health(_readiness_of(batches, streams))
+    routes: list[BaseRoute] = [
+        *Api(access, streams, allow).routes(),
+        *health.routes(),
+        *(page_routes() if page else ()),
+    ]
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -137,10 +145,22 @@ def create_app(
         inner,
         authorize=allow,
         allowed_origins=allowed_origins,
-        open_paths=is_of_the_page if page else lambda path: False,
+        open_paths=lambda path: is_of_health(path) or (page and is_of_the_page(path)),
         most_bytes=_MOST_BYTES,
     )
     return WebApp(guard, streams)
+
+
+def _readiness_of(batches: Batches, streams: Streams) -> Callable[[], bool]:
+    """Return what says whether requests are to come here: not while it stops, nor where a worker can begin nothing."""
+    match batches:
+        case Worker():
+            worker = batches
+        case BatchOrchestrator():
+            worker = batches.worker
+        case BatchClient():
+            return lambda: not streams.closing
+    return lambda: worker.ready and not streams.closing
 
 
 def _access_to(batches: Batches) -> RawAccess:

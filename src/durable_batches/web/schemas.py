@@ -142,6 +142,17 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
     def body(name: str) -> Schema:
         return {"200": {"description": "OK", "content": {"application/json": {"schema": bodies[name]}}}}
 
+    def probe(name: str, field: str, *, may_fail: bool) -> Schema:
+        content = {
+            "application/json": {
+                "schema": {"type": "object", "properties": {field: {"type": "boolean"}}, "required": [field]}
+            }
+        }
+        answers = {"200": {"description": "Yes", "content": content}}
+        if may_fail:
+            answers["503"] = {"description": "Not now", "content": content}
+        return {"get": {"operationId": name, "parameters": [], "security": [], "responses": answers}}
+
     def schema(name: str, description: str) -> Schema:
         ok = {"200": {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}}
         return get(name, ok, refused=["401"])
@@ -197,6 +208,8 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
             refused=some,
         ),
         "/batches/{batch}/cancel": {"post": cancel},
+        "/health": probe("isAlive", "alive", may_fail=False),
+        "/ready": probe("isReady", "ready", may_fail=True),
         "/openapi.json": schema("getOpenAPI", "This document"),
         "/schemas/events/1": schema("getEventSchema", "The JSON Schema of an event"),
         "/schemas/snapshot/1": schema("getSnapshotSchema", "The JSON Schema of a snapshot"),
