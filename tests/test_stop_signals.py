@@ -12,7 +12,6 @@ from typing import Any, Final
 import pytest
 from tests.support import unmeasured
 
-from durable_batches import stop_signals
 from durable_batches.stop_signals import Precedence, StopListener, StopSignal
 from durable_batches.testing import ManualClock
 
@@ -29,7 +28,7 @@ class Heard:
 
     @property
     def counts(self) -> list[tuple[int, bool]]:
-        return [(each.count, each.alone) for each in self.told]
+        return [(each.ordinal, each.alone) for each in self.told]
 
 
 pytestmark = pytest.mark.usefixtures("signal_clock")
@@ -134,7 +133,7 @@ def test_the_third_signal_ends_the_process_at_once(signal_clock: ManualClock, mo
     def end(code: int) -> None:
         raise ChildProcessError(code)
 
-    monkeypatch.setattr(stop_signals.os, "_exit", end)
+    monkeypatch.setattr("durable_batches.stop_signals.os._exit", end)
     heard = Heard(Precedence.OVER_PYTHON)
     heard.listener.listen()
     for _ in range(2):

@@ -54,8 +54,8 @@ class StopSignal(NamedTuple):
     """A signal that asks the process to stop, as a listener is told of it."""
 
     number: int
-    count: int
-    """How many the listener was told of since it listens, this one included; those with another `alone` not counted: a
+    ordinal: int
+    """Of those that the listener was told of since it listens, from 1; those with another `alone` are not counted: a
     server raises the signal again when it has stopped."""
     alone: bool
     """Whether the listener takes the place of the handler that was there: then it is to end the process."""

@@ -36,7 +36,7 @@ def test_a_second_ctrl_c_waits_for_no_answer(
     async def work(_: BatchClient) -> int:
         nonlocal interrupted
         signal.raise_signal(signal.SIGINT)
-        for _ in range(2):
+        for _wait in range(2):
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:

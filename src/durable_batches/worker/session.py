@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 from enum import Enum, auto
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from durable_batches.clock import Clock
@@ -343,7 +343,7 @@ class Session:
         try:
             await asyncio.wait([draining, *ends], return_when=asyncio.FIRST_COMPLETED)
             if self._draining.is_set():
-                self._drain_once(journal)
+                self._begin_drain(journal)
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if closed.done() and not closed.cancelled():
                 await self._end(journal, lost)
@@ -359,23 +359,25 @@ class Session:
             self.scheduler.fence()
             raise
         finally:
-            tasks = [draining, *ends] if self._drained is None else [self._drained, draining, *ends]
+            tasks: list[asyncio.Task[Any]] = [draining, *ends]
+            if self._drained is not None:
+                tasks.append(self._drained)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _drain_once(self, journal: asyncio.Task[None]) -> asyncio.Task[None]:
-        """Begin to drain, unless that was begun before; return the task of it."""
-        if self._drained is None:
-            self.scheduler.close()
-            self._drain_ends_at = self._clock.boot() + self._drain.total_seconds()
-            self._drained = asyncio.create_task(self._drain_all(journal), name="durable-batches drain")
-        return self._drained
+    def _begin_drain(self, journal: asyncio.Task[None]) -> None:
+        """Claim nothing more, and let running calls finish."""
+        self.scheduler.close()
+        self._drain_ends_at = self._clock.boot() + self._drain.total_seconds()
+        self._drained = asyncio.create_task(self._drain_all(journal), name="durable-batches drain")
 
     async def _end(self, journal: asyncio.Task[None], lost: asyncio.Task[bool]) -> None:
         """End in good order: drain, commit what is left, release the rest, deregister."""
-        drained = self._drain_once(journal)
-        ending = asyncio.create_task(self._deregister_when(drained, journal))
+        if self._drained is None:
+            self._begin_drain(journal)
+        assert self._drained is not None
+        ending = asyncio.create_task(self._deregister_when(self._drained, journal))
         # Where the store does not come back, others take over when the lease has expired.
         left = max(self._drain_ends_at - self._clock.boot(), 0.0)
         patience = asyncio.create_task(self._clock.sleep(left + _STORE_PATIENCE_SECONDS))

@@ -100,7 +100,7 @@ class Shutdown:
             # The worker was closed meanwhile.
             return
         name = signal.Signals(received.number).name
-        if received.count > 1:
+        if received.ordinal > 1:
             _log.warning("%s received again: running activities are cancelled", name, extra={"signal": name})
             self._end_drain()
             return
