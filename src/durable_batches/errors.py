@@ -84,8 +84,8 @@ class DurableBatchesError(Exception):
 # ---- how the library is used -------------------------------------------------------------------------
 
 
-class ConfigurationError(DurableBatchesError, TypeError):
-    """An argument or option cannot work; found at construction, before any work starts."""
+class ConfigurationError(DurableBatchesError, TypeError, ValueError):
+    """An argument or option cannot work, by its type or its value; found where it is given, before any work starts."""
 
     code = "configuration"
 
@@ -300,7 +300,7 @@ class ActivityFailedError(DurableBatchesError):
         super().__init__(
             f"activity {activity!r} failed after {attempts} attempt{'s' if attempts != 1 else ''}"
             f"{'' if retryable else ' (this error is not tried again)'}: "
-            f"{error_type if message == error_type else f'{error_type}: {message}'}"
+            f"{with_type(error_type, message)}"
         )
         # Not in the message, which is recorded as the document's failure and needs no such hint there.
         _note_place(self, batch_id, document_id)
@@ -675,6 +675,18 @@ class WorkerFencedError(DurableBatchesError):
 def qualified_name(kind: type[BaseException]) -> str:
     """Return the name under which an exception class is recorded: module and qualified name."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def with_type(error_type: str, message: str) -> str:
+    """Put the name of an error's class before its message, unless the message says it.
+
+    As a whole, before a colon, or at the end: so does the failure of an activity, or an error made from another one.
+    """
+    if not error_type or message in ("", error_type):
+        return message or error_type
+    said = f": {error_type}"
+    is_said = message.startswith(f"{error_type}: ") or f"{said}: " in message or message.endswith(said)
+    return message if is_said else f"{error_type}: {message}"
 
 
 def place_of(batch_id: str, document_id: str) -> str:

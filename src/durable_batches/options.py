@@ -5,22 +5,29 @@ A duration is a `timedelta` everywhere. A number in its place is refused, since 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from datetime import timedelta
-from typing import SupportsIndex, cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Final, SupportsIndex, cast
 
 from durable_batches.errors import ConfigurationError
 
 __all__ = [
     "check_callable",
+    "check_choice",
+    "check_clock",
+    "check_dependencies",
     "check_duration",
     "check_flag",
     "check_instance",
     "check_integer",
+    "check_iterable",
+    "check_labels",
+    "check_moment",
     "check_names",
     "check_number",
     "check_subclass",
     "check_subclasses",
+    "check_text",
     "wrong_duration",
 ]
 
@@ -56,6 +63,62 @@ def check_flag(name: str, value: object, *, error: Refusal = ConfigurationError)
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
         raise error(f"{name} must be True or False, not {_kind(value)}")
+
+
+def check_text(name: str, value: object, *, optional: bool = False, error: Refusal = ConfigurationError) -> None:
+    """Refuse what is no `str`."""
+    if not (isinstance(value, str) or (optional and value is None)):
+        raise error(f"{name} must be a str, not {_kind(value)}")
+
+
+def check_choice(name: str, value: object, choices: Collection[str], *, optional: bool = False) -> None:
+    """Refuse what is none of these words."""
+    if optional and value is None:
+        return
+    check_text(name, value)
+    if value not in choices:
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_moment(name: str, value: object, *, optional: bool = False) -> None:
+    """Refuse what is no `datetime`, and one without a zone, of which nobody can see what moment it is."""
+    if optional and value is None:
+        return
+    if not isinstance(value, datetime):
+        raise ConfigurationError(f"{name} must be a datetime, not {_kind(value)}")
+    if value.utcoffset() is None:
+        raise ConfigurationError(f"{name} must be an aware datetime; give it a zone: datetime.now(UTC), for example")
+
+
+def check_labels(name: str, value: object, *, optional: bool = False) -> None:
+    """Refuse what is no mapping of `str` to `str`."""
+    if optional and value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name} must be a Mapping, not {_kind(value)}")
+    labels = cast("Mapping[object, object]", value)
+    for each in (*labels, *labels.values()):
+        if not isinstance(each, str):
+            raise ConfigurationError(f"{name} must have names and values of str, not {_kind(each)}")
+
+
+def check_dependencies(name: str, value: object) -> None:
+    """Refuse what is no mapping by provider: a key that is no function, a name perhaps, would replace nothing."""
+    check_instance(name, value, Mapping, optional=True)
+    for provider in cast("Mapping[object, object]", value or {}):
+        check_callable(f"each provider in {name}", provider)
+
+
+def check_iterable(name: str, value: object) -> None:
+    """Refuse what cannot be iterated; a single `str` can be, and is none all the same."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ConfigurationError(f"{name} must be an iterable of items, not {_kind(value)}")
+
+
+def check_clock(value: object) -> None:
+    """Refuse a `clock=` that lacks what a `Clock` has, which the pure core must not import."""
+    if value is not None and (isinstance(value, type) or not all(hasattr(value, name) for name in _OF_A_CLOCK)):
+        raise ConfigurationError(f"clock must be a Clock, not {_kind(value)}")
 
 
 def check_callable(name: str, value: object, *, optional: bool = False, error: Refusal = ConfigurationError) -> None:
@@ -101,6 +164,9 @@ def check_subclasses(name: str, value: object, parent: type, *, error: Refusal =
     if not _holds_only(value, (tuple,), fits):
         example = f"; give a tuple: ({value.__name__},)" if isinstance(value, type) else ""
         raise error(f"{name} must be a tuple of subclasses of {parent.__name__}, not {_kind(value)}{example}")
+
+
+_OF_A_CLOCK: Final = ("alarm", "boot", "call_later", "jitter", "now", "sleep", "tolerance")
 
 
 def _holds_only(value: object, kinds: tuple[type, ...], fits: Callable[[object], bool]) -> bool:

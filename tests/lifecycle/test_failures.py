@@ -82,6 +82,11 @@ def test_the_message_of_a_group_names_its_first_error() -> None:
     assert len(message_of_group(ExceptionGroup("x" * MESSAGE_LIMIT, [first]), first)) == MESSAGE_LIMIT
 
 
+def test_a_group_that_was_given_the_message_of_its_error_says_it_once() -> None:
+    first = Refused("no way")
+    assert message_of_group(ExceptionGroup("no way", [first]), first) == "no way (1 sub-exception): Refused"
+
+
 def test_an_error_in_a_line() -> None:
     assert in_a_line("Refused", "no\n  way\x1b") == "Refused: no way"
     assert in_a_line("Refused", "") == "Refused"
@@ -90,6 +95,20 @@ def test_an_error_in_a_line() -> None:
     assert in_a_line("", "") == ""
     assert in_a_line("Refused", "x" * 401) == f"Refused: {'x' * 399}…"
     assert in_a_line("Refused", "x" * 400) == f"Refused: {'x' * 400}"
+
+
+def test_the_class_of_an_error_is_said_once() -> None:
+    failed = ActivityFailure.of("ask", Refused("no"), 3, retryable=True).error()
+    assert in_a_line("Refused", str(failed)) == "activity 'ask' failed after 3 attempts: Refused: no"
+    bare = ActivityFailure.of("ask", Refused(), 3, retryable=True).error()
+    assert in_a_line("Refused", str(bare)) == "activity 'ask' failed after 3 attempts: Refused"
+    assert in_a_line("Refused", "Refused: no") == "Refused: no"
+    assert ActivityFailure.of("ask", Refused("Refused: no"), 1, retryable=True).error().args == (
+        "activity 'ask' failed after 1 attempt: Refused: no",
+    )
+    # Only where messages say it.
+    assert in_a_line("Refused", "Refused by the host") == "Refused: Refused by the host"
+    assert in_a_line("Refused", "NotRefused: no") == "Refused: NotRefused: no"
 
 
 def test_of_an_error_that_only_asks_for_a_delay_the_one_behind_it_is_recorded() -> None:

@@ -17,6 +17,7 @@ from tests.processes.children import (
     CLOCK,
     Child,
     Start,
+    check_bill,
     check_calls,
     check_meanwhile,
     checker_of,
@@ -87,6 +88,7 @@ class Campaign:
         self._effects = EffectsLog(folder / "effects.log")
         self._checker = checker_of(self._effects)
         self._processes = 0
+        self._killed: set[str] = set()
         self._moments: list[Moment] = []
 
     async def run(self, kills: int) -> Kills:
@@ -118,6 +120,7 @@ class Campaign:
                 await self._wait_for_moment(child, self._next_moment(first=seen == 0))
                 if child.kill():
                     self.kills.total += 1
+                    self._killed.add(child.job.process)
                     await self._look_after_kill(child)
                     seen = _seen(child, after=seen)
                     continue
@@ -210,6 +213,7 @@ class Campaign:
         assert result["counts"]["succeeded"] == DOCUMENTS
         assert result["resolution"] == asdict(tally_of(range(DOCUMENTS)))
         check_calls(self._effects, DOCUMENTS, child.job.batch_id)
+        check_bill(self._effects, child.job.batch_id, interrupted=self._killed)
         async with self._database.open() as store:
             await self._checker.verify(store, finished=True, everyone_left=True)
 
@@ -306,24 +310,25 @@ async def _crowd(folder: Path, database: Database, chance: random.Random, *, kil
     )
     with children() as start:
         crowd = [start(next(jobs)) for _ in range(3)]
-        killed = 0
-        while killed < kills:
+        killed: set[str] = set()
+        while len(killed) < kills:
             victim = chance.choice(crowd)
             await _until_works(victim, effects)
             await asyncio.sleep(chance.uniform(0.0, 0.15))
             if not victim.kill():
                 break
-            killed += 1
+            killed.add(victim.job.process)
             checker.acknowledged("batch", document_ids(documents))
             await check_meanwhile(checker, database, interrupted=[victim.job.process])
             crowd = [child for child in crowd if child is not victim] + [start(next(jobs))]
         for child in crowd:
             assert (await child.result())["resolution"] == asdict(tally_of(range(documents)))
         check_calls(effects, documents)
+        check_bill(effects, interrupted=killed)
         async with database.open() as store:
             await checker.verify(store, finished=True, everyone_left=True)
-    assert checker.stats.repeated <= checker.stats.in_flight <= killed * 4 * CALLS_AT_ONCE
-    return killed
+    assert checker.stats.repeated <= checker.stats.in_flight <= len(killed) * 4 * CALLS_AT_ONCE
+    return len(killed)
 
 
 @pytest.mark.parametrize("rounds", [50], indirect=True)
@@ -346,3 +351,4 @@ async def _kill_at_birth(folder: Path, database: Database, chance: random.Random
         assert first.kill()
         second = start(Job(process="second", folder=str(folder), store=database.place, documents=4, pace=0.001))
         assert (await second.result())["resolution"] == asdict(tally_of(range(4)))
+        check_bill(EffectsLog(folder / "effects.log"), interrupted=["first"])

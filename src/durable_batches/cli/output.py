@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from durable_batches.cli.exits import CommandError, Exit, ReaderLeftError
-from durable_batches.errors import shortened
+from durable_batches.errors import shortened, with_type
 from durable_batches.terminal.bars import stdout_console
 from durable_batches.terminal.lines import is_terminal
 from durable_batches.terminal.text import printable
@@ -176,8 +176,7 @@ def moment(at: datetime, *, exact: bool = False) -> str:
 
 def error_text(error_type: str, message: str) -> str:
     """Return an error on one line, not too long, with the name of its class unless the message says it."""
-    text = shortened(message)
-    return text if error_type in text else f"{error_type}: {text}"
+    return with_type(error_type, shortened(message))
 
 
 def print_fields(rows: Sequence[tuple[str, str]]) -> None:

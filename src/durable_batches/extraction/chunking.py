@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from durable_batches.errors import ConfigurationError
 from durable_batches.extraction.documents import SourceDocument
 from durable_batches.extraction.model import Chunk, Section
+from durable_batches.options import check_instance, check_integer
 
 __all__ = ["chunk_document", "render_metadata"]
 
@@ -24,10 +26,12 @@ def chunk_document(document: SourceDocument, *, size: int = CHUNK_CHARACTERS) ->
         size: The most characters of a chunk.
 
     Raises:
-        ValueError: `size` is less than 1.
+        ConfigurationError: `size` is no int, or less than 1.
     """
+    check_instance("document", document, SourceDocument)
+    check_integer("size", size)
     if size < 1:
-        raise ValueError(f"a chunk must hold at least 1 character, not {size}")
+        raise ConfigurationError(f"a chunk must hold at least 1 character, not {size}")
     sections: list[tuple[Section, str]] = [
         ("metadata", render_metadata(document.metadata)),
         ("text", document.text),

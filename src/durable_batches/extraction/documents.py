@@ -14,6 +14,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from durable_batches.extraction.names import canonical_package_name
+from durable_batches.options import check_instance, check_integer, check_text
 
 __all__ = ["SourceDocument", "installed_packages", "package_document", "text_files"]
 
@@ -66,6 +67,7 @@ def package_document(metadata: str) -> SourceDocument:
     Raises:
         ValueError: It names no package.
     """
+    check_text("metadata", metadata)
     message = Parser().parsestr(metadata)
     name = _value(message, "Name")
     if not name:
@@ -92,6 +94,8 @@ def text_files(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES)
     Raises:
         FileNotFoundError: There is nothing at `path`. Raised at the first document, as iterators do.
     """
+    check_instance("path", path, (str, os.PathLike))
+    check_integer("max_bytes", max_bytes)
     root = Path(path)
     if root.is_file():
         files: Iterator[Path] = iter([root])

@@ -17,6 +17,7 @@ from durable_batches.extraction.model import (
     RelationKind,
 )
 from durable_batches.extraction.resolution import Resolution
+from durable_batches.options import check_instance
 
 __all__ = ["Edge", "GraphBuilder", "MergedGraph", "Node", "write_graph"]
 
@@ -59,6 +60,7 @@ class GraphBuilder:
     """Merge the documents' graphs one by one, keeping only the merged graph."""
 
     def __init__(self, resolution: Resolution) -> None:
+        check_instance("resolution", resolution, Resolution)
         self._resolution = resolution
         self._people = {person.id: person for person in resolution.people}
         self._documents: list[DocumentRef] = []
@@ -67,6 +69,7 @@ class GraphBuilder:
 
     def add(self, graph: KnowledgeGraph) -> None:
         """Add a document's graph."""
+        check_instance("graph", graph, KnowledgeGraph)
         self._documents.append(graph.document)
         for entity in graph.entities:
             key = self._resolution.canonical(entity.id)
@@ -106,6 +109,8 @@ def write_graph(graph: MergedGraph, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
+    check_instance("graph", graph, MergedGraph)
+    check_instance("path", path, (str, os.PathLike))
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:

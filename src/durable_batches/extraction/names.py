@@ -9,12 +9,14 @@ from importlib.metadata import distributions, packages_distributions
 from types import MappingProxyType
 
 from durable_batches.extraction.requirement import parse_requirement
+from durable_batches.options import check_iterable, check_labels, check_text
 
 __all__ = ["Vocabulary", "canonical_package_name"]
 
 
 def canonical_package_name(name: str) -> str:
     """Normalise a package's name (PEP 503): `Typing.Extensions` and `typing_extensions` are the same."""
+    check_text("name", name)
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
@@ -27,6 +29,8 @@ class Vocabulary:
     """
 
     def __init__(self, packages: Iterable[str] = (), modules: Mapping[str, str] = MappingProxyType({})) -> None:
+        check_iterable("packages", packages)
+        check_labels("modules", modules)
         names: dict[str, str] = {}
         for name in packages:
             names.setdefault(canonical_package_name(name), name)

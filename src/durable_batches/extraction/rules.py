@@ -7,6 +7,7 @@ from durable_batches.extraction.metadata_rules import metadata_mentions
 from durable_batches.extraction.model import Chunk, DocumentRef, Entity, Mention, Relation
 from durable_batches.extraction.names import Vocabulary
 from durable_batches.extraction.text_rules import text_mentions
+from durable_batches.options import check_instance
 
 __all__ = ["RuleExtractor"]
 
@@ -21,6 +22,7 @@ class RuleExtractor:
     """
 
     def __init__(self, vocabulary: Vocabulary | None = None) -> None:
+        check_instance("vocabulary", vocabulary, Vocabulary, optional=True)
         self._vocabulary = Vocabulary.installed() if vocabulary is None else vocabulary
 
     async def find_mentions(self, chunk: Chunk) -> list[Mention]:

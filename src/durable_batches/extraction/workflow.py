@@ -22,6 +22,7 @@ from durable_batches.extraction.documents import SourceDocument
 from durable_batches.extraction.extractor import Extractor
 from durable_batches.extraction.model import Chunk, DocumentRef, Entity, KnowledgeGraph, Mention, Relation
 from durable_batches.extraction.resolution import Resolution, link_documents
+from durable_batches.options import check_callable
 
 __all__ = ["ExtractionWorkflow", "extraction_workflow"]
 
@@ -36,7 +37,12 @@ def extraction_workflow(extractor: Extractor) -> ExtractionWorkflow:
 
     Its activities have the same names for every extractor: a batch that was started with one extractor can be
     continued with another, and keeps the recorded results.
+
+    Raises:
+        ConfigurationError: `extractor` is none.
     """
+    for method in ("find_mentions", "make_entities", "find_relations"):
+        check_callable(f"{method} of the extractor", getattr(extractor, method, None))
 
     @durable_activity(stage=Chunking)
     async def split(document: SourceDocument) -> list[Chunk]:

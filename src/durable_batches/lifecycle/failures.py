@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from durable_batches.errors import ActivityFailedError, Overloaded, RetryLater, qualified_name, shortened
+from durable_batches.errors import ActivityFailedError, Overloaded, RetryLater, qualified_name, shortened, with_type
 
 __all__ = [
     "ActivityFailure",
@@ -130,8 +130,13 @@ def message_of(error: BaseException) -> str:
 
 
 def message_of_group(group: BaseException, first: BaseException) -> str:
-    """Join the message of a group of errors with its first error, which says what happened."""
-    return _cut(f"{message_of(group)}: {line_of(first)}", MESSAGE_LIMIT)
+    """Join the message of a group of errors with its first error, which says what happened.
+
+    Where the group was given that message, it is said once.
+    """
+    message = message_of(group)
+    added = type(first).__name__ if message_of(first) in message else line_of(first)
+    return _cut(f"{message}: {added}", MESSAGE_LIMIT)
 
 
 def line_of(error: BaseException) -> str:
@@ -141,8 +146,7 @@ def line_of(error: BaseException) -> str:
 
 def in_a_line(error_type: str, message: str) -> str:
     """Shorten an error to one line of a log: its type and its message, which may be long and have many lines."""
-    text = shortened(message, _LINE_LIMIT)
-    return f"{error_type}: {text}" if error_type and text not in ("", error_type) else text or error_type
+    return with_type(error_type, shortened(message, _LINE_LIMIT))
 
 
 def _cut(text: str, limit: int) -> str:

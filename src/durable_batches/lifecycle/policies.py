@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Literal, TypeAlias
 
+from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.states import Counts
 from durable_batches.options import check_duration, check_instance, check_integer, check_number
 
@@ -40,8 +41,7 @@ class ContinueOnFailure:
             batch.
 
     Raises:
-        ConfigurationError: An option is of a wrong type.
-        ValueError: A threshold is out of range.
+        ConfigurationError: An option is of a wrong type, or out of range.
     """
 
     max_failures: int | None = None
@@ -53,12 +53,12 @@ class ContinueOnFailure:
         check_integer("max_failures", self.max_failures, optional=True)
         check_number("max_failure_ratio", self.max_failure_ratio, optional=True)
         if self.max_failures is not None and self.max_failures < 0:
-            raise ValueError("max_failures must be 0 or more")
+            raise ConfigurationError("max_failures must be 0 or more")
         if self.max_failure_ratio is not None and not 0 <= self.max_failure_ratio <= 1:
-            raise ValueError("max_failure_ratio must be between 0 and 1")
+            raise ConfigurationError("max_failure_ratio must be between 0 and 1")
         check_integer("min_failures", self.min_failures)
         if self.min_failures < 1:
-            raise ValueError("min_failures must be 1 or more")
+            raise ConfigurationError("min_failures must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,8 @@ class RetryFailed:
         then: The policy that applies once a document's attempts are used up.
 
     Raises:
-        ConfigurationError: An option is of a wrong type.
-        ValueError: `max_attempts` is below 1, or `backoff` is negative or longer than 3650 days.
+        ConfigurationError: An option is of a wrong type, or out of range: `max_attempts` below 1, `backoff` negative or
+            longer than 3650 days.
     """
 
     max_attempts: int = 3
@@ -91,7 +91,7 @@ class RetryFailed:
         check_integer("max_attempts", self.max_attempts)
         check_instance("then", self.then, (ContinueOnFailure, AbortAll))
         if self.max_attempts < 1:
-            raise ValueError("max_attempts must be 1 or more")
+            raise ConfigurationError("max_attempts must be 1 or more")
         check_delay("backoff", self.backoff)
 
 
@@ -125,7 +125,7 @@ def check_delay(name: str, delay: timedelta) -> None:
     """Refuse what is no delay, or a negative one, or one beyond the calendar."""
     check_duration(name, delay)
     if not _ZERO <= delay <= LONGEST_DELAY:
-        raise ValueError(f"{name} must not be negative, nor longer than {LONGEST_DELAY.days} days")
+        raise ConfigurationError(f"{name} must not be negative, nor longer than {LONGEST_DELAY.days} days")
 
 
 def _doubled(delay: timedelta, times: int) -> timedelta:

@@ -20,7 +20,7 @@ from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, state_of
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, ExecutionStatus, WorkerId
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Failed, Stage
-from durable_batches.options import check_instance
+from durable_batches.options import check_instance, check_text
 from durable_batches.orchestrator.stranded import StrandedBatches
 from durable_batches.orchestrator.submission import Submission
 from durable_batches.reading.access import BatchAccess, check_status
@@ -270,6 +270,7 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
 
     def reports(self, batch_id: str) -> list[ActivityReport]:
         """List the progress that activities running in this process report with `current_activity().report`."""
+        check_text("batch_id", batch_id)
         return self._worker.reports(BatchId(batch_id))
 
     async def result(self, batch_id: str) -> BatchResult[V_co]:

@@ -18,7 +18,13 @@ from durable_batches.lifecycle.primitives import problem_with_text, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, Stages, snapshot_of, state_of
 from durable_batches.lifecycle.records import BatchRecord, Committed, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, BatchState, Stage
-from durable_batches.options import check_duration, check_integer
+from durable_batches.options import (
+    check_duration,
+    check_instance,
+    check_integer,
+    check_labels,
+    check_moment,
+)
 from durable_batches.reading.explain import explanation_of
 from durable_batches.reading.failures import ErrorDigest, FailureGroups, counted_digest
 from durable_batches.reading.reader import BatchReader
@@ -81,6 +87,7 @@ class BatchAccess(Generic[S_co]):
             BatchNotFoundError: There is no such batch.
             ReadOnlyClientError: This client only reads.
         """
+        check_instance("reason", reason, str)
         give = self._commands("cancel")
         record = await self._reader.record(batch_id)
         return (await give(record.batch_id, Cancel(request_id=uuid4().hex, reason=reason))).applied
@@ -142,6 +149,8 @@ class BatchAccess(Generic[S_co]):
             BatchNotFoundError: There is no such batch.
         """
         check_duration("interval", interval)
+        if interval < timedelta(0):
+            raise ConfigurationError("interval must not be negative")
         async with aclosing(self._reader.changes(batch_id, interval)) as records:
             async for record in records:
                 yield self._snapshot(record)
@@ -222,8 +231,11 @@ class BatchAccess(Generic[S_co]):
             raise ConfigurationError(f"states must be a collection of tags, not a str; give a tuple: ({states!r},)")
         check_text("workflow", workflow, optional=True)
         check_text("after", after, optional=True)
+        check_instance("states", states, Collection)
         for state in states:
             check_text("each of states", state)
+        check_labels("metadata", metadata, optional=True)
+        check_moment("created_before", created_before, optional=True)
         query = BatchQuery(
             workflow=workflow,
             states=states,

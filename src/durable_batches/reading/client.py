@@ -10,7 +10,7 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import Committed
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.options import check_flag
+from durable_batches.options import check_clock, check_flag
 from durable_batches.outage import Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
@@ -43,13 +43,14 @@ class BatchClient(RawAccess):
     def __init__(self, store: Store, *, read_only: bool = False, clock: Clock | None = None) -> None:
         check_store(store)
         check_flag("read_only", read_only)
+        check_clock(clock)
         if read_only and not isinstance(store, Attachable):
             raise ConfigurationError(
                 f"{type(store).__name__} cannot be opened for reading only: it has no attach() of "
                 "durable_batches.stores.Attachable; leave out read_only=True"
             )
         self._store = store
-        clock = clock or SystemClock()
+        clock = SystemClock() if clock is None else clock
         outages = Outages(clock)
         self.signals: NewsSignals = NewsSignals()
         self._news = News(store, clock, outages, self.signals)

@@ -14,7 +14,7 @@ from durable_batches.lifecycle.events import BatchEvent
 from durable_batches.lifecycle.progress import BatchSnapshot, RecordedStages
 from durable_batches.lifecycle.records import RESOLVER_POSITION, Committed, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, Stage
-from durable_batches.options import check_integer
+from durable_batches.options import check_flag, check_integer
 from durable_batches.reading.access import BatchAccess, check_status, check_text
 from durable_batches.reading.documents import RawDocument, raw_document
 from durable_batches.reading.notes import WorkerNotes
@@ -95,6 +95,7 @@ class RawAccess(BatchAccess[Stage]):
         """
         check_status(status)
         check_text("fingerprint", fingerprint, optional=True)
+        check_flag("payloads", payloads)
         if fingerprint is not None and status not in (None, "failed"):
             raise ConfigurationError('only failed documents have a fingerprint; leave out status=, or give "failed"')
         check_integer("after", after, optional=True)

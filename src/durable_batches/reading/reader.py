@@ -30,6 +30,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_text
 from durable_batches.outage import Outages, ride_out
 from durable_batches.reading.explain import inspection_of
 from durable_batches.reading.feed import BLOCK, Feed
@@ -99,6 +100,7 @@ class BatchReader:
         """Read a batch.
 
         Raises:
+            ConfigurationError: The id is no str.
             BatchNotFoundError: There is no such batch, or it is not wholly submitted.
             TransactionOpenError: It was submitted in a transaction of the application that is open yet.
             WorkflowMismatchError: It is another workflow's.
@@ -321,6 +323,7 @@ class BatchReader:
         self._news.check_loop()
 
     def _check_name(self, batch_id: str) -> None:
+        check_text("batch_id", batch_id)
         if problem_with_name(batch_id) is not None:
             # Which no batch can have; not every database could be asked for it.
             raise BatchNotFoundError(batch_id)

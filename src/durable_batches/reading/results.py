@@ -10,9 +10,11 @@ from typing import Final, Generic, Protocol, TypeVar
 from typing_extensions import deprecated
 
 from durable_batches.codec.codec import Codec, payload_of
+from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.records import RESOLVER_POSITION, DocumentRecord, ExecutionRecord, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, Counts
+from durable_batches.options import check_integer
 from durable_batches.runtime.results import DocumentCancelled, DocumentFailure, DocumentSucceeded, Outcome
 from durable_batches.stores.protocol import Store
 
@@ -101,10 +103,11 @@ def checked_page_size(size: int) -> int:
     """The size of a page.
 
     Raises:
-        ValueError: Nothing fits into it.
+        ConfigurationError: It is no int, or nothing fits into it.
     """
+    check_integer("the size of a page", size)
     if size < 1:
-        raise ValueError(f"a page holds 1 document or more, not {size}")
+        raise ConfigurationError(f"a page holds 1 document or more, not {size}")
     return size
 
 

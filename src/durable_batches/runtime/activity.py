@@ -14,10 +14,17 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, 
 
 from typing_extensions import deprecated
 
-from durable_batches.errors import ActivityDefinitionError, MachineError
+from durable_batches.errors import ActivityDefinitionError, ConfigurationError, MachineError
 from durable_batches.lifecycle.machine import tag_of
 from durable_batches.lifecycle.states import Stage
-from durable_batches.options import check_callable, check_duration, check_instance, check_integer, check_subclass
+from durable_batches.options import (
+    check_callable,
+    check_duration,
+    check_instance,
+    check_integer,
+    check_iterable,
+    check_subclass,
+)
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.classify import ErrorClassifier
 from durable_batches.runtime.context import current_dependencies, workflow_scope
@@ -157,6 +164,7 @@ class DurableActivity(Generic[P, T_co]):
 
         Name, key and recording stay the same. Dependencies are not filled in: `fake` gets the caller's arguments.
         """
+        check_callable("the fake of an activity", fake)
         definition = self.definition
         before = definition.replacement
         definition.replacement = Replacement(fake, takes_instance=self.instance is None)
@@ -324,13 +332,14 @@ async def map_activity(activity: Callable[[X], Awaitable[T]], items: Iterable[X]
         concurrency: The number of concurrent calls.
 
     Raises:
-        ConfigurationError: `concurrency` is no int.
-        ValueError: `concurrency` is below 1.
+        ConfigurationError: `activity` is no function, `items` no iterable, or `concurrency` no int, or below 1.
         ActivityFailedError: A call's attempts are used up.
     """
+    check_callable("activity", activity)
+    check_iterable("items", items)
     check_integer("concurrency", concurrency)
     if concurrency < 1:
-        raise ValueError("concurrency must be 1 or more")
+        raise ConfigurationError("concurrency must be 1 or more")
     queue = enumerate(items)
     results: dict[int, T] = {}
     failures: list[tuple[int, Exception]] = []

@@ -15,7 +15,13 @@ from typing import Any, Final, NoReturn
 
 from durable_batches.clock import Deadline
 from durable_batches.codec.codec import payload_of
-from durable_batches.errors import ActivityFailedError, DocumentTimeoutError, NotInWorkflowError, PayloadError
+from durable_batches.errors import (
+    ActivityDefinitionError,
+    ActivityFailedError,
+    DocumentTimeoutError,
+    NotInWorkflowError,
+    PayloadError,
+)
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, ProviderAnswered, StageEntered
 from durable_batches.lifecycle.failures import ActivityFailure, line_of
 from durable_batches.lifecycle.primitives import make_record
@@ -501,6 +507,7 @@ class Attempt:
                     raise asyncio.CancelledError
                 verdict = self._judge_overload(call, verdict)
             if verdict.kind == "overloaded":
+                self._refuse_changed_input(call, error)
                 await call.wait_for_provider(error, verdict)
                 continue
             if verdict.kind == "quota":
@@ -511,11 +518,27 @@ class Attempt:
                 failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 trim(error)
                 raise await self._recorded_failure(call, failure) from error
+            self._refuse_changed_input(call, error)
             if self._stopping is not None:
                 # Nothing waits for another attempt while the attempt of the document is being stopped.
                 raise asyncio.CancelledError from error
             call.log_retry(error, delay.total_seconds())
             await call.wait(delay.total_seconds())
+
+    def _refuse_changed_input(self, call: Call, error: BaseException) -> None:
+        """Refuse to try again with what a failed attempt has made of the arguments: the key is that of others."""
+        bound = call.bound
+        if bound.activity.explicit_key is not None or bound.definition.key is not None:
+            return
+        try:
+            changed = not call.key.startswith(f"{bound.base_key_as_of(self._defaults)}#")
+        except PayloadError:
+            changed = True
+        if changed:
+            raise ActivityDefinitionError(
+                f"activity {bound.activity.name!r} changed its arguments in place before it failed, and is not "
+                "retried with other input than it was called with; have it change a copy"
+            ) from error
 
     def _judge(self, call: Call, error: BaseException) -> Verdict:
         activity, resources = call.bound.activity, self._resources

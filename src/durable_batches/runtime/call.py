@@ -17,6 +17,7 @@ from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ActivityTimeoutError, place_of
 from durable_batches.lifecycle.failures import line_of
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_integer
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.classify import Verdict
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
@@ -152,6 +153,8 @@ class Call:
 
     def report(self, current: int, total: int) -> None:
         """See `ActivityContext`."""
+        check_integer("current", current)
+        check_integer("total", total)
         self.reported = True
         self._resources.reports[self.identity] = ActivityReport(
             document_id=self.document_id, activity=self.bound.activity.name, current=current, total=total

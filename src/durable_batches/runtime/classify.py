@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final, Literal, Protocol, TypeAlias, cast
+from typing import Final, Literal, Protocol, TypeAlias, cast, get_args
 
 from durable_batches.clock import SystemClock
 from durable_batches.errors import (
@@ -37,6 +37,7 @@ from durable_batches.errors import (
     RetryLater,
 )
 from durable_batches.lifecycle.failures import leaves, line_of
+from durable_batches.options import check_choice, check_duration, check_text
 from durable_batches.runtime.error_facts import ErrorFacts, peek
 
 __all__ = [
@@ -54,6 +55,8 @@ ErrorKind: TypeAlias = Literal["retry", "overloaded", "quota", "never"]
 """What an error means: "retry" uses an attempt; "overloaded" waits, and uses none; "quota" concerns the account and not
 the call; "never" fails every time."""
 
+_KINDS: Final[tuple[ErrorKind, ...]] = get_args(ErrorKind)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -63,11 +66,19 @@ class Verdict:
         kind: What it means.
         retry_after: The delay that it asks for; None: it asks for none.
         note: A few words for people; not compared.
+
+    Raises:
+        ConfigurationError: An attribute is of a wrong type, or `kind` none of these.
     """
 
     kind: ErrorKind
     retry_after: timedelta | None = None
     note: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, _KINDS)
+        check_duration("retry_after", self.retry_after, optional=True)
+        check_text("note", self.note)
 
 
 class ErrorClassifier(Protocol):

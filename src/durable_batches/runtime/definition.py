@@ -54,6 +54,7 @@ class ActivityDefinition(Generic[T]):
         ignore: tuple[str, ...],
         namespace: Mapping[str, Any] | None,
     ) -> None:
+        check_callable("an activity", fn, error=ActivityDefinitionError)
         self.fn = fn
         self.version: str = version
         self.key: Callable[..., str] | None = key

@@ -15,6 +15,7 @@ from durable_batches.errors import (
     DocumentsFailedError,
     listed,
     shortened,
+    with_type,
 )
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Counts, Failed
@@ -108,7 +109,7 @@ class BatchResult(Generic[V_co]):
         counts = self.counts
         parts = {"failed": counts.failed, "cancelled": counts.cancelled}
         others = "".join(f", {number} {name}" for name, number in parts.items() if number)
-        failures = [(failure.document_id, f"{failure.error_type}: {failure.error}") for failure in self.failures]
+        failures = [(failure.document_id, with_type(failure.error_type, failure.error)) for failure in self.failures]
         return (
             f"batch {self.batch_id!r} {self._end()}: {counts.succeeded} of {counts.total} documents succeeded{others}"
             + listed(failures, counts.failed)

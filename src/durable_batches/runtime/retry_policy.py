@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Final
 
 from durable_batches.clock import SystemClock
+from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.failures import leaves, line_of
 from durable_batches.lifecycle.policies import LONGEST_DELAY, check_delay, grown
 from durable_batches.options import check_callable, check_integer, check_number, check_subclasses
@@ -49,8 +50,7 @@ class RetryPolicy:
     (`RetryLater(after)`, a `retry_after` attribute, a `Retry-After` header in any of its forms).
 
     Raises:
-        ConfigurationError: An option is of a wrong type, a number in place of a `timedelta` for example.
-        ValueError: A number is out of range.
+        ConfigurationError: An option is of a wrong type (a number in place of a `timedelta`), or out of range.
     """
 
     max_attempts: int = 3
@@ -68,13 +68,13 @@ class RetryPolicy:
         check_subclasses("non_retryable", self.non_retryable, BaseException)
         check_callable("retryable", self.retryable, optional=True)
         if self.max_attempts < 1:
-            raise ValueError("max_attempts must be 1 or more")
+            raise ConfigurationError("max_attempts must be 1 or more")
         check_delay("initial", self.initial)
         check_delay("maximum", self.maximum)
         if not 1 <= self.factor < math.inf:
-            raise ValueError("factor must be 1 or more, and finite")
+            raise ConfigurationError("factor must be 1 or more, and finite")
         if not 0 <= self.jitter <= 1:
-            raise ValueError("jitter must be between 0 and 1")
+            raise ConfigurationError("jitter must be between 0 and 1")
 
     def delay(self, error: BaseException, attempt: int, chance: float) -> timedelta | None:
         """Decide the delay until the next attempt after attempt number `attempt` failed; None: there is none.

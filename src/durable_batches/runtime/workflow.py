@@ -14,11 +14,11 @@ from uuid import UUID, uuid4
 from typing_extensions import TypeAliasType, TypeVar, deprecated
 
 from durable_batches.codec.codec import Codec
-from durable_batches.errors import ActivityDefinitionError, ForeignStageError
+from durable_batches.errors import ActivityDefinitionError, ForeignStageError, MachineError
 from durable_batches.lifecycle.machine import BatchStateMachine, tag_of
 from durable_batches.lifecycle.primitives import from_micros, problem_with_name
 from durable_batches.lifecycle.states import BatchId, Counts, Stage
-from durable_batches.options import check_callable, check_instance, check_names
+from durable_batches.options import check_callable, check_instance, check_names, check_subclass
 from durable_batches.runtime.activity import DurableActivity, durable_activity
 from durable_batches.runtime.checkpoint import Defaults
 from durable_batches.runtime.context import current_clock, workflow_scope
@@ -90,7 +90,7 @@ class Results(Protocol[R_co]):  # type: ignore[misc]
         """Iterate over the results in lists of at most `size`.
 
         Raises:
-            ValueError: `size` is less than 1; raised at the call.
+            ConfigurationError: `size` is no int, or less than 1; raised at the call.
         """
         ...
 
@@ -251,6 +251,7 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
             )
         resolution: Any = type(None)
         if self.resolver is not None:
+            _check_resolver(self.resolver, f"the resolver of workflow {self.name!r}")
             resolution = self._annotations(self.resolver, "its resolver").get("return", _MISSING)
             if resolution is _MISSING:
                 raise ActivityDefinitionError(f"the resolver of workflow {self.name!r} has no return annotation")
@@ -268,6 +269,21 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
 
 
 _MISSING: Final = object()
+
+
+def _check_resolver(resolver: Callable[..., Any], what: str) -> None:
+    """Refuse what could not be called and awaited once all documents are done, and paid for."""
+    function = inspect.unwrap(resolver)
+    if inspect.isfunction(function) and not inspect.iscoroutinefunction(function):
+        raise ActivityDefinitionError(f"{what} is an async function; {resolver!r} is none")
+    given = dependencies_of(resolver)
+    try:
+        # Of the function itself: what it wraps may take more, which it fills in.
+        inspect.signature(resolver, follow_wrapped=False).bind(None, **given)
+    except ValueError:
+        return  # one that cannot be looked into
+    except TypeError as error:
+        raise ActivityDefinitionError(f"{what} must take one argument, the results: {error}") from None
 
 
 def _told_apart(fn: Callable[..., Any], what: str) -> list[DurableActivity[..., Any]]:
@@ -370,8 +386,10 @@ def enter_stage(stage: type[Stage]) -> None:
     Outside an orchestrator, in a unit test of the workflow, it does nothing.
 
     Raises:
+        MachineError: `stage` is no subclass of `Stage`.
         ForeignStageError: The workflow's machine does not have the stage.
     """
+    check_subclass("stage", stage, Stage, error=MachineError)
     current = workflow_scope()
     if current is not None:
         current.enter_stage(stage)

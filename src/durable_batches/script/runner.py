@@ -15,9 +15,10 @@ from typing_extensions import TypeVar
 
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import BatchRecord
 from durable_batches.lifecycle.states import BatchId, Completed, Stage
-from durable_batches.options import check_flag, check_instance, check_integer
+from durable_batches.options import check_callable, check_flag, check_instance, check_integer
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.orchestrator.paid import advice_on
 from durable_batches.runtime.dependencies import Provider
@@ -100,6 +101,9 @@ def run_batch(
     check_integer("max_in_flight", max_in_flight)
     check_flag("progress", progress)
     check_instance("config", config, BatchConfig, optional=True)
+    check_callable("document_id", document_id, optional=True)
+    if batch_id is not None and (problem := problem_with_name(batch_id)) is not None:
+        raise ConfigurationError(f"batch_id {problem}")
     if max_in_flight < 1:
         raise ConfigurationError("max_in_flight must be 1 or more: this is who runs the batch")
     opened = _opened(store)

@@ -62,6 +62,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_clock
 from durable_batches.stores.fair_share import claimable_slots, fair_shares, overdue, turn_of
 from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, CountedFailures, Expired, Inspection, Lease
 from durable_batches.tasks import wake
@@ -105,7 +106,8 @@ class MemoryStore:
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
-        self._clock: Final[Clock] = clock or SystemClock()
+        check_clock(clock)
+        self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._batches: dict[BatchId, _Batch] = {}
         self._workers: dict[WorkerId, _Worker] = {}
         self._created = 0

@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from durable_batches.errors import ConfigurationError
+from durable_batches.options import check_choice, check_instance, check_labels, check_text
 from durable_batches.web.problems import problem_of
 
 __all__ = ["EVERYTHING", "Access", "Action", "Authorize", "Guard", "access_of", "anyone"]
@@ -35,6 +37,15 @@ class Access:
     """The labels; none: all batches."""
     principal: str = ""
     """The name of the caller, for the log."""
+
+    def __post_init__(self) -> None:
+        check_instance("actions", self.actions, Collection)
+        if isinstance(self.actions, str):
+            raise ConfigurationError(f"actions must be a collection, not a str; give a tuple: ({self.actions!r},)")
+        for action in self.actions:
+            check_choice("each action", action, get_args(Action))
+        check_labels("metadata", self.metadata)
+        check_text("principal", self.principal)
 
 
 Authorize: TypeAlias = Callable[[Request], Awaitable[Access | None]]

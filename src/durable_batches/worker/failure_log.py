@@ -67,8 +67,7 @@ class FailureLog:
             "%s failed in attempt %d: %s; %s%s%s",
             place_of(execution.batch_id, execution.document_id),
             execution.attempt,
-            # The message of an activity's failure names the activity and the type of its error.
-            in_a_line("" if record.activity else record.error_type, record.error),
+            in_a_line(record.error_type, record.error),
             "not retried" if retry_in is None else f"retried in {retry_in.total_seconds():.3g} s",
             " (no more tracebacks of this kind)" if number == TRACEBACKS_OF_A_KIND else "",
             traceback.text,

@@ -21,7 +21,14 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.options import check_callable, check_duration, check_flag, check_instance, check_integer
+from durable_batches.options import (
+    check_callable,
+    check_clock,
+    check_dependencies,
+    check_duration,
+    check_flag,
+    check_integer,
+)
 from durable_batches.outage import Backoff, Outage, Outages
 from durable_batches.reading.control import Control
 from durable_batches.reading.news import News
@@ -125,7 +132,8 @@ class Worker:
             check_duration(name, after, optional=True)
             if after is not None and after <= timedelta(0):
                 raise ConfigurationError(f"{name} must be positive, or None for no warning")
-        check_instance("dependencies", dependencies, Mapping, optional=True)
+        check_dependencies("dependencies", dependencies)
+        check_clock(clock)
         if max_in_flight < 0 or max_kept_bytes < 0:
             raise ConfigurationError("max_in_flight and max_kept_bytes must be 0 or more")
         if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):
@@ -144,7 +152,7 @@ class Worker:
             client_retry_warning,
             classify,
         )
-        self._clock: Final[Clock] = clock or SystemClock()
+        self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._dependencies = Dependencies(dependencies, clock=self._clock)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
         self._before_start: dict[AnyWorkflow, Callable[[], Awaitable[None]]] = {}

@@ -27,6 +27,7 @@ from durable_batches import (
     SQLiteStore,
 )
 from durable_batches.cli.demo.summary import print_summary
+from durable_batches.errors import with_type
 from durable_batches.extraction import (
     Chunk,
     DocumentRef,
@@ -245,7 +246,7 @@ class Demo:
         run, recorded = batches.stats.activities_run, await batches.count_checkpoints(batch_id)
         self._print(f"{recorded:,} activities: {run:,} run now, {recorded - run:,} recorded earlier and not repeated")
         for failure in failures[:_SHOWN_FAILURES]:
-            self._print(f"failed: {failure.document_id}: {failure.error_type}: {failure.error}")
+            self._print(f"failed: {failure.document_id}: {with_type(failure.error_type, failure.error)}")
         if len(failures) > _SHOWN_FAILURES:
             self._print(f"failed: {len(failures) - _SHOWN_FAILURES} more")
         return 1 if not self._write(graph.build()) or failures else 0

@@ -31,7 +31,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.options import check_duration
+from durable_batches.options import check_clock, check_duration
 from durable_batches.stores.postgres import host, load, queries
 from durable_batches.stores.postgres.commit.commit import Commits
 from durable_batches.stores.postgres.connection.database import Database
@@ -107,6 +107,7 @@ class PostgresStore:
         lock_timeout: timedelta = _LOCK_TIMEOUT,
         clock: Clock | None = None,
     ) -> None:
+        check_clock(clock)
         check_duration("statement_timeout", statement_timeout)
         check_duration("lock_timeout", lock_timeout)
         if statement_timeout <= timedelta(0) or lock_timeout <= timedelta(0):

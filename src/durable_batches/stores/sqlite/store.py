@@ -32,7 +32,7 @@ from durable_batches.lifecycle.records import (
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.options import check_instance
+from durable_batches.options import check_clock, check_instance
 from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import (
     LEVEL,
@@ -88,8 +88,9 @@ class SQLiteStore:
     def __init__(self, path: str | PathLike[str] | AsyncEngine, *, clock: Clock | None = None) -> None:
         self._engine: Final = None if isinstance(path, (str, PathLike)) else _engine(path)
         self.path: Final = _file(path)  # absolute, since each of its connections opens it, whenever that is
+        check_clock(clock)
         self._settings = EngineSettings()
-        self._clock: Final[Clock] = clock or SystemClock()
+        self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._open_transactions: Final = OpenTransactions()
         self._lock_outs: Final = LockOuts(self.path, self._clock, self._open_transactions.batches)
         self._file: Final = PinnedFile(self.path)

@@ -42,6 +42,7 @@ from typing import NamedTuple
 
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS, BatchEvent, decode_event
+from durable_batches.options import check_callable, check_instance, check_integer
 from durable_batches.stores.protocol import Store
 from durable_batches.testing.history.runs import ActivityRuns, Faults, RunSource, call_of
 from durable_batches.testing.history.store_snapshot import (
@@ -112,6 +113,10 @@ class HistoryChecker:
         max_attempts: Mapping[str, int] | None = None,
         calls_at_once: int | None = None,
     ) -> None:
+        check_instance("effects", effects, EffectsLog, optional=True)
+        check_callable("run_of", run_of, optional=True)
+        check_instance("max_attempts", max_attempts, Mapping, optional=True)
+        check_integer("calls_at_once", calls_at_once, optional=True)
         self._effects = effects
         self._run_of = run_of
         self._max_attempts = max_attempts or {}

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_dependencies, check_integer, check_labels, check_text
 from durable_batches.runtime.context import (
     ExecutionContext,
     enter_activity,
@@ -47,6 +48,8 @@ class RecordingActivityContext:
 
     def report(self, current: int, total: int) -> None:
         """See `ActivityContext.report`."""
+        check_integer("current", current)
+        check_integer("total", total)
         self.reports.append((current, total))
 
     @property
@@ -80,6 +83,10 @@ def activity_context(
             assert await summarise("rain") == "Rain"
         assert context.reports == [(1, 1)]
     """
+    for name, text in (("batch_id", batch_id), ("document_id", document_id), ("idempotency_key", idempotency_key)):
+        check_text(name, text)
+    check_integer("attempt", attempt)
+    check_dependencies("dependencies", dependencies)
     context = RecordingActivityContext(
         batch_id=batch_id,
         document_id=document_id,
@@ -122,6 +129,12 @@ def execution_context(
         with execution_context(metadata={"customer": "acme"}):
             assert await headline("rain") == "Rain for acme"
     """
+    for name, text in (("batch_id", batch_id), ("document_id", document_id)):
+        check_text(name, text)
+    for name, number in (("ordinal", ordinal), ("attempt", attempt), ("run", run)):
+        check_integer(name, number)
+    check_labels("metadata", metadata, optional=True)
+    check_dependencies("dependencies", dependencies)
     context = ExecutionContext(
         batch_id=BatchId(batch_id),
         document_id=document_id,

@@ -11,6 +11,7 @@ from typing_extensions import deprecated
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.failures import message_of
 from durable_batches.lifecycle.states import BatchId, Counts
+from durable_batches.options import check_instance, check_text
 from durable_batches.reading.results import checked_page_size
 from durable_batches.runtime.results import DocumentFailure, DocumentSucceeded
 from durable_batches.runtime.workflow import Results
@@ -35,8 +36,13 @@ def results_of(
         batch_id: The batch's id.
 
     Raises:
-        ConfigurationError: Two documents have the same id.
+        ConfigurationError: Two documents have the same id, or an option cannot work.
     """
+    check_instance("values", values, (Sequence, Mapping))
+    if isinstance(values, str | bytes):
+        raise ConfigurationError(f"values must be a collection of results, not a single one: [{type(values).__name__}]")
+    check_instance("failures", failures, (Sequence, Mapping))
+    check_text("batch_id", batch_id)
     failed = _failures(failures)
     taken = {failure.document_id for failure in failed}
     named = values.items() if isinstance(values, Mapping) else zip(_places(taken), values, strict=False)

@@ -12,8 +12,9 @@ from typing import Final
 from weakref import WeakSet
 
 from durable_batches.clock import Alarm, Timer
+from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.primitives import to_micros
-from durable_batches.options import check_number
+from durable_batches.options import check_moment, check_number
 
 __all__ = ["ManualClock"]
 
@@ -43,6 +44,8 @@ class ManualClock:
     """
 
     def __init__(self, start: datetime = _START, *, jitter: float = 0.0) -> None:
+        check_moment("start", start)
+        check_number("jitter", jitter)
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         self._wall_start = to_micros(start)
@@ -152,11 +155,11 @@ class ManualClock:
         Tasks that slept continue when the event loop runs next, and see the time at the end of this call.
 
         Raises:
-            ValueError: `seconds` is negative: time does not go back (but see `jump`).
+            ConfigurationError: `seconds` is no number, or negative: time does not go back (but see `jump`).
         """
         check_number("the seconds to advance by", seconds)
         if seconds < 0:
-            raise ValueError("a clock cannot be advanced by less than nothing")
+            raise ConfigurationError("a clock cannot be advanced by less than nothing")
         with self._lock:
             end = self._elapsed + _micros(seconds)
         while True:
@@ -170,7 +173,12 @@ class ManualClock:
             call.make()
 
     def jump(self, seconds: float) -> None:
-        """Set only the wall clock forward or (negative) back, as an operator or NTP does."""
+        """Set only the wall clock forward or (negative) back, as an operator or NTP does.
+
+        Raises:
+            ConfigurationError: `seconds` is no number.
+        """
+        check_number("the seconds to jump by", seconds)
         with self._lock:
             self._wall_start += _micros(seconds)
 

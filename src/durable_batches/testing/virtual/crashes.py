@@ -24,7 +24,7 @@ from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.progress import state_of
 from durable_batches.lifecycle.records import Committed, WorkerId
 from durable_batches.lifecycle.states import BatchId, Completed, Stage
-from durable_batches.options import check_duration, check_integer
+from durable_batches.options import check_callable, check_duration, check_integer, check_iterable
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.workflow import Workflow
@@ -107,7 +107,7 @@ async def survives_crashes(
 
     Raises:
         AssertionError: The result differs; the message names the point and the difference.
-        ConfigurationError: `store` makes a store that is not empty, or `limit` is below 1.
+        ConfigurationError: `store` makes a store that is not empty, or another option cannot work.
 
     Example::
 
@@ -115,10 +115,19 @@ async def survives_crashes(
             with summarise.override(fake):
                 await survives_crashes(headline, ["rain", "sun"])
     """
+    check_iterable("documents", documents)
+    for name, function in (
+        ("store", store),
+        ("document_id", document_id),
+        ("prepare", prepare),
+        ("comparing", comparing),
+        ("comparing_resolution", comparing_resolution),
+    ):
+        check_callable(name, function, optional=True)
     check_integer("limit", limit)
     check_duration("patience", patience)
-    if limit < 1:
-        raise ConfigurationError("limit must be 1 or more")
+    if limit < 1 or patience <= timedelta(0):
+        raise ConfigurationError("limit must be 1 or more, and patience positive")
     trial = _Trial(
         workflow=workflow,
         documents=list(documents),

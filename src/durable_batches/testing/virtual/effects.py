@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from durable_batches.clock import SystemClock
+from durable_batches.options import check_instance, check_text
 from durable_batches.runtime.context import current_activity
 
 __all__ = ["Effect", "EffectsLog"]
@@ -52,6 +53,8 @@ class EffectsLog:
     """
 
     def __init__(self, path: str | PathLike[str], process: str = "") -> None:
+        check_instance("path", path, (str, PathLike))
+        check_text("process", process)
         self.path: Final = Path(path)
         self.process: Final = process
         self._clock = SystemClock()

@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.states import Stage
-from durable_batches.options import check_duration, check_instance
+from durable_batches.options import check_callable, check_duration, check_instance
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.runtime.dependencies import Provider
 from durable_batches.runtime.results import BatchResult
@@ -83,11 +83,11 @@ class Environment(Generic[D, R_co, S_co, V_co]):
         takes only as long as the work in that time.
 
         Raises:
-            ValueError: `by` is negative.
+            ConfigurationError: `by` is no timedelta, or negative.
         """
         check_duration("the time to advance by", by)
         if by < timedelta(0):
-            raise ValueError("time cannot be advanced by less than nothing")
+            raise ConfigurationError("time cannot be advanced by less than nothing")
         self._worker.wake()
         await self._driver.advance(by)
 
@@ -168,9 +168,13 @@ async def environment(
             "environment(store=...) takes a function that makes the store, so that it goes by the environment's clock: "
             "store=lambda clock: SQLiteStore(path, clock=clock); or give the clock that it was made with as well"
         )
+    if store is not None and not isinstance(store, Store):
+        check_callable("store", store)
     check_instance("clock", clock, ManualClock, optional=True)
     check_duration("patience", patience)
-    clock = clock or ManualClock()
+    if patience <= timedelta(0):
+        raise ConfigurationError("patience must be positive")
+    clock = ManualClock() if clock is None else clock
     crashable = CrashableStore(_made(store, clock))
     worker = virtual_worker(crashable, clock, max_in_flight=max_in_flight, dependencies=dependencies)
     async with BatchOrchestrator(workflow, worker=worker, config=config) as batches:

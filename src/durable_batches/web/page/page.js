@@ -51,6 +51,12 @@ function safe(text) {
   return shown.length > 300 ? `${shown.slice(0, 300)}…` : shown;
 }
 
+/** An error with the name of its class, unless the message says it. */
+function errorText(type, message) {
+  const said = message === type || message.startsWith(`${type}: `) || message.includes(`: ${type}: `) || message.endsWith(`: ${type}`);
+  return safe(said ? message : `${type}: ${message}`);
+}
+
 function duration(seconds) {
   if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
@@ -193,12 +199,12 @@ function batchView(base) {
       noErrors.hidden = digest.groups.length > 0;
       errors.whole.hidden = digest.groups.length === 0;
       arrange(errors.body, digest.groups, (group) => group.fingerprint, errors.row, (row, group) => errors.cells(row, [
-        number(group.count), `${safe(group.error_type)}: ${safe(group.message)}`, safe(group.activity ?? ""),
+        number(group.count), errorText(group.error_type, group.message), safe(group.activity ?? ""),
         group.examples.map((example) => safe(example.document_id)).join(", "),
       ]));
       arrange(why, explanation.sentences, (sentence) => sentence, () => h("li"), (item, sentence) => say(item, safe(sentence)));
       arrange(documents.body, page.documents, (document_) => document_.document_id, documents.row, (row, document_) => documents.cells(row, [
-        safe(document_.document_id), document_.status, words(document_.stage ?? ""), number(document_.attempts), safe(document_.failure?.error ?? ""),
+        safe(document_.document_id), document_.status, words(document_.stage ?? ""), number(document_.attempts), document_.failure ? errorText(document_.failure.error_type, document_.failure.error) : "",
       ]));
       looked = key;
     } catch (error) {
