@@ -84,6 +84,10 @@ def sync_link(results: Any) -> int:
     return 1
 
 
+def greet(name: str) -> str:
+    return name
+
+
 async def link_nothing() -> int:
     return 1
 
@@ -181,7 +185,7 @@ LISTING: Final[Mapping[str, Values]] = {
     "created_before": MOMENT,
 }
 
-Table: TypeAlias = Mapping[str, Mapping[str, Values | Anything]]
+Table: TypeAlias = Mapping[str, Mapping[str, "Values | Anything"]]
 
 OPTIONS: Final[Table] = {
     "AbortAll": {"tag": Anything("the type's own")},
@@ -266,7 +270,7 @@ OPTIONS: Final[Table] = {
     "Worker": {"store": STORE, **WORKER},
     "Workflow": {"fn": (*FUNCTION, sync_link), **WORKFLOW, "namespace": Anything("of the decorator")},
     "default_classifier": {"error": ERROR},
-    "dependency": {"provider": (*FUNCTION, None, lambda name: name)},
+    "dependency": {"provider": (*FUNCTION, None, greet)},
     "durable_activity": {"fn": FUNCTION, **ACTIVITY},
     "enter_stage": {"stage": (*STAGE, None)},
     "map_activity": {
@@ -497,30 +501,40 @@ async def a_scene() -> AsyncGenerator[Scene]:
         yield Scene(env.batches, client, env)
 
 
+def unchecked(call: Any, options: Mapping[str, Any], **required: Any) -> Any:
+    """Call what its types would not let be called so."""
+    return call(**{**required, **options})
+
+
 def activity(**options: Any) -> object:
-    return durable_activity(options["fn"]) if "fn" in options else durable_activity(**options)(document_by_document)
+    make: Any = durable_activity
+    return make(options["fn"]) if "fn" in options else make(**options)(document_by_document)
 
 
-def a_workflow(**options: Any) -> object:
-    made = workflow(**{"machine": STAGES, **options})(document_by_document)
-    made.check()
-    return made
+def a_workflow(**options: Any) -> None:
+    unchecked(workflow, options, machine=STAGES)(document_by_document).check()
 
 
-def workflow_by_its_class(**options: Any) -> object:
-    made: Workflow[Any, Any, Any, Any] = Workflow(**{"fn": document_by_document, "machine": STAGES, **options})
-    made.check()
-    return made
+def workflow_by_its_class(**options: Any) -> None:
+    unchecked(Workflow, options, fn=document_by_document, machine=STAGES).check()
 
 
 def orchestrator(**options: Any) -> object:
     store = {} if "worker" in options else {"store": MemoryStore()}
-    return BatchOrchestrator(**{"workflow": echo, **store, **options})
+    return unchecked(BatchOrchestrator, options, workflow=echo, **store)
 
 
 def an_app(**options: Any) -> object:
     allowed = {} if "authorize" in options else {"allow_anonymous": True}
-    return web.create_app(**{"batches": BatchClient(MemoryStore()), **allowed, **options})
+    return unchecked(web.create_app, options, batches=BatchClient(MemoryStore()), **allowed)
+
+
+def a_machine(stages: Any) -> object:
+    return BatchStateMachine(stages)
+
+
+def a_dependency(provider: Any) -> object:
+    return dependency(provider)
 
 
 def a_submission(call: Callable[..., object]) -> Callable[..., object]:
@@ -529,19 +543,19 @@ def a_submission(call: Callable[..., object]) -> Callable[..., object]:
 
 def in_a_thread(call: Callable[..., object]) -> Callable[..., object]:
     """What refuses an event loop, or needs none."""
-    return lambda **options: asyncio.to_thread(partial(call, **options))
+    return partial(asyncio.to_thread, call)
 
 
 def reporting(**options: Any) -> None:
     with activity_context():
-        current_activity().report(**{"current": 1, "total": 1, **options})
+        unchecked(current_activity().report, options, current=1, total=1)
 
 
 async def reporting_in_a_batch(**options: Any) -> None:
     @durable_activity(retry=RetryPolicy(max_attempts=1))
     async def report() -> None:
         try:
-            current_activity().report(**{"current": 1, "total": 1, **options})
+            unchecked(current_activity().report, options, current=1, total=1)
         except ConfigurationError as error:
             refused.append(error)
 
@@ -571,8 +585,8 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
     "BatchOrchestrator.submit_sync": lambda _: in_a_thread(
         a_submission(BatchOrchestrator(echo, store=MemoryStore()).submit_sync)
     ),
-    "BatchStateMachine": lambda _: lambda stages: BatchStateMachine(stages),
-    "DurableActivity": lambda _: lambda **options: DurableActivity(**{"fn": document_by_document, **options}),
+    "BatchStateMachine": lambda _: a_machine,
+    "DurableActivity": lambda _: partial(DurableActivity[Any, Any], fn=document_by_document),
     "DurableActivity.override": lambda _: act.override,
     "DurableActivity.with_options": lambda _: act.with_options,
     "Environment.advance": lambda scene: scene.env.advance,
@@ -584,21 +598,19 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
     "PostgresStore": lambda _: partial(durable_batches.PostgresStore, url="postgresql://localhost/x"),
     "Results.pages": lambda _: results_of([1]).pages,
     "SQLiteStore": lambda _: partial(durable_batches.SQLiteStore, path="batches.db"),
-    "Verdict": lambda _: lambda **options: Verdict(**{"kind": "retry", **options}),
+    "Verdict": lambda _: partial(Verdict, kind="retry"),
     "Worker": lambda _: partial(Worker, store=MemoryStore()),
     "Workflow": lambda _: workflow_by_its_class,
     "chunk_document": lambda _: partial(extraction.chunk_document, document=SOURCE),
     "create_app": lambda _: an_app,
-    "dependency": lambda _: lambda provider: dependency(provider),
+    "dependency": lambda _: a_dependency,
     "durable_activity": lambda _: activity,
     "enter_stage": lambda _: enter_stage,
     "environment": lambda _: partial(environment, workflow=echo),
     "map_activity": lambda _: partial(map_activity, activity=act, items=["x"]),
     "results_of": lambda _: partial(results_of, values=[1]),
     "run_batch": lambda _: in_a_thread(
-        lambda **options: run_batch(
-            **{"workflow": echo, "documents": ["x"], "store": MemoryStore(), "progress": False, **options}
-        )
+        partial(run_batch, workflow=echo, documents=["x"], store=MemoryStore(), progress=False)
     ),
     "survives_crashes": lambda _: partial(survives_crashes, workflow=echo, documents=["x"]),
     "text_files": lambda _: partial(extraction.text_files, path="."),

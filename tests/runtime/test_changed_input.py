@@ -30,6 +30,10 @@ class Basket(BaseModel):
     items: list[str] = []
 
 
+def by_all(text: str, log: list[int]) -> str:
+    return f"{text}{log}"
+
+
 async def outcome_of(run: Workflow[str, Any, Any, None], store: Store, *, attempts: int = 1) -> Outcome[Any]:
     config = BatchConfig(failure_policy=RetryFailed(max_attempts=attempts, backoff=NO_DELAY))
     async with BatchOrchestrator(run, store=store, config=config) as batches:
@@ -76,7 +80,7 @@ async def test_what_no_key_sees_may_change(store: Store) -> None:
             raise ConnectionError
         return len(log)
 
-    @durable_activity(retry=AT_ONCE, key=lambda text, log: f"{text}{log}")
+    @durable_activity(retry=AT_ONCE, key=by_all)
     async def note_by_key(text: str, log: list[int]) -> int:
         log.append(1)
         if len(log) < 3:
