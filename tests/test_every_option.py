@@ -141,6 +141,7 @@ WORKER: Final[Mapping[str, Values]] = {
     "batches": ("some", 3, ["a"], None, BatchFilter),
     "max_kept_bytes": (*FROM_0, None),
     "dependencies": DEPENDENCIES,
+    "signals": FLAG,
     "clock": CLOCK,
 }
 ACTIVITY: Final[Mapping[str, Values]] = {
@@ -216,6 +217,7 @@ OPTIONS: Final[Table] = {
         "config": CONFIG,
         "max_in_flight": (*FROM_0, None),
         "dependencies": DEPENDENCIES,
+        "signals": FLAG,
     },
     **{f"BatchOrchestrator.{name}": options for name, options in ACCESS.items()},
     "BatchOrchestrator.documents": {"batch_id": BATCH, "status": ("done", 3, ["failed"])},
