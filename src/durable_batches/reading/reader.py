@@ -37,6 +37,7 @@ from durable_batches.reading.feed import BLOCK, Feed
 from durable_batches.reading.news import News
 from durable_batches.reading.notes import WorkerNotes
 from durable_batches.reading.results import PAGE, document_pages, failure_of, statuses_to_read, stored_page
+from durable_batches.runtime.context import waiting_for_batch
 from durable_batches.stores.protocol import (
     BatchQuery,
     CountedFailures,
@@ -141,7 +142,8 @@ class BatchReader:
                         return
                     else:
                         self._check_wait(batch_id)
-                        await feed.moved()
+                        async with waiting_for_batch():
+                            await feed.moved()
 
     async def changes(self, batch_id: str, interval: timedelta) -> AsyncGenerator[BatchRecord, None]:
         """Follow a batch's record: the latest one, at most every `interval`; the last one is of the end."""
@@ -156,7 +158,8 @@ class BatchReader:
                 seen = record.seq
                 await self._clock.sleep(interval.total_seconds())
                 while record.seq == seen:
-                    await feed.moved_beyond(seen, wakes)
+                    async with waiting_for_batch():
+                        await feed.moved_beyond(seen, wakes)
                     wakes = feed.wakes
                     record = await self._shared_record(feed, batch_id)
 
@@ -167,7 +170,8 @@ class BatchReader:
             record = await self._shared_record(feed, batch_id)
             while not record.ended:
                 self._check_wait(batch_id)
-                await feed.ended_since(ends)
+                async with waiting_for_batch():
+                    await feed.ended_since(ends)
                 ends = feed.ends
                 # The first of those who waited reads it for all.
                 record = feed.current or await self._shared_record(feed, batch_id)

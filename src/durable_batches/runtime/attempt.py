@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, NoReturn
@@ -46,8 +46,9 @@ from durable_batches.runtime.definition import ActivityDefinition
 from durable_batches.runtime.identity import Identities
 from durable_batches.runtime.overloads import PATIENCE_SECONDS
 from durable_batches.runtime.resources import Resources
+from durable_batches.runtime.rest import Rest
 from durable_batches.runtime.tracebacks import set_context, trim
-from durable_batches.tasks import is_closed_by
+from durable_batches.tasks import is_closed_by, running_loop
 
 __all__ = ["Attempt"]
 
@@ -110,6 +111,7 @@ class Attempt:
         self._cancel_when_idle = False
         self._unwound = False
         self._failures: dict[str, tuple[int, asyncio.Task[Any] | None]] = {}
+        self._rest: Rest | None = None
 
     @property
     def context(self) -> ExecutionContext:
@@ -157,6 +159,8 @@ class Attempt:
                 grace = 0.0
         for parked in self._parked:
             parked.cancel()
+        if self._rest is not None:
+            self._rest.end_at_once()
         if self._stopping is not None and (self._stopping not in ("paused", "shutdown") or self._unwound):
             return AttemptStopped(self._stopping, self._refusal)
         return outcome
@@ -308,6 +312,28 @@ class Attempt:
                 )
             )
 
+    # ---- waiting ---------------------------------------------------------------------------------------------
+
+    def rests(self, *, is_call: bool, for_batch: bool) -> AbstractAsyncContextManager[None]:
+        """See `WorkflowScope`."""
+        if self._ended or self._task is None or self._task.get_loop() is not running_loop():
+            # What waits is a thread's own event loop.
+            return nullcontext()
+        if self._rest is None:
+            self._rest = Rest(self._resources.slots, lambda: len(self._calls))
+        return self._rest.waiting(is_call=is_call, for_batch=for_batch)
+
+    async def _end_rest(self, rest: Rest) -> None:
+        """Wait until the slot is back that is lent because other parts of the execution only wait."""
+        await rest.end()
+        if self._stopping is not None or self._ended:
+            self._unwound = self._unwound or not self._ended
+            raise asyncio.CancelledError
+
+    def waiting_for_batch(self) -> AbstractAsyncContextManager[None]:
+        """See `durable_batches.runtime.context.waiting_for_batch`."""
+        return self.rests(is_call=False, for_batch=True)
+
     # ---- activities ------------------------------------------------------------------------------------------
 
     async def call(self, bound: BoundCall) -> Any:
@@ -341,6 +367,8 @@ class Attempt:
             checkpoint = self._recorded_before(bound, base)
         if checkpoint is not None:
             return self._replay(definition, checkpoint)
+        if self._rest is not None and self._rest.lent:
+            await self._end_rest(self._rest)
         if self._turn is not None:
             await self._wait_for_turn(self._turn)
         call = Call(self._resources, bound, self.recorded.new_key(base), self, task)
@@ -395,6 +423,8 @@ class Attempt:
                 self._turn.release()
             if call.reported:
                 self._resources.reports.pop(call.identity, None)
+            if self._rest is not None:
+                self._rest.look()
             if not self._calls:
                 self._became_idle()
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import copy_context
 from functools import partial
 from hashlib import blake2b
@@ -24,6 +24,7 @@ from durable_batches.runtime.context import ExecutionContext, WorkflowScope, ent
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.middleware import nested
 from durable_batches.runtime.resources import ActivityReport, Resources
+from durable_batches.runtime.rest import LEAST_SECONDS
 
 __all__ = ["Call", "RunningCall"]
 
@@ -249,9 +250,17 @@ class Call:
         """Wait before the next attempt; nothing is running meanwhile, so stopping loses nothing."""
         self._waiting = True
         try:
-            await self._resources.clock.sleep(seconds)
+            if seconds < LEAST_SECONDS:
+                await self._resources.clock.sleep(seconds)
+            else:
+                async with self._scope.rests(is_call=True, for_batch=False):
+                    await self._resources.clock.sleep(seconds)
         finally:
             self._waiting = False
+
+    def waiting_for_batch(self) -> AbstractAsyncContextManager[None]:
+        """See `durable_batches.runtime.context.waiting_for_batch`."""
+        return self._scope.rests(is_call=True, for_batch=True)
 
     async def wait_for_provider(self, error: BaseException, verdict: Verdict) -> None:
         """Wait because the provider has no room now; the attempt that it refused does not count."""

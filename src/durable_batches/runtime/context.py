@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
@@ -29,6 +30,7 @@ __all__ = [
     "leave",
     "leave_stand_in",
     "stand_in",
+    "waiting_for_batch",
     "workflow_scope",
 ]
 
@@ -101,9 +103,15 @@ class WorkflowScope(Protocol):
         """Move the document to a stage."""
         ...
 
+    def rests(self, *, is_call: bool, for_batch: bool) -> AbstractAsyncContextManager[None]:
+        """See `Rest.waiting`."""
+        ...
+
 
 _workflow: Final[ContextVar[WorkflowScope | None]] = ContextVar("durable_batches_workflow", default=None)
 _activity: Final[ContextVar[ActivityContext | None]] = ContextVar("durable_batches_activity", default=None)
+
+_NOT_IN_AN_EXECUTION: Final = nullcontext()
 
 _stand_in: Final[ContextVar[StandIn | None]] = ContextVar("durable_batches_stand_in", default=None)
 """The stand-in for code that no orchestrator runs, in unit tests."""
@@ -132,6 +140,16 @@ def leave(tokens: ScopeTokens) -> None:
     except ValueError:
         # A coroutine that its event loop has not run to its end is closed in another context, which has neither.
         return
+
+
+def waiting_for_batch() -> AbstractAsyncContextManager[None]:
+    """Within the block, which waits for a batch: the execution that runs this code lends its slot, if there is one.
+
+    The batch may need that slot.
+    """
+    running: Any = _workflow.get() or _activity.get()
+    waits: Callable[[], AbstractAsyncContextManager[None]] | None = getattr(running, "waiting_for_batch", None)
+    return _NOT_IN_AN_EXECUTION if waits is None else waits()
 
 
 def current_activity() -> ActivityContext:

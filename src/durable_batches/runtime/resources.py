@@ -16,7 +16,7 @@ from durable_batches.runtime.middleware import Middleware
 from durable_batches.runtime.overloads import Overloads
 from durable_batches.runtime.threads import Threads
 
-__all__ = ["GRACE_SECONDS", "ActivityReport", "HeldLease", "Recorder", "Resources", "RunStats"]
+__all__ = ["GRACE_SECONDS", "ActivityReport", "HeldLease", "Recorder", "Resources", "RunStats", "Slots"]
 
 GRACE_SECONDS: Final = 30.0
 """The grace period of calls that a workflow left running, since they are paid for."""
@@ -56,6 +56,39 @@ class HeldLease(Protocol):
     async def regained(self) -> None:
         """Wait until it holds. One that is lost for good does not; its attempts are cancelled."""
         ...
+
+
+class Slots(Protocol):
+    """The slots of the worker, one for each execution in flight. An execution that only waits lends its own."""
+
+    def lend(self, *, in_any_case: bool) -> bool:
+        """Lend a slot, which the worker may give to another execution; return whether it is lent.
+
+        Args:
+            in_any_case: Also where many are lent already.
+        """
+        ...
+
+    async def take_back(self) -> None:
+        """Wait until a slot is open in place of the one that was lent, and take it."""
+        ...
+
+    def keep(self) -> None:
+        """Take a slot back at once, in place of the one that was lent, whether or not one is open."""
+        ...
+
+
+class _NoSlots:
+    """Attempts that no worker runs hold no slots."""
+
+    def lend(self, *, in_any_case: bool) -> bool:
+        return False
+
+    async def take_back(self) -> None:
+        pass
+
+    def keep(self) -> None:
+        pass
 
 
 class _NoLease:
@@ -110,6 +143,7 @@ class Resources:
     )
     grace: float = GRACE_SECONDS
     lease: HeldLease = field(default_factory=_NoLease)
+    slots: Slots = field(default_factory=_NoSlots)
     middleware: Sequence[Middleware] = ()
     """Middleware round each attempt of each activity call, the first one outermost."""
     classify: ErrorClassifier = default_classifier

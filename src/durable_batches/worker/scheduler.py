@@ -31,6 +31,7 @@ from durable_batches.worker.left_behind import UNWIND_SECONDS, leave_behind, log
 from durable_batches.worker.runner import CHECKPOINTS_A_CLAIM, AnyWorkflow, HeldExecution, Runner
 from durable_batches.worker.selection import Selection
 from durable_batches.worker.signals import SchedulerSignals
+from durable_batches.worker.slots import OpenSlots
 
 __all__ = ["Scheduler"]
 
@@ -94,6 +95,7 @@ class Scheduler:
         self._signals = signals
         self._runner = Runner(store, resources, outages, signals)
         self._held: dict[ExecutionKey, HeldExecution] = {}
+        self._slots = resources.slots = OpenSlots(capacity, lambda: len(self._held), self.wake)
         self._isolated: dict[ExecutionKey, Timer] = {}
         """Those it holds while they are isolated: possible poison documents; with the timer that ends that."""
         self._tasks: dict[asyncio.Task[None], tuple[HeldExecution, Claim]] = {}
@@ -178,7 +180,7 @@ class Scheduler:
 
     @property
     def _open_slots(self) -> int:
-        return self._capacity - len(self._held)
+        return self._slots.most - len(self._held)
 
     @property
     def wants_work(self) -> bool:
@@ -191,6 +193,11 @@ class Scheduler:
 
     def claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
         """Return what to claim with the commit of these facts."""
+        request = self._next_request(facts)
+        self._slots.asked = 0 if request is None else request.limit
+        return request
+
+    def _next_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
         finished = {(fact.batch_id, fact.position) for fact in facts if type(fact) in _FINAL_FACTS}
         if finished:
             self._want(_Wants.WORK)
@@ -219,7 +226,7 @@ class Scheduler:
     def _window(self, finished: Collection[ExecutionKey]) -> int:
         """Return how many executions it may hold without these: few while a possible poison document is among them."""
         windows = [self._held[key].window or 1 for key in self._isolated if key not in finished]
-        return min([self._capacity, *windows])
+        return min([self._slots.most, *windows])
 
     def committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
         """Drop the executions that are finished, stop those whose batch has ended, and start those claimed."""
@@ -238,6 +245,8 @@ class Scheduler:
             self.stop_ended(committed.events)
         for claim in committed.claims:
             self._start(claim)
+        self._slots.asked = 0
+        self._slots.give_back()
         if request is not None:
             self._signals.claimed.fire(len(committed.claims))
             if self._wants is _Wants.NOTHING:
