@@ -100,7 +100,10 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
         "orchestrator/test_cancel.py::test_what_runs_is_cancelled_and_nothing_starts_afterwards",
         "orchestrator/test_cancel.py::test_a_result_that_comes_late_is_recorded_and_changes_nothing_else",
     ],
-    "A submitter dies": ["processes/test_submit.py::test_a_batch_that_was_never_wholly_there_is_not_there"],
+    "A submitter dies": [
+        "processes/test_submit.py::test_a_batch_that_was_never_wholly_there_is_not_there",
+        "worker/test_abandoned.py::test_what_nobody_can_seal_is_removed",
+    ],
     "The wall clock is set": [
         "test_clock.py::test_a_retry_is_due_though_the_clock_was_set_back",
         "test_clock.py::test_a_deadline_does_not_fire_because_the_clock_was_set_forward",

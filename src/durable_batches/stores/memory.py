@@ -437,6 +437,19 @@ class MemoryStore:
                 newest = (batch for batch in newest if batch.order < bound)
             return list(islice((batch.record for batch in newest if query.matches(batch.record)), limit))
 
+    async def abandoned(self, *, created_before: Micros, limit: int) -> Sequence[BatchRecord]:
+        """See `FindsAbandoned.abandoned`."""
+        with self._lock:
+            workers = [row.record for row in self._workers.values() if row.alive]
+            loaders = {worker.worker_id for worker in workers} | {worker.before for worker in workers}
+            records = (batch.record for batch in self._batches.values())
+            found = (
+                record
+                for record in records
+                if record.loader is not None and record.loader not in loaders and record.created_at < created_before
+            )
+            return list(islice(found, limit))
+
     async def documents(
         self,
         batch_id: BatchId,

@@ -44,6 +44,7 @@ __all__ = [
     "CountedFailures",
     "CountsFailures",
     "Expired",
+    "FindsAbandoned",
     "FindsFailures",
     "Heart",
     "HostLoading",
@@ -324,6 +325,18 @@ class FindsFailures(Protocol):
         self, batch_id: BatchId, fingerprint: str, *, after: int = -1, limit: int, inputs: bool = True
     ) -> Sequence[DocumentRecord]:
         """Load a page of the failed documents with this `ExecutionRecord.fingerprint`, as `Store.documents` does."""
+        ...
+
+
+@runtime_checkable
+class FindsAbandoned(Protocol):
+    """Implemented by a store that finds what dead submitters have left; without it, that stays for ever."""
+
+    async def abandoned(self, *, created_before: Micros, limit: int) -> Sequence[BatchRecord]:
+        """Load unsealed batches whose loader is gone, the oldest first: nobody can seal them.
+
+        A loader is gone that is no registered worker, nor named by one as the session `before` it.
+        """
         ...
 
 

@@ -26,6 +26,7 @@ from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
+from durable_batches.worker.abandoned import AbandonedSubmissions
 from durable_batches.worker.client_retries import ClientRetries
 from durable_batches.worker.failure_log import log_pauses
 from durable_batches.worker.heartbeat import LeaseRenewer
@@ -92,6 +93,7 @@ class Session:
         deliver: Hands events on to the subscribers of this process.
         outages: Where the store's are logged.
         restart: Takes part in an outage that costs the session its lease.
+        loading: The batches that are being submitted through the worker.
         signals: Fired for tests.
     """
 
@@ -111,6 +113,7 @@ class Session:
         deliver: Callable[[Sequence[EventRecord]], None],
         outages: Outages,
         restart: Outage,
+        loading: Collection[BatchId],
         signals: WorkerSignals,
     ) -> None:
         self.worker_id: Final = WorkerId(uuid4().hex[:20])
@@ -129,6 +132,7 @@ class Session:
         self._outage: Outage = outages.of("looking after other workers")
         self._selection = selection
         self._sweep = SelectionSweep(selection, store, clock)
+        self._abandoned = AbandonedSubmissions(store, clock, loading)
         self._signals = signals.membership
         self._lease: Final = Lease(clock, options.lease)
         self.journal: Final = Journal(
@@ -338,6 +342,7 @@ class Session:
             asyncio.create_task(self.scheduler.run(), name="durable-batches scheduler"),
             asyncio.create_task(self._look_around(), name="durable-batches membership"),
             asyncio.create_task(self._show_that_the_loop_turns(), name="durable-batches stall"),
+            asyncio.create_task(self._abandoned.run(), name="durable-batches housekeeping"),
         ]
         ends = [journal, closed, lost, *helpers]
         try:

@@ -569,6 +569,7 @@ class Worker:
             deliver=self._news.deliver,
             outages=self._outages,
             restart=restart,
+            loading=self._loading,
             signals=self._signals,
         )
 

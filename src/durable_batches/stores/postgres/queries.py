@@ -107,6 +107,18 @@ async def load_batches(session: Session, query: BatchQuery, after: BatchId | Non
     return [batch_of(row) for row in rows]
 
 
+async def load_abandoned(session: Session, created_before: Micros, limit: int) -> list[BatchRecord]:
+    """Load the unsealed batches whose loader is gone, the oldest first."""
+    rows = await session.fetch(
+        f"SELECT {BATCH_RECORD.names} FROM {{s}}.batch WHERE loader IS NOT NULL AND created_at < $1 AND NOT EXISTS "
+        "(SELECT 1 FROM {s}.worker WHERE worker.worker_id = batch.loader OR worker.before = batch.loader) "
+        "ORDER BY key LIMIT $2",
+        created_before,
+        limit,
+    )
+    return [batch_of(row) for row in rows]
+
+
 def labels_of(metadata: Mapping[str, str]) -> list[str]:
     """Digest each label: to a bounded length, and without the characters that a text of the server cannot hold."""
     return [

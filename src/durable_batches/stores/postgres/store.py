@@ -296,6 +296,10 @@ class PostgresStore:
         """See `Store.batches`."""
         return await self._read(queries.load_batches, query, after, limit)
 
+    async def abandoned(self, *, created_before: Micros, limit: int) -> Sequence[BatchRecord]:
+        """See `FindsAbandoned.abandoned`."""
+        return await self._read(queries.load_abandoned, created_before, limit)
+
     async def documents(
         self,
         batch_id: BatchId,

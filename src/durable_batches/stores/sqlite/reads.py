@@ -45,6 +45,7 @@ from durable_batches.stores.rows import (
 
 __all__ = [
     "Select",
+    "abandoned",
     "batch",
     "batches",
     "checkpoints",
@@ -149,6 +150,17 @@ def batches(query: BatchQuery, after: BatchId | None, limit: int) -> Select[list
 
 def _batches_of(rows: Sequence[Row]) -> list[BatchRecord]:
     return [batch_of(row) for row in rows]
+
+
+def abandoned(created_before: Micros, limit: int) -> Select[list[BatchRecord]]:
+    """Read the unsealed batches whose loader is gone, the oldest first."""
+    return Select(
+        f"SELECT {BATCH_RECORD.names} FROM batch WHERE loader IS NOT NULL AND created_at < ? AND NOT EXISTS "
+        "(SELECT 1 FROM worker WHERE worker.worker_id = batch.loader OR worker.before = batch.loader) "
+        "ORDER BY key LIMIT ?",
+        (created_before, limit),
+        _batches_of,
+    )
 
 
 def has_moved(seen: Mapping[BatchId, int]) -> Select[bool]:

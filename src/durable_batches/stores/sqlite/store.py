@@ -277,6 +277,10 @@ class SQLiteStore:
         """See `Store.batches`."""
         return await self._read(reads.batches(query, after, limit))
 
+    async def abandoned(self, *, created_before: Micros, limit: int) -> Sequence[BatchRecord]:
+        """See `FindsAbandoned.abandoned`."""
+        return await self._read(reads.abandoned(created_before, limit))
+
     async def documents(
         self,
         batch_id: BatchId,

@@ -10,7 +10,7 @@ from durable_batches.errors import BatchNotFoundError, DuplicateDocumentError, F
 from durable_batches.lifecycle.commands import Cancel, Discard, Seal
 from durable_batches.lifecycle.records import NewDocument, WorkerId
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.protocol import BatchQuery
+from durable_batches.stores.protocol import BatchQuery, FindsAbandoned
 from durable_batches.testing.conformance.base import Conformance
 from durable_batches.testing.conformance.scene import Scene
 
@@ -102,6 +102,34 @@ class LoadingConformance(Conformance):
         assert not (await scene.store.control(batch_id, Cancel("request", ""))).applied
         assert await scene.look(batch_id) == before
         assert (await scene.store.control(batch_id, Seal(LOADER, 1))).applied
+
+    async def test_what_dead_submitters_left_is_found(self, scene: Scene) -> None:
+        """`abandoned` has the unsealed batches whose loader is gone, the oldest first; and nothing of a living one."""
+        store = scene.store
+        if not isinstance(store, FindsAbandoned):
+            pytest.skip("the store is not FindsAbandoned")
+        gone, heir, alive = [await scene.worker(name) for name in ("gone", "heir", "alive")]
+        names = (("first", gone), ("second", gone), ("inherited", heir), ("loading", alive))
+        for name, hand in names:
+            await scene.load(scene.record(name, loader=hand.worker_id), 2)
+        await scene.sealed(scene.record("sealed", loader=gone.worker_id), 1)
+
+        async def found(*, created_before: int = 2**52, limit: int = 10) -> list[str]:
+            return [batch.batch_id for batch in await store.abandoned(created_before=created_before, limit=limit)]
+
+        assert await found() == []
+        await store.leave(gone.worker_id)
+        assert await found() == ["first", "second"]
+        assert await found(limit=1) == ["first"]
+        assert await found(created_before=scene.record().created_at) == []
+        # The process goes on under another id.
+        await scene.worker("successor", before=heir.worker_id)
+        await store.leave(heir.worker_id)
+        assert await found() == ["first", "second"]
+        await store.leave(WorkerId("successor"))
+        assert await found() == ["first", "second", "inherited"]
+        assert (await store.control(BatchId("first"), Discard(gone.worker_id))).applied
+        assert await found() == ["second", "inherited"]
 
     # ---- add -------------------------------------------------------------------------------------------------
 
