@@ -297,6 +297,18 @@ async def test_nothing_is_answered_without_authorisation(scene: Scene, method: s
     assert (await scene.batches.snapshot("batch")).state.tag != "cancelled"
 
 
+async def test_supervisors_need_no_token_and_are_told_nothing_else(scene: Scene) -> None:
+    client = Client(create_app(scene.batches, authorize=by_token))
+    alive, ready = await client.get("/health"), await client.get("/ready")
+    assert [(each.status, each.json) for each in (alive, ready)] == [(200, {"alive": True}), (200, {"ready": True})]
+    scene.batches.worker.begin_drain()
+    ready = await client.get("/ready")
+    assert (ready.status, ready.json) == (503, {"ready": False})
+    assert (await client.get("/health")).status == 200
+    reader = Client(create_app(BatchClient(MemoryStore()), authorize=by_token))
+    assert (await reader.get("/ready")).json == {"ready": True}
+
+
 async def test_rights_are_looked_at_by_action(scene: Scene) -> None:
     await scene.submit("held")
     client = Client(create_app(scene.batches, authorize=by_token))

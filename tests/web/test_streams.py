@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 
@@ -107,6 +108,27 @@ async def test_streams_end_well_when_the_server_stops(batches: Batches) -> None:
         assert waiting.ended
         assert other.ended
         assert (await client.get("/batches/batch/progress")).status == 503
+
+
+@pytest.mark.usefixtures("signal_clock")
+@pytest.mark.parametrize("first", ["start", "/batches"])
+async def test_a_stream_that_begins_after_the_signal_is_refused(batches: Batches, first: str) -> None:
+    """Its request came before, or its connection: the server waits for it, and it would be told of nothing."""
+    app = create_app(batches, allow_anonymous=True)
+    handled: list[int] = []
+    found = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
+    client = Client(app)
+    if first == "start":
+        app._streams.open()
+    else:
+        assert (await client.get(first)).status == 200
+    signal.raise_signal(signal.SIGTERM)
+    await turns(2)
+    assert (await client.get("/batches/batch/progress")).status == 503
+    assert (await client.get("/ready")).status == 503
+    app._streams.leave()
+    assert handled == [signal.SIGTERM]
+    signal.signal(signal.SIGTERM, found)
 
 
 @pytest.mark.real_time("the grace is of the server's own loop, as its signals are")
