@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A separate environment, because only mutation testing needs mutmut and its dependencies.
 MUTATION := $(VENV)/mutation
+# Programs of others, on node and on Python, that only the lane of the page needs.
+BROWSER := $(VENV)/browser
 # No messages about newer releases of pyright and the documentation's theme: constraints.txt decides.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
@@ -44,8 +46,8 @@ stores processes: JOBS := 3
 # Continues after a failed lane, and prints each lane's time at the end.
 LANES := MAKE='$(MAKE)' $(BIN)/python tests/lanes/run.py
 
-.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix steady coverage mutation \
-	bench format clean distclean
+.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix browser steady coverage \
+	mutation bench typescript format clean distclean
 
 help:  ## Show this list
 	@echo 'Usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
@@ -63,7 +65,7 @@ test: $(VENV)/.installed-dev  ## Run every check; print each lane's time
 	@$(LANES) lint types unit stores processes wheel docs
 
 all-lanes: $(VENV)/.installed-dev  ## Run every check, and the lanes that `make test` leaves out
-	@$(LANES) lint types unit stores processes wheel docs matrix soak
+	@$(LANES) lint types unit stores processes wheel docs matrix browser soak
 
 lint: $(VENV)/.installed-dev  ## Check format, style and the imports between the layers
 	$(BIN)/ruff format --check
@@ -104,6 +106,9 @@ matrix: $(VENV)/.installed-dev  ## Run the wheel on every Python that there is, 
 	$(BIN)/python tests/wheel/environments.py matrix
 	$(PYTEST) -m matrix $(ARGS) tests/wheel
 
+browser: $(VENV)/.installed-dev $(BROWSER)/.installed  ## Run the page in a real Chromium; screenshots into build/browser
+	$(PYTEST) -m browser $(ARGS)
+
 steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times beside two busy loops
 	@MAKE='$(MAKE)' $(BIN)/python tests/lanes/steady.py --times 10 unit stores processes
 
@@ -125,6 +130,9 @@ mutation: $(MUTATION)/.installed  ## Look for changes of lifecycle/ that no test
 bench: $(VENV)/.installed-dev  ## Run the benchmarks; options for them in ARGS
 	@for benchmark in $(patsubst benchmarks/%.py,benchmarks.%,$(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; $(BIN)/python -m "$$benchmark" $(ARGS) || exit 1; done
+
+typescript: $(VENV)/.installed-dev $(BROWSER)/.installed  ## Generate the TypeScript types from the web's schemas
+	$(BIN)/python -m tests.web.typescript
 
 format: $(VENV)/.installed-dev  ## Format the code and mend what can be mended by machine
 	$(BIN)/ruff check --fix
@@ -158,6 +166,12 @@ $(MUTATION)/.installed: $(VENV)/.made-for tests/mutation/requirements.txt constr
 	@"$(BIN)/python" -m venv --clear $(MUTATION)
 	@$(MUTATION)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
 		--requirement tests/mutation/requirements.txt
+	@touch $@
+
+$(BROWSER)/.installed: $(VENV)/.installed-dev constraints.txt $(addprefix tests/browser/,node.py npmrc \
+		package.json package-lock.json requirements.txt)
+	@echo 'Installing what the browser lane needs ...'
+	@$(BIN)/python -m tests.browser.node
 	@touch $@
 
 ifneq ($(MADE_FOR),$(WANTED_FOR))

@@ -20,10 +20,12 @@ LANES: Final = {
     "docs": "runs what the documentation shows",
     "wheel": "runs the built wheel in environments of its own",
     "matrix": "the same on every Python that there is, and with each extra alone; not in `make test`",
+    "browser": "the page in a real browser, and what runs on node; not in `make test`",
     "soak": "takes minutes, or is left to chance; `make soak` runs it, `make test` does not",
 }
 
 _FOLDERS: Final = {
+    "tests/browser": "browser",
     "tests/typing": "types",
     "tests/docs": "docs",
     "tests/postgres": "stores",

@@ -7,60 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from tests.cli.commands import translate
 from tests.support import everything, unmeasured, within
 from tests.web.asgi import Message, messages_of
+from tests.web.servers import TOKEN, Server, serving
 
 from durable_batches import BatchConfig, BatchOrchestrator, SQLiteStore
 from durable_batches.web import event_of
 
 pytestmark = pytest.mark.processes
-
-TOKEN = "a-token"
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
-
-
-class Server(NamedTuple):
-    process: asyncio.subprocess.Process
-    address: str
-
-    def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.address, headers=BEARER, timeout=None)
-
-    @property
-    def peer(self) -> tuple[str, int]:
-        parts = urlsplit(self.address)
-        assert parts.hostname is not None
-        assert parts.port is not None
-        return parts.hostname, parts.port
-
-
-@asynccontextmanager
-async def serving(path: Path, *options: str, token: str = TOKEN) -> AsyncGenerator[Server]:
-    process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).with_name("durable-batches")),
-        *("serve", "--store", str(path), "--port", "0", *options),
-        env=unmeasured() | ({"DURABLE_BATCHES_TOKEN": token} if token else {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        line = (await within(process.stdout.readline())).decode()
-        assert line.startswith("listening on http://127.0.0.1:"), (line, await process.communicate())
-        yield Server(process, line.removeprefix("listening on ").strip())
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 @pytest.fixture

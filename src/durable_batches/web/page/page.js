@@ -141,7 +141,7 @@ const POINTS = 600;
 function table(label, columns) {
   const body = h("tbody");
   const head = h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name))));
-  const whole = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, h("table", {}, head, body));
+  const whole = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${label}` }, h("table", {}, head, body));
   const cells = (row, values) => values.forEach((value, index) => say(row.children[index], value));
   const row = () => h("tr", {}, columns.map((name) => h("td", { "data-label": name })));
   return { whole, body, row, cells };
@@ -295,7 +295,8 @@ async function showList() {
     arrange(rows.body, shown, (batch) => batch.batch_id, (batch) => {
       const row = rows.row();
       row.firstChild.append(h("a", { href: `?batch=${encodeURIComponent(batch.url.slice("batches/".length))}` }, safe(batch.batch_id)));
-      row.children[2].append(h("span", { class: `tag ${batch.state.tag}` }, words(batch.state.tag)));
+      row.children[2].append(h("span", { class: `tag ${batch.state.tag} ${batch.paused ? "paused" : ""}` },
+        words(batch.state.tag) + (batch.paused ? ", paused" : "")));
       return row;
     }, (row, batch) => {
       say(row.children[1], safe(batch.workflow));

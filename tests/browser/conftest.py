@@ -1,0 +1,61 @@
+"""A Chromium for all tests of this folder, in one event loop with the batches that it shows.
+
+None of the tests is ever skipped: a browser that is not there fails them, and says how to install it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncGenerator
+from typing import Final
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, async_playwright, expect
+from pytest_asyncio import is_async_test
+from tests.browser.tab import Tabs
+from tests.support import PATIENCE
+
+_NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def executable() -> str:
+    """The Chromium of the system, or the one whose path is in CHROMIUM."""
+    for name in (os.environ.get("CHROMIUM", ""), *_NAMES):
+        if name and (found := shutil.which(name)):
+            return found
+    pytest.fail(
+        f"no Chromium was found: none of {', '.join(_NAMES)} is on the PATH, and CHROMIUM names none; "
+        "on Debian: apt-get update && apt-get install -y chromium",
+        pytrace=False,
+    )
+
+
+@pytest.hookimpl
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/browser" in item.path.as_posix() and is_async_test(item):
+            # The browser belongs to the loop that it was started in.
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncGenerator[Browser]:
+    """A running Chromium."""
+    path = executable()
+    expect.set_options(timeout=PATIENCE * 1000)
+    async with async_playwright() as playwright:
+        # Its sandbox cannot be set up by root.
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        chromium = await playwright.chromium.launch(executable_path=path, args=options)
+        yield chromium
+        await chromium.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def tabs(browser: Browser) -> AsyncGenerator[Tabs]:
+    """Opens tabs; at the end, each must have been without a fault."""
+    tabs = Tabs(browser)
+    yield tabs
+    await tabs.close()

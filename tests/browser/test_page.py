@@ -1,0 +1,258 @@
+"""The page in a real browser: live, readable in every light and size, by keyboard, whatever it shows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import expect
+from tests.browser.batches import HOSTILE, KINDS, Shop, shop
+from tests.browser.tab import Looks, Tab, Tabs
+from tests.support import within
+from tests.web.servers import Server, serving
+
+from durable_batches.web.urls import segment_of
+
+LOOKS = [Looks(device, scheme) for device in ("desktop", "phone") for scheme in ("light", "dark")]
+DESKTOP = LOOKS[0]
+LIST = ""
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def filled(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Server]:
+    """A server with a batch of each kind, which no test changes."""
+    async with shop(tmp_path_factory.mktemp("filled") / "batches.db") as found:
+        await found.fill()
+        async with serving(found.path) as server:
+            yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty(tmp_path: Path) -> AsyncGenerator[Shop]:
+    """A shop of one test."""
+    async with shop(tmp_path / "batches.db") as found:
+        yield found
+
+
+def url_of(server: Server, batch_id: str) -> str:
+    return server.address if batch_id == LIST else f"{server.address}?batch={segment_of(batch_id)}"
+
+
+async def shown(tab: Tab, *, ended: bool = False) -> None:
+    """Wait until a batch is on the page, with all that is asked for beside the stream."""
+    await expect(tab.page.locator("#link")).to_have_text("ended" if ended else "live")
+    await expect(tab.page.locator("section[aria-labelledby=why] li").first).to_be_visible()
+
+
+# ---- how it looks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("looks", LOOKS, ids=str)
+@pytest.mark.parametrize("view", [LIST, *KINDS], ids=lambda view: view or "list")
+async def test_everybody_can_read_it(view: str, looks: Looks, filled: Server, tabs: Tabs) -> None:
+    tab = await tabs.open(url_of(filled, view), looks)
+    if view == LIST:
+        states = ["thinking", "reading, paused", "failed", "completed"]
+        await expect(tab.page.locator("tbody .tag")).to_have_text(states)
+    else:
+        await shown(tab, ended=view in ("failed", "completed"))
+        for state, contrast in (await tab.contrasts()).items():
+            assert contrast >= 4.5, state
+    await tab.screenshot(f"{view or 'list'}-{looks}")
+    if (view, looks) == ("live", DESKTOP):
+        await tab.picture("page")
+    assert await tab.violations() == []
+    assert not await tab.is_too_wide()
+
+
+async def test_a_batch_is_shown_with_its_state_its_stages_its_errors_and_why(filled: Server, tabs: Tabs) -> None:
+    tab = await tabs.open(url_of(filled, "live"), DESKTOP)
+    await shown(tab)
+    assert await tab.text("h2") == "live thinking"
+    assert (await tab.text(".big")).startswith("78.3 % · 27 of 40 documents")
+    assert "letters, version 3" in await tab.text(".big")
+    assert await tab.text(".machine .now text") == "thinking"
+    assert (await tab.text(".bars")).split("\n")[:2] == ["reading", "40 of 40"]
+    assert (await tab.text(".counts .failed dd")) == "3"
+    group = tab.page.locator("section[aria-labelledby=errors] tbody tr")
+    await expect(group).to_have_count(1)
+    assert "ValueError: cannot make sense of page" in await group.inner_text()
+    assert await tab.page.locator("section[aria-labelledby=documents] tbody tr").count() == 3
+    await tab.page.select_option("#status", "running")
+    await expect(tab.page.locator("section[aria-labelledby=documents] tbody tr")).to_have_count(13)
+    assert "13 documents run on 1 worker" in await tab.text("section[aria-labelledby=why]")
+
+
+async def test_a_failed_batch_says_why(filled: Server, tabs: Tabs) -> None:
+    tab = await tabs.open(url_of(filled, "failed"), DESKTOP)
+    await shown(tab, ended=True)
+    assert await tab.text("h2 .tag") == "failed"
+    assert "the failure policy is to abort all" in await tab.text("section[aria-labelledby=title] .bad")
+    assert "cannot make sense of page 7" in await tab.text("section[aria-labelledby=errors]")
+    assert await tab.text(".machine .now text") == "failed"
+    await expect(tab.page.get_by_role("button", name="Cancel batch")).to_be_hidden()
+
+
+async def test_a_paused_batch_says_what_it_waits_for(filled: Server, tabs: Tabs) -> None:
+    tab = await tabs.open(url_of(filled, "paused"), DESKTOP)
+    await shown(tab)
+    assert (await tab.text("h2 .tag")).endswith(", paused")
+    assert "the account is empty" in await tab.text("section[aria-labelledby=why]")
+
+
+# ---- live ------------------------------------------------------------------------------------------------------------
+
+
+async def test_it_follows_a_batch_to_its_end_and_disturbs_nobody(empty: Shop, tabs: Tabs) -> None:
+    documents = [f"slow letter {number}" for number in range(20)]
+    await empty.submit("monday", ["letter", *documents])
+    await empty.rest("monday", succeeded=1)
+    async with serving(empty.path) as server:
+        tab = await tabs.open(url_of(server, "monday"), DESKTOP)
+        await shown(tab)
+        assert await tab.text(".counts .running dd") == "20"
+        # Somebody has chosen something, has marked a text, and is not to lose either.
+        await tab.page.focus("#status")
+        await tab.page.evaluate("getSelection().selectAllChildren(document.querySelector('h2 span'))")
+        empty.gate.set()
+        await expect(tab.page.locator(".counts .succeeded dd")).to_have_text("21")
+        await expect(tab.page.locator("h2 .tag")).to_have_text("completed")
+        assert (await tab.text(".big")).startswith("100.0 % · 21 of 21 documents")
+        assert await tab.page.evaluate("document.activeElement.id") == "status"
+        assert await tab.page.evaluate("String(getSelection())") == "monday"
+        await expect(tab.page.locator("#link")).to_have_text("ended")
+        # One stream a tab: a browser has six connections to a server.
+        assert [url for url in tab.requested if url.endswith("/progress")] == []
+        assert len([url for url in tab.requested if url.endswith("/snapshots")]) == 2
+
+
+async def test_it_goes_on_by_itself_after_the_server_was_killed(empty: Shop, tabs: Tabs) -> None:
+    await empty.submit("monday", ["letter", "slow letter"])
+    await empty.rest("monday", succeeded=1)
+    async with serving(empty.path) as server:
+        tab = await tabs.open(url_of(server, "monday"), DESKTOP)
+        await shown(tab)
+        server.process.kill()
+        await within(server.process.wait())
+        await expect(tab.page.locator("#link")).to_have_text("connection lost, trying again")
+        assert await tab.text(".counts .succeeded dd") == "1"
+        empty.gate.set()
+        await empty.rest("monday", succeeded=2)
+        _, port = server.peer
+    async with serving(empty.path, port=port):
+        await expect(tab.page.locator(".counts .succeeded dd")).to_have_text("2")
+        await expect(tab.page.locator("h2 .tag")).to_have_text("completed")
+
+
+async def test_the_list_has_older_batches_behind_a_button(empty: Shop, tabs: Tabs) -> None:
+    for number in range(60):
+        await empty.batches.submit(["letter"], batch_id=f"batch {number}", document_id=str)
+    async with serving(empty.path) as server:
+        tab = await tabs.open(url_of(server, LIST), DESKTOP)
+        rows = tab.page.locator("tbody tr")
+        await expect(rows).to_have_count(50)
+        await tab.page.get_by_role("button", name="Older batches").click()
+        await expect(rows).to_have_count(60)
+        await expect(tab.page.get_by_role("button", name="Older batches")).to_be_hidden()
+        assert await rows.locator("a").all_inner_texts() == [f"batch {number}" for number in reversed(range(60))]
+
+
+# ---- by keyboard -----------------------------------------------------------------------------------------------------
+
+FOCUSED = """
+() => {
+  const element = document.activeElement;
+  if (element === document.body) return null;
+  return [element.textContent.trim().slice(0, 40), getComputedStyle(element).outlineStyle !== "none"];
+}
+"""
+
+
+async def focus_by_tab(tab: Tab, text: str) -> list[str]:
+    """Press Tab until an element with this text has the focus; return what had it before."""
+    passed: list[str] = []
+    while len(passed) < 60:
+        await tab.page.keyboard.press("Tab")
+        found: tuple[str, bool] | None = await tab.page.evaluate(FOCUSED)
+        if found is None:
+            continue
+        assert found[1], f"{found[0]!r} has the focus, and does not look like it"
+        if found[0] == text:
+            return passed
+        passed.append(found[0])
+    raise AssertionError(f"no {text!r} among {passed}")
+
+
+async def test_the_keyboard_reaches_everything(empty: Shop, tabs: Tabs) -> None:
+    await empty.submit("monday", ["letter", "slow letter"])
+    await empty.rest("monday", succeeded=1)
+    async with serving(empty.path) as server:
+        tab = await tabs.open(url_of(server, LIST), DESKTOP)
+        await expect(tab.page.locator("tbody tr")).to_have_count(1)
+        assert await focus_by_tab(tab, "Skip to content") == []
+        await tab.page.keyboard.press("Enter")
+        assert await tab.page.evaluate("document.activeElement.id") == "main"
+        await focus_by_tab(tab, "monday")
+        await tab.page.keyboard.press("Enter")
+        await shown(tab)
+        await focus_by_tab(tab, "Cancel batch")
+        tab.answer(accept=False)
+        await tab.page.keyboard.press("Enter")
+        assert await tab.text("h2 .tag") == "thinking"
+        tab.answer(accept=True)
+        await tab.page.keyboard.press("Enter")
+        await expect(tab.page.locator("h2 .tag")).to_have_text("cancelled")
+        assert (await empty.batches.result("monday")).state.tag == "cancelled"
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+async def test_it_says_who_may_not_see_it(filled: Server, tabs: Tabs) -> None:
+    for token in ("wrong", ""):
+        tab = await tabs.open(url_of(filled, LIST), DESKTOP, token=token)
+        tab.allowed.append("401 (Unauthorized)")
+        await expect(tab.page.get_by_role("alert")).to_contain_text("Not signed in")
+        assert await tab.violations() == []
+
+
+async def test_it_says_that_there_is_no_such_batch(filled: Server, tabs: Tabs) -> None:
+    tab = await tabs.open(url_of(filled, "no such batch"), DESKTOP)
+    tab.allowed.append("404 (Not Found)")
+    await expect(tab.page.get_by_role("alert")).to_have_text("There is no such batch.")
+    assert await tab.violations() == []
+
+
+async def test_it_says_who_may_not_cancel(empty: Shop, tabs: Tabs) -> None:
+    await empty.submit("monday", ["slow letter"])
+    async with serving(empty.path, "--read-only") as server:
+        tab = await tabs.open(url_of(server, "monday"), DESKTOP)
+        await shown(tab)
+        tab.allowed.append("403 (Forbidden)")
+        tab.answer(accept=True)
+        await tab.page.get_by_role("button", name="Cancel batch").click()
+        await expect(tab.page.locator("section[aria-labelledby=title] .bad")).to_have_text("You may not cancel it.")
+
+
+# ---- what it shows is text -------------------------------------------------------------------------------------------
+
+
+async def test_ids_and_errors_with_markup_are_text(empty: Shop, tabs: Tabs) -> None:
+    await empty.submit(HOSTILE, [f"bad {HOSTILE}", "slow letter"])
+    await empty.rest(HOSTILE, succeeded=0, failed=1)
+    async with serving(empty.path) as server:
+        tab = await tabs.open(url_of(server, LIST), DESKTOP)
+        await tab.page.locator("tbody a").click()
+        await shown(tab)
+        title, body = await tab.text("h2 span:first-child"), await tab.text("main")
+        assert title.startswith("</script><img src=x onerror=alert(1)>\"'&\\u000a\\u000d\\u001b[31m\\u202egnp")
+        assert await tab.page.locator("img").count() == 0
+        assert "cannot make sense of </script>" in body
+        assert not set(body) & {"\x1b", "\u202e", "\r"}
+        assert await tab.violations() == []
+        tab.answer(accept=True)
+        await tab.page.get_by_role("button", name="Cancel batch").click()
+        await expect(tab.page.locator("h2 .tag")).to_have_text("cancelled")
+        assert (await empty.snapshot(HOSTILE)).state.tag == "cancelled"
