@@ -64,6 +64,8 @@ def run(
         ("from durable_batches.testing import ManualClock", set[str]()),
         ("import durable_batches.extraction", {"packaging", "rapidfuzz"}),
         ("import durable_batches.cli", set[str]()),
+        ("import durable_batches.telemetry", set[str]()),
+        ("from durable_batches.telemetry import OpenTelemetry", {"opentelemetry"}),
         ("import durable_batches.web", {"anyio", "starlette"}),
     ],
 )
@@ -88,7 +90,9 @@ def test_what_scripts_need_is_imported_for_scripts_only(tmp_path: Path) -> None:
     assert ran.stdout.splitlines() == ["[]", "durable_batches.script.runner"], ran.stderr
 
 
-@pytest.mark.parametrize("module", ["durable_batches", "durable_batches.stores", "durable_batches.testing"])
+@pytest.mark.parametrize(
+    "module", ["durable_batches", *(f"durable_batches.{name}" for name in ("stores", "telemetry", "testing"))]
+)
 def test_there_is_no_other_name_to_import(module: str) -> None:
     name = "PaperStore"
     with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'PaperStore'"):
@@ -223,7 +227,10 @@ def test_the_conformance_suite_without_pytest_says_so(absent: str, tmp_path: Pat
 
 # ---- what is exported ---------------------------------------------------------------------------------------------
 
-PUBLIC = ["durable_batches", *(f"durable_batches.{name}" for name in ("errors", "extraction", "stores", "testing"))]
+PUBLIC = [
+    "durable_batches",
+    *(f"durable_batches.{name}" for name in ("errors", "extraction", "stores", "telemetry", "testing")),
+]
 
 
 @pytest.mark.parametrize("module", PUBLIC)

@@ -25,8 +25,8 @@ INTERNAL = {
     "PayloadError": "locate",
     "RetryPolicy": "verdict",
     "Worker": "announce attempts begin_drain command control dependencies end_drain expire_dead_workers halt hint idle "
-    "loading news outages raw_access reader ready reborn reports rescue say_goodbye serve session signals "
-    "subscriptions wake",
+    "loading news outages raw_access reader ready reborn reporting reports rescue say_goodbye serve session signals "
+    "subscriptions telemetry wake",
     "Workflow": "document_codec providers resolution_codec result_codec stage_index",
 }
 """Members without an underscore, because other modules of the library call them, that are no promise to users."""
@@ -63,7 +63,7 @@ def named(path: str) -> object:
     return value
 
 
-@pytest.mark.parametrize("module", ["", ".errors", ".extraction", ".stores", ".testing"])
+@pytest.mark.parametrize("module", ["", ".errors", ".extraction", ".stores", ".telemetry", ".testing"])
 def test_every_public_name_is_documented_once(module: str, documented: list[str]) -> None:
     package = import_module(f"durable_batches{module}")
     shown = [(path, named(path)) for path in documented]

@@ -57,7 +57,7 @@ def test_a_core_is_written_as_it_always_was() -> None:
 
 def test_a_core_that_was_stored_is_read() -> None:
     batch = BatchInProgress(_record(STORED), START)
-    assert batch.definition == definition_of(_record(STORED)) == (("one", "two"), True, CONFIG, {})
+    assert batch.definition == definition_of(_record(STORED)) == (("one", "two"), True, CONFIG, {}, {})
     assert batch.stage_counts.stored == [1, 0, 2]
     assert (batch.entered(0), batch.entered(1), batch.past(0), batch.past(1)) == (2, 2, 2, 0)
     assert batch.percentage == 33.3333

@@ -113,6 +113,8 @@ class Definition(NamedTuple):
     config: BatchConfig
     defaults: Mapping[str, Mapping[str, str]] = MappingProxyType({})
     """Of each activity, by name and version: digests of its defaults, which the keys of its calls leave out."""
+    origin: Mapping[str, str] = MappingProxyType({})
+    """The trace of the submission, as `traceparent` and its like; empty where it had none."""
 
 
 def definition_of(record: BatchRecord) -> Definition:
@@ -132,7 +134,7 @@ def decode_definition(text: str) -> Definition:
     if _MIN_FAILURES in data:
         _policies_in(data["config"])[-1][_MIN_FAILURES] = data[_MIN_FAILURES]
     config = BatchConfig.model_validate({**data["config"], **data.get("later", {})}, context=RECORDED)
-    return Definition(tuple(data["stages"]), data["resolver"], config, data.get("defaults", {}))
+    return Definition(tuple(data["stages"]), data["resolver"], config, data.get("defaults", {}), data.get("origin", {}))
 
 
 def isolation_of(record: BatchRecord, execution: ExecutionRecord) -> Isolation | None:
@@ -164,6 +166,8 @@ def _encode_definition(definition: Definition) -> str:
         fields[_MIN_FAILURES] = min_failures
     if definition.defaults:
         fields["defaults"] = dict(definition.defaults)
+    if definition.origin:
+        fields["origin"] = dict(definition.origin)
     return to_json(fields).decode()
 
 

@@ -244,7 +244,9 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             return submission(self._worker, WorkerId(uuid4().hex[:20])).run_without_loop(documents, connection)
 
         async def submit() -> BatchId:
-            async with Worker(self._worker.store, max_in_flight=0, clock=self._worker.clock) as worker:
+            async with Worker(
+                self._worker.store, max_in_flight=0, telemetry=self._worker.telemetry, clock=self._worker.clock
+            ) as worker:
                 return await submission(worker, None).run(documents)
 
         submitted = asyncio.run(submit())

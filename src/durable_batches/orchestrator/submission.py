@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Generic, Literal, TypeVar
 from uuid import UUID, uuid4
@@ -97,6 +97,7 @@ class Submission(Generic[D]):
         self._document_id = document_id
         self._if_exists = if_exists
         self._loader = loader
+        self._origin: Mapping[str, str] = {}
         self.attached_to: BatchRecord | None = None
         """The batch of that id that is there already."""
         self.created: BatchRecord | None = None
@@ -141,6 +142,13 @@ class Submission(Generic[D]):
         )
 
     async def _submit(self, source: AsyncIterator[D], loading: Loading) -> BatchId:
+        reporting = self._worker.reporting
+        if reporting is None:
+            return await self._write(source, loading)
+        with reporting.submission(self._batch_id, self._workflow.name, self._workflow.version) as self._origin:
+            return await self._write(source, loading)
+
+    async def _write(self, source: AsyncIterator[D], loading: Loading) -> BatchId:
         loader = self._worker.worker_id if self._loader is None else self._loader
         if await self._attached(loading, loader):
             return self._batch_id
@@ -213,6 +221,7 @@ class Submission(Generic[D]):
                 self._workflow.resolver is not None,
                 self._config,
                 self._workflow.defaults,
+                self._origin,
             ),
             now=self._worker.clock.now(),
         )

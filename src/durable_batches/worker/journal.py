@@ -34,6 +34,7 @@ from durable_batches.lifecycle.records import ClaimRequest, Committed, Refusal, 
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Backoff, Outages, ride_out
 from durable_batches.stores.protocol import Store
+from durable_batches.worker.reporting import Reporting
 from durable_batches.worker.signals import JournalSignals
 
 __all__ = ["Journal", "JournalPhase"]
@@ -78,6 +79,7 @@ class Journal:
         renewed: Called after each commit, which renews the lease, with when the store was asked for it (`boot`).
         keep: Called with each result that is not recorded: the lease was lost before.
         signals: Fired for tests.
+        reporting: Reports each commit; None: nobody wants to know.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Journal:
         renewed: Callable[[float], object],
         keep: Callable[[ActivityCompleted | LateResult], object],
         signals: JournalSignals,
+        reporting: Reporting | None = None,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -103,6 +106,7 @@ class Journal:
         self._renewed = renewed
         self._keep = keep
         self._signals = signals
+        self._reporting = reporting
         self._entries: list[_Entry] = []
         self._before_commit: list[Callable[[], None]] = []
         self._in_commit: Sequence[_Entry] = ()
@@ -268,6 +272,15 @@ class Journal:
         self._signals.committed.fire(self._number)
 
     async def _write(self, facts: Sequence[Fact], request: ClaimRequest | None) -> Committed:
+        """Make one numbered commit, and report it."""
+        if self._reporting is None:
+            return await self._commit_numbered(facts, request)
+        with self._reporting.commit(self._worker, len(facts), claims=request is not None) as end:
+            committed = await self._commit_numbered(facts, request)
+            self._reporting.committed(end, committed)
+        return committed
+
+    async def _commit_numbered(self, facts: Sequence[Fact], request: ClaimRequest | None) -> Committed:
         """Make one numbered commit, repeated under its number for as long as the store is away.
 
         Once a reply was lost, it is repeated as it was until one comes: the number stands for these facts, which it may

@@ -41,7 +41,9 @@ from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import Store
 from durable_batches.tasks import completed, is_closed_by
+from durable_batches.telemetry.hooks import AttemptOutcome, EndOfAttempt
 from durable_batches.worker.failure_log import FailureLog, traceback_of
+from durable_batches.worker.reporting import Reporting
 from durable_batches.worker.signals import SchedulerSignals
 
 __all__ = ["CHECKPOINTS_A_CLAIM", "AnyWorkflow", "HeldExecution", "Runner"]
@@ -63,7 +65,7 @@ CHECKPOINTS_A_CLAIM: Final = 1_000
 class HeldExecution:
     """A claimed execution, until the fact that finishes it is committed."""
 
-    __slots__ = ("attempt", "finishing", "isolated_seconds", "settled", "window")
+    __slots__ = ("attempt", "end", "finishing", "isolated_seconds", "settled", "window")
 
     def __init__(self, attempt: Attempt, window: int | None, isolated_seconds: float) -> None:
         self.attempt: Final = attempt
@@ -75,6 +77,8 @@ class HeldExecution:
         """Whether its attempt is over, and its end being reported."""
         self.settled: bool = False
         """Whether nothing is left to report: the store has answered to its end, or the session is over."""
+        self.end: EndOfAttempt | None = None
+        """Takes note of how it ended, where somebody wants to know."""
 
 
 class Runner:
@@ -85,13 +89,22 @@ class Runner:
         resources: Shared by all attempts; their recorder is the journal.
         outages: Where the store's are logged.
         signals: Fired for tests.
+        reporting: Reports each attempt; None: nobody wants to know.
     """
 
-    def __init__(self, store: Store, resources: Resources, outages: Outages, signals: SchedulerSignals) -> None:
+    def __init__(
+        self,
+        store: Store,
+        resources: Resources,
+        outages: Outages,
+        signals: SchedulerSignals,
+        reporting: Reporting | None = None,
+    ) -> None:
         self._store = store
         self._resources = resources
         self._outages = outages
         self._signals = signals
+        self._reporting = reporting
         self._failures = FailureLog()
 
     def held(self, claim: Claim, workflow: AnyWorkflow) -> HeldExecution:
@@ -120,6 +133,13 @@ class Runner:
 
     async def run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
         """Run a document or a resolver, and report how it ended."""
+        if self._reporting is None:
+            await self._run(held, claim, workflow)
+        else:
+            with self._reporting.attempt(claim) as held.end:
+                await self._run(held, claim, workflow)
+
+    async def _run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
         run = self._resolve if claim.execution.position == RESOLVER_POSITION else self._run_document
         task = asyncio.current_task()
         try:
@@ -246,11 +266,14 @@ class Runner:
                 except (PayloadError, FactRejectedError) as error:
                     failure = _failure_of(error, execution.attempt)
                     self._failures.failed(execution, error, failure, None)
+                    self._ended(held, "failed", failure.error_type)
                     await self._end(held, _failed(identity, failure))
                 else:
+                    self._ended(held, "succeeded")
                     self._warn_of_unused(claim, unused)
             case AttemptFailed(error=error, record=record, retryable=retryable, failures_to_delete=keys):
                 delay = _retry_delay(claim, retry_in, retryable=retryable)
+                self._ended(held, "failed" if delay is None else "retried", record.error_type)
                 cancelled = isinstance(error, asyncio.CancelledError)
                 if not cancelled:
                     # Before it is committed: the store may be away, or the process about to end.
@@ -288,6 +311,11 @@ class Runner:
                 error = verdict.exception()
                 held.settled = error is None or isinstance(error, WorkerFencedError)
 
+    def _ended(self, held: HeldExecution, outcome: AttemptOutcome, error_type: str | None = None) -> None:
+        """Say how the attempt ended, where somebody wants to know; where nobody says so, it was released."""
+        if self._reporting is not None and held.end is not None:
+            self._reporting.attempt_ended(held.end, outcome, error_type)
+
     async def _give_up(self, error: BaseException, held: HeldExecution, claim: Claim) -> None:
         """Log a failure that is no part of the user's own code, and finish the attempt all the same."""
         self._finish(held, claim)
@@ -311,6 +339,7 @@ class Runner:
         identity = _identity_of(claim)
         # Cancelled outside of user code, by others: it has not failed.
         is_released = isinstance(error, StoreUnavailableError | asyncio.CancelledError)
+        self._ended(held, "released" if is_released else "failed", type(error).__name__)
         fact = ExecutionReleased(*identity) if is_released else _failed(identity, _failure_of(error, execution.attempt))
         try:
             await self._end(held, fact)

@@ -28,6 +28,7 @@ from durable_batches.runtime.attempt_result import StopReason
 from durable_batches.runtime.resources import Resources
 from durable_batches.stores.protocol import Store, WaitsForClaims
 from durable_batches.worker.left_behind import UNWIND_SECONDS, leave_behind, log_cancelled
+from durable_batches.worker.reporting import Reporting
 from durable_batches.worker.runner import CHECKPOINTS_A_CLAIM, AnyWorkflow, HeldExecution, Runner
 from durable_batches.worker.selection import Selection
 from durable_batches.worker.signals import SchedulerSignals
@@ -71,6 +72,7 @@ class Scheduler:
         outages: Where the store's are logged.
         wake: Has the journal make a commit, if only to claim.
         signals: Fired for tests.
+        reporting: Reports each attempt; None: nobody wants to know.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Scheduler:
         outages: Outages,
         wake: Callable[[], None],
         signals: SchedulerSignals,
+        reporting: Reporting | None = None,
     ) -> None:
         self._store = store
         self._workflows = workflows
@@ -93,7 +96,7 @@ class Scheduler:
         self._outage: Outage = outages.of("looking for work")
         self._wake_journal = wake
         self._signals = signals
-        self._runner = Runner(store, resources, outages, signals)
+        self._runner = Runner(store, resources, outages, signals, reporting)
         self._held: dict[ExecutionKey, HeldExecution] = {}
         self._slots = resources.slots = OpenSlots(capacity, lambda: len(self._held), self.wake)
         self._isolated: dict[ExecutionKey, Timer] = {}

@@ -26,6 +26,7 @@ from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
+from durable_batches.telemetry.hooks import WorkerGauges
 from durable_batches.worker.abandoned import AbandonedSubmissions
 from durable_batches.worker.client_retries import ClientRetries
 from durable_batches.worker.failure_log import log_pauses
@@ -37,6 +38,7 @@ from durable_batches.worker.long_calls import LongCalls
 from durable_batches.worker.loop_watch import LoopWatch
 from durable_batches.worker.membership import Membership
 from durable_batches.worker.note_writer import NoteWriter
+from durable_batches.worker.reporting import Reporting
 from durable_batches.worker.runner import AnyWorkflow, HeldExecution
 from durable_batches.worker.scheduler import Scheduler
 from durable_batches.worker.selection import Selection, SelectionSweep
@@ -64,6 +66,7 @@ class SessionOptions(NamedTuple):
     long_call_warning: timedelta | None
     client_retry_warning: timedelta | None
     classify: ErrorClassifier = default_classifier
+    reporting: Reporting | None = None
 
 
 class SessionPhase(Enum):
@@ -145,6 +148,7 @@ class Session:
             renewed=self._lease.renewed,
             keep=self._keep,
             signals=signals.journal,
+            reporting=options.reporting,
         )
         self.resources: Final = Resources(
             recorder=self.journal,
@@ -155,6 +159,7 @@ class Session:
             classify=options.classify,
             lease=self._lease,
             moment=clock.boot(),
+            middleware=() if options.reporting is None else (options.reporting.call,),
         )
         self.scheduler: Final = Scheduler(
             store,
@@ -165,6 +170,7 @@ class Session:
             outages=outages,
             wake=self.journal.wake,
             signals=signals.scheduler,
+            reporting=options.reporting,
         )
         self._was_away = False
         self._draining = asyncio.Event()
@@ -260,6 +266,8 @@ class Session:
 
     def commanded(self, batch_id: BatchId, command: Command, committed: Committed) -> None:
         """Take note of a command that was given in this process."""
+        if self._options.reporting is not None:
+            self._options.reporting.events(committed.events)
         self.scheduler.stop_ended(committed.events)
         if committed.applied and isinstance(command, Cancel):
             # The answer to a repeated one comes without the event that says so.
@@ -269,6 +277,20 @@ class Session:
             self.scheduler.look_at_deadlines()
         else:
             self.scheduler.wake()
+
+    def gauges(self) -> WorkerGauges | None:
+        """Return how it is at this moment, for telemetry; None: it has no lease yet. On any thread."""
+        left = self._lease.until - self._clock.boot()
+        if left == float("-inf"):
+            return None
+        running = self.scheduler.running
+        return WorkerGauges(
+            worker_id=self.worker_id,
+            in_flight=len(running),
+            calls=sum(len(held.attempt.calls) for held in running),
+            max_in_flight=self._options.capacity,
+            lease_seconds=left,
+        )
 
     # ---- its life ----------------------------------------------------------------------------------------------
 
@@ -525,6 +547,8 @@ class Session:
         self.resources.moment = self._clock.boot()
         self._deliver(committed.events)
         log_pauses(committed.events)
+        if self._options.reporting is not None:
+            self._options.reporting.events(committed.events)
         for batch_id, contradiction in committed.set_aside.items():
             _log.error("%s; nothing of it is claimed any more", contradiction, extra={"batch_id": batch_id})
         self.scheduler.committed(facts, committed, request)

@@ -42,8 +42,10 @@ from durable_batches.stores.levels import require_level
 from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import HostTransaction, Store, check_store
 from durable_batches.tasks import ReusableLock, seen_through
+from durable_batches.telemetry.hooks import HOOKS, Telemetry, WorkerGauges
 from durable_batches.worker.late_results import LateResults
 from durable_batches.worker.membership import Membership
+from durable_batches.worker.reporting import Reporting
 from durable_batches.worker.runner import AnyWorkflow
 from durable_batches.worker.selection import BatchFilter, Selection
 from durable_batches.worker.session import Session, SessionOptions
@@ -91,6 +93,8 @@ class Worker:
             warning, once a call. None: no warning.
         client_retry_warning: How long a client that retries by itself may be asleep within an attempt, as on a
             `Retry-After`, before the log has a warning, once an activity. None: no warning.
+        telemetry: Follows its work, for traces and metrics: `durable_batches.telemetry.OpenTelemetry()`, or a backend
+            of your own. None: nobody does, and nothing is measured.
         dependencies: Replacements of dependencies by provider, for tests: a value, or `dependency(other)` to open
             another provider.
         clock: The source of time.
@@ -115,6 +119,7 @@ class Worker:
         signals: bool = False,
         batches: BatchFilter | Literal["all", "mine"] = "all",
         max_kept_bytes: int = 64 * 1024 * 1024,
+        telemetry: Telemetry | None = None,
         dependencies: Mapping[Provider, object] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -135,6 +140,8 @@ class Worker:
                 raise ConfigurationError(f"{name} must be positive, or None for no warning")
         check_dependencies("dependencies", dependencies)
         check_clock(clock)
+        for hook in HOOKS if telemetry is not None else ():
+            check_callable(f"telemetry.{hook}", getattr(telemetry, hook, None))
         if max_in_flight < 0 or max_kept_bytes < 0:
             raise ConfigurationError("max_in_flight and max_kept_bytes must be 0 or more")
         if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):
@@ -143,6 +150,8 @@ class Worker:
         if not self._selection.is_everything:
             require_level(store, 2, f"Worker(batches={batches!r})")
         self._store: Final[Store] = store
+        self._telemetry: Final[Telemetry | None] = telemetry
+        self._reporting: Final = None if telemetry is None else Reporting(telemetry)
         self._options = SessionOptions(
             max_in_flight,
             lease,
@@ -152,6 +161,7 @@ class Worker:
             long_call_warning,
             client_retry_warning,
             classify,
+            self._reporting,
         )
         self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._dependencies = Dependencies(dependencies, clock=self._clock)
@@ -177,6 +187,7 @@ class Worker:
         self._stopped = False
         self._loading: set[BatchId] = set()
         self._in_transactions = OpenTransactions()
+        self._stop_watching: Callable[[], None] | None = None
 
     # ---- for users -------------------------------------------------------------------------------------------
 
@@ -286,6 +297,16 @@ class Worker:
     def outages(self) -> Outages:
         """Logs the outages of its store."""
         return self._outages
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What follows its work."""
+        return self._telemetry
+
+    @property
+    def reporting(self) -> Reporting | None:
+        """Reports its work; None: nobody wants to know."""
+        return self._reporting
 
     @property
     def loading(self) -> set[BatchId]:
@@ -433,6 +454,8 @@ class Worker:
                 for look in self._before_start.values():
                     await look()
             await self._begin()
+            if self._reporting is not None:
+                self._stop_watching = self._reporting.watch(self._gauges)
         except BaseException:
             await self._close()
             raise
@@ -450,6 +473,10 @@ class Worker:
         finally:
             waiting.cancel()
 
+    def _gauges(self) -> WorkerGauges | None:
+        session = self._session
+        return None if session is None else session.gauges()
+
     async def _close(self) -> None:
         self._closing.set()
         sessions, self._sessions = self._sessions, None
@@ -459,6 +486,9 @@ class Worker:
             if sessions is not None:
                 await seen_through(sessions)
         finally:
+            if self._stop_watching is not None:
+                self._stop_watching()
+                self._stop_watching = None
             try:
                 await self._dependencies.close()
             finally:
