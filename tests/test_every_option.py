@@ -676,7 +676,8 @@ SAID: Final[Mapping[tuple[str, str], str]] = {
 """Other words by which messages name an option."""
 
 CASES: Final = [
-    pytest.param(name, option, value, id=f"{name}-{option}-{value!r:.30}")
+    # Without the addresses of objects, which differ in each process.
+    pytest.param(name, option, value, id=f"{name}-{option}-{repr(value).partition(' at 0x')[0]:.30}")
     for name, options in OPTIONS.items()
     for option, values in options.items()
     if not isinstance(values, Anything)

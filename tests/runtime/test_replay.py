@@ -462,6 +462,7 @@ async def test_an_activity_that_is_removed_is_counted_shown_and_warned_about(
 
     batch_id = await interrupted(old, open_store, log, "c")
     log.gate.set()
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "durable_batches"):
         async with BatchOrchestrator(new, store=open_store(None)) as batches:
             await within(batches.result(batch_id))
@@ -491,6 +492,7 @@ async def test_what_is_used_is_not_warned_about(open_store: StoreMaker, caplog: 
 
     batch_id = await interrupted(run, open_store, log, "b")
     log.gate.set()
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "durable_batches"):
         await resumed(run, open_store, batch_id)
     assert not caplog.records
