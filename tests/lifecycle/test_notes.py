@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.lifecycle.world import World
 from tests.properties import modest
 
 from durable_batches.lifecycle.notes import (
@@ -65,6 +67,29 @@ def test_of_many_batches_it_says_that_there_are_more(length: int) -> None:
     assert found.takes.metadata == takes.metadata
     assert len(found.takes.batch_ids) * (length + len('"",')) >= 450 or not found.takes.more
     assert len(found.running) == len(running)
+
+
+@pytest.mark.parametrize(("more", "fits"), [(0, True), (1, False)])
+def test_what_has_just_enough_room_is_kept(more: int, fits: bool) -> None:
+    empty = len(json.dumps({"ids": ["", ""], "labels": {}, "own": True}, separators=(",", ":")))
+    ids = [BatchId("a" * 500), BatchId("b" * (500 - empty + more))]
+    text = encode_note(WorkerNote(AT, takes=TakenBatches(frozenset(ids), own=True)))
+    found = decode_note(text)
+    assert found is not None
+    assert found.takes is not None
+    assert (set(found.takes.batch_ids) == set(ids), found.takes.more) == (fits, not fits)
+
+
+def test_a_note_tells_which_batches_may_be_taken() -> None:
+    world = World()
+    world.batch("monday", 1)
+    batch = replace(world.batches[BATCH], metadata={"team": "a"})
+    takes = TakenBatches(frozenset([BATCH]))
+    assert takes.may_include(batch)
+    assert TakenBatches(frozenset([OTHER]), {"team": "a"}).may_include(batch)
+    assert not TakenBatches(frozenset([OTHER]), {"team": "b"}).may_include(batch)
+    assert not TakenBatches().may_include(batch)
+    assert TakenBatches(more=True).may_include(batch)
 
 
 def test_what_has_no_room_at_all_may_be_anything() -> None:

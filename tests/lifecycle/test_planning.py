@@ -444,3 +444,81 @@ def test_a_batch_of_which_nobody_knows_what_is_due_stays_awake() -> None:
     record = world.batches[batch_id]
     assert record.counts.waiting == 2
     assert (record.free > 0, record.next_due) == (True, None)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_what_is_not_awake_for_nothing_is_left_alone(level: int) -> None:
+    """A batch that sleeps is not put to sleep again, and stores of level 1 know no sleep: no claim writes it."""
+    world = World(level=level)
+    policy = RetryFailed(max_attempts=2, backoff=timedelta(seconds=10))
+    batch_id = world.batch("batch", 1, config=BatchConfig(concurrency=1, failure_policy=policy))
+    world.claim(ME)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    record = world.batches[batch_id]
+    assert (record.free, record.next_due) == ((1, None) if level == 1 else (0, world.now + 10 * SECOND))
+    request = ClaimRequest(frozenset({WORKFLOW}), 3, 0, CAPACITY, CAPACITY, 0)
+    candidates = [Candidates(record, [], world.now + 10 * SECOND)]
+    writes = plan_claims(world.now, ME, request, candidates, 1, level=level)
+    assert [*writes.batches, *writes.events, *writes.executions] == []
+
+
+def test_a_claim_writes_a_batch_only_if_that_puts_it_to_sleep() -> None:
+    world = World(level=2)
+    policy = RetryFailed(max_attempts=2, backoff=timedelta(seconds=10))
+    batch_id = world.batch("batch", 1, config=BatchConfig(concurrency=1, failure_policy=policy))
+
+    def looked_at(*due: ExecutionRecord, next_due: int | None, window: int = CAPACITY) -> list[tuple[int, int | None]]:
+        request = ClaimRequest(frozenset({WORKFLOW}), 3, 0, window, CAPACITY, 0)
+        candidates = [Candidates(world.batches[batch_id], due, next_due)]
+        writes = plan_claims(world.now, ME, request, candidates, 1, level=2)
+        assert [*writes.events, *writes.executions] == []
+        return [(record.free, record.next_due) for record in writes.batches]
+
+    # It is due, but the worker has no room for it.
+    assert looked_at(*world.documents(batch_id), next_due=None, window=0) == []
+    world.claim(ME)
+    # All that there is runs.
+    assert (world.batches[batch_id].free, world.batches[batch_id].next_due) == (0, None)
+    assert looked_at(next_due=None) == []
+    # What is due is not known, as of a batch that was written at level 1; then it is.
+    world.level = 1
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no"))
+    assert (world.batches[batch_id].free, world.batches[batch_id].next_due) == (1, None)
+    later = world.now + 10 * SECOND
+    assert looked_at(next_due=later) == [(0, later)]
+
+
+def test_a_batch_sleeps_until_the_first_of_its_retries() -> None:
+    """Whether it was there before the others, or has come later and is due sooner."""
+    world = World(level=2)
+    policy = RetryFailed(max_attempts=3, backoff=timedelta(seconds=10))
+    batch_id = world.batch("batch", 2, config=BatchConfig(failure_policy=policy))
+    begin = world.now
+
+    def fail(position: int, at: int) -> int | None:
+        world.now = begin + at * SECOND
+        world.claim(ME)
+        (execution,) = [row for row in world.held(ME) if row.position == position]
+        world.commit(ME, ExecutionFailed(*identity(execution), b"", "no"))
+        due = world.batches[batch_id].next_due
+        return None if due is None else (due - begin) // SECOND
+
+    assert fail(0, at=0) == 10
+    assert fail(0, at=10) == 30
+    assert fail(1, at=12) == 22
+    assert fail(1, at=22) == 30
+    assert world.batches[batch_id].counts.waiting == 2
+
+
+def test_a_batch_sleeps_until_its_resolver_is_retried() -> None:
+    world = World(level=2)
+    batch_id = world.batch("batch", 1, resolver=True)
+    world.claim(ME)
+    world.commit(ME, *succeeded(world.held(ME)))
+    world.claim(ME)
+    world.commit(ME, ExecutionFailed(*identity(world.held(ME)[0]), b"", "no", retry_in=7 * SECOND))
+    record = world.batches[batch_id]
+    assert (record.state, record.free, record.next_due) == ("resolving", 0, world.now + 7 * SECOND)
+    assert resolver(world, batch_id).due == record.next_due
+    world.now += 7 * SECOND
+    assert len(world.claim(ME).executions) == 1

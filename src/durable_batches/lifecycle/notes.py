@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from durable_batches.lifecycle.primitives import problem_with_name
@@ -39,8 +38,6 @@ _LONGEST_PLACE: Final = 300
 
 _LONGEST_TAKEN: Final = 1_000
 """Characters of what a worker takes from."""
-
-_SHORTEST_ID: Final = len('"a",')
 
 _LONGEST_READ: Final = 100_000
 """Characters: newer versions may write longer notes, but nobody writes one like that."""
@@ -138,20 +135,17 @@ def _shorter(blocked: BlockedAt, length: int) -> BlockedAt:
 
 def _fewer(taken: TakenBatches) -> TakenBatches:
     """Leave out what has no room; a reader must know that there is more."""
-    # Not all of them are encoded to find out that few have room.
-    most = _LONGEST_TAKEN // _SHORTEST_ID
-    ids = sorted(islice(taken.batch_ids, most))
-    fewer = taken._replace(batch_ids=frozenset(ids), more=taken.more or len(ids) < len(taken.batch_ids))
-    while len(text := _json(_taken(fewer))) > _LONGEST_TAKEN:
+    ids = sorted(taken.batch_ids)
+    while len(text := _json(_taken(taken))) > _LONGEST_TAKEN:
         if not ids:
             return TakenBatches(own=taken.own, more=True)
         ids = ids[: len(ids) * _LONGEST_TAKEN // len(text)]
-        fewer = fewer._replace(batch_ids=frozenset(ids), more=True)
-    return fewer
+        taken = taken._replace(batch_ids=frozenset(ids), more=True)
+    return taken
 
 
 def _taken(taken: TakenBatches) -> dict[str, object]:
-    flags = {name: 1 for name, said in (("own", taken.own), ("more", taken.more)) if said}
+    flags = {name: True for name, said in (("own", taken.own), ("more", taken.more)) if said}
     return {"ids": sorted(taken.batch_ids), "labels": dict(taken.metadata), **flags}
 
 
