@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
+import pytest
 from tests.runtime.attempts import FactList
-from tests.support import STAGES
+from tests.support import STAGES, turns
 
 from durable_batches import MemoryStore, workflow
 from durable_batches.lifecycle.facts import ExecutionReleased
@@ -12,6 +16,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outages
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
+from durable_batches.stores import Capabilities
 from durable_batches.testing import ManualClock
 from durable_batches.worker.scheduler import Scheduler
 from durable_batches.worker.selection import Selection
@@ -127,3 +132,31 @@ async def test_when_it_closes_it_asks_for_nothing_more() -> None:
     scene.clock.advance(10)
     assert scene.woken == 1
     assert not scene.asks
+
+
+@pytest.mark.parametrize(("level", "most"), [(1, 15), (2, 101)])
+async def test_a_store_of_level_1_that_promises_work_in_vain_is_asked_less_and_less(level: int, most: int) -> None:
+    """It does not know of pauses, and takes what is paused for work; other stores mean what they say."""
+
+    class Promising(MemoryStore):
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, level=level)
+
+        async def wait(self, *args: object, **kwargs: object) -> None:
+            pass
+
+    scene = Scene(capacity=1)
+    scene.scheduler._store = Promising(clock=scene.clock)
+    claims = 0
+    running = asyncio.create_task(scene.scheduler.run())
+    for _ in range(100):
+        await turns(5)
+        request = scene.scheduler.claim_request(())
+        if request is not None:
+            claims += 1
+            scene.scheduler.committed((), NOTHING, request)
+        scene.clock.advance(0.1)
+    assert most - 2 <= claims <= most
+    running.cancel()
+    await asyncio.wait([running])

@@ -43,6 +43,8 @@ _PROGRESS: Final = frozenset({ActivityCompleted, ActivityFailed, *_FINAL_FACTS})
 """The facts after which no crash is held against an execution."""
 _WAIT_MICROS: Final = 5_000_000
 _POLL_SECONDS: Final = 0.1
+_LONGEST_POLL_SECONDS: Final = 1.0
+"""Where a store says again and again that there is work, and none can be claimed: one of level 1 knows of no pauses."""
 _DEADLINES_SECONDS: Final = 1.0
 """Between two looks for deadlines, while there are no open slots."""
 
@@ -106,6 +108,8 @@ class Scheduler:
         self._none_runs.set()
         self._unwinding: Timer | None = None
         self._wants = _Wants.WORK
+        self._in_vain = 0
+        """How many claims in a row took nothing, though the store had said at once that there is something."""
         self._timer: Timer | None = None
         self._waiting: asyncio.Task[None] | None = None
         self._closing = False
@@ -141,7 +145,10 @@ class Scheduler:
         with self._outage:
             while True:
                 if self._serves_any and self._open_slots > 0 and not self._closing:
+                    began = self._clock.boot()
                     await self._wait_for_work()
+                    if self._clock.boot() - began >= _POLL_SECONDS:
+                        self._in_vain = 0
                     self.wake()
                 else:
                     # Without open slots the store is not asked: the journal's commits tell whether it is back.
@@ -150,7 +157,13 @@ class Scheduler:
                         # Another process's batch may have a deadline, and no process open slots.
                         looked = self._clock.boot()
                         self.look_at_deadlines()
-                await self._clock.sleep(_POLL_SECONDS, housekeeping=True)
+                await self._clock.sleep(self._poll_seconds, housekeeping=True)
+
+    @property
+    def _poll_seconds(self) -> float:
+        if self._store.capabilities.level >= 2:
+            return _POLL_SECONDS
+        return min(_POLL_SECONDS * 2 ** min(self._in_vain, 10), _LONGEST_POLL_SECONDS)
 
     async def _wait_for_work(self) -> None:
         try:
@@ -239,6 +252,7 @@ class Scheduler:
             if self._isolated and type(fact) in _PROGRESS:
                 self._end_isolation((fact.batch_id, fact.position))
         if request is not None:
+            self._in_vain = 0 if committed.claims else self._in_vain + 1
             if self._wants < _Wants.NEW_WORK:
                 # As much as it asked for: there may be more.
                 is_full = 0 < len(committed.claims) == request.limit
