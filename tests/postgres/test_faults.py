@@ -614,6 +614,48 @@ async def test_a_session_that_is_stuck_in_a_commit_is_ended(postgres_dsn: str, p
         await store.close()
 
 
+async def test_a_session_whose_connection_was_lost_within_a_statement_holds_up_nobody(
+    postgres_dsn: str, postgres_schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No limit of the server's ends it then. Its worker does, long before its lease is over."""
+    quick = timedelta(seconds=0.3)
+    port = urlsplit(postgres_dsn).port or 0
+    with Proxy(port) as proxy:
+        dsn = proxy.through(postgres_dsn)
+        async with opened(
+            PostgresStore(dsn, schema=postgres_schema, statement_timeout=quick, lock_timeout=quick)
+        ) as store:
+            scene = Scene(store, asyncio.sleep)
+            batch_id = await scene.batch(1)
+            hand = await scene.worker(lease=3600)
+            claim = await hand.take()
+
+            async def get_stuck() -> None:
+                lost = await store._database.connect(by_key=True)
+                await lost.execute("BEGIN")
+                await lost.execute(f"UPDATE {postgres_schema}.worker SET commits = commits + 1")
+                await lost.execute(f"SELECT 1 FROM {postgres_schema}.batch FOR UPDATE")
+                # The driver says nothing after this that would have the server end the statement.
+                await lost.prepare("SELECT 1")
+                proxy.half_open()
+                # Before the connection is closed, which the server would hear of.
+                await eventually(lambda: all(pair.deaf for pair in proxy._pairs))
+                lost.terminate()
+
+            await store._open_store().thread.run(get_stuck())
+
+            async def committed() -> bool:
+                try:
+                    await store.commit(hand.worker_id, 2, [hand.succeeded(claim)])
+                except StoreUnavailableError:
+                    return False
+                return True
+
+            await eventually(committed)
+            assert (await scene.look(batch_id)).state == "completed"
+    assert any("ended 1 sessions of lost connections" in message for message in caplog.messages)
+
+
 async def test_the_locks_of_others_are_left_to_them(postgres_dsn: str, postgres_schema: str) -> None:
     """Who looks after a worker that is past its lease ends no session of a transaction that has just begun."""
     store = PostgresStore(postgres_dsn, schema=postgres_schema)

@@ -163,7 +163,7 @@ class Scheduler:
     def _poll_seconds(self) -> float:
         if self._store.capabilities.level >= 2:
             return _POLL_SECONDS
-        return min(_POLL_SECONDS * 2 ** min(self._in_vain, 10), _LONGEST_POLL_SECONDS)
+        return min(_POLL_SECONDS * (1 << min(self._in_vain, 10)), _LONGEST_POLL_SECONDS)
 
     async def _wait_for_work(self) -> None:
         try:

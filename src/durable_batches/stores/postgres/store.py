@@ -40,6 +40,7 @@ from durable_batches.stores.postgres.connection.schema import check_schema, migr
 from durable_batches.stores.postgres.connection.server import check_server
 from durable_batches.stores.postgres.connection.server_clock import ServerClock
 from durable_batches.stores.postgres.connection.session import Session, session_of_its_own, transaction
+from durable_batches.stores.postgres.connection.stuck import StuckSessions
 from durable_batches.stores.postgres.connection.thread import LoopThread
 from durable_batches.stores.postgres.connection.timeouts import Timeouts
 from durable_batches.stores.postgres.inspect import inspect
@@ -378,7 +379,16 @@ class PostgresStore:
         self, work: Callable[Concatenate[Session, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         running = self._open_store()
-        return await running.thread.run(running.writers.run(work, *args, **kwargs))
+
+        async def write() -> T:
+            try:
+                return await running.writers.run(work, *args, **kwargs)
+            except StoreUnavailableError:
+                # Which may be for the locks of a session whose client is gone.
+                running.stuck.look()
+                raise
+
+        return await running.thread.run(write())
 
     async def _read(
         self, work: Callable[Concatenate[Session, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -398,6 +408,7 @@ class _Running:
         self._database = database
         self.thread = LoopThread("durable-batches-postgres", database.where)
         self.writers = Pool(database, _WRITERS, by_key=True, read_only=False)
+        self.stuck = StuckSessions(database, self.writers)
         self.readers = Pool(database, _READERS, by_key=False, read_only=True, takes_replicas=takes_replicas)
         self.notifications = Notifications(database, server_clock, takes_replicas=takes_replicas)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from weakref import ReferenceType, ref
 
 import asyncpg
 
@@ -22,7 +25,7 @@ from durable_batches.stores.postgres.connection.names import (
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["CONNECT_SECONDS", "Connection", "Database", "millis"]
+__all__ = ["CONNECT_SECONDS", "Connection", "Database", "ServerProcess", "millis"]
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -31,6 +34,9 @@ CONNECT_SECONDS: Final = 10.0
 
 _MARGIN_SECONDS: Final = 2.0
 """How much longer than the server's own limit a statement is waited for; then the connection is taken for dead."""
+
+_MOST_REMEMBERED: Final = 100
+"""Connections of which it is known whether they were closed."""
 
 _APPLICATION_NAME: Final = "durable_batches"
 """Where the DSN or the engine gives none."""
@@ -55,6 +61,14 @@ _BY_KEY: Final = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
+
+
+class ServerProcess(NamedTuple):
+    """The process of the server that serves a connection."""
+
+    pid: int
+    started: datetime
+    """Numbers of processes are used again."""
 
 
 class Database:
@@ -88,6 +102,7 @@ class Database:
                 f"not {type(target).__name__!r}"
             )
         self.where: Final = where
+        self._opened: deque[tuple[ServerProcess, ReferenceType[Connection]]] = deque(maxlen=_MOST_REMEMBERED)
 
     @property
     def channel(self) -> str:
@@ -98,6 +113,10 @@ class Database:
     def answer_seconds(self) -> float:
         """How long an answer to a statement is waited for."""
         return self.statement_seconds + _MARGIN_SECONDS
+
+    def given_up(self) -> list[ServerProcess]:
+        """List the server's processes of those connections, of the last ones, that are closed by now."""
+        return [process for process, opened in self._opened if (found := opened()) is None or found.is_closed()]
 
     async def connect(
         self, *, by_key: bool, read_only: bool = False, takes_replica: bool = False, seconds: float | None = None
@@ -119,7 +138,7 @@ class Database:
             async with asyncio.timeout(seconds):
                 connection = await self._open(seconds)
                 try:
-                    is_replica = await self._set_up(connection, by_key=by_key, read_only=read_only)
+                    is_replica, process = await self._set_up(connection, by_key=by_key, read_only=read_only)
                     if is_replica and not takes_replica:
                         # After a failover an address may lead to one for some time.
                         raise StoreReadOnlyError(
@@ -129,10 +148,14 @@ class Database:
                 except BaseException:
                     connection.terminate()
                     raise
+                if process is not None:
+                    self._opened.append((process, ref(connection)))
                 return connection
 
-    async def _set_up(self, connection: Connection, *, by_key: bool, read_only: bool) -> bool:
-        """Make the settings; return whether the server is a replica."""
+    async def _set_up(
+        self, connection: Connection, *, by_key: bool, read_only: bool
+    ) -> tuple[bool, ServerProcess | None]:
+        """Make the settings; return whether the server is a replica, and its process, if it tells."""
         given = getattr(connection.get_settings(), "application_name", "")
         settings = {
             **_SETTINGS,
@@ -146,11 +169,15 @@ class Database:
         }
         # As JSON, not as arrays: the driver asks for the description of each array type on each connection.
         row = await connection.fetchrow(
-            "SELECT count(set_config(key, value, false)), pg_is_in_recovery() FROM json_each_text($1::json) "
+            "SELECT count(set_config(key, value, false)), pg_is_in_recovery(), pg_backend_pid(), "
+            "(SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())) FROM json_each_text($1::json) "
             "WHERE key <> 'synchronous_commit' OR current_setting(key) IN ('off', 'local')",
             json.dumps(settings),
         )
-        return row is not None and bool(row[1])
+        if row is None:
+            return False, None
+        _, is_replica, pid, started = row
+        return bool(is_replica), None if started is None else ServerProcess(pid, started)
 
 
 def millis(seconds: float) -> str:
