@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
-from tests.support import turns
+from tests.support import PATIENCE, turns
 
-from durable_batches.tasks import completed
+from durable_batches.tasks import completed, thread_ended, wake
 
 
 async def _cancelled_often(task: asyncio.Task[int]) -> None:
@@ -58,3 +59,28 @@ async def test_an_error_that_nobody_waits_for_any_more_is_not_complained_about()
         await waiting
     del work, waiting
     assert complaints == []
+
+
+async def test_who_waits_for_a_thread_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forked next, for one, may have but one thread."""
+    here, goes_on = threading.current_thread(), threading.Event()
+    join = threading.Thread.join
+
+    def lingering(future: asyncio.Future[None]) -> None:
+        wake(future)
+        goes_on.wait(PATIENCE)
+
+    def joined(thread: threading.Thread, timeout: float | None = None) -> None:
+        if threading.current_thread() is here:
+            goes_on.set()
+        join(thread, timeout)
+
+    monkeypatch.setattr("durable_batches.tasks.wake", lingering)
+    monkeypatch.setattr(threading.Thread, "join", joined)
+    before = set(threading.enumerate())
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    await thread_ended(thread)
+    left = set(threading.enumerate()) - before
+    goes_on.set()
+    assert left == set()

@@ -149,8 +149,11 @@ async def thread_ended(thread: threading.Thread) -> None:
         thread.join()
         wake(ended)
 
-    threading.Thread(target=join, name=f"{thread.name} ends", daemon=True).start()
+    waiting = threading.Thread(target=join, name=f"{thread.name} ends", daemon=True)
+    waiting.start()
     await ended
+    # It ends at this moment: nothing is left of it.
+    waiting.join()
 
 
 def leave_to_itself(task: asyncio.Task[Any]) -> None:
