@@ -142,6 +142,7 @@ WORKER: Final[Mapping[str, Values]] = {
     "max_kept_bytes": (*FROM_0, None),
     "dependencies": DEPENDENCIES,
     "signals": FLAG,
+    "telemetry": ("some", 3, object()),
     "clock": CLOCK,
 }
 ACTIVITY: Final[Mapping[str, Values]] = {
