@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.lifecycle.world import CAPACITY, LOADER, START, WORKFLOW, World, identity
+from tests.lifecycle.world import CAPACITY, LOADER, OTHER, START, WORKFLOW, World, identity
 
 from durable_batches import BatchId
 from durable_batches.lifecycle.commands import Cancel, Command, Discard, Seal
@@ -17,6 +17,7 @@ from durable_batches.lifecycle.planning import (
     Candidates,
     Loaded,
     Needs,
+    Writes,
     needs_of_command,
     plan_claims,
     plan_command,
@@ -101,6 +102,36 @@ def test_a_command_leaves_what_is_owned_to_its_owner() -> None:
     writes = world.command(batch_id, Cancel("one", ""))
     assert not writes.executions
     assert world.held(ME) == owned
+
+
+# ---- submissions -----------------------------------------------------------------------------------------------------
+
+
+def of_loading(world: World, batch_id: BatchId, command: Command) -> Writes:
+    """What a command about a batch that is being loaded writes, or of one that was."""
+    return plan_command(Loaded(world.now, {batch_id: world.batches[batch_id]}, {}), batch_id, command)
+
+
+def test_a_batch_is_sealed_by_its_submitter_alone_who_may_repeat_it() -> None:
+    world = World()
+    batch_id = world.load("batch", 2)
+    refused = of_loading(world, batch_id, Seal(OTHER, 2))
+    assert (refused.applied, [*refused.batches, *refused.events]) == (False, [])
+    sealed = world.command(batch_id, Seal(LOADER, 2))
+    assert (sealed.applied, [batch.loader for batch in sealed.batches]) == (True, [None])
+    assert not sealed.requests
+    for submitter, applied in ((LOADER, True), (OTHER, False)):
+        again = of_loading(world, batch_id, Seal(submitter, 2))
+        assert (again.applied, [*again.batches, *again.events]) == (applied, [])
+
+
+def test_a_batch_is_discarded_by_its_submitter_alone_and_not_once_it_is_sealed() -> None:
+    world = World()
+    batch_id = world.load("batch", 2)
+    assert of_loading(world, batch_id, Discard(OTHER)) == Writes(applied=False)
+    assert of_loading(world, batch_id, Discard(LOADER)) == Writes(discard=batch_id)
+    world.command(batch_id, Seal(LOADER, 2))
+    assert of_loading(world, batch_id, Discard(LOADER)) == Writes(applied=False)
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
