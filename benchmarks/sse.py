@@ -36,6 +36,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from durable_batches import (
     BatchConfig,
@@ -55,7 +56,7 @@ EVENTS_A_DOCUMENT: Final = 3
 IN_FLIGHT: Final = 10
 SAMPLED: Final = 40
 """Clients whose latency is taken."""
-PATIENCE: Final = 120.0
+PATIENCE: Final = 60.0
 
 _NOTHING: Final[dict[str, Any]] = {"events": 0, "chunks": 0, "p50": 0.0, "p99": 0.0, "faults": []}
 
@@ -99,7 +100,9 @@ async def run_batch(path: Path, events_a_second: float, seconds: float) -> None:
     async with BatchOrchestrator(followed, worker=worker) as batches:
         await batches.submit([0.0] * HISTORY, batch_id="history", config=BatchConfig(concurrency=64))
         await batches.result("history")
-        documents = [IN_FLIGHT / pace] * int(pace * seconds)
+        # Of different lengths, always the same ones, so that they do not move in step.
+        lengths = (0.5 + index * 0.618 % 1 for index in range(int(pace * seconds)))
+        documents = [IN_FLIGHT / pace * length for length in lengths]
         await batches.submit(documents, batch_id="live", config=BatchConfig(concurrency=IN_FLIGHT))
         say("ready")
         async for _ in lines():
@@ -292,6 +295,19 @@ def usage_of(pid: int) -> Usage:
     return Usage((int(fields[11]) + int(fields[12])) / ticks, pages * resource.getpagesize() / 2**20, connections)
 
 
+def at_rest(pid: int, port: int) -> Usage:
+    """Have the server answer a request, so that it has all that it needs; return what it uses without connections."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Connection": "close"}
+    with urlopen(Request(f"http://127.0.0.1:{port}/batches/live", headers=headers), timeout=PATIENCE) as answer:
+        answer.read()
+    used = usage_of(pid)
+    while True:
+        time.sleep(0.3)
+        before, used = used, usage_of(pid)
+        if before.connections == used.connections:
+            return used
+
+
 class Measured(NamedTuple):
     """One run."""
 
@@ -326,7 +342,7 @@ def measure(arguments: argparse.Namespace, clients: int) -> Measured:
         )
         port = urlsplit(server.read().rpartition(" ")[2]).port
         assert port is not None
-        before = usage_of(server.process.pid)
+        before = at_rest(server.process.pid, port)
         with ExitStack() as guests:
             options = ("--role", "clients", "--port", str(port), "--clients", str(clients))
             after = str(batch.ask()["seq"])
