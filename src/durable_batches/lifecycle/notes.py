@@ -238,7 +238,7 @@ def _takes(takes: dict[str, Any]) -> TakenBatches:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError("no text")
+        raise TypeError
     return value
 
 
@@ -248,18 +248,18 @@ def _since(at: Micros, before: object) -> Micros:
 
 def _number(value: object) -> int:
     if type(value) is not int or value < RESOLVER_POSITION:
-        raise TypeError("no number")
+        raise TypeError
     return value
 
 
 def _moment(value: object) -> Micros:
     moment = _number(value)
     if not 0 <= moment <= _LAST:
-        raise ValueError("no moment")
+        raise ValueError
     return moment
 
 
 def _name(value: str) -> str:
     if problem_with_name(value) is not None:
-        raise ValueError("no name")
+        raise ValueError
     return value
