@@ -368,6 +368,21 @@ def test_nothing_that_an_attribute_raises_gets_out() -> None:
     assert judged(ClientError(response=HostileMapping(), status_code=500)) == ("retry", None)
 
 
+class Forgetful(Overloaded):
+    def __init__(self) -> None:
+        pass
+
+
+class Spent(QuotaExhausted):
+    def __init__(self) -> None:
+        self.retry_after = "soon"  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_what_a_class_of_one_s_own_leaves_out_is_no_delay() -> None:
+    assert judged(Forgetful()) == ("overloaded", None)
+    assert judged(Spent()) == ("quota", None)
+
+
 def test_circles_end() -> None:
     error = ClientError(status_code=500)
     error.__cause__ = error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextvars import Context
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -150,14 +151,23 @@ async def test_what_fails_leaves_the_transaction_as_it_was(batches: Batches, hos
         await batches.state("broken")
 
 
-async def test_what_the_documents_raise_is_the_applications_own(batches: Batches, host: Host) -> None:
+@dataclass(frozen=True)
+class Torn(Exception):
+    """Of a class that takes no assignments."""
+
+    page: int
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("page 2"), Torn(2)], ids=["plain", "frozen"])
+async def test_what_the_documents_raise_is_the_applications_own(error: Exception, batches: Batches, host: Host) -> None:
     def pages() -> Iterator[str]:
         yield from map(str, range(600))
-        raise FileNotFoundError("page 2")
+        raise error
 
     await host.begin()
-    with pytest.raises(FileNotFoundError, match="page 2"):
+    with pytest.raises(type(error)) as caught:
         await host.submit(batches, pages(), batch_id="broken")
+    assert caught.value is error
     submitted = await host.submit(batches, ["c"])
     await host.commit()
     assert (await within(batches.result(submitted))).counts.succeeded == 1

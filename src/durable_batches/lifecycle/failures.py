@@ -123,7 +123,9 @@ def message_of(error: BaseException) -> str:
     """Take the error's message, of bounded length; the class's name where it has none."""
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001  (a user's __str__ may raise anything, and must not hide the error itself)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  (a user's __str__ may raise anything, and must not hide the error itself)
         message = ""
     # What a provider sent may hold what UTF-8 cannot; it must not hide the error either.
     return _cut(message.encode(errors="replace").decode() or type(error).__name__, MESSAGE_LIMIT)

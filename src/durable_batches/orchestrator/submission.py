@@ -296,8 +296,8 @@ class Submission(Generic[D]):
             try:
                 document_id = self._id_of(document, position)
             except Exception as error:
-                # A class of the user's may refuse notes, as a frozen dataclass does.
-                with suppress(AttributeError):
+                # A class of the user's may refuse notes, as a frozen dataclass does, with any error.
+                with suppress(Exception):
                     error.add_note(f"in the id of the document at position {position} of batch {self._batch_id!r}")
                 raise
             chunk.append(NewDocument(position, document_id, payload))

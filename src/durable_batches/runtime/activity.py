@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import update_wrapper
 from types import MethodType
@@ -14,6 +14,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, 
 
 from typing_extensions import deprecated
 
+from durable_batches.blocks import contextmanager
 from durable_batches.errors import ActivityDefinitionError, ConfigurationError, MachineError
 from durable_batches.lifecycle.machine import tag_of
 from durable_batches.lifecycle.states import Stage

@@ -47,7 +47,7 @@ from durable_batches.runtime.identity import Identities
 from durable_batches.runtime.overloads import PATIENCE_SECONDS
 from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.rest import Rest
-from durable_batches.runtime.tracebacks import set_context, trim
+from durable_batches.runtime.tracebacks import own_attribute, set_context, trim
 from durable_batches.tasks import is_closed_by, running_loop
 
 __all__ = ["Attempt"]
@@ -513,7 +513,7 @@ class Attempt:
             try:
                 if first is not None:
                     raised, first = first, None
-                    context = raised.__context__
+                    context = own_attribute(raised, "__context__")
                     try:
                         raise raised
                     finally:

@@ -10,7 +10,7 @@ from durable_batches.errors import ActivityFailedError
 from durable_batches.lifecycle.failures import DocumentFailureRecord, leaves, message_of, message_of_group
 from durable_batches.lifecycle.quota import Refusal
 from durable_batches.runtime.classify import is_retryable
-from durable_batches.runtime.tracebacks import related, trim
+from durable_batches.runtime.tracebacks import own_attribute, related, trim
 
 __all__ = ["AttemptFailed", "AttemptStopped", "AttemptSucceeded", "StopReason", "failed", "note_checkpoint"]
 
@@ -87,7 +87,7 @@ def note_checkpoint(error: ActivityFailedError, key: str) -> None:
 
 def _checkpoints_behind(error: BaseException) -> Iterator[str]:
     for part in related(error):
-        key: str | None = part.__dict__.get("_checkpoint")
+        key: str | None = own_attribute(part, "__dict__").get("_checkpoint")
         if key is not None:
             yield key
 

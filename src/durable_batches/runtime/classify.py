@@ -39,6 +39,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.failures import leaves, line_of
 from durable_batches.options import check_choice, check_duration, check_text
 from durable_batches.runtime.error_facts import ErrorFacts, peek
+from durable_batches.runtime.tracebacks import own_attribute
 
 __all__ = [
     "ErrorClassifier",
@@ -109,7 +110,9 @@ def classify_by(classifier: ErrorClassifier, error: BaseException, now: float) -
     if classifier is not default_classifier:
         try:
             verdict = cast("object", classifier(error))
-        except Exception as mistake:  # noqa: BLE001  (user code that judges an error must not take its place)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as mistake:  # noqa: BLE001  (user code that judges an error must not take its place)
             _log_mistake("classifier", error, line_of(mistake))
         else:
             if isinstance(verdict, Verdict):
@@ -213,7 +216,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while part is not None and len(seen) < _LONGEST_CHAIN and not any(part is each for each in seen):
         seen.append(part)
         yield part
-        part = part.__cause__
+        part = own_attribute(part, "__cause__")
 
 
 def _judged(error: BaseException, now: float) -> Verdict | None:
@@ -228,15 +231,21 @@ def _own(error: BaseException) -> Verdict | None:
     """Judge an error of this library."""
     match error:
         case Overloaded():
-            return Verdict(kind="overloaded", retry_after=error.after, note="overloaded")
+            return Verdict(kind="overloaded", retry_after=_asked(error, "after"), note="overloaded")
         case RetryLater():
-            return Verdict(kind="retry", retry_after=error.after)
+            return Verdict(kind="retry", retry_after=_asked(error, "after"))
         case QuotaExhausted():
-            return Verdict(kind="quota", retry_after=error.retry_after, note="quota spent")
+            return Verdict(kind="quota", retry_after=_asked(error, "retry_after"), note="quota spent")
         case _ if not is_retryable(error):
             return Verdict(kind="never")
         case _:
             return None
+
+
+def _asked(error: BaseException, name: str) -> timedelta | None:
+    """Read a delay that a class of the user's may have left out, or made something else of."""
+    asked: object = peek(error, name)
+    return asked if isinstance(asked, timedelta) else None
 
 
 def _foreign(error: BaseException, now: float) -> Verdict | None:

@@ -28,7 +28,9 @@ def quiet(read: Callable[[], Any]) -> Any:
     """Return what this reads; None where it raises: properties of foreign objects raise what they like."""
     try:
         return read()
-    except Exception:  # noqa: BLE001
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001
         return None
 
 

@@ -138,15 +138,22 @@ class RetryPolicy:
         if self.retryable is None:
             return True
         try:
-            return self.retryable(error)
-        except Exception as mistake:  # noqa: BLE001  (user code that judges an error must not take its place)
-            _log.warning(
-                "the retry policy's retryable= could not judge a %s, which is retried: %s",
-                type(error).__name__,
-                line_of(mistake),
-                extra={"error_type": type(error).__name__},
-            )
-            return True
+            decision: object = self.retryable(error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as mistake:  # noqa: BLE001  (user code that judges an error must not take its place)
+            said = line_of(mistake)
+        else:
+            if isinstance(decision, bool | timedelta):
+                return decision
+            said = f"it returned {type(decision).__name__!r}, not a bool or a timedelta"
+        _log.warning(
+            "the retry policy's retryable= could not judge a %s, which is retried: %s",
+            type(error).__name__,
+            said,
+            extra={"error_type": type(error).__name__},
+        )
+        return True
 
 
 def _bounded(delay: timedelta) -> timedelta:

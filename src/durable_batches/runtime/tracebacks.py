@@ -9,11 +9,11 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Final
+from typing import Any, Final
 
 from durable_batches.errors import DurableBatchesError
 
-__all__ = ["is_machinery", "related", "set_context", "trim"]
+__all__ = ["is_machinery", "own_attribute", "related", "set_context", "trim"]
 
 _MACHINERY: Final = ("durable_batches", "asyncio", "concurrent", "contextlib", "threading")
 """The library, and modules between it and the user's code, such as those of the thread of a sync activity."""
@@ -32,6 +32,11 @@ def trim(error: BaseException) -> None:
         BaseException.with_traceback(part, _trimmed(part))
 
 
+def own_attribute(error: BaseException, name: str) -> Any:
+    """Read an attribute that every exception has, whatever its class makes of attributes."""
+    return BaseException.__getattribute__(error, name)
+
+
 def set_context(error: BaseException, context: BaseException | None) -> None:
     """Set what an error was raised from, also where its class refuses assignments."""
     BaseException.__setattr__(error, "__context__", context)
@@ -47,7 +52,7 @@ def related(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(part))
         yield part
-        waiting += [part.__cause__, part.__context__]
+        waiting += [own_attribute(part, "__cause__"), own_attribute(part, "__context__")]
         if isinstance(part, BaseExceptionGroup):
             waiting += part.exceptions  # pyright: ignore[reportUnknownMemberType]
 
@@ -55,12 +60,13 @@ def related(error: BaseException) -> Iterator[BaseException]:
 def _trimmed(error: BaseException) -> TracebackType | None:
     # The canceller is not in the traceback, only the place at that moment.
     tells_nothing_more = isinstance(error, DurableBatchesError | CancelledError)
-    first = error.__traceback__
+    traceback: TracebackType | None = own_attribute(error, "__traceback__")
+    first = traceback
     while first is not None and is_machinery(first.tb_frame):
         first = first.tb_next
     if first is None:
         # All frames are the library's: if this is a bug of the library, they are needed.
-        return None if tells_nothing_more else error.__traceback__
+        return None if tells_nothing_more else traceback
     return _without_tail(first) if tells_nothing_more else first
 
 

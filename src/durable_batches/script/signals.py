@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import Any, Self
 
+from durable_batches.blocks import asynccontextmanager
 from durable_batches.stop_signals import Precedence, StopListener, StopSignal
 from durable_batches.worker.worker import Worker
 

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from traceback import format_exception
+from traceback import format_exception, format_tb
 from typing import Final, NamedTuple
 
 from durable_batches.errors import WorkerFencedError, place_of, shortened
@@ -24,10 +24,10 @@ from durable_batches.lifecycle.events import (
     DocumentFailed,
     decode_event,
 )
-from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line
+from durable_batches.lifecycle.failures import DocumentFailureRecord, in_a_line, line_of
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES
 from durable_batches.lifecycle.records import RESOLVER_POSITION, Claim, EventRecord, ExecutionRecord, Micros
-from durable_batches.runtime.tracebacks import related
+from durable_batches.runtime.tracebacks import own_attribute, related
 
 __all__ = ["FailureLog", "escaped_traceback", "log_crash_loops", "log_pauses", "traceback_of"]
 
@@ -138,7 +138,14 @@ def escaped_traceback(error: BaseException) -> str | None:
     Messages may hold what a document or a provider brought: lone surrogates, control characters, and the invisible ones
     that reorder text.
     """
-    text = "".join(format_exception(error))
+    try:
+        text = "".join(format_exception(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  (its class may answer what is asked of it with anything)
+        # Whole, so that no handler of the log asks again.
+        frames = "".join(format_tb(own_attribute(error, "__traceback__")))
+        return f"Traceback (most recent call last):\n{frames}{line_of(error)}\n"
     if text.replace("\n", "").isprintable():
         return None
     escaped = "".join(

@@ -27,6 +27,7 @@ from durable_batches.outage import Outage, Outages
 from durable_batches.runtime.attempt_result import StopReason
 from durable_batches.runtime.resources import Resources
 from durable_batches.stores.protocol import Store, WaitsForClaims
+from durable_batches.worker.failure_log import traceback_of
 from durable_batches.worker.left_behind import UNWIND_SECONDS, leave_behind, log_cancelled
 from durable_batches.worker.reporting import Reporting
 from durable_batches.worker.runner import CHECKPOINTS_A_CLAIM, AnyWorkflow, HeldExecution, Runner
@@ -309,12 +310,14 @@ class Scheduler:
         # One that its batch has continued without is refused, and held no longer.
         self._runner.release(claim)
         if error is not None or not held.finishing:
+            traceback = traceback_of(error)
             _log.error(
-                "task of %s ended without a report in attempt %d (%s); its document is released",
+                "task of %s ended without a report in attempt %d (%s); its document is released%s",
                 place_of(execution.batch_id, execution.document_id),
                 execution.attempt,
                 "it was cancelled" if error is None else line_of(error),
-                exc_info=error,
+                traceback.text,
+                exc_info=traceback.error,
                 extra={
                     "batch_id": execution.batch_id,
                     "document_id": execution.document_id,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import suppress
 from typing import Final, TypeAlias, cast
 
 import asyncpg
 
+from durable_batches.blocks import asynccontextmanager, contextmanager
 from durable_batches.errors import ConfigurationError, DurableBatchesError
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.records import BatchRecord, Committed, NewDocument, WorkerId, WorkerRecord

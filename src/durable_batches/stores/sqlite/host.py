@@ -9,13 +9,14 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Final, Literal, ParamSpec, Protocol, TypeVar
 
 import aiosqlite
 
+from durable_batches.blocks import asynccontextmanager, contextmanager
 from durable_batches.clock import Clock
 from durable_batches.errors import (
     ConfigurationError,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
 
+from durable_batches.blocks import contextmanager
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_dependencies, check_integer, check_labels, check_text
 from durable_batches.runtime.context import (

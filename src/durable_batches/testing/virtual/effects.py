@@ -10,12 +10,12 @@ import itertools
 import json
 import os
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Final, Literal
 
+from durable_batches.blocks import contextmanager
 from durable_batches.clock import SystemClock
 from durable_batches.options import check_instance, check_text
 from durable_batches.runtime.context import current_activity

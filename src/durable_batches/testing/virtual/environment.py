@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Final, Generic, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
 
+from durable_batches.blocks import asynccontextmanager
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.states import Stage
