@@ -49,11 +49,13 @@ from durable_batches import (
     extraction,
     map_activity,
     run_batch,
+    telemetry,
     testing,
     web,
     workflow,
 )
 from durable_batches.extraction import MergedGraph, Resolution, SourceDocument, Summary
+from durable_batches.telemetry import OpenTelemetry
 from durable_batches.testing import (
     Environment,
     ManualClock,
@@ -142,7 +144,7 @@ WORKER: Final[Mapping[str, Values]] = {
     "max_kept_bytes": (*FROM_0, None),
     "dependencies": DEPENDENCIES,
     "signals": FLAG,
-    "telemetry": ("some", 3, object()),
+    "telemetry": (*INSTANCE, OpenTelemetry),
     "clock": CLOCK,
 }
 ACTIVITY: Final[Mapping[str, Values]] = {
@@ -358,6 +360,8 @@ OPTIONS: Final[Table] = {
     "package_document": {"metadata": (*TEXT, None)},
     "text_files": {"path": PATH, "max_bytes": (*INTEGER, None)},
     "write_graph": {"graph": (*INSTANCE, None), "path": PATH},
+    # durable_batches.telemetry
+    "OpenTelemetry": {"tracer_provider": INSTANCE, "meter_provider": INSTANCE},
     # durable_batches.web
     "Access": {
         "actions": ("read", 3, ["write"], None),
@@ -380,11 +384,12 @@ OPTIONS: Final[Table] = {
 # ---- what is left out, and why -------------------------------------------------------------------------------------
 
 MADE_BY_THE_LIBRARY: Final = frozenset(
-    """ActivityReport BatchId BatchResult BatchSnapshot Cancelled Completed Counts CrashReport DocumentCancelled
+    """ActivityDetails ActivityReport AttemptDetails BatchDetails BatchId BatchResult BatchSnapshot Cancelled CommitDetails Completed Counts
+    CrashReport DocumentCancelled
     DocumentFailure DocumentInfo DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext
     Explanation
     Failed HistoryStats HistoryViolation LongCalls Pause Pending RawDocument RecordingActivityContext Resolving RunStats
-    Stage StageCount WebApp""".split()
+    Stage StageCount SubmissionDetails WebApp WorkerGauges""".split()
 )
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 
@@ -394,9 +399,11 @@ OF_THE_LIBRARY: Final[Mapping[str, str]] = {
     "HistoryChecker": "acknowledged cancel_answered check streamed verify",
     "ManualClock": "call_later is_sleeping sleep",
     "MemoryStore": "*",
+    "OpenTelemetry": "*",
     "PostgresStore": "*",
     "SQLiteStore": "*",
     "Store": "*",
+    "Telemetry": "*",
     "StoreConformance": "*",
     "Worker": "*",
     "Workflow": "stage_index",
@@ -409,7 +416,7 @@ OF_THE_LIBRARY: Final[Mapping[str, str]] = {
 }
 """Methods that the library calls: of stores, clocks and workers, or with what it has made itself."""
 
-MODULES: Final[tuple[ModuleType, ...]] = (durable_batches, testing, extraction, web)
+MODULES: Final[tuple[ModuleType, ...]] = (durable_batches, testing, extraction, telemetry, web)
 
 
 def public() -> Iterator[tuple[str, Any]]:

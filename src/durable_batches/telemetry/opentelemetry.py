@@ -12,6 +12,7 @@ from typing import Final
 
 from durable_batches.clock import SystemClock
 from durable_batches.errors import MissingExtraError
+from durable_batches.options import check_callable
 from durable_batches.telemetry.hooks import (
     ActivityDetails,
     AttemptDetails,
@@ -80,11 +81,20 @@ class OpenTelemetry:
     Args:
         tracer_provider: Of the SDK; None: the one that is set globally.
         meter_provider: Of the SDK; None: the one that is set globally.
+
+    Raises:
+        ConfigurationError: One of them is none.
     """
 
     def __init__(
         self, *, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
     ) -> None:
+        for name, provider, method in (
+            ("tracer_provider", tracer_provider, "get_tracer"),
+            ("meter_provider", meter_provider, "get_meter"),
+        ):
+            if provider is not None:
+                check_callable(f"{method} of {name}", getattr(provider, method, None))
         tracers = get_tracer_provider() if tracer_provider is None else tracer_provider
         meters = get_meter_provider() if meter_provider is None else meter_provider
         self._tracer: Tracer = tracers.get_tracer(_NAME, VERSION)

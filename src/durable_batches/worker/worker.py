@@ -141,7 +141,8 @@ class Worker:
         check_dependencies("dependencies", dependencies)
         check_clock(clock)
         for hook in HOOKS if telemetry is not None else ():
-            check_callable(f"telemetry.{hook}", getattr(telemetry, hook, None))
+            # A class has them, too: the parentheses are easily forgotten.
+            check_callable(f"telemetry.{hook}", None if isinstance(telemetry, type) else getattr(telemetry, hook, None))
         if max_in_flight < 0 or max_kept_bytes < 0:
             raise ConfigurationError("max_in_flight and max_kept_bytes must be 0 or more")
         if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):
