@@ -384,12 +384,11 @@ OPTIONS: Final[Table] = {
 # ---- what is left out, and why -------------------------------------------------------------------------------------
 
 MADE_BY_THE_LIBRARY: Final = frozenset(
-    """ActivityDetails ActivityReport AttemptDetails BatchDetails BatchId BatchResult BatchSnapshot Cancelled CommitDetails Completed Counts
-    CrashReport DocumentCancelled
-    DocumentFailure DocumentInfo DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext
-    Explanation
-    Failed HistoryStats HistoryViolation LongCalls Pause Pending RawDocument RecordingActivityContext Resolving RunStats
-    Stage StageCount SubmissionDetails WebApp WorkerGauges""".split()
+    """ActivityDetails ActivityReport AttemptDetails BatchDetails BatchId BatchResult BatchSnapshot Cancelled
+    CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
+    DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext Explanation Failed HistoryStats
+    HistoryViolation LongCalls Pause Pending RawDocument RecordingActivityContext Resolving RunStats Stage
+    StageCount SubmissionDetails WebApp WorkerGauges""".split()
 )
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 
