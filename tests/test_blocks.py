@@ -67,6 +67,10 @@ async def test_an_error_leaves_a_block_as_it_is(error: BaseException) -> None:
     assert set(ends) == {"ended"}
 
 
+def throw(error: BaseException) -> None:
+    raise error
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 def test_a_block_may_raise_another_error_or_none(error: BaseException) -> None:
     ends: list[str] = []
@@ -74,7 +78,7 @@ def test_a_block_may_raise_another_error_or_none(error: BaseException) -> None:
         raise error
     assert caught.value.__cause__ is error
     with block(ends, "swallows"):
-        raise error
+        throw(error)
     assert ends == ["ended"] * 2
 
 

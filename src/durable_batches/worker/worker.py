@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, cast
 
 from durable_batches.clock import Clock, Deadline, SystemClock
 from durable_batches.errors import (
@@ -140,9 +140,10 @@ class Worker:
                 raise ConfigurationError(f"{name} must be positive, or None for no warning")
         check_dependencies("dependencies", dependencies)
         check_clock(clock)
+        # A class has them, too: the parentheses are easily forgotten.
+        backend: object = None if isinstance(cast("object", telemetry), type) else telemetry
         for hook in HOOKS if telemetry is not None else ():
-            # A class has them, too: the parentheses are easily forgotten.
-            check_callable(f"telemetry.{hook}", None if isinstance(telemetry, type) else getattr(telemetry, hook, None))
+            check_callable(f"telemetry.{hook}", getattr(backend, hook, None))
         if max_in_flight < 0 or max_kept_bytes < 0:
             raise ConfigurationError("max_in_flight and max_kept_bytes must be 0 or more")
         if lease <= timedelta(0) or drain < timedelta(0) or max_stall <= timedelta(0):
