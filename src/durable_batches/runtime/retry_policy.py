@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, cast
 
 from durable_batches.clock import SystemClock
 from durable_batches.errors import ConfigurationError
@@ -138,7 +138,7 @@ class RetryPolicy:
         if self.retryable is None:
             return True
         try:
-            decision: object = self.retryable(error)
+            decision = cast("object", self.retryable(error))
         except KeyboardInterrupt:
             raise
         except BaseException as mistake:  # noqa: BLE001  (user code that judges an error must not take its place)
