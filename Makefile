@@ -153,7 +153,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --co
 
 $(VENV)/.installed-demo: $(VENV)/.made-for pyproject.toml constraints.txt
 	@echo 'Installing what the demonstration needs ...'
-	@$(PIP_INSTALL) --editable '.[cli,extraction]'
+	@$(PIP_INSTALL) --editable '.[cli,extraction,web]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.made-for pyproject.toml requirements-dev.txt constraints.txt

@@ -98,6 +98,7 @@ async def test_the_demonstration_runs_to_its_end_and_a_second_run_repeats_nothin
     first = run(folder, "--pace", "0", "--out", "graph.json")
     assert first.returncode == 0, first.stderr
     assert f"reading the text files in texts: {DOCUMENTS} documents" in first.stdout
+    assert "its page, from another terminal: durable-batches serve --store demo.db" in first.stdout
     assert "licences" in first.stdout
     assert "pydantic" in first.stdout
     recorded, now, earlier = numbers(r"(\d+) activities: (\d+) run now, (\d+) recorded earlier", first.stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -195,6 +196,7 @@ class Demo:
             total = (await batches.snapshot(batch_id)).counts.total
             self._print(f"reading {self._source_text}: {total} documents; the batch {batch_id} is kept in {self.db}")
         if existing is None or not _has_ended(existing.newest):
+            self._print(f"its page, from another terminal: durable-batches serve --store {shlex.quote(str(self.db))}")
             async with aclosing(batches.watch(batch_id)) as snapshots:
                 await follow(snapshots, self.console, resolving=RESOLVING)
         return await self._conclude(batches, batch_id)
