@@ -51,11 +51,11 @@ class Precedence(Enum):
 
 
 class StopSignal(NamedTuple):
-    """A signal that asks the process to stop, as a listener is told of it."""
+    """A signal that asks the process to stop, as a listener receives it."""
 
     number: int
     ordinal: int
-    """Of those that the listener was told of since it listens, from 1; those with another `alone` are not counted: a
+    """Of those that the listener has received, from 1; those with another `alone` are not counted: a
     server raises the signal again when it has stopped."""
     alone: bool
     """Whether the listener takes the place of the handler that was there: then it is to end the process."""

@@ -31,7 +31,7 @@ if find_spec("opentelemetry") is None:
     raise MissingExtraError("otel", "opentelemetry-api")
 
 from opentelemetry.context import Context
-from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter_provider
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation, get_meter_provider
 from opentelemetry.trace import (
     Link,
     Span,
@@ -104,36 +104,20 @@ class OpenTelemetry:
         self._make_instruments(meters.get_meter(_NAME, VERSION))
 
     def _make_instruments(self, meter: Meter) -> None:
-        self._batches = meter.create_histogram(
-            "durable_batches.batch.duration",
-            "s",
-            "From the submission of a batch to the end of its run",
-            explicit_bucket_boundaries_advisory=_HOURS,
+        def histogram(name: str, unit: str, description: str, boundaries: Sequence[float]) -> Histogram:
+            return meter.create_histogram(
+                f"durable_batches.{name}", unit, description, explicit_bucket_boundaries_advisory=boundaries
+            )
+
+        self._batches = histogram("batch.duration", "s", "From the submission of a batch to the end of its run", _HOURS)
+        self._attempts = histogram(
+            "attempt.duration", "s", "Of an attempt of a document, until its outcome is recorded", _SECONDS
         )
-        self._attempts = meter.create_histogram(
-            "durable_batches.attempt.duration",
-            "s",
-            "Of an attempt of a document, until its outcome is recorded",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+        self._activities = histogram("activity.duration", "s", "Of an attempt of a call of an activity", _SECONDS)
+        self._commits = histogram(
+            "commit.duration", "s", "Of a commit of a worker's facts, outages of the store included", _SECONDS
         )
-        self._activities = meter.create_histogram(
-            "durable_batches.activity.duration",
-            "s",
-            "Of an attempt of a call of an activity",
-            explicit_bucket_boundaries_advisory=_SECONDS,
-        )
-        self._commits = meter.create_histogram(
-            "durable_batches.commit.duration",
-            "s",
-            "Of a commit of a worker's facts, outages of the store included",
-            explicit_bucket_boundaries_advisory=_SECONDS,
-        )
-        self._facts = meter.create_histogram(
-            "durable_batches.commit.facts",
-            "{fact}",
-            "In one commit",
-            explicit_bucket_boundaries_advisory=_FACTS_EACH,
-        )
+        self._facts = histogram("commit.facts", "{fact}", "In one commit", _FACTS_EACH)
         self._claimed = meter.create_counter(
             "durable_batches.document.claimed", "{document}", "Documents, and resolvers, that workers have claimed"
         )

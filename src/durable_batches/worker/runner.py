@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
@@ -131,15 +131,22 @@ class Runner:
         self._failures.isolated(claim, isolation["since"], seconds)
         return HeldExecution(attempt, isolation["window"], seconds)
 
-    async def run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
-        """Run a document or a resolver, and report how it ended."""
+    def running(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> Coroutine[Any, Any, None]:
+        """Make the coroutine that runs a document or a resolver, with telemetry where there is any."""
         if self._reporting is None:
-            await self._run(held, claim, workflow)
-        else:
-            with self._reporting.attempt(claim) as held.end:
-                await self._run(held, claim, workflow)
+            # Not awaited by another coroutine, which each step of the document would go through.
+            return self.run(held, claim, workflow)
+        return self.run_reported(self._reporting, held, claim, workflow)
 
-    async def _run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
+    async def run_reported(
+        self, reporting: Reporting, held: HeldExecution, claim: Claim, workflow: AnyWorkflow
+    ) -> None:
+        """Run a document or a resolver as an attempt of which telemetry is told."""
+        with reporting.attempt(claim) as held.end:
+            await self.run(held, claim, workflow)
+
+    async def run(self, held: HeldExecution, claim: Claim, workflow: AnyWorkflow) -> None:
+        """Run a document or a resolver, and report to the store how it ended."""
         run = self._resolve if claim.execution.position == RESOLVER_POSITION else self._run_document
         task = asyncio.current_task()
         try:

@@ -293,7 +293,7 @@ class Scheduler:
         if self._closing:
             # Its claim was under way already; nothing of it begins.
             held.attempt.stop(self._stop_reason, drain=self._drains)
-        task = asyncio.create_task(self._runner.run(held, claim, workflow))
+        task = asyncio.create_task(self._runner.running(held, claim, workflow))
         self._tasks[task] = (held, claim)
         self._none_runs.clear()
         task.add_done_callback(partial(self._has_run, held, claim))
