@@ -238,7 +238,7 @@ OPTIONS: Final[Table] = {
         "min_failures": (*FROM_1, None),
         "tag": Anything("the type's own"),
     },
-    "DurableActivity": {"fn": FUNCTION, **ACTIVITY, "namespace": Anything("of the decorator")},
+    "DurableActivity": {"fn": (*FUNCTION, act), **ACTIVITY, "namespace": Anything("of the decorator")},
     "DurableActivity.override": {"fake": (*FUNCTION, None)},
     "DurableActivity.with_options": {"stage": STAGE, "key": (*TEXT, ""), "retry": RETRY, "timeout": POSITIVE},
     "Environment.advance": {"by": (*FROM_NOTHING, None)},
@@ -276,7 +276,7 @@ OPTIONS: Final[Table] = {
     "Workflow": {"fn": (*FUNCTION, sync_link), **WORKFLOW, "namespace": Anything("of the decorator")},
     "default_classifier": {"error": ERROR},
     "dependency": {"provider": (*FUNCTION, None, greet)},
-    "durable_activity": {"fn": FUNCTION, **ACTIVITY},
+    "durable_activity": {"fn": (*FUNCTION, act), **ACTIVITY},
     "enter_stage": {"stage": (*STAGE, None)},
     "map_activity": {
         "activity": (*FUNCTION, None),

@@ -81,6 +81,8 @@ class DurableActivity(Generic[P, T_co]):
         timeout: timedelta | None = None,
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
+        if isinstance(fn, DurableActivity):
+            raise ActivityDefinitionError(f"{fn!r} is a durable activity already; use its with_options()")
         definition = ActivityDefinition[T_co](
             fn, name=name, version=version, key=key, ignore=ignore, namespace=namespace
         )
