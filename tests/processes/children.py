@@ -93,11 +93,16 @@ class Child:
         Raises:
             AssertionError: It ended before.
         """
-        what = f"{self.job.process} to stop" + (f" at {mark!r}" if mark else "")
-        await self._process.until(lambda: True if self._process.stopped or not self.running else None, what)
+        running = await self.stopped_or_ended()
         stops = self.stops()
-        assert self.running, f"{self.job.process} ended before {mark!r}, after {stops}: {self.errors}"
+        assert running, f"{self.job.process} ended before {mark!r}, after {stops}: {self.errors}"
         assert mark is None or stops[-1:] == [mark], f"{self.job.process} stopped at {stops}, not at {mark!r}"
+
+    async def stopped_or_ended(self) -> bool:
+        """Return whether it stands still where it was told to stop next; False: it ended before."""
+        what = f"{self.job.process} to stop or end"
+        await self._process.until(lambda: True if self._process.stopped or not self.running else None, what)
+        return self.running
 
     def stops(self) -> list[str]:
         """The marks at which it has stopped itself."""

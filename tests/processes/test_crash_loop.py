@@ -5,11 +5,13 @@ And those that were only there: they run again at once, all of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.processes.books import LINES
 from tests.processes.children import Child, checker_of, children
 from tests.processes.clocks import SharedClock
 from tests.processes.databases import Database
@@ -27,6 +29,7 @@ from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.records import RESOLVER_POSITION
 from durable_batches.stores import Store
+from durable_batches.testing.history.checker import HistoryChecker
 from durable_batches.testing.virtual.effects import EffectsLog
 from durable_batches.worker.process_identity import is_dead
 
@@ -172,6 +175,42 @@ async def test_one_kill_slows_nothing_down(tmp_path: Path, database: Database, d
         page = await store.documents(BatchId("batch"), limit=documents, inputs=False)
         assert {(each.execution.crashes, each.execution.alone) for each in page} == {(1, False)}
         assert len(page) == documents
+
+
+async def test_a_document_and_a_resolver_that_go_on_each_time_are_never_given_up(
+    tmp_path: Path, database: Database
+) -> None:
+    """Sixty recorded steps each, and a process that is killed in every twelfth: more often than `max_crashes`."""
+    steps, max_crashes = 12, 2
+    effects = EffectsLog(tmp_path / "effects.log")
+    checker = HistoryChecker(effects=effects, calls_at_once=1)
+    victims: list[str] = []
+    with children() as start:
+        while True:
+            child = start(
+                Job(
+                    process=f"process-{len(victims)}",
+                    folder=str(tmp_path),
+                    store=database.place,
+                    max_crashes=max_crashes,
+                    scenario="book",
+                    stops=[f"line: begun#{steps}"],
+                )
+            )
+            if not await child.stopped_or_ended():
+                break
+            assert child.kill()
+            victims.append(child.job.process)
+            checker.acknowledged("batch", ["book"])
+        result = await child.result()
+    assert (result["state"], result["resolution"]) == ("completed", sum(range(LINES)))
+    async with database.open() as store:
+        await checker.verify(store, interrupted=victims, finished=True, everyone_left=True)
+    # Each of them lost the call that it was killed in, and nothing else was paid twice.
+    begun = Counter((effect.document_id, effect.key) for effect in effects.read() if effect.phase == "start")
+    assert Counter(document_id for document_id, _ in begun) == {"book": LINES, "": LINES}
+    assert begun.total() == 2 * LINES + len(victims)
+    assert len(victims) == 2 * LINES // (steps - 1)
 
 
 async def _check_failures(store: Store, poisoned: set[str], max_crashes: int) -> None:
