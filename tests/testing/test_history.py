@@ -292,6 +292,27 @@ async def test_a_fenced_process_that_tries_again_what_another_has_begun_is_found
     assert await history.promises(history.checker(), fenced=["process-1", "process-2"]) == {19}
 
 
+@pytest.mark.parametrize(
+    ("phases", "broken"), [(["error"], set[str]()), (["end"], set[str]()), (["end", "end"], {"6", "7"})]
+)
+async def test_a_result_may_come_late_when_its_call_was_begun_elsewhere(
+    history: History, phases: list[str], broken: set[str]
+) -> None:
+    """By a process that failed in vain, or that was at it; but not by two that came to a result."""
+    mine = next(mark for mark in history.marks() if mark[3] == "stumble" and mark[7] == "end")
+    lines = history.log.read_text().splitlines()
+    place = 1 + next(index for index, line in enumerate(lines) if line and json.loads(line) == mine)
+    between = [
+        json.dumps(["process-2", *mine[1:6], f"process-2.{number}", each, mine[8]])
+        for number, phase in enumerate(phases)
+        for each in ("start", phase)
+    ]
+    history.log.write_text("\n".join([*lines[:place], *between, *lines[place:]]) + "\n")
+    async with opened(file_in(history.folder)) as store:
+        violations = await history.checker().check(store, fenced=["process-1"])
+    assert {violation[0] for violation in violations} == broken
+
+
 async def test_a_result_from_nowhere_is_found_out(history: History) -> None:
     history.change("""UPDATE activity SET payload = CAST('{"run":"process-9.1"}' AS BLOB) WHERE key LIKE 'split:%'""")
     assert await history.promises(history.checker()) == {4}

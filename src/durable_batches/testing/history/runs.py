@@ -265,7 +265,12 @@ def _calls(effects: Iterable[Effect]) -> dict[str, list[_Run]]:
 
 def _ran_after(source: str, runs: Sequence[_Run], fenced: Collection[str], as_of: float) -> bool:
     place = next(index for index, run in enumerate(runs) if source in (*run.returned, *run.raised))
-    return any(run.process not in fenced and run.began <= as_of for run in runs[place + 1 :])
+    later = [run for run in runs[place + 1 :] if run.process not in fenced and run.began <= as_of]
+    if runs[place].process in fenced:
+        # Its result may have come late, when another process had begun the call: runs whose failures were forgotten
+        # leave room for it, and one may have been under way.
+        later = [run for run in later if not run.failed][1:]
+    return bool(later)
 
 
 def _idempotency_key(batch_id: str, document_id: str, key: str) -> str:

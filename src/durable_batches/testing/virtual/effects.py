@@ -41,7 +41,7 @@ class Effect:
     """The id of one execution of the body: the same in its two marks, and in no others."""
     phase: Literal["start", "end", "error"]
     at: float
-    """Seconds on the boot clock, which all processes of the machine share."""
+    """When it did, in seconds on the boot clock, which all processes of the machine share."""
 
 
 class EffectsLog:
@@ -74,16 +74,18 @@ class EffectsLog:
         Raises:
             NotInActivityError: Not within an activity that an orchestrator runs.
         """
+        # First of all: a process may be made to stand still between any two instructions.
+        at = self._clock.boot()
         run = f"{self.process}.{next(self._runs)}"
-        self._mark(name, run, "start")
+        self._mark(name, run, "start", at)
         try:
             yield run
         except BaseException:
-            self._mark(name, run, "error")
+            self._mark(name, run, "error", self._clock.boot())
             raise
-        self._mark(name, run, "end")
+        self._mark(name, run, "end", self._clock.boot())
 
-    def _mark(self, name: str, run: str, phase: Literal["start", "end", "error"]) -> None:
+    def _mark(self, name: str, run: str, phase: Literal["start", "end", "error"], at: float) -> None:
         context = current_activity()
         fields = (
             self.process,
@@ -94,7 +96,7 @@ class EffectsLog:
             context.attempt,
             run,
             phase,
-            self._clock.boot(),
+            at,
         )
         self.write(json.dumps(fields, separators=(",", ":")))
 
