@@ -145,6 +145,7 @@ WORKER: Final[Mapping[str, Values]] = {
     "dependencies": DEPENDENCIES,
     "signals": FLAG,
     "telemetry": (*INSTANCE, OpenTelemetry),
+    "store_gauges": POSITIVE,
     "clock": CLOCK,
 }
 ACTIVITY: Final[Mapping[str, Values]] = {
@@ -388,7 +389,7 @@ MADE_BY_THE_LIBRARY: Final = frozenset(
     CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
     DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext Explanation Failed HistoryStats
     HistoryViolation LongCalls Pause Pending RawDocument RecordingActivityContext Resolving RunStats Stage
-    StageCount SubmissionDetails WebApp WorkerGauges""".split()
+    StageCount SubmissionDetails WebApp WorkerGauges WorkflowGauges""".split()
 )
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 

@@ -80,6 +80,7 @@ DURATIONS: list[tuple[Callable[..., Any], str]] = [
     (worker, "blocked_warning"),
     (worker, "long_call_warning"),
     (worker, "client_retry_warning"),
+    (worker, "store_gauges"),
     (postgres, "statement_timeout"),
     (postgres, "lock_timeout"),
     (script, "drain"),

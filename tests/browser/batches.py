@@ -56,7 +56,9 @@ class Shop:
                 case "bad":
                     raise ValueError(f"cannot make sense of {rest}")
                 case "dear":
-                    raise QuotaExhausted("the account is empty")
+                    # Afterwards the others would wait until the provider is asked again.
+                    await self.rest("paused", succeeded=4)
+                    raise QuotaExhausted("the account is empty", retry_after=timedelta(hours=1))
                 case _:
                     pass
             return text
@@ -94,6 +96,9 @@ class Shop:
 
         await eventually(has)
 
+    async def _is_paused(self, batch_id: str) -> bool:
+        return (await self.snapshot(batch_id)).paused
+
     async def fill(self) -> None:
         """Have one batch of each kind."""
         good = [f"letter {number}" for number in range(24)]
@@ -103,7 +108,7 @@ class Shop:
         await self.submit("failed", [*good, "bad page 7"], AbortAll())
         await self.batches.result("failed")
         await self.submit("paused", ["dear letter", *good[:4]])
-        await self.rest("paused", succeeded=4)
+        await eventually(lambda: self._is_paused("paused"))
         await self.submit("live", [*good, *bad, *(f"slow letter {number}" for number in range(13))])
         await self.rest("live", succeeded=len(good), failed=len(bad))
 

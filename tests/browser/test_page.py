@@ -54,7 +54,7 @@ async def shown(tab: Tab, *, ended: bool = False) -> None:
 async def test_everybody_can_read_it(view: str, looks: Looks, filled: Server, tabs: Tabs) -> None:
     tab = await tabs.open(url_of(filled, view), looks)
     if view == LIST:
-        states = ["thinking", "reading, paused", "failed", "completed"]
+        states = ["thinking", "thinking, paused", "failed", "completed"]
         await expect(tab.page.locator("tbody .tag")).to_have_text(states)
     else:
         await shown(tab, ended=view in ("failed", "completed"))

@@ -15,6 +15,7 @@ from durable_batches.telemetry.hooks import (
     SubmissionDetails,
     Telemetry,
     WorkerGauges,
+    WorkflowGauges,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "SubmissionDetails",
     "Telemetry",
     "WorkerGauges",
+    "WorkflowGauges",
 ]
 
 if not TYPE_CHECKING:  # to checkers, it would make every name one of the module's

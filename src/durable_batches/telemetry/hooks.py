@@ -5,7 +5,7 @@ A backend implements `Telemetry`. No payload, text of an error or label of a bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ __all__ = [
     "SubmissionDetails",
     "Telemetry",
     "WorkerGauges",
+    "WorkflowGauges",
 ]
 
 AttemptOutcome: TypeAlias = Literal["succeeded", "failed", "retried", "released"]
@@ -105,6 +106,20 @@ class BatchDetails:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkflowGauges:
+    """The unfinished batches of a workflow, as a worker has last read them from its store."""
+
+    workflow: str
+    batches: Mapping[str, int]
+    """How many there are, by state."""
+    documents: Mapping[str, int]
+    """How many documents they have, by status; every status is there."""
+    claim_lag_seconds: float
+    """For how long the one that has waited longest has had a document to claim, and none has been claimed; 0: none has.
+    As far as the worker has seen it: the time before its first reading does not count."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerGauges:
     """A worker at one moment."""
 
@@ -116,6 +131,11 @@ class WorkerGauges:
     max_in_flight: int
     lease_seconds: float
     """How long its lease lasts yet; negative: it is lost, or about to be found so."""
+    lease_age_seconds: float
+    """The time since its lease was last renewed."""
+    workflows: Sequence[WorkflowGauges] = ()
+    """What its store had at the last reading, for `Worker(store_gauges=)`; empty before, and while the store cannot be
+    read."""
 
 
 class EndOfAttempt(Protocol):

@@ -24,6 +24,7 @@ from durable_batches.telemetry.hooks import (
     EndOfCommit,
     SubmissionDetails,
     WorkerGauges,
+    WorkflowGauges,
 )
 from durable_batches.version import VERSION
 
@@ -59,6 +60,7 @@ _ATTEMPT: Final = "durable_batches.attempt"
 _ACTIVITY: Final = "durable_batches.activity.name"
 _OUTCOME: Final = "durable_batches.outcome"
 _STATE: Final = "durable_batches.batch.state"
+_STATUS: Final = "durable_batches.document.status"
 _FACTS: Final = "durable_batches.commit.facts"
 _EVENTS: Final = "durable_batches.commit.events"
 _CLAIMED: Final = "durable_batches.commit.claimed"
@@ -135,6 +137,27 @@ class OpenTelemetry:
             [self._shortest_lease],
             "s",
             "How long the lease of a worker lasts yet: of several in the process, the shortest",
+        )
+        meter.create_observable_gauge(
+            "durable_batches.worker.lease.age",
+            [self._oldest_lease],
+            "s",
+            "The time since the lease of a worker was renewed: of several in the process, the longest",
+        )
+        meter.create_observable_up_down_counter(
+            "durable_batches.batch.active", [self._unfinished], "{batch}", "Unfinished batches in the store, by state"
+        )
+        meter.create_observable_up_down_counter(
+            "durable_batches.document.count",
+            [self._documents],
+            "{document}",
+            "Documents of the unfinished batches in the store, by status",
+        )
+        meter.create_observable_gauge(
+            "durable_batches.claim.lag",
+            [self._claim_lag],
+            "s",
+            "For how long a batch in the store has had a document to claim, and none was claimed: the longest",
         )
 
     # ---- hooks -----------------------------------------------------------------------------------------------
@@ -299,6 +322,29 @@ class OpenTelemetry:
 
     def _shortest_lease(self, options: CallbackOptions) -> Iterable[Observation]:
         return [Observation(min(each.lease_seconds for each in found))] if (found := self._read()) else []
+
+    def _oldest_lease(self, options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(max(each.lease_age_seconds for each in found))] if (found := self._read()) else []
+
+    def _workflows(self) -> Iterable[WorkflowGauges]:
+        return (each for gauges in self._read() for each in gauges.workflows)
+
+    def _unfinished(self, options: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(count, {_WORKFLOW: each.workflow, _STATE: state})
+            for each in self._workflows()
+            for state, count in each.batches.items()
+        ]
+
+    def _documents(self, options: CallbackOptions) -> Iterable[Observation]:
+        return [
+            Observation(count, {_WORKFLOW: each.workflow, _STATUS: status})
+            for each in self._workflows()
+            for status, count in each.documents.items()
+        ]
+
+    def _claim_lag(self, options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(each.claim_lag_seconds, {_WORKFLOW: each.workflow}) for each in self._workflows()]
 
 
 def _fail(span: Span, error_type: str) -> None:

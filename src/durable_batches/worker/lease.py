@@ -38,6 +38,11 @@ class Lease:
         if waiting:
             waiting[0].get_loop().call_soon_threadsafe(self._wake)
 
+    @property
+    def age(self) -> float:
+        """The time since the store was asked for the latest renewal, in seconds; infinite before the first one."""
+        return self._clock.boot() - self.until + self._seconds
+
     def holds(self) -> bool:
         """Return whether the lease cannot have run out in the store."""
         return self._clock.boot() < self.until

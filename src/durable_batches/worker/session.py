@@ -290,6 +290,7 @@ class Session:
             calls=sum(len(held.attempt.calls) for held in running),
             max_in_flight=self._options.capacity,
             lease_seconds=left,
+            lease_age_seconds=self._lease.age,
         )
 
     # ---- its life ----------------------------------------------------------------------------------------------

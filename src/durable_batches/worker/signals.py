@@ -80,7 +80,7 @@ class LeaseSignals:
 class WorkerSignals:
     """All signals of one worker, the same through all of its sessions."""
 
-    __slots__ = ("journal", "lease", "membership", "news", "scheduler")
+    __slots__ = ("journal", "lease", "membership", "news", "scheduler", "store_read")
 
     def __init__(self) -> None:
         self.journal: Final = JournalSignals()
@@ -88,3 +88,5 @@ class WorkerSignals:
         self.membership: Final = MembershipSignals()
         self.lease: Final = LeaseSignals()
         self.news: Final = NewsSignals()
+        self.store_read: Final = Signal[bool]()
+        """The gauges of the store were read: whether that has succeeded."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, Self, cast
@@ -51,6 +52,7 @@ from durable_batches.worker.selection import BatchFilter, Selection
 from durable_batches.worker.session import Session, SessionOptions
 from durable_batches.worker.shutdown import Shutdown
 from durable_batches.worker.signals import WorkerSignals
+from durable_batches.worker.store_watch import StoreWatch
 
 __all__ = ["Worker"]
 
@@ -95,6 +97,9 @@ class Worker:
             `Retry-After`, before the log has a warning, once an activity. None: no warning.
         telemetry: Follows its work, for traces and metrics: `durable_batches.telemetry.OpenTelemetry()`, or a backend
             of your own. None: nobody does, and nothing is measured.
+        store_gauges: How often to count in the store, for telemetry, the unfinished batches of its workflows and their
+            documents, also those that other workers run; at most a twentieth of the time is spent on it. One worker of
+            a store is enough. None: never.
         dependencies: Replacements of dependencies by provider, for tests: a value, or `dependency(other)` to open
             another provider.
         clock: The source of time.
@@ -120,6 +125,7 @@ class Worker:
         batches: BatchFilter | Literal["all", "mine"] = "all",
         max_kept_bytes: int = 64 * 1024 * 1024,
         telemetry: Telemetry | None = None,
+        store_gauges: timedelta | None = None,
         dependencies: Mapping[Provider, object] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -138,6 +144,11 @@ class Worker:
             check_duration(name, after, optional=True)
             if after is not None and after <= timedelta(0):
                 raise ConfigurationError(f"{name} must be positive, or None for no warning")
+        check_duration("store_gauges", store_gauges, optional=True)
+        if store_gauges is not None and store_gauges <= timedelta(0):
+            raise ConfigurationError("store_gauges must be positive, or None for no reading")
+        if store_gauges is not None and telemetry is None:
+            raise ConfigurationError("store_gauges is for telemetry, and there is none: give telemetry=, too")
         check_dependencies("dependencies", dependencies)
         check_clock(clock)
         # A class has them, too: the parentheses are easily forgotten.
@@ -190,6 +201,11 @@ class Worker:
         self._loading: set[BatchId] = set()
         self._in_transactions = OpenTransactions()
         self._stop_watching: Callable[[], None] | None = None
+        self._store_watch: Final = (
+            None
+            if store_gauges is None
+            else StoreWatch(store, self._clock, store_gauges, self._workflows.values, self._signals.store_read)
+        )
 
     # ---- for users -------------------------------------------------------------------------------------------
 
@@ -458,6 +474,8 @@ class Worker:
             await self._begin()
             if self._reporting is not None:
                 self._stop_watching = self._reporting.watch(self._gauges)
+            if self._store_watch is not None:
+                self._store_watch.open()
         except BaseException:
             await self._close()
             raise
@@ -477,7 +495,10 @@ class Worker:
 
     def _gauges(self) -> WorkerGauges | None:
         session = self._session
-        return None if session is None else session.gauges()
+        gauges = None if session is None else session.gauges()
+        if gauges is None or self._store_watch is None:
+            return gauges
+        return replace(gauges, workflows=self._store_watch.latest)
 
     async def _close(self) -> None:
         self._closing.set()
@@ -491,6 +512,8 @@ class Worker:
             if self._stop_watching is not None:
                 self._stop_watching()
                 self._stop_watching = None
+            if self._store_watch is not None:
+                await self._store_watch.close()
             try:
                 await self._dependencies.close()
             finally:
