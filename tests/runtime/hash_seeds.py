@@ -7,8 +7,11 @@ import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, SerializeAsAny, field_serializer, model_serializer
 from typing_extensions import TypedDict
@@ -111,6 +114,16 @@ class Job:
 
 
 TAGS = Tags(names=NAMES, counts=dict.fromkeys(NAMES, 1))
+TIMES = {datetime(2031, 7, 1, tzinfo=ZoneInfo(f"Europe/{city}")) for city in ("Berlin", "Paris", "Rome")}
+
+
+class Rates(BaseModel):
+    """Its fields equal their defaults."""
+
+    rate: Decimal = Decimal("1.0")
+    since: datetime = datetime(2031, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+
+
 DATA = Data(frozenset(NAMES), [TAGS])
 
 ARGUMENTS: dict[str, tuple[Any, Any]] = {
@@ -156,6 +169,8 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "anything: dataclass that cannot be recorded": (Any, [Job(NAMES)]),
     "anything: deque": (Any, deque([NAMES])),
     "anything: object": (object, [DATA, {"a": NAMES}]),
+    "times in zones": (set[datetime], TIMES),
+    "anything: times in zones": (Any, [TIMES, Rates()]),
     "dict of anything": (dict[str, Any], dict.fromkeys(NAMES, TAGS)),
 }
 

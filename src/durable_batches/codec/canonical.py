@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, core_schema, to_json
 
 from durable_batches.codec.exactness import certain_of
-from durable_batches.codec.hidden import Hidden, may_hide
+from durable_batches.codec.hidden import Hidden, may_hide, may_hide_more
 from durable_batches.codec.parts import types_in
 from durable_batches.codec.refusals import (
+    has_secret,
     is_suspicious,
     refusal_of,
     refuse_iterator,
@@ -49,26 +50,27 @@ class Digester:
     Args:
         annotation: The parameter's.
         what: What the values are, for messages.
-        as_before: Encode them as up to 0.2.0, which took some fields as they are (`had_other_form`).
+        as_before: Encode them as up to 0.2.0, which took some fields as they are, and did not see all that a value
+            hides (`had_other_form`).
 
     Attributes:
         had_other_form: Whether some values may have another form with `as_before`.
         encode: Encodes a value: what is written of it, and what is hidden in it. Raises PayloadError.
         hidden: What values may hide.
-        loose: Whether values of several types may be written the same way.
+        loose: Whether values of several types, or with several secrets, may be written the same way.
     """
 
     __slots__ = ("_certain", "_scalar", "_serializer", "_what", "encode", "had_other_form", "hidden", "loose")
 
     def __init__(self, annotation: Any, what: str, *, as_before: bool = False) -> None:
         own = schema_of(annotation, what)
-        self.had_other_form: bool = passes_over_fields(own)
+        self.had_other_form: bool = passes_over_fields(own) or may_hide_more(own)
         plain = configured(own, every_field=not as_before)
         schema = _canonical(plain, every_field=not as_before)
         self._serializer = serializer_of(schema)
         self._what = what
-        self.hidden: Hidden = Hidden(plain, what, _hidden_in, _encoded)
-        self.loose: bool = "any" in types_in(plain)
+        self.hidden: Hidden = _hidden(plain, what, as_before=as_before)
+        self.loose: bool = "any" in types_in(plain) or has_secret(plain)
         self._certain = certain_of(plain)
         # Once a call: a type that can hide nothing is not asked.
         hides = self._certain is not None and may_hide(plain)
@@ -222,18 +224,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _hidden_in(cls: Any) -> Hidden | None:
-    digester = _digester_of(cls)
-    return None if digester is None else digester.hidden
+def _hidden(schema: Any, what: str, *, as_before: bool) -> Hidden:
+    def encoded(value: Any) -> bytes:
+        return _of_anything(as_before).encode(value)
+
+    return Hidden(schema, what, partial(_hidden_in, as_before), encoded, as_before=as_before)
 
 
-def _encoded(value: Any) -> bytes:
-    return _of_anything().encode(value)
+@lru_cache(maxsize=2)
+def _of_anything(as_before: bool) -> Digester:
+    return Digester(Any, "it", as_before=as_before)
 
 
-@lru_cache(maxsize=1)
-def _of_anything() -> Digester:
-    return Digester(Any, "it")
+@lru_cache(maxsize=1024)
+def _hidden_in(as_before: bool, cls: type[Any]) -> Hidden | None:
+    what = f"a value of {cls.__name__}"
+    try:
+        return _hidden(configured(schema_of(cls, what)), what, as_before=as_before)
+    except ActivityDefinitionError:
+        return None
 
 
 @lru_cache(maxsize=1024)

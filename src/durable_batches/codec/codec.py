@@ -9,6 +9,7 @@ run code.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, TypeVar
 
@@ -17,7 +18,7 @@ from pydantic_core import PydanticSerializationError
 
 from durable_batches.codec.comparison import difference
 from durable_batches.codec.exactness import certain_of
-from durable_batches.codec.parts import types_in
+from durable_batches.codec.parts import parts_in
 from durable_batches.codec.refusals import (
     first_problem,
     is_suspicious,
@@ -28,6 +29,7 @@ from durable_batches.codec.refusals import (
     refuse_unstorable,
 )
 from durable_batches.codec.schemas import configured, scalar_of, schema_of, serializer_of, validator_of
+from durable_batches.codec.unwritten import TYPES
 from durable_batches.errors import PayloadError, PayloadTooLargeError
 
 __all__ = ["MAX_PAYLOAD_BYTES", "Codec", "payload_of"]
@@ -52,7 +54,7 @@ class Codec(Generic[T]):
         ActivityDefinitionError: Values of this annotation cannot be recorded.
     """
 
-    __slots__ = ("_certain", "_limit", "_scalar", "_serializer", "_strict", "_validator", "_what", "_zones")
+    __slots__ = ("_certain", "_limit", "_loosely_equal", "_scalar", "_serializer", "_strict", "_validator", "_what")
 
     def __init__(self, annotation: Any, what: str, *, limit: int = MAX_PAYLOAD_BYTES) -> None:
         schema = configured(schema_of(annotation, what))
@@ -66,7 +68,7 @@ class Codec(Generic[T]):
         # Only these can hold values that JSON cannot represent.
         self._strict = may_be_unstorable(schema)
         self._certain = certain_of(schema)
-        self._zones = not types_in(schema).isdisjoint(("datetime", "time"))
+        self._loosely_equal = any(map(_is_loosely_equal, parts_in(schema)))
 
     def encode(self, value: T) -> bytes:
         """Encode a value.
@@ -120,10 +122,15 @@ class Codec(Generic[T]):
             return payload, value
         decoded = self._decoded(payload, reading=False)
         if self._certain is not None and not self._certain(value):
-            changed = difference(value, decoded, zones=self._zones)
+            changed = difference(value, decoded, loosely_equal=self._loosely_equal)
             if changed is not None:
                 raise PayloadError(self._what, *changed)
         return payload, decoded
+
+
+def _is_loosely_equal(part: dict[str, Any]) -> bool:
+    """Tell whether values of a part may be equal to what has not all of them."""
+    return part["type"] in TYPES or part.get("cls") is defaultdict
 
 
 class payload_of:  # noqa: N801  (used like a function)

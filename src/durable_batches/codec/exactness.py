@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, time
 from typing import Any, Final, TypeAlias
 
+from durable_batches.codec.comparison import equal
 from durable_batches.codec.parts import choices_of, parts_by_ref, types_in
 from durable_batches.codec.shapes import is_dict, is_sequence
 from durable_batches.codec.unions import without_names
+from durable_batches.codec.unwritten import is_negative_zero, is_written_whole
 
-__all__ = ["SCALARS", "Certain", "certain_of", "has_fixed_zone", "is_excluded", "is_json"]
+__all__ = ["SCALARS", "Certain", "certain_of", "is_excluded", "is_json"]
 
 Certain: TypeAlias = Callable[[Any], bool]
 """Whether a value is certainly written whole, and read as it was; False: it has to be looked at."""
@@ -31,17 +33,17 @@ _TEXT_CHANGES: Final = ("strip_whitespace", "to_lower", "to_upper")
 _CONFIGURED_CHANGES: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper")
 _KEYS: Final[Mapping[str, type[Any]]] = {"str": str, "int": int}
 
+_LOOSELY_EQUAL: Final = frozenset("float decimal datetime time complex".split())
+"""Types of which values that are equal may be written in several ways."""
+
+_EMPTY: Final = (list, dict, set, tuple, frozenset)
+
 _MISSING: Final = object()
 
 
 def certain_of(schema: Any) -> Certain | None:
     """Compile the predicate of a schema; None: all values that the serializer takes are certain."""
     return _Compiler(parts_by_ref(schema)).of(schema)
-
-
-def has_fixed_zone(value: datetime | time) -> bool:
-    """Tell whether a time has no zone, or one with a single offset, which is all that can be written of a zone."""
-    return value.tzinfo is None or value.tzinfo.utcoffset(None) is not None
 
 
 def is_excluded(field: Mapping[str, Any]) -> bool:
@@ -78,9 +80,9 @@ class _Compiler:
             case "nullable":
                 return self._nullable(self.of(part["schema"]))
             case "default":
-                return self._defaulting(part["schema"])
+                return self._defaulting(part)
             case "datetime" | "time":
-                return _zone_is_fixed
+                return _is_whole_time
             case "any":
                 return is_json
             case "model":
@@ -131,10 +133,25 @@ class _Compiler:
             return inner
         return lambda value: value is None or inner(value)
 
-    def _defaulting(self, inner: dict[str, Any]) -> Certain | None:
-        # A default is left out of a key, and equals values of another type: 0 and False, 1 and 1.0.
+    def _defaulting(self, part: dict[str, Any]) -> Certain | None:
+        # A default is left out of a key, and equals values of another type, 0 and False, or that are written in
+        # another way, 1.0 and 1.00.
+        inner: dict[str, Any] = part["schema"]
         certain = self.of(inner)
-        return _never if certain is None and "union" in types_in(inner) else certain
+        types = types_in(inner)
+        if certain is _never or (certain is None and "union" in types):
+            return _never
+        if types.isdisjoint(_LOOSELY_EQUAL) or part.get("default_factory") in _EMPTY:
+            return certain
+        default = part.get("default", _MISSING)
+        if default is _MISSING:
+            return _never
+        if type(default) is float:
+            return certain if default else _same_zero
+        if default is None or (type(default) in _EMPTY and not default):
+            return certain
+        told_apart = _told_apart_from(default)
+        return told_apart if certain is None else lambda value: told_apart(value) and certain(value)
 
     def _model(self, part: dict[str, Any]) -> Certain:
         config: dict[str, Any] = part.get("config") or {}
@@ -275,6 +292,16 @@ def is_json(value: Any) -> bool:
     return True
 
 
-def _zone_is_fixed(value: Any) -> bool:
-    """See `has_fixed_zone`; what is no time is the serializer's concern."""
-    return not isinstance(value, datetime | time) or has_fixed_zone(value)
+def _is_whole_time(value: Any) -> bool:
+    """See `is_written_whole`; what is no time is the serializer's concern."""
+    return not isinstance(value, datetime | time) or is_written_whole(value)
+
+
+def _told_apart_from(default: Any) -> Certain:
+    """Make a predicate of what is a default, or not equal to it."""
+    return lambda value: value is default or equal(value, default) is False
+
+
+def _same_zero(value: Any) -> bool:
+    """Whether a number is certainly not one that only equals a default of 0.0."""
+    return bool(value) or not isinstance(value, float) or not is_negative_zero(value)

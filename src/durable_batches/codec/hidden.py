@@ -1,8 +1,8 @@
 """Find what an encoded input does not show: what the serializer leaves out, because the annotation does not have it.
 
 An activity sees an instance of a subclass whole, fields that are excluded when it is written, keys that a `TypedDict`
-does not declare, and whether a key is 1 or "1". Two inputs that differ in nothing else must not have one key; and the
-keys of inputs that hide nothing stay what they are.
+does not declare, whether a key is 1 or "1", and of a time its zone and `fold`. Two inputs that differ in nothing else
+must not have one key; and the keys of inputs that hide nothing stay what they are.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
+from datetime import datetime, time
 from typing import Any, Final, TypeAlias
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from pydantic_core import from_json, to_json
 
 from durable_batches.codec.comparison import equal
@@ -20,13 +21,14 @@ from durable_batches.codec.exactness import SCALARS, is_excluded, is_json
 from durable_batches.codec.parts import choices_of, parts_by_ref, parts_in, types_in
 from durable_batches.codec.shapes import is_data, is_deque, is_dict, is_sequence, is_set, parts_of
 from durable_batches.codec.unions import class_of, classes_by_ref, without_names
+from durable_batches.codec.unwritten import TYPES, unwritten
 from durable_batches.errors import PayloadError
 
-__all__ = ["Hidden", "form_of", "may_hide"]
+__all__ = ["Hidden", "form_of", "may_hide", "may_hide_more"]
 
-_HIDING: Final = frozenset("any model dataclass typed-dict dict counter defaultdict named-tuple".split())
-_BARE: Final = SCALARS | {"datetime", "time"}
-"""Types whose values hide nothing and have no parts."""
+_HIDING: Final = TYPES | frozenset("any model dataclass typed-dict dict counter defaultdict named-tuple".split())
+_SEEN_SINCE_0_2_0: Final = TYPES | {"any"}
+"""Types of which values may hide something that was no part of a key up to 0.2.0."""
 
 _WRAPPERS: Final = frozenset(
     "definitions nullable default function-after function-before function-wrap custom-error model-field "
@@ -36,13 +38,22 @@ Look: TypeAlias = Callable[[Any], "Hidden | None"]
 """Return what may be hidden in values of a class; None: its schema cannot be made."""
 
 _MISSING: Final = object()
+_EXACT: Final = frozenset((str, bytes, int, bool, type(None)))
+"""Classes of which values that are equal are written the same way."""
 
 _OF_JSON: Final = frozenset((str, int, float, bool, type(None)))
+_PLAIN_KEYS: Final = frozenset((str, int))
 
 
 def may_hide(schema: Any) -> bool:
     """Tell whether values of this schema may hold more than is written of them."""
     return not _HIDING.isdisjoint(types_in(schema))
+
+
+def may_hide_more(schema: Any) -> bool:
+    """Tell whether values of this schema may hide something that was no part of a key up to 0.2.0."""
+    types = types_in(schema)
+    return not types.isdisjoint(_SEEN_SINCE_0_2_0) or not types.isdisjoint(("default", "named-tuple"))
 
 
 class Hidden:
@@ -53,11 +64,16 @@ class Hidden:
         what: What the values are, for messages.
         of_class: Finds this for the class of a value of which nothing else is known.
         encode: Encodes such a value.
+        as_before: Find what was found up to 0.2.0: nothing of what `unwritten` says, and of two values that are equal,
+            but written in two ways, nothing where one is a default.
     """
 
-    __slots__ = ("_by_ref", "_changed", "_classes", "_encode", "_of_class", "_schema", "_what")
+    __slots__ = ("_as_before", "_by_ref", "_changed", "_classes", "_encode", "_of_class", "_schema", "_what")
 
-    def __init__(self, schema: Any, what: str, of_class: Look, encode: Callable[[Any], bytes]) -> None:
+    def __init__(
+        self, schema: Any, what: str, of_class: Look, encode: Callable[[Any], bytes], *, as_before: bool = False
+    ) -> None:
+        self._as_before = as_before
         self._schema = schema
         self._by_ref = parts_by_ref(schema)
         self._classes = classes_by_ref(schema)
@@ -82,7 +98,7 @@ class Hidden:
 
     def with_changed(self, changed: frozenset[str]) -> Hidden:
         """Make a copy for which these fields (`defaults`) hide their value where it is their default."""
-        copy = Hidden(self._schema, self._what, self._of_class, self._encode)
+        copy = Hidden(self._schema, self._what, self._of_class, self._encode, as_before=self._as_before)
         copy._changed = changed
         return copy
 
@@ -108,6 +124,9 @@ class Hidden:
         if serialization.get("type") == "any":
             yield from self._in_anything(value, path)
             return
+        if "function" in serialization and isinstance(value, datetime | time):
+            # A serializer of the user's own decides what is seen of it.
+            return
         kind: str = part["type"]
         if kind == "json-or-python":
             yield from self.found(part["python_schema"], value, path)
@@ -123,14 +142,19 @@ class Hidden:
             yield from self._in_object(part, value, path)
         elif kind == "typed-dict":
             yield from self._in_typed_dict(part, value, path)
+        elif kind in TYPES and kind != "deque":
+            yield from self._unwritten(value, path)
         elif kind in ("list", "set", "frozenset", "deque", "generator"):
+            if kind == "deque":
+                yield from self._unwritten(value, path)
             items = part.get("items_schema", _ANY)
-            if items["type"] not in _BARE:
+            if items["type"] not in SCALARS:
                 yield from self._in_items(lambda _: items, value, path)
         elif kind == "tuple":
             yield from self._in_tuple(part, value, path)
         elif kind == "named-tuple":
             yield from self._in_items(lambda index: _at(part["fields"], index), value, path)
+            yield from self._in_named_tuple(value, path)
         elif kind in ("dict", "counter", "defaultdict", "ordered-dict"):
             yield from self._in_dict(part, value, path)
         elif kind in ("union", "tagged-union"):
@@ -173,6 +197,8 @@ class Hidden:
         elif is_default and type(item) is not type(default) and isinstance(item, bool | int | float):
             # Left out as its default, which it only equals: True and 1.
             yield self._shown(path, f"is of type {type(item).__name__}")
+        elif is_default and self._is_written_otherwise(item, default):
+            yield self._shown(path, item)
         yield from self.found(field["schema"], item, path)
 
     def _in_typed_dict(self, part: dict[str, Any], value: Any, path: str) -> Iterator[bytes]:
@@ -213,6 +239,28 @@ class Hidden:
 
         yield from self._in_items(schema_at, value, path)
 
+    def _in_named_tuple(self, value: Any, path: str) -> Iterator[bytes]:
+        defaults: Mapping[str, Any] = getattr(value, "_field_defaults", {})
+        for name, default in defaults.items():
+            item = getattr(value, name, default)
+            # One of another type is not left out.
+            left_out = type(item) is type(default) and equal(item, default) is True
+            if left_out and self._is_written_otherwise(item, default):
+                yield self._shown(f"{path}.{name}", item)
+
+    def _is_written_otherwise(self, item: Any, default: Any) -> bool:
+        """Tell whether a value is left out as its default, which it only equals: 1.0 and 1.00, a time in two zones."""
+        if self._as_before or item is default or type(item) in _EXACT:
+            return False
+        try:
+            return self._encode(item) != self._encode(default)
+        except Exception:  # noqa: BLE001  (what cannot be encoded is compared by its own class alone)
+            return False
+
+    def _unwritten(self, value: Any, path: str) -> Iterator[bytes]:
+        if not self._as_before and (lost := unwritten(value)) is not None:
+            yield self._shown(path, lost)
+
     def _in_dict(self, part: dict[str, Any], value: Any, path: str) -> Iterator[bytes]:
         if not is_dict(value):
             return
@@ -238,6 +286,7 @@ class Hidden:
     def _in_anything(self, value: Any, path: str) -> Iterator[bytes]:
         if value is None or isinstance(value, str | int | float):
             return
+        yield from self._unwritten(value, path)
         if is_dict(value):
             yield from self._in_keys(value, path, known=str)
             for key, item in value.items():
@@ -254,6 +303,8 @@ class Hidden:
         kinds = set(map(type, value))
         if len(kinds) > 1 and len(set(from_json(to_json(dict.fromkeys(value))))) < len(value):
             raise PayloadError(self._what, path, "two of its keys are written as the same text, and one is lost")
+        for key in () if kinds <= _PLAIN_KEYS else value:
+            yield from self._unwritten(key, f"{path}[{str(key)!r}]")
         if known is None or kinds <= {known}:
             return
         for key in value:
@@ -271,6 +322,8 @@ def form_of(value: Any) -> str:
     """List the types in a value that its JSON does not show: a date, bytes or a model look like a text or a dict.
 
     They are no part of a key. Two calls of one document whose inputs have one key and not the same types are refused.
+    So are those that differ in a secret, which all look the same; a secret is shown by its hash, another one in each
+    process.
     """
     if is_json(value):
         return ""
@@ -282,9 +335,16 @@ def form_of(value: Any) -> str:
             continue
         if type(item) not in (list, tuple, dict):
             found.append(f"{path}:{type(item).__module__}.{type(item).__qualname__}")
+        if _is_secret(item):
+            with suppress(TypeError):
+                found.append(f"{path}#{hash(item)}")
         # The items of a set have no place, and are texts or numbers mostly.
         waiting += [] if is_set(item) else [(f"{path}{step}", part) for step, part in parts_of(item)]
     return "\n".join(sorted(found))
+
+
+def _is_secret(item: object) -> bool:
+    return isinstance(item, SecretStr | SecretBytes | Secret)
 
 
 # ---- schemas -----------------------------------------------------------------------------------------------------

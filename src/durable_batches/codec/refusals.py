@@ -21,6 +21,7 @@ from durable_batches.errors import ActivityDefinitionError, PayloadError
 
 __all__ = [
     "first_problem",
+    "has_secret",
     "is_suspicious",
     "may_be_unstorable",
     "refusal_of",
@@ -57,11 +58,16 @@ def refuse_secrets(schema: Any, what: str) -> None:
     Raises:
         ActivityDefinitionError: It has.
     """
-    if any(map(_is_secret, parts_in(schema))):
+    if has_secret(schema):
         raise ActivityDefinitionError(
             f"{what} cannot be recorded: a secret (SecretStr and its kin) is masked when it is written; "
             "leave it out, and fetch it where it is used"
         )
+
+
+def has_secret(schema: Any) -> bool:
+    """Tell whether values of this schema may have a secret in them."""
+    return any(map(_is_secret, parts_in(schema)))
 
 
 def _is_secret(part: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -13,12 +14,17 @@ from typing_extensions import TypeIs
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["is_data", "is_deque", "is_dict", "is_iterator", "is_sequence", "is_set", "parts_of"]
+__all__ = ["is_data", "is_deque", "is_dict", "is_iterator", "is_pattern", "is_sequence", "is_set", "parts_of"]
 
 
 def is_dict(value: object) -> TypeIs[dict[Any, Any]]:
     """Tell whether it is a dict."""
     return isinstance(value, dict)
+
+
+def is_pattern(value: object) -> TypeIs[re.Pattern[Any]]:
+    """Tell whether it is a compiled regular expression."""
+    return isinstance(value, re.Pattern)
 
 
 def is_sequence(value: object) -> TypeIs[list[Any] | tuple[Any, ...]]:
@@ -55,6 +61,6 @@ def parts_of(item: Any) -> list[tuple[str, Any]]:
         return [(f".{field.name}", getattr(item, field.name, None)) for field in fields(item)]
     if is_dict(item):
         return [(f"[{str(key).encode(errors='replace').decode()[:40]!r}]", part) for key, part in item.items()]
-    if is_sequence(item) or is_set(item):
+    if is_sequence(item) or is_set(item) or is_deque(item):
         return [(f"[{index}]", part) for index, part in enumerate(item)]
     return []

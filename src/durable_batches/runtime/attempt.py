@@ -363,7 +363,7 @@ class Attempt:
         if self._failures:
             self._went_on()
         checkpoint = self.recorded.take(base)
-        if checkpoint is None and definition.keys.before is not None:
+        if checkpoint is None and self.recorded.unused:
             checkpoint = self._recorded_before(bound, base)
         if checkpoint is not None:
             return self._replay(definition, checkpoint)
@@ -430,10 +430,8 @@ class Attempt:
 
     def _recorded_before(self, bound: BoundCall, base: str) -> CheckpointRecord | None:
         """Return the next checkpoint of the key that the call had in earlier versions, if there is one."""
-        if not self.recorded.unused:
-            return None
         before = bound.base_key_before(self._defaults)
-        return None if before is None or before == base else self.recorded.take(before)
+        return None if before is None or before == base else self.recorded.take_before(before)
 
     # ---- a provider that refuses ----------------------------------------------------------------------------
 

@@ -39,15 +39,19 @@ class CallKeys:
     """
 
     __slots__ = (
+        "_as_before",
+        "_before",
         "_defaults",
         "_digesters",
         "_direct",
+        "_had_other_form",
+        "_hints",
+        "_label",
         "_names",
         "_prefix",
         "_signature",
         "_simple",
         "_single",
-        "before",
         "loose",
     )
 
@@ -84,15 +88,13 @@ class CallKeys:
         self._digesters = tuple(sorted(digesters, key=lambda digester: digester[0]))
         self.loose: bool = any(digester.loose for _, _, digester, _ in self._digesters)
         """Whether inputs of several types may have one key."""
-        had_other_form = not as_before and any(digester.had_other_form for _, _, digester, _ in self._digesters)
-        self.before: CallKeys | None = (
-            CallKeys(name, version, signature, hints, as_before=True) if had_other_form else None
+        self._label = name, version
+        self._hints = hints
+        self._as_before = as_before
+        self._before: CallKeys | None = None
+        self._had_other_form: bool = not as_before and any(
+            digester.had_other_form or _is_loose(default) for _, _, digester, default in self._digesters
         )
-        """The keys that calls had up to 0.2.0, whose records are found yet; None: the same.
-
-        Those did not order sets and dicts in some fields (`Digester.had_other_form`), and took one member of a union
-        there for another one. So a set had another key in another process, and a call could be answered with the
-        result of another one."""
         self._defaults: Defaults | None = None
         # If each parameter has a digest and none a default, calls that pass all by position need no binding.
         places = {name: index for index, name in enumerate(self._names)}
@@ -114,6 +116,19 @@ class CallKeys:
             TypeError: The arguments do not fit the function.
         """
         return self._prefix + blake2b(self._canonical(args, kwargs), digest_size=_DIGEST_BYTES).hexdigest()
+
+    @property
+    def before(self) -> CallKeys | None:
+        """The keys that calls had up to 0.2.0, whose records are found yet; None: the same.
+
+        Those did not order sets and dicts in some fields (`Digester.had_other_form`), and took one member of a union
+        there for another one. So a set had another key in another process, and a call could be answered with the
+        result of another one; as could one whose input differed in the zone of a time alone. Made when they are asked
+        for: few documents have records of that age.
+        """
+        if self._before is None and self._had_other_form:
+            self._before = CallKeys(*self._label, self._signature, self._hints, as_before=True)
+        return self._before
 
     @property
     def defaults(self) -> Defaults:
@@ -147,7 +162,7 @@ class CallKeys:
             if name in changed:
                 left_out = _digest_of_default(digester.encode(value)) == then[name]
             else:
-                left_out = _is_default(value, default) and not fields
+                left_out = self._is_left_out(value, default, digester) and not fields
             if not left_out:
                 parts.append(label + digester.encode_as_of(value, fields))
         return self._prefix + _digest(b",".join(parts))
@@ -186,19 +201,32 @@ class CallKeys:
             if name not in arguments:
                 continue
             value = arguments[name]
-            if _is_default(value, default):
+            if self._is_left_out(value, default, digester):
                 continue
             parts.append(label + digester.encode(value))
         return b",".join(parts)
 
-    @staticmethod
-    def _of_one(label: bytes, digester: Digester, default: Any) -> Callable[[Any], bytes]:
+    def _of_one(self, label: bytes, digester: Digester, default: Any) -> Callable[[Any], bytes]:
         encode = digester.encode
 
         def canonical(value: Any) -> bytes:
-            return b"" if _is_default(value, default) else label + encode(value)
+            return b"" if self._is_left_out(value, default, digester) else label + encode(value)
 
         return canonical
+
+    def _is_left_out(self, value: Any, default: Any, digester: Digester) -> bool:
+        """Tell whether an argument is its default, and not only equal to it: 1.0 and 1.00, a time in two zones."""
+        if value is default:
+            return True
+        if type(value) is not type(default) or not bool(value == default):
+            return False
+        if self._as_before or not _is_loose(default):
+            return True
+        try:
+            return digester.encode(value) == digester.encode(default)
+        except PayloadError:
+            # A default that cannot be encoded is left out.
+            return True
 
     def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._simple and not kwargs and len(args) == len(self._names):
@@ -223,8 +251,9 @@ def _digest_of_default(encoded: bytes) -> str:
     return blake2b(encoded, digest_size=4).hexdigest()
 
 
-def _is_default(value: Any, default: Any) -> bool:
-    return value is default or (type(value) is type(default) and bool(value == default))
+def _is_loose(default: Any) -> bool:
+    """Tell whether values of its class that are equal to it may be written in another way."""
+    return default is not Parameter.empty and not isinstance(default, str | bytes | int | None)
 
 
 def _collected(parameter: Parameter, annotation: Any) -> Any:
@@ -278,6 +307,19 @@ class Recorded:
             return None
         self.used += 1
         return waiting.pop()
+
+    def take_before(self, base: str) -> CheckpointRecord | None:
+        """Return the checkpoint that 0.2.0 recorded of the next call with this key, if there is one.
+
+        By its keys, several inputs have one. Of what is recorded since, such a key belongs to one of them alone, and
+        the others must not be answered by it: it says in which stage it was recorded, which 0.2.0 did not say.
+        """
+        waiting = self._waiting.get(base, [])
+        for index in reversed(range(len(waiting))):
+            if waiting[index].stage is None:
+                self.used += 1
+                return waiting.pop(index)
+        return None
 
     def new_key(self, base: str) -> str:
         """Make the complete key of a call that found no checkpoint."""

@@ -71,7 +71,7 @@ class Identities:
         Raises:
             ActivityDefinitionError: Another activity has the same name and version, or the same call was made on an
                 object that differs from this one.
-            PayloadError: An input of other types was written the same way.
+            PayloadError: An input of other types, or with another secret, was written the same way.
         """
         definition, instance = bound.definition, bound.activity.instance
         known = self._definitions.setdefault(definition.label, definition)
@@ -86,8 +86,9 @@ class Identities:
             raise PayloadError(
                 f"the input of activity {definition.name!r}",
                 "$",
-                "another call for the document has an input of other types that is written the same way, and their "
-                "recorded results could not be told apart; annotate the parameter with its types",
+                "another call for the document has an input of other types, or with another secret, that is written "
+                "the same way, and their recorded results could not be told apart; annotate the parameter with its "
+                "types, or give the activity a key=",
             )
         if instance is not None:
             difference = _difference(self._instances.setdefault(base, instance), instance, _DEPTH)
