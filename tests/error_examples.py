@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from textwrap import fill
@@ -42,10 +43,11 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.errors import CommitUnknownError, CrashLoopError, StoreLockedError
+from durable_batches.flow import CentralRateLimiter, CircuitBreaker
 from durable_batches.lifecycle.transitions import check_transition
 from durable_batches.stores.postgres.connection.errors import translated
 from durable_batches.stores.sqlite.connection import connect, connect_for_reading, transaction
-from durable_batches.testing import ManualClock
+from durable_batches.testing import ManualClock, activity_context
 from durable_batches.version import VERSION
 
 Example: TypeAlias = Callable[[Path], Awaitable[object]]
@@ -233,6 +235,26 @@ async def quota_exhausted(_: Path) -> object:
     raise QuotaExhausted("the free plan of this month is used up", retry_after=timedelta(hours=1))
 
 
+async def rate_limited(_: Path) -> object:
+    limiter = CentralRateLimiter(name="openai", requests_per_minute=60)
+    with activity_context(clock=ManualClock()):
+        for _call in range(3):
+            async with limiter.permit(wait=False):
+                pass
+    return None
+
+
+async def circuit_open(_: Path) -> object:
+    limiter = CentralRateLimiter(name="openai", breaker=CircuitBreaker(failure_threshold=1))
+    with activity_context(clock=ManualClock()):
+        with suppress(TimeoutError):
+            async with limiter.permit():
+                raise TimeoutError
+        async with limiter.permit(max_wait=timedelta(seconds=5)):
+            pass
+    return None
+
+
 # ---- batches -------------------------------------------------------------------------------------------------
 
 
@@ -413,6 +435,8 @@ EXAMPLES: Final[dict[str, Example]] = {
     "checkpoint-mismatch": checkpoint_mismatch,
     "crash-loop": crash_loop,
     "quota-exhausted": quota_exhausted,
+    "rate-limited": rate_limited,
+    "circuit-open": circuit_open,
     "duplicate-document": duplicate_document,
     "batch-not-found": batch_not_found,
     "batch-exists": batch_exists,

@@ -47,6 +47,7 @@ from durable_batches import (
     durable_activity,
     enter_stage,
     extraction,
+    flow,
     map_activity,
     run_batch,
     telemetry,
@@ -55,6 +56,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.extraction import MergedGraph, Resolution, SourceDocument, Summary
+from durable_batches.flow import CircuitBreaker
 from durable_batches.telemetry import OpenTelemetry
 from durable_batches.testing import (
     Environment,
@@ -315,6 +317,7 @@ OPTIONS: Final[Table] = {
         "attempt": (*INTEGER, None),
         "idempotency_key": (*TEXT, None),
         "dependencies": DEPENDENCIES,
+        "clock": CLOCK,
     },
     "environment": {
         "workflow": ("x", document_by_document, None),
@@ -361,6 +364,32 @@ OPTIONS: Final[Table] = {
     "package_document": {"metadata": (*TEXT, None)},
     "text_files": {"path": PATH, "max_bytes": (*INTEGER, None)},
     "write_graph": {"graph": (*INSTANCE, None), "path": PATH},
+    # durable_batches.flow
+    "CentralRateLimiter": {
+        "name": (*TEXT, ""),
+        "requests_per_minute": (*FROM_1, float("nan")),
+        "tokens_per_minute": (*FROM_1, float("nan")),
+        "max_concurrent": (*FROM_1, float("nan")),
+        "breaker": (*INSTANCE, CircuitBreaker),
+        "max_wait": FROM_NOTHING,
+        "returns_unused": FLAG,
+    },
+    "CentralRateLimiter.force": {"breaker": ("half-open", 3, None)},
+    "CentralRateLimiter.permit": {
+        "tokens": (*FROM_0, float("nan"), 1_001, None),
+        "wait": FLAG,
+        "max_wait": FROM_NOTHING,
+    },
+    "CircuitBreaker": {
+        "failure_threshold": (*FROM_1, None),
+        "recovery_timeout": (*POSITIVE, None),
+        "probes": (*FROM_1, None),
+        "success_threshold": (*FROM_1, None),
+        "counts": FUNCTION,
+    },
+    "Permit.observe": {"answer": Anything("whatever a client answers with, or raises")},
+    "Permit.refused": {"retry_after": DURATION},
+    "Permit.settle": {"tokens": (*FROM_0, float("nan"), None)},
     # durable_batches.telemetry
     "OpenTelemetry": {"tracer_provider": INSTANCE, "meter_provider": INSTANCE},
     # durable_batches.web
@@ -388,8 +417,8 @@ MADE_BY_THE_LIBRARY: Final = frozenset(
     """ActivityDetails ActivityReport AttemptDetails BatchDetails BatchId BatchResult BatchSnapshot Cancelled
     CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
     DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext Explanation Failed HistoryStats
-    HistoryViolation LongCalls Pause Pending RawDocument RecordingActivityContext Resolving RunStats Stage
-    StageCount SubmissionDetails WebApp WorkerGauges WorkflowGauges""".split()
+    HistoryViolation LimiterMetrics LongCalls Pause Pending RawDocument RecordingActivityContext Resolving RunStats
+    Stage StageCount SubmissionDetails WebApp WorkerGauges WorkflowGauges""".split()
 )
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 
@@ -411,12 +440,13 @@ OF_THE_LIBRARY: Final[Mapping[str, str]] = {
     "BatchStateMachine": "can_transition index stage",
     "RuleExtractor": "*",
     "Extractor": "*",
+    "Limiter": "*",  # the same as `CentralRateLimiter.permit`
     "Vocabulary": "package_of_module spelling",
     "RecordingActivityContext": "report",  # the same as `ActivityContext.report`
 }
 """Methods that the library calls: of stores, clocks and workers, or with what it has made itself."""
 
-MODULES: Final[tuple[ModuleType, ...]] = (durable_batches, testing, extraction, telemetry, web)
+MODULES: Final[tuple[ModuleType, ...]] = (durable_batches, testing, extraction, flow, telemetry, web)
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -584,6 +614,17 @@ GRAPH: Final = MergedGraph(documents=[], nodes=[], edges=[])
 RESOLUTION: Final = Resolution.model_construct(people=[], links=[], summary=Summary.model_construct())
 SOURCE: Final = SourceDocument(id="a", title="a", text="a")
 
+LIMITER: Final = flow.CentralRateLimiter(tokens_per_minute=1_000)
+
+
+def with_a_permit(method: str) -> Callable[..., object]:
+    async def call(**options: Any) -> None:
+        async with LIMITER.permit() as permit:
+            unchecked(getattr(permit, method), options)
+
+    return call
+
+
 CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
     "Access": lambda _: partial(web.Access, actions=["read"]),
     "ActivityContext.report": lambda _: reporting,
@@ -606,6 +647,10 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
     "ManualClock.advance": lambda _: ManualClock().advance,
     "ManualClock.jump": lambda _: ManualClock().jump,
     "PostgresStore": lambda _: partial(durable_batches.PostgresStore, url="postgresql://localhost/x"),
+    "CentralRateLimiter.force": lambda _: LIMITER.force,
+    "CentralRateLimiter.permit": lambda _: LIMITER.permit,
+    "Permit.refused": lambda _: with_a_permit("refused"),
+    "Permit.settle": lambda _: with_a_permit("settle"),
     "Results.pages": lambda _: results_of([1]).pages,
     "SQLiteStore": lambda _: partial(durable_batches.SQLiteStore, path="batches.db"),
     "Verdict": lambda _: partial(Verdict, kind="retry"),

@@ -26,6 +26,7 @@ __all__ = [
     "BatchFailedError",
     "BatchNotFoundError",
     "CheckpointMismatchError",
+    "CircuitOpenError",
     "CommitUnknownError",
     "ConfigurationError",
     "CrashLoopError",
@@ -47,6 +48,7 @@ __all__ = [
     "PayloadError",
     "PayloadTooLargeError",
     "QuotaExhausted",
+    "RateLimitedError",
     "ReadOnlyClientError",
     "RetryLater",
     "SchemaTooNewError",
@@ -261,6 +263,38 @@ class QuotaExhausted(DurableBatchesError):
             )
         self.retry_after = retry_after
         super().__init__(message or "the provider's account or quota is spent")
+
+
+class RateLimitedError(DurableBatchesError):
+    """A limiter had no permit for a call now, or not within the time that the call could wait. No call was made.
+
+    Attributes:
+        limiter: The limiter's name.
+        retry_after: When there may be a permit, as far as that can be known.
+    """
+
+    code = "rate-limited"
+
+    def __init__(self, limiter: str, retry_after: timedelta, *, max_wait: timedelta = timedelta(0)) -> None:
+        self.limiter = limiter
+        self.retry_after = retry_after
+        within = f" within {max_wait.total_seconds():.3g} s" if max_wait else " now"
+        super().__init__(
+            f"the limiter {limiter!r} {self._has()}, and gives no permit{within}; "
+            f"ask again in {retry_after.total_seconds():.3g} s"
+        )
+
+    def _has(self) -> str:
+        return "has reached a limit"
+
+
+class CircuitOpenError(RateLimitedError):
+    """A limiter lets no call through, because the provider has failed again and again. No call was made."""
+
+    code = "circuit-open"
+
+    def _has(self) -> str:
+        return "has an open circuit, because the provider fails"
 
 
 class NonRetryableError(Exception):

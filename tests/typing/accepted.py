@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,6 +35,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+import durable_batches.flow as flow
 import durable_batches.testing as testing
 import durable_batches.web as web
 from durable_batches import (
@@ -67,6 +68,7 @@ from durable_batches import (
     BlockedLoop,
     Cancelled,
     Chunking,
+    CircuitOpenError,
     Completed,
     ContinueOnFailure,
     Counts,
@@ -108,6 +110,7 @@ from durable_batches import (
     ProviderJobChanged,
     QueuedDocuments,
     QuotaExhausted,
+    RateLimitedError,
     RawDocument,
     Reason,
     ResolutionCompleted,
@@ -1237,3 +1240,46 @@ def events_over_http(event: BatchEvent) -> None:
     assert_type(web.event_json(event), str)
     assert_type(web.event_of(b"{}"), BatchEvent)
     assert_type(web.openapi(), Mapping[str, Any])
+
+
+# ---- flow control ----------------------------------------------------------------------------------------------------
+
+LIMITER = flow.CentralRateLimiter(
+    name="openai",
+    requests_per_minute=3_000,
+    tokens_per_minute=400_000,
+    max_concurrent=64,
+    breaker=flow.CircuitBreaker(failure_threshold=3, counts=lambda error: isinstance(error, OSError)),
+)
+
+
+class FreeForAll:
+    """A limiter of the user's own: nothing to inherit."""
+
+    name: str = "free for all"
+
+    @asynccontextmanager
+    async def permit(
+        self, *, tokens: int = 0, wait: bool = True, max_wait: timedelta | None = None
+    ) -> AsyncGenerator[flow.Permit]:
+        async with LIMITER.permit(tokens=tokens, wait=wait, max_wait=max_wait) as permit:
+            yield permit
+
+
+LIMITERS: list[flow.Limiter] = [LIMITER, FreeForAll()]
+
+
+async def with_permits() -> None:
+    async with LIMITER.permit(tokens=800, max_wait=timedelta(seconds=5)) as permit:
+        assert_type(permit, flow.Permit)
+        permit.settle(tokens=650)
+        permit.observe({"x-ratelimit-limit-tokens": "400000"})
+        permit.refused(timedelta(seconds=1))
+    metrics = LIMITER.metrics()
+    assert_type(metrics.breaker, Literal["closed", "open", "half-open"])
+    assert_type(metrics.next_permit_in, timedelta | None)
+    LIMITER.force("auto")
+
+
+def with_a_limit(error: RateLimitedError | CircuitOpenError) -> timedelta:
+    return error.retry_after

@@ -1,1 +1,9 @@
-"""Flow control: rate limits, calls at once and a circuit breaker, in one permit."""
+"""Flow control: a provider's rate limits, the number of calls at once, and a circuit breaker, in one permit."""
+
+from __future__ import annotations
+
+from durable_batches.flow.breaker import CircuitBreaker
+from durable_batches.flow.limiter import CentralRateLimiter, LimiterMetrics
+from durable_batches.runtime.limits import Limiter, Permit
+
+__all__ = ["CentralRateLimiter", "CircuitBreaker", "Limiter", "LimiterMetrics", "Permit"]

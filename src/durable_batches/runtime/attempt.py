@@ -569,8 +569,8 @@ class Attempt:
             ) from error
 
     def _judge(self, call: Call, error: BaseException) -> Verdict:
-        activity, resources = call.bound.activity, self._resources
-        return activity.retry.judge(error, activity.classify or resources.classify, resources.clock.now() / 1_000_000)
+        clock = self._resources.clock
+        return call.bound.activity.retry.judge(error, call.classifier, clock.now() / 1_000_000)
 
     def _judge_overload(self, call: Call, verdict: Verdict) -> Verdict:
         """Judge a provider that is overloaded like one that refuses for its account, once it has not served for long.

@@ -19,7 +19,7 @@ from durable_batches.lifecycle.failures import line_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_integer
 from durable_batches.runtime.bound_call import BoundCall
-from durable_batches.runtime.classify import Verdict
+from durable_batches.runtime.classify import ErrorClassifier, Verdict
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.middleware import nested
@@ -136,6 +136,11 @@ class Call:
     def clock(self) -> Clock:
         """The worker's."""
         return self._resources.clock
+
+    @property
+    def classifier(self) -> ErrorClassifier:
+        """Judges its errors."""
+        return self.bound.activity.classify or self._resources.classify
 
     @property
     def dependencies(self) -> Dependencies:

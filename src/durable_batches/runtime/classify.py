@@ -34,6 +34,7 @@ from durable_batches.errors import (
     Overloaded,
     PayloadError,
     QuotaExhausted,
+    RateLimitedError,
     RetryLater,
 )
 from durable_batches.lifecycle.failures import leaves, line_of
@@ -232,6 +233,8 @@ def _own(error: BaseException) -> Verdict | None:
     match error:
         case Overloaded():
             return Verdict(kind="overloaded", retry_after=_asked(error, "after"), note="overloaded")
+        case RateLimitedError():
+            return Verdict(kind="overloaded", retry_after=_asked(error, "retry_after"), note="rate limited")
         case RetryLater():
             return Verdict(kind="retry", retry_after=_asked(error, "after"))
         case QuotaExhausted():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import NotInActivityError, NotInWorkflowError
 from durable_batches.lifecycle.states import BatchId, Stage
+from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "StandIn",
     "WorkflowScope",
     "current_activity",
+    "current_classifier",
     "current_clock",
     "current_dependencies",
     "current_execution",
@@ -203,3 +205,9 @@ def current_clock() -> Clock:
     """Return the clock of the worker that runs the activity, else the machine's."""
     clock: Clock | None = getattr(_activity.get(), "clock", None)
     return clock or SystemClock()
+
+
+def current_classifier() -> ErrorClassifier:
+    """Return the classifier of the running activity, else the default."""
+    classifier: ErrorClassifier | None = getattr(_activity.get(), "classifier", None)
+    return classifier or default_classifier

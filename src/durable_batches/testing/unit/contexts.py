@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 
 from durable_batches.blocks import contextmanager
+from durable_batches.clock import Clock
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.options import check_dependencies, check_integer, check_labels, check_text
+from durable_batches.options import check_clock, check_dependencies, check_integer, check_labels, check_text
 from durable_batches.runtime.context import (
     ExecutionContext,
     enter_activity,
@@ -28,6 +29,7 @@ class RecordingActivityContext:
         attempt: The number of the attempt.
         idempotency_key: The call's key.
         reports: The arguments of each `report(current, total)`, in order.
+        clock: The clock that limiters go by; None: the machine's.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class RecordingActivityContext:
         attempt: int,
         idempotency_key: str,
         dependencies: Dependencies | None,
+        clock: Clock | None = None,
     ) -> None:
         self.batch_id: BatchId = BatchId(batch_id)
         self.document_id = document_id
@@ -45,6 +48,7 @@ class RecordingActivityContext:
         self.idempotency_key = idempotency_key
         self.reports: list[tuple[int, int]] = []
         self.dependencies = dependencies
+        self.clock = clock
 
     def report(self, current: int, total: int) -> None:
         """See `ActivityContext.report`."""
@@ -66,6 +70,7 @@ def activity_context(
     attempt: int = 1,
     idempotency_key: str = "test",
     dependencies: Mapping[Provider, object] | None = None,
+    clock: Clock | None = None,
 ) -> Generator[RecordingActivityContext]:
     """Set `current_activity()` within a `with` block, as in an activity that an orchestrator runs. For unit tests.
 
@@ -76,6 +81,7 @@ def activity_context(
         idempotency_key: The call's key.
         dependencies: Values by provider, for `dependency(...)` parameters that a call does not pass. Nothing is opened
             here: pass all other dependencies explicitly.
+        clock: The clock that limiters go by, a `ManualClock` say; by default the machine's.
 
     Example::
 
@@ -87,12 +93,14 @@ def activity_context(
         check_text(name, text)
     check_integer("attempt", attempt)
     check_dependencies("dependencies", dependencies)
+    check_clock(clock)
     context = RecordingActivityContext(
         batch_id=batch_id,
         document_id=document_id,
         attempt=attempt,
         idempotency_key=idempotency_key,
         dependencies=None if dependencies is None else Dependencies(dependencies),
+        clock=clock,
     )
     tokens = enter_activity(context)
     try:
