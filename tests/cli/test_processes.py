@@ -61,6 +61,19 @@ async def test_a_batch_is_watched_while_another_process_runs_it(waiting: Path) -
         assert (process.returncode, errors) == (Exit.DONE, b"")
 
 
+async def test_a_worker_runs_until_it_is_told_to_stop(waiting: Path) -> None:
+    target = f"{translate.__module__}:translate"
+    async with started("worker", target, "--store", str(waiting)) as process:
+        assert process.stderr is not None
+        begun = await within(process.stderr.readline())
+        assert begun.startswith(b"durable-batches: running the workflow 'translate' in version '1'")
+        async with BatchOrchestrator(translate, store=SQLiteStore(waiting), max_in_flight=0) as batches:
+            result = await within(batches.result("monday"))
+        process.send_signal(signal.SIGTERM)
+        await within(process.communicate())
+    assert (process.returncode, result.counts.succeeded) == (Exit.DONE, 2)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, 143)])
 async def test_a_signal_ends_what_waits(waiting: Path, number: signal.Signals, code: int) -> None:
     async with started("events", "monday", "--follow", "--json", "--store", str(waiting)) as process:

@@ -20,6 +20,7 @@ PAGE = ROOT / "docs" / "how-to" / "use-the-command-line.md"
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?Z")
 EXPORT = re.compile(r"export (\w+)=(\S+)")
+ECHO = re.compile(r"echo '(.*)' > (\S+)")
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -37,10 +38,14 @@ def same(shown: str, printed: str) -> bool:
 
 
 def test_the_page_shows_what_the_commands_print(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    (tmp_path / "service.py").write_text(snippets(PAGE))
     ran = subprocess.run(
-        [sys.executable, "-c", snippets(PAGE)],
+        [sys.executable, "service.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
@@ -50,11 +55,15 @@ def test_the_page_shows_what_the_commands_print(
     )
     assert ran.returncode == 0, ran.stderr
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    request.addfinalizer(lambda: sys.modules.pop("service", None))
     seen = 0
     for command, shown in commands():
-        export = EXPORT.fullmatch(command)
+        export, echo = EXPORT.fullmatch(command), ECHO.fullmatch(command)
         if export:
             monkeypatch.setenv(export[1], export[2])
+        elif echo:
+            Path(echo[2]).write_text(f"{echo[1]}\n")
         elif command.startswith("durable-batches") and "|" not in command:
             run(shlex.split(command)[1:])
             printed = capsys.readouterr()

@@ -19,8 +19,10 @@ from durable_batches.cli.options import (
     Status,
     StoreOption,
     WorkflowOption,
+    given_of,
     label_of,
     moment_of,
+    seconds_of,
 )
 from durable_batches.version import VERSION
 
@@ -282,6 +284,109 @@ def cancel(
     run_command(
         store, schema, lambda client: cancel_batches(client, named, reason=reason, as_json=as_json), reads=False
     )
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    target: Annotated[str, typer.Argument(metavar="WORKFLOW", help="The workflow, as module:name.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILES]...",
+            help="Files, folders and patterns: texts, or documents as JSON (.json) and JSON Lines (.jsonl).",
+            show_default=False,
+        ),
+    ] = None,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    batch_id: Annotated[
+        str | None, typer.Option("--batch-id", metavar="ID", help="The id of the batch; by default a new one.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the results as JSON Lines; -: on stdout."),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Documents at once; 8 by default.", min=1, max=100_000)
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            help="What a failed document means: continue (the default), continue:N (the batch fails after more than N "
+            "failures), abort, retry, or retry:N (attempts of a document).",
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A label of the batch; may be given several times."),
+    ] = None,
+    drain: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long activities may run on after a signal.", min=0)
+    ] = 30,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show the progress on stderr.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the batch as JSON when it has ended.")] = False,
+) -> None:
+    """Run a workflow over files, as a batch: to its end, or to a signal. Run again, it resumes the batch.
+
+    The exit code tells how the batch ended: 0, or 3 (documents failed), 4 (the batch failed), 5 (cancelled); 130 or 143
+    is for a signal.
+    """
+    from durable_batches.cli.run_files import RunOptions, run_files
+
+    options = RunOptions(
+        batch_id=batch_id,
+        concurrency=concurrency,
+        policy=policy,
+        labels=dict(map(label_of, label or ())),
+        output=output,
+        drain=seconds_of(drain),
+        progress=progress,
+        as_json=as_json,
+    )
+    raise typer.Exit(run_files(target, files or (), store, schema, options))
+
+
+@app.command()
+def worker(
+    context: typer.Context,
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="TARGET...", help="Orchestrators, workers or workflows, each as module:name."),
+    ],
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option(
+            "--max-in-flight", metavar="N", help="Of workflows: documents in flight at once; 100 by default.", min=1
+        ),
+    ] = None,
+    drain: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Of workflows: how long activities may run on after a signal; 30 by default.", min=0
+        ),
+    ] = None,
+) -> None:
+    """Run batches until Ctrl-C or SIGTERM; then running activities finish first.
+
+    An orchestrator or a worker of a module runs as it was created. For workflows, a worker is created with the options
+    here. The exit code is 0 after a drain, and 130 or 143 where a second signal ended it.
+    """
+    from durable_batches.cli.worker import WorkerOptions, run_workers
+
+    options = WorkerOptions(
+        store=store,
+        schema=schema,
+        max_in_flight=max_in_flight,
+        drain=None if drain is None else seconds_of(drain),
+        given=given_of(context, "store", "schema", "max_in_flight", "drain"),
+    )
+    raise typer.Exit(run_workers(targets, options))
 
 
 # ---- more ----------------------------------------------------------------------------------------------------------

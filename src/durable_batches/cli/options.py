@@ -21,8 +21,10 @@ __all__ = [
     "Status",
     "StoreOption",
     "WorkflowOption",
+    "given_of",
     "label_of",
     "moment_of",
+    "seconds_of",
 ]
 
 
@@ -97,3 +99,26 @@ def label_of(text: str) -> tuple[str, str]:
     if not name or not equals:
         raise typer.BadParameter(f"{text!r} is no label; give name=value")
     return name, value
+
+
+def seconds_of(number: float) -> timedelta:
+    """Make a duration of a number of seconds.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    try:
+        return timedelta(seconds=number)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{number:g} is no number of seconds") from None
+
+
+def given_of(context: typer.Context, *names: str) -> list[str]:
+    """List which of these options stand on the command line itself, and not in the environment."""
+    # Its class is click's, or typer's own copy of it.
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]

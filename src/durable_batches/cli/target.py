@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from pathlib import Path
 from typing import Final
 
 from durable_batches.cli.exits import CommandError, Exit
+from durable_batches.cli.named import is_named_object, made_by, object_at
 from durable_batches.errors import ConfigurationError, StoreNotFoundError
 from durable_batches.stores.protocol import Store, check_store
 
 __all__ = ["is_dsn", "is_object", "store_at"]
 
-_OBJECT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _KEYWORDS: Final = re.compile(r"\b(host|hostaddr|port|dbname|user|password|service)\s*=")
 
 
@@ -25,7 +23,7 @@ def is_dsn(target: str) -> bool:
 
 def is_object(target: str) -> bool:
     """Return whether this names an object of a module, `module:name`, rather than a file that is there."""
-    return _OBJECT.fullmatch(target) is not None and not Path(target).exists()
+    return is_named_object(target) and not Path(target).exists()
 
 
 def store_at(target: str | None, schema: str) -> Store:
@@ -64,37 +62,9 @@ def store_at(target: str | None, schema: str) -> Store:
 
 
 def _object_at(target: str) -> Store:
-    module, _, name = target.partition(":")
-    # A command's own folder is on the path, but not the current one.
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found: object = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise _import_failed(module, error) from error
-        raise CommandError(
-            f"there is no module {error.name!r} for the store {target!r}; modules are looked for in the current "
-            "folder, too",
-            Exit.USAGE,
-        ) from error
-    except Exception as error:
-        raise _import_failed(module, error) from error
-    try:
-        for part in name.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise CommandError(f"the module {module!r} has no {name!r}", Exit.USAGE) from error
+    found = object_at(target, "store")
     if callable(found) and not (isinstance(found, Store) and not isinstance(found, type)):
-        try:
-            found = found()
-        except Exception as error:
-            raise CommandError(f"{target} failed: {type(error).__name__}: {error}", Exit.USAGE) from error
+        found = made_by(found, target)
     check_store(found)
     assert isinstance(found, Store)
     return found
-
-
-def _import_failed(module: str, error: Exception) -> CommandError:
-    return CommandError(f"the module {module!r} cannot be imported: {type(error).__name__}: {error}", Exit.USAGE)

@@ -14,16 +14,12 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from durable_batches.extraction.names import canonical_package_name
+from durable_batches.files import MAX_FILE_BYTES, NoTextError, files_below, name_of, read_text
 from durable_batches.options import check_instance, check_integer, check_text
 
 __all__ = ["SourceDocument", "installed_packages", "package_document", "text_files"]
 
 _log = logging.getLogger(__name__)
-
-MAX_FILE_BYTES = 1024 * 1024
-"""Larger files are data rather than prose."""
-
-_SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 
 
 class SourceDocument(BaseModel):
@@ -101,13 +97,19 @@ def text_files(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES)
         files: Iterator[Path] = iter([root])
         root = root.parent
     elif root.is_dir():
-        files = _files_below(root)
+        files = files_below(root)
     else:
         raise FileNotFoundError(f"there is no folder or file {str(path)!r}")
     for file in files:
-        text = _read_text(file, max_bytes)
-        if text is not None and text.strip():
-            yield _file_document(file.relative_to(root), text)
+        try:
+            text = read_text(file, max_bytes)
+        except NoTextError:
+            continue
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            _log.warning("file %s skipped: %s", file, reason, extra={"path": str(file), "reason": reason})
+            continue
+        yield _file_document(file.relative_to(root), text)
 
 
 def _value(message: Message, field: str) -> str:
@@ -127,31 +129,8 @@ def _description(message: Message) -> str:
     return "\n".join([first, *(line[8:] if line.startswith(prefixes) else line for line in rest)])
 
 
-def _files_below(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
-        for name in sorted(files):
-            file = Path(folder, name)
-            if not name.startswith(".") and file.is_file() and not file.is_symlink():
-                yield file
-
-
-def _read_text(file: Path, max_bytes: int) -> str | None:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(max_bytes + 1)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        _log.warning("file %s skipped: %s", file, reason, extra={"path": str(file), "reason": reason})
-        return None
-    if len(content) > max_bytes or b"\0" in content:
-        return None
-    return content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
-
-
 def _file_document(path: Path, text: str) -> SourceDocument:
-    # File names are bytes on many systems; a document's id must be text that every store can hold.
-    document_id = os.fsencode(path.as_posix()).decode("utf-8", errors="backslashreplace")
+    document_id = name_of(path)
     if path.name in ("METADATA", "PKG-INFO") and text.startswith("Metadata-Version:"):
         try:
             return package_document(text).model_copy(update={"id": document_id})

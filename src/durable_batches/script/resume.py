@@ -47,14 +47,21 @@ class Resumption(Generic[D]):
         store: The store to search.
         workflow: The workflow of the batch.
         document_id: As for `submit`.
+        named: Gives a document that was read from a batch the id that it has there, where documents have an id that is
+            not recorded with them.
     """
 
     def __init__(
-        self, store: Store, workflow: Workflow[D, Any, Any, Any], document_id: Callable[[D], str] | None
+        self,
+        store: Store,
+        workflow: Workflow[D, Any, Any, Any],
+        document_id: Callable[[D], str] | None,
+        named: Callable[[D, str], D] | None = None,
     ) -> None:
         self._store = store
         self._workflow = workflow
         self._document_id = document_id
+        self._named = named
 
     async def of_id(self, batch_id: str, documents: Iterable[D] | AsyncIterable[D]) -> Found[D]:
         """Find the batch of this id. A batch that has ended must have these documents.
@@ -136,7 +143,8 @@ class Resumption(Generic[D]):
             async for document in stored:
                 if document.execution.position >= count:
                     return
-                yield self._workflow.document_codec.decode(document.input)
+                decoded = self._workflow.document_codec.decode(document.input)
+                yield decoded if self._named is None else self._named(decoded, document.execution.document_id)
 
     async def _chained(
         self, record: BatchRecord, count: int, document: D, rest: AsyncIterator[D]

@@ -32,7 +32,7 @@ from durable_batches.terminal.lines import print_line
 from durable_batches.terminal.show import show
 from durable_batches.worker.worker import Worker
 
-__all__ = ["run_batch"]
+__all__ = ["Script", "knows_filters", "run_batch"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -102,19 +102,17 @@ def run_batch(
     check_flag("progress", progress)
     check_instance("config", config, BatchConfig, optional=True)
     check_callable("document_id", document_id, optional=True)
-    if batch_id is not None and (problem := problem_with_name(batch_id)) is not None:
-        raise ConfigurationError(f"batch_id {problem}")
     if max_in_flight < 1:
         raise ConfigurationError("max_in_flight must be 1 or more: this is who runs the batch")
     opened = _opened(store)
-    script = _Script(
+    script = Script(
         workflow,
         documents,
         worker=Worker(
             opened,
             max_in_flight=max_in_flight,
             drain=drain,
-            batches="mine" if _knows_filters(opened) else "all",
+            batches="mine" if knows_filters(opened) else "all",
             dependencies=dependencies,
         ),
         where="the store" if isinstance(store, Store) else str(store),
@@ -123,6 +121,7 @@ def run_batch(
         document_id=document_id,
         drain=drain,
         progress=progress,
+        option=_keyword,
     )
     with StopSignals() as signals:
         result = asyncio.run(script.run(signals))
@@ -148,14 +147,36 @@ def _opened(store: str | PathLike[str] | Store) -> Store:
     return SQLiteStore(store)
 
 
-def _knows_filters(store: Store) -> bool:
-    """Whether workers can take from some batches of the store only."""
+def knows_filters(store: Store) -> bool:
+    """Return whether workers can take from some batches of the store only."""
     check_store(store)
     return store.capabilities.level >= 2
 
 
-class _Script(Generic[D, R, S, V]):
-    """One call of `run_batch`."""
+def _keyword(name: str, value: str | None) -> str:
+    """Write an option as an argument of `run_batch`."""
+    return f"{name}=" if value is None else f"{name}={value!r}"
+
+
+class Script(Generic[D, R, S, V]):
+    """One call of `run_batch`, or of the command that does the same.
+
+    Args:
+        workflow: As for `run_batch`.
+        documents: As for `run_batch`.
+        worker: Runs the batch.
+        where: The name of the store.
+        batch_id: As for `run_batch`.
+        config: As for `run_batch`.
+        document_id: As for `run_batch`.
+        drain: As for `run_batch`; the worker's.
+        progress: As for `run_batch`.
+        option: Writes an option as the caller gives it, with a value or without one.
+        named: See `Resumption`.
+
+    Raises:
+        ConfigurationError: `batch_id` is no name.
+    """
 
     def __init__(
         self,
@@ -169,7 +190,11 @@ class _Script(Generic[D, R, S, V]):
         document_id: Callable[[D], str] | None,
         drain: timedelta,
         progress: bool,
+        option: Callable[[str, str | None], str],
+        named: Callable[[D, str], D] | None = None,
     ) -> None:
+        if batch_id is not None and (problem := problem_with_name(batch_id)) is not None:
+            raise ConfigurationError(f"batch_id {problem}")
         self._workflow = workflow
         self._documents = documents
         self._worker = worker
@@ -180,6 +205,8 @@ class _Script(Generic[D, R, S, V]):
         self._document_id = document_id
         self._drain = drain
         self._progress = progress
+        self._option = option
+        self._named = named
         self._batch_id: BatchId | None = None
 
     async def run(self, signals: StopSignals) -> BatchResult[V] | None:
@@ -199,7 +226,7 @@ class _Script(Generic[D, R, S, V]):
     async def _work(self) -> BatchResult[V]:
         found = await self._found()
         if self._progress:
-            _print_others(found, run_beside=not _knows_filters(self._worker.store))
+            self._print_others(found, run_beside=not knows_filters(self._worker.store))
         batch_id = await self._submit(found) if found.record is None else self._resumed(found.record)
         self._batch_id = batch_id
         if self._progress:
@@ -222,7 +249,7 @@ class _Script(Generic[D, R, S, V]):
         return result
 
     async def _found(self) -> Found[D]:
-        resumption = Resumption(self._worker.store, self._workflow, self._document_id)
+        resumption = Resumption(self._worker.store, self._workflow, self._document_id, self._named)
         if self._given_id is not None:
             return await resumption.of_id(self._given_id, self._documents)
         return await resumption.unfinished(self._documents)
@@ -255,6 +282,19 @@ class _Script(Generic[D, R, S, V]):
             recorded = await self._batches.count_checkpoints(batch_id)
             print_line(f"resuming batch {batch_id!r} in {self._where}: {_progress_text(record, recorded)}")
 
+    def _print_others(self, found: Found[D], *, run_beside: bool) -> None:
+        for other in found.others:
+            print_line(
+                f"the unfinished batch {other.batch_id!r} of other documents runs beside this one; "
+                f"{self._id_option(other)} waits for it"
+                if run_beside
+                else f"batch {other.batch_id!r} of other documents is unfinished, and is not run now; "
+                f"{self._id_option(other)} resumes it"
+            )
+
+    def _id_option(self, record: BatchRecord) -> str:
+        return self._option("batch_id", record.batch_id)
+
     # ---- the end ---------------------------------------------------------------------------------------------
 
     async def _stopped(self, signals: StopSignals) -> BatchResult[V] | None:
@@ -277,23 +317,15 @@ class _Script(Generic[D, R, S, V]):
                 return self._printed(await reader.result(record.batch_id))
         print_line(f"stopped by {signals.name}: {_progress_text(record, recorded)}")
         if not store.capabilities.durable:
-            print_line("the store is lost with this process; with the path of a file as store=, it could be resumed")
+            store_option = self._option("store", None)
+            print_line(
+                f"the store is lost with this process; with the path of a file as {store_option}, it could be resumed"
+            )
         elif self._given_id is None:
-            print_line(f"to resume it, run the same again; or, with any documents, with batch_id={record.batch_id!r}")
+            print_line(f"to resume it, run the same again; or, with any documents, with {self._id_option(record)}")
         else:
-            print_line(f"to resume it, run the same again, with batch_id={record.batch_id!r}")
+            print_line(f"to resume it, run the same again, with {self._id_option(record)}")
         return None
-
-
-def _print_others(found: Found[D], *, run_beside: bool) -> None:
-    for other in found.others:
-        print_line(
-            f"the unfinished batch {other.batch_id!r} of other documents runs beside this one; "
-            f"batch_id={other.batch_id!r} waits for it"
-            if run_beside
-            else f"batch {other.batch_id!r} of other documents is unfinished, and is not run now; "
-            f"batch_id={other.batch_id!r} resumes it"
-        )
 
 
 def _progress_text(record: BatchRecord, recorded: int) -> str:

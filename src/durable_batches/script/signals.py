@@ -50,9 +50,19 @@ class StopSignals:
             self._arrived.clear()
             await self._arrived.wait()
 
-    async def wait_for(self, work: asyncio.Task[Any]) -> None:
-        """Wait for the end of the task; cancel it when a signal is received, or was received before."""
-        received = asyncio.create_task(self.received())
+    @property
+    def count(self) -> int:
+        """How many were received."""
+        return len(self._received)
+
+    async def wait_for(self, work: asyncio.Task[Any], *, after: int = 0) -> None:
+        """Wait for the end of the task; cancel it when a signal is received, or was received before.
+
+        Args:
+            work: The task.
+            after: How many signals are not meant: those that were received before it was begun, say.
+        """
+        received = asyncio.create_task(self.received(after + 1))
         try:
             await asyncio.wait([work, received], return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -38,7 +38,8 @@ class Shutdown:
     def __init__(self, begin_drain: Callable[[], object], end_drain: Callable[[], object], *, listens: bool) -> None:
         self._begin_drain = begin_drain
         self._end_drain = end_drain
-        self._listens = listens
+        self.listens: bool = listens
+        """Whether it listens; changed only while the worker is closed."""
         self._listener = StopListener(self._receive, Precedence.OVER_PYTHON)
         self._closing = StopListener(self._receive_closing, Precedence.UNLESS_OTHERS, CTRL_C)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -51,7 +52,7 @@ class Shutdown:
         Raises:
             ConfigurationError: This is not the main thread.
         """
-        if not self._listens:
+        if not self.listens:
             return
         if not self._listener.listen():
             raise ConfigurationError(
@@ -62,7 +63,7 @@ class Shutdown:
 
     def closes(self) -> None:
         """Take note that the worker is being closed: asyncio would do no more than to stop its event loop at Ctrl-C."""
-        if not self._listens and self._closing.listen():
+        if not self.listens and self._closing.listen():
             self._loop = asyncio.get_running_loop()
 
     def leave(self, error: BaseException | None) -> None:
@@ -77,7 +78,7 @@ class Shutdown:
         number, self._ended_by, self._loop, self._entered_by = self._ended_by, None, None, None
         if number is None or not (error is None or isinstance(error, asyncio.CancelledError)):
             return
-        if self._listens:
+        if self.listens:
             raise SystemExit(_SIGNAL_EXIT + number) from None
         raise KeyboardInterrupt from None
 

@@ -271,6 +271,11 @@ class Worker:
     # ---- for its orchestrators -------------------------------------------------------------------------------
 
     @property
+    def workflows(self) -> Sequence[AnyWorkflow]:
+        """The workflows of its orchestrators."""
+        return list(dict.fromkeys(self._workflows.values()))
+
+    @property
     def clock(self) -> Clock:
         """The source of time."""
         return self._clock
@@ -444,6 +449,10 @@ class Worker:
         if expired.workers or expired.events:
             self.announce(expired.events)
 
+    def leave_signals(self) -> None:
+        """Listen to no signals, whatever it was created with: what enters it listens."""
+        self._shutdown.listens = False
+
     def begin_drain(self) -> None:
         """Claim nothing more, let running activities finish, and release all documents; it stays open until closed."""
         self._draining = True
@@ -467,8 +476,9 @@ class Worker:
         self._dependencies.start()
         try:
             if self._options.capacity:
-                workflows = dict.fromkeys(self._workflows.values())
-                await self._dependencies.open(provider for workflow in workflows for provider in workflow.providers())
+                await self._dependencies.open(
+                    provider for workflow in self.workflows for provider in workflow.providers()
+                )
                 for look in self._before_start.values():
                     await look()
             await self._begin()
