@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ ODD = "odd \x1b]0;title\x07 [red]"
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The current folder is the test's own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     for noted in (files.calls, files.signalled, files.clocks):
         noted.clear()
 
 
-def make(**contents: str | bytes) -> None:
-    """Write files; two underscores stand for a dot, and a name may have folders."""
+def make(contents: Mapping[str, str | bytes]) -> None:
+    """Write files, by their names, which may have folders."""
     for name, content in contents.items():
-        path = Path(name.replace("__", "."))
+        path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -50,9 +52,9 @@ def results(ran: Ran) -> dict[str, Any]:
 
 
 def test_texts_of_files_folders_and_patterns(on_file: Commands) -> None:
-    make(**{"docs/b__txt": "two", "docs/a__txt": "one\r\n", "docs/more/c__md": "three", "x1__txt": "four"})
-    make(**{"docs/binary__txt": b"\0", "docs/empty__txt": " \n", "docs/__hidden": "no", "docs/venv/d__txt": "no"})
-    make(**{"docs/large__txt": "x" * (1024 * 1024 + 1), "latin1__txt": b"\xe4", f"docs/{ODD}__txt": "odd"})
+    make({"docs/b.txt": "two", "docs/a.txt": "one\r\n", "docs/more/c.md": "three", "x1.txt": "four"})
+    make({"docs/binary.txt": b"\0", "docs/empty.txt": " \n", "docs/.hidden": "no", "docs/venv/d.txt": "no"})
+    make({"docs/large.txt": "x" * (1024 * 1024 + 1), "latin1.txt": b"\xe4", f"docs/{ODD}.txt": "odd"})
     ran = run(on_file, "texts", "docs", "x*.txt", "latin1.txt", "--output", "-")
     assert ran.code == Exit.DONE
     expected = {"docs/a.txt": "ONE\n", "docs/b.txt": "TWO", f"docs/{ODD}.txt": "ODD", "docs/more/c.md": "THREE"}
@@ -62,8 +64,14 @@ def test_texts_of_files_folders_and_patterns(on_file: Commands) -> None:
 
 
 def test_documents_as_json(on_file: Commands) -> None:
-    make(a__txt="one", b__json='{"id": "b", "text": "two", "rating": 2}', c__jsonl='{"id":"c","text":"three"}\n\n')
-    make(d__ndjson='{"id":"d","text":"four","rating":4}\n{"id":"e","text":"five"}')
+    make(
+        {
+            "a.txt": "one",
+            "b.json": '{"id": "b", "text": "two", "rating": 2}',
+            "c.jsonl": '{"id":"c","text":"three"}\n\n',
+        }
+    )
+    make({"d.ndjson": '{"id":"d","text":"four","rating":4}\n{"id":"e","text":"five"}'})
     ran = run(on_file, "articles", "a.txt", "b.json", "c.jsonl", "d.ndjson", "-o", "-")
     assert (ran.code, results(ran)) == (
         Exit.DONE,
@@ -72,7 +80,7 @@ def test_documents_as_json(on_file: Commands) -> None:
 
 
 def test_a_workflow_that_takes_paths_gets_files_of_any_kind(on_file: Commands) -> None:
-    make(**{"scans/a__png": b"\0" * 7, "scans/b__json": "{}"})
+    make({"scans/a.png": b"\0" * 7, "scans/b.json": "{}"})
     ran = run(on_file, "scans", "scans", "--json")
     (batch,) = [json.loads(line) for line in ran.out.splitlines()]
     assert (ran.code, batch["counts"]["succeeded"], "resolution" in batch) == (Exit.DONE, 2, False)
@@ -81,9 +89,17 @@ def test_a_workflow_that_takes_paths_gets_files_of_any_kind(on_file: Commands) -
 
 def test_what_can_be_no_document(on_file: Commands, tmp_path: Path) -> None:
     """It is named in one line, and no batch is submitted, also where files before it are fine."""
-    make(a__txt="one", binary__txt=b"a\0", empty__txt="", large__txt="x" * (1024 * 1024 + 1), broken__json='{"id":')
-    make(lines__jsonl='{"id":"c","text":"three"}\n{"id":3}', mixed__jsonl='"a"\n3\n', **{"nothing/__hidden": "x"})
-    make(**{f"{ODD}__txt": b"\0"})
+    make(
+        {
+            "a.txt": "one",
+            "binary.txt": b"a\0",
+            "empty.txt": "",
+            "large.txt": "x" * (1024 * 1024 + 1),
+            "broken.json": '{"id":',
+        }
+    )
+    make({"lines.jsonl": '{"id":"c","text":"three"}\n{"id":3}', "mixed.jsonl": '"a"\n3\n', "nothing/.hidden": "x"})
+    make({f"{ODD}.txt": b"\0"})
     for workflow, named, says in (
         ("texts", "missing.txt", "there is no file or folder 'missing.txt'"),
         ("texts", "missing/*.txt", "the pattern 'missing/*.txt' matches no file"),
@@ -109,7 +125,13 @@ def test_what_can_be_no_document(on_file: Commands, tmp_path: Path) -> None:
 
 
 def test_what_is_no_workflow_or_option(on_file: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(a__txt="one", ending__py="import sys\nsys.exit('usage: ...')", broken_module__py="raise RuntimeError('\\x1b')")
+    make(
+        {
+            "a.txt": "one",
+            "ending.py": "import sys\nsys.exit('usage: ...')",
+            "broken_module.py": "raise RuntimeError('\\x1b')",
+        }
+    )
     for target, says in (
         ("texts", "'texts' names no workflow; give module:name"),
         ("no_such_module_here:texts", "there is no module 'no_such_module_here' for the workflow"),
@@ -155,7 +177,7 @@ def test_policies() -> None:
 
 
 def test_a_run_is_labelled_and_its_end_is_told(commands: Commands, tmp_path: Path) -> None:
-    make(a__txt="one", b__txt="bad two", c__txt="three")
+    make({"a.txt": "one", "b.txt": "bad two", "c.txt": "three"})
     options = ("--policy", "continue:1", "--label", "tenant=north", "--concurrency", "2", "-o", "out.jsonl", "--json")
     ran = run(commands, "texts", "a.txt", "b.txt", "c.txt", "--batch-id", "monday", *options)
     assert ran.code == Exit.DOCUMENTS_FAILED
@@ -179,7 +201,7 @@ def test_a_run_is_labelled_and_its_end_is_told(commands: Commands, tmp_path: Pat
 
 @pytest.mark.parametrize("by_id", [False, True])
 def test_a_run_that_a_signal_has_stopped_is_resumed(on_file: Commands, by_id: bool) -> None:
-    make(a__txt="one", b__txt="two", c__txt="three")
+    make({"a.txt": "one", "b.txt": "two", "c.txt": "three"})
     files.signalled.append(signal.SIGTERM)
     named = ("a.txt", "b.txt", "c.txt")
     ran = run(on_file, "texts", *named, "--concurrency", "1", "-o", "out.jsonl")
@@ -189,7 +211,7 @@ def test_a_run_that_a_signal_has_stopped_is_resumed(on_file: Commands, by_id: bo
     assert f"run the same again; or, with any documents, with --batch-id {batch['batch_id']}\n" in ran.err
     assert not Path("out.jsonl").exists()
     # A batch of other documents with the same beginning is another one, and keeps their names.
-    make(d__txt="four")
+    make({"d.txt": "four"})
     other = run(on_file, "texts", "a.txt", "d.txt", "-o", "-")
     assert results(other) == {"a.txt": "ONE", "d.txt": "FOUR"}
     assert f"is not run now; --batch-id {batch['batch_id']} resumes it" in other.err
@@ -201,7 +223,7 @@ def test_a_run_that_a_signal_has_stopped_is_resumed(on_file: Commands, by_id: bo
 
 
 def test_results_that_cannot_be_written(on_file: Commands) -> None:
-    make(a__txt="one")
+    make({"a.txt": "one"})
     ran = run(on_file, "texts", "a.txt", "--batch-id", "monday", "-o", "no/such/folder.jsonl", "--no-progress")
     assert (ran.code, ran.err) == (
         Exit.ERROR,
