@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from tests.lanes.plugin import lane_of
 from tests.postgres.databases import MigratedSchemas, scratch_database, without_schema
-from tests.postgres.server import IN_MEMORY, Server
+from tests.postgres.server import NEVER_CRASHED, Server
 from tests.postgres.types import remember_types
 
 from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store, stop_signals
@@ -29,7 +29,7 @@ StoreMaker: TypeAlias = Callable[[Clock | None], Store]
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
     """A Postgres of this test process's own; started when the first test asks for it; no test crashes it."""
-    with Server(in_memory=True, **IN_MEMORY) as server, pytest.MonkeyPatch.context() as monkeypatch:
+    with Server(**NEVER_CRASHED) as server, pytest.MonkeyPatch.context() as monkeypatch:
         remember_types(monkeypatch)
         # It has no TLS; to ask each time takes as long as the rest of connecting.
         monkeypatch.setenv("PGSSLMODE", "disable")

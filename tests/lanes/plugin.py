@@ -7,6 +7,7 @@ these says is `unit`.
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -92,10 +93,12 @@ def lane_of(item: pytest.Item, root: Path) -> str:
         raise pytest.UsageError(f"{item.nodeid} is marked for the lanes {' and '.join(said)}; a test is in one")
     if said:
         return said[0]
-    for folder, lane in _FOLDERS.items():
-        if item.path.is_relative_to(root / folder):
-            return lane
-    return "stores" if on_postgres(item) else "unit"
+    return _lane_of_folder(item.path, root) or ("stores" if on_postgres(item) else "unit")
+
+
+@cache
+def _lane_of_folder(path: Path, root: Path) -> str | None:
+    return next((lane for folder, lane in _FOLDERS.items() if path.is_relative_to(root / folder)), None)
 
 
 def on_postgres(item: pytest.Item) -> bool:

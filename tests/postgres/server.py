@@ -51,30 +51,26 @@ _SETTINGS: Final = {
     "logging_collector": "off",
 }
 
-IN_MEMORY: Final[dict[str, str]] = {
+NEVER_CRASHED: Final[dict[str, str]] = {
     "max_wal_size": "64MB",
     # Its log needs to bring back no page that was torn: no test crashes it.
     "full_page_writes": "off",
     # In between it would analyse tables that are empty between two tests, or not; plans would depend on the moment.
     "autovacuum": "off",
 }
-"""Settings of a server that no test crashes, and whose data is in memory where that is possible."""
-
-_MEMORY: Final = Path("/dev/shm")
-_MEMORY_NEEDED: Final = 2 << 30
+"""Settings of a server that no test crashes."""
 
 
 class Server:
     """One server, on a port of its own; it does not outlive the process that started it.
 
     Args:
-        in_memory: Keep its data in memory, if the machine has a file system for that and enough room on it.
         settings: What its configuration says beside the tests' own.
     """
 
-    def __init__(self, *, in_memory: bool = False, **settings: str) -> None:
+    def __init__(self, **settings: str) -> None:
         self._user = _system_user()
-        self.folder: Final = _new_folder(in_memory=in_memory)
+        self.folder: Final = _new_folder()
         self._data = self.folder / "data"
         self._settings = {**_SETTINGS, **settings}
         self._process: subprocess.Popen[bytes] | None = None
@@ -152,7 +148,7 @@ class Server:
         settings = {name: value for name, value in self._settings.items() if name not in _SETTINGS}
         if follows:
             settings["primary_conninfo"] = f"host=127.0.0.1 port={self.port} user=postgres"
-        copy = Server(in_memory=False, **settings)
+        copy = Server(**settings)
         self.stop()
         shutil.copytree(self._data, copy._data)
         self.start()
@@ -187,7 +183,7 @@ def _system_user() -> pwd.struct_passwd | None:
 @cache
 def _new_data() -> Path:
     """The data of a server that has not been started yet: made once, since a copy of it takes a tenth of the time."""
-    folder = _new_folder(in_memory=True)
+    folder = _new_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     user = _system_user()
     if user is not None:
@@ -211,13 +207,8 @@ def _run(folder: Path, *command: str | Path) -> None:
     )
 
 
-def _new_folder(*, in_memory: bool) -> Path:
-    place = _MEMORY if in_memory and _has_room(_MEMORY) else None
-    return Path(tempfile.mkdtemp(prefix="durable-batches-postgres-", dir=place))
-
-
-def _has_room(place: Path) -> bool:
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK) and shutil.disk_usage(place).free >= _MEMORY_NEEDED
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="durable-batches-postgres-"))
 
 
 def in_a_loop(work: Coroutine[Any, Any, T]) -> T:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from tests.cli.commands import Commands, translate
-from tests.postgres.server import IN_MEMORY, Server
+from tests.postgres.server import NEVER_CRASHED, Server
 from tests.support import STAGES, eventually, everything, opened, within
 
 from durable_batches import (
@@ -26,7 +26,7 @@ from durable_batches.cli.exits import Exit
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[Server, Server]]:
     """A primary and a replica that follows it."""
-    with Server(in_memory=True, **IN_MEMORY) as primary:
+    with Server(**NEVER_CRASHED) as primary:
         replica = primary.replica(follows=True)
         try:
             yield primary, replica
