@@ -390,7 +390,10 @@ class BatchInProgress:
 
     def is_refused_for_itself(self, execution: ExecutionRecord) -> bool:
         """Whether a document has begun one pause after another, while the calls of others succeeded in between."""
-        if self.quota_pause is not None or execution.position == RESOLVER_POSITION:
+        pause = self.quota_pause
+        if execution.position == RESOLVER_POSITION:
+            return False
+        if pause is not None and not ("judges" in pause and self.is_look(execution)):
             return False
         return self.core.get("refused", {}).get(str(execution.position), 0) >= MOST_BEGINNINGS
 
@@ -405,9 +408,14 @@ class BatchInProgress:
         patience = self.definition.config.quota_patience
         pause = self.quota_pause
         if pause is None:
+            judges = self._only_refused_are_left()
             self._count_refusal(execution)
             pause = first_pause(refusal, self.now, self.needs, patience)
+            if judges:
+                pause["judges"] = True
         elif looked:
+            if "judges" in pause:
+                self._count_refusal(execution)
             pause = next_pause(pause, refusal, self.now, patience)
         else:
             # It ran when the batch was paused, and tells nothing new.
@@ -452,6 +460,10 @@ class BatchInProgress:
         pause = self.quota_pause
         if pause is not None and self.is_look(execution):
             pause.pop("look", None)
+
+    def _only_refused_are_left(self) -> bool:
+        """Whether each unfinished document has begun a pause, and calls of others succeeded since."""
+        return 0 < self.unfinished == len(self.core.get("refused", {}))
 
     def _count_refusal(self, execution: ExecutionRecord) -> None:
         refused = self.core.setdefault("refused", {})

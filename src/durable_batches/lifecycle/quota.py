@@ -6,7 +6,13 @@ again, the pause is set anew, twice as far, at most ten minutes. Refusals of exe
 paused change nothing. So an account that is empty costs one refused call a look.
 
 A document that begins a pause again and again, while the calls of others succeed in between, is refused for itself: a
-page that wants a login, and not an account that is empty. It fails.
+page that wants a login, and not an account that is empty. It fails. Once all documents that are left have begun such a
+pause, no other one can tell whether the account is empty, and there is evidence against each of them: a look in vain
+counts as one more pause that its document began. So the last documents of a batch, each of them refused for itself, do
+not hold it up until the patience is over.
+
+A document that was never refused before, and is the last one, is looked for until the patience is over: nothing tells
+its own credentials from an account that became empty with it.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ FIRST_PAUSE: Final[Micros] = 30_000_000
 LONGEST_PAUSE: Final[Micros] = 600_000_000
 
 MOST_BEGINNINGS: Final = 3
-"""Pauses that one document may begin; with the next one it fails."""
+"""Pauses that one document may begin, and looks in vain that count as such; with the next one it fails."""
 
 
 class Refusal(NamedTuple):
@@ -62,6 +68,8 @@ class QuotaPause(TypedDict):
     note: str
     needs: int
     """The generation that the batch needs without the pause."""
+    judges: NotRequired[bool]
+    """There if looks in vain count against the documents that look: all that were left had begun a pause before."""
     look: NotRequired[tuple[int, int]]
     """Position and attempt of the execution that looks."""
 
@@ -81,7 +89,7 @@ def first_pause(refusal: Refusal, now: Micros, needs: int, patience: timedelta |
 def next_pause(pause: QuotaPause, refusal: Refusal, now: Micros, patience: timedelta | None) -> QuotaPause:
     """Set a pause anew, after a look in vain."""
     looks = pause["looks"] + 1
-    return QuotaPause(
+    following = QuotaPause(
         since=pause["since"],
         until=_until(refusal, pause["since"], now, looks, patience),
         looks=looks,
@@ -89,6 +97,9 @@ def next_pause(pause: QuotaPause, refusal: Refusal, now: Micros, patience: timed
         note=refusal.note,
         needs=pause["needs"],
     )
+    if "judges" in pause:
+        following["judges"] = pause["judges"]
+    return following
 
 
 def has_run_out(pause: QuotaPause, now: Micros, patience: timedelta | None) -> bool:
