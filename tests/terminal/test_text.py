@@ -15,9 +15,9 @@ from rich.console import Console
 from tests.extraction.test_cli import HALF
 
 from durable_batches import BatchSnapshot, Pause, Stage
+from durable_batches.printable import printable, printable_lines
 from durable_batches.terminal.bars import follow
 from durable_batches.terminal.lines import numbers_of, print_line, title_of
-from durable_batches.terminal.text import printable, printable_lines
 
 ODD = "\x1b]0;title\x07 \x9b31m \x7f\u202e [red]"
 

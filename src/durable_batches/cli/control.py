@@ -12,9 +12,9 @@ import typer
 from durable_batches.cli.batches import Filters, filtered
 from durable_batches.cli.exits import CommandError, Exit
 from durable_batches.cli.output import flush, print_json, write
+from durable_batches.printable import printable
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, is_terminal, print_line
-from durable_batches.terminal.text import printable
 
 __all__ = ["Choice", "cancel_batch", "cancel_batches"]
 

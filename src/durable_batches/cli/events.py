@@ -13,9 +13,9 @@ from durable_batches.cli.exits import Exit
 from durable_batches.cli.output import first, flush, json_of, moment, print_json, write
 from durable_batches.lifecycle.events import BatchEvent
 from durable_batches.lifecycle.states import Counts
+from durable_batches.printable import printable
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, print_line
-from durable_batches.terminal.text import printable
 
 __all__ = ["show_events"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from durable_batches.cli.exits import Exit
 from durable_batches.cli.output import error_text, moment, print_json, write
+from durable_batches.printable import printable
 from durable_batches.reading.client import BatchClient
 from durable_batches.reading.failures import ErrorGroup
 from durable_batches.terminal.lines import print_line
-from durable_batches.terminal.text import printable
 
 __all__ = ["show_errors"]
 

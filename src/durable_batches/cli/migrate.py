@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from durable_batches.cli.target import is_dsn, store_at
 from durable_batches.errors import ConfigurationError
+from durable_batches.printable import printable
 from durable_batches.stores.migrations import newer_scripts
-from durable_batches.terminal.text import printable
 
 __all__ = ["migrate", "script"]
 

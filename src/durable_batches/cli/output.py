@@ -18,9 +18,9 @@ from rich.text import Text
 
 from durable_batches.cli.exits import CommandError, Exit, ReaderLeftError
 from durable_batches.errors import shortened, with_type
+from durable_batches.printable import printable
 from durable_batches.terminal.bars import stdout_console
 from durable_batches.terminal.lines import is_terminal
-from durable_batches.terminal.text import printable
 
 __all__ = [
     "RawJson",

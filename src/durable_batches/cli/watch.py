@@ -15,10 +15,10 @@ from durable_batches.cli.exits import Exit
 from durable_batches.cli.output import flush, print_json, write
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Failed, Stage
+from durable_batches.printable import printable
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.bars import SeveralBars, follow, stdout_console
 from durable_batches.terminal.lines import follow_in_lines, is_terminal, print_line
-from durable_batches.terminal.text import printable
 
 __all__ = ["unfinished_batches", "watch_batch", "watch_batches"]
 

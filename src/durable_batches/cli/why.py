@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from durable_batches.cli.exits import Exit
 from durable_batches.cli.output import print_json, write
+from durable_batches.printable import printable_lines
 from durable_batches.reading.client import BatchClient
-from durable_batches.terminal.text import printable_lines
 
 __all__ = ["explain_batch"]
 

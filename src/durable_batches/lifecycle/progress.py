@@ -25,6 +25,7 @@ from durable_batches.lifecycle.states import (
     Resolving,
     Stage,
 )
+from durable_batches.markup import bar, block, numbers, table
 
 __all__ = ["BatchSnapshot", "LongCalls", "Pause", "RecordedStages", "StageCount", "Stages", "snapshot_of", "state_of"]
 
@@ -117,6 +118,22 @@ class BatchSnapshot(Value, Generic[S_co]):
     `watch()` and `list_batches()` have none."""
     pauses: Sequence[Pause] = ()
     """Those in force."""
+
+    def _repr_html_(self) -> str:
+        """Return it as notebooks show it."""
+        paused = f", paused ({'; '.join(pause.reason for pause in self.pauses)})" if self.paused else ""
+        rate = "" if self.documents_per_second is None else f"{self.documents_per_second:.1f} documents/s"
+        return block(
+            f"{self.batch_id}: {self.workflow}, {self.state.tag.replace('_', ' ')}{paused}",
+            table(
+                ("", f"{self.percentage:.0f} %", f"{self.counts.ended}/{self.counts.total} documents", rate),
+                [
+                    (stage.stage.replace("_", " "), bar(stage.done, stage.total), f"{stage.done}/{stage.total}", "")
+                    for stage in self.stages
+                ],
+            ),
+            numbers(vars(self.counts)),
+        )
 
 
 class Stages(Protocol[S_co]):

@@ -20,7 +20,7 @@ from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, state_of
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, ExecutionStatus, WorkerId
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Failed, Stage
-from durable_batches.options import check_instance, check_text
+from durable_batches.options import check_flag, check_instance, check_text
 from durable_batches.orchestrator.stranded import StrandedBatches
 from durable_batches.orchestrator.submission import Submission
 from durable_batches.reading.access import BatchAccess, check_status
@@ -261,12 +261,14 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         batch_id: str | None = None,
         document_id: Callable[[D], str] | None = None,
         if_exists: Literal["attach", "error"] = "attach",
+        progress: bool = False,
     ) -> BatchResult[V_co]:
-        """Submit a batch and wait for its result."""
+        """Submit a batch and wait for its result; see `submit` and `result`."""
+        check_flag("progress", progress)
         submitted = await self.submit(
             documents, config=config, batch_id=batch_id, document_id=document_id, if_exists=if_exists
         )
-        return await self.result(submitted)
+        return await self.result(submitted, progress=progress)
 
     # ---- reading ---------------------------------------------------------------------------------------------
 
@@ -275,13 +277,25 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
         check_text("batch_id", batch_id)
         return self._worker.reports(BatchId(batch_id))
 
-    async def result(self, batch_id: str) -> BatchResult[V_co]:
+    async def result(self, batch_id: str, *, progress: bool = False) -> BatchResult[V_co]:
         """Wait for the end of the batch and return its result.
+
+        Args:
+            batch_id: The batch.
+            progress: Show its progress meanwhile: in a notebook as an output below the cell, otherwise on stderr, as
+                bars on a terminal where rich is installed (the extra `cli`), and as a line now and then elsewhere.
 
         Raises:
             BatchNotFoundError: There is no such batch.
         """
+        check_flag("progress", progress)
         async with self._stranded.watched(batch_id):
+            if progress:
+                # Only those who look import it.
+                from durable_batches.terminal.show import SHOW_INTERVAL, show
+
+                async with aclosing(self.watch(batch_id, interval=SHOW_INTERVAL)) as snapshots:
+                    await show(snapshots, resolver=self._workflow.resolver is not None)
             record = await self._reader.ended_record(batch_id)
         return await self._result(record)
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from durable_batches.errors import shortened, with_type
 from durable_batches.lifecycle import failure_groups
 from durable_batches.lifecycle.failure_groups import REST, examples_of
 from durable_batches.lifecycle.fingerprints import fingerprint_of
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, Micros
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.markup import block, table
 from durable_batches.reading.documents import stage_of
 from durable_batches.reading.results import failure_of
 from durable_batches.runtime.results import DocumentFailure
@@ -52,6 +54,27 @@ class ErrorDigest:
     """The largest first, at most 200."""
     others: int
     """Failures beyond these groups."""
+
+    def _repr_html_(self) -> str:
+        """Return it as notebooks show it."""
+        others = f", {self.others} of them in other groups" if self.others else ""
+        return block(
+            f"batch {self.batch_id}, run {self.run}: {self.failed} documents failed{others}",
+            table(
+                ("documents", "error", "activity", "stage", "examples", "fingerprint"),
+                [
+                    (
+                        group.count,
+                        with_type(group.error_type, shortened(group.message)),
+                        group.activity or "",
+                        group.stage or "",
+                        ", ".join(example.document_id for example in group.examples),
+                        group.fingerprint,
+                    )
+                    for group in self.groups
+                ],
+            ),
+        )
 
 
 class _Group:

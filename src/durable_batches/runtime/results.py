@@ -19,6 +19,7 @@ from durable_batches.errors import (
 )
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Counts, Failed
+from durable_batches.markup import block, numbers, table
 
 __all__ = [
     "BatchResult",
@@ -113,6 +114,25 @@ class BatchResult(Generic[V_co]):
         return (
             f"batch {self.batch_id!r} {self._end()}: {counts.succeeded} of {counts.total} documents succeeded{others}"
             + listed(failures, counts.failed)
+        )
+
+    def _repr_html_(self) -> str:
+        """Return it as notebooks show it: without payloads."""
+        return block(
+            f"batch {self.batch_id} {self._end()}: {self.counts.succeeded} of {self.counts.total} documents succeeded",
+            numbers(vars(self.counts)),
+            table(
+                ("failed", "error", "activity", "attempts"),
+                [
+                    (
+                        failure.document_id,
+                        with_type(failure.error_type, shortened(failure.error)),
+                        failure.activity or "",
+                        failure.attempts,
+                    )
+                    for failure in self.failures
+                ],
+            ),
         )
 
     def _end(self) -> str:

@@ -29,7 +29,7 @@ from durable_batches.script.signals import StopSignals
 from durable_batches.stores.protocol import Store, check_store
 from durable_batches.tasks import loop_is_running
 from durable_batches.terminal.lines import print_line
-from durable_batches.terminal.show import show
+from durable_batches.terminal.show import SHOW_INTERVAL, show
 from durable_batches.worker.worker import Worker
 
 __all__ = ["Script", "knows_filters", "run_batch"]
@@ -42,7 +42,6 @@ S = TypeVar("S", bound=Stage, default=Stage)
 V = TypeVar("V", default=None)
 
 _DEFAULT_DRAIN: Final = timedelta(seconds=30)
-_SHOW_INTERVAL: Final = timedelta(milliseconds=250)
 
 
 def run_batch(
@@ -232,7 +231,7 @@ class Script(Generic[D, R, S, V]):
         if self._progress:
             await self._print_start(batch_id, found)
             if found.record is None or not found.record.ended:
-                async with aclosing(self._batches.watch(batch_id, interval=_SHOW_INTERVAL)) as snapshots:
+                async with aclosing(self._batches.watch(batch_id, interval=SHOW_INTERVAL)) as snapshots:
                     await show(snapshots, resolver=self._workflow.resolver is not None)
         return self._printed(await self._batches.result(batch_id))
 

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import Stage
+from durable_batches.printable import printable
 from durable_batches.terminal.lines import follow_in_lines, is_terminal, numbers_of, title_of
-from durable_batches.terminal.text import printable
 
 __all__ = ["SeveralBars", "follow", "panel", "stderr_console", "stdout_console"]
 

@@ -10,7 +10,7 @@ from typing import Final, TextIO, TypeVar
 
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import ENDED_TAGS, Counts, Stage
-from durable_batches.terminal.text import printable, printable_lines
+from durable_batches.printable import printable, printable_lines
 
 __all__ = [
     "counts_text",

@@ -48,9 +48,9 @@ from durable_batches.extraction import (
     text_files,
     write_graph,
 )
+from durable_batches.printable import printable_lines
 from durable_batches.script.signals import StopSignals
 from durable_batches.terminal.bars import follow, stdout_console
-from durable_batches.terminal.text import printable_lines
 
 __all__ = ["RESOLVING", "Demo", "Paced"]
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from durable_batches.extraction import Ranked, Resolution
-from durable_batches.terminal.text import printable
+from durable_batches.printable import printable
 
 __all__ = ["print_summary"]
 
