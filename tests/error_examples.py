@@ -267,6 +267,12 @@ async def batch_not_found(_: Path) -> object:
         return await batches.state("invoices-2013-05")
 
 
+async def batch_ended(_: Path) -> object:
+    async with batches_of(invoices) as batches:
+        await batches.run(["fine"], batch_id=BATCH)
+        return await batches.pause(BATCH)
+
+
 async def batch_exists(_: Path) -> object:
     async with batches_of(invoices) as batches:
         await batches.run(["fine"], batch_id=BATCH)
@@ -439,6 +445,7 @@ EXAMPLES: Final[dict[str, Example]] = {
     "circuit-open": circuit_open,
     "duplicate-document": duplicate_document,
     "batch-not-found": batch_not_found,
+    "batch-ended": batch_ended,
     "batch-exists": batch_exists,
     "submission-in-progress": submission_in_progress,
     "transaction-open": transaction_open,

@@ -52,6 +52,7 @@ CODES = {
     "ActivityFailedError": "activity-failed",
     "ActivityTimeoutError": "activity-timeout",
     "BatchCancelledError": "batch-cancelled",
+    "BatchEndedError": "batch-ended",
     "BatchExistsError": "batch-exists",
     "BatchFailedError": "batch-failed",
     "BatchNotFoundError": "batch-not-found",

@@ -1,6 +1,6 @@
 // What durable_batches.web answers and sends. Generated from its schemas by `make typescript`; do not edit.
 // Fields and tags that are not here may come with a newer server: ignore them.
-// Schemas: e2c755768718f4f265326ac15e529f11e67b897630ad58dcbbf0512ebd3efe3f
+// Schemas: c49488e1a32d5dca7d695bff0a28b32d41621415dc9667ba774c1a6ce4c7038f
 
 export type BatchState = Pending | Stage | Resolving | Completed | Failed | Cancelled;
 export type JsonValue = unknown;
@@ -215,6 +215,7 @@ export interface Pause {
   since: string;
   until: string | null;
   note: string;
+  running: "calls" | "documents";
 }
 /**
  * The batch ended as CANCELLED; its last event.
@@ -285,6 +286,7 @@ export interface BatchPaused {
   reason: "operator" | "budget" | "canary" | "quota" | (string & {});
   note: string;
   until: string | null;
+  running: "calls" | "documents";
   tag: "batch_paused";
 }
 /**

@@ -22,6 +22,7 @@ __all__ = [
     "ActivityFailedError",
     "ActivityTimeoutError",
     "BatchCancelledError",
+    "BatchEndedError",
     "BatchExistsError",
     "BatchFailedError",
     "BatchNotFoundError",
@@ -460,6 +461,18 @@ class TransactionOpenError(BatchNotFoundError):
         DurableBatchesError.__init__(
             self, f"batch {batch_id!r} {why}; commit the transaction, and ask for the batch then"
         )
+
+
+class BatchEndedError(DurableBatchesError, ValueError):
+    """A command needs a batch that has not ended: to pause it, to resume it."""
+
+    code = "batch-ended"
+
+    def __init__(self, batch_id: str, state: str, command: str) -> None:
+        self.batch_id = batch_id
+        self.state = state
+        self.command = command
+        super().__init__(f"{command}() of batch {batch_id!r} changes nothing: it has ended, and is {state}")
 
 
 class BatchExistsError(DurableBatchesError, ValueError):

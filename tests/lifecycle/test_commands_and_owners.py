@@ -29,13 +29,14 @@ from tests.lifecycle.world import SECOND, World, identity
 from tests.properties import modest
 
 from durable_batches import BatchConfig, ContinueOnFailure, RetryFailed
-from durable_batches.lifecycle.commands import Cancel, Command
+from durable_batches.lifecycle.commands import Cancel, Command, PauseBatch, ResumeBatch
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
     Fact,
+    ProviderAnswered,
 )
 from durable_batches.lifecycle.planning import Departure, Writes
 from durable_batches.lifecycle.records import ExecutionRecord, WorkerId
@@ -57,6 +58,9 @@ def planned(command: Callable[[str], Command]) -> Give:
 
 COMMANDS: Final[Mapping[str, Give]] = {
     "cancel": planned(lambda request_id: Cancel(request_id, "why")),
+    "pause": planned(lambda request_id: PauseBatch(request_id, "why")),
+    "pause, when documents finish": planned(lambda request_id: PauseBatch(request_id, "why", "documents")),
+    "resume": planned(ResumeBatch),
 }
 """The commands that have a request id; those of a submitter are about batches that no worker has seen."""
 
@@ -190,6 +194,9 @@ def _about(row: ExecutionRecord) -> st.SearchStrategy[Fact]:
         ExecutionSucceeded(*target, b"", 0),
         ExecutionFailed(*target, b"", "broke", retry_in=SECOND),
         ExecutionReleased(*target),
+        ExecutionReleased(*target, "paused"),
+        ExecutionReleased(*target, "quota", None, "no credit", "ask"),
+        ProviderAnswered(*target),
     ]
     return st.sampled_from(facts)
 

@@ -235,13 +235,15 @@ def test_events_that_newer_versions_write_are_known() -> None:
         reason="quota",
         note="half a ?",
         until=moment,
+        running="calls",
     )
     is_read(
-        event_data.batch_paused(reason="operator", note="", until=None),
+        event_data.batch_paused(reason="operator", note="", until=None, running="documents"),
         BatchPaused,
         reason="operator",
         note="",
         until=None,
+        running="documents",
     )
     is_read(event_data.batch_resumed(reason="operator"), BatchResumed, reason="operator")
     is_read(event_data.batch_redriven(run=2, counts=counts), BatchRedriven, run=2, counts=counts)

@@ -12,8 +12,9 @@ from tests.lifecycle.world import LOADER, World, identity
 from tests.properties import modest
 
 from durable_batches.lifecycle.batch_core import definition_of
-from durable_batches.lifecycle.commands import Cancel, Discard, Seal
+from durable_batches.lifecycle.commands import Cancel, Discard, PauseBatch, ResumeBatch, Seal
 from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -263,6 +264,23 @@ class Histories(RuleBasedStateMachine):
         assert not again.events
         assert writes.applied or before.ended
 
+    @rule(
+        batch=st.integers(0, 1),
+        request=st.sampled_from(["three", "four"]),
+        running=st.sampled_from(["calls", "documents"]),
+        resumes=st.booleans(),
+    )
+    def pause(self, batch: int, request: str, running: PauseScope, resumes: bool) -> None:
+        batch_id = BatchId(f"batch-{batch}")
+        if batch_id not in self.world.batches:
+            return
+        command = ResumeBatch(f"after {request}") if resumes else PauseBatch(request, "why", running)
+        writes = self.world.command(batch_id, command)
+        again = self.world.command(batch_id, command)
+        assert again.applied == writes.applied
+        assert not again.events
+        assert not (writes.events and self.world.batches[batch_id].ended)
+
     @rule(batch=st.integers(0, 1), loader=st.sampled_from([LOADER, WorkerId("another")]))
     def load_again(self, batch: int, loader: WorkerId) -> None:
         """What a submitter repeats after its batch was sealed does nothing."""
@@ -293,6 +311,8 @@ class Histories(RuleBasedStateMachine):
         world = self.world
         for worker in self.workers:
             world.release([worker], "shutdown")
+        for batch_id in world.batches:
+            world.command(batch_id, ResumeBatch("the last"))
         last = WorkerId("last")
         for _ in range(200):
             if all(record.ended for record in world.batches.values()):

@@ -22,7 +22,7 @@ from tests.lifecycle.world import (
 
 from durable_batches.errors import InvalidTransitionError
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.commands import Cancel, Command, Discard, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.facts import ExecutionFailed, Fact, LateResult, StageEntered
 from durable_batches.lifecycle.planning import Departure
@@ -320,6 +320,8 @@ COMMANDS: Final[list[Command]] = [
     Discard(WorkerId("another loader")),
     Cancel(CANCELLED_BY, "reason"),
     Cancel("another request", UNENCODABLE),
+    PauseBatch("pause", UNENCODABLE),
+    ResumeBatch("resume"),
 ]
 
 
@@ -342,6 +344,10 @@ def _check_command(start: World, command: Command) -> None:
         case Cancel(request_id=request_id):
             changes = sealed and state not in ENDED
             applies = changes or (state == "cancelled" and request_id == CANCELLED_BY)
+        case PauseBatch():
+            applies = changes = sealed and state not in ENDED
+        case ResumeBatch():
+            pass  # nothing is paused
     writes = world.command(BATCH, command)
     assert writes.applied == applies
     assert (world != start) == changes

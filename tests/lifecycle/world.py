@@ -20,11 +20,12 @@ from durable_batches.lifecycle.batch_core import (
     definition_of,
     isolation_of,
     new_batch,
+    operator_pause_of,
     quota_pause_of,
 )
 from durable_batches.lifecycle.commands import Command, Seal
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.events import BatchPaused, decode_event
+from durable_batches.lifecycle.events import BatchPaused, BatchResumed, decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -486,11 +487,16 @@ class World:
     def _check_pause(self, record: BatchRecord) -> None:
         pause = quota_pause_of(record)
         events = [
-            decode_event(event)
-            for event in self.events[record.batch_id]
-            if event.tag in ("batch_paused", "batch_resumed")
+            event
+            for stored in self.events[record.batch_id]
+            if stored.tag in ("batch_paused", "batch_resumed")
+            if isinstance(event := decode_event(stored), (BatchPaused, BatchResumed))
         ]
         assert record.needs == int(pause is not None)
+        by_operator = [event for event in events if event.reason == "operator"]
+        paused = bool(by_operator) and by_operator[-1].tag == "batch_paused" and not record.ended
+        assert record.paused == paused == (operator_pause_of(record) is not None)
+        events = [event for event in events if event.reason == "quota"]
         if pause is None:
             assert not events or record.ended or events[-1].tag == "batch_resumed"
             return

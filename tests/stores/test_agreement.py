@@ -24,7 +24,8 @@ from tests.properties import modest
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, DurableBatchesError, RetryFailed
 from durable_batches.lifecycle.batch_core import Definition, new_batch
-from durable_batches.lifecycle.commands import Cancel, Command, Discard, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal
+from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -223,6 +224,16 @@ class Agreement(RuleBasedStateMachine):
     @rule(batch_id=batch_ids, request=st.sampled_from(["one", "two"]), reason=st.text(max_size=3))
     def cancel(self, batch_id: BatchId, request: str, reason: str) -> None:
         self.control(batch_id, Cancel(request, reason))
+
+    @rule(
+        batch_id=batch_ids,
+        request=st.sampled_from(["three", "four"]),
+        running=st.sampled_from(["calls", "documents"]),
+        resumes=st.booleans(),
+    )
+    def pause(self, batch_id: BatchId, request: str, running: PauseScope, resumes: bool) -> None:
+        command = ResumeBatch(f"after {request}") if resumes else PauseBatch(request, "wörum", running)
+        self.control(batch_id, command)
 
     def control(self, batch_id: BatchId, command: Command) -> None:
         before = self.owned(batch_id)

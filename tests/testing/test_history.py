@@ -420,3 +420,8 @@ def test_what_is_started_in_spite_of_a_pause_is_found() -> None:
     (second,) = _replayed((0, paused(30)), (30, one), (30, two))
     assert second == "16: event 4: 'two' was started while 'one' looked"
     assert _replayed((0, resumed)) == ["16: event 2: batch_resumed, and it was not paused"]
+    # An operator's has no end by time, and goes on when a provider serves again.
+    by_operator = event_data.batch_paused(reason="operator", note="", until=None)
+    assert _replayed((0, by_operator), (9, event_data.batch_resumed(reason="operator")), (9, one)) == []
+    (early,) = _replayed((0, by_operator), (0, paused(30)), (31, resumed), (99, one))
+    assert early == "16: event 5: 'one' was started while the batch was paused until None (operator)"

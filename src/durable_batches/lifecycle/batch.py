@@ -19,8 +19,9 @@ from durable_batches.lifecycle.batch_core import (
     decode_definition,
 )
 from durable_batches.lifecycle.event_data import EventData
-from durable_batches.lifecycle.events import ReleaseReason
+from durable_batches.lifecycle.events import PauseScope, ReleaseReason
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation, isolation_micros
+from durable_batches.lifecycle.pauses import OperatorPause
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.quota import (
@@ -85,6 +86,7 @@ class BatchInProgress:
         "failed",
         "needs",
         "now",
+        "paused",
         "pending",
         "run",
         "running",
@@ -128,6 +130,8 @@ class BatchInProgress:
         self.succeeded: int = counts.succeeded
         self.failed: int = counts.failed
         self.cancelled: int = counts.cancelled
+        self.paused: bool = record.paused or "operator_pause" in self.core
+        """Whether it is paused by an operator."""
         self.events: list[EventRecord] = []
         self.changed: bool = False
         """Whether it is to be written although it has emitted no event."""
@@ -165,7 +169,7 @@ class BatchInProgress:
     @property
     def slots(self) -> int:
         """How many more executions may be owned, now or when a pause is over by time."""
-        if self._record.paused:
+        if self.paused:
             return 0
         if self.state == "resolving":
             return 1 if self.core["phase"] == "due" else 0
@@ -386,6 +390,58 @@ class BatchInProgress:
         self.core.pop("suspects", None)
         self.core.pop("isolation", None)
 
+    # ---- a pause by an operator ----------------------------------------------------------------------------
+
+    @property
+    def operator_pause(self) -> OperatorPause | None:
+        """The pause by an operator; None: there is none."""
+        # Where 0.2.0 ended the batch, it left the pause where it was.
+        return None if self.ended else self.core.get("operator_pause")
+
+    def pause(self, request_id: str, note: str, running: PauseScope) -> bool:
+        """Pause; return whether this request did it.
+
+        While such a pause is in force, only one changes it that lets no more than running calls finish.
+        """
+        pause = self.operator_pause
+        if pause is not None:
+            if pause["by"] == request_id:
+                return True
+            if (pause["running"], running) != ("documents", "calls"):
+                return False
+        note = event_data.storable(note)
+        if pause is not None:
+            note = note or pause["note"]
+        since = self.now if pause is None else pause["since"]
+        self.core["operator_pause"] = OperatorPause(since=since, note=note, running=running, by=request_id)
+        self.paused = True
+        self.emit(event_data.batch_paused(reason="operator", note=note, until=None, running=running))
+        return True
+
+    def resume(self, request_id: str) -> bool:
+        """Lift the pause; return whether this request did it.
+
+        A pause for a quota stays until a call has succeeded, but the provider is asked at once: by one execution,
+        because a refusal that comes too early must not count against many documents.
+        """
+        if self.core.get("resumed_by") == request_id:
+            return True
+        seq = self._seq
+        if self.paused:
+            self._lift_pause()
+            self.emit(event_data.batch_resumed(reason="operator"))
+        if self.paused_until is not None:
+            self._look_now()
+        if self._seq == seq:
+            return False
+        if self._level < 2:
+            self.core["resumed_by"] = request_id
+        return True
+
+    def _lift_pause(self) -> None:
+        self.core.pop("operator_pause", None)
+        self.paused = False
+
     # ---- a pause for a quota -------------------------------------------------------------------------------
 
     def is_refused_for_itself(self, execution: ExecutionRecord) -> bool:
@@ -437,6 +493,13 @@ class BatchInProgress:
         if self.is_look(execution):
             self._forget_refusals(execution)
             self.resume_after_quota()
+
+    def _look_now(self) -> None:
+        """Have the provider asked now, and not later."""
+        pause = self.quota_pause
+        if pause is not None:
+            pause["until"] = max(self.now, pause["since"])
+            self.emit(event_data.batch_paused(reason="quota", note=pause["note"], until=pause["until"]))
 
     def _lift_quota(self) -> bool:
         pause = self.quota_pause
@@ -562,6 +625,8 @@ class BatchInProgress:
         self._end_suspicion()
         self.core.pop("seen_again", None)
         self._lift_quota()
+        self._lift_pause()
+        self.core.pop("resumed_by", None)
         self.wake_at = None
         self.move(state)
         self.ended = True
@@ -597,6 +662,7 @@ class BatchInProgress:
             self._record,
             loader=self.submitter,
             state=self.state,
+            paused=self.paused,
             counts=self.counts,
             seq=self._seq,
             free=free,

@@ -11,6 +11,7 @@ from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle.config import RECORDED, BatchConfig
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation
+from durable_batches.lifecycle.pauses import OperatorPause
 from durable_batches.lifecycle.policies import ContinueOnFailure, RetryFailed
 from durable_batches.lifecycle.quota import QuotaPause
 from durable_batches.lifecycle.records import BatchRecord, ExecutionRecord, Micros, WorkerId
@@ -28,6 +29,7 @@ __all__ = [
     "encode_core",
     "isolation_of",
     "new_batch",
+    "operator_pause_of",
     "quota_pause_of",
 ]
 
@@ -62,7 +64,7 @@ class CountedGroups(TypedDict):
 
 
 class Pauses(TypedDict, total=False):
-    """The pauses in force, by their reasons."""
+    """The pauses in force, by their reasons, but for an operator's."""
 
     quota: QuotaPause
 
@@ -87,7 +89,11 @@ class BatchCore(_FirstCore, total=False):
     """Sessions that were seen again after crashes had been counted for them, where other workers owned executions then
     that had these crashes: the releases of those executions take them back."""
     pauses: Pauses
-    """There while a pause is in force."""
+    """There while one of these is in force."""
+    operator_pause: OperatorPause
+    """There while it is in force; so `BatchRecord.paused` is set."""
+    resumed_by: str
+    """The id of the latest request that resumed it, in stores of level 1, which keep no requests."""
     cancelled_at: list[int]
     """The `StageCounts` of the documents that had not finished when the run ended; there where there were any."""
     refused: dict[str, int]
@@ -204,6 +210,13 @@ def quota_pause_of(record: BatchRecord) -> QuotaPause | None:
     if b'"pauses"' not in record.core:
         return None
     return decode_core(record.core).get("pauses", {}).get("quota")
+
+
+def operator_pause_of(record: BatchRecord) -> OperatorPause | None:
+    """Read a batch's pause by an operator from its record; None: it has none."""
+    if b'"operator_pause"' not in record.core or record.ended:
+        return None
+    return decode_core(record.core).get("operator_pause")
 
 
 def new_batch(

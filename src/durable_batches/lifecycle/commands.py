@@ -1,12 +1,13 @@
-"""Commands about one batch: its submitter seals or discards it, any client may cancel it."""
+"""Commands about one batch: its submitter seals or discards it, any client may give the others."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.records import WorkerId
 
-__all__ = ["Cancel", "Command", "Discard", "Seal"]
+__all__ = ["Cancel", "Command", "Discard", "PauseBatch", "ResumeBatch", "Seal"]
 
 
 class Seal(NamedTuple):
@@ -29,4 +30,21 @@ class Cancel(NamedTuple):
     reason: str
 
 
-Command: TypeAlias = Seal | Discard | Cancel
+class PauseBatch(NamedTuple):
+    """Start nothing of the batch until it is resumed. The same `request_id` again gives the same answer."""
+
+    request_id: str
+    note: str = ""
+    running: PauseScope = "calls"
+
+
+class ResumeBatch(NamedTuple):
+    """End an operator's pause; where a provider refuses calls for its account, ask it again now.
+
+    The same `request_id` again gives the same answer.
+    """
+
+    request_id: str
+
+
+Command: TypeAlias = Seal | Discard | Cancel | PauseBatch | ResumeBatch

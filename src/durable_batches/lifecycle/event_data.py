@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from pydantic import JsonValue
 
-from durable_batches.lifecycle.events import PauseReason, ReleaseReason
+from durable_batches.lifecycle.events import PauseReason, PauseScope, ReleaseReason
 from durable_batches.lifecycle.records import Micros
 from durable_batches.lifecycle.states import Counts
 
@@ -51,8 +51,9 @@ def batch_created(*, workflow: str, version: str, total: int, open: bool = False
     return "batch_created", (workflow, version, total, open) if open else (workflow, version, total)
 
 
-def batch_paused(*, reason: PauseReason, note: str, until: Micros | None) -> EventData:
-    return "batch_paused", (reason, storable(note), until)
+def batch_paused(*, reason: PauseReason, note: str, until: Micros | None, running: PauseScope = "calls") -> EventData:
+    fields = reason, storable(note), until
+    return "batch_paused", fields if running == "calls" else (*fields, running)
 
 
 def batch_resumed(*, reason: PauseReason) -> EventData:

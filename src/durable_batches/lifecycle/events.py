@@ -42,6 +42,7 @@ __all__ = [
     "DocumentWoken",
     "DocumentsAdded",
     "PauseReason",
+    "PauseScope",
     "ProviderJobChanged",
     "ReleaseReason",
     "ResolutionCompleted",
@@ -57,6 +58,10 @@ __all__ = [
 
 PauseReason: TypeAlias = Literal["operator", "budget", "canary", "quota"]
 """Why no document of a batch is started; each is lifted on its own."""
+
+PauseScope: TypeAlias = Literal["calls", "documents"]
+"""What runs when a batch is paused, and still finishes: the calls of activities that are running, after which their
+documents are released; or the documents."""
 
 ReleaseReason: TypeAlias = Literal["shutdown", "crash", "paused"]
 """Why a worker gave back what it ran, unfinished and not failed."""
@@ -219,6 +224,8 @@ class BatchPaused(_Event):
     reason: PauseReason
     note: str
     until: datetime | None = None
+    running: PauseScope = "calls"
+    """What finishes of that which runs."""
     tag: Literal["batch_paused"] = "batch_paused"
 
 

@@ -10,7 +10,7 @@ from typing import Generic, Literal, Protocol, overload
 from typing_extensions import TypeVar
 
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.events import PauseReason
+from durable_batches.lifecycle.events import PauseReason, PauseScope
 from durable_batches.lifecycle.machine import BatchStateMachine
 from durable_batches.lifecycle.primitives import Value, from_micros
 from durable_batches.lifecycle.records import BatchRecord, Micros
@@ -27,7 +27,17 @@ from durable_batches.lifecycle.states import (
 )
 from durable_batches.markup import bar, block, numbers, table
 
-__all__ = ["BatchSnapshot", "LongCalls", "Pause", "RecordedStages", "StageCount", "Stages", "snapshot_of", "state_of"]
+__all__ = [
+    "BatchSnapshot",
+    "LongCalls",
+    "Pause",
+    "RecordedStages",
+    "StageCount",
+    "Stages",
+    "pauses_of",
+    "snapshot_of",
+    "state_of",
+]
 
 S = TypeVar("S", bound=Stage, default=Stage)
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
@@ -75,7 +85,9 @@ class Pause(Value):
     until: datetime | None = None
     """When it ends by itself; of a quota: when the provider is asked again. None: not by itself."""
     note: str = ""
-    """Of a quota: what the provider said."""
+    """Of an operator: the note; of a quota: what the provider said."""
+    running: PauseScope = "calls"
+    """What finishes of that which runs."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -167,7 +179,7 @@ def snapshot_of(
     batch = BatchInProgress(record, now, check=False)  # a reader shows what there is
     rate = _rate(batch)
     left = batch.counts.unfinished
-    paused = record.paused or batch.quota_pause is not None
+    paused = (batch.paused and not batch.ended) or batch.quota_pause is not None
     return BatchSnapshot(
         batch_id=record.batch_id,
         workflow=record.workflow,
@@ -190,7 +202,7 @@ def snapshot_of(
         metadata=dict(record.metadata),
         isolated=0 if batch.isolation is None else batch.suspects,
         long_calls=long_calls,
-        pauses=_pauses(batch),
+        pauses=pauses_of(batch),
     )
 
 
@@ -230,12 +242,17 @@ def _stage(batch: BatchInProgress, machine: Stages[S], tag: str) -> S | Pending:
     return Pending(total=batch.total)
 
 
-def _pauses(batch: BatchInProgress) -> tuple[Pause, ...]:
-    pause = batch.quota_pause
-    if pause is None:
-        return ()
-    since, until = from_micros(pause["since"]), from_micros(pause["until"])
-    return (Pause(reason="quota", since=since, until=until, note=pause["note"]),)
+def pauses_of(batch: BatchInProgress) -> tuple[Pause, ...]:
+    """List the pauses in force."""
+    pauses: list[Pause] = []
+    operator, quota = batch.operator_pause, batch.quota_pause
+    if operator is not None:
+        since = from_micros(operator["since"])
+        pauses.append(Pause(reason="operator", since=since, note=operator["note"], running=operator["running"]))
+    if quota is not None:
+        since, until = from_micros(quota["since"]), from_micros(quota["until"])
+        pauses.append(Pause(reason="quota", since=since, until=until, note=quota["note"]))
+    return tuple(pauses)
 
 
 def _moment(micros: Micros | None) -> datetime | None:

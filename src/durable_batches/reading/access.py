@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Generic, get_args
@@ -11,11 +11,11 @@ from uuid import uuid4
 from typing_extensions import TypeVar
 
 from durable_batches.clock import Clock
-from durable_batches.errors import ConfigurationError, ReadOnlyClientError
-from durable_batches.lifecycle.commands import Cancel, Command
-from durable_batches.lifecycle.events import BatchEvent, decode_event
+from durable_batches.errors import BatchEndedError, ConfigurationError, ReadOnlyClientError
+from durable_batches.lifecycle.commands import Cancel, Command, PauseBatch, ResumeBatch
+from durable_batches.lifecycle.events import BatchEvent, PauseScope, decode_event
 from durable_batches.lifecycle.primitives import problem_with_text, to_micros
-from durable_batches.lifecycle.progress import BatchSnapshot, Stages, snapshot_of, state_of
+from durable_batches.lifecycle.progress import BatchSnapshot, Pause, Stages, snapshot_of, state_of
 from durable_batches.lifecycle.records import BatchRecord, Committed, ExecutionStatus
 from durable_batches.lifecycle.states import BatchId, BatchState, Stage
 from durable_batches.options import (
@@ -91,6 +91,58 @@ class BatchAccess(Generic[S_co]):
         give = self._commands("cancel")
         record = await self._reader.record(batch_id)
         return (await give(record.batch_id, Cancel(request_id=uuid4().hex, reason=reason))).applied
+
+    async def pause(self, batch_id: str, *, note: str = "", running: PauseScope = "calls") -> bool:
+        """Pause a batch until it is resumed: from the commit on, no worker starts a document of it, or its resolver.
+
+        Workers notice within half a second. Then no activity of the batch is started either: calls that are running
+        finish and are recorded, and their documents are released. The batch stays in its state, and its deadline runs
+        on. Workers of 0.2.0 finish the documents that they run.
+
+        Args:
+            batch_id: The batch.
+            note: The reason, for `snapshot` and `explain`.
+            running: "documents" lets whole documents finish that are running; so does the resolver.
+
+        Returns:
+            Whether this call did it. False: an operator's pause is in force already; of one that lets whole documents
+            finish, `running="calls"` makes one that does not.
+
+        Raises:
+            BatchEndedError: The batch has ended.
+            BatchNotFoundError: There is no such batch.
+            ReadOnlyClientError: This client only reads.
+        """
+        check_instance("note", note, str)
+        if running not in get_args(PauseScope):
+            raise ConfigurationError(f"running must be one of {', '.join(get_args(PauseScope))}, not {running!r}")
+        return await self._request("pause", batch_id, lambda request_id: PauseBatch(request_id, note, running))
+
+    async def resume(self, batch_id: str) -> Sequence[Pause]:
+        """End an operator's pause. Where a provider refuses the batch's calls for its account, it is asked again now.
+
+        Returns:
+            The pauses that stay in force; empty: the batch goes on. That for a quota stays until a call has succeeded.
+
+        Raises:
+            BatchEndedError: The batch has ended.
+            BatchNotFoundError: There is no such batch.
+            ReadOnlyClientError: This client only reads.
+        """
+        await self._request("resume", batch_id, ResumeBatch)
+        record = await self._reader.record(batch_id)
+        return self._snapshot(record).pauses
+
+    async def _request(self, name: str, batch_id: str, command: Callable[[str], Command]) -> bool:
+        """Give a command that a run which has not ended can obey; return whether it was applied."""
+        give = self._commands(name)
+        record = await self._reader.record(batch_id)
+        applied = (await give(record.batch_id, command(uuid4().hex))).applied
+        if not applied:
+            record = await self._reader.record(batch_id)
+            if record.ended:
+                raise BatchEndedError(record.batch_id, record.state, name)
+        return applied
 
     # ---- reading ---------------------------------------------------------------------------------------------
 

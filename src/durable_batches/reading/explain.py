@@ -13,7 +13,7 @@ from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.batch_core import definition_of
 from durable_batches.lifecycle.planning import ISOLATED_CRASHES
 from durable_batches.lifecycle.primitives import from_micros
-from durable_batches.lifecycle.progress import Stages, state_of
+from durable_batches.lifecycle.progress import Stages, pauses_of, state_of
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, ExecutionRecord, Micros, WorkerRecord
 from durable_batches.lifecycle.states import Cancelled, Failed, Stage
 from durable_batches.reading.notes import WorkerNotes
@@ -139,8 +139,9 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     )
     due = record.counts.pending + waiting_due - isolated_due
     slots = max(definition_of(record).config.concurrency - record.counts.running, 0)
-    queued = min(due, slots) if batch.quota_pause is None else 0
-    waiting = due - queued if batch.quota_pause is None else 0
+    paused = batch.paused or batch.quota_pause is not None
+    queued = 0 if paused else min(due, slots)
+    waiting = 0 if paused else due - queued
     yield from _running_documents(record, inspection, notes, waiting=waiting)
     if record.counts.waiting > waiting_due:
         later = [moment for moment in inspection.due if moment > inspection.now]
@@ -156,14 +157,8 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
 
 
 def _pauses(batch: BatchInProgress) -> Iterator[PausedBatch]:
-    pause = batch.quota_pause
-    if pause is not None:
-        yield PausedBatch(
-            reason="quota",
-            since=from_micros(pause["since"]),
-            until=from_micros(pause["until"]),
-            note=pause["note"],
-        )
+    for pause in pauses_of(batch):
+        yield PausedBatch(reason=pause.reason, since=pause.since, until=pause.until, note=pause.note)
 
 
 def _no_worker(record: BatchRecord, alive: Sequence[WorkerRecord], found: Serving) -> NoWorker | UnselectedBatch:

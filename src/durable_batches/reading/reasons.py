@@ -252,10 +252,15 @@ class PausedBatch:
     until: datetime | None
     """When it goes on by itself; of a quota: when the provider is asked again. None: not by itself."""
     note: str
-    """Of a quota: what the provider said."""
+    """Of an operator: the note; of a quota: what the provider said."""
     tag: Literal["paused"] = "paused"
 
     def __str__(self) -> str:
+        if self.reason == "operator":
+            note = f": {self.note}" if self.note else ""
+            return (
+                f"An operator has paused it at {_at(self.since)}{note}. Nothing of it is started until it is resumed."
+            )
         if self.reason == "quota":
             again = "soon" if self.until is None else f"at {_at(self.until)}"
             return (

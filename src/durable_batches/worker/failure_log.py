@@ -156,11 +156,19 @@ def escaped_traceback(error: BaseException) -> str | None:
 
 
 def log_pauses(events: Sequence[EventRecord]) -> None:
-    """Log the pauses of batches that a commit of this worker began, set anew or ended."""
+    """Log the pauses of batches that a commit or command of this process began, set anew or ended."""
     for record in events:
         if record.tag not in (PAUSED, RESUMED):
             continue
         match decode_event(record):
+            case BatchPaused(batch_id=batch_id, reason="operator", note=note, running=running):
+                _log.warning(
+                    "batch %r paused (operator)%s; running %s finish, and nothing is started until it is resumed",
+                    batch_id,
+                    f": {note}" if note else "",
+                    running,
+                    extra={"batch_id": batch_id, "reason": "operator", "note": note, "running": running},
+                )
             case BatchPaused(batch_id=batch_id, at=at, reason=reason, note=note, until=until):
                 seconds = None if until is None else (until - at).total_seconds()
                 _log.warning(
@@ -173,9 +181,10 @@ def log_pauses(events: Sequence[EventRecord]) -> None:
                 )
             case BatchResumed(batch_id=batch_id, reason=reason):
                 _log.warning(
-                    "batch %r resumed (%s): a call succeeded",
+                    "batch %r resumed (%s)%s",
                     batch_id,
                     reason,
+                    ": a call succeeded" if reason == "quota" else "",
                     extra={"batch_id": batch_id, "reason": reason},
                 )
             case _:

@@ -11,7 +11,7 @@ from typing import Final
 
 from durable_batches.clock import Timer
 from durable_batches.errors import StoreUnavailableError, place_of
-from durable_batches.lifecycle.events import LAST_EVENT_TAGS, PAUSED
+from durable_batches.lifecycle.events import LAST_EVENT_TAGS, PAUSED, BatchPaused, decode_event
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
@@ -361,12 +361,22 @@ class Scheduler:
                 self._selection.remove(event.batch_id)
                 self.stop_batch(event.batch_id)
             elif event.tag == PAUSED:
-                self.stop_paused(event.batch_id)
+                match decode_event(event):
+                    case BatchPaused(reason="operator", running=running):
+                        if running == "calls":
+                            self.stop_paused(event.batch_id, looks=True)
+                    case _:
+                        self.stop_paused(event.batch_id, looks=False)
 
-    def stop_paused(self, batch_id: BatchId) -> None:
-        """Stop what runs of a batch that is paused, when its activities have finished; not what looks for its end."""
+    def stop_paused(self, batch_id: BatchId, *, looks: bool) -> None:
+        """Stop what runs of a batch that is paused, when its activities have finished.
+
+        Args:
+            batch_id: The batch.
+            looks: Also what looks for the end of a pause for a quota.
+        """
         for key, held in self._held.items():
-            if key[0] == batch_id and not held.finishing and not held.attempt.looks:
+            if key[0] == batch_id and not held.finishing and (looks or not held.attempt.looks):
                 held.attempt.stop("paused", drain=True)
 
     def stop_batch(self, batch_id: BatchId) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError, WorkerFencedError
-from durable_batches.lifecycle.batch_core import quota_pause_of
+from durable_batches.lifecycle.batch_core import operator_pause_of, quota_pause_of
 from durable_batches.lifecycle.commands import Cancel, Command, Seal
 from durable_batches.lifecycle.facts import ActivityCompleted, Fact, LateResult
 from durable_batches.lifecycle.leases import spared_seconds
@@ -266,6 +266,7 @@ class Session:
 
     def commanded(self, batch_id: BatchId, command: Command, committed: Committed) -> None:
         """Take note of a command that was given in this process."""
+        log_pauses(committed.events)
         if self._options.reporting is not None:
             self._options.reporting.events(committed.events)
         self.scheduler.stop_ended(committed.events)
@@ -531,8 +532,10 @@ class Session:
             record = await self._store.batch(batch_id)
             if record is None or record.ended:
                 self.scheduler.stop_batch(batch_id)
+            elif (pause := operator_pause_of(record)) is not None and pause["running"] == "calls":
+                self.scheduler.stop_paused(batch_id, looks=True)
             elif quota_pause_of(record) is not None:
-                self.scheduler.stop_paused(batch_id)
+                self.scheduler.stop_paused(batch_id, looks=False)
 
     # ---- for the journal ---------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from typing import Final, NamedTuple, assert_never
 
 from pydantic_core import from_json, to_json
 
-from durable_batches.lifecycle.commands import Cancel, Command, Discard, Seal
+from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, UnitOfWork, Writes
 from durable_batches.lifecycle.records import Micros, RequestRecord
 from durable_batches.lifecycle.states import BatchId
@@ -30,7 +31,7 @@ def needs_of_command(command: Command) -> Needs:
     match command:
         case Seal() | Discard():
             return Needs()
-        case Cancel(request_id=request_id):
+        case Cancel(request_id=request_id) | PauseBatch(request_id=request_id) | ResumeBatch(request_id=request_id):
             return Needs(requests=[request_id])
         case _:
             assert_never(command)
@@ -55,25 +56,40 @@ def plan_command(loaded: Loaded, batch_id: BatchId, command: Command, *, level: 
             if batch.submitter != submitter:
                 return Writes(applied=False)
             batch.seal(submitter, total)
-        case Cancel(request_id=request_id, reason=reason):
+        case Cancel() | PauseBatch() | ResumeBatch():
             if batch.submitter is not None:
                 # For all but its submitter, who goes on loading it, the batch does not exist yet.
                 return Writes(applied=False)
-            answered = loaded.requests.get(request_id)
+            answered = loaded.requests.get(command.request_id)
             if answered is not None:
                 return Writes(applied=from_json(answered)["applied"])
-            if batch.ended:
-                # A store of level 1 keeps no requests.
-                applied = batch.core["cancelled_by"] == request_id
-                return Writes(applied=applied, requests=[_request(unit, batch_id, request_id, applied=applied)])
-            batch.cancel(request_id, reason)
-            request = _request(unit, batch_id, request_id, applied=True)
+            applied = _carry_out(batch, command)
+            request = _request(unit, batch_id, command.request_id, applied=applied)
+            if not batch.events:
+                return Writes(applied=applied, requests=[request])
         case _:
             assert_never(command)
     writes = unit.writes()
     written = (loaded.executions[execution.batch_id, execution.position] for execution in writes.executions)
     assert all(execution.owner is None for execution in written), "a command writes an execution that is owned"
     return writes if request is None else writes._replace(requests=[request])
+
+
+def _carry_out(batch: BatchInProgress, command: Cancel | PauseBatch | ResumeBatch) -> bool:
+    """Carry out the request of a client about a sealed batch; return whether it did what it asks for."""
+    # A store of level 1 keeps no requests; what has been done says then which one did it.
+    match command:
+        case Cancel(request_id=request_id, reason=reason):
+            if batch.ended:
+                return batch.core["cancelled_by"] == request_id
+            batch.cancel(request_id, reason)
+            return True
+        case PauseBatch(request_id=request_id, note=note, running=running):
+            return not batch.ended and batch.pause(request_id, note, running)
+        case ResumeBatch(request_id=request_id):
+            return not batch.ended and batch.resume(request_id)
+        case _:
+            assert_never(command)
 
 
 def _request(unit: UnitOfWork, batch_id: BatchId, request_id: str, *, applied: bool) -> RequestRecord:

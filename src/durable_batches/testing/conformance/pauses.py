@@ -1,7 +1,12 @@
-"""Pauses of a batch whose provider refuses calls for its account."""
+"""Pauses of a batch: by an operator, and because a provider refuses calls for its account."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import product
+
+from durable_batches.lifecycle.commands import Cancel, PauseBatch, ResumeBatch
 from durable_batches.lifecycle.events import BatchPaused, decode_event
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.testing.conformance.base import Conformance, from_level_2
@@ -11,9 +16,49 @@ __all__ = ["PausesConformance"]
 
 
 class PausesConformance(Conformance):
-    """`ExecutionReleased` of reason "quota", and `ProviderAnswered`."""
+    """`PauseBatch` and `ResumeBatch`; `ExecutionReleased` of reason "quota", and `ProviderAnswered`."""
 
     # ---- every level -----------------------------------------------------------------------------------------
+
+    async def test_nothing_is_claimed_of_what_an_operator_has_paused(self, scene: Scene) -> None:
+        """From the pause on, until the batch is resumed; what runs may finish, or be released, meanwhile."""
+        batch_id = await scene.batch(4)
+        hand = await scene.worker(lease=1_000)
+        finishing, draining = await hand.claim(2)
+        assert await scene.give(batch_id, PauseBatch("pause", "enough \0 for today"))
+        assert not await scene.give(batch_id, PauseBatch("another"))
+        await hand.report(hand.succeeded(finishing), hand.released(draining))
+        assert not await hand.claim()
+        paused = await _last_pause(scene, batch_id)
+        assert (paused.reason, paused.note, paused.until) == ("operator", "enough \0 for today", None)
+        assert await scene.give(batch_id, ResumeBatch("resume"))
+        assert not await scene.give(batch_id, ResumeBatch("another resume"))
+        assert len(await hand.claim()) == 3
+
+    async def test_a_pause_meets_whatever_happens_to_its_batch(self, scene: Scene) -> None:
+        """In every order of the transactions: the batch ends, or waits, and nothing is started while it is paused."""
+        hand = await scene.worker(lease=100_000)
+        for other, turn in product(["claim", "end", "refusal", "cancel"], range(3)):
+            batch_id = await scene.batch(2)
+            moves: dict[str, Callable[[], Awaitable[object]]] = {
+                "pause": partial(scene.store.control, batch_id, PauseBatch("pause")),
+                "resume": partial(scene.store.control, batch_id, ResumeBatch("resume")),
+                "claim": hand.claim,
+                "cancel": partial(scene.store.control, batch_id, Cancel("cancel", "")),
+            }
+            order = ["pause", "resume"]
+            order.insert(turn, other)
+            first = await hand.take()
+            moves["end"] = partial(hand.report, hand.succeeded(first))
+            moves["refusal"] = partial(hand.report, hand.refused(first))
+            for number, move in enumerate(order):
+                await moves[move]()
+                record = await scene.look(batch_id)
+                paused = order.index("pause") <= number < order.index("resume") and not record.ended
+                assert record.paused == paused, f"after {move} of {order}"
+                assert not (record.free and (paused or record.ended)), f"claims look here after {move} of {order}"
+            # Nothing of it is claimed for the next one.
+            await scene.cancel(batch_id, "the end")
 
     async def test_nothing_of_a_paused_batch_is_claimed_until_the_pause_is_over(self, scene: Scene) -> None:
         """A refusal pauses the batch; after `until` one execution is claimed, and all others once it has an answer."""

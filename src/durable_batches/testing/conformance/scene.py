@@ -10,7 +10,7 @@ from itertools import count
 from typing import Final, Literal, TypeAlias
 
 from durable_batches.lifecycle.batch_core import Definition, definition_of, new_batch
-from durable_batches.lifecycle.commands import Cancel, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Seal
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.facts import (
@@ -205,6 +205,12 @@ class Scene:
         committed = await self.store.control(batch_id, Cancel(request_id, reason))
         await self.check()
         return committed
+
+    async def give(self, batch_id: BatchId, command: Command) -> bool:
+        """Give a command to a batch; return whether it was applied."""
+        committed = await self.store.control(batch_id, command)
+        await self.check()
+        return committed.applied
 
     # ---- looking -------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from durable_batches.lifecycle.events import (
     DocumentReleased,
     DocumentRetrying,
     DocumentStarted,
+    PauseReason,
     ResolutionCompleted,
     ResolutionFailed,
     ResolutionReleased,
@@ -78,8 +79,8 @@ class Replay:
         self._seq = 0
         self._at: datetime | None = None
         self._created = False
-        self._paused = False
-        self._paused_until: datetime | None = None
+        self._paused: dict[PauseReason, datetime | None] = {}
+        """The pauses in force, and until when they last."""
         self._looking: str | None = None
         """The document that was started although the batch is paused; the empty string: the resolver."""
 
@@ -171,11 +172,13 @@ class Replay:
             case ResolutionCompleted():
                 self._expect(self.resolver == "running", 8, "resolution_completed, and no resolver was running")
                 self.resolver = "succeeded"
-            case BatchPaused(until=until):
-                self._paused, self._paused_until = True, until
-            case BatchResumed():
-                self._expect(self._paused, 16, "batch_resumed, and it was not paused")
-                self._paused, self._looking = False, None
+            case BatchPaused(reason=reason, until=until):
+                self._paused[reason] = until
+            case BatchResumed(reason=reason):
+                self._expect(reason in self._paused, 16, "batch_resumed, and it was not paused")
+                self._paused.pop(reason, None)
+                if reason == "quota":
+                    self._looking = None
             case BatchCompleted(counts=counts):
                 self._close("completed", counts)
             case BatchFailed(counts=counts):
@@ -260,9 +263,9 @@ class Replay:
         """Take the start of a document, or of the resolver, in a batch that may be paused."""
         if not self._paused:
             return
-        until = self._paused_until
-        over = until is not None and self._at is not None and self._at >= until
-        self._expect(over, 16, f"{document_id!r} was started while the batch was paused until {until}")
+        for reason, until in self._paused.items():
+            over = until is not None and self._at is not None and self._at >= until
+            self._expect(over, 16, f"{document_id!r} was started while the batch was paused until {until} ({reason})")
         self._expect(self._looking is None, 16, f"{document_id!r} was started while {self._looking!r} looked")
         self._looking = document_id
 
