@@ -46,7 +46,7 @@ stores processes: JOBS := 3
 # Continues after a failed lane, and prints each lane's time at the end.
 LANES := MAKE='$(MAKE)' $(BIN)/python tests/lanes/run.py
 
-.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix browser steady coverage \
+.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix browser browser-possible steady coverage \
 	mutation bench typescript format clean distclean
 
 help:  ## Show this list
@@ -62,7 +62,7 @@ demo: $(VENV)/.installed-demo  ## Run the demonstration; options for it in ARGS
 # Each test is in exactly one lane, which tests/lanes/plugin.py determines.
 
 test: $(VENV)/.installed-dev  ## Run every check; print each lane's time
-	@$(LANES) lint types unit stores processes wheel docs
+	@$(LANES) lint types unit stores processes wheel docs --where-possible browser
 
 all-lanes: $(VENV)/.installed-dev  ## Run every check, and the lanes that `make test` leaves out
 	@$(LANES) lint types unit stores processes wheel docs matrix browser soak
@@ -108,6 +108,12 @@ matrix: $(VENV)/.installed-dev  ## Run the wheel on every Python that there is, 
 
 browser: $(VENV)/.installed-dev $(BROWSER)/.installed  ## Run the page in a real Chromium; screenshots into build/browser
 	$(PYTEST) -m browser $(ARGS)
+
+# Chromium is looked for, and never installed here; the programs are those of package-lock.json and requirements.txt.
+browser-possible: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.browser.chromium
+	@$(MAKE) --no-print-directory $(BROWSER)/.installed || { \
+		echo 'The programs of `make browser` could not be installed.'; exit 1; }
 
 steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times beside two busy loops
 	@MAKE='$(MAKE)' $(BIN)/python tests/lanes/steady.py --times 10 unit stores processes

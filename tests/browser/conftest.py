@@ -6,30 +6,15 @@ None of the tests is ever skipped: a browser that is not there fails them, and s
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncGenerator
-from typing import Final
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright, expect
 from pytest_asyncio import is_async_test
+from tests.browser.chromium import HOW_TO_INSTALL, executable
 from tests.browser.tab import Tabs
 from tests.support import PATIENCE
-
-_NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-def executable() -> str:
-    """The Chromium of the system, or the one whose path is in CHROMIUM."""
-    for name in (os.environ.get("CHROMIUM", ""), *_NAMES):
-        if name and (found := shutil.which(name)):
-            return found
-    pytest.fail(
-        f"no Chromium was found: none of {', '.join(_NAMES)} is on the PATH, and CHROMIUM names none; "
-        "on Debian: apt-get update && apt-get install -y chromium",
-        pytrace=False,
-    )
 
 
 @pytest.hookimpl
@@ -44,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 async def browser() -> AsyncGenerator[Browser]:
     """A running Chromium."""
     path = executable()
+    if path is None:
+        pytest.fail(HOW_TO_INSTALL, pytrace=False)
     expect.set_options(timeout=PATIENCE * 1000)
     async with async_playwright() as playwright:
         # Its sandbox cannot be set up by root.

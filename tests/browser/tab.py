@@ -79,10 +79,16 @@ class Tab:
             return await locator.text_content() or ""
         return await locator.inner_text()
 
+    async def look(self, looks: Looks) -> None:
+        """Look at it on another device, or in another light."""
+        await self.page.set_viewport_size(_SIZES[looks.device])
+        await self.page.emulate_media(color_scheme=looks.scheme)
+
     async def violations(self) -> list[str]:
         """What axe finds."""
         # By the debugger, which the page's security policy does not concern.
-        await self.page.evaluate(f"{node.source('axe-core/axe.min.js')};0")
+        if not await self.page.evaluate("'axe' in window"):
+            await self.page.evaluate(f"{node.source('axe-core/axe.min.js')};0")
         found: list[str] = await self.page.evaluate(_AXE)
         return found
 

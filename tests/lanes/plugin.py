@@ -21,7 +21,7 @@ LANES: Final = {
     "docs": "runs what the documentation shows",
     "wheel": "runs the built wheel in environments of its own",
     "matrix": "the same on every Python that there is, and with each extra alone; not in `make test`",
-    "browser": "the page in a real browser, and what runs on node; not in `make test`",
+    "browser": "the page in a real browser, and what runs on node; in `make test` where there is a Chromium",
     "soak": "takes minutes, or is left to chance; `make soak` runs it, `make test` does not",
 }
 

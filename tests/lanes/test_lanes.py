@@ -30,7 +30,7 @@ def is_run_by(item: pytest.Item, target: str) -> bool:
 
 
 def lanes_of(target: str) -> list[str]:
-    return rule(target).partition("$(LANES)")[2].split()
+    return [word for word in rule(target).partition("$(LANES)")[2].split() if word != "--where-possible"]
 
 
 def test_every_test_is_run_by_exactly_one_lane(request: pytest.FixtureRequest) -> None:
@@ -50,5 +50,11 @@ def test_each_lane_looks_into_the_files_with_its_tests(request: pytest.FixtureRe
 
 
 def test_make_test_runs_all_but_what_takes_too_long() -> None:
-    assert set(lanes_of("test")) == {*LANES, "lint"} - {"matrix", "browser", "soak"}
-    assert set(lanes_of("all-lanes")) == {*lanes_of("test"), "matrix", "browser", "soak"}
+    assert set(lanes_of("test")) == {*LANES, "lint"} - {"matrix", "soak"}
+    assert set(lanes_of("all-lanes")) == {*LANES, "lint"}
+
+
+def test_the_browser_is_left_out_only_where_there_is_none() -> None:
+    for target, must_run in (("test", False), ("all-lanes", True)):
+        always, _, where_possible = rule(target).partition("--where-possible")
+        assert ("browser" in always, "browser" in where_possible) == (must_run, not must_run)

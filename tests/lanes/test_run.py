@@ -53,3 +53,24 @@ def test_a_lane_that_fails_is_named_and_stops_no_other(at_once: str, tmp_path: P
         ("unit", "ok"),
     ]
     assert "failed: types" in ended.stdout
+
+
+WHERE_POSSIBLE = ("unit", "--where-possible", "browser")
+
+
+def test_a_lane_runs_where_it_is_possible(tmp_path: Path) -> None:
+    ended = run(tmp_path, "echo ran $lane; test $lane != browser", *WHERE_POSSIBLE)
+    assert sorted(re.findall(r"^ran (\w+)$", ended.stdout, re.MULTILINE)) == ["browser", "unit"]
+    # It is a lane like any other then.
+    assert ended.returncode == 1
+    assert "failed: browser" in ended.stdout
+    assert "NOT TESTED" not in ended.stdout
+
+
+def test_a_lane_that_is_not_possible_is_named_last_in_capitals(tmp_path: Path) -> None:
+    fails = "{ echo no Chromium: install it; echo 'make: *** [it] Error 1'; exit 1; }"
+    make = f"echo ran $lane; test $lane != browser-possible || {fails}"
+    ended = run(tmp_path, make, *WHERE_POSSIBLE)
+    assert ended.returncode == 0, ended.stdout
+    assert re.findall(r"^ran (\w+)$", ended.stdout, re.MULTILINE) == ["unit"]
+    assert ended.stdout.splitlines()[-1] == "NOT TESTED: THE PAGE IN A BROWSER. no Chromium: install it"

@@ -214,6 +214,16 @@ function batchView(base) {
     }
   }
 
+  function draw() {
+    if (latest === null) return;
+    const shape = `${latest.state.tag} ${latest.stages.length} ${wide.matches ? "desktop" : "phone"}`;
+    if (picture.dataset.shape !== shape) {
+      picture.replaceChildren(machine(latest));
+      picture.dataset.shape = shape;
+    }
+  }
+  wide.addEventListener("change", draw);
+
   function show(snapshot) {
     latest = snapshot;
     const ended = ENDED.includes(snapshot.state.tag);
@@ -230,11 +240,7 @@ function batchView(base) {
       snapshot.eta && !ended && `ready at ${new Date(snapshot.eta).toLocaleTimeString("en-GB")}`,
       `${safe(snapshot.workflow)}, version ${safe(snapshot.version)}`,
     ].filter(Boolean).join(" · "));
-    const shape = `${snapshot.state.tag} ${snapshot.stages.length} ${wide.matches}`;
-    if (picture.dataset.shape !== shape) {
-      picture.replaceChildren(machine(snapshot));
-      picture.dataset.shape = shape;
-    }
+    draw();
     arrange(bars, snapshot.stages, (stage) => stage.stage, (stage) => h("li", {}, h("label", {},
       h("span", {}, words(stage.stage)), h("span", { class: "n" }), h("progress", { max: 1, value: 0 }))), (item, stage) => {
       const bar = item.querySelector("progress");
