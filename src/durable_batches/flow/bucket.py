@@ -38,8 +38,8 @@ class Taken:
     __slots__ = ("amount", "at", "first")
 
     def __init__(self, at: float, amount: float) -> None:
-        self.at = at
-        self.amount = amount
+        self.at: float = at
+        self.amount: float = amount
         self.first: Final = at
 
 
