@@ -26,7 +26,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,7 @@ from durable_batches import Worker
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import Refusal
+from durable_batches.signals import Signal
 from durable_batches.testing.virtual.effects import EffectsLog
 from durable_batches.worker.journal import Journal
 
@@ -264,8 +265,12 @@ def _reached(marks: Marks, name: str, _: object) -> None:
 
 def _signals(signals: Any) -> Iterator[tuple[str, Any]]:
     for group in getattr(signals, "__slots__", ()):
-        for name in getattr(signals, group).__slots__:
-            yield f"{group}.{name}", getattr(getattr(signals, group), name)
+        found = getattr(signals, group)
+        if isinstance(found, Signal):
+            yield group, found
+            continue
+        for name in found.__slots__:
+            yield f"{group}.{name}", getattr(found, name)
 
 
 CALLS: Final = ("register", "expire", "leave", "create", "add", "commit", "control")
@@ -342,10 +347,13 @@ class MarkedEffects(EffectsLog):
         super().__init__(path, process)
         self._marks = marks
 
-    @contextmanager
-    def activity(self, name: str) -> Generator[str]:
+    def activity(self, name: str) -> AbstractContextManager[str]:
         """See `EffectsLog.activity`."""
-        with super().activity(name) as run:
+        return self._reaching(name, super().activity(name))
+
+    @contextmanager
+    def _reaching(self, name: str, marked: AbstractContextManager[str]) -> Generator[str]:
+        with marked as run:
             self._marks.reach(f"{name}: begun")
             yield run
         self._marks.reach(f"{name}: returned")

@@ -382,13 +382,14 @@ class Attempt:
                 and not self._resources.middleware
             ):
                 # The common case, inlined: `Call.once` and `_record`, without a coroutine each.
-                if self._resources.clock.boot() >= self._resources.lease.until:
-                    await call.wait_for_lease()
                 tokens = enter_activity(call)
                 call.attempt = 1
                 payload, value = b"", None
                 raised: BaseException | None = None
                 try:
+                    # Last of all: the process may be made to stand still between this and the body.
+                    if self._resources.clock.boot() >= self._resources.lease.until:
+                        await call.wait_for_lease()
                     payload, value = definition.codec.recoded(await definition.fn(*bound.args, **bound.kwargs))
                 except BaseException as error:  # noqa: BLE001  (judged by `_try`)
                     raised = error

@@ -230,11 +230,11 @@ class Call:
         lease = self._resources.lease
 
         def call() -> Any:
-            if not lease.holds():
-                # It waited for a thread meanwhile, or the process stood still.
-                return _NOT_BEGUN
             self.thread = thread = threading.get_ident()
             try:
+                if not lease.holds():
+                    # It waited for a thread meanwhile, or the process stood still.
+                    return _NOT_BEGUN
                 return context.run(fn, *args, **kwargs)
             except StopIteration as error:
                 # A future cannot hold StopIteration; a generator converts it to this.

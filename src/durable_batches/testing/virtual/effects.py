@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -65,8 +66,7 @@ class EffectsLog:
 
     # ---- writing -------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def activity(self, name: str) -> Generator[str]:
+    def activity(self, name: str) -> AbstractContextManager[str]:
         """Mark the start and the end of an activity's body, in a `with` block. Return the id of this run.
 
         If the body returns that id as part of its result, the checker knows which run was recorded.
@@ -75,9 +75,12 @@ class EffectsLog:
             NotInActivityError: Not within an activity that an orchestrator runs.
         """
         # First of all: a process may be made to stand still between any two instructions.
-        at = self._clock.boot()
+        return self._marked(name, self._clock.boot())
+
+    @contextmanager
+    def _marked(self, name: str, began: float) -> Generator[str]:
         run = f"{self.process}.{next(self._runs)}"
-        self._mark(name, run, "start", at)
+        self._mark(name, run, "start", began)
         try:
             yield run
         except BaseException:
