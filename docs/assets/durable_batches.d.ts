@@ -1,6 +1,6 @@
 // What durable_batches.web answers and sends. Generated from its schemas by `make typescript`; do not edit.
 // Fields and tags that are not here may come with a newer server: ignore them.
-// Schemas: c49488e1a32d5dca7d695bff0a28b32d41621415dc9667ba774c1a6ce4c7038f
+// Schemas: ab743248bada06e997f9eef7942ad9f86395e4a965eff3b499a8885fa46753b0
 
 export type BatchState = Pending | Stage | Resolving | Completed | Failed | Cancelled;
 export type JsonValue = unknown;
@@ -79,6 +79,7 @@ export interface Schemas {
   NoWorker: NoWorker;
   Pause: Pause;
   PausedBatch: PausedBatch;
+  Pausing: Pausing;
   Pending: Pending;
   Problem: Problem;
   ProviderJobChanged: ProviderJobChanged;
@@ -89,6 +90,7 @@ export interface Schemas {
   ResolutionStarted: ResolutionStarted;
   ResolverStatus: ResolverStatus;
   Resolving: Resolving;
+  Resumption: Resumption;
   RunningDocuments: RunningDocuments;
   Stage: Stage;
   StageCount: StageCount;
@@ -640,6 +642,12 @@ export interface ResolverStatus {
   tag: "resolver";
 }
 /**
+ * What came of a pause.
+ */
+export interface Pausing {
+  paused: boolean;
+}
+/**
  * Why a request was refused (RFC 9457).
  */
 export interface Problem {
@@ -703,6 +711,12 @@ export interface ResolutionStarted {
   at: string;
   attempt: number;
   tag: "resolution_started";
+}
+/**
+ * What came of a resumption.
+ */
+export interface Resumption {
+  pauses: Pause[];
 }
 /**
  * A document entered a stage; `current` of `total` documents have entered it by now.

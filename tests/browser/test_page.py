@@ -201,6 +201,15 @@ async def test_the_keyboard_reaches_everything(empty: Shop, tabs: Tabs) -> None:
         await focus_by_tab(tab, "monday")
         await tab.page.keyboard.press("Enter")
         await shown(tab)
+        await focus_by_tab(tab, "Pause batch")
+        await tab.page.keyboard.press("Enter")
+        await expect(tab.page.locator("h2 .tag")).to_have_text("thinking, paused")
+        assert await tab.violations() == []
+        # The focus is on the button that takes it back.
+        await expect(tab.page.get_by_role("button", name="Resume batch")).to_be_focused()
+        await tab.page.keyboard.press("Enter")
+        await expect(tab.page.locator("h2 .tag")).to_have_text("thinking")
+        assert not (await empty.snapshot("monday")).paused
         await focus_by_tab(tab, "Cancel batch")
         tab.answer(accept=False)
         await tab.page.keyboard.press("Enter")

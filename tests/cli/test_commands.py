@@ -210,6 +210,25 @@ def test_a_batch_is_cancelled_once(commands: Commands) -> None:
     assert watched.out.endswith("cancelled: too late\n")
 
 
+def test_a_batch_is_paused_and_resumed(commands: Commands) -> None:
+    commands.submit("over", "one")
+    commands.submit("monday", "one", "two", runs=False)
+    done = commands("pause", "monday", "over", "--note", "prices \x1b look wrong", "--running", "documents")
+    assert (done.code, done.out) == (Exit.DONE, "paused monday\nover had ended before: completed\n")
+    assert commands("pause", "monday", "--running", "documents").out == "monday was paused before\n"
+    assert "state          pending (paused)\n" in commands("show", "monday").out
+    assert ": prices \\x1b look wrong\n" in commands("show", "monday").out
+    assert "An operator has paused it at " in commands("why", "monday").out
+    (tightened,) = commands("pause", "monday", "--json").json
+    assert (tightened["batch_id"], tightened["paused"], tightened["state"]) == ("monday", True, "pending")
+    assert commands("resume", "monday").out == "resumed monday\n"
+    (again,) = commands("resume", "monday", "--json").json
+    assert again["pauses"] == []
+    for command in ("pause", "resume"):
+        ended = commands(command, "over")
+        assert (ended.code, ended.out) == (Exit.ENDED_BEFORE, "over had ended before: completed\n")
+
+
 def test_the_exit_code_of_watch_is_how_the_batch_ended(commands: Commands) -> None:
     commands.submit("good", "one")
     commands.submit("some", "one", "bad")

@@ -201,6 +201,22 @@ async def test_a_batch_is_cancelled_once(scene: Scene) -> None:
     assert (await scene.client.get("/batches/batch")).json["state"]["reason"] == "enough"
 
 
+async def test_a_batch_is_paused_and_resumed(scene: Scene) -> None:
+    await scene.submit("held")
+    assert (await scene.client.post("/batches/batch/pause?note=wrong&running=documents")).json == {"paused": True}
+    assert (await scene.client.post("/batches/batch/pause?running=documents")).json == {"paused": False}
+    (pause,) = (await scene.client.get("/batches/batch")).json["pauses"]
+    assert (pause["reason"], pause["note"], pause["running"]) == ("operator", "wrong", "documents")
+    wrong = await scene.client.post("/batches/batch/pause?running=all")
+    assert (wrong.status, wrong.json["detail"]) == (400, "running is one of calls, documents")
+    assert (await scene.client.post("/batches/batch/resume")).json == {"pauses": []}
+    assert (await scene.client.get("/batches/batch")).json["pauses"] == []
+    await scene.client.post("/batches/batch/cancel")
+    for command in ("pause", "resume"):
+        refused = await scene.client.post(f"/batches/batch/{command}")
+        assert (refused.status, refused.json["code"]) == (409, "batch-ended")
+
+
 BAD = [
     ("/batches/none", 404),
     ("/batches/~", 404),
@@ -218,7 +234,7 @@ BAD = [
     ("/batches/batch/errors?examples=99", 400),
     ("/batches/batch/progress?after=x", 400),
     ("/batches/batch/progress?after=" + "9" * 40, 400),
-    ("/batches/batch/cancel", 405),
+    *((f"/batches/batch/{command}", 405) for command in ("cancel", "pause", "resume")),
     ("/nothing", 404),
 ]
 
@@ -275,7 +291,7 @@ ROUTES = [
     ("GET", "/batches/batch/explain"),
     ("GET", "/batches/batch/progress"),
     ("GET", "/batches/batch/snapshots"),
-    ("POST", "/batches/batch/cancel"),
+    *(("POST", f"/batches/batch/{command}") for command in ("cancel", "pause", "resume")),
     ("GET", "/openapi.json"),
     ("GET", "/schemas/events/1"),
     ("GET", "/schemas/snapshot/1"),
@@ -318,7 +334,9 @@ async def test_rights_are_looked_at_by_action(scene: Scene) -> None:
     assert (await client.get("/batches/batch/documents", bearer("reader"))).status == 200
     assert (await client.get("/batches/batch/documents?payloads=true", bearer("reader"))).status == 403
     assert (await client.get("/batches/batch/documents?payloads=true", bearer("operator"))).status == 200
-    assert (await client.post("/batches/batch/cancel", bearer("reader"))).status == 403
+    for command in ("cancel", "pause", "resume"):
+        assert (await client.post(f"/batches/batch/{command}", bearer("reader"))).status == 403
+    assert not (await scene.batches.snapshot("batch")).paused
     assert (await scene.batches.snapshot("batch")).state.tag != "cancelled"
     assert (await client.post("/batches/batch/cancel", bearer("operator"))).json == {"cancelled": True}
 

@@ -15,6 +15,8 @@ from durable_batches.cli.options import (
     BatchesArgument,
     JsonOption,
     LabelOption,
+    NamedBatchesArgument,
+    Running,
     SchemaOption,
     Status,
     StoreOption,
@@ -284,6 +286,43 @@ def cancel(
     run_command(
         store, schema, lambda client: cancel_batches(client, named, reason=reason, as_json=as_json), reads=False
     )
+
+
+@app.command()
+def pause(
+    batches: NamedBatchesArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is shown until the batch is resumed.")] = "",
+    running: Annotated[
+        Running, typer.Option(help="What finishes of that which runs: the calls of activities, or whole documents.")
+    ] = Running.CALLS,
+    as_json: JsonOption = False,
+) -> None:
+    """Pause batches: no document of them is started until they are resumed. Their deadlines run on."""
+    from durable_batches.cli.control import pause_batches
+    from durable_batches.cli.session import run_command
+
+    run_command(
+        store,
+        schema,
+        lambda client: pause_batches(client, batches, note=note, running=running.value, as_json=as_json),
+        reads=False,
+    )
+
+
+@app.command()
+def resume(
+    batches: NamedBatchesArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    as_json: JsonOption = False,
+) -> None:
+    """Resume paused batches. A provider that refuses their calls for its account is asked again at once."""
+    from durable_batches.cli.control import resume_batches
+    from durable_batches.cli.session import run_command
+
+    run_command(store, schema, lambda client: resume_batches(client, batches, as_json=as_json), reads=False)
 
 
 # ---- running -------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""The commands that change batches: `cancel`."""
+"""The commands that change batches: `cancel`, `pause`, `resume`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -12,11 +12,13 @@ import typer
 from durable_batches.cli.batches import Filters, filtered
 from durable_batches.cli.exits import CommandError, Exit
 from durable_batches.cli.output import flush, print_json, write
+from durable_batches.errors import BatchEndedError
+from durable_batches.lifecycle.events import PauseScope
 from durable_batches.printable import printable
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, is_terminal, print_line
 
-__all__ = ["Choice", "cancel_batch", "cancel_batches"]
+__all__ = ["Choice", "cancel_batch", "cancel_batches", "pause_batches", "resume_batches"]
 
 _SHOWN: Final = 20
 """Batches that are named before it is asked whether to cancel them."""
@@ -89,3 +91,59 @@ async def cancel_batch(client: BatchClient, batch_id: str, *, reason: str, as_js
     # Said before the next one is cancelled.
     flush()
     return Exit.DONE if cancelled else Exit.ENDED_BEFORE
+
+
+async def pause_batches(
+    client: BatchClient, batch_ids: Sequence[str], *, note: str, running: PauseScope, as_json: bool
+) -> int:
+    """Pause these batches, one after the other; return `ENDED_BEFORE` where all had ended."""
+
+    async def pause(batch_id: str) -> tuple[str, Mapping[str, object]]:
+        paused = await client.pause(batch_id, note=note, running=running)
+        number = (await client.snapshot(batch_id)).counts.running
+        if not paused:
+            return f"{printable(batch_id)} was paused before", {"paused": paused}
+        ends = "finish" if running == "documents" else "finish their calls"
+        return f"paused {printable(batch_id)}" + (f": {number} running, which {ends}" if number else ""), {
+            "paused": paused
+        }
+
+    return await _each(client, batch_ids, pause, as_json=as_json)
+
+
+async def resume_batches(client: BatchClient, batch_ids: Sequence[str], *, as_json: bool) -> int:
+    """Resume these batches, one after the other; return `ENDED_BEFORE` where all had ended."""
+
+    async def resume(batch_id: str) -> tuple[str, Mapping[str, object]]:
+        left = await client.resume(batch_id)
+        still = "; ".join(f"still paused ({pause.reason}): {printable(pause.note)}" for pause in left)
+        return f"resumed {printable(batch_id)}" + (f"; {still}" if still else ""), {"pauses": left}
+
+    return await _each(client, batch_ids, resume, as_json=as_json)
+
+
+async def _each(
+    client: BatchClient,
+    batch_ids: Sequence[str],
+    do: Callable[[str], Awaitable[tuple[str, Mapping[str, object]]]],
+    *,
+    as_json: bool,
+) -> int:
+    """Do something with each batch, and print what came of it, as a line or as an object's fields."""
+    codes: set[int] = set()
+    for batch_id in dict.fromkeys(batch_ids):
+        fields: Mapping[str, object] = {}
+        code = Exit.DONE
+        try:
+            line, fields = await do(batch_id)
+        except BatchEndedError as error:
+            code, line = Exit.ENDED_BEFORE, f"{printable(batch_id)} had ended before: {error.state}"
+        codes.add(code)
+        if as_json:
+            batch = await client.snapshot(batch_id)
+            print_json({"batch_id": batch.batch_id, **fields, "state": batch.state.tag, "counts": batch.counts})
+        else:
+            write(line)
+        # Said before the next one.
+        flush()
+    return Exit.DONE if Exit.DONE in codes else Exit.ENDED_BEFORE

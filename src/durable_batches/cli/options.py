@@ -17,6 +17,8 @@ __all__ = [
     "BatchesArgument",
     "JsonOption",
     "LabelOption",
+    "NamedBatchesArgument",
+    "Running",
     "SchemaOption",
     "Status",
     "StoreOption",
@@ -37,6 +39,13 @@ class Status(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+class Running(StrEnum):
+    """A `PauseScope`."""
+
+    CALLS = "calls"
+    DOCUMENTS = "documents"
 
 
 StoreOption = Annotated[
@@ -60,6 +69,9 @@ BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The id of t
 
 BatchesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[BATCH]...", help="The ids of batches.", show_default=False)
+]
+NamedBatchesArgument = Annotated[
+    list[str], typer.Argument(metavar="BATCH...", help="The ids of batches.", show_default=False)
 ]
 WorkflowOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only batches of this workflow.")]
 LabelOption = Annotated[

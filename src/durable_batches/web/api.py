@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from durable_batches.errors import BatchNotFoundError
+from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import ENDED_TAGS, Stage
@@ -29,9 +30,13 @@ from durable_batches.web.models import (
     DOCUMENTS,
     ERRORS,
     EXPLANATION,
+    PAUSING,
+    RESUMPTION,
     BatchPage,
     Cancellation,
     DocumentPage,
+    Pausing,
+    Resumption,
     batch_of,
     document_of,
     explanation_of,
@@ -84,6 +89,8 @@ class Api:
             Route(f"{batch}/progress", self._progress),
             Route(f"{batch}/snapshots", self._snapshots),
             Route(f"{batch}/cancel", self._cancel, methods=["POST"]),
+            Route(f"{batch}/pause", self._pause, methods=["POST"]),
+            Route(f"{batch}/resume", self._resume, methods=["POST"]),
             Route("/openapi.json", self._openapi),
             Route("/schemas/events/1", self._event_schema),
             Route("/schemas/snapshot/1", self._snapshot_schema),
@@ -148,6 +155,19 @@ class Api:
         batch_id = (await self._seen(request, "read", "control")).batch_id
         reason = request.query_params.get("reason", "")
         return _json(CANCELLATION, Cancellation(cancelled=await self._batches.cancel(batch_id, reason=reason)))
+
+    async def _pause(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read", "control")).batch_id
+        note = request.query_params.get("note", "")
+        running = request.query_params.get("running", "calls")
+        if running not in get_args(PauseScope):
+            raise _bad(f"running is one of {', '.join(get_args(PauseScope))}")
+        paused = await self._batches.pause(batch_id, note=note, running=cast("PauseScope", running))
+        return _json(PAUSING, Pausing(paused=paused))
+
+    async def _resume(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read", "control")).batch_id
+        return _json(RESUMPTION, Resumption(pauses=await self._batches.resume(batch_id)))
 
     async def _openapi(self, request: Request) -> Response:
         return JSONResponse(openapi())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Discriminator, JsonValue, TypeAdapter
 
-from durable_batches.lifecycle.progress import BatchSnapshot
+from durable_batches.lifecycle.progress import BatchSnapshot, Pause
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import Stage
 from durable_batches.reading.documents import RawDocument
@@ -108,6 +108,22 @@ class Cancellation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pausing:
+    """What came of a pause."""
+
+    paused: bool
+    """Whether this one paused the batch; False: an operator's pause was in force."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """What came of a resumption."""
+
+    pauses: Sequence[Pause]
+    """Those that stay in force."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """Why a request was refused (RFC 9457)."""
 
@@ -125,6 +141,8 @@ DOCUMENTS: Final[TypeAdapter[DocumentPage]] = TypeAdapter(DocumentPage)
 ERRORS: Final[TypeAdapter[ErrorDigest]] = TypeAdapter(ErrorDigest)
 EXPLANATION: Final[TypeAdapter[ExplanationView]] = TypeAdapter(ExplanationView)
 CANCELLATION: Final[TypeAdapter[Cancellation]] = TypeAdapter(Cancellation)
+PAUSING: Final[TypeAdapter[Pausing]] = TypeAdapter(Pausing)
+RESUMPTION: Final[TypeAdapter[Resumption]] = TypeAdapter(Resumption)
 PROBLEM: Final[TypeAdapter[Problem]] = TypeAdapter(Problem)
 
 _JSON: Final[TypeAdapter[JsonValue]] = TypeAdapter(JsonValue)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from durable_batches.errors import (
+    BatchEndedError,
     BatchNotFoundError,
     ConfigurationError,
     DurableBatchesError,
@@ -60,6 +61,8 @@ async def problem_of(request: Request, error: Exception) -> Response:
             return _of(error, HTTPStatus.BAD_REQUEST)
         case BatchNotFoundError():
             return _of(error, HTTPStatus.NOT_FOUND)
+        case BatchEndedError():
+            return _of(error, HTTPStatus.CONFLICT)
         case ReadOnlyClientError():
             return _of(error, HTTPStatus.FORBIDDEN)
         case StoreUnavailableError() | WorkerNotRunningError():

@@ -15,10 +15,21 @@ from typing import Any, Final, TypeAlias, get_args
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
+from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.version import VERSION
 from durable_batches.web.event_json import EVENTS
-from durable_batches.web.models import BATCH, BATCHES, CANCELLATION, DOCUMENTS, ERRORS, EXPLANATION, PROBLEM
+from durable_batches.web.models import (
+    BATCH,
+    BATCHES,
+    CANCELLATION,
+    DOCUMENTS,
+    ERRORS,
+    EXPLANATION,
+    PAUSING,
+    PROBLEM,
+    RESUMPTION,
+)
 
 __all__ = [
     "EXAMPLES",
@@ -54,6 +65,8 @@ _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
     "ErrorDigest": ERRORS,
     "Explanation": EXPLANATION,
     "Cancellation": CANCELLATION,
+    "Pausing": PAUSING,
+    "Resumption": RESUMPTION,
     "Problem": PROBLEM,
 }
 
@@ -164,6 +177,18 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
         "cancelBatch", body("Cancellation"), [batch, _parameter("reason", {"type": "string"})], [*of_batch, "413"],
         bodies["Problem"],
     )  # fmt: skip
+    pause = _operation(
+        "pauseBatch",
+        body("Pausing"),
+        [
+            batch,
+            _parameter("note", {"type": "string"}),
+            _parameter("running", {"type": "string", "enum": list(get_args(PauseScope)), "default": "calls"}),
+        ],
+        ["400", *of_batch, "409", "413"],
+        bodies["Problem"],
+    )
+    resume_ = _operation("resumeBatch", body("Resumption"), [batch], [*of_batch, "409", "413"], bodies["Problem"])
     return {
         "/batches": get(
             "listBatches",
@@ -208,6 +233,8 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
             refused=some,
         ),
         "/batches/{batch}/cancel": {"post": cancel},
+        "/batches/{batch}/pause": {"post": pause},
+        "/batches/{batch}/resume": {"post": resume_},
         "/health": probe("isAlive", "alive", may_fail=False),
         "/ready": probe("isReady", "ready", may_fail=True),
         "/openapi.json": schema("getOpenAPI", "This document"),
@@ -221,6 +248,7 @@ _REFUSALS: Final = {
     "401": "The sender is not known",
     "403": "The sender may not do this, or not from this page",
     "404": "There is no such batch",
+    "409": "The batch has ended",
     "413": "The body is too large",
     "503": "The store cannot be read now, or there are too many streams",
 }

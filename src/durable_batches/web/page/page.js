@@ -169,6 +169,12 @@ function batchView(base) {
     try { await getJSON(`${base}/cancel`, { method: "POST" }); say(alert_, ""); }
     catch (error) { say(alert_, error instanceof Refused && error.status === 403 ? "You may not cancel it." : "It could not be cancelled: try again."); }
   } }, "Cancel batch");
+  const command = (path, title, refused, failed) => h("button", { type: "button", class: "plain", onclick: async () => {
+    try { await getJSON(`${base}/${path}`, { method: "POST" }); say(alert_, ""); }
+    catch (error) { say(alert_, error instanceof Refused && error.status === 403 ? refused : failed); }
+  } }, title);
+  const pause = command("pause", "Pause batch", "You may not pause it.", "It could not be paused: try again.");
+  const resume = command("resume", "Resume batch", "You may not resume it.", "It could not be resumed: try again.");
   const section = (id, title, ...content) => h("section", { "aria-labelledby": id }, h("h3", { id }, title), ...content);
   const view = h("div", {},
     h("section", { "aria-labelledby": "title" }, h("h2", { id: "title" }, name, " ", tag), alert_,
@@ -179,7 +185,7 @@ function batchView(base) {
     section("throughput", "Throughput", h("div", { class: "plots" }, documentsRate.figure, inside.figure), stages.whole),
     section("errors", "Errors", noErrors, errors.whole),
     section("documents", "Documents by status", h("p", {}, h("label", { for: "status" }, "Status "), chosen), documents.whole),
-    h("p", {}, cancel));
+    h("p", { class: "commands" }, pause, resume, cancel));
 
   const history_ = [];
   let latest = null;
@@ -265,6 +271,12 @@ function batchView(base) {
       stages.cells(row, [words(stage.stage), number(within), ended || !overall ? "–" : duration(within / overall)]);
     });
     cancel.hidden = ended;
+    // Focus stays with the button in its place, so that a keyboard can take the command back.
+    const held = snapshot.pauses.some((each) => each.reason === "operator");
+    const focused = document.activeElement;
+    pause.hidden = ended || held;
+    resume.hidden = ended || snapshot.pauses.length === 0;
+    if ((focused === pause || focused === resume) && focused.hidden) (held ? resume : pause).focus();
     look().catch(fail);
   }
 
