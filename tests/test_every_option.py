@@ -129,6 +129,7 @@ STAGE: Final[Values] = ("reading", int, READING, 3)
 NO_DOCUMENTS: Final[Values] = ("abc", b"abc", 3, None)
 RETRY: Final[Values] = (3, RetryPolicy, {})
 BATCH: Final[Values] = (7, None, b"b")
+LIMITERS: Final[Values] = (3, "openai", flow.CentralRateLimiter, CircuitBreaker())
 
 DOCUMENT: Final = Anything("any value is a document; one of another type is refused with its path")
 ERROR: Final = Anything("an exception")
@@ -159,6 +160,8 @@ ACTIVITY: Final[Mapping[str, Values]] = {
     "retry": (*RETRY, None),
     "classify": FUNCTION,
     "timeout": POSITIVE,
+    "limiter": LIMITERS,
+    "estimate": (*FUNCTION, None, 7),
 }
 WORKFLOW: Final[Mapping[str, Values]] = {
     "machine": (Reading, "x", None, BatchStateMachine),
@@ -243,7 +246,13 @@ OPTIONS: Final[Table] = {
     },
     "DurableActivity": {"fn": (*FUNCTION, act), **ACTIVITY, "namespace": Anything("of the decorator")},
     "DurableActivity.override": {"fake": (*FUNCTION, None)},
-    "DurableActivity.with_options": {"stage": STAGE, "key": (*TEXT, ""), "retry": RETRY, "timeout": POSITIVE},
+    "DurableActivity.with_options": {
+        "stage": STAGE,
+        "key": (*TEXT, ""),
+        "retry": RETRY,
+        "timeout": POSITIVE,
+        "limiter": LIMITERS,
+    },
     "Environment.advance": {"by": (*FROM_NOTHING, None)},
     "Environment.finished": {"batch_id": BATCH},
     "MemoryStore": {"clock": CLOCK},
@@ -300,6 +309,9 @@ OPTIONS: Final[Table] = {
     },
     "workflow": WORKFLOW,
     # durable_batches.testing
+    "ActivityContext.observe": {"answer": Anything("whatever a client answers with, or raises")},
+    "ActivityContext.settle": {"tokens": (*FROM_0, float("nan"), None)},
+    "Amount": {"tokens": (*FROM_0, float("nan"), None)},
     "ActivityContext.report": {"current": (*INTEGER, None), "total": (*INTEGER, None)},
     "EffectsLog": {"path": PATH, "process": (*TEXT, None)},
     "HistoryChecker": {
@@ -442,7 +454,7 @@ OF_THE_LIBRARY: Final[Mapping[str, str]] = {
     "Extractor": "*",
     "Limiter": "*",  # the same as `CentralRateLimiter.permit`
     "Vocabulary": "package_of_module spelling",
-    "RecordingActivityContext": "report",  # the same as `ActivityContext.report`
+    "RecordingActivityContext": "observe report settle",  # the same as those of `ActivityContext`
 }
 """Methods that the library calls: of stores, clocks and workers, or with what it has made itself."""
 
@@ -591,6 +603,11 @@ def reporting(**options: Any) -> None:
         unchecked(current_activity().report, options, current=1, total=1)
 
 
+def settling(**options: Any) -> None:
+    with activity_context():
+        unchecked(current_activity().settle, options)
+
+
 async def reporting_in_a_batch(**options: Any) -> None:
     @durable_activity(retry=RetryPolicy(max_attempts=1))
     async def report() -> None:
@@ -628,6 +645,7 @@ def with_a_permit(method: str) -> Callable[..., object]:
 CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
     "Access": lambda _: partial(web.Access, actions=["read"]),
     "ActivityContext.report": lambda _: reporting,
+    "ActivityContext.settle": lambda _: settling,
     "BatchClient": lambda _: partial(BatchClient, store=MemoryStore()),
     "BatchFilter": lambda _: partial(BatchFilter, batch_ids=["a"], metadata={"a": "b"}),
     "BatchOrchestrator": lambda _: orchestrator,

@@ -58,6 +58,7 @@ from durable_batches.errors import (
     WorkerNotRunningError,
     WorkflowMismatchError,
 )
+from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import (
     BatchCancelled,
@@ -177,6 +178,7 @@ __all__ = [
     "ActivityFailedError",
     "ActivityReport",
     "ActivityTimeoutError",
+    "Amount",
     "Assembling",
     "BatchCancelled",
     "BatchCancelledError",

@@ -44,6 +44,7 @@ from durable_batches import (
     ActivityContext,
     ActivityFailedError,
     ActivityReport,
+    Amount,
     Assembling,
     BatchCancelled,
     BatchClient,
@@ -1279,6 +1280,34 @@ async def with_permits() -> None:
     assert_type(metrics.breaker, Literal["closed", "open", "half-open"])
     assert_type(metrics.next_permit_in, timedelta | None)
     LIMITER.force("auto")
+
+
+def tokens_of(query: Query, session: str) -> Amount:
+    return Amount(tokens=len(query.text) + len(session))
+
+
+@durable_activity(limiter=LIMITER, estimate=Amount(tokens=800), stage=Chunking)
+async def limited(query: Query) -> Answer:
+    current_activity().settle(tokens=650)
+    current_activity().observe({"x-ratelimit-remaining-tokens": "0"})
+    return Answer(text=query.text)
+
+
+@durable_activity(limiter=FreeForAll(), estimate=tokens_of, timeout=timedelta(seconds=30))
+async def estimated(query: Query, session: str) -> Answer:
+    return Answer(text=query.text)
+
+
+@durable_activity(estimate=tokens_of, key=text_of)
+def estimated_and_keyed(query: Query, session: str) -> Answer:
+    return Answer(text=query.text)
+
+
+async def with_limiters(query: Query) -> None:
+    assert_type(await limited(query), Answer)
+    assert_type(await estimated(query, session="s"), Answer)
+    assert_type(await estimated_and_keyed(query, "s"), Answer)
+    assert_type(await limited.with_options(limiter=LIMITER)(query), Answer)
 
 
 def with_a_limit(error: RateLimitedError | CircuitOpenError) -> timedelta:

@@ -16,6 +16,7 @@ from typing_extensions import deprecated
 
 from durable_batches.blocks import contextmanager
 from durable_batches.errors import ActivityDefinitionError, ConfigurationError, MachineError
+from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.machine import tag_of
 from durable_batches.lifecycle.states import Stage
 from durable_batches.options import (
@@ -30,6 +31,8 @@ from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.classify import ErrorClassifier
 from durable_batches.runtime.context import current_dependencies, workflow_scope
 from durable_batches.runtime.definition import ActivityDefinition, Replacement
+from durable_batches.runtime.limited import NOTHING, Estimate, Limited
+from durable_batches.runtime.limits import Limiter
 from durable_batches.runtime.retry_policy import RetryPolicy
 
 __all__ = [
@@ -65,6 +68,7 @@ class DurableActivity(Generic[P, T_co]):
         retry: The retry policy.
         classify: Judges the function's errors; None: the worker's classifier does.
         timeout: The timeout of one attempt.
+        limiter: Gives permits for calls; None: they need none.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class DurableActivity(Generic[P, T_co]):
         retry: RetryPolicy = _DEFAULT_RETRY,
         classify: ErrorClassifier | None = None,
         timeout: timedelta | None = None,
+        limiter: Limiter | None = None,
+        estimate: Estimate = NOTHING,
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(fn, DurableActivity):
@@ -92,6 +98,8 @@ class DurableActivity(Generic[P, T_co]):
         self.retry: RetryPolicy = retry
         self.classify: ErrorClassifier | None = classify
         self.timeout: timedelta | None = timeout
+        self.limiter: Limiter | None = limiter
+        self._estimate: Estimate = estimate
         self.definition: ActivityDefinition[T_co] = definition
         self.instance: object | None = None
         self.explicit_key: str | None = None
@@ -140,6 +148,7 @@ class DurableActivity(Generic[P, T_co]):
         key: str | None = None,
         retry: RetryPolicy | None = None,
         timeout: timedelta | None = None,
+        limiter: Limiter | None = None,
     ) -> DurableActivity[P, T_co]:
         """Return the same activity with other options. Name and version, its identity, stay the same.
 
@@ -149,14 +158,16 @@ class DurableActivity(Generic[P, T_co]):
                 have the same key, they are told apart by their order, and must have the same input.
             retry: The retry policy; unchanged if not given.
             timeout: The timeout of one attempt; unchanged if not given.
+            limiter: Gives permits for calls; unchanged if not given.
 
         Raises:
-            ConfigurationError: `stage` is no stage, `key` is empty, or `timeout` is not positive.
+            ConfigurationError: `stage` is no stage, `key` is empty, `timeout` is not positive, or `limiter` none.
         """
         other = self._copy()
         other.stage = self.stage if stage is None else stage
         other.retry = self.retry if retry is None else retry
         other.timeout = self.timeout if timeout is None else timeout
+        other.limiter = self.limiter if limiter is None else limiter
         other.explicit_key = self.explicit_key if key is None else key
         other._check_options()
         return other
@@ -208,7 +219,9 @@ class DurableActivity(Generic[P, T_co]):
 
     def _check_options(self) -> None:
         definition = self.definition
-        self.is_plain: bool = definition.is_async and self.instance is None and not definition.dependencies
+        self.is_plain: bool = (
+            definition.is_async and self.instance is None and not definition.dependencies and self.limiter is None
+        )
         subject, error = f"activity {self.name!r}:", ActivityDefinitionError
         if self.stage is not None:
             check_subclass(f"{subject} stage", self.stage, Stage, error=MachineError)
@@ -216,6 +229,11 @@ class DurableActivity(Generic[P, T_co]):
         check_instance(f"{subject} retry", self.retry, RetryPolicy, error=error)
         check_callable(f"{subject} classify", self.classify, optional=True, error=error)
         check_duration(f"{subject} timeout", self.timeout, optional=True, error=error)
+        if self.limiter is not None and (isinstance(self.limiter, type) or not hasattr(self.limiter, "permit")):
+            raise error(f"{subject} limiter must be a Limiter, such as a CentralRateLimiter")
+        if not isinstance(self._estimate, Amount):
+            check_callable(f"{subject} estimate", self._estimate, error=error)
+        self.limited: Limited | None = None if self.limiter is None else Limited(self.limiter, self._estimate)
         check_instance(f"{subject} key", self.explicit_key, str, optional=True, error=error)
         if self.timeout is not None and self.timeout <= timedelta(0):
             raise ActivityDefinitionError(f"{subject} timeout must be positive")
@@ -235,7 +253,10 @@ class ActivityDecorator(Protocol):
 
 
 class KeyedActivityDecorator(Protocol[P]):
-    """The decorator that `durable_activity(key=...)` returns, for a function with the key function's parameters."""
+    """The decorator that `durable_activity(key=...)` returns, for a function with the key function's parameters.
+
+    The same of a function for `estimate=`.
+    """
 
     @overload
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> DurableActivity[P, T]: ...
@@ -255,6 +276,8 @@ def durable_activity(fn: Callable[P, T], /) -> DurableActivity[P, T]: ...
 def durable_activity(
     *,
     key: Callable[P, str],
+    limiter: Limiter | None = None,
+    estimate: Callable[P, Amount] | Amount = ...,
     stage: type[Stage] | None = None,
     name: str | None = None,
     version: str = "1",
@@ -265,6 +288,21 @@ def durable_activity(
 @overload
 def durable_activity(
     *,
+    estimate: Callable[P, Amount],
+    limiter: Limiter | None = None,
+    stage: type[Stage] | None = None,
+    name: str | None = None,
+    version: str = "1",
+    ignore: tuple[str, ...] = (),
+    retry: RetryPolicy = ...,
+    classify: ErrorClassifier | None = None,
+    timeout: timedelta | None = None,
+) -> KeyedActivityDecorator[P]: ...
+@overload
+def durable_activity(
+    *,
+    limiter: Limiter | None = None,
+    estimate: Amount = ...,
     stage: type[Stage] | None = None,
     name: str | None = None,
     version: str = "1",
@@ -285,6 +323,8 @@ def durable_activity(
     retry: RetryPolicy = _DEFAULT_RETRY,
     classify: ErrorClassifier | None = None,
     timeout: timedelta | None = None,
+    limiter: Limiter | None = None,
+    estimate: Estimate = NOTHING,
 ) -> Any:
     """Make a function's results durable.
 
@@ -299,6 +339,11 @@ def durable_activity(
         retry: The retry policy.
         classify: Judges the function's errors in place of the worker's classifier.
         timeout: The timeout of one attempt; exceeding it raises `ActivityTimeoutError`, which is retried.
+        limiter: Each attempt of a call waits for one of its permits. The wait uses no attempt, and `timeout` does not
+            run; after half a minute of it, other documents may have the document's slot. Outside of an orchestrator
+            calls are plain, and wait for nothing.
+        estimate: What a call takes of the limits, or a function of the call's arguments that returns it.
+            `current_activity().settle(tokens=...)` says what it took.
 
     Raises:
         ActivityDefinitionError: The function cannot be recorded: an annotation is missing or cannot be encoded.
@@ -317,6 +362,8 @@ def durable_activity(
             retry=retry,
             classify=classify,
             timeout=timeout,
+            limiter=limiter,
+            estimate=estimate,
             namespace=namespace,
         )
 

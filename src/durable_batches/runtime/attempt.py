@@ -56,6 +56,10 @@ _STOPS: Final[Mapping[StopReason, int]] = {"paused": 0, "shutdown": 1, "quota": 
 """Which reason stands where an attempt is stopped for several: the greatest, and of equals the first."""
 
 
+def _goes_on() -> None:
+    """End a wait in which no slot was lent."""
+
+
 class Attempt:
     """An attempt. Everything but `run` is called by code that `run` runs, or to stop it.
 
@@ -316,12 +320,21 @@ class Attempt:
 
     def rests(self, *, is_call: bool, for_batch: bool) -> AbstractAsyncContextManager[None]:
         """See `WorkflowScope`."""
+        rest = self._resting()
+        return nullcontext() if rest is None else rest.waiting(is_call=is_call, for_batch=for_batch)
+
+    def lends(self) -> Callable[[], None]:
+        """See `WorkflowScope`."""
+        rest = self._resting()
+        return _goes_on if rest is None else rest.lend()
+
+    def _resting(self) -> Rest | None:
         if self._ended or self._task is None or self._task.get_loop() is not running_loop():
             # What waits is a thread's own event loop.
-            return nullcontext()
+            return None
         if self._rest is None:
             self._rest = Rest(self._resources.slots, lambda: len(self._calls))
-        return self._rest.waiting(is_call=is_call, for_batch=for_batch)
+        return self._rest
 
     async def _end_rest(self, rest: Rest) -> None:
         """Wait until the slot is back that is lent because other parts of the execution only wait."""

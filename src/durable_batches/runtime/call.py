@@ -6,15 +6,16 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import copy_context
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
+from durable_batches.blocks import contextmanager
 from durable_batches.clock import Clock, Deadline
-from durable_batches.errors import ActivityTimeoutError, place_of
+from durable_batches.errors import ActivityTimeoutError, NotInActivityError, place_of
 from durable_batches.lifecycle.failures import line_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_integer
@@ -22,6 +23,7 @@ from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.classify import ErrorClassifier, Verdict
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.limits import Permit
 from durable_batches.runtime.middleware import nested
 from durable_batches.runtime.resources import ActivityReport, Resources
 from durable_batches.runtime.rest import LEAST_SECONDS
@@ -47,6 +49,8 @@ class RunningCall(NamedTuple):
     """It has a timeout, or waits for its next attempt."""
     thread: int | None = None
     """The thread that a sync activity runs in; None: it is async, or has not begun."""
+    limiter: str | None = None
+    """The limiter whose permit it waits for; None: it does not."""
 
 
 class Call:
@@ -64,10 +68,12 @@ class Call:
         "_resources",
         "_scope",
         "_waiting",
+        "_waits_for",
         "attempt",
         "bound",
         "cancelled_before",
         "key",
+        "permit",
         "reported",
         "stage_index",
         "started",
@@ -99,7 +105,10 @@ class Call:
         """When its present attempt began."""
         self.thread: int | None = None
         """The thread that its present attempt runs in, if it runs in one of its own."""
+        self.permit: Permit | None = None
+        """The permit of its present attempt, if its activity has a limiter."""
         self._waiting = False
+        self._waits_for: str | None = None
         self._refusals = 0
 
     def seen(self) -> RunningCall:
@@ -113,6 +122,7 @@ class Call:
             self.started,
             activity.timeout is not None or self._waiting,
             self.thread,
+            self._waits_for,
         )
 
     @property
@@ -166,6 +176,22 @@ class Call:
             document_id=self.document_id, activity=self.bound.activity.name, current=current, total=total
         )
 
+    def settle(self, *, tokens: int) -> None:
+        """See `ActivityContext`."""
+        self._held("settle").settle(tokens=tokens)
+
+    def observe(self, answer: object) -> None:
+        """See `ActivityContext`."""
+        self._held("observe").observe(answer)
+
+    def _held(self, method: str) -> Permit:
+        if self.permit is None:
+            raise NotInActivityError(
+                f"{method}() is for activities with a limiter, and {self.bound.activity.name!r} has none; give it one: "
+                "@durable_activity(limiter=...)"
+            )
+        return self.permit
+
     # ---- as the attempt runs it --------------------------------------------------------------------------------
 
     async def once(self) -> tuple[bytes, Any]:
@@ -178,10 +204,12 @@ class Call:
             missing = bound.missing()
             kwargs = await self._resources.dependencies.filled(missing, bound.kwargs) if missing else bound.kwargs
             function, is_async = bound.target()
-            middleware = self._resources.middleware
-            if middleware:
+            middleware, limited = self._resources.middleware, bound.activity.limited
+            if middleware or limited is not None:
                 run = partial(self._run, function, kwargs, is_async=is_async)
-                result = await nested(middleware, self, run)()
+                # Outermost: what measures attempts does not measure the wait.
+                around = middleware if limited is None else (limited, *middleware)
+                result = await nested(around, self, run)()
             elif bound.activity.timeout is None and is_async:
                 if not self._resources.lease.holds():
                     await self.wait_for_lease()
@@ -262,6 +290,21 @@ class Call:
                     await self._resources.clock.sleep(seconds)
         finally:
             self._waiting = False
+
+    @contextmanager
+    def waiting_for_permit(self, limiter: str) -> Generator[None]:
+        """See `MiddlewareCall`. After half a minute, the execution lends its slot, and has it back with the permit."""
+        lent: list[Callable[[], None]] = []
+        timer = self.clock.call_later(LEAST_SECONDS, lambda: lent.append(self._scope.lends()))
+        self._waiting, self._waits_for = True, limiter
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._waiting, self._waits_for = False, None
+            self.started = self._resources.moment
+            for end in lent:
+                end()
 
     def waiting_for_batch(self) -> AbstractAsyncContextManager[None]:
         """See `durable_batches.runtime.context.waiting_for_batch`."""

@@ -64,6 +64,22 @@ class ActivityContext(Protocol):
         """Report the progress of a long activity; visible in this process, not recorded."""
         ...
 
+    def settle(self, *, tokens: int) -> None:
+        """Say how many tokens the call took after all, in place of the activity's `estimate`; see `Permit.settle`.
+
+        Raises:
+            NotInActivityError: The activity has no limiter.
+        """
+        ...
+
+    def observe(self, answer: object) -> None:
+        """Read what the provider says of its limits in an answer, or its headers; see `Permit.observe`.
+
+        Raises:
+            NotInActivityError: The activity has no limiter.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionContext:
@@ -103,6 +119,10 @@ class WorkflowScope(Protocol):
 
     def enter_stage(self, stage: type[Stage]) -> None:
         """Move the document to a stage."""
+        ...
+
+    def lends(self) -> Callable[[], None]:
+        """See `Rest.lend`."""
         ...
 
     def rests(self, *, is_call: bool, for_batch: bool) -> AbstractAsyncContextManager[None]:

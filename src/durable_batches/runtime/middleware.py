@@ -11,11 +11,13 @@ Provisional: a worker's resources carry it, and no public argument sets it yet.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.context import ActivityContext
+from durable_batches.runtime.limits import Permit
 
 __all__ = ["CallNext", "Middleware", "MiddlewareCall", "nested"]
 
@@ -34,6 +36,13 @@ class MiddlewareCall(ActivityContext, Protocol):
     @property
     def bound(self) -> BoundCall:
         """The activity, its options, and the caller's arguments."""
+        ...
+
+    permit: Permit | None
+    """The permit of its present attempt; None: it has none."""
+
+    def waiting_for_permit(self, limiter: str) -> AbstractContextManager[None]:
+        """Within the block, the call waits for a permit of this limiter."""
         ...
 
 

@@ -44,9 +44,7 @@ class Rest:
             is_call: Whether that is one of its activity calls.
             for_batch: Whether it waits for a batch, which may need the slot: then it is lent in any case.
         """
-        self.waits += 1
-        self._calls += is_call
-        self._unlimited += for_batch
+        self._begin(is_call=is_call, for_batch=for_batch)
         try:
             self.look()
             yield
@@ -56,9 +54,28 @@ class Rest:
             self.end_at_once()
             raise
         finally:
-            self.waits -= 1
-            self._calls -= is_call
-            self._unlimited -= for_batch
+            self._begin(is_call=is_call, for_batch=for_batch, by=-1)
+
+    def lend(self) -> Callable[[], None]:
+        """Begin to wait, with one of its calls; return what ends the wait, and has its slot again at once.
+
+        For what must not wait for a slot afterwards: a permit is for a call that begins now.
+        """
+        self._begin(is_call=True, for_batch=False)
+        self.look()
+
+        def end() -> None:
+            self._begin(is_call=True, for_batch=False, by=-1)
+            if self._back is None:
+                # Otherwise another part of it is having it back.
+                self.end_at_once()
+
+        return end
+
+    def _begin(self, *, is_call: bool, for_batch: bool, by: int = 1) -> None:
+        self.waits += by
+        self._calls += by * is_call
+        self._unlimited += by * for_batch
 
     def look(self) -> None:
         """Lend the slot if nothing of it runs."""

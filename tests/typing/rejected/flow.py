@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from durable_batches import Amount, durable_activity
 from durable_batches.flow import CentralRateLimiter, CircuitBreaker, Limiter
 
 # ---- options ------------------------------------------------------------------------------------------------------
@@ -25,6 +26,30 @@ class NoPermits:
 
 
 OTHER: Limiter = NoPermits()  # error
+
+
+# ---- activities ---------------------------------------------------------------------------------------------------
+
+
+async def words(number: int) -> str:
+    return str(number)
+
+
+def tokens_of(text: str) -> Amount:
+    return Amount(tokens=len(text))
+
+
+def number_of(number: int) -> int:
+    return number
+
+
+durable_activity(limiter="openai")(words)  # error
+durable_activity(limiter=CentralRateLimiter)(words)  # error
+durable_activity(limiter=LIMITER, estimate=800)(words)  # error
+durable_activity(limiter=LIMITER, estimate=number_of)(words)  # error
+durable_activity(limiter=LIMITER, estimate=tokens_of)(words)  # error
+Amount(800)  # error
+Amount(tokens="800")  # error
 
 # ---- permits ------------------------------------------------------------------------------------------------------
 

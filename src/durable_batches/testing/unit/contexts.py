@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping
 
 from durable_batches.blocks import contextmanager
 from durable_batches.clock import Clock
+from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_clock, check_dependencies, check_integer, check_labels, check_text
 from durable_batches.runtime.context import (
@@ -21,7 +22,7 @@ __all__ = ["RecordingActivityContext", "activity_context", "execution_context"]
 
 
 class RecordingActivityContext:
-    """An `ActivityContext` that keeps the reports.
+    """An `ActivityContext` that keeps what it is told.
 
     Attributes:
         batch_id: The batch's id.
@@ -29,6 +30,8 @@ class RecordingActivityContext:
         attempt: The number of the attempt.
         idempotency_key: The call's key.
         reports: The arguments of each `report(current, total)`, in order.
+        settled: The arguments of each `settle(tokens=...)`, in order.
+        observed: The arguments of each `observe(answer)`, in order.
         clock: The clock that limiters go by; None: the machine's.
     """
 
@@ -47,6 +50,8 @@ class RecordingActivityContext:
         self.attempt = attempt
         self.idempotency_key = idempotency_key
         self.reports: list[tuple[int, int]] = []
+        self.settled: list[int] = []
+        self.observed: list[object] = []
         self.dependencies = dependencies
         self.clock = clock
 
@@ -55,6 +60,15 @@ class RecordingActivityContext:
         check_integer("current", current)
         check_integer("total", total)
         self.reports.append((current, total))
+
+    def settle(self, *, tokens: int) -> None:
+        """See `ActivityContext.settle`; here every activity has a limiter."""
+        Amount(tokens=tokens)
+        self.settled.append(tokens)
+
+    def observe(self, answer: object) -> None:
+        """See `ActivityContext.observe`; here every activity has a limiter."""
+        self.observed.append(answer)
 
     @property
     def context(self) -> ExecutionContext:

@@ -142,7 +142,12 @@ class Driver:
         running: set[_Run] = set()
         for attempt in attempts_of(self._worker):
             calls = attempt.calls
-            running.update((call.task, call.key, call.attempt) for call in calls if not self._sleeps(call.task))
+            running.update(
+                # One that waits for a permit waits for time to pass, or for another call.
+                (call.task, call.key, call.attempt)
+                for call in calls
+                if call.limiter is None and not self._sleeps(call.task)
+            )
             if not calls and attempt.task is not None and not self._sleeps(attempt.task):
                 running.add((attempt.task, "", self._store.calls))
         return frozenset(running)
