@@ -89,7 +89,8 @@ def has_any(rows: Sequence[Row]) -> bool:
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 _HAS_LABEL: Final = "(SELECT value FROM json_each(batch.metadata) WHERE json_each.key = :{0}_name) = :{0}_value"
-_HAS_TEXT: Final = "instr(batch.metadata, :{0}_text) > 0"
+_HAS_TEXT: Final = "instr(batch.metadata, '{{' || :{0}_text) + instr(batch.metadata, ', ' || :{0}_text) > 0"
+"""Behind what a label begins with in JSON; within a name or a value, a quote has a backslash before it."""
 _BATCH: Final = f"SELECT key, {BATCH_RECORD.names} FROM batch WHERE batch_id = ?"
 
 
