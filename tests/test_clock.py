@@ -65,7 +65,7 @@ def test_time_never_goes_back_and_follows_the_wall_clock_closely(monkeypatch: py
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_suspension_is_no_jump(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch)
-    monkeypatch.setattr("durable_batches.clock._RUNS_WHILE_SUSPENDED", runs)
+    monkeypatch.setattr("durable_batches.clock.RUNS_WHILE_SUSPENDED", runs)
     machine.wall += 8 * HOUR
     # Elsewhere than on Linux, the boot clock may have stood still.
     machine.boot += 8 * HOUR if runs else 1_000

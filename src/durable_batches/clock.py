@@ -141,19 +141,20 @@ class _SteadyWallClock:
         steady = at[1] + elapsed
         if elapsed < _LEAST_ELAPSED:
             return steady
-        most = elapsed // _CATCH_UP
+        most = elapsed // CATCH_UP
         gap = wall - steady
         # Without a clock that runs during suspension, the time of that is a jump, too.
-        steady += gap if gap > 0 and not _RUNS_WHILE_SUSPENDED else max(-most, min(gap, most))
+        steady += gap if gap > 0 and not RUNS_WHILE_SUSPENDED else max(-most, min(gap, most))
         self._at = (boot, steady)
         return steady
 
 
 _LEAST_ELAPSED: Final = 1_000
-_CATCH_UP: Final = 10
+CATCH_UP: Final = 10
 """A jump of the wall clock is made up for in ten times its length."""
 
-_RUNS_WHILE_SUSPENDED: Final = hasattr(time, "CLOCK_BOOTTIME")
+RUNS_WHILE_SUSPENDED: Final = hasattr(time, "CLOCK_BOOTTIME")
+"""Whether the boot clock goes on while the machine is suspended."""
 _wall_clock: Final = _SteadyWallClock()
 
 

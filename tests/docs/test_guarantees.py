@@ -112,6 +112,7 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
     "The clock of a Postgres server": [
         "postgres/test_server_clock.py::test_a_clock_that_is_set_takes_no_lease_from_the_living",
         "postgres/test_server_clock.py::test_time_that_passes_is_no_jump",
+        "postgres/test_server_clock.py::test_a_retry_and_a_deadline_are_met_though_the_servers_clock_is_set",
     ],
     # ---- what is not guaranteed, where the page says what happens instead
     "**Effects exactly once": ["runtime/test_replay.py::test_the_idempotency_key_is_the_same_after_an_interruption"],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from tests.conftest import StoreMaker
 from tests.support import AT_ONCE, NO_DELAY, ONCE, STAGES, everything, within
 
 from durable_batches import (
@@ -18,6 +21,7 @@ from durable_batches import (
     Overloaded,
     RetryFailed,
     Store,
+    Worker,
     Workflow,
     durable_activity,
     workflow,
@@ -70,6 +74,33 @@ async def test_a_retry_is_not_made_with_other_input_than_the_call(sync: bool, er
     assert outcome.error_type == "ActivityDefinitionError"
     assert "changed its arguments in place before it failed" in outcome.error
     assert seen == [["apple", "pear"]]
+
+
+async def test_another_worker_calls_with_what_the_workflow_passes(open_store: StoreMaker) -> None:
+    """Where the one that has changed its arguments ended in the middle of the call: nothing of them is kept."""
+    seen: list[list[str]] = []
+    changed = asyncio.Event()
+
+    @durable_activity(retry=AT_ONCE)
+    async def pack(basket: Basket) -> int:
+        seen.append(list(basket.items))
+        basket.items.pop()
+        changed.set()
+        if len(seen) == 1:
+            await asyncio.Event().wait()
+        return len(basket.items)
+
+    @workflow(STAGES)
+    async def run(document: str) -> int:
+        return await pack(Basket(items=["apple", "pear"]))
+
+    store, other = open_store(None), open_store(None)
+    async with BatchOrchestrator(run, worker=Worker(store, drain=timedelta(0))) as batches:
+        batch_id = await batches.submit(["x"])
+        await within(changed.wait())
+    async with BatchOrchestrator(run, store=other) as batches:
+        assert (await within(batches.result(batch_id))).counts.succeeded == 1
+    assert seen == [["apple", "pear"]] * 2
 
 
 async def test_what_no_key_sees_may_change(store: Store) -> None:

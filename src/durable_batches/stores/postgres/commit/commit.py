@@ -122,6 +122,7 @@ class Commits:
         if writes.refused or writes.forget:
             return None
         checkpoint_only = _checkpoint_only(facts, known)
+        asked = self._server_clock.asks()
         with unless_lost(session, self._database.where):
             written = await commit_if_unchanged(
                 session,
@@ -138,6 +139,7 @@ class Commits:
             cache.invalidate()
             return None
         cache.note_time(written.now)
+        self._server_clock.note(asked, written.now)
         cache.batches.were_written(writes.batches, written.version)
         cache.owned.note(worker, loaded.executions, writes)
         return Committed(events=writes.events)
@@ -156,10 +158,12 @@ class Commits:
         known = cache.owned.as_of(number - 1)
         checkpoint_only = _checkpoint_only(facts, known)
         change = {fact.batch_id for fact in facts} - checkpoint_only
+        asked = self._server_clock.asks()
         fenced = await fence(session, worker, number, self._server_clock.boot(), change, checkpoint_only)
         if fenced is None:
             return await self._committed_before(session, worker, number, claim)
         cache.note_time(fenced.now)
+        self._server_clock.note(asked, fenced.now)
         now = self._server_clock.now()
         if now is None:
             now = fenced.now

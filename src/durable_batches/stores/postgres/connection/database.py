@@ -49,6 +49,7 @@ _SETTINGS: Final = {
     # What is acknowledged has to be on the disk, however the server's other applications want it. Where it is to be
     # on replicas as well, that is left.
     "synchronous_commit": "on",
+    "search_path": "pg_catalog",
 }
 
 _BY_KEY: Final = {
@@ -160,7 +161,6 @@ class Database:
         settings = {
             **_SETTINGS,
             "application_name": given or _APPLICATION_NAME,
-            "search_path": "pg_catalog",
             "statement_timeout": millis(self.statement_seconds),
             "lock_timeout": millis(self.lock_seconds),
             "idle_in_transaction_session_timeout": millis(self.statement_seconds),
