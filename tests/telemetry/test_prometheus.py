@@ -74,7 +74,7 @@ async def scrape() -> Scrape:
         await batches.run(["good", "bad"])
         await batches.submit(["slow"])
         await within(began.wait())
-        with worker.signals.store_read.listen() as reading:
+        with worker.signals.watch.read.listen() as reading:
             await reading.next()
             await reading.next()
         text = generate_latest(registry).decode()

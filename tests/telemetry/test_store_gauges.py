@@ -86,7 +86,7 @@ class Watched:
 async def test_they_are_of_unfinished_batches_and_say_how_long_claims_lag(open_store: StoreMaker) -> None:
     clock = ManualClock()
     watched = Watched(open_store(clock), clock)
-    with watched.worker.signals.store_read.listen() as reading:
+    with watched.worker.signals.watch.read.listen() as reading:
         async with watched.batches as batches:
             assert await reading.next()
             assert watched.documents == {}
@@ -122,7 +122,7 @@ async def test_they_are_of_unfinished_batches_and_say_how_long_claims_lag(open_s
 async def test_a_retry_that_is_due_and_not_claimed_lags() -> None:
     clock = ManualClock()
     watched = Watched(MemoryStore(clock=clock), clock)
-    with watched.worker.signals.store_read.listen() as reading:
+    with watched.worker.signals.watch.read.listen() as reading:
         async with watched.batches as batches:
             assert await reading.next()
             await batches.submit(["slow", "slow"], batch_id="first")
@@ -142,7 +142,7 @@ async def test_a_store_that_cannot_be_read_leaves_no_old_figures(
 ) -> None:
     clock, store = ManualClock(), MemoryStore()
     watched = Watched(store, clock)
-    with watched.worker.signals.store_read.listen() as reading:
+    with watched.worker.signals.watch.read.listen() as reading:
         async with watched.batches as batches:
             assert await reading.next()
             await batches.submit(["slow"], batch_id="runs")
@@ -180,7 +180,7 @@ async def test_a_store_that_takes_long_is_read_less_often(monkeypatch: pytest.Mo
         clock.advance(10)
         return await listed(*given, **named)
 
-    with watched.worker.signals.store_read.listen() as reading:
+    with watched.worker.signals.watch.read.listen() as reading:
         async with watched.batches:
             assert await reading.next()
             monkeypatch.setattr(store, "batches", slowly)

@@ -9,7 +9,14 @@ from durable_batches.lifecycle.records import ExecutionKey, WorkerId
 from durable_batches.reading.signals import NewsSignals
 from durable_batches.signals import Signal
 
-__all__ = ["JournalSignals", "LeaseSignals", "MembershipSignals", "SchedulerSignals", "WorkerSignals"]
+__all__ = [
+    "JournalSignals",
+    "LeaseSignals",
+    "MembershipSignals",
+    "SchedulerSignals",
+    "StoreWatchSignals",
+    "WorkerSignals",
+]
 
 
 class JournalSignals:
@@ -77,10 +84,20 @@ class LeaseSignals:
         """A renewal came to no answer; it is repeated soon."""
 
 
+class StoreWatchSignals:
+    """Of the store watch, which reads gauges for telemetry."""
+
+    __slots__ = ("read",)
+
+    def __init__(self) -> None:
+        self.read: Final = Signal[bool]()
+        """The gauges of the store were read: whether that has succeeded."""
+
+
 class WorkerSignals:
     """All signals of one worker, the same through all of its sessions."""
 
-    __slots__ = ("journal", "lease", "membership", "news", "scheduler", "store_read")
+    __slots__ = ("journal", "lease", "membership", "news", "scheduler", "watch")
 
     def __init__(self) -> None:
         self.journal: Final = JournalSignals()
@@ -88,5 +105,4 @@ class WorkerSignals:
         self.membership: Final = MembershipSignals()
         self.lease: Final = LeaseSignals()
         self.news: Final = NewsSignals()
-        self.store_read: Final = Signal[bool]()
-        """The gauges of the store were read: whether that has succeeded."""
+        self.watch: Final = StoreWatchSignals()

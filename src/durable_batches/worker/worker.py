@@ -204,7 +204,7 @@ class Worker:
         self._store_watch: Final = (
             None
             if store_gauges is None
-            else StoreWatch(store, self._clock, store_gauges, self._workflows.values, self._signals.store_read)
+            else StoreWatch(store, self._clock, store_gauges, self._workflows.values, self._signals.watch.read)
         )
 
     # ---- for users -------------------------------------------------------------------------------------------
