@@ -10,6 +10,7 @@ import json
 import sqlite3
 import sys
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any, Final
 
 import asyncpg
@@ -18,7 +19,13 @@ from tests.processes import books, pairs
 from tests.processes.places import store_at
 from tests.processes.workload import Batches, Job, Page, Process, here
 
-from durable_batches import BatchId, BatchNotFoundError, DuplicateDocumentError
+from durable_batches import (
+    BatchEndedError,
+    BatchId,
+    BatchNotFoundError,
+    DocumentReleased,
+    DuplicateDocumentError,
+)
 from durable_batches.lifecycle.commands import Cancel
 
 CHUNK: Final = 500
@@ -62,6 +69,44 @@ class Overruled(Process):
         await looked.wait()
         cancelled.set()
         return {"state": "cancelled"}
+
+
+class Pausing(Process):
+    """An operator pauses the batch while an activity runs, and resumes it when its document is released."""
+
+    async def work(self, batches: Batches) -> dict[str, object]:
+        began, released = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.marks.on("split: begun", lambda: loop.call_soon_threadsafe(began.set))
+        here.hold = may_end = asyncio.Event()
+        await self.submit(batches)
+        await began.wait()
+        self.marks.note("pausing")
+        await batches.pause(self.job.batch_id, note="prices look wrong")
+
+        async def wait_for_release() -> None:
+            async for event in batches.progress(self.job.batch_id):
+                if isinstance(event, DocumentReleased):
+                    released.set()
+                    return
+
+        waiting = asyncio.create_task(wait_for_release())
+        self.marks.note("draining")
+        may_end.set()
+        await released.wait()
+        await waiting
+        self.marks.note("resuming")
+        await batches.resume(self.job.batch_id)
+        return await super().work(batches)
+
+
+class Resuming(Process):
+    """Finds a batch that may be paused, and resumes it."""
+
+    async def submit(self, batches: Batches) -> None:
+        await super().submit(batches)
+        with suppress(BatchEndedError):
+            await batches.resume(self.job.batch_id)
 
 
 class Leaving(Process):
@@ -211,6 +256,8 @@ SCENARIOS: Final = {
     "repetitive": Repetitive,
     "overruled": Overruled,
     "leaving": Leaving,
+    "pausing": Pausing,
+    "resuming": Resuming,
     "following": Following,
     "renewing": Renewing,
     "empty": Empty,

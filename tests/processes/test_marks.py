@@ -170,6 +170,30 @@ SCENARIOS: Final = {
         job={"scenario": "overruled", "clock": "still"},
         marks=["control: INSERT request", "commit: UPDATE worker SET refused", "news.looked"],
     ),
+    "pausing": Scenario(
+        job={"scenario": "pausing", "concurrency": 1},
+        heir="resuming",
+        after="pausing",
+        marks=[*calls("control"), *transaction("control", "INSERT request", "INSERT event", "UPDATE batch")],
+    ),
+    "draining": Scenario(
+        job={"scenario": "pausing", "concurrency": 1},
+        heir="resuming",
+        after="draining",
+        marks=[
+            *("split: returned", "commit: INSERT activity", "commit: UPDATE execution", "commit: INSERT event"),
+            *("commit: UPDATE batch", "commit: COMMIT applied"),
+        ],
+    ),
+    "paused": Scenario(
+        job={"scenario": "pausing", "concurrency": 1}, heir="resuming", marks=["pausing", "draining", "resuming"]
+    ),
+    "resuming": Scenario(
+        job={"scenario": "pausing", "concurrency": 1},
+        heir="resuming",
+        after="resuming",
+        marks=[*calls("control"), *transaction("control", "INSERT request", "INSERT event", "UPDATE batch")],
+    ),
     "leaving": Scenario(
         job={"scenario": "leaving", "drain": 0.0},
         after="leaving",
