@@ -82,6 +82,7 @@ async def answer(batches: BatchOrchestrator[str, int, Reading | Thinking, None],
             config = BatchConfig(
                 failure_policy=RetryFailed(max_attempts=3, backoff=timedelta(milliseconds=20)),
                 deadline=None if seconds is None else timedelta(seconds=seconds),
+                concurrency=question.get("concurrency", 8),
                 metadata=question.get("metadata", {}),
             )
             return await batches.submit(
@@ -90,6 +91,12 @@ async def answer(batches: BatchOrchestrator[str, int, Reading | Thinking, None],
         case "result":
             result = await batches.result(batch_id)
             return [result.state.tag, result.counts.succeeded, result.counts.total]
+        case "pause":
+            return await batches.pause(batch_id, note="why")
+        case "resume":
+            return len(await batches.resume(batch_id))
+        case "paused":
+            return (await batches.snapshot(batch_id)).paused
         case "state":
             return (await batches.state(batch_id)).tag
         case "succeeded":

@@ -192,3 +192,34 @@ async def test_what_needs_the_new_version_is_left_to_it(deployment: Deployment) 
     assert deployment.calls("read")["held-3"] == 1
     assert alone.ask("state", batch_id="newer") == "completed"
     alone.leave()
+
+
+async def test_an_older_version_starts_nothing_of_a_paused_batch(deployment: Deployment) -> None:
+    """It finishes the document that it runs, keeps the pause that it does not know, and may even end the batch."""
+    old = deployment.start(deployment.old, max_in_flight=1)
+    old.ask("submit", batch_id="shared", documents=["held-1", "plain-1", "plain-2"])
+    await eventually(lambda: "held-1" in deployment.calls("think"))
+    new = deployment.start(deployment.new)
+    await eventually(lambda: new.ask("succeeded", batch_id="shared") == 2)
+    new.ask("submit", batch_id="waiting", documents=["held-2", "plain-3"], concurrency=1)
+    await eventually(lambda: "held-2" in deployment.calls("think"))
+    assert new.ask("pause", batch_id="shared") is True
+    assert new.ask("pause", batch_id="waiting") is True
+    assert old.ask("paused", batch_id="shared") is True
+    deployment.let_end("held-1", "held-2")
+    # The old one ends the batch, and leaves what it does not know.
+    assert old.ask("result", batch_id="shared") == ["completed", 3, 3]
+    assert new.ask("paused", batch_id="shared") is False
+    new.leave()
+    assert old.ask("paused", batch_id="waiting") is True
+    # A batch that comes later is served, and this one is not.
+    old.ask("submit", batch_id="after", documents=["plain-4"])
+    assert old.ask("result", batch_id="after") == ["completed", 1, 1]
+    assert "plain-3" not in deployment.calls("read")
+    again = deployment.start(deployment.new)
+    assert again.ask("resume", batch_id="waiting") == 0
+    assert again.ask("result", batch_id="waiting") == ["completed", 2, 2]
+    assert all(count == 1 for count in deployment.calls("read").values())
+    assert deployment.calls("think")["held-2"] == 1, "it was paid for before the pause, and recorded"
+    old.leave()
+    again.leave()
