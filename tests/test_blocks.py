@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tests.support import STAGES, within
+from tests.support import AT_ONCE, STAGES, within
 
 from durable_batches import BatchOrchestrator, MemoryStore, durable_activity, run_batch, workflow
 from durable_batches.blocks import asynccontextmanager, contextmanager
@@ -94,7 +94,7 @@ def test_a_block_is_a_decorator_too() -> None:
     assert block.__name__ == "block"
 
 
-@durable_activity
+@durable_activity(retry=AT_ONCE)  # a 503 is retried
 async def act(document: str) -> str:
     return document
 

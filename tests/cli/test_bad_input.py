@@ -368,6 +368,7 @@ def test_an_interrupted_reader_does_not_wait_for_a_store_that_does_not_answer(
         raise Left(code)
 
     monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr("durable_batches.cli.session._CLOSING_SECONDS", 0.05)
     on_file.submit("monday", "one")
     target = own_store(Mute(on_file.make(), reads=0), request)
     with pytest.raises(Left) as left:

@@ -154,9 +154,13 @@ def deep_group() -> Exception:
     return group
 
 
+MANY = 1_500
+"""More errors than calls may be within one another, so that nothing gets by that calls itself for each of them."""
+
+
 def deep_chain() -> Exception:
     error = ValueError("at the bottom")
-    for number in range(3_000):
+    for number in range(MANY):
         outer = ValueError(f"{number}")
         outer.__cause__ = error
         error = outer
@@ -184,7 +188,7 @@ ODD: dict[str, Callable[[], BaseException]] = {
     "BaseExceptionGroup": lambda: BaseExceptionGroup("several", [SystemExit(3), Base()]),
     "Derailed": lambda: Derailed("several", [ValueError("no"), Mute()]),
     "deep": deep_group,
-    "wide": lambda: ExceptionGroup("wide", [ValueError(number) for number in range(5_000)]),
+    "wide": lambda: ExceptionGroup("wide", [ValueError(number) for number in range(MANY)]),
     "twice": lambda: ExceptionGroup("twice", [SHARED, SHARED]),
     "circle": in_a_circle,
     "chain": deep_chain,

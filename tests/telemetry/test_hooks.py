@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-from tests.support import STAGES
+from tests.support import AT_ONCE, STAGES
 
 from durable_batches import BatchOrchestrator, ConfigurationError, MemoryStore, Worker, durable_activity, workflow
 from durable_batches.telemetry import (
@@ -141,7 +141,7 @@ async def test_none_may_swallow_the_error_of_an_activity() -> None:
             with suppress(ValueError):
                 yield
 
-    @durable_activity
+    @durable_activity(retry=AT_ONCE)
     async def fail(text: str) -> str:
         raise ValueError(text)
 

@@ -158,8 +158,11 @@ async def test_a_commit_is_made_once_whatever_became_of_its_reply(
     assert checker.stats.repeated == 0
 
 
-async def test_claims_whose_reply_was_lost_are_run(faults: Faults, checker: HistoryChecker) -> None:
+async def test_claims_whose_reply_was_lost_are_run(
+    faults: Faults, checker: HistoryChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every single commit that claims is answered only the second time it is made."""
+    monkeypatch.setattr("durable_batches.worker.journal._FIRST_PAUSE", 0.001)
     answered = True
 
     def fault(claim: ClaimRequest | None) -> Fault | None:
