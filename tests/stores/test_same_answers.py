@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from itertools import combinations
 
-from tests.support import opened
+from tests.support import STAGES, opened, within
 
-from durable_batches import BatchId, Store
+from durable_batches import BatchClient, BatchId, BatchOrchestrator, Store, workflow
 from durable_batches.stores import BatchQuery
 from durable_batches.testing.conformance.scene import Hand, Scene
 
@@ -85,3 +85,20 @@ async def test_batches_are_found_by_their_workflow_and_the_time_and_page_by_page
         assert await listed(BatchQuery(), after=ids[2]) == ids[:2][::-1]
         assert await listed(BatchQuery(), limit=1) == ids[-1:]
         assert await store.batch(BatchId("Nobody's")) is None
+
+
+async def test_no_store_is_asked_for_a_number_that_it_cannot_hold(store: Store) -> None:
+    """The answer is that of any number beyond the last."""
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return document
+
+    async with BatchOrchestrator(run, store=store) as batches, BatchClient(store) as client:
+        batch_id = (await within(batches.run(["x"]))).batch_id
+        for after in (10**12, 2**63 - 1, 2**63, 2**70):
+            assert [event async for event in client.events(batch_id, after=after)] == []
+            assert [document async for document in client.documents(batch_id, after=after)] == []
+        for after in (-1, -(2**70)):
+            assert len([document async for document in client.documents(batch_id, after=after)]) == 1
+            assert [event.seq async for event in client.events(batch_id, after=after)][:1] == [1]

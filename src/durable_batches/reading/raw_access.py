@@ -99,8 +99,9 @@ class RawAccess(BatchAccess[Stage]):
         if fingerprint is not None and status not in (None, "failed"):
             raise ConfigurationError('only failed documents have a fingerprint; leave out status=, or give "failed"')
         check_integer("after", after, optional=True)
-        behind = RESOLVER_POSITION if after is None else max(after, RESOLVER_POSITION)
         record = await self._reader.awaited_record(batch_id)
+        # No store is asked for a position that its numbers do not reach.
+        behind = RESOLVER_POSITION if after is None else min(max(after, RESOLVER_POSITION), record.counts.total)
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
         notes, fresh = WorkerNotes(), 0
         found = (
