@@ -25,6 +25,7 @@ from durable_batches.lifecycle.pauses import OperatorPause
 from durable_batches.lifecycle.policies import abort_reason
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.quota import (
+    JUDGES_AFTER,
     MOST_BEGINNINGS,
     QUOTA_GENERATION,
     QuotaPause,
@@ -470,7 +471,7 @@ class BatchInProgress:
             if judges:
                 pause["judges"] = True
         elif looked:
-            if "judges" in pause:
+            if "judges" in pause and self.now - pause["since"] >= JUDGES_AFTER:
                 self._count_refusal(execution)
             pause = next_pause(pause, refusal, self.now, patience)
         else:

@@ -7,9 +7,9 @@ paused change nothing. So an account that is empty costs one refused call a look
 
 A document that begins a pause again and again, while the calls of others succeed in between, is refused for itself: a
 page that wants a login, and not an account that is empty. It fails. Once all documents that are left have begun such a
-pause, no other one can tell whether the account is empty, and there is evidence against each of them: a look in vain
-counts as one more pause that its document began. So the last documents of a batch, each of them refused for itself, do
-not hold it up until the patience is over.
+pause, no other one can tell whether the account is empty, and there is evidence against each of them: after an hour, in
+which somebody may fill an account that is empty after all, a look in vain counts as one more pause that its document
+began. So the last documents of a batch, each of them refused for itself, do not hold it up until the patience is over.
 
 A document that was never refused before, and is the last one, is looked for until the patience is over: nothing tells
 its own credentials from an account that became empty with it.
@@ -24,6 +24,7 @@ from durable_batches.lifecycle.records import Micros
 
 __all__ = [
     "FIRST_PAUSE",
+    "JUDGES_AFTER",
     "LONGEST_PAUSE",
     "MOST_BEGINNINGS",
     "QUOTA_GENERATION",
@@ -39,6 +40,9 @@ QUOTA_GENERATION: Final = 1
 
 FIRST_PAUSE: Final[Micros] = 30_000_000
 LONGEST_PAUSE: Final[Micros] = 600_000_000
+
+JUDGES_AFTER: Final[Micros] = 3_600_000_000
+"""How long a pause lasts before looks in vain count against the documents that look."""
 
 MOST_BEGINNINGS: Final = 3
 """Pauses that one document may begin, and looks in vain that count as such; with the next one it fails."""
