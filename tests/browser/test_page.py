@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 from tests.browser.batches import HOSTILE, KINDS, Shop, shop
 from tests.browser.tab import Looks, Tab, Tabs
 from tests.support import within
@@ -97,6 +98,43 @@ async def test_a_failed_batch_says_why(filled: Server, tabs: Tabs) -> None:
     assert "cannot make sense of page 7" in await tab.text("section[aria-labelledby=errors]")
     assert await tab.text(".machine .now text") == "failed"
     await expect(tab.page.get_by_role("button", name="Cancel batch")).to_be_hidden()
+
+
+async def test_what_could_not_be_fetched_is_asked_for_again(filled: Server, tabs: Tabs) -> None:
+    tab = await tabs.open(url_of(filled, "no such batch"), DESKTOP)
+    tab.allowed += ["404 (Not Found)", "net::ERR_FAILED"]
+    failed = 0
+
+    async def fail_once(route: Route) -> None:
+        nonlocal failed
+        failed += 1
+        await (route.abort() if failed == 1 else route.continue_())
+
+    await tab.page.route("**/errors", fail_once)
+    # Of a batch that has ended there is one snapshot only.
+    await tab.page.goto(url_of(filled, "failed"))
+    await shown(tab, ended=True)
+    assert failed == 2
+    assert "cannot make sense of page 7" in await tab.text("section[aria-labelledby=errors]")
+
+
+async def test_what_is_chosen_while_it_asks_is_shown_as_well(filled: Server, tabs: Tabs) -> None:
+    tab = await tabs.open(url_of(filled, "live"), DESKTOP)
+    await shown(tab)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        asked.set()
+        await answer.wait()
+        await route.continue_()
+
+    await tab.page.route("**/errors", hold)
+    await tab.page.select_option("#status", "waiting")
+    await within(asked.wait())
+    # The batch stands still: no snapshot comes that would have it asked again.
+    await tab.page.select_option("#status", "running")
+    answer.set()
+    await expect(tab.page.locator("section[aria-labelledby=documents] tbody tr")).to_have_count(13)
 
 
 async def test_a_paused_batch_says_what_it_waits_for(filled: Server, tabs: Tabs) -> None:

@@ -187,6 +187,35 @@ async def test_who_cannot_be_asked_again_sees_nothing_more(clock: ManualClock, b
         assert stream.ended
 
 
+async def test_an_answer_that_never_comes_is_a_refusal_and_holds_up_no_other_stream(
+    clock: ManualClock, batches: Batches
+) -> None:
+    hangs = False
+
+    async def authorize(request: Request) -> Access | None:
+        if hangs and "hangs" in request.query_params:
+            await asyncio.Event().wait()
+        return Access(actions={"read"})
+
+    client = Client(create_app(batches, authorize=authorize, keep_alive=timedelta(seconds=15)))
+    async with (
+        client.stream("/batches/batch/progress?hangs=yes") as hung,
+        client.stream("/batches/batch/progress") as other,
+    ):
+        for stream in (hung, other):
+            await read_until(stream, "document_started")
+        hangs = True
+        for _ in range(6):
+            await turns(20)
+            clock.advance(15)
+            await turns(20)
+        await within(everything(hung.messages()))
+        assert hung.ended
+        comments = [(await within(anext(aiter(other.messages())))).comment for _ in range(5)]
+        assert comments == ["still here"] * 5
+        assert not other.ended
+
+
 async def test_one_event_is_encoded_once_however_many_follow(
     batches: Batches, gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from durable_batches.clock import Clock
+from durable_batches.clock import Clock, Deadline
 from durable_batches.web.frames import COMMENT, RETRY
 from durable_batches.web.schemas import SCHEMA_HEADER
 from durable_batches.web.stopping import Peer, StopSignals, shut_down_connections
@@ -31,6 +31,10 @@ _GRACE_SECONDS: Final = 1.0
 
 _RENEWAL_SECONDS: Final = 60.0
 """How long it takes at most until a stream ends whose client may not see it any more."""
+
+_RENEWALS_AT_ONCE: Final = 16
+_RENEWAL_LIMIT_SECONDS: Final = 10.0
+"""After which a client whose rights the application cannot look up has none."""
 
 _CHUNK_SECONDS: Final = 0.000_04
 """What sending one chunk takes of the event loop, measured."""
@@ -147,14 +151,33 @@ class Streams:
     async def _keep_up(self) -> None:
         """Keep connections alive that have nothing to say, and look again who may see what they are sent."""
         renewed = self._clock.boot()
-        while True:
-            await self._clock.sleep(self._keep_alive, housekeeping=True)
-            for stream in list(self._streams):
-                stream.comment()
-            if self._clock.boot() - renewed >= _RENEWAL_SECONDS - self._keep_alive:
-                renewed = self._clock.boot()
+        renewing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                await self._clock.sleep(self._keep_alive, housekeeping=True)
                 for stream in list(self._streams):
-                    await stream.renew()
+                    stream.comment()
+                is_renewing = renewing is not None and not renewing.done()
+                if not is_renewing and self._clock.boot() - renewed >= _RENEWAL_SECONDS - self._keep_alive:
+                    renewed = self._clock.boot()
+                    # Beside this: an application that takes long to answer would have proxies cut all connections.
+                    renewing = asyncio.create_task(self._renew_all(), name="durable-batches streams' renewal")
+                    renewing.add_done_callback(_log_failure)
+        finally:
+            if renewing is not None:
+                renewing.cancel()
+                await asyncio.wait([renewing])
+
+    async def _renew_all(self) -> None:
+        places = asyncio.Semaphore(_RENEWALS_AT_ONCE)
+
+        async def renew(stream: EventStream) -> None:
+            async with places:
+                await stream.renew(self._clock)
+
+        async with asyncio.TaskGroup() as group:
+            for stream in list(self._streams):
+                group.create_task(renew(stream))
 
     def _cut_off(self, peers: set[Peer]) -> None:
         stuck = list(self._streams)
@@ -237,11 +260,12 @@ class EventStream:
             self._commenting = asyncio.create_task(self._send_part(self._send, COMMENT))
         self._waited = self._waits
 
-    async def renew(self) -> None:
+    async def renew(self, clock: Clock) -> None:
         """End it where its client may not see it any more."""
         try:
-            if await self._may_go_on():
-                return
+            async with Deadline(clock, _RENEWAL_LIMIT_SECONDS):
+                if await self._may_go_on():
+                    return
         except Exception:  # noqa: BLE001  (of the application: one who cannot be asked does not allow it)
             _log.exception("a stream ends, because its client's rights could not be looked up")
         self.end()
@@ -283,4 +307,4 @@ async def _gone(receive: Receive) -> None:
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("streams are not kept alive any more", exc_info=error)
+        _log.error("%s failed: streams are not looked after any more", task.get_name(), exc_info=error)

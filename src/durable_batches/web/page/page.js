@@ -63,6 +63,12 @@ function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
+/** A moment, with its day unless that is today. */
+function moment(at) {
+  const isToday = at.toDateString() === new Date().toDateString();
+  return isToday ? at.toLocaleTimeString("en-GB") : at.toLocaleString("en-GB");
+}
+
 // ---- the server ----
 
 // The token of `serve` comes in the fragment, which is never sent, and stays in this tab.
@@ -193,7 +199,7 @@ function batchView(base) {
   let looking = false;
 
   async function look() {
-    // Beside the stream, and at most one look at a time: what fails is asked again with the next snapshot.
+    // Beside the stream, and at most one look at a time: what fails is asked again with the next snapshot or connection.
     if (looking || latest === null) return;
     const key = `${latest.seq} ${chosen.value}`;
     if (key === looked) return;
@@ -218,6 +224,8 @@ function batchView(base) {
     } finally {
       looking = false;
     }
+    // What was chosen meanwhile, or has come.
+    if (key !== `${latest.seq} ${chosen.value}`) await look();
   }
 
   function draw() {
@@ -243,7 +251,7 @@ function batchView(base) {
     say(facts, [
       `${number(done)} of ${number(snapshot.counts.total)} documents`,
       snapshot.documents_per_second && `${snapshot.documents_per_second.toFixed(1)}/s`,
-      snapshot.eta && !ended && `ready at ${new Date(snapshot.eta).toLocaleTimeString("en-GB")}`,
+      snapshot.eta && !ended && `ready at ${moment(new Date(snapshot.eta))}`,
       `${safe(snapshot.workflow)}, version ${safe(snapshot.version)}`,
     ].filter(Boolean).join(" · "));
     draw();
@@ -280,16 +288,18 @@ function batchView(base) {
     look().catch(fail);
   }
 
-  return { view, show };
+  return { view, show, look };
 }
 
 async function showBatch(segment) {
   const base = `batches/${encodeURIComponent(segment)}`;
-  const { view, show } = batchView(base);
+  const { view, show, look } = batchView(base);
   main.replaceChildren(view);
   for await (const message of follow(`${base}/snapshots`, { headers })) {
-    if (message.link) say(link, { open: "live", lost: "connection lost, trying again", ended: "ended" }[message.link]);
-    else show(JSON.parse(message.data));
+    if (message.link) {
+      say(link, { open: "live", lost: "connection lost, trying again", ended: "ended" }[message.link]);
+      if (message.link !== "lost") look().catch(fail);
+    } else show(JSON.parse(message.data));
   }
 }
 
