@@ -161,6 +161,7 @@ from durable_batches.runtime.workflow import (
 )
 from durable_batches.stores.protocol import Store
 from durable_batches.version import VERSION
+from durable_batches.worker.health import WorkerHealth
 from durable_batches.worker.selection import BatchFilter
 from durable_batches.worker.worker import Worker
 
@@ -313,6 +314,7 @@ __all__ = [
     "Verdict",
     "Worker",
     "WorkerFencedError",
+    "WorkerHealth",
     "WorkerNotRunningError",
     "Workflow",
     "WorkflowMismatchError",

@@ -61,6 +61,12 @@ class Outages:
         self._began = 0.0
         self._logged = ""
 
+    @property
+    def began(self) -> float | None:
+        """When the outage began that is not over, by the boot clock; None: there is none."""
+        with self._lock:
+            return self._began if self._cut_off else None
+
     def of(self, operation: str) -> Outage:
         """Return what one loop, or one call, tells about its outages; the name says in the log what waits."""
         return Outage(self, operation)

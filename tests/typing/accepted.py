@@ -138,6 +138,7 @@ from durable_batches import (
     UnselectedBatch,
     Verdict,
     Worker,
+    WorkerHealth,
     Workflow,
     current_activity,
     current_execution,
@@ -212,7 +213,7 @@ async def of_the_design() -> None:
         assert_type(batches, BatchOrchestrator[str, dict[str, int], ExtractionStage, float])
         batch_id = await batches.submit(["a", "b"])
         assert_type(batch_id, BatchId)
-        assert_type((await batches.result(batch_id)).raise_for_failures().value, float)
+        assert_type((await batches.result(batch_id, progress=True)).raise_for_failures().value, float)
         state = await batches.state(batch_id)
         assert_type(
             state,
@@ -1203,6 +1204,11 @@ def stand_ins() -> None:
 
 STORES: list[Store] = [MemoryStore(), SQLiteStore("batches.db"), Loud(), Wrapped(MemoryStore())]
 MAKERS: list[Callable[[], Store]] = [MemoryStore, Loud]
+HEALTH: WorkerHealth = Worker(MemoryStore()).health()
+assert_type(HEALTH.not_ready, Literal["closed", "starting", "draining", "lease-lost"] | None)
+assert_type(HEALTH.last_commit, datetime | None)
+assert_type(HEALTH.lease_left, timedelta)
+
 MINE: BatchFilter = BatchFilter(batch_ids={BatchId("march")}, metadata={"team": "search"})
 assert_type(MINE.batch_ids, Collection[str])
 assert_type(MINE.metadata, Mapping[str, str])

@@ -7,15 +7,26 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from starlette.requests import Request
 from tests.conftest import StoreMaker
-from tests.support import STAGES, Reading, Thinking, Writing, everything
+from tests.support import STAGES, Reading, Thinking, Writing, eventually, everything, within
 from tests.web.asgi import Client, Message, messages_of
 
-from durable_batches import BatchClient, BatchOrchestrator, ConfigurationError, MemoryStore, enter_stage, workflow
+from durable_batches import (
+    BatchClient,
+    BatchId,
+    BatchOrchestrator,
+    ConfigurationError,
+    MemoryStore,
+    StoreUnavailableError,
+    enter_stage,
+    workflow,
+)
+from durable_batches.lifecycle.records import BatchRecord
+from durable_batches.testing import ManualClock
 from durable_batches.web import Access, WebApp, create_app, event_json, event_of
 
 HOSTILE = [
@@ -321,8 +332,57 @@ async def test_supervisors_need_no_token_and_are_told_nothing_else(scene: Scene)
     ready = await client.get("/ready")
     assert (ready.status, ready.json) == (503, {"ready": False})
     assert (await client.get("/health")).status == 200
-    reader = Client(create_app(BatchClient(MemoryStore()), authorize=by_token))
-    assert (await reader.get("/ready")).json == {"ready": True}
+
+
+class Faulty(MemoryStore):
+    """A store that counts what it is asked for a batch, and does not answer while it is away."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock=clock)
+        self.asked = 0
+        self.answer: Literal["none", "error", "never"] = "none"
+
+    async def batch(self, batch_id: BatchId) -> BatchRecord | None:
+        self.asked += 1
+        match self.answer:
+            case "none":
+                return await super().batch(batch_id)
+            case "error":
+                raise StoreUnavailableError("nobody answers")
+            case "never":
+                await asyncio.Event().wait()
+                raise AssertionError
+
+
+async def test_ready_means_that_the_store_answers() -> None:
+    clock = ManualClock()
+    store = Faulty(clock)
+    batches = BatchClient(store, clock=clock)
+    client = Client(create_app(batches, authorize=by_token))
+    # Nobody has opened it.
+    assert (await client.get("/ready")).status == 503
+    async with batches:
+        clock.advance(1)
+        assert (await client.get("/ready")).json == {"ready": True}
+        # Many that ask are answered by one reading.
+        assert {(await client.get("/ready")).status for _ in range(100)} == {200}
+        assert store.asked == 1
+        store.answer = "error"
+        clock.advance(1)
+        assert (await client.get("/ready")).json == {"ready": False}
+        # A restart would not bring the store back.
+        assert (await client.get("/health")).status == 200
+        store.answer = "never"
+        clock.advance(1)
+        several = [asyncio.create_task(client.get("/ready")) for _ in range(10)]
+        # One asks, and the others wait for its answer.
+        await eventually(lambda: store.asked == 3)
+        clock.advance(2)
+        assert {(await within(each)).status for each in several} == {503}
+        assert store.asked == 3
+        store.answer = "none"
+        clock.advance(1)
+        assert (await client.get("/ready")).status == 200
 
 
 async def test_rights_are_looked_at_by_action(scene: Scene) -> None:

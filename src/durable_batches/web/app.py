@@ -121,7 +121,7 @@ def create_app(
             stack.callback(streams.leave)
             yield
 
-    health = Health(_readiness_of(batches, streams))
+    health = Health(_readiness_of(batches, streams), access)
     routes: list[BaseRoute] = [
         *Api(access, streams, allow).routes(),
         *health.routes(),
@@ -160,7 +160,7 @@ def _readiness_of(batches: Batches, streams: Streams) -> Callable[[], bool]:
             worker = batches.worker
         case BatchClient():
             return lambda: not streams.closing
-    return lambda: worker.ready and not streams.closing
+    return lambda: not streams.closing and worker.health().ready
 
 
 def _access_to(batches: Batches) -> RawAccess:

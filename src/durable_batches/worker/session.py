@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -18,6 +18,7 @@ from durable_batches.lifecycle.batch_core import operator_pause_of, quota_pause_
 from durable_batches.lifecycle.commands import Cancel, Command, Seal
 from durable_batches.lifecycle.facts import ActivityCompleted, Fact, LateResult
 from durable_batches.lifecycle.leases import spared_seconds
+from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages, ride_out
@@ -30,6 +31,7 @@ from durable_batches.telemetry.hooks import WorkerGauges
 from durable_batches.worker.abandoned import AbandonedSubmissions
 from durable_batches.worker.client_retries import ClientRetries
 from durable_batches.worker.failure_log import log_pauses
+from durable_batches.worker.health import NotReady, WorkerHealth
 from durable_batches.worker.heartbeat import LeaseRenewer
 from durable_batches.worker.journal import Journal
 from durable_batches.worker.late_results import LateResults
@@ -138,6 +140,7 @@ class Session:
         self._abandoned = AbandonedSubmissions(store, clock, loading)
         self._signals = signals.membership
         self._lease: Final = Lease(clock, options.lease)
+        self._committed_at: float | None = None
         self.journal: Final = Journal(
             store,
             self.worker_id,
@@ -145,7 +148,7 @@ class Session:
             outages=outages,
             claim=self._claim_request,
             committed=self._committed,
-            renewed=self._lease.renewed,
+            renewed=self._renewed,
             keep=self._keep,
             signals=signals.journal,
             reporting=options.reporting,
@@ -222,11 +225,6 @@ class Session:
 
     # ---- from outside ------------------------------------------------------------------------------------------
 
-    @property
-    def ready(self) -> bool:
-        """Whether it may begin work: it is registered, not closed, and holds its lease."""
-        return self.phase is SessionPhase.WORKING and not self._closed.is_set() and self._lease.holds()
-
     def close(self) -> None:
         """Have the session end in good order."""
         self._closed.set()
@@ -292,6 +290,31 @@ class Session:
             max_in_flight=self._options.capacity,
             lease_seconds=left,
             lease_age_seconds=self._lease.age,
+        )
+
+    def health(self, not_ready: NotReady | None, store_away_since: datetime | None) -> WorkerHealth:
+        """Return how it is at this moment. On any thread.
+
+        Args:
+            not_ready: Why the worker begins nothing, as far as the session does not know.
+            store_away_since: Since when the store has not answered.
+        """
+        now, at = self._clock.boot(), self._clock.now()
+        if self._closed.is_set():
+            not_ready = "closed"
+        elif self.phase is not SessionPhase.WORKING:
+            not_ready = "starting"
+        elif not_ready is None and not self._lease.holds():
+            not_ready = "lease-lost"
+        committed = self._committed_at
+        return WorkerHealth(
+            ready=not_ready is None,
+            not_ready=not_ready,
+            lease_left=timedelta(seconds=max(self._lease.until - now, 0)),
+            last_commit=None if committed is None else from_micros(at - round((now - committed) * 1_000_000)),
+            loop_lag=timedelta(seconds=max(now - self._watch.turned - self._tick_seconds, 0)),
+            in_flight=len(self.scheduler.running),
+            store_away_since=store_away_since,
         )
 
     # ---- its life ----------------------------------------------------------------------------------------------
@@ -545,6 +568,11 @@ class Session:
 
     def _claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
         return self.scheduler.claim_request(facts)
+
+    def _renewed(self, asked: float) -> None:
+        """Take note of a commit, which renews the lease."""
+        self._committed_at = asked
+        self._lease.renewed(asked)
 
     def _committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
         # What is called from here on begins now.

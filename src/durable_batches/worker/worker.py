@@ -20,6 +20,7 @@ from durable_batches.errors import (
     WorkerNotRunningError,
 )
 from durable_batches.lifecycle.commands import Command
+from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import (
@@ -44,6 +45,7 @@ from durable_batches.stores.open_transactions import OpenTransactions
 from durable_batches.stores.protocol import HostTransaction, Store, check_store
 from durable_batches.tasks import ReusableLock, seen_through
 from durable_batches.telemetry.hooks import HOOKS, Telemetry, WorkerGauges
+from durable_batches.worker.health import WorkerHealth
 from durable_batches.worker.late_results import LateResults
 from durable_batches.worker.membership import Membership
 from durable_batches.worker.reporting import Reporting
@@ -268,6 +270,23 @@ class Worker:
         """Counters of this worker since it was created."""
         return self._stats
 
+    def health(self) -> WorkerHealth:
+        """Return how it is at this moment: whether it may begin work, its lease, its event loop. On any thread."""
+        session, now = self._session, self._clock.boot()
+        began = self._outages.began
+        away = None if began is None else from_micros(self._clock.now() - round((now - began) * 1_000_000))
+        if session is not None:
+            return session.health("draining" if self._draining else None, away)
+        return WorkerHealth(
+            ready=False,
+            not_ready="starting" if self.running else "closed",
+            lease_left=timedelta(0),
+            last_commit=None,
+            loop_lag=timedelta(0),
+            in_flight=0,
+            store_away_since=away,
+        )
+
     # ---- for its orchestrators -------------------------------------------------------------------------------
 
     @property
@@ -289,11 +308,6 @@ class Worker:
     def running(self) -> bool:
         """Whether it is inside its `async with`, and its event loop has not stopped it."""
         return self._entered > 0 and not self._stopped
-
-    @property
-    def ready(self) -> bool:
-        """Whether it may begin work: it does not drain, and holds its lease."""
-        return not self._draining and self._session is not None and self._session.ready
 
     @property
     def session(self) -> Session:
