@@ -1,17 +1,18 @@
-"""A FastAPI service with two workflows, for several tenants.
+"""A FastAPI service with two workflows, for several tenants, and a page that shows each tenant its batches.
 
-    python examples/service.py --port 8000   (needs: pip install durable-batches fastapi uvicorn)
+    python examples/service.py --port 8000   (needs: pip install 'durable-batches[web]' fastapi)
 
     curl -H 'X-Api-Key: acme-key' -H 'Idempotency-Key: monday' http://127.0.0.1:8000/summaries \
          -d '{"documents": [{"id": "a", "text": "It rains. It pours. The old man snores."}]}' \
          -H 'Content-Type: application/json'
     curl -H 'X-Api-Key: acme-key' http://127.0.0.1:8000/summaries/acme:summaries:monday
     curl -H 'X-Api-Key: acme-key' http://127.0.0.1:8000/summaries/acme:summaries:monday/results
-    curl -N -H 'X-Api-Key: acme-key' http://127.0.0.1:8000/summaries/acme:summaries:monday/events
+    curl -N -H 'X-Api-Key: acme-key' http://127.0.0.1:8000/durable/batches/acme:summaries:monday/progress
 
-Both workflows share one `Worker`: one lease, one limit on concurrency, one set of clients. When the service stops,
-running activities finish and are recorded; when it starts again, unfinished batches continue by themselves. A second
-replica needs only the same store.
+The page is at http://127.0.0.1:8000/durable/#token=acme-key. Both workflows share one `Worker`: one lease, one limit on
+concurrency, one set of clients. At SIGTERM, it claims nothing more, running activities finish and are recorded, and
+streams end, so that the server stops; when it starts again, unfinished batches continue by themselves. A second replica
+needs only the same store.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
+from durable_batches.web import Access
+from durable_batches.web import create_app as progress_app
 
 # ---- the paid service: your own client goes here --------------------------------------------------------------------
 
@@ -174,6 +177,16 @@ async def tenant_of(x_api_key: Annotated[str, Header()]) -> str:
 Tenant = Annotated[str, Depends(tenant_of)]
 
 
+async def authorize(request: Request) -> Access | None:
+    """Say what the sender of a request to the progress may do: a program, by its key; the page, by its token."""
+    key = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
+    tenant = API_KEYS.get(key)
+    if tenant is None:
+        return None
+    # The batches of other tenants are not there for this one.
+    return Access(actions={"read", "read-payloads", "control"}, metadata={"tenant": tenant}, principal=tenant)
+
+
 # ---- requests -------------------------------------------------------------------------------------------------------
 
 
@@ -262,18 +275,6 @@ def routes(kind: str, batches: BatchOrchestrator[Article, object, Stage, object]
 
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
-    @router.get("/{batch_id}/events")
-    async def events(batch_id: str = Depends(own), last_event_id: Annotated[int, Header()] = 0) -> StreamingResponse:
-        """Stream server-sent events. A browser that reconnects sends the id of the last one that it has seen."""
-
-        async def stream() -> AsyncGenerator[bytes]:
-            async with aclosing(batches.progress(batch_id, after=last_event_id)) as found:
-                async for event in found:
-                    data = to_json(event).decode()
-                    yield f"id: {event.seq}\nevent: {event.tag}\ndata: {data}\n\n".encode()
-
-        return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
     @router.post("/{batch_id}/cancel")
     async def cancel(batch_id: str = Depends(own), reason: str = "") -> dict[str, bool]:
         """Cancel a batch. True: this request cancelled it. False: it had finished before."""
@@ -306,7 +307,8 @@ async def problem(_request: Request, error: Exception) -> JSONResponse:
 
 
 def create_app(store: Path) -> FastAPI:
-    worker = Worker(SQLiteStore(store), max_in_flight=50, drain=timedelta(seconds=10))
+    # It drains from the signal on, and not when the server has waited for its clients.
+    worker = Worker(SQLiteStore(store), max_in_flight=50, drain=timedelta(seconds=10), signals=True)
     all_summaries = BatchOrchestrator(summaries, worker=worker)
     all_translations = BatchOrchestrator(translations, worker=worker)
 
@@ -319,6 +321,8 @@ def create_app(store: Path) -> FastAPI:
     app.add_exception_handler(DurableBatchesError, problem)
     app.include_router(routes("summaries", all_summaries))
     app.include_router(routes("translations", all_translations))
+    # A page, and the progress of each batch as server-sent events; /durable/ready and /durable/health for a supervisor.
+    app.mount("/durable", progress_app(worker, authorize=authorize))
     return app
 
 
@@ -327,7 +331,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--store", type=Path, default=Path("service.db"))
     arguments = parser.parse_args()
-    # Event streams are closed after five seconds; otherwise they would keep the service from stopping.
+    # Downloads of results that are under way at SIGTERM have five seconds.
     uvicorn.run(create_app(arguments.store), host="127.0.0.1", port=arguments.port, timeout_graceful_shutdown=5)
 
 

@@ -221,9 +221,14 @@ def eventually_answers(client: httpx.Client, process: subprocess.Popen[bytes]) -
 
 def ended(client: httpx.Client, path: str, headers: dict[str, str]) -> dict[str, Any]:
     """Its status when it has ended; waited for by following its events."""
-    client.get(f"{path}/events", headers=headers).raise_for_status()
+    client.get(progress_of(path), headers=headers).raise_for_status()
     status: dict[str, Any] = client.get(path, headers=headers).raise_for_status().json()
     return status
+
+
+def progress_of(path: str) -> str:
+    """The address of a batch's events, which the application has that is mounted."""
+    return f"/durable/batches/{path.rpartition('/')[2]}/progress"
 
 
 def submitted(client: httpx.Client, path: str, body: object, headers: dict[str, str]) -> str:
@@ -262,19 +267,25 @@ def check_batches_and_tenants(client: httpx.Client) -> None:
     assert [found["batch_id"] for found in client.get("/summaries", headers=ACME).json()] == [batch_id]
     assert client.get("/summaries", headers=GLOBEX).json() == []
     assert client.get("/translations?state=failed", headers=GLOBEX).json() == []
-    for suffix in ("", "/results", "/events"):
-        assert client.get(f"/summaries/{batch_id}{suffix}", headers=GLOBEX).status_code == 404
+    for path in (f"/summaries/{batch_id}", f"/summaries/{batch_id}/results", progress_of(batch_id)):
+        assert client.get(path, headers=GLOBEX).status_code == 404
+    by_token = {"Authorization": "Bearer acme-key"}
+    listed = client.get("/durable/batches", headers=by_token).json()
+    assert [found["batch_id"] for found in listed["batches"]] == [batch_id]
+    assert client.get("/durable/batches").status_code == 401
+    assert "<!doctype html>" in client.get("/durable/").text.lower()
+    assert client.get("/durable/ready").json() == {"ready": True}
 
 
 def check_events(client: httpx.Client) -> None:
-    path = "/summaries/acme:summaries:monday/events"
+    path = progress_of("acme:summaries:monday")
     everything = client.get(path, headers=ACME)
     assert everything.headers["content-type"].startswith("text/event-stream")
     numbers = [int(number) for number in re.findall(r"^id: (\d+)$", everything.text, re.MULTILINE)]
     assert numbers == list(range(1, len(numbers) + 1))
     assert "event: batch_completed\ndata: {" in everything.text
     rest = client.get(path, headers={**ACME, "Last-Event-ID": "5"})
-    assert rest.text == everything.text.partition("id: 5\n")[2].partition("\n\n")[2]
+    assert rest.text.partition("\n\n")[2] == everything.text.partition("id: 5\n")[2].partition("\n\n")[2]
 
 
 def check_errors(client: httpx.Client) -> None:
@@ -318,5 +329,5 @@ def test_service_goes_on_when_it_is_started_again(tmp_path: Path, ended_by: sign
     with serving(tmp_path) as client:
         status = ended(client, path, ACME)
         assert (status["state"], status["counts"]["succeeded"]) == ("completed", 60)
-        text = client.get(f"{path}/events", headers=ACME).text
+        text = client.get(progress_of(path), headers=ACME).text
     assert text.count("event: document_completed") == 60
