@@ -95,7 +95,7 @@ def numbers(pattern: str, output: str) -> list[int]:
 
 @pytest.mark.processes
 async def test_the_demonstration_runs_to_its_end_and_a_second_run_repeats_nothing(folder: Path) -> None:
-    first = run(folder, "--pace", "0", "--out", "graph.json")
+    first = run(folder, "--pace", "0", "--out", "graph.json", "--fresh")
     assert first.returncode == 0, first.stderr
     assert f"reading the text files in texts: {DOCUMENTS} documents" in first.stdout
     assert "its page, from another terminal: durable-batches serve --store demo.db" in first.stdout
@@ -113,7 +113,7 @@ async def test_the_demonstration_runs_to_its_end_and_a_second_run_repeats_nothin
     assert len(graph.documents) == DOCUMENTS
 
     (folder / "graph.json").unlink()
-    again = run(folder, "--pace", "0")
+    again = run(folder, "--pace", "0", "--db", "demo.db")
     assert again.returncode == 0, again.stderr
     assert f"has ended already: {DOCUMENTS} documents, {recorded} recorded activities" in again.stdout
     assert f"{recorded} activities: 0 run now, {recorded} recorded earlier and not repeated" in again.stdout

@@ -74,7 +74,8 @@ async def test_it_serves_whoever_has_the_token(waiting: Path) -> None:
 
 
 async def test_it_can_refuse_commands(waiting: Path) -> None:
-    async with serving(waiting, "--read-only") as server, server.client() as client:
+    options = ("--read-only", "--host", "127.0.0.1", "--token", TOKEN, "--schema", "of no file")
+    async with serving(waiting, *options, token="") as server, server.client() as client:
         assert (await client.post("/batches/monday/cancel")).status_code == 403
         assert (await client.get("/batches/monday")).json()["state"]["tag"] == "pending"
 

@@ -96,7 +96,8 @@ def moment_of(text: str) -> datetime:
         at = datetime.fromisoformat(text.strip())
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is no moment; give 30m, 2h or 7d (ago), or 2031-01-31, or 2031-01-31T12:00"
+            f"{text!r} is no moment; give 30m, 2h or 7d (ago), or 2031-01-31, or 2031-01-31T12:00",
+            param_hint="--since",
         ) from None
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
@@ -109,7 +110,7 @@ def label_of(text: str) -> tuple[str, str]:
     """
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise typer.BadParameter(f"{text!r} is no label; give name=value")
+        raise typer.BadParameter(f"{text!r} is no label; give name=value", param_hint="--label")
     return name, value
 
 
@@ -122,7 +123,7 @@ def seconds_of(number: float) -> timedelta:
     try:
         return timedelta(seconds=number)
     except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{number:g} is no number of seconds") from None
+        raise typer.BadParameter(f"{number:g} is no number of seconds", param_hint="--drain") from None
 
 
 def given_of(context: typer.Context, *names: str) -> list[str]:

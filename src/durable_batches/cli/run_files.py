@@ -19,6 +19,7 @@ from durable_batches.cli.inputs import Inputs
 from durable_batches.cli.named import object_at
 from durable_batches.cli.output import RawJson, flush, print_json
 from durable_batches.cli.target import is_dsn, is_object, store_at
+from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
 from durable_batches.reading.client import BatchClient
@@ -188,4 +189,7 @@ def policy_of(text: str) -> FailurePolicy:
             "abort, retry, or retry:N (attempts of a document)",
             Exit.USAGE,
         )
-    return _POLICIES[name](int(number) if colon else None)
+    try:
+        return _POLICIES[name](int(number) if colon else None)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--policy {text}: {error}") from None

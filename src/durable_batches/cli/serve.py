@@ -36,8 +36,13 @@ def serve_store(target: str | None, schema: str, *, host: str, port: int, token:
 
     Raises:
         MissingExtraError: The extra `web` is not installed.
-        CommandError: The address cannot be listened at.
+        CommandError: The address cannot be listened at, or no request could bear the token.
     """
+    if not host:
+        # To a socket, that is every address of the machine; of an option, it is a variable that is not set.
+        raise CommandError("--host must be an address; 0.0.0.0 are all of this machine's", Exit.USAGE)
+    if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
+        raise CommandError("--token must be one word of ASCII, as a header of HTTP has it", Exit.USAGE)
     for package in ("starlette", "uvicorn"):
         if find_spec(package) is None:
             raise MissingExtraError("web", package)
