@@ -380,7 +380,7 @@ OPTIONS: Final[Table] = {
     "write_graph": {"graph": (*INSTANCE, None), "path": PATH},
     # durable_batches.flow
     "CentralRateLimiter": {
-        "name": (*TEXT, ""),
+        "name": (*NAME, None),
         "requests_per_minute": (*FROM_1, float("nan")),
         "tokens_per_minute": (*FROM_1, float("nan")),
         "max_concurrent": (*FROM_1, float("nan")),

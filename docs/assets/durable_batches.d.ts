@@ -1,6 +1,6 @@
 // What durable_batches.web answers and sends. Generated from its schemas by `make typescript`; do not edit.
 // Fields and tags that are not here may come with a newer server: ignore them.
-// Schemas: ab743248bada06e997f9eef7942ad9f86395e4a965eff3b499a8885fa46753b0
+// Schemas: 695a44618b0b4ca9b1adea5339b330216353e62dce26b4c30f6be58999ae5d46
 
 export type BatchState = Pending | Stage | Resolving | Completed | Failed | Cancelled;
 export type JsonValue = unknown;
@@ -97,6 +97,7 @@ export interface Schemas {
   StageProgress: StageProgress;
   StateChanged: StateChanged;
   SuspendedDocuments: SuspendedDocuments;
+  ThrottledLimiter: ThrottledLimiter;
   UnknownEvent: UnknownEvent;
   UnselectedBatch: UnselectedBatch;
   BatchEvent: BatchEvent;
@@ -543,6 +544,7 @@ export interface ExplanationView {
     | DeadWorker
     | BlockedLoop
     | LongCalls
+    | ThrottledLimiter
     | IsolatedDocument
     | QueuedDocuments
     | PausedBatch
@@ -601,6 +603,18 @@ export interface UnselectedBatch {
     [k: string]: "mine" | "filter";
   };
   tag: "unselected";
+}
+/**
+ * Calls of the batch wait for permits of a limiter.
+ */
+export interface ThrottledLimiter {
+  limiter: string;
+  waiting: number;
+  since: string;
+  workers: {
+    [k: string]: number;
+  };
+  tag: "throttled";
 }
 /**
  * A document that was running at several crashes runs beside few others, or none, for some time.

@@ -134,6 +134,7 @@ from durable_batches.reading.reasons import (
     ResolverStatus,
     RunningDocuments,
     SuspendedDocuments,
+    ThrottledLimiter,
     UnselectedBatch,
 )
 from durable_batches.runtime.activity import DurableActivity, durable_activity, map_activity
@@ -308,6 +309,7 @@ __all__ = [
     "StoreUnavailableError",
     "SubmissionInProgressError",
     "SuspendedDocuments",
+    "ThrottledLimiter",
     "TransactionOpenError",
     "UnknownEvent",
     "UnselectedBatch",

@@ -10,25 +10,32 @@ from typing import Any, Final
 
 import pytest
 from tests.runtime.attempts import Trial
-from tests.support import ONCE, STAGES, Gauge
+from tests.support import ONCE, STAGES, Gauge, eventually
 
 from durable_batches import (
     ActivityDefinitionError,
     ActivityFailedError,
     Amount,
     BatchConfig,
+    BatchId,
+    BatchOrchestrator,
+    MemoryStore,
     NotInActivityError,
     Overloaded,
     RetryLater,
     RetryPolicy,
+    ThrottledLimiter,
     Verdict,
+    Worker,
     current_activity,
     durable_activity,
     workflow,
 )
 from durable_batches.flow import CentralRateLimiter, CircuitBreaker, Limiter, Permit
+from durable_batches.lifecycle.notes import LONGEST_NOTE, LimitedCallsOf, WorkerNote, decode_note, encode_note
+from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.runtime.attempt_result import AttemptFailed, AttemptSucceeded
-from durable_batches.testing import Environment, activity_context, environment
+from durable_batches.testing import Environment, ManualClock, activity_context, environment
 
 SECOND: Final = timedelta(seconds=1)
 ALL: Final = BatchConfig(concurrency=100)
@@ -469,3 +476,49 @@ async def test_a_permit_comes_while_another_call_of_the_document_waits_for_the_s
         # One at a time, as before: the slots are counted rightly.
         await env.finished(await env.batches.submit(["1"] * 5))
     assert gauge.most == 1
+
+
+# ---- explained -------------------------------------------------------------------------------------------------
+
+
+async def test_explain_names_the_limiter_that_calls_wait_for() -> None:
+    clock = ManualClock()
+    limiter, quick = CentralRateLimiter(name="openai"), CentralRateLimiter(name="quick")
+    limiter.force("open")
+
+    @durable_activity(limiter=limiter)
+    async def ask(number: int) -> int:
+        return number
+
+    @durable_activity(limiter=quick)
+    async def look(number: int) -> int:
+        return number
+
+    @workflow(STAGES)
+    async def run(number: int) -> int:
+        return await ask(await look(number))
+
+    worker = Worker(MemoryStore(clock=clock), clock=clock, drain=timedelta(0))
+    async with BatchOrchestrator(run, worker=worker) as batches:
+        batch_id = await batches.submit([1, 2, 3])
+        await eventually(lambda: limiter.metrics().waiting == 3)
+        since = from_micros(clock.now())
+        with worker.signals.lease.renewed.listen() as renewed:
+            await eventually(lambda: clock.waiting_threads == 1)
+            clock.advance(10)
+            await renewed.next()
+        (throttled,) = [each for each in (await batches.explain(batch_id)).reasons if each.tag == "throttled"]
+        assert throttled == ThrottledLimiter(limiter="openai", waiting=3, since=since, workers={worker.worker_id: 3})
+        limiter.force("auto")
+        assert (await batches.result(batch_id)).counts.succeeded == 3
+
+
+def test_what_a_worker_says_of_limiters_is_read_again_and_is_bounded() -> None:
+    limited = [LimitedCallsOf(BatchId(f"b{number}"), "openai", number, 5_000) for number in range(200)]
+    note = WorkerNote(9_000, running=[], long_calls=[], limited=limited[:3])
+    assert decode_note(encode_note(note)) == note
+    text = encode_note(note._replace(limited=limited))
+    assert len(text) <= LONGEST_NOTE
+    decoded = decode_note(text)
+    assert decoded is not None
+    assert 10 < len(decoded.limited) < 200

@@ -34,6 +34,7 @@ from durable_batches import (
     RunningDocuments,
     Store,
     SuspendedDocuments,
+    ThrottledLimiter,
     UnselectedBatch,
     Worker,
     workflow,
@@ -351,6 +352,11 @@ SENTENCES: list[tuple[Reason, str]] = [
         DeadWorker(worker="w", documents=2, lease_until=T0),
         "The worker 'w' has 2 documents and does not renew its lease. Other workers take over what it has when the "
         "lease has expired: 2031-05-01 12:00:00 UTC.",
+    ),
+    (
+        ThrottledLimiter(limiter="openai", waiting=3, since=T0, workers={"w": 2, "v": 1}),
+        "3 calls wait for permits of the limiter 'openai', the first since 2031-05-01 12:00:00 UTC, on 2 workers: "
+        "'v' (1), 'w' (2). Its limits are reached, or its provider fails or has asked to wait.",
     ),
     (
         IsolatedDocument(document_id="\x1b[2Ja", crashes=2, worker="w", since=T0, waiting=0),

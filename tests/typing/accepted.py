@@ -134,6 +134,7 @@ from durable_batches import (
     StateChanged,
     Store,
     SuspendedDocuments,
+    ThrottledLimiter,
     UnknownEvent,
     UnselectedBatch,
     Verdict,
@@ -828,6 +829,9 @@ def described(reason: Reason) -> str:
         case LongCalls(activity=activity, workers=on_workers):
             assert_type(on_workers, Mapping[str, int])
             return activity
+        case ThrottledLimiter(limiter=limiter, workers=on_workers):
+            assert_type(on_workers, Mapping[str, int])
+            return limiter
         case IsolatedDocument(worker=worker):
             assert_type(worker, str | None)
             return worker or ""

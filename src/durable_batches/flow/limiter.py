@@ -12,13 +12,13 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.flow.admission import Admission
 from durable_batches.flow.breaker import BreakerState, CircuitBreaker, ForcedBreaker
 from durable_batches.flow.permits import PermitContext, Permits
+from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.options import (
     check_choice,
     check_duration,
     check_flag,
     check_instance,
     check_integer,
-    check_text,
 )
 from durable_batches.runtime.limits import Permit
 
@@ -88,9 +88,9 @@ class CentralRateLimiter:
         max_wait: timedelta | None = None,
         returns_unused: bool = True,
     ) -> None:
-        check_text("name", name)
-        if not name:
-            raise ConfigurationError("name must not be empty")
+        problem = problem_with_name(name)
+        if problem is not None:
+            raise ConfigurationError(f"name {problem}")
         for limit, value in (
             ("requests_per_minute", requests_per_minute),
             ("tokens_per_minute", tokens_per_minute),

@@ -20,6 +20,7 @@ from durable_batches.lifecycle.states import BatchId
 __all__ = [
     "LONGEST_NOTE",
     "BlockedAt",
+    "LimitedCallsOf",
     "LongCallsOf",
     "RunningActivity",
     "TakenBatches",
@@ -68,6 +69,16 @@ class LongCallsOf(NamedTuple):
     """When the first of them began."""
 
 
+class LimitedCallsOf(NamedTuple):
+    """Calls of a batch that wait for permits of a limiter."""
+
+    batch_id: BatchId
+    limiter: str
+    calls: int
+    since: Micros
+    """Since when the first of them waits."""
+
+
 class BlockedAt(NamedTuple):
     """Where the worker's event loop was kept from turning the last time."""
 
@@ -105,6 +116,7 @@ class WorkerNote(NamedTuple):
     blocked: BlockedAt | None = None
     takes: TakenBatches | None = None
     """None: it takes from all batches of its workflows, or does not say."""
+    limited: Sequence[LimitedCallsOf] = ()
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -119,6 +131,8 @@ def encode_note(note: WorkerNote) -> str:
     while len(text := _encoded(note)) > LONGEST_NOTE:
         if note.running:
             note = note._replace(running=note.running[: len(note.running) * LONGEST_NOTE // len(text)])
+        elif note.limited:
+            note = note._replace(limited=note.limited[:-1])
         elif note.long_calls:
             note = note._replace(long_calls=note.long_calls[:-1])
         else:
@@ -162,9 +176,15 @@ def _encoded(note: WorkerNote) -> str:
     for calls in note.long_calls:
         entry = [_index(names, calls.activity), calls.calls, _before(note, calls.since)]
         batches.setdefault(calls.batch_id, {}).setdefault("long", []).append(entry)
+    limiters: dict[str, int] = {}
+    for limited in note.limited:
+        entry = [_index(limiters, limited.limiter), limited.calls, _before(note, limited.since)]
+        batches.setdefault(limited.batch_id, {}).setdefault("limited", []).append(entry)
     found: dict[str, object] = {"v": _VERSION, "at": note.at}
     if batches:
         found |= {"activities": list(names), "batches": batches}
+    if limiters:
+        found["limiters"] = list(limiters)
     if note.blocked is not None:
         found["blocked"] = list(note.blocked)
     if note.takes is not None:
@@ -198,6 +218,7 @@ def decode_note(text: str | None) -> WorkerNote | None:
 def _decoded(found: dict[str, Any]) -> WorkerNote:
     at = _moment(found["at"])
     names = [_name(name) for name in found.get("activities", ())]
+    limiters = [_name(name) for name in found.get("limiters", ())]
     blocked, takes = found.get("blocked"), found.get("takes")
     batches = {BatchId(_name(batch_id)): of_batch for batch_id, of_batch in found.get("batches", {}).items()}
     return WorkerNote(
@@ -214,6 +235,11 @@ def _decoded(found: dict[str, Any]) -> WorkerNote:
         ],
         None if blocked is None else _blocked(*blocked[:3]),
         None if takes is None else _takes(takes),
+        [
+            LimitedCallsOf(batch_id, limiters[_number(name)], _number(calls), _since(at, before))
+            for batch_id, of_batch in batches.items()
+            for name, calls, before in _entries(of_batch, "limited", 3)
+        ],
     )
 
 

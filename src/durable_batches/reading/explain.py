@@ -31,6 +31,7 @@ from durable_batches.reading.reasons import (
     ResolverStatus,
     RunningDocuments,
     SuspendedDocuments,
+    ThrottledLimiter,
     UnselectedBatch,
 )
 from durable_batches.reading.serving import Serving, serving
@@ -128,6 +129,7 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     yield from _dead_workers(inspection)
     yield from _blocked_loops(inspection, alive, found, notes)
     yield from notes.long_calls(record.batch_id)
+    yield from _throttled(record, notes)
     if batch.isolation is not None:
         yield from _isolated_documents(inspection, batch.suspects)
     if record.state == "resolving":
@@ -203,6 +205,16 @@ def _blocked_loops(
                 documents=owned[worker.worker_id],
                 until=None if until is None else from_micros(until),
             )
+
+
+def _throttled(record: BatchRecord, notes: WorkerNotes) -> Iterator[ThrottledLimiter]:
+    """Group the calls that wait for permits by their limiters, which several workers may have under one name."""
+    for limiter, on_workers in notes.limited(record.batch_id).items():
+        numbers: Counter[str] = Counter()
+        for worker, calls in on_workers:
+            numbers[worker] += calls.calls
+        since = from_micros(min(calls.since for _, calls in on_workers))
+        yield ThrottledLimiter(limiter=limiter, waiting=numbers.total(), since=since, workers=dict(numbers))
 
 
 def _isolated_documents(inspection: Inspection, suspects: int) -> Iterator[IsolatedDocument]:

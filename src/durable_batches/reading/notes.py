@@ -6,7 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, decode_note
+from durable_batches.lifecycle.notes import (
+    BlockedAt,
+    LimitedCallsOf,
+    LongCallsOf,
+    RunningActivity,
+    decode_note,
+)
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import LongCalls
 from durable_batches.lifecycle.records import BatchRecord, ExecutionRecord, WorkerId, WorkerRecord
@@ -36,6 +42,7 @@ class WorkerNotes:
             for each in note.running
         }
         self._long_calls = [(worker, each) for worker, note in notes.items() for each in note.long_calls]
+        self._limited = [(worker, each) for worker, note in notes.items() for each in note.limited]
         self._taken = {worker: (note.at, note.takes) for worker, note in notes.items() if note.takes is not None}
         self.blocked: Mapping[WorkerId, BlockedAt] = {
             worker: note.blocked for worker, note in notes.items() if note.blocked is not None
@@ -57,6 +64,14 @@ class WorkerNotes:
         if taken.may_include(batch) or (taken.own and batch.created_at > at):
             return None
         return "mine" if taken.own else "filter"
+
+    def limited(self, batch_id: BatchId) -> Mapping[str, Sequence[tuple[WorkerId, LimitedCallsOf]]]:
+        """Return the calls of a batch that wait for permits, by limiter."""
+        found: dict[str, list[tuple[WorkerId, LimitedCallsOf]]] = {}
+        for worker, calls in self._limited:
+            if calls.batch_id == batch_id:
+                found.setdefault(calls.limiter, []).append((worker, calls))
+        return found
 
     def long_calls(self, batch_id: BatchId) -> Sequence[LongCalls]:
         """Return the calls of a batch that may never end, by activity, in the order of their beginnings."""

@@ -29,6 +29,7 @@ __all__ = [
     "ResolverStatus",
     "RunningDocuments",
     "SuspendedDocuments",
+    "ThrottledLimiter",
     "UnselectedBatch",
 ]
 
@@ -198,6 +199,28 @@ class BlockedLoop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThrottledLimiter:
+    """Calls of the batch wait for permits of a limiter."""
+
+    limiter: str
+    waiting: int
+    """Calls of the batch, as the workers last said."""
+    since: datetime
+    """Since when the first of them waits, by its worker's clock."""
+    workers: Mapping[str, int]
+    """The workers on which they wait, with their number on each."""
+    tag: Literal["throttled"] = "throttled"
+
+    def __str__(self) -> str:
+        workers = ", ".join(f"{worker!r} ({number})" for worker, number in sorted(self.workers.items()))
+        return (
+            f"{_number(self.waiting, 'call')} {_verb(self.waiting, 'waits', 'wait')} for permits of the limiter "
+            f"{self.limiter!r}, the first since {_at(self.since)}, on {_number(len(self.workers), 'worker')}: "
+            f"{workers}. Its limits are reached, or its provider fails or has asked to wait."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class IsolatedDocument:
     """A document that was running at several crashes runs beside few others, or none, for some time."""
 
@@ -331,6 +354,7 @@ Reason: TypeAlias = (
     | DeadWorker
     | BlockedLoop
     | LongCalls
+    | ThrottledLimiter
     | IsolatedDocument
     | QueuedDocuments
     | PausedBatch

@@ -6,7 +6,15 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from durable_batches.clock import Clock
-from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, WorkerNote, encode_note
+from durable_batches.lifecycle.notes import (
+    BlockedAt,
+    LimitedCallsOf,
+    LongCallsOf,
+    RunningActivity,
+    WorkerNote,
+    encode_note,
+)
+from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import Micros
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.worker.long_calls import LongCalls
@@ -84,6 +92,7 @@ class NoteWriter:
                 if block is None
                 else BlockedAt(block.place, moment(block.since), None if block.until is None else moment(block.until)),
                 self._selection.taken,
+                self._limited(moment),
             )
         )
 
@@ -103,6 +112,17 @@ class NoteWriter:
                     )
                 )
         return sorted(found, key=lambda each: each.since)
+
+    def _limited(self, moment: Callable[[float], Micros]) -> Sequence[LimitedCallsOf]:
+        starts: dict[tuple[BatchId, str], list[float]] = {}
+        for held in self._running():
+            for call in held.attempt.calls:
+                if call.limiter is not None and problem_with_name(call.limiter) is None:
+                    starts.setdefault((held.attempt.execution.batch_id, call.limiter), []).append(call.started)
+        return [
+            LimitedCallsOf(batch_id, limiter, len(started), moment(min(started)))
+            for (batch_id, limiter), started in starts.items()
+        ]
 
     def _calls(self, moment: Callable[[float], Micros]) -> Sequence[LongCallsOf]:
         starts: dict[tuple[BatchId, str], list[float]] = {}
