@@ -514,7 +514,7 @@ async def test_explain_names_the_limiter_that_calls_wait_for() -> None:
 
 
 def test_what_a_worker_says_of_limiters_is_read_again_and_is_bounded() -> None:
-    limited = [LimitedCallsOf(BatchId(f"b{number}"), "openai", number, 5_000) for number in range(200)]
+    limited = tuple(LimitedCallsOf(BatchId(f"b{number}"), "openai", number, 5_000) for number in range(200))
     note = WorkerNote(9_000, running=[], long_calls=[], limited=limited[:3])
     assert decode_note(encode_note(note)) == note
     text = encode_note(note._replace(limited=limited))

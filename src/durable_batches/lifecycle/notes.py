@@ -235,11 +235,11 @@ def _decoded(found: dict[str, Any]) -> WorkerNote:
         ],
         None if blocked is None else _blocked(*blocked[:3]),
         None if takes is None else _takes(takes),
-        [
+        tuple(
             LimitedCallsOf(batch_id, limiters[_number(name)], _number(calls), _since(at, before))
             for batch_id, of_batch in batches.items()
             for name, calls, before in _entries(of_batch, "limited", 3)
-        ],
+        ),
     )
 
 
