@@ -65,7 +65,7 @@ async def post(url: str, request: dict[str, Any], key: str) -> Any:
 
 @pytest.mark.parametrize("refuses", [False, True], ids=["fails", "refuses, too"])
 async def test_2000_documents_at_the_limit(tmp_path: Path, *, refuses: bool) -> None:
-    faults = {**FAILURES, **(REFUSALS if refuses else {})}
+    faults: dict[Fault, float] = {**FAILURES, **(REFUSALS if refuses else {})}
     limiter = CentralRateLimiter(
         name="hostile", tokens_per_minute=LIMIT, max_concurrent=128, breaker=CircuitBreaker(failure_threshold=10)
     )
