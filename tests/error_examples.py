@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import traceback
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from durable_batches import (
     BatchStateMachine,
     DocumentTimeoutError,
     DurableBatchesError,
+    ExecutorError,
     MemoryStore,
     MissingExtraError,
     OldWorkersError,
@@ -43,8 +45,10 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.errors import CommitUnknownError, CrashLoopError, StoreLockedError
+from durable_batches.executors.placement import Placement
 from durable_batches.flow import CentralRateLimiter, CircuitBreaker
 from durable_batches.lifecycle.transitions import check_transition
+from durable_batches.runtime.threads import Threads
 from durable_batches.stores.postgres.connection.errors import translated
 from durable_batches.stores.sqlite.connection import connect, connect_for_reading, transaction
 from durable_batches.testing import ManualClock, activity_context
@@ -171,6 +175,25 @@ async def dependency_example(_: Path) -> object:
 
     async with batches_of(run):
         return None
+
+
+async def executor(_: Path) -> object:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    placement = Placement("cpu", pool, ManualClock())
+    threads = Threads(1)
+    try:
+        await placement.open(threads)
+        return await placement.run(b"", activity="read_amounts", seconds=None, begins=nothing, suspect=False)
+    except ExecutorError as error:
+        # The executor's own comes first in a traceback.
+        raise error from None
+    finally:
+        threads.close()
+
+
+async def nothing() -> None:
+    pass
 
 
 async def worker_not_running(_: Path) -> object:
@@ -431,6 +454,7 @@ EXAMPLES: Final[dict[str, Example]] = {
     "not-in-activity": not_in_activity,
     "not-in-workflow": not_in_workflow,
     "dependency": dependency_example,
+    "executor": executor,
     "worker-not-running": worker_not_running,
     "read-only-client": read_only_client,
     "payload": payload,

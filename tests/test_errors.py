@@ -65,6 +65,7 @@ CODES = {
     "DocumentsFailedError": "documents-failed",
     "DuplicateDocumentError": "duplicate-document",
     "DurableBatchesError": "durable-batches",
+    "ExecutorError": "executor",
     "FactRejectedError": "fact-rejected",
     "ForeignStageError": "foreign-stage",
     "InvalidTransitionError": "invalid-transition",

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import is_dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from multiprocessing import get_context
 from types import ModuleType
 from typing import Any, Final, NamedTuple, TypeAlias, get_args
 
@@ -46,6 +48,7 @@ from durable_batches import (
     dependency,
     durable_activity,
     enter_stage,
+    executors,
     extraction,
     flow,
     map_activity,
@@ -55,6 +58,7 @@ from durable_batches import (
     web,
     workflow,
 )
+from durable_batches.executors import process_pool
 from durable_batches.extraction import MergedGraph, Resolution, SourceDocument, Summary
 from durable_batches.flow import CircuitBreaker
 from durable_batches.telemetry import OpenTelemetry
@@ -97,6 +101,7 @@ async def link_nothing() -> int:
 
 
 act = durable_activity(document_by_document)
+forking = ProcessPoolExecutor(1, mp_context=get_context("fork"))
 echo = workflow(STAGES, name="echo")(document_by_document)
 READING: Final = Reading(done=0, total=1)
 NAIVE: Final = datetime(2031, 1, 1)
@@ -142,6 +147,7 @@ WORKER: Final[Mapping[str, Values]] = {
     "blocked_warning": POSITIVE,
     "long_call_warning": POSITIVE,
     "client_retry_warning": POSITIVE,
+    "executors": ("cpu", 3, ["cpu"], {3: process_pool()}, {"cpu": 3}, {"cpu": forking}),
     "classify": (*FUNCTION, None),
     "batches": ("some", 3, ["a"], None, BatchFilter),
     "max_kept_bytes": (*FROM_0, None),
@@ -162,6 +168,7 @@ ACTIVITY: Final[Mapping[str, Values]] = {
     "timeout": POSITIVE,
     "limiter": LIMITERS,
     "estimate": (*FUNCTION, None, 7),
+    "run_on": (*TEXT, ""),
 }
 WORKFLOW: Final[Mapping[str, Values]] = {
     "machine": (Reading, "x", None, BatchStateMachine),
@@ -254,6 +261,7 @@ OPTIONS: Final[Table] = {
         "retry": RETRY,
         "timeout": POSITIVE,
         "limiter": LIMITERS,
+        "run_on": (*TEXT, ""),
     },
     "Environment.advance": {"by": (*FROM_NOTHING, None)},
     "Environment.finished": {"batch_id": BATCH},
@@ -404,6 +412,12 @@ OPTIONS: Final[Table] = {
     "Permit.observe": {"answer": Anything("whatever a client answers with, or raises")},
     "Permit.refused": {"retry_after": DURATION},
     "Permit.settle": {"tokens": (*FROM_0, float("nan"), None)},
+    # durable_batches.executors
+    "process_pool": {
+        "processes": FROM_1,
+        "calls_per_process": FROM_1,
+        "start_method": ("fork", 3, None),
+    },
     # durable_batches.telemetry
     "OpenTelemetry": {"tracer_provider": INSTANCE, "meter_provider": INSTANCE},
     # durable_batches.web
@@ -431,8 +445,8 @@ MADE_BY_THE_LIBRARY: Final = frozenset(
     """ActivityDetails ActivityReport AttemptDetails BatchDetails BatchId BatchResult BatchSnapshot Cancelled
     CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
     DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext Explanation Failed HistoryStats
-    HistoryViolation LimiterMetrics LongCalls Pause Pending RawDocument RecordingActivityContext Resolving RunStats
-    Stage StageCount SubmissionDetails WebApp WorkerGauges WorkflowGauges""".split()
+    HistoryViolation LimiterMetrics LongCalls Pause Pending ProcessPool RawDocument RecordingActivityContext Resolving
+    RunStats Stage StageCount SubmissionDetails WebApp WorkerGauges WorkflowGauges""".split()
 )
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 
@@ -460,7 +474,7 @@ OF_THE_LIBRARY: Final[Mapping[str, str]] = {
 }
 """Methods that the library calls: of stores, clocks and workers, or with what it has made itself."""
 
-MODULES: Final[tuple[ModuleType, ...]] = (durable_batches, testing, extraction, flow, telemetry, web)
+MODULES: Final[tuple[ModuleType, ...]] = (durable_batches, executors, testing, extraction, flow, telemetry, web)
 
 
 def public() -> Iterator[tuple[str, Any]]:

@@ -36,6 +36,7 @@ __all__ = [
     "DocumentsFailedError",
     "DuplicateDocumentError",
     "DurableBatchesError",
+    "ExecutorError",
     "FactRejectedError",
     "ForeignStageError",
     "InvalidTransitionError",
@@ -156,6 +157,17 @@ class DependencyError(DurableBatchesError):
         self.provider = provider
         self.reason = reason
         super().__init__(f"dependency {provider!r} is not there: {reason}")
+
+
+class ExecutorError(DurableBatchesError):
+    """An executor takes no calls, or cannot be made; `__cause__` is its own error, where it has raised one."""
+
+    code = "executor"
+
+    def __init__(self, executor: str, reason: str) -> None:
+        self.executor = executor
+        self.reason = reason
+        super().__init__(f"executor {executor!r} takes no calls: {reason}")
 
 
 class ReadOnlyClientError(DurableBatchesError):
@@ -400,11 +412,19 @@ class CrashLoopError(DurableBatchesError):
 
     code = "crash-loop"
 
-    def __init__(self, batch_id: str, document_id: str, crashes: int) -> None:
+    def __init__(self, batch_id: str, document_id: str, crashes: int, activity: str | None = None) -> None:
         self.batch_id = batch_id
         self.document_id = document_id
         self.crashes = crashes
+        self.activity = activity
         times = "once" if crashes == 1 else f"{crashes} times"
+        if activity is not None:
+            super().__init__(
+                f"activity {activity!r} of {place_of(batch_id, document_id)} ended the processes of its executor, also "
+                f"with no other call beside it, in {crashes} attempts; run it alone to find out what it does to the "
+                "process (memory, native code)"
+            )
+            return
         super().__init__(
             f"the worker of {place_of(batch_id, document_id)} crashed {times} while it ran, the last time with no "
             "other document running; run it alone to find out what it does to the process (memory, native code)"

@@ -18,6 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -153,6 +154,7 @@ from durable_batches import (
     run_batch,
     workflow,
 )
+from durable_batches.executors import ExecutorOrFactory, process_pool
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import (
@@ -486,6 +488,28 @@ async def with_options(query: Query, client: object = None) -> tuple[Answer, ...
     return (Answer(query.text),)
 
 
+@durable_activity(run_on="cpu", stage=B)
+def heavy(text: str, times: int = 1) -> list[str]:
+    return [text] * times
+
+
+assert_type(heavy.run_on, str | None)
+_on_a_gpu = heavy.with_options(run_on="gpu")
+
+
+def pool_of_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(4)
+
+
+_executors: dict[str, ExecutorOrFactory] = {
+    "cpu": process_pool(2, calls_per_process=100, start_method="spawn"),
+    "threads": pool_of_threads,
+    "given": ThreadPoolExecutor(4),
+}
+Worker(MemoryStore(), executors=_executors)
+Worker(MemoryStore(), executors={"cpu": process_pool(), "io": ThreadPoolExecutor})
+
+
 @durable_activity
 async def nothing() -> None:
     return None
@@ -517,6 +541,8 @@ async def calls() -> None:
     assert_type(await keyed(query=query, session="s"), Answer)
     assert_type(await keyed_sync(query, session="s"), Answer)
     assert_type(await with_options(query), tuple[Answer, ...])
+    assert_type(await heavy("a", times=2), list[str])
+    assert_type(await _on_a_gpu("a"), list[str])
     assert_type(await map_activity(bare, [query]), list[Answer])
     assert_type(await map_activity(bare_sync, (query for _ in range(3)), concurrency=2), list[Answer])
     assert_type(await map_activity(words, {1, 2}), list[str])

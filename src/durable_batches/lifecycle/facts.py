@@ -104,15 +104,15 @@ class ExecutionReleased(NamedTuple):
     run: int
     position: int
     attempt: int
-    reason: Literal["shutdown", "paused", "quota"] = "shutdown"
+    reason: Literal["shutdown", "paused", "quota", "crash"] = "shutdown"
     """Why: a shutdown, or a pause of its batch; "quota": a provider refused a call for its account, and the batch is to
-    be paused."""
+    be paused; "crash": a call ended the process of its executor again and again, also with none beside it."""
     retry_after: Micros | None = None
     """Of "quota": the delay that the provider asks for."""
     note: str = ""
     """Of "quota": the provider's message, in one line."""
     activity: str = ""
-    """Of "quota": the name of the activity that was refused."""
+    """Of "quota" and "crash": the name of the activity."""
 
 
 class ProviderAnswered(NamedTuple):

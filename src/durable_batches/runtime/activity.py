@@ -26,6 +26,7 @@ from durable_batches.options import (
     check_integer,
     check_iterable,
     check_subclass,
+    check_text,
 )
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.classify import ErrorClassifier
@@ -69,6 +70,7 @@ class DurableActivity(Generic[P, T_co]):
         classify: Judges the function's errors; None: the worker's classifier does.
         timeout: The timeout of one attempt.
         limiter: Gives permits for calls; None: they need none.
+        run_on: The name of the executor that it runs on; None: it runs in the worker itself.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class DurableActivity(Generic[P, T_co]):
         timeout: timedelta | None = None,
         limiter: Limiter | None = None,
         estimate: Estimate = NOTHING,
+        run_on: str | None = None,
         namespace: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(fn, DurableActivity):
@@ -100,6 +103,7 @@ class DurableActivity(Generic[P, T_co]):
         self.timeout: timedelta | None = timeout
         self.limiter: Limiter | None = limiter
         self._estimate: Estimate = estimate
+        self.run_on: str | None = run_on
         self.definition: ActivityDefinition[T_co] = definition
         self.instance: object | None = None
         self.explicit_key: str | None = None
@@ -149,6 +153,7 @@ class DurableActivity(Generic[P, T_co]):
         retry: RetryPolicy | None = None,
         timeout: timedelta | None = None,
         limiter: Limiter | None = None,
+        run_on: str | None = None,
     ) -> DurableActivity[P, T_co]:
         """Return the same activity with other options. Name and version, its identity, stay the same.
 
@@ -159,15 +164,18 @@ class DurableActivity(Generic[P, T_co]):
             retry: The retry policy; unchanged if not given.
             timeout: The timeout of one attempt; unchanged if not given.
             limiter: Gives permits for calls; unchanged if not given.
+            run_on: The name of the executor that it runs on; unchanged if not given.
 
         Raises:
-            ConfigurationError: `stage` is no stage, `key` is empty, `timeout` is not positive, or `limiter` none.
+            ConfigurationError: `stage` is no stage, `key` is empty, `timeout` is not positive, `limiter` is none, or
+                the function cannot run on an executor.
         """
         other = self._copy()
         other.stage = self.stage if stage is None else stage
         other.retry = self.retry if retry is None else retry
         other.timeout = self.timeout if timeout is None else timeout
         other.limiter = self.limiter if limiter is None else limiter
+        other.run_on = self.run_on if run_on is None else run_on
         other.explicit_key = self.explicit_key if key is None else key
         other._check_options()
         return other
@@ -220,7 +228,11 @@ class DurableActivity(Generic[P, T_co]):
     def _check_options(self) -> None:
         definition = self.definition
         self.is_plain: bool = (
-            definition.is_async and self.instance is None and not definition.dependencies and self.limiter is None
+            definition.is_async
+            and self.instance is None
+            and not definition.dependencies
+            and self.limiter is None
+            and self.run_on is None
         )
         subject, error = f"activity {self.name!r}:", ActivityDefinitionError
         if self.stage is not None:
@@ -239,6 +251,11 @@ class DurableActivity(Generic[P, T_co]):
             raise ActivityDefinitionError(f"{subject} timeout must be positive")
         if self.explicit_key == "":
             raise ActivityDefinitionError(f"{subject} a key must not be empty")
+        check_text(f"{subject} run_on", self.run_on, optional=True, error=error)
+        if self.run_on is not None:
+            if not self.run_on:
+                raise ActivityDefinitionError(f"{subject} run_on must not be empty; it is the name of an executor")
+            definition.check_sendable()
 
 
 class ActivityDecorator(Protocol):
@@ -284,6 +301,7 @@ def durable_activity(
     retry: RetryPolicy = ...,
     classify: ErrorClassifier | None = None,
     timeout: timedelta | None = None,
+    run_on: str | None = None,
 ) -> KeyedActivityDecorator[P]: ...
 @overload
 def durable_activity(
@@ -297,6 +315,7 @@ def durable_activity(
     retry: RetryPolicy = ...,
     classify: ErrorClassifier | None = None,
     timeout: timedelta | None = None,
+    run_on: str | None = None,
 ) -> KeyedActivityDecorator[P]: ...
 @overload
 def durable_activity(
@@ -310,6 +329,7 @@ def durable_activity(
     retry: RetryPolicy = ...,
     classify: ErrorClassifier | None = None,
     timeout: timedelta | None = None,
+    run_on: str | None = None,
 ) -> ActivityDecorator: ...
 def durable_activity(
     fn: Callable[..., Any] | None = None,
@@ -325,6 +345,7 @@ def durable_activity(
     timeout: timedelta | None = None,
     limiter: Limiter | None = None,
     estimate: Estimate = NOTHING,
+    run_on: str | None = None,
 ) -> Any:
     """Make a function's results durable.
 
@@ -344,9 +365,12 @@ def durable_activity(
             calls are plain, and wait for nothing.
         estimate: What a call takes of the limits, or a function of the call's arguments that returns it.
             `current_activity().settle(tokens=...)` says what it took.
+        run_on: The name of the executor that it runs on, among `Worker(executors=...)`: a pool of processes, for
+            example. Called outside an orchestrator, it is the plain function all the same.
 
     Raises:
-        ActivityDefinitionError: The function cannot be recorded: an annotation is missing or cannot be encoded.
+        ActivityDefinitionError: The function cannot be recorded: an annotation is missing or cannot be encoded. Or it
+            cannot run on an executor: it is a method, defined within another function, or has a dependency.
     """
     # Types that are local to the calling function are found among its variables.
     namespace = dict(sys._getframe(1).f_locals)  # pyright: ignore[reportPrivateUsage]
@@ -364,6 +388,7 @@ def durable_activity(
             timeout=timeout,
             limiter=limiter,
             estimate=estimate,
+            run_on=run_on,
             namespace=namespace,
         )
 

@@ -33,6 +33,7 @@ from durable_batches.runtime.attempt_result import (
     AttemptFailed,
     AttemptStopped,
     AttemptSucceeded,
+    Crash,
     StopReason,
     failed,
     note_checkpoint,
@@ -40,9 +41,10 @@ from durable_batches.runtime.attempt_result import (
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.call import Call, RunningCall
 from durable_batches.runtime.checkpoint import Defaults, Recorded
-from durable_batches.runtime.classify import Verdict
+from durable_batches.runtime.classify import RemoteError, Verdict
 from durable_batches.runtime.context import ExecutionContext, enter_activity, enter_workflow, leave
 from durable_batches.runtime.definition import ActivityDefinition
+from durable_batches.runtime.elsewhere import CallLostError
 from durable_batches.runtime.identity import Identities
 from durable_batches.runtime.overloads import PATIENCE_SECONDS
 from durable_batches.runtime.resources import Resources
@@ -52,7 +54,7 @@ from durable_batches.tasks import is_closed_by, running_loop
 
 __all__ = ["Attempt"]
 
-_STOPS: Final[Mapping[StopReason, int]] = {"paused": 0, "shutdown": 1, "quota": 2, "ended": 3, "fenced": 3}
+_STOPS: Final[Mapping[StopReason, int]] = {"paused": 0, "shutdown": 1, "quota": 2, "crash": 2, "ended": 3, "fenced": 3}
 """Which reason stands where an attempt is stopped for several: the greatest, and of equals the first."""
 
 
@@ -93,6 +95,7 @@ class Attempt:
         self._is_look = looks_for is not None
         self._turn: asyncio.Lock | None = None if looks_for is None else asyncio.Lock()
         self._refusal: Refusal | None = None
+        self._crash: Crash | None = None
         self._parked: set[asyncio.Future[None]] = set()
         self._drains = False
         self._identity = (execution.batch_id, execution.run, execution.position, execution.attempt)
@@ -133,6 +136,11 @@ class Attempt:
             )
         return context
 
+    @property
+    def crashes(self) -> int:
+        """See `WorkflowScope`."""
+        return self.execution.crashes
+
     # ---- its life ------------------------------------------------------------------------------------------
 
     async def run(
@@ -166,7 +174,7 @@ class Attempt:
         if self._rest is not None:
             self._rest.end_at_once()
         if self._stopping is not None and (self._stopping not in ("paused", "shutdown") or self._unwound):
-            return AttemptStopped(self._stopping, self._refusal)
+            return AttemptStopped(self._stopping, self._refusal, self._crash)
         return outcome
 
     async def _prepare(self, prepare: Callable[[], Awaitable[object]] | None) -> AttemptStopped | None:
@@ -468,10 +476,7 @@ class Attempt:
         self._resources.recorder.post(ProviderAnswered(*self._identity))
 
     async def _refused(self, call: Call, error: BaseException, verdict: Verdict) -> NoReturn:
-        """Unwind the attempt because a provider refused a call for its account; no code of the workflow sees the error.
-
-        Other calls that are running may finish and be recorded. The code that awaits this one waits until then.
-        """
+        """Unwind the attempt because a provider refused a call for its account; the workflow does not see the error."""
         if self._refusal is None:
             note = line_of(error)
             wish = verdict.retry_after
@@ -480,6 +485,19 @@ class Attempt:
                 note=f"{verdict.note}: {note}" if verdict.note else note,
                 retry_after=None if wish is None else int(wish.total_seconds() * 1_000_000),
             )
+        await self._unwind(call, "quota")
+
+    async def _crashed(self, call: Call, error: CallLostError) -> NoReturn:
+        """Unwind the attempt because its executor has lost a call too often: it counts as a crash of the document."""
+        if self._crash is None:
+            self._crash = Crash(call.bound.activity.name, str(error))
+        await self._unwind(call, "crash")
+
+    async def _unwind(self, call: Call, reason: StopReason) -> NoReturn:
+        """Stop the attempt for one of its calls; no code of the workflow goes on after that call.
+
+        Other calls that are running may finish and be recorded. The code that awaits this one waits until then.
+        """
         parked = asyncio.get_running_loop().create_future()
         self._parked.add(parked)
         self._calls.discard(call)
@@ -488,7 +506,7 @@ class Attempt:
             if not self._calls:
                 self._became_idle()
         else:
-            self.stop("quota", drain=True)
+            self.stop(reason, drain=True)
         self._unwound = self._unwound or not self._ended
         await parked
         raise asyncio.CancelledError
@@ -543,6 +561,8 @@ class Attempt:
                 if is_closed_by(raised, call.task):
                     raise
                 error = raised
+            if isinstance(error, CallLostError):
+                await self._crashed(call, error)
             verdict = self._judge(call, error)
             if verdict.kind == "overloaded":
                 if self._stopping is not None:
@@ -557,7 +577,10 @@ class Attempt:
             delay = activity.retry.delay_of(verdict, call.attempt, self._resources.clock.jitter())
             if delay is None:
                 retryable = verdict.kind != "never"
-                failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
+                if isinstance(error, RemoteError):
+                    failure = error.failure._replace(attempts=call.attempt, retryable=retryable)
+                else:
+                    failure = ActivityFailure.of(activity.name, error, call.attempt, retryable=retryable)
                 trim(error)
                 raise await self._recorded_failure(call, failure) from error
             self._refuse_changed_input(call, error)

@@ -12,16 +12,16 @@ from durable_batches.lifecycle.quota import Refusal
 from durable_batches.runtime.classify import is_retryable
 from durable_batches.runtime.tracebacks import own_attribute, related, trim
 
-__all__ = ["AttemptFailed", "AttemptStopped", "AttemptSucceeded", "StopReason", "failed", "note_checkpoint"]
+__all__ = ["AttemptFailed", "AttemptStopped", "AttemptSucceeded", "Crash", "StopReason", "failed", "note_checkpoint"]
 
 _CANCELLED: Final = (
     "cancelled, but not by its worker: by its own code, by what it waited for, or by a helper that cancels a task and "
     "does not call uncancel()"
 )
 
-StopReason: TypeAlias = Literal["paused", "shutdown", "quota", "ended", "fenced"]
+StopReason: TypeAlias = Literal["paused", "shutdown", "quota", "crash", "ended", "fenced"]
 """Why an attempt is stopped: its batch is paused, its worker shuts down, a provider refused one of its calls for the
-account, its run has ended, or its worker lost the lease."""
+account, one of its calls ended the processes of its executor, its run has ended, or its worker lost the lease."""
 
 
 class AttemptSucceeded(NamedTuple):
@@ -40,12 +40,21 @@ class AttemptFailed(NamedTuple):
     failures_to_delete: tuple[str, ...]
 
 
+class Crash(NamedTuple):
+    """A call that ended the processes of its executor."""
+
+    activity: str
+    note: str
+
+
 class AttemptStopped(NamedTuple):
     """The attempt was stopped."""
 
     reason: StopReason
     refusal: Refusal | None = None
     """What the provider said, where the reason is "quota"."""
+    crash: Crash | None = None
+    """Of which call, where the reason is "crash"."""
 
 
 def failed(error: BaseException, attempts: int, last_failures: Iterable[str]) -> AttemptFailed:

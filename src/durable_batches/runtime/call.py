@@ -23,6 +23,7 @@ from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.classify import ErrorClassifier, Verdict
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.elsewhere import no_executor
 from durable_batches.runtime.limits import Permit
 from durable_batches.runtime.middleware import nested
 from durable_batches.runtime.resources import ActivityReport, Resources
@@ -153,6 +154,11 @@ class Call:
         return self.bound.activity.classify or self._resources.classify
 
     @property
+    def crashes(self) -> int:
+        """See `CallElsewhere`."""
+        return self._scope.crashes
+
+    @property
     def dependencies(self) -> Dependencies:
         """The worker's."""
         return self._resources.dependencies
@@ -205,8 +211,9 @@ class Call:
             kwargs = await self._resources.dependencies.filled(missing, bound.kwargs) if missing else bound.kwargs
             function, is_async = bound.target()
             middleware, limited = self._resources.middleware, bound.activity.limited
-            if middleware or limited is not None:
-                run = partial(self._run, function, kwargs, is_async=is_async)
+            elsewhere = bound.activity.run_on is not None and bound.definition.replacement is None
+            if middleware or limited is not None or elsewhere:
+                run = self._run_elsewhere if elsewhere else partial(self._run, function, kwargs, is_async=is_async)
                 # Outermost: what measures attempts does not measure the wait.
                 around = middleware if limited is None else (limited, *middleware)
                 result = await nested(around, self, run)()
@@ -236,16 +243,29 @@ class Call:
                 return await function(*args, **kwargs)
         except TimeoutError as error:
             if deadline.expired:
-                late = ActivityTimeoutError(
-                    activity.name,
-                    seconds,
-                    attempt=self.attempt,
-                    batch_id=self.batch_id,
-                    document_id=self.document_id,
-                )
                 # Shows where it was at that moment.
-                raise late from error.__cause__
+                raise self._late(seconds) from error.__cause__
             raise
+
+    async def _run_elsewhere(self) -> Any:
+        """Run the function once on the executor that the activity names, which keeps to its timeout."""
+        activity, elsewhere = self.bound.activity, self._resources.elsewhere
+        if elsewhere is None:
+            raise no_executor(activity.name, activity.run_on)
+        try:
+            return await elsewhere.run(self)
+        except TimeoutError:
+            assert activity.timeout is not None
+            raise self._late(activity.timeout.total_seconds()) from None
+
+    def _late(self, seconds: float) -> ActivityTimeoutError:
+        return ActivityTimeoutError(
+            self.bound.activity.name,
+            seconds,
+            attempt=self.attempt,
+            batch_id=self.batch_id,
+            document_id=self.document_id,
+        )
 
     async def _in_thread(
         self,
@@ -323,6 +343,10 @@ class Call:
             seconds,
         )
         await self.wait(seconds)
+
+    def may_begin(self) -> bool:
+        """Whether the worker's lease holds."""
+        return self._resources.lease.holds()
 
     async def wait_for_lease(self) -> None:
         """Wait until the worker's lease holds; nothing is running meanwhile, so stopping loses nothing."""

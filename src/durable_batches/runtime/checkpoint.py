@@ -18,7 +18,7 @@ from durable_batches.codec.hidden import form_of
 from durable_batches.errors import CheckpointMismatchError, PayloadError
 from durable_batches.lifecycle.records import CheckpointRecord
 
-__all__ = ["CallKeys", "Defaults", "Recorded"]
+__all__ = ["CallKeys", "Defaults", "Recorded", "collected"]
 
 Defaults: TypeAlias = Mapping[str, str]
 """A digest of each default of an activity, by its parameter; for a field, by parameter, class and field."""
@@ -75,7 +75,7 @@ class CallKeys:
                 parameter.name,
                 f'"{parameter.name}":'.encode(),
                 Digester(
-                    _collected(parameter, hints[parameter.name]),
+                    collected(parameter, hints[parameter.name]),
                     f"argument {parameter.name!r} of activity {name!r}",
                     as_before=as_before,
                 ),
@@ -256,7 +256,7 @@ def _is_loose(default: Any) -> bool:
     return default is not Parameter.empty and not isinstance(default, str | bytes | int | None)
 
 
-def _collected(parameter: Parameter, annotation: Any) -> Any:
+def collected(parameter: Parameter, annotation: Any) -> Any:
     """Return the type of a parameter's bound value."""
     if parameter.kind is Parameter.VAR_POSITIONAL:
         return tuple[annotation, ...]

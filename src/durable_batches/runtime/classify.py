@@ -37,7 +37,7 @@ from durable_batches.errors import (
     RateLimitedError,
     RetryLater,
 )
-from durable_batches.lifecycle.failures import leaves, line_of
+from durable_batches.lifecycle.failures import ActivityFailure, leaves, line_of
 from durable_batches.options import check_choice, check_duration, check_text
 from durable_batches.runtime.error_facts import ErrorFacts, peek
 from durable_batches.runtime.tracebacks import own_attribute
@@ -45,6 +45,7 @@ from durable_batches.runtime.tracebacks import own_attribute
 __all__ = [
     "ErrorClassifier",
     "ErrorKind",
+    "RemoteError",
     "Verdict",
     "classify_by",
     "default_classifier",
@@ -83,6 +84,28 @@ class Verdict:
         check_text("note", self.note)
 
 
+class RemoteError(Exception):
+    """What is left of an error of an activity that ran in another process; the object itself stays there.
+
+    A class of the user's may not survive the way, and what it means can only be told where it is.
+
+    Args:
+        failure: The names of its classes, and its message.
+        verdict: What the activity's policy and classifier have said of it, there.
+        traceback: Where it was raised, as text.
+    """
+
+    def __init__(self, failure: ActivityFailure, verdict: Verdict, traceback: str = "") -> None:
+        self.failure = failure
+        self.verdict = verdict
+        super().__init__(failure.message)
+        if traceback:
+            self.add_note(traceback)
+
+    def __str__(self) -> str:
+        return f"{self.failure.error_type}: {self.failure.message}"
+
+
 class ErrorClassifier(Protocol):
     """Says what an activity's error means; an argument of `durable_activity` and of `Worker`."""
 
@@ -108,6 +131,9 @@ def classify_by(classifier: ErrorClassifier, error: BaseException, now: float) -
         error: The error.
         now: The time, in seconds since the epoch.
     """
+    if isinstance(error, RemoteError):
+        # It was judged where the object is.
+        return error.verdict
     if classifier is not default_classifier:
         try:
             verdict = cast("object", classifier(error))
@@ -231,6 +257,8 @@ def _judged(error: BaseException, now: float) -> Verdict | None:
 def _own(error: BaseException) -> Verdict | None:
     """Judge an error of this library."""
     match error:
+        case RemoteError():
+            return error.verdict
         case Overloaded():
             return Verdict(kind="overloaded", retry_after=_asked(error, "after"), note="overloaded")
         case RateLimitedError():

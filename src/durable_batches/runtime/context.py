@@ -113,6 +113,11 @@ class WorkflowScope(Protocol):
         """The context of the execution."""
         ...
 
+    @property
+    def crashes(self) -> int:
+        """How often it has crashed, with nothing recorded since."""
+        ...
+
     async def call(self, bound: BoundCall) -> Any:
         """Return the call's recorded result, or run and record it."""
         ...

@@ -13,6 +13,7 @@ from durable_batches.codec.codec import Codec
 from durable_batches.errors import ActivityDefinitionError
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.options import check_callable, check_names
+from durable_batches.runtime.arguments import Arguments
 from durable_batches.runtime.checkpoint import CallKeys
 from durable_batches.runtime.dependencies import Dependency, dependencies_of
 
@@ -86,6 +87,14 @@ class ActivityDefinition(Generic[T]):
         """The codec of its results."""
         return self._prepared_late()[1]
 
+    @cached_property
+    def arguments(self) -> Arguments:
+        """The codecs of its inputs, for calls that run elsewhere."""
+        try:
+            return self._prepare_arguments()
+        except NameError as error:
+            raise _unresolved(self.name, error) from None
+
     def became_method(self) -> None:
         """Note that a class has it as an attribute: a function that looks like a method is one."""
         self.is_method = self._takes_instance
@@ -122,6 +131,34 @@ class ActivityDefinition(Generic[T]):
 
     # ---- checks ----------------------------------------------------------------------------------------------
 
+    def check_sendable(self) -> None:
+        """Verify that a call can be sent to another process, which finds the function by its name.
+
+        Raises:
+            ActivityDefinitionError: It cannot.
+        """
+        fn, subject = self.fn, f"activity {self.name!r} cannot run on an executor:"
+        if not inspect.isfunction(fn):
+            raise ActivityDefinitionError(f"{subject} it is no function of a module, which another process could find")
+        if "<locals>" in fn.__qualname__ or "<lambda>" in fn.__qualname__:
+            raise ActivityDefinitionError(
+                f"{subject} {fn.__qualname__} is defined within a function, where another process cannot find it; "
+                "define it at the top of a module"
+            )
+        if self.dependencies:
+            name = next(iter(self.dependencies))
+            raise ActivityDefinitionError(
+                f"{subject} its dependency {name!r} is opened by the worker, and cannot be sent to another process; "
+                "make it within the function"
+            )
+        if self._takes_instance:
+            raise ActivityDefinitionError(
+                f"{subject} it is a method, whose instance cannot be sent to another process; use a function"
+            )
+        # A name that is defined later in the module is resolved at the first call.
+        with suppress(NameError):
+            self._prepare_arguments()
+
     def _check(self) -> None:
         # Both are part of a key that every store must be able to hold.
         for given in (self.name, self.version, f"{self.name}{self.version}"):
@@ -146,9 +183,7 @@ class ActivityDefinition(Generic[T]):
         try:
             return self._prepare()
         except NameError as error:
-            raise ActivityDefinitionError(
-                f"activity {self.name!r} has an annotation that cannot be resolved: {error}"
-            ) from None
+            raise _unresolved(self.name, error) from None
 
     def _prepare(self) -> tuple[CallKeys, Codec[T]]:
         hints = annotations_of(self.fn, self._namespace)
@@ -175,11 +210,20 @@ class ActivityDefinition(Generic[T]):
         self._namespace = None
         return self.keys, self.codec
 
+    def _prepare_arguments(self) -> Arguments:
+        hints = annotations_of(self.fn, self._namespace)
+        self.arguments = Arguments(self.name, self._signature_of_inputs(), hints)
+        return self.arguments
+
     def _signature_of_inputs(self) -> inspect.Signature:
         parameters = list(self._signature.parameters.values())[1 if self._takes_instance else 0 :]
         return self._signature.replace(
             parameters=[parameter for parameter in parameters if parameter.name not in self.dependencies]
         )
+
+
+def _unresolved(name: str, error: NameError) -> ActivityDefinitionError:
+    return ActivityDefinitionError(f"activity {name!r} has an annotation that cannot be resolved: {error}")
 
 
 def annotations_of(fn: Callable[..., Any], namespace: Mapping[str, Any] | None) -> dict[str, Any]:

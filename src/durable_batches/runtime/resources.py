@@ -12,6 +12,7 @@ from durable_batches.lifecycle.records import Refusal
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.elsewhere import Elsewhere
 from durable_batches.runtime.middleware import Middleware
 from durable_batches.runtime.overloads import Overloads
 from durable_batches.runtime.threads import Threads
@@ -146,6 +147,8 @@ class Resources:
     slots: Slots = field(default_factory=_NoSlots)
     middleware: Sequence[Middleware] = ()
     """Middleware round each attempt of each activity call, the first one outermost."""
+    elsewhere: Elsewhere | None = None
+    """Runs the activities that have `run_on=`; None: the worker has no executors."""
     classify: ErrorClassifier = default_classifier
     """Judges the errors of activities that have no classifier of their own."""
     overloads: Overloads = field(default_factory=Overloads)

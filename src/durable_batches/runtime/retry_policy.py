@@ -10,12 +10,13 @@ from datetime import timedelta
 from typing import Final, cast
 
 from durable_batches.clock import SystemClock
-from durable_batches.errors import ConfigurationError
+from durable_batches.errors import ConfigurationError, qualified_name
 from durable_batches.lifecycle.failures import leaves, line_of
 from durable_batches.lifecycle.policies import LONGEST_DELAY, check_delay, grown
 from durable_batches.options import check_callable, check_integer, check_number, check_subclasses
 from durable_batches.runtime.classify import (
     ErrorClassifier,
+    RemoteError,
     Verdict,
     classify_by,
     default_classifier,
@@ -106,6 +107,10 @@ class RetryPolicy:
             classifier: Asked for what the policy does not decide.
             now: The time, in seconds since the epoch; by default that of the machine.
         """
+        if isinstance(error, RemoteError):
+            # It was judged where it was raised, by the policy of the activity there; this one may have other classes.
+            named = {qualified_name(kind) for kind in self.non_retryable}
+            return error.verdict if named.isdisjoint(error.failure.kinds) else Verdict(kind="never")
         own = self.verdict(error)
         if own is False:
             return Verdict(kind="never")

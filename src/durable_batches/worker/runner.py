@@ -262,6 +262,8 @@ class Runner:
                     activity=refusal.activity,
                 )
                 await self._end(held, released)
+            case AttemptStopped(reason="crash", crash=crash) if crash is not None:
+                await self._end(held, ExecutionReleased(*identity, reason="crash", activity=crash.activity))
             case AttemptStopped(reason=reason):
                 await self._end(
                     held, ExecutionReleased(*identity, reason="paused" if reason == "paused" else "shutdown")

@@ -24,6 +24,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages, ride_out
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
+from durable_batches.runtime.elsewhere import Elsewhere
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
@@ -69,6 +70,7 @@ class SessionOptions(NamedTuple):
     client_retry_warning: timedelta | None
     classify: ErrorClassifier = default_classifier
     reporting: Reporting | None = None
+    elsewhere: Elsewhere | None = None
 
 
 class SessionPhase(Enum):
@@ -159,6 +161,7 @@ class Session:
             threads=threads,
             stats=stats,
             dependencies=dependencies,
+            elsewhere=options.elsewhere,
             classify=options.classify,
             lease=self._lease,
             moment=clock.boot(),

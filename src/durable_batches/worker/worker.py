@@ -19,6 +19,8 @@ from durable_batches.errors import (
     WorkerFencedError,
     WorkerNotRunningError,
 )
+from durable_batches.executors.executors import Executors
+from durable_batches.executors.placement import ExecutorOrFactory
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, Committed, EventRecord, WorkerId
@@ -80,6 +82,9 @@ class Worker:
         drain: The time that running activities have to finish when the worker is closed; then they are cancelled.
             Unfinished documents are released, with everything that they have recorded.
         max_stall: The time for which the event loop may be blocked before the lease is given up.
+        executors: What activities with `run_on=` run on, by name: a `concurrent.futures.Executor`, or a function that
+            makes one, such as `process_pool()`. Only what is made can be replaced when it breaks; it is ended with the
+            worker, and what is given as it is stays open. A `classify` is then a function of a module.
         classify: Judges the errors of activities that have no classifier of their own.
         signals: Have SIGTERM and SIGINT (Ctrl-C) drain it: it claims nothing more, and running activities finish, for
             `drain` at most. The second signal cancels them. A server or framework that handles the signal closes the
@@ -107,7 +112,7 @@ class Worker:
         clock: The source of time.
 
     Raises:
-        ConfigurationError: `store` is no store, or a number is out of range; or `batches` is not "all", and the store
+        ConfigurationError: `store` is no store, or a number is out of range, or `batches` is not "all", and the store
             is an adapter of level 1 (`Capabilities.level`), which would take from all.
     """
 
@@ -122,6 +127,7 @@ class Worker:
         blocked_warning: timedelta | None = timedelta(seconds=1),
         long_call_warning: timedelta | None = timedelta(minutes=10),
         client_retry_warning: timedelta | None = timedelta(seconds=10),
+        executors: Mapping[str, ExecutorOrFactory] | None = None,
         classify: ErrorClassifier = default_classifier,
         signals: bool = False,
         batches: BatchFilter | Literal["all", "mine"] = "all",
@@ -167,6 +173,8 @@ class Worker:
         self._store: Final[Store] = store
         self._telemetry: Final[Telemetry | None] = telemetry
         self._reporting: Final = None if telemetry is None else Reporting(telemetry)
+        self._clock: Final[Clock] = SystemClock() if clock is None else clock
+        self._executors: Final = Executors(executors, self._clock, classify)
         self._options = SessionOptions(
             max_in_flight,
             lease,
@@ -177,8 +185,8 @@ class Worker:
             client_retry_warning,
             classify,
             self._reporting,
+            self._executors,
         )
-        self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._dependencies = Dependencies(dependencies, clock=self._clock)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
         self._before_start: dict[AnyWorkflow, Callable[[], Awaitable[None]]] = {}
@@ -217,8 +225,10 @@ class Worker:
         Entering nests.
 
         Raises:
-            ConfigurationError: It was created with `signals=True`, and this is not the main thread.
+            ConfigurationError: It was created with `signals=True`, and this is not the main thread; or an activity of
+                its workflows runs on an executor that it does not have.
             DependencyError: A dependency could not be opened.
+            ExecutorError: An executor could not be made, or takes no calls.
             StoreUnavailableError: The store could not be opened.
             SystemExit: A signal was received meanwhile; see `signals`.
             WorkerNotRunningError: It was entered in another event loop, which runs yet.
@@ -406,7 +416,8 @@ class Worker:
         """Run this workflow's batches from now on.
 
         Raises:
-            ConfigurationError: Another workflow has its name and version.
+            ConfigurationError: Another workflow has its name and version; or an activity runs on an executor that the
+                worker, which is running, does not have.
         """
         for pair in workflow.versions:
             if self._workflows.get(pair, workflow) is not workflow:
@@ -414,6 +425,8 @@ class Worker:
                     f"the worker serves another workflow {pair[0]!r} of version {pair[1]!r}; give one of them a name "
                     "of its own: workflow(..., name=...)"
                 )
+        if self.running and self._options.capacity:
+            self._check_executors(workflow)
         for pair in workflow.versions:
             self._workflows[pair] = workflow
         self.wake()
@@ -493,6 +506,7 @@ class Worker:
                 await self._dependencies.open(
                     provider for workflow in self.workflows for provider in workflow.providers()
                 )
+                await self._open_executors()
                 for look in self._before_start.values():
                     await look()
             await self._begin()
@@ -503,6 +517,17 @@ class Worker:
         except BaseException:
             await self._close()
             raise
+
+    async def _open_executors(self) -> None:
+        """Make the executors, once it is known that activities of the workflows name no others."""
+        assert self._threads is not None
+        for workflow in self.workflows:
+            self._check_executors(workflow)
+        await self._executors.open(self._threads)
+
+    def _check_executors(self, workflow: AnyWorkflow) -> None:
+        for activity in workflow.activities_elsewhere():
+            self._executors.check(activity, workflow.name)
 
     async def _begin(self) -> None:
         """Start the task of the sessions, and wait until the first one works."""
@@ -541,7 +566,10 @@ class Worker:
             try:
                 await self._dependencies.close()
             finally:
-                await self._release_resources()
+                try:
+                    await self._executors.close()
+                finally:
+                    await self._release_resources()
 
     async def _release_resources(self) -> None:
         try:

@@ -76,6 +76,7 @@ durable_activity(stage=int)(words)  # error
 durable_activity(timeout=30)(words)  # error
 durable_activity(retry=3)(words)  # error
 durable_activity(ignore=[1])(words)  # error
+durable_activity(run_on=3)(words)  # error
 durable_activity(3)  # error
 
 RetryPolicy(3)  # error

@@ -44,6 +44,8 @@ class OtherParameters(Wrapped):
 
 
 Worker(object())  # error
+Worker(MemoryStore(), executors={"cpu": 3})  # error
+Worker(MemoryStore(), executors={3: list})  # error
 Worker("batches.db")  # error
 Worker(None)  # error
 Worker(MemoryStore)  # error

@@ -33,7 +33,7 @@ from durable_batches.lifecycle.facts import (
     ProviderAnswered,
     StageEntered,
 )
-from durable_batches.lifecycle.planning.release import refuse_execution, release_execution
+from durable_batches.lifecycle.planning.release import crash_execution, refuse_execution, release_execution
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, UnitOfWork, Writes
 from durable_batches.lifecycle.policies import document_retry_delay
 from durable_batches.lifecycle.primitives import make_record
@@ -137,6 +137,8 @@ def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> No
             if fact.reason == "quota":
                 refusal = Refusal(event_data.storable(fact.activity), event_data.storable(fact.note), fact.retry_after)
                 refuse_execution(unit, execution, refusal)
+            elif fact.reason == "crash":
+                crash_execution(unit, execution, event_data.storable(fact.activity))
             else:
                 release_execution(unit, execution, fact.reason)
         case ProviderAnswered():

@@ -9,6 +9,7 @@ Which crashes count
 2. A process that is seen again names the session that it had before, and these crashes are taken back.
 3. Whatever an execution records clears its crashes, and so does the end of an attempt, whether it failed or not.
 4. A clean release counts nothing, and neither does what waits: it has no owner.
+5. A call that ended the process of its executor, with no other call beside it, counts a crash though its worker lives.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from durable_batches.lifecycle.planning.unit_of_work import Loaded, UnitOfWork, 
 from durable_batches.lifecycle.quota import Refusal
 from durable_batches.lifecycle.records import NOW, RESOLVER_POSITION, ExecutionRecord, Micros, WorkerId
 
-__all__ = ["Departure", "plan_release", "plan_return", "refuse_execution", "release_execution"]
+__all__ = ["Departure", "crash_execution", "plan_release", "plan_return", "refuse_execution", "release_execution"]
 
 Departure: TypeAlias = Literal["shutdown", "crash"]
 """How a worker went: by a clean shutdown, or its lease expired."""
@@ -75,6 +76,18 @@ def plan_release(
     return unit.writes()
 
 
+def crash_execution(unit: UnitOfWork, execution: ExecutionRecord, activity: str) -> None:
+    """Release an execution of which a call ended the process of its executor, with no other call beside it.
+
+    Its worker lives. So it is a crash of this document beyond doubt.
+    """
+    batch = unit.batch(execution.batch_id)
+    if _ends_crash_loop(execution, batch, alone=True):
+        _fail_crash_loop(unit, execution, activity or None)
+    else:
+        release_execution(unit, execution, "crash", crashed=True, worker_lives=True)
+
+
 def refuse_execution(unit: UnitOfWork, execution: ExecutionRecord, refusal: Refusal) -> None:
     """Release an owned execution of which a provider refused a call for its account, and pause its batch."""
     batch = unit.batch(execution.batch_id)
@@ -90,11 +103,18 @@ def refuse_execution(unit: UnitOfWork, execution: ExecutionRecord, refusal: Refu
 
 
 def release_execution(
-    unit: UnitOfWork, execution: ExecutionRecord, reason: ReleaseReason, *, crashed: bool = False, due: Micros = NOW
+    unit: UnitOfWork,
+    execution: ExecutionRecord,
+    reason: ReleaseReason,
+    *,
+    crashed: bool = False,
+    worker_lives: bool = False,
+    due: Micros = NOW,
 ) -> None:
     """Return an owned, unfinished execution to those that can be claimed, with a crash counted if it `crashed`.
 
-    It can be claimed from `due` on; after a crash, from now.
+    It can be claimed from `due` on; after a crash, from now. A crash of which the worker itself knows (`worker_lives`)
+    is not taken back when its process is seen again.
     """
     batch = unit.batch(execution.batch_id)
     before, crashes, taken_from = execution.crashes, _crashes(batch, execution), execution.taken_from
@@ -102,7 +122,7 @@ def release_execution(
         taken_from = None
     if crashed:
         crashes += 1
-        taken_from = execution.owner
+        taken_from = None if worker_lives else execution.owner
     resolver = execution.position == RESOLVER_POSITION
     if resolver:
         batch.release_resolver(execution, reason)
@@ -158,11 +178,11 @@ def _ends_crash_loop(execution: ExecutionRecord, batch: BatchInProgress, *, alon
     return is_crash_loop(_crashes(batch, execution) + 1, batch.definition.config.max_crashes, alone=alone)
 
 
-def _fail_crash_loop(unit: UnitOfWork, execution: ExecutionRecord) -> None:
+def _fail_crash_loop(unit: UnitOfWork, execution: ExecutionRecord, activity: str | None = None) -> None:
     batch = unit.batch(execution.batch_id)
     crashes = _crashes(batch, execution) + 1
-    error = str(CrashLoopError(execution.batch_id, execution.document_id, crashes))
-    failure = DocumentFailureRecord(error, CrashLoopError.__name__, None, execution.attempt)
+    error = str(CrashLoopError(execution.batch_id, execution.document_id, crashes, activity))
+    failure = DocumentFailureRecord(error, CrashLoopError.__name__, activity, execution.attempt)
     batch.end_isolation_on(execution.owner)
     if execution.position == RESOLVER_POSITION:
         unit.finish(execution, "failed", failure.encode(), crashes=crashes)

@@ -1,0 +1,119 @@
+"""The executors of a worker, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from typing import Any, Final
+
+from durable_batches.clock import Clock
+from durable_batches.errors import ConfigurationError
+from durable_batches.executors.messages import Failed, Request, decode_answer
+from durable_batches.executors.names import classifier_named, reference_of
+from durable_batches.executors.placement import FORKS, ExecutorOrFactory, Placement, forks
+from durable_batches.executors.reports import Reports
+from durable_batches.options import check_callable, check_instance
+from durable_batches.runtime.activity import DurableActivity
+from durable_batches.runtime.classify import ErrorClassifier, RemoteError, default_classifier
+from durable_batches.runtime.elsewhere import CallElsewhere, no_executor
+from durable_batches.runtime.threads import Threads
+
+__all__ = ["Executors"]
+
+
+class Executors:
+    """Runs the calls of activities that have `run_on=`.
+
+    Args:
+        given: The executors, or what makes them, by name; None: there are none.
+        clock: The worker's.
+        classify: The worker's classifier.
+
+    Raises:
+        ConfigurationError: What is given is none, or cannot be used.
+    """
+
+    def __init__(self, given: Mapping[str, ExecutorOrFactory] | None, clock: Clock, classify: ErrorClassifier) -> None:
+        check_instance("executors", given, Mapping, optional=True)
+        given = given or {}
+        for name, executor in given.items():
+            check_instance("each name in executors", name, str)
+            if not isinstance(executor, Executor):
+                check_callable(f"executors[{name!r}], unless it is a concurrent.futures.Executor,", executor)
+            elif forks(executor):
+                raise ConfigurationError(f"executors[{name!r}]: {FORKS}")
+        self._placements: Final = {name: Placement(name, executor, clock) for name, executor in given.items()}
+        self._classifier = None if classify is default_classifier or not given else classifier_named(classify)
+        self._reports = Reports()
+
+    def check(self, activity: DurableActivity[..., Any], workflow: str) -> None:
+        """Verify that there is an executor for an activity, which finds it by its name.
+
+        Raises:
+            ActivityDefinitionError: Another process would not find it.
+            ConfigurationError: There is no such executor.
+        """
+        if activity.run_on is not None:
+            if activity.run_on not in self._placements:
+                raise no_executor(activity.name, activity.run_on, workflow)
+            reference_of(activity)
+
+    async def open(self, threads: Threads) -> None:
+        """Make the executors.
+
+        Raises:
+            ExecutorError: One cannot be made, or not be used.
+        """
+        if self._placements:
+            await self._reports.open()
+        for placement in self._placements.values():
+            await placement.open(threads)
+
+    async def close(self) -> None:
+        """End what was made, with all that still runs in it."""
+        self._reports.close()
+        for placement in self._placements.values():
+            await placement.close()
+
+    async def run(self, call: CallElsewhere, /) -> Any:
+        """See `Elsewhere.run`."""
+        bound = call.bound
+        activity, definition = bound.activity, bound.definition
+        placement = self._placements.get(activity.run_on or "")
+        if placement is None:
+            raise no_executor(activity.name, activity.run_on)
+        arguments = definition.arguments.encode(bound.args, bound.kwargs)
+        reports = self._reports.follow(call.report)
+        request = Request(
+            function=reference_of(activity),
+            arguments=arguments,
+            context=call.context,
+            attempt=call.attempt,
+            idempotency_key=call.idempotency_key,
+            classifier=self._classifier,
+            reports=reports,
+            limited=activity.limiter is not None,
+        )
+
+        async def begins() -> None:
+            if not call.may_begin():
+                await call.wait_for_lease()
+
+        try:
+            message = await placement.run(
+                request.encode(),
+                activity=activity.name,
+                seconds=None if activity.timeout is None else activity.timeout.total_seconds(),
+                begins=begins,
+                suspect=call.crashes > 0,
+            )
+        finally:
+            self._reports.leave(reports)
+        answer = decode_answer(message)
+        for headers in answer.used.headers:
+            call.observe(headers)
+        if answer.used.tokens is not None:
+            call.settle(tokens=answer.used.tokens)
+        if isinstance(answer, Failed):
+            raise RemoteError(answer.failure, answer.verdict, answer.traceback)
+        return definition.codec.decode(answer.payload)

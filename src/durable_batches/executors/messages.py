@@ -1,0 +1,171 @@
+"""The bytes that cross between a worker and the process that runs one of its calls.
+
+Nothing else crosses, and so nothing has to be pickled: no class of the user's, whose errors may not survive that.
+A message is the length of its header, the header as JSON, and payloads as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, Final, cast
+
+from durable_batches.lifecycle.failures import ActivityFailure
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.runtime.classify import ErrorKind, Verdict
+from durable_batches.runtime.context import ExecutionContext
+
+__all__ = [
+    "Failed",
+    "ReportAddress",
+    "Request",
+    "Succeeded",
+    "Used",
+    "decode_answer",
+    "encode_failed",
+    "encode_succeeded",
+]
+
+_LENGTH_BYTES: Final = 4
+
+ReportAddress = tuple[str, int, str]
+"""Where progress is reported: the host and the port of the worker's socket, and the token of the call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One attempt of a call."""
+
+    function: str
+    """The activity, by module and qualified name."""
+    arguments: Mapping[str, bytes]
+    context: ExecutionContext
+    attempt: int
+    idempotency_key: str
+    classifier: str | None
+    """The worker's classifier, by module and qualified name; None: the default one."""
+    reports: ReportAddress | None
+    limited: bool = False
+    """Whether the activity has a limiter."""
+
+    def encode(self) -> bytes:
+        """Encode as a message."""
+        context = self.context
+        header = {
+            "function": self.function,
+            "arguments": list(self.arguments),
+            "batch_id": context.batch_id,
+            "document_id": context.document_id,
+            "ordinal": context.ordinal,
+            "document_attempt": context.attempt,
+            "run": context.run,
+            "metadata": dict(context.metadata),
+            "attempt": self.attempt,
+            "idempotency_key": self.idempotency_key,
+            "classifier": self.classifier,
+            "reports": self.reports,
+            "limited": self.limited,
+        }
+        return _packed(header, list(self.arguments.values()))
+
+    @classmethod
+    def decode(cls, message: bytes) -> Request:
+        """Decode a message."""
+        header, parts = _unpacked(message)
+        reports = header["reports"]
+        return cls(
+            function=header["function"],
+            arguments=dict(zip(header["arguments"], parts, strict=True)),
+            context=ExecutionContext(
+                batch_id=BatchId(header["batch_id"]),
+                document_id=header["document_id"],
+                ordinal=header["ordinal"],
+                attempt=header["document_attempt"],
+                run=header["run"],
+                metadata=header["metadata"],
+            ),
+            attempt=header["attempt"],
+            idempotency_key=header["idempotency_key"],
+            classifier=header["classifier"],
+            reports=None if reports is None else (reports[0], reports[1], reports[2]),
+            limited=header["limited"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """What a function has said of its limiter, also where it raised."""
+
+    tokens: int | None = None
+    """The tokens that it has settled; None: it has not."""
+    headers: Sequence[Mapping[str, str]] = ()
+    """The headers of the answers that it has had observed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Succeeded:
+    """The answer of a function that returned."""
+
+    payload: bytes
+    used: Used = Used()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The answer of a function that raised."""
+
+    failure: ActivityFailure
+    verdict: Verdict
+    traceback: str
+    used: Used = Used()
+
+
+def encode_succeeded(payload: bytes, used: Used = Used()) -> bytes:
+    """Encode the answer of a function that returned."""
+    return _packed({"outcome": "succeeded", "used": asdict(used)}, [payload])
+
+
+def encode_failed(failure: ActivityFailure, verdict: Verdict, traceback: str, used: Used) -> bytes:
+    """Encode the answer of a function that raised."""
+    delay = verdict.retry_after
+    header = {
+        "outcome": "failed",
+        "kind": verdict.kind,
+        "retry_after": None if delay is None else delay.total_seconds(),
+        "note": verdict.note,
+        "traceback": traceback,
+        "used": asdict(used),
+    }
+    return _packed(header, [failure.encode()])
+
+
+def decode_answer(message: bytes) -> Succeeded | Failed:
+    """Decode an answer."""
+    header, (payload,) = _unpacked(message)
+    used = Used(**header["used"])
+    if header["outcome"] == "succeeded":
+        return Succeeded(payload=payload, used=used)
+    delay = header["retry_after"]
+    verdict = Verdict(
+        kind=cast(ErrorKind, header["kind"]),
+        retry_after=None if delay is None else timedelta(seconds=delay),
+        note=header["note"],
+    )
+    return Failed(failure=ActivityFailure.decode(payload), verdict=verdict, traceback=header["traceback"], used=used)
+
+
+def _packed(header: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
+    head = json.dumps({**header, "lengths": [len(part) for part in parts]}, separators=(",", ":")).encode()
+    return b"".join([len(head).to_bytes(_LENGTH_BYTES, "big"), head, *parts])
+
+
+def _unpacked(message: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    start = _LENGTH_BYTES + int.from_bytes(message[:_LENGTH_BYTES], "big")
+    header: dict[str, Any] = json.loads(message[_LENGTH_BYTES:start])
+    parts: list[bytes] = []
+    for length in header["lengths"]:
+        parts.append(message[start : start + length])
+        start += length
+    return header, parts

@@ -1,0 +1,360 @@
+"""Where the calls of one executor run, and what becomes of those that it loses.
+
+Which rules hold
+----------------
+
+1. No more calls are submitted than the executor has places, so that a pool that breaks costs no more than it ran.
+2. A call that the executor loses has not failed: it is placed again, in the same attempt. From its second loss on it
+   runs in a pool of its own, so that it can only be its own fault. Lost there, it counts as a crash of its document.
+3. A future that is cancelled, and not by its caller, is a lost call.
+4. A pool that has broken is made anew by the first call that notices; so is one whose places are all held by calls that
+   were given up and run on.
+5. A pool that calls run alone in is not the one that others hang in: neither waits for the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import nullcontext, suppress
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+from durable_batches.clock import Clock, Deadline
+from durable_batches.errors import ExecutorError
+from durable_batches.executors.remote import run_call
+from durable_batches.lifecycle.failures import line_of
+from durable_batches.runtime.elsewhere import CallLostError
+from durable_batches.runtime.threads import Threads
+from durable_batches.tasks import wake
+
+__all__ = ["ExecutorOrFactory", "Placement"]
+
+_log = logging.getLogger("durable_batches")
+
+ExecutorOrFactory: TypeAlias = Executor | Callable[[], Executor]
+"""An executor, or what makes one: only then can one that has broken be replaced."""
+
+_ALONE_FROM: Final = 2
+"""Losses after which a call runs alone. Of the first nobody can know whose fault it was."""
+_MOST_LOSSES: Final = 3
+_MOST_REFUSALS: Final = 10
+"""Executors in a row that are made, and take no call."""
+
+_LOST: Final = frozenset(
+    """BrokenExecutor CancelledError KilledWorker CommClosedError FutureCancelledError WorkerCrashedError ActorDiedError
+    ActorUnavailableError NodeDiedError LocalRayletDiedError ObjectLostError OwnerDiedError OutOfMemoryError""".split()
+)
+"""Classes of the errors of pools, Dask and Ray with which a call is lost. All errors of functions come as answers."""
+
+
+class _Loss(NamedTuple):
+    """The executor has lost a call."""
+
+    reason: str
+
+
+class Placement:
+    """Runs calls on one executor; belongs to the event loop between `open` and `close`.
+
+    Args:
+        name: The executor's name.
+        given: The executor, or what makes it.
+        clock: The worker's.
+    """
+
+    def __init__(self, name: str, given: ExecutorOrFactory, clock: Clock) -> None:
+        self.name: Final = name
+        self._given = given
+        self._clock = clock
+        self._threads: Threads | None = None
+        self._executor: Executor | None = None
+        self._generation = 0
+        self._places = asyncio.Semaphore(0)
+        self._slots = 0
+        self._making = asyncio.Lock()
+        self._alone = asyncio.Lock()
+        self._given_up: dict[Future[bytes], int] = {}
+        self._live: dict[asyncio.Future[None], int] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def open(self, threads: Threads) -> None:
+        """Make the executor.
+
+        Raises:
+            ExecutorError: It cannot be made, or not be used.
+        """
+        self._threads = threads
+        self._making, self._alone = asyncio.Lock(), asyncio.Lock()
+        _, executor = await self._current()
+        self._slots = _slots_of(executor)
+        self._places = asyncio.Semaphore(self._slots)
+
+    async def close(self) -> None:
+        """End the executor, with all that it runs, unless it was given as it is."""
+        self._retire(self._generation)
+        while self._ending:
+            await asyncio.wait(self._ending)
+        self._given_up.clear()
+
+    async def run(
+        self,
+        message: bytes,
+        *,
+        activity: str,
+        seconds: float | None,
+        begins: Callable[[], Awaitable[object]],
+        suspect: bool,
+    ) -> bytes:
+        """Run a call, and return its answer.
+
+        Args:
+            message: The call.
+            activity: The activity's name, for the log.
+            seconds: The timeout, from when it is submitted.
+            begins: Awaited just before that.
+            suspect: Whether it may have ended processes before, and runs alone from the beginning.
+
+        Raises:
+            CallLostError: It was lost too often, the last time running alone.
+            ExecutorError: The executor takes no calls, or not this one.
+            TimeoutError: The time is up; the executor was told.
+        """
+        losses = 0
+        while True:
+            alone = (suspect or losses >= _ALONE_FROM) and self._can_be_made
+            if alone:
+                answer = await self._run_alone(message, seconds, begins)
+            else:
+                answer = await self._run_beside_others(message, seconds, begins)
+            if not isinstance(answer, _Loss):
+                return answer
+            losses += 1
+            is_last = alone or losses >= _MOST_LOSSES
+            _log.warning(
+                "executor %r lost a call of activity %r (loss %d of it%s): %s; %s",
+                self.name,
+                activity,
+                losses,
+                ", with no other call beside it" if alone else "",
+                answer.reason,
+                "it counts as a crash of its document" if is_last else "it is placed again, in the same attempt",
+                extra={"executor": self.name, "activity": activity, "losses": losses, "alone": alone},
+            )
+            if is_last:
+                raise CallLostError(self.name, losses, answer.reason)
+
+    # ---- one call --------------------------------------------------------------------------------------------
+
+    async def _run_beside_others(
+        self, message: bytes, seconds: float | None, begins: Callable[[], Awaitable[object]]
+    ) -> bytes | _Loss:
+        await self._places.acquire()
+        keeps_place = False
+        try:
+            await begins()
+            generation, future = await self._submitted(message)
+            ended = _ended(future)
+            self._live[ended] = generation
+            try:
+                await self._wait(ended, seconds)
+            except BaseException:
+                keeps_place = self._give_up(future, generation)
+                raise
+            finally:
+                del self._live[ended]
+        finally:
+            if not keeps_place:
+                self._places.release()
+        answer = self._answer_of(future)
+        if isinstance(answer, _Loss):
+            self._retire(generation)
+        return answer
+
+    async def _run_alone(
+        self, message: bytes, seconds: float | None, begins: Callable[[], Awaitable[object]]
+    ) -> bytes | _Loss:
+        """Run it in a pool of its own, and end that."""
+        async with self._alone:
+            await begins()
+            executor = await self._make()
+            try:
+                try:
+                    future = executor.submit(run_call, message)
+                except Exception as error:
+                    raise ExecutorError(self.name, line_of(error)) from error
+                await self._wait(_ended(future), seconds)
+            finally:
+                self._end_later(executor, ())
+            return self._answer_of(future)
+
+    async def _submitted(self, message: bytes) -> tuple[int, Future[bytes]]:
+        """Submit a call; to a new executor where the present one takes no calls any more."""
+        refusals = 0
+        while True:
+            generation, executor = await self._current()
+            try:
+                return generation, executor.submit(run_call, message)
+            except Exception as error:
+                refusals += 1
+                # A pool that has broken, or that others have shut down. Nothing ran: no call is lost.
+                if not (isinstance(error, RuntimeError) and self._can_be_made and refusals < _MOST_REFUSALS):
+                    hint = (
+                        ""
+                        if self._can_be_made
+                        else "; it was given as it is, and cannot be made again: give a function that makes it"
+                    )
+                    raise ExecutorError(self.name, f"{line_of(error)}{hint}") from error
+            self._retire(generation)
+
+    async def _wait(self, ended: asyncio.Future[None], seconds: float | None) -> None:
+        """Wait for a call's end.
+
+        Not for `wrap_future`: a future that the executor has cancelled would look like a cancelled task.
+        """
+        async with nullcontext() if seconds is None else Deadline(self._clock, seconds):
+            await ended
+
+    def _answer_of(self, future: Future[bytes]) -> bytes | _Loss:
+        if not future.done() or future.cancelled():
+            return _Loss("cancelled by the executor")
+        error = future.exception()
+        if error is None:
+            return future.result()
+        if _is_loss(error):
+            return _Loss(line_of(error))
+        raise ExecutorError(self.name, line_of(error)) from error
+
+    def _give_up(self, future: Future[bytes], generation: int) -> bool:
+        """Tell the executor that nobody waits for a call; return whether the call keeps its place, since it runs on."""
+        if generation != self._generation or future.cancel() or future.done():
+            return False
+        self._given_up[future] = generation
+        loop = asyncio.get_running_loop()
+
+        def has_ended(_: Future[bytes]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits for a place
+                loop.call_soon_threadsafe(self._free, future)
+
+        future.add_done_callback(has_ended)
+        if len(self._given_up) >= self._slots:
+            _log.warning(
+                "executor %r is made anew: all of its %d places are held by calls that were given up and run on",
+                self.name,
+                self._slots,
+                extra={"executor": self.name, "places": self._slots},
+            )
+            self._retire(generation)
+        # Where it was made anew, all places are free by now, this one included.
+        return True
+
+    def _free(self, future: Future[bytes]) -> None:
+        """Give back the place of a call that was given up."""
+        if self._given_up.pop(future, None) is not None:
+            self._places.release()
+
+    # ---- executors -------------------------------------------------------------------------------------------
+
+    @property
+    def _can_be_made(self) -> bool:
+        return not isinstance(self._given, Executor)
+
+    async def _current(self) -> tuple[int, Executor]:
+        async with self._making:
+            if self._executor is None:
+                self._executor = await self._make()
+            return self._generation, self._executor
+
+    async def _make(self) -> Executor:
+        """Make an executor, on a thread: a client of a cluster connects first."""
+        if isinstance(self._given, Executor):
+            return self._given
+        assert self._threads is not None
+        try:
+            async with self._threads.one(f"executor {self.name}") as run:
+                made: object = await run(self._given)
+        except Exception as error:
+            raise ExecutorError(self.name, f"making it raised {line_of(error)}") from error
+        if not isinstance(made, Executor):
+            raise ExecutorError(self.name, f"{self._given!r} made a {type(made).__name__}, which is no Executor")
+        if forks(made):
+            self._end_later(made, ())
+            raise ExecutorError(self.name, FORKS)
+        return made
+
+    def _retire(self, generation: int) -> None:
+        """Use an executor no more; the next call makes another one. What was given as it is stays."""
+        if generation != self._generation or self._executor is None or not self._can_be_made:
+            return
+        executor, self._executor = self._executor, None
+        self._generation += 1
+        for future in [future for future, of in self._given_up.items() if of == generation]:
+            self._free(future)
+        self._end_later(executor, [ended for ended, of in self._live.items() if of == generation])
+
+    def _end_later(self, executor: Executor, waiting: Iterable[asyncio.Future[None]]) -> None:
+        task = asyncio.create_task(self._end(executor, waiting), name=f"durable-batches executor {self.name}")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _end(self, executor: Executor, waiting: Iterable[asyncio.Future[None]]) -> None:
+        assert self._threads is not None
+        try:
+            async with self._threads.one(f"executor {self.name}") as run:
+                await run(lambda: _end(executor))
+        except Exception as error:  # noqa: BLE001  (of others; nothing depends on it)
+            _log.warning("executor %r could not be ended: %s", self.name, line_of(error), exc_info=error)
+        # Some executors forget the futures of what they ran.
+        for ended in waiting:
+            wake(ended)
+
+
+FORKS: Final = (
+    "its processes are forked from this one, whose threads may hold locks that are then never released; use "
+    'process_pool(), or mp_context=multiprocessing.get_context("spawn")'
+)
+
+
+def forks(executor: Executor) -> bool:
+    """Whether a pool forks its processes from this one, which has threads."""
+    context: Any = getattr(executor, "_mp_context", None)
+    return context is not None and context.get_start_method(allow_none=False) == "fork"
+
+
+def _slots_of(executor: Executor) -> int:
+    """Find out how many calls an executor runs at once: a pool of the standard library knows."""
+    known: object = getattr(executor, "_max_workers", None)
+    return known if isinstance(known, int) and known > 0 else os.cpu_count() or 1
+
+
+def _is_loss(error: BaseException) -> bool:
+    return isinstance(error, BrokenExecutor) or any(kind.__name__ in _LOST for kind in type(error).__mro__)
+
+
+def _ended(future: Future[bytes]) -> asyncio.Future[None]:
+    """Return what is set when a call has ended, in whatever thread that happens."""
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(lambda _: wake(ended))
+    return ended
+
+
+def _end(executor: Executor) -> None:
+    """End an executor without waiting for what hangs in it."""
+    # Before the shutdown, which forgets them. They run nothing that anybody waits for.
+    processes = cast("dict[int, Any]", getattr(executor, "_processes", None) or {})
+    children = list(processes.values())
+    accepted = inspect.signature(executor.shutdown).parameters
+    options: dict[str, Any] = {"cancel_futures": True} if "cancel_futures" in accepted else {}
+    executor.shutdown(wait=False, **options)
+    for child in children:
+        with suppress(Exception):
+            child.kill()
+    for child in children:
+        with suppress(Exception):
+            child.join(_JOIN_SECONDS)
+
+
+_JOIN_SECONDS: Final = 5

@@ -1,0 +1,148 @@
+"""The side of the process that runs a call: `run_call` is all that an executor is given."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from durable_batches.errors import NotInActivityError
+from durable_batches.executors.messages import Request, Used, encode_failed, encode_succeeded
+from durable_batches.executors.names import find_activity, find_classifier
+from durable_batches.executors.reports import send_report
+from durable_batches.lifecycle.amounts import Amount
+from durable_batches.lifecycle.failures import ActivityFailure
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.options import check_integer
+from durable_batches.runtime.activity import DurableActivity
+from durable_batches.runtime.classify import ErrorClassifier, Verdict, default_classifier
+from durable_batches.runtime.context import ExecutionContext, enter_activity, leave
+from durable_batches.runtime.error_facts import peek
+from durable_batches.runtime.retry_policy import RetryPolicy
+from durable_batches.runtime.tracebacks import trim
+
+__all__ = ["RemoteActivity", "run_call"]
+
+_MOST_HEADERS: Final = 16
+"""Answers of which the headers are sent, the last ones."""
+
+_TRACEBACK_LIMIT: Final = 8_000
+"""Characters, from its end."""
+
+
+class RemoteActivity:
+    """The running call, which `current_activity()` returns to its body in this process."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.context: ExecutionContext = request.context
+        self.used = Used()
+
+    @property
+    def batch_id(self) -> BatchId:
+        """See `ActivityContext`."""
+        return self.context.batch_id
+
+    @property
+    def document_id(self) -> str:
+        """See `ActivityContext`."""
+        return self.context.document_id
+
+    @property
+    def attempt(self) -> int:
+        """See `ActivityContext`."""
+        return self._request.attempt
+
+    @property
+    def idempotency_key(self) -> str:
+        """See `ActivityContext`."""
+        return self._request.idempotency_key
+
+    def report(self, current: int, total: int) -> None:
+        """See `ActivityContext`; it reaches a worker on the same machine."""
+        check_integer("current", current)
+        check_integer("total", total)
+        if self._request.reports is not None:
+            send_report(self._request.reports, current, total)
+
+    def settle(self, *, tokens: int) -> None:
+        """See `ActivityContext`; the worker learns it when the call has ended."""
+        self._check_limited("settle")
+        self.used = replace(self.used, tokens=Amount(tokens=tokens).tokens)
+
+    def observe(self, answer: object) -> None:
+        """See `ActivityContext`; of an answer, its headers reach the worker, when the call has ended."""
+        self._check_limited("observe")
+        headers: object = answer
+        if not isinstance(answer, Mapping):
+            headers = peek(answer, "headers") or peek(peek(answer, "response"), "headers")
+        if isinstance(headers, Mapping):
+            found = {str(name): str(value) for name, value in cast("Mapping[object, object]", headers).items()}
+            self.used = replace(self.used, headers=(*self.used.headers, found)[-_MOST_HEADERS:])
+
+    def _check_limited(self, method: str) -> None:
+        if not self._request.limited:
+            raise NotInActivityError(f"{method}() is for activities with a limiter, and this one has none")
+
+
+def run_call(message: bytes) -> bytes:
+    """Run one attempt of a call, and return its result, or its error, as bytes; it raises nothing."""
+    request = Request.decode(message)
+    activity: DurableActivity[..., Any] | None = None
+    call = RemoteActivity(request)
+    try:
+        activity = find_activity(request.function)
+        definition = activity.definition
+        arguments = definition.arguments.decode(request.arguments)
+        tokens = enter_activity(call)
+        try:
+            result = definition.fn(*arguments.args, **arguments.kwargs)
+            if inspect.isawaitable(result):
+                result = asyncio.run(_awaited(result))
+        finally:
+            leave(tokens)
+        return encode_succeeded(definition.codec.recoded(result)[0], call.used)
+    except BaseException as error:  # noqa: BLE001  (also what would end the process: it has other calls to run)
+        return _failed(request, activity, error, call.used)
+
+
+def _failed(request: Request, activity: DurableActivity[..., Any] | None, error: BaseException, used: Used) -> bytes:
+    """Encode an error, with what it means: its object stays here."""
+    trim(error)
+    retry = RetryPolicy() if activity is None else activity.retry
+    name = request.function.rpartition(":")[2] if activity is None else activity.name
+    verdict = retry.judge(error, _classifier(request, activity))
+    failure = ActivityFailure.of(name, error, request.attempt, retryable=verdict.kind != "never")
+    return encode_failed(failure, verdict, _traceback_of(error), used)
+
+
+def _classifier(request: Request, activity: DurableActivity[..., Any] | None) -> ErrorClassifier:
+    if activity is not None and activity.classify is not None:
+        return activity.classify
+    if request.classifier is None:
+        return default_classifier
+    try:
+        return find_classifier(request.classifier)
+    except (ImportError, AttributeError) as missing:
+        note = f"the worker's classifier is not there: {missing}"
+
+        def unfound(error: BaseException, /) -> Verdict:
+            return Verdict(kind=default_classifier(error).kind, note=note)
+
+        return unfound
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001  (a user's __str__ may raise, and must not hide the error itself)
+        return ""
+    # As it is printed: what a provider sent may hold what cannot be encoded.
+    return text.encode(errors="replace").decode()[-_TRACEBACK_LIMIT:]
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

@@ -1,0 +1,248 @@
+"""Where calls run, and what becomes of those that an executor loses. Virtual time, and no processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from tests.executors.activities import double
+from tests.executors.engines import Engine, Engines
+from tests.support import PATIENCE, eventually
+
+from durable_batches import ExecutorError
+from durable_batches.executors.messages import Request, Succeeded, decode_answer
+from durable_batches.executors.names import reference_of
+from durable_batches.executors.placement import ExecutorOrFactory, Placement
+from durable_batches.lifecycle.states import BatchId
+from durable_batches.runtime.context import ExecutionContext
+from durable_batches.runtime.elsewhere import CallLostError
+from durable_batches.runtime.threads import Threads
+from durable_batches.testing import ManualClock
+
+CONTEXT = ExecutionContext(batch_id=BatchId("b"), document_id="d", ordinal=0, attempt=1, run=1)
+
+
+def call(number: int) -> bytes:
+    return Request(
+        function=reference_of(double),
+        arguments={"number": str(number).encode()},
+        context=CONTEXT,
+        attempt=1,
+        idempotency_key="k",
+        classifier=None,
+        reports=None,
+    ).encode()
+
+
+def number_of(message: bytes) -> int:
+    return int(Request.decode(message).arguments["number"])
+
+
+def breaks(message: bytes) -> str:
+    return "break"
+
+
+async def at_once() -> None:
+    pass
+
+
+class Placed:
+    """A placement, and how it is asked."""
+
+    def __init__(self, placement: Placement, clock: ManualClock) -> None:
+        self.placement = placement
+        self.clock = clock
+
+    async def run(self, number: int, *, seconds: float | None = None, suspect: bool = False) -> int:
+        answer = decode_answer(
+            await self.placement.run(call(number), activity="double", seconds=seconds, begins=at_once, suspect=suspect)
+        )
+        assert isinstance(answer, Succeeded)
+        return int(answer.payload)
+
+    async def all(self, numbers: range, **options: Any) -> list[int | BaseException]:
+        return await asyncio.gather(*(self.run(number, **options) for number in numbers), return_exceptions=True)
+
+    @property
+    def free_places(self) -> int:
+        return self.placement._places._value  # pyright: ignore[reportPrivateUsage]
+
+
+@asynccontextmanager
+async def placed(given: ExecutorOrFactory) -> AsyncGenerator[Placed]:
+    threads, clock = Threads(8), ManualClock()
+    placement = Placement("cpu", given, clock)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await placement.open(threads)
+            yield Placed(placement, clock)
+            await placement.close()
+    finally:
+        threads.close()
+
+
+async def test_calls_run_and_no_more_at_once_than_there_are_places() -> None:
+    submitted: list[int] = []
+
+    def fate(message: bytes) -> str:
+        submitted.append(number_of(message))
+        return "hang" if len(submitted) <= 2 else "run"
+
+    engines = Engines(fate)
+    async with placed(engines) as there:
+        waiting = asyncio.create_task(there.all(range(5), seconds=60))
+        await eventually(lambda: len(submitted) == 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert submitted == [0, 1]
+        there.clock.advance(61)
+        results = await waiting
+        # Both hung: the pool was made anew, and the others ran there.
+        assert [type(each) for each in results[:2]] == [TimeoutError, TimeoutError]
+        assert results[2:] == [4, 6, 8]
+        assert len(engines.made) == 2
+        assert there.free_places == 2
+    assert [engine.ended for engine in engines.made] == [True, True]
+
+
+async def test_a_call_that_is_lost_is_placed_again_and_one_caller_makes_the_pool_anew() -> None:
+    engines = Engines(lambda _: "break" if len(engines.made) == 1 else "run", places=8)
+    async with placed(engines) as there:
+        assert await there.all(range(30)) == [number * 2 for number in range(30)]
+        assert len(engines.made) == 2
+        assert there.free_places == 8
+
+
+@pytest.mark.parametrize("loss", ["cancel", BrokenExecutor("gone")])
+async def test_a_future_that_the_executor_cancels_is_a_lost_call(loss: str | Exception) -> None:
+    engines = Engines(lambda _: loss)
+    async with placed(engines) as there:
+        with pytest.raises(CallLostError, match="lost it 3 times, the last time with no other call beside it"):
+            await there.run(1)
+        # Two pools that it shared, and one of its own.
+        assert len(engines.made) == 3
+        assert there.free_places == 2
+
+
+async def test_only_the_poisonous_call_is_lost_for_good() -> None:
+    submitted: list[int] = []
+
+    def fate(message: bytes) -> str:
+        submitted.append(number_of(message))
+        return "break" if submitted[-1] == 5 else "soon"
+
+    engines = Engines(fate, places=4)
+    async with placed(engines) as there:
+        results = await there.all(range(12))
+        assert isinstance(results.pop(5), CallLostError)
+        assert results == [number * 2 for number in range(12) if number != 5]
+        assert submitted.count(5) == 3
+        # Others were running beside it, and lost, too.
+        assert len(submitted) > 14
+        assert there.free_places == 4
+
+
+async def test_a_possible_poison_runs_alone_from_the_beginning_beside_a_pool_that_hangs() -> None:
+    def fate(message: bytes) -> str:
+        return "run" if number_of(message) == 1 else "hang"
+
+    engines = Engines(fate)
+    async with placed(engines) as there:
+        hanging = [asyncio.create_task(there.run(number)) for number in (2, 3)]
+        await eventually(lambda: len(engines.made[0].running) == 2)
+        assert await there.run(1, suspect=True) == 2
+        engines.fate = breaks
+        with pytest.raises(CallLostError, match="lost it once"):
+            await there.run(1, suspect=True)
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        assert there.free_places == 2
+
+
+async def test_a_call_that_was_given_up_keeps_its_place_until_it_ends() -> None:
+    engines = Engines(lambda _: "hang")
+    async with placed(engines) as there:
+        running = asyncio.create_task(there.run(1))
+        await eventually(lambda: bool(engines.made[0].running))
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert there.free_places == 1
+        engines.made[0].running[0].set_result(b"")
+        await eventually(lambda: there.free_places == 2)
+        assert len(engines.made) == 1
+
+
+async def test_cancelled_while_it_waits_for_a_place() -> None:
+    engines = Engines(lambda _: "hang", places=1)
+    async with placed(engines) as there:
+        running = asyncio.create_task(there.run(1))
+        await eventually(lambda: bool(engines.made[0].running))
+        waiting = asyncio.create_task(there.run(2))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        # It held the only place.
+        assert engines.made[0].ended or there.free_places == 1
+
+
+async def test_an_executor_that_was_shut_down_says_so() -> None:
+    pool = ThreadPoolExecutor(1)
+    async with placed(pool) as there:
+        assert await there.run(1) == 2
+        pool.shutdown()
+        with pytest.raises(ExecutorError, match="after shutdown; it was given as it is, and cannot be made again"):
+            await there.run(1)
+        assert there.free_places == 1
+
+
+async def test_a_pool_that_others_shut_down_is_made_anew() -> None:
+    engines = Engines()
+    async with placed(engines) as there:
+        engines.made[0].shutdown()
+        assert await there.run(1) == 2
+
+
+async def test_what_cannot_be_made_or_takes_nothing_is_refused() -> None:
+    def broken() -> Engine:
+        raise ConnectionError("no scheduler")
+
+    with pytest.raises(ExecutorError, match="making it raised ConnectionError: no scheduler"):
+        async with placed(broken):
+            pass
+
+    def none() -> Any:
+        return 3
+
+    with pytest.raises(ExecutorError, match="made a int, which is no Executor"):
+        async with placed(none):
+            pass
+
+    async with placed(Engines(lambda _: TypeError("cannot pickle it"))) as there:
+        with pytest.raises(ExecutorError, match="cannot pickle it"):
+            await there.run(1)
+
+    class Shut(Engine):
+        def __init__(self) -> None:
+            super().__init__(lambda _: "run", 1)
+            self.ended = True
+
+    async with placed(Shut) as there:
+        with pytest.raises(ExecutorError, match="after shutdown"):
+            await there.run(1)
+        assert there.free_places == 1
+
+
+async def test_what_is_given_as_it_is_stays_open() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        async with placed(pool) as there:
+            assert await there.run(4) == 8
+        assert pool.submit(int, 3).result() == 3

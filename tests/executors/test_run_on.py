@@ -1,0 +1,414 @@
+"""`run_on=`: what crosses to an executor and back, and what a batch makes of it. No processes, and virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from multiprocessing import get_context
+from typing import Any, cast
+
+import pytest
+from tests.executors import activities
+from tests.executors.activities import (
+    ask,
+    ask_for_time,
+    double,
+    double_async,
+    fail,
+    hang,
+    judge,
+    leave,
+    refuse,
+    return_something_else,
+    where,
+)
+from tests.executors.engines import Engines
+from tests.support import STAGES, eventually, moving, within
+
+from durable_batches import (
+    ActivityDefinitionError,
+    ActivityFailedError,
+    ActivityTimeoutError,
+    BatchId,
+    BatchOrchestrator,
+    BatchResult,
+    ConfigurationError,
+    DocumentReleased,
+    DurableActivity,
+    ExecutorError,
+    MemoryStore,
+    RetryPolicy,
+    Verdict,
+    Worker,
+    default_classifier,
+    dependency,
+    durable_activity,
+    workflow,
+)
+from durable_batches.executors import ExecutorOrFactory
+from durable_batches.executors.messages import Request
+from durable_batches.testing import HistoryChecker, ManualClock
+
+Given = Mapping[str, ExecutorOrFactory]
+
+
+class Trial:
+    """A batch of one workflow on a worker with executors."""
+
+    def __init__(self, executors: Given, **options: Any) -> None:
+        self.clock = ManualClock()
+        self.store = MemoryStore(clock=self.clock)
+        self.worker = Worker(self.store, executors=executors, clock=self.clock, **options)
+        self.errors: list[BaseException] = []
+
+    async def run(self, body: Callable[[int], Awaitable[object]], numbers: range = range(1)) -> BatchResult[None]:
+        """Run a batch, and check its history."""
+
+        @workflow(STAGES, name="trial")
+        async def trial(number: int) -> str:
+            try:
+                return repr(await body(number))
+            except ActivityFailedError as error:
+                self.errors.append(error)
+                raise
+
+        async with moving(self.clock, 1), BatchOrchestrator(trial, worker=self.worker) as batches:
+            batch_id = await within(batches.submit(numbers, document_id=str, batch_id="b"))
+            result = await within(batches.result(batch_id))
+            self.values = [
+                outcome.value for outcome in [each async for each in batches.results("b")] if outcome.tag == "succeeded"
+            ]
+            self.events = [event async for event in batches.progress("b")]
+            await HistoryChecker().verify(self.store)
+        return result
+
+    async def failure(self, body: Callable[[int], Awaitable[object]]) -> ActivityFailedError:
+        await self.run(body)
+        (error,) = self.errors
+        assert isinstance(error, ActivityFailedError)
+        return error
+
+
+async def test_arguments_and_results_travel_encoded() -> None:
+    crossed: list[Request] = []
+
+    def fate(message: bytes) -> str:
+        crossed.append(Request.decode(message))
+        return "run"
+
+    trial = Trial({"cpu": Engines(fate)})
+    await trial.run(lambda number: double(number, 10, 20, by=3))
+    assert trial.values == ["90"]
+    (request,) = crossed
+    assert request.arguments == {"number": b"0", "more": b"[10,20]", "by": b"3"}
+    assert request.function == "tests.executors.activities:double"
+
+
+async def test_an_async_function_runs_to_its_end() -> None:
+    trial = Trial({"cpu": lambda: ThreadPoolExecutor(2)})
+    await trial.run(double_async, range(3))
+    assert trial.values == ["0", "2", "4"]
+
+
+async def test_the_body_knows_its_call() -> None:
+    trial = Trial({"cpu": ThreadPoolExecutor(1)})
+    await trial.run(lambda _: where(), range(2))
+    first, second = (eval(value) for value in trial.values)
+    assert first[0] == second[0] == 1
+    assert len(first[1]) == 32
+    assert first[1] != second[1]
+    assert first[2:] == (os.getpid(), "0", 0)
+    assert second[3:] == ("1", 1)
+
+
+async def test_reports_of_a_running_call_are_seen() -> None:
+    class Waits(Executor):
+        """Runs a call, and leaves its answer open until the report is there."""
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            self.future = pool.submit(lambda: (fn(*args), seen.wait(10))[0])
+            return self.future
+
+    seen = threading.Event()
+    pool = ThreadPoolExecutor(1)
+    trial = Trial({"cpu": Waits()})
+
+    async def look() -> None:
+        await eventually(lambda: bool(trial.worker.reports(BatchId("b"))))
+        (report,) = trial.worker.reports(BatchId("b"))
+        assert (report.current, report.total, report.activity) == (3, 7, "where")
+        seen.set()
+
+    await asyncio.gather(trial.run(lambda _: where()), within(look()))
+    pool.shutdown()
+
+
+async def test_an_error_comes_back_as_its_names_its_message_and_what_it_means() -> None:
+    # A class that pickle cannot restore, and whose status says that it will fail every time.
+    error = await Trial({"cpu": Engines()}).failure(lambda _: refuse("ACME"))
+    assert (error.error_type, error.attempts, error.retryable) == ("RefusedError", 1, False)
+    assert error.caused_by(activities.RefusedError)
+    assert "ACME was refused" in str(error)
+    cause = error.__cause__
+    assert str(cause) == "RefusedError: ACME was refused"
+    assert cause is not None
+    assert "activities.py" in "".join(cause.__notes__)
+
+
+async def test_errors_use_attempts_and_what_would_end_the_process_is_one() -> None:
+    engines = Engines()
+    error = await Trial({"cpu": engines}).failure(lambda _: fail("no"))
+    assert (error.error_type, error.attempts, error.retryable) == ("ValueError", 2, True)
+    error = await Trial({"cpu": engines}).failure(lambda _: leave(3))
+    assert (error.error_type, error.attempts) == ("SystemExit", 2)
+    assert len(engines.made) == 2
+
+
+async def test_a_delay_that_an_error_asks_for_crosses() -> None:
+    trial = Trial({"cpu": Engines()})
+    error = await trial.failure(lambda _: ask_for_time(100))
+    assert error.attempts == 2
+    assert trial.clock.boot() > 1_100
+
+
+async def test_a_result_of_another_type_is_refused_where_it_is_made() -> None:
+    error = await Trial({"cpu": Engines()}).failure(lambda _: return_something_else())
+    assert (error.error_type, error.attempts) == ("PayloadError", 1)
+
+
+async def test_the_policy_of_the_call_and_the_classifier_of_the_worker_hold() -> None:
+    policy = RetryPolicy(max_attempts=9, non_retryable=(ValueError,))
+    error = await Trial({"cpu": Engines()}).failure(lambda _: fail.with_options(retry=policy)("no"))
+    assert error.attempts == 1
+    error = await Trial({"cpu": Engines()}, classify=judge).failure(lambda _: fail("no"))
+    assert (error.attempts, error.retryable) == (1, False)
+
+
+class Permits:
+    """A limiter that notes what its permits are told."""
+
+    name = "noting"
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    @asynccontextmanager
+    async def permit(
+        self, *, tokens: int = 0, wait: bool = True, max_wait: timedelta | None = None
+    ) -> AsyncGenerator[Permits]:
+        yield self
+
+    def settle(self, *, tokens: int) -> None:
+        self.told.append(tokens)
+
+    def refused(self, retry_after: timedelta | None = None) -> None:
+        self.told.append(retry_after)
+
+    def observe(self, answer: object) -> None:
+        self.told.append(answer)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_permit_is_told_what_the_call_took_also_where_it_failed(fails: bool) -> None:
+    permits = Permits()
+    limited = ask.with_options(limiter=permits)
+    result = await Trial({"cpu": Engines()}).run(lambda _: limited(fails))
+    assert result.counts.failed == fails
+    assert permits.told == [activities.Answer.headers, 321]
+    # Without a limiter there is nothing to tell.
+    error = await Trial({"cpu": Engines()}).failure(lambda _: ask(fails))
+    assert error.error_type == "NotInActivityError"
+
+
+async def test_a_timeout_is_that_of_the_call_and_its_place_comes_back() -> None:
+    engines = Engines(lambda _: "hang" if len(engines.made) == 1 else "run", places=1)
+    trial = Trial({"cpu": engines})
+    await trial.run(lambda number: hang(number))
+    assert trial.values == ["0"]
+    error = await Trial({"cpu": Engines(lambda _: "hang")}).failure(lambda number: hang(number))
+    assert (error.error_type, error.attempts) == ("ActivityTimeoutError", 2)
+    assert isinstance(error.__cause__, ActivityTimeoutError)
+
+
+async def test_a_lost_call_uses_no_attempt() -> None:
+    trial = Trial({"cpu": (engines := Engines(lambda _: "break" if len(engines.made) < 3 else "run"))})
+    await trial.run(double, range(5))
+    assert trial.values == ["0", "2", "4", "6", "8"]
+    assert not any(isinstance(event, DocumentReleased) for event in trial.events)
+
+
+async def test_a_poisonous_call_counts_as_crashes_of_its_document_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "durable_batches")
+
+    def fate(message: bytes) -> str:
+        return "break" if Request.decode(message).arguments["number"] == b"5" else "soon"
+
+    engines = Engines(fate, places=4)
+    trial = Trial({"cpu": engines})
+    result = await trial.run(double, range(20))
+    assert result.counts.succeeded == 19
+    (failure,) = result.failures
+    assert (failure.document_id, failure.error_type, failure.activity) == ("5", "CrashLoopError", "double")
+    assert "also with no other call beside it, in 3 attempts" in failure.error
+    released = [event for event in trial.events if isinstance(event, DocumentReleased)]
+    assert [(event.document_id, event.reason, event.crashes) for event in released] == [
+        ("5", "crash", 1),
+        ("5", "crash", 2),
+    ]
+    # The workflow saw no error; nobody's attempts were used.
+    assert trial.errors == []
+    assert "loss 1 of it, with no other call beside it" in caplog.text
+
+
+async def test_siblings_of_a_poisonous_call_are_recorded() -> None:
+    ran: list[bytes] = []
+
+    def fate(message: bytes) -> str:
+        number = Request.decode(message).arguments["number"]
+        ran.append(number)
+        return "break" if number == b"0" else "soon"
+
+    trial = Trial({"cpu": Engines(fate, places=4)})
+    result = await trial.run(lambda _: asyncio.gather(*(double(number) for number in range(4))))
+    assert [failure.error_type for failure in result.failures] == ["CrashLoopError"]
+    assert await trial.store.checkpoints(result.batch_id, 0, after="", limit=10) != []
+    # Lost twice at most in company, and paid for once they were through.
+    assert all(ran.count(number) <= 3 for number in (b"1", b"2", b"3"))
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------
+
+
+async def test_an_executor_that_is_not_there_is_an_error_at_the_start() -> None:
+    @workflow(STAGES)
+    async def run(number: int) -> int:
+        return await double(number)
+
+    worker = Worker(MemoryStore(), executors={"gpu": Engines()})
+    with pytest.raises(
+        ConfigurationError, match="activity 'double' of workflow 'run' runs on 'cpu', and the worker has"
+    ):
+        async with BatchOrchestrator(run, worker=worker):
+            pass
+    with pytest.raises(ConfigurationError, match="runs on 'cpu'"):
+        async with BatchOrchestrator(run, store=MemoryStore()):
+            pass
+    async with BatchOrchestrator(run, worker=Worker(MemoryStore(), max_in_flight=0)):
+        pass  # submits only
+    # Not named in the workflow's code, and found to be missing at its call.
+    hidden = {"double": double}
+    error = await Trial({}).failure(lambda number: next(iter(hidden.values()))(number))
+    assert (error.error_type, error.attempts) == ("ConfigurationError", 1)
+
+
+async def test_an_executor_that_cannot_be_made_is_an_error_at_the_start() -> None:
+    def broken() -> Executor:
+        raise ConnectionError("no scheduler")
+
+    with pytest.raises(ExecutorError, match="executor 'cpu' takes no calls: making it raised ConnectionError"):
+        async with Worker(MemoryStore(), executors={"cpu": broken}):
+            pass
+
+
+async def test_a_pool_that_forks_a_process_with_threads_is_refused() -> None:
+    def forking() -> Executor:
+        return ProcessPoolExecutor(1, mp_context=get_context("fork"))
+
+    with pytest.raises(ExecutorError, match="forked from this one"):
+        async with Worker(MemoryStore(), executors={"cpu": forking}):
+            pass
+    with forking() as pool, pytest.raises(ConfigurationError, match="forked from this one"):
+        Worker(MemoryStore(), executors={"cpu": pool})
+
+
+Activity = DurableActivity[..., Any]
+
+
+def local() -> Activity:
+    @durable_activity
+    async def inner(text: str) -> str:
+        return text
+
+    return inner
+
+
+class Reader:
+    @durable_activity
+    def read(self, text: str) -> str:
+        return text
+
+
+async def client() -> object:
+    return object()
+
+
+@durable_activity
+def with_client(text: str, http: object = dependency(client)) -> str:
+    return text
+
+
+@durable_activity(ignore=("cache",))
+def with_cache(text: str, cache=None) -> str:  # type: ignore[no-untyped-def]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("activity", "why"),
+    [
+        (local(), "defined within a function"),
+        (Reader.read, "a method, whose instance cannot be sent"),
+        (with_client, "its dependency 'http' is opened by the worker"),
+        (cast(Activity, with_cache), "parameter 'cache' has no annotation, by which it is sent"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_at_its_definition(activity: Activity, why: str) -> None:
+    with pytest.raises(ActivityDefinitionError, match=why):
+        activity.with_options(run_on="cpu")
+
+
+def plain(number: int) -> int:
+    return number
+
+
+undecorated = durable_activity(run_on="cpu")(plain)
+
+
+async def test_what_is_not_found_by_its_name_is_refused_at_the_start() -> None:
+    @workflow(STAGES)
+    async def run(number: int) -> int:
+        return await undecorated(number)
+
+    with pytest.raises(ActivityDefinitionError, match="is no activity: decorate the function where it is defined"):
+        async with BatchOrchestrator(run, worker=Worker(MemoryStore(), executors={"cpu": Engines()})):
+            pass
+
+
+async def test_arguments_that_cannot_be_sent_fail_the_call() -> None:
+    wrong: Any = "3"
+    trial = Trial({"cpu": Engines()})
+    result = await trial.run(lambda _: double(1, by=wrong))
+    assert [failure.error_type for failure in result.failures] == ["PayloadError"]
+
+
+async def test_outside_an_orchestrator_and_replaced_it_is_a_plain_call() -> None:
+    assert await double(2) == 4
+    trial = Trial({"cpu": (engines := Engines())})
+    with double.override(lambda number, *more, by=2: -number):
+        await trial.run(double, range(1, 2))
+    assert trial.values == ["-1"]
+    assert [engine.running for engine in engines.made] == [[]]
+
+
+def test_a_classifier_that_other_processes_would_not_find_is_refused() -> None:
+    def inner(error: BaseException) -> Verdict:
+        return default_classifier(error)
+
+    Worker(MemoryStore(), classify=inner)
+    with pytest.raises(ConfigurationError, match="must be a function of a module"):
+        Worker(MemoryStore(), classify=inner, executors={"cpu": Engines()})
