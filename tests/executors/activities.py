@@ -127,5 +127,8 @@ def killed_once(number: int, mark: str) -> int:
 
 @durable_activity(run_on="cpu", timeout=timedelta(seconds=1), retry=ONCE)
 def hang_for_ever(mark: str) -> None:
-    Path(mark).write_text(str(os.getpid()))
+    Path(mark).write_text(str(os.getpid()), encoding="ascii")
     time.sleep(3600)
+
+
+hang_until_killed = hang_for_ever.with_options(timeout=timedelta(hours=1))

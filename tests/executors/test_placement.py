@@ -119,13 +119,28 @@ async def test_a_call_that_is_lost_is_placed_again_and_one_caller_makes_the_pool
 
 @pytest.mark.parametrize("loss", ["cancel", BrokenExecutor("gone")])
 async def test_a_future_that_the_executor_cancels_is_a_lost_call(loss: str | Exception) -> None:
-    engines = Engines(lambda _: loss)
+    engines = Engines(lambda message: "run" if number_of(message) == 0 else loss)
     async with placed(engines) as there:
+        assert await there.run(0) == 0
         with pytest.raises(CallLostError, match="lost it 3 times, the last time with no other call beside it"):
             await there.run(1)
         # Two pools that it shared, and one of its own.
         assert len(engines.made) == 3
         assert there.free_places == 2
+
+
+async def test_where_an_executor_runs_nothing_at_all_no_call_is_to_blame() -> None:
+    async with placed(Engines(breaks)) as there:
+        with pytest.raises(ExecutorError, match="its processes end before they have answered any call") as caught:
+            await there.run(1)
+        assert '`if __name__ == "__main__":`' in str(caught.value)
+    # One that can is asked once.
+    engines = Engines(lambda message: "break" if message else "run")
+    async with placed(engines) as there:
+        for _ in range(2):
+            with pytest.raises(CallLostError):
+                await there.run(1, suspect=True)
+        assert len(engines.made) == 4
 
 
 async def test_only_the_poisonous_call_is_lost_for_good() -> None:

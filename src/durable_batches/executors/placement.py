@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ExecutorError
-from durable_batches.executors.remote import run_call
+from durable_batches.executors.remote import PROBE, run_call
 from durable_batches.lifecycle.failures import line_of
 from durable_batches.runtime.elsewhere import CallLostError
 from durable_batches.runtime.threads import Threads
@@ -41,6 +41,7 @@ ExecutorOrFactory: TypeAlias = Executor | Callable[[], Executor]
 _ALONE_FROM: Final = 2
 """Losses after which a call runs alone. Of the first nobody can know whose fault it was."""
 _MOST_LOSSES: Final = 3
+_PROBE_SECONDS: Final = 60.0
 _MOST_REFUSALS: Final = 10
 """Executors in a row that are made, and take no call."""
 
@@ -73,6 +74,7 @@ class Placement:
         self._threads: Threads | None = None
         self._executor: Executor | None = None
         self._generation = 0
+        self._has_answered = False
         self._places = asyncio.Semaphore(0)
         self._slots = 0
         self._making = asyncio.Lock()
@@ -145,7 +147,26 @@ class Placement:
                 extra={"executor": self.name, "activity": activity, "losses": losses, "alone": alone},
             )
             if is_last:
+                if not self._has_answered and self._can_be_made:
+                    await self._probe()
                 raise CallLostError(self.name, losses, answer.reason)
+
+    async def _probe(self) -> None:
+        """Find out whether the executor, which has lost all calls, can run anything: a call that does nothing.
+
+        Raises:
+            ExecutorError: It cannot; no document is to blame.
+        """
+        try:
+            answer = await self._run_alone(PROBE, _PROBE_SECONDS, _at_once)
+        except TimeoutError:
+            answer = _Loss(f"no answer within {_PROBE_SECONDS:g} s")
+        if isinstance(answer, _Loss):
+            raise ExecutorError(
+                self.name,
+                "its processes end before they have answered any call; what starts the program may stand outside of "
+                f'`if __name__ == "__main__":`, where each of them runs it again: {answer.reason}',
+            )
 
     # ---- one call --------------------------------------------------------------------------------------------
 
@@ -155,8 +176,7 @@ class Placement:
         await self._places.acquire()
         keeps_place = False
         try:
-            await begins()
-            generation, future = await self._submitted(message)
+            generation, future = await self._submitted(message, begins)
             ended = _ended(future)
             self._live[ended] = generation
             try:
@@ -177,11 +197,11 @@ class Placement:
     async def _run_alone(
         self, message: bytes, seconds: float | None, begins: Callable[[], Awaitable[object]]
     ) -> bytes | _Loss:
-        """Run it in a pool of its own, and end that."""
+        """Run it in a pool of its own, and end that pool."""
         async with self._alone:
-            await begins()
             executor = await self._make()
             try:
+                await begins()
                 try:
                     future = executor.submit(run_call, message)
                 except Exception as error:
@@ -191,11 +211,12 @@ class Placement:
                 self._end_later(executor, ())
             return self._answer_of(future)
 
-    async def _submitted(self, message: bytes) -> tuple[int, Future[bytes]]:
+    async def _submitted(self, message: bytes, begins: Callable[[], Awaitable[object]]) -> tuple[int, Future[bytes]]:
         """Submit a call; to a new executor where the present one takes no calls any more."""
         refusals = 0
         while True:
             generation, executor = await self._current()
+            await begins()
             try:
                 return generation, executor.submit(run_call, message)
             except Exception as error:
@@ -223,6 +244,7 @@ class Placement:
             return _Loss("cancelled by the executor")
         error = future.exception()
         if error is None:
+            self._has_answered = True
             return future.result()
         if _is_loss(error):
             return _Loss(line_of(error))
@@ -242,9 +264,10 @@ class Placement:
         future.add_done_callback(has_ended)
         if len(self._given_up) >= self._slots:
             _log.warning(
-                "executor %r is made anew: all of its %d places are held by calls that were given up and run on",
+                "executor %r: all of its %d places are held by calls that were given up and run on; %s",
                 self.name,
                 self._slots,
+                "it is made anew" if self._can_be_made else "it was given as it is, and takes no calls until they end",
                 extra={"executor": self.name, "places": self._slots},
             )
             self._retire(generation)
@@ -322,6 +345,10 @@ def forks(executor: Executor) -> bool:
     """Whether a pool forks its processes from this one, which has threads."""
     context: Any = getattr(executor, "_mp_context", None)
     return context is not None and context.get_start_method(allow_none=False) == "fork"
+
+
+async def _at_once() -> None:
+    """Begin at once."""
 
 
 def _slots_of(executor: Executor) -> int:
