@@ -25,7 +25,7 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from durable_batches.executors import process_pool
+from durable_batches.executors import ExecutorOrFactory, process_pool
 
 CALLS_A_DOCUMENT = 20
 COMPUTE = 600_000
@@ -79,7 +79,7 @@ async def computing(rounds: int) -> int:
 
 
 async def seconds_of_calls(form: str, documents: int) -> float:
-    executors = {"processes": process_pool(2), "threads": lambda: ThreadPoolExecutor(2)}
+    executors: dict[str, ExecutorOrFactory] = {"processes": process_pool(2), "threads": lambda: ThreadPoolExecutor(2)}
     async with BatchOrchestrator(calls, worker=Worker(MemoryStore(), executors=executors)) as batches:
         config = BatchConfig(concurrency=8)
         # The processes are there, and have imported what they run.

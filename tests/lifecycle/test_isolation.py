@@ -370,6 +370,28 @@ def test_a_document_fails_after_exactly_its_crashes(max_crashes: int) -> None:
     assert outcome == DocumentFailureRecord(error, "CrashLoopError", None, row.attempt)
 
 
+def test_a_call_that_ended_its_executor_counts_for_its_document_alone() -> None:
+    world = World(2)
+    batch_id = world.batch("batch", 2, resolver=True, config=BatchConfig(max_crashes=3))
+    world.claim(ME)
+    poison, other = world.held(ME)
+    world.commit(ME, *succeeded([other]))
+    for crashes in (1, 2, 3):
+        world.commit(ME, ExecutionReleased(*identity(poison), "crash", activity="parse"))
+        world.check()
+        row = world.documents(batch_id)[0]
+        # Its worker lives; no session that is seen again takes it back.
+        assert (row.crashes, row.taken_from, row.owner) == (crashes, None, None)
+        world.claim(ME)
+        poison = world.documents(batch_id)[0]
+    assert poison.status == "failed"
+    error = str(CrashLoopError(batch_id, poison.document_id, 3, "parse"))
+    outcome = DocumentFailureRecord.decode(world.outcomes[batch_id, 0])
+    assert outcome == DocumentFailureRecord(error, "CrashLoopError", "parse", 3)
+    # It was the last document, and the resolver can be claimed from that moment.
+    assert [row.position for row in world.held(ME)] == [RESOLVER_POSITION]
+
+
 def test_alone_means_that_its_worker_had_nothing_else() -> None:
     """Also of other batches, and whatever it was claimed for."""
     world = World(2)

@@ -576,6 +576,7 @@ def facts_about(target: Identity, *, stages: int = 3, key: str = "key") -> list[
         ProviderAnswered(*target),
         ExecutionReleased(*target, "paused"),
         ExecutionReleased(*target, "quota", None, UNENCODABLE, "ask"),
+        ExecutionReleased(*target, "crash", activity=UNENCODABLE),
         ExecutionReleased(*target),
     ]
 

@@ -55,8 +55,13 @@ def executions_to_load(facts: Iterable[Fact]) -> list[ExecutionKey]:
     """List the executions that these facts can change: their own, and where documents end, the batch's resolver."""
     facts = list(facts)
     keys: set[ExecutionKey] = {(fact[0], fact[2]) for fact in facts}
-    keys.update((fact[0], RESOLVER_POSITION) for fact in facts if type(fact) in _ENDING)
+    keys.update((fact[0], RESOLVER_POSITION) for fact in facts if _may_end(fact))
     return sorted(keys)
+
+
+def _may_end(fact: Fact) -> bool:
+    """Return whether its document may end with this fact; a release for a quota or a crash may be its last one."""
+    return type(fact) in _ENDING or (isinstance(fact, ExecutionReleased) and fact.reason in ("quota", "crash"))
 
 
 _ENDING: Final = frozenset({ExecutionSucceeded, ExecutionFailed})
