@@ -15,6 +15,7 @@ from tests.properties import modest
 from durable_batches.lifecycle.notes import (
     LONGEST_NOTE,
     BlockedAt,
+    LimitedCallsOf,
     LongCallsOf,
     RunningActivity,
     TakenBatches,
@@ -144,6 +145,7 @@ _moments = st.integers(AT - 10**15, AT)
             st.booleans(),
             st.booleans(),
         ),
+        st.lists(st.builds(LimitedCallsOf, _names.map(BatchId), _names, st.integers(1, 10**6), _moments), max_size=8),
     )
 )
 def test_no_note_is_too_long_or_unreadable(note: WorkerNote) -> None:
