@@ -446,7 +446,7 @@ MADE_BY_THE_LIBRARY: Final = frozenset(
     CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
     DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext Explanation Failed HistoryStats
     HistoryViolation LimiterMetrics LongCalls Pause Pending ProcessPool RawDocument RecordingActivityContext Resolving
-    RunStats Stage StageCount SubmissionDetails WebApp WorkerGauges WorkflowGauges""".split()
+    RunStats Stage StageCount SubmissionDetails WebApp WorkerGauges WorkerHealth WorkflowGauges""".split()
 )
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 
