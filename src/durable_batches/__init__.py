@@ -60,7 +60,7 @@ from durable_batches.errors import (
     WorkflowMismatchError,
 )
 from durable_batches.lifecycle.amounts import Amount
-from durable_batches.lifecycle.config import BatchConfig
+from durable_batches.lifecycle.config import BatchConfig, ConfigChanges
 from durable_batches.lifecycle.events import (
     BatchCancelled,
     BatchCompleted,
@@ -214,6 +214,7 @@ __all__ = [
     "Chunking",
     "CircuitOpenError",
     "Completed",
+    "ConfigChanges",
     "ConfigurationError",
     "ContinueOnFailure",
     "Counts",

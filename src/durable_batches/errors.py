@@ -484,7 +484,7 @@ class TransactionOpenError(BatchNotFoundError):
 
 
 class BatchEndedError(DurableBatchesError, ValueError):
-    """A command needs a batch that has not ended: to pause it, to resume it."""
+    """A command needs a batch that has not ended: to pause it, to resume it, to change its configuration."""
 
     code = "batch-ended"
 

@@ -29,7 +29,7 @@ from tests.lifecycle.world import SECOND, World, identity
 from tests.properties import modest
 
 from durable_batches import BatchConfig, ContinueOnFailure, RetryFailed
-from durable_batches.lifecycle.commands import Cancel, Command, PauseBatch, ResumeBatch
+from durable_batches.lifecycle.commands import Cancel, Command, PauseBatch, ResumeBatch, UpdateBatch
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ExecutionFailed,
@@ -61,6 +61,9 @@ COMMANDS: Final[Mapping[str, Give]] = {
     "pause": planned(lambda request_id: PauseBatch(request_id, "why")),
     "pause, when documents finish": planned(lambda request_id: PauseBatch(request_id, "why", "documents")),
     "resume": planned(ResumeBatch),
+    "fewer at once": planned(lambda request_id: UpdateBatch(request_id, '{"concurrency":1}')),
+    "a stricter policy": planned(lambda request_id: UpdateBatch(request_id, '{"failure_policy":{"tag":"abort-all"}}')),
+    "a deadline": planned(lambda request_id: UpdateBatch(request_id, '{"deadline":30}')),
 }
 """The commands that have a request id; those of a submitter are about batches that no worker has seen."""
 

@@ -12,7 +12,7 @@ from tests.lifecycle.world import LOADER, World, identity
 from tests.properties import modest
 
 from durable_batches.lifecycle.batch_core import definition_of
-from durable_batches.lifecycle.commands import Cancel, Discard, PauseBatch, ResumeBatch, Seal
+from durable_batches.lifecycle.commands import Cancel, Discard, PauseBatch, ResumeBatch, Seal, UpdateBatch
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.facts import (
@@ -56,6 +56,16 @@ configs = st.builds(
     max_crashes=st.integers(1, 4),
     quota_patience=st.none() | st.sampled_from([timedelta(minutes=1), timedelta(days=1)]),
 )
+
+
+CHANGES = (
+    '{"concurrency":1}',
+    '{"concurrency":5,"deadline":null}',
+    '{"failure_policy":{"tag":"abort-all"}}',
+    '{"failure_policy":{"tag":"continue-on-failure","max_failures":1}}',
+    '{"deadline":100.0,"document_timeout":2.5}',
+)
+"""Of configurations, as JSON has them."""
 
 
 class Histories(RuleBasedStateMachine):
@@ -280,6 +290,19 @@ class Histories(RuleBasedStateMachine):
         assert again.applied == writes.applied
         assert not again.events
         assert not (writes.events and self.world.batches[batch_id].ended)
+
+    @rule(
+        batch=st.integers(0, 1),
+        request=st.sampled_from(["five", "six"]),
+        changes=st.sampled_from(CHANGES),
+    )
+    def update(self, batch: int, request: str, changes: str) -> None:
+        batch_id = BatchId(f"batch-{batch}")
+        if batch_id not in self.world.batches:
+            return
+        before = self.world.batches[batch_id].ended
+        writes = self.world.command(batch_id, UpdateBatch(request, changes))
+        assert not (writes.events and before)
 
     @rule(batch=st.integers(0, 1), loader=st.sampled_from([LOADER, WorkerId("another")]))
     def load_again(self, batch: int, loader: WorkerId) -> None:

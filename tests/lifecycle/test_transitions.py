@@ -22,7 +22,7 @@ from tests.lifecycle.world import (
 
 from durable_batches.errors import InvalidTransitionError
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal, UpdateBatch
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.facts import ExecutionFailed, Fact, LateResult, StageEntered
 from durable_batches.lifecycle.planning import Departure
@@ -322,6 +322,7 @@ COMMANDS: Final[list[Command]] = [
     Cancel("another request", UNENCODABLE),
     PauseBatch("pause", UNENCODABLE),
     ResumeBatch("resume"),
+    UpdateBatch("update", '{"concurrency":3}'),
 ]
 
 
@@ -344,7 +345,7 @@ def _check_command(start: World, command: Command) -> None:
         case Cancel(request_id=request_id):
             changes = sealed and state not in ENDED
             applies = changes or (state == "cancelled" and request_id == CANCELLED_BY)
-        case PauseBatch():
+        case PauseBatch() | UpdateBatch():
             applies = changes = sealed and state not in ENDED
         case ResumeBatch():
             pass  # nothing is paused

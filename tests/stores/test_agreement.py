@@ -24,7 +24,7 @@ from tests.properties import modest
 
 from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, DurableBatchesError, RetryFailed
 from durable_batches.lifecycle.batch_core import Definition, new_batch
-from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal, UpdateBatch
 from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
@@ -234,6 +234,16 @@ class Agreement(RuleBasedStateMachine):
     def pause(self, batch_id: BatchId, request: str, running: PauseScope, resumes: bool) -> None:
         command = ResumeBatch(f"after {request}") if resumes else PauseBatch(request, "wörum", running)
         self.control(batch_id, command)
+
+    @rule(
+        batch_id=batch_ids,
+        request=st.sampled_from(["five", "six"]),
+        changes=st.sampled_from(
+            ['{"concurrency":1}', '{"concurrency":9,"deadline":8}', '{"failure_policy":{"tag":"abort-all"}}']
+        ),
+    )
+    def update(self, batch_id: BatchId, request: str, changes: str) -> None:
+        self.control(batch_id, UpdateBatch(request, changes))
 
     def control(self, batch_id: BatchId, command: Command) -> None:
         before = self.owned(batch_id)

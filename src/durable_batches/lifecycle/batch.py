@@ -6,8 +6,10 @@ A batch's counts, stages and state change here alone, and each change emits its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from datetime import timedelta
+from typing import Any, Final
 
 from pydantic_core import from_json, to_json
 
@@ -17,7 +19,10 @@ from durable_batches.lifecycle.batch_core import (
     Definition,
     ResolverPhase,
     decode_definition,
+    encode_definition,
+    needs_of,
 )
+from durable_batches.lifecycle.config import changed
 from durable_batches.lifecycle.event_data import EventData
 from durable_batches.lifecycle.events import PauseScope, ReleaseReason
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation, isolation_micros
@@ -47,9 +52,11 @@ from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
 
-__all__ = ["BatchInProgress", "ContradictionError"]
+__all__ = ["DEADLINE_PASSED", "BatchInProgress", "ContradictionError"]
 
 _MOST_SEEN_AGAIN: Final = 32
+DEADLINE_PASSED: Final = "the batch's deadline has passed"
+
 _MOST_REFUSED: Final = 100
 """Documents of which it is counted how many pauses they began; of more the first are forgotten."""
 
@@ -391,6 +398,46 @@ class BatchInProgress:
         self.core.pop("suspects", None)
         self.core.pop("isolation", None)
 
+    # ---- its configuration ---------------------------------------------------------------------------------
+
+    def update(self, changes: Mapping[str, Any]) -> bool:
+        """Change options of its configuration, by their values in JSON; return False where that has to wait.
+
+        A new policy judges the failures that are there, and a new deadline the time that has passed, at once.
+        """
+        before = self.definition
+        config = changed(before.config, changes)
+        if config == before.config:
+            return True
+        definition = before._replace(config=config)
+        needs = needs_of(definition)
+        if needs > needs_of(before) and self.running:
+            # Workers of older libraries may hold them, and would end the batch by what they know of its policy.
+            return False
+        self.needs = max(self.needs, needs)
+        pause = self.quota_pause
+        if pause is not None:
+            pause["needs"] = max(pause["needs"], needs)
+        self.definition = definition
+        self.core["definition"] = encode_definition(definition)
+        if config.deadline != before.config.deadline:
+            self._move_deadline(before.config.deadline)
+        self.emit(event_data.batch_updated(changes=changes))
+        reason = abort_reason(config.failure_policy, self.counts)
+        if reason is not None:
+            self.fail(reason)
+        elif self.wake_at is not None and self.wake_at <= self.now:
+            self.fail(DEADLINE_PASSED)
+        return True
+
+    def _move_deadline(self, before: timedelta | None) -> None:
+        """Move the deadline, which counts from the submission."""
+        submitted = self._record.created_at
+        if before is not None and self.wake_at is not None:
+            submitted = self.wake_at - _micros(before)
+        deadline = self.definition.config.deadline
+        self.wake_at = None if deadline is None else submitted + _micros(deadline)
+
     # ---- a pause by an operator ----------------------------------------------------------------------------
 
     @property
@@ -549,7 +596,7 @@ class BatchInProgress:
         self.stage_counts.add(total)
         deadline = self.definition.config.deadline
         if deadline is not None:
-            self.wake_at = self.now + int(deadline.total_seconds() * 1_000_000)
+            self.wake_at = self.now + _micros(deadline)
         self.emit(event_data.batch_created(workflow=self._record.workflow, version=self._record.version, total=total))
         self.settle()
 
@@ -710,3 +757,7 @@ class BatchInProgress:
                 f"documents: {self.counts}"
             )
         return None
+
+
+def _micros(duration: timedelta) -> Micros:
+    return duration // timedelta(microseconds=1)

@@ -25,9 +25,12 @@ __all__ = [
     "Pauses",
     "ResolverPhase",
     "decode_core",
+    "decode_definition",
     "definition_of",
     "encode_core",
+    "encode_definition",
     "isolation_of",
+    "needs_of",
     "new_batch",
     "operator_pause_of",
     "quota_pause_of",
@@ -158,7 +161,8 @@ def isolation_of(record: BatchRecord, execution: ExecutionRecord) -> Isolation |
     return isolation
 
 
-def _encode_definition(definition: Definition) -> str:
+def encode_definition(definition: Definition) -> str:
+    """Encode a definition for a core."""
     config = definition.config.model_dump(mode="json")
     # An older version reads batches of later ones, and takes no option that it does not know.
     later = {name: config.pop(name) for name in _LATER_OPTIONS}
@@ -196,7 +200,7 @@ def _min_failures(definition: Definition) -> int:
     return final.min_failures if isinstance(final, ContinueOnFailure) else 1
 
 
-def _needs(definition: Definition) -> int:
+def needs_of(definition: Definition) -> int:
     """Return the generation of the library that runs a batch as it is defined."""
     return 0 if _min_failures(definition) == 1 else _RATIO_GENERATION
 
@@ -230,7 +234,7 @@ def new_batch(
 ) -> BatchRecord:
     """Make the record of a batch whose documents are about to be loaded."""
     core = BatchCore(
-        definition=_encode_definition(definition),
+        definition=encode_definition(definition),
         at=StageCounts.empty(len(definition.stages)).stored,
         phase="idle",
         error="",
@@ -256,5 +260,5 @@ def new_batch(
         core=encode_core(core),
         metadata=definition.config.metadata,
         created_at=now,
-        needs=_needs(definition),
+        needs=needs_of(definition),
     )

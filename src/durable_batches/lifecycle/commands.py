@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.records import WorkerId
 
-__all__ = ["Cancel", "Command", "Discard", "PauseBatch", "ResumeBatch", "Seal"]
+__all__ = ["Cancel", "Command", "Discard", "PauseBatch", "ResumeBatch", "Seal", "UpdateBatch"]
 
 
 class Seal(NamedTuple):
@@ -47,4 +47,12 @@ class ResumeBatch(NamedTuple):
     request_id: str
 
 
-Command: TypeAlias = Seal | Discard | Cancel | PauseBatch | ResumeBatch
+class UpdateBatch(NamedTuple):
+    """Change options of the batch's configuration. The same `request_id` again gives the same answer."""
+
+    request_id: str
+    changes: str
+    """The new values by the names of their options, as JSON."""
+
+
+Command: TypeAlias = Seal | Discard | Cancel | PauseBatch | ResumeBatch | UpdateBatch

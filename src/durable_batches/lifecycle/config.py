@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
-from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, RetryFailed
+from durable_batches.errors import ConfigurationError
+from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
 from durable_batches.options import wrong_duration
 
-__all__ = ["RECORDED", "BatchConfig"]
+__all__ = ["RECORDED", "BatchConfig", "ConfigChanges", "changed", "changes_of"]
 
 RECORDED: Final = {"recorded": True}
 """The context of validation of a configuration that was read from a store."""
@@ -60,3 +62,32 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
 
     metadata: dict[str, str] = Field(default_factory=dict)
     """Labels of your own, for `list_batches`; not interpreted."""
+
+
+class ConfigChanges(TypedDict, total=False):
+    """The options of a batch that can be changed while it runs; see `BatchConfig`."""
+
+    concurrency: int
+    failure_policy: FailurePolicy
+    document_timeout: timedelta | None
+    deadline: timedelta | None
+
+
+def changes_of(changes: ConfigChanges) -> dict[str, Any]:
+    """Check new values as `BatchConfig` does, and return them as JSON has them.
+
+    Raises:
+        ConfigurationError: There is none, or an option cannot be changed.
+        pydantic.ValidationError: A value is out of range or of a wrong type.
+    """
+    names = ConfigChanges.__annotations__
+    fixed = sorted(changes.keys() - names.keys())
+    if fixed or not changes:
+        what = f"{fixed[0]!r} cannot be changed" if fixed else "there is nothing to change"
+        raise ConfigurationError(f"{what}; the options that can be changed are {', '.join(names)}")
+    return BatchConfig(**changes).model_dump(mode="json", include=set(changes))
+
+
+def changed(config: BatchConfig, changes: Mapping[str, Any]) -> BatchConfig:
+    """Return the configuration with new values, which are as JSON has them."""
+    return BatchConfig.model_validate({**config.model_dump(mode="json"), **changes}, context=RECORDED)

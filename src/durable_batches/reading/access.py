@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
-from typing import Generic, get_args
+from typing import Generic, Unpack, get_args
 from uuid import uuid4
 
+from pydantic_core import to_json
 from typing_extensions import TypeVar
 
 from durable_batches.clock import Clock
 from durable_batches.errors import BatchEndedError, ConfigurationError, ReadOnlyClientError
-from durable_batches.lifecycle.commands import Cancel, Command, PauseBatch, ResumeBatch
+from durable_batches.lifecycle.batch_core import definition_of
+from durable_batches.lifecycle.commands import Cancel, Command, PauseBatch, ResumeBatch, UpdateBatch
+from durable_batches.lifecycle.config import BatchConfig, ConfigChanges, changes_of
 from durable_batches.lifecycle.events import BatchEvent, PauseScope, decode_event
 from durable_batches.lifecycle.primitives import problem_with_text, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, Pause, Stages, snapshot_of, state_of
@@ -132,6 +135,36 @@ class BatchAccess(Generic[S_co]):
         await self._request("resume", batch_id, ResumeBatch)
         record = await self._reader.record(batch_id)
         return self._snapshot(record).pauses
+
+    async def update(self, batch_id: str, **changes: Unpack[ConfigChanges]) -> BatchConfig:
+        """Change options of a batch's configuration while it runs, with the commit that records it.
+
+        With more documents running than a new `concurrency`, none is stopped, and none is started. A new
+        `failure_policy` judges the failures that are there at once; a new `deadline` counts from the submission, like
+        the first. A new `document_timeout` is that of attempts that begin from now on.
+
+        Args:
+            batch_id: The batch.
+            **changes: The new values: `concurrency`, `failure_policy`, `document_timeout`, `deadline`.
+
+        Returns:
+            The configuration that is in force.
+
+        Raises:
+            ConfigurationError: There is nothing to change, or an option cannot be changed; or `min_failures` is given
+                while documents are running, which workers of 0.2.0 would not know: pause the batch before.
+            pydantic.ValidationError: A value is out of range or of a wrong type.
+            BatchEndedError: The batch has ended.
+            BatchNotFoundError: There is no such batch.
+            ReadOnlyClientError: This client only reads.
+        """
+        text = to_json(changes_of(changes)).decode()
+        if not await self._request("update", batch_id, lambda request_id: UpdateBatch(request_id, text)):
+            raise ConfigurationError(
+                f"min_failures of batch {batch_id!r} cannot be changed while documents of it are running, since "
+                "workers of version 0.2.0 do not know it; pause the batch before"
+            )
+        return definition_of(await self._reader.record(batch_id)).config
 
     async def _request(self, name: str, batch_id: str, command: Callable[[str], Command]) -> bool:
         """Give a command that a run which has not ended can obey; return whether it was applied."""

@@ -15,7 +15,7 @@ from uuid import uuid4
 from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError, WorkerFencedError
 from durable_batches.lifecycle.batch_core import operator_pause_of, quota_pause_of
-from durable_batches.lifecycle.commands import Cancel, Command, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Seal, UpdateBatch
 from durable_batches.lifecycle.facts import ActivityCompleted, Fact, LateResult
 from durable_batches.lifecycle.leases import spared_seconds
 from durable_batches.lifecycle.primitives import from_micros
@@ -274,7 +274,7 @@ class Session:
         if committed.applied and isinstance(command, Cancel):
             # The answer to a repeated one comes without the event that says so.
             self.scheduler.stop_batch(batch_id)
-        if isinstance(command, Seal):
+        if isinstance(command, Seal | UpdateBatch):
             # The batch may have a deadline.
             self.scheduler.look_at_deadlines()
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from durable_batches.lifecycle.batch import BatchInProgress
+from durable_batches.lifecycle.batch import DEADLINE_PASSED, BatchInProgress
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, isolated_concurrency
 from durable_batches.lifecycle.planning.unit_of_work import UnitOfWork, Writes
 from durable_batches.lifecycle.records import (
@@ -99,7 +99,7 @@ def plan_claims(
             continue
         batch = unit.batch(batch_id)
         if batch.wake_at is not None and batch.wake_at <= now:
-            batch.fail("the batch's deadline has passed")
+            batch.fail(DEADLINE_PASSED)
             continue
         pause = batch.quota_pause
         before = claims.taken

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, assert_never
 from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal
+from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal, UpdateBatch
 from durable_batches.lifecycle.planning.unit_of_work import Loaded, UnitOfWork, Writes
 from durable_batches.lifecycle.records import Micros, RequestRecord
 from durable_batches.lifecycle.states import BatchId
@@ -31,8 +31,8 @@ def needs_of_command(command: Command) -> Needs:
     match command:
         case Seal() | Discard():
             return Needs()
-        case Cancel(request_id=request_id) | PauseBatch(request_id=request_id) | ResumeBatch(request_id=request_id):
-            return Needs(requests=[request_id])
+        case Cancel() | PauseBatch() | ResumeBatch() | UpdateBatch():
+            return Needs(requests=[command.request_id])
         case _:
             assert_never(command)
 
@@ -56,7 +56,7 @@ def plan_command(loaded: Loaded, batch_id: BatchId, command: Command, *, level: 
             if batch.submitter != submitter:
                 return Writes(applied=False)
             batch.seal(submitter, total)
-        case Cancel() | PauseBatch() | ResumeBatch():
+        case Cancel() | PauseBatch() | ResumeBatch() | UpdateBatch():
             if batch.submitter is not None:
                 # For all but its submitter, who goes on loading it, the batch does not exist yet.
                 return Writes(applied=False)
@@ -75,7 +75,7 @@ def plan_command(loaded: Loaded, batch_id: BatchId, command: Command, *, level: 
     return writes if request is None else writes._replace(requests=[request])
 
 
-def _carry_out(batch: BatchInProgress, command: Cancel | PauseBatch | ResumeBatch) -> bool:
+def _carry_out(batch: BatchInProgress, command: Cancel | PauseBatch | ResumeBatch | UpdateBatch) -> bool:
     """Carry out the request of a client about a sealed batch; return whether it did what it asks for."""
     # A store of level 1 keeps no requests; what has been done says then which one did it.
     match command:
@@ -88,6 +88,9 @@ def _carry_out(batch: BatchInProgress, command: Cancel | PauseBatch | ResumeBatc
             return not batch.ended and batch.pause(request_id, note, running)
         case ResumeBatch(request_id=request_id):
             return not batch.ended and batch.resume(request_id)
+        case UpdateBatch(changes=changes):
+            # Given again, it changes nothing: it has these values then.
+            return not batch.ended and batch.update(from_json(changes))
         case _:
             assert_never(command)
 

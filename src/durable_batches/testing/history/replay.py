@@ -7,9 +7,12 @@ checker and the conformance suite hold a batch's log and its rows against it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
+
+from pydantic import JsonValue
 
 from durable_batches.lifecycle.batch_core import Definition
 from durable_batches.lifecycle.events import (
@@ -20,6 +23,7 @@ from durable_batches.lifecycle.events import (
     BatchFailed,
     BatchPaused,
     BatchResumed,
+    BatchUpdated,
     DocumentCompleted,
     DocumentFailed,
     DocumentReleased,
@@ -81,6 +85,11 @@ class Replay:
         self._created = False
         self._paused: dict[PauseReason, datetime | None] = {}
         """The pauses in force, and until when they last."""
+        self._updated: bool = False
+        """Whether its concurrency was changed by now."""
+        self._too_many: list[str] = []
+        """Problems of the starts before, which the concurrency of that time may have allowed."""
+        self._limit: int = definition.config.concurrency
         self._looking: str | None = None
         """The document that was started although the batch is paused; the empty string: the resolver."""
 
@@ -179,6 +188,8 @@ class Replay:
                 self._paused.pop(reason, None)
                 if reason == "quota":
                     self._looking = None
+            case BatchUpdated(changes=changes):
+                self._update(changes)
             case BatchCompleted(counts=counts):
                 self._close("completed", counts)
             case BatchFailed(counts=counts):
@@ -211,6 +222,14 @@ class Replay:
         marks = [max(document.mark, 0) for document in self.documents.values() if document.unfinished]
         return min(marks, default=len(self._definition.stages) - 1)
 
+    def _update(self, changes: Mapping[str, JsonValue]) -> None:
+        """Take a change of the configuration; the definition has the latest one, which does not bind earlier starts."""
+        limit = changes.get("concurrency")
+        if isinstance(limit, int):
+            self.problems[:] = [problem for problem in self.problems if problem not in self._too_many]
+            self._updated, self._limit = True, limit
+            self._too_many.clear()
+
     # ---- what an event does --------------------------------------------------------------------------------
 
     def _move(self, previous: str, state: str) -> None:
@@ -231,8 +250,11 @@ class Replay:
         document.status = "running"
         document.attempt = attempt
         running = sum(other.status == "running" for other in self.documents.values())
-        limit = self._definition.config.concurrency
+        limit = self._limit
+        before = len(self.problems)
         self._expect(running <= limit, 5, f"{running} documents ran at once, more than concurrency={limit}")
+        if not self._updated:
+            self._too_many += self.problems[before:]
 
     def _progress(self, event: StageProgress) -> None:
         document = self.document(event.document_id)
