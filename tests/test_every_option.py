@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing import get_context
 from types import ModuleType
-from typing import Any, Final, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, NamedTuple, TypeAlias, get_args, get_type_hints, is_typeddict
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -185,6 +185,12 @@ SUBMISSION: Final[Mapping[str, Values]] = {
     "document_id": FUNCTION,
     "if_exists": ("ignore", 3, None),
 }
+CHANGES: Final[Mapping[str, Values]] = {
+    "concurrency": (*FROM_1, None),
+    "failure_policy": (AbortAll, "abort-all", None, 3),
+    "document_timeout": (30, 0.5, True, NOTHING, LESS, ["x"]),
+    "deadline": (30, 0.5, True, NOTHING, LESS, ["x"]),
+}
 ACCESS: Final[Mapping[str, Mapping[str, Values]]] = {
     "cancel": {"batch_id": BATCH, "reason": (*TEXT, None)},
     "count_checkpoints": {"batch_id": BATCH},
@@ -196,6 +202,7 @@ ACCESS: Final[Mapping[str, Mapping[str, Values]]] = {
     "resume": {"batch_id": BATCH},
     "snapshot": {"batch_id": BATCH},
     "state": {"batch_id": BATCH},
+    "update": {"batch_id": BATCH, **CHANGES},
     "watch": {"batch_id": BATCH, "interval": (*FROM_NOTHING, None)},
 }
 LISTING: Final[Mapping[str, Values]] = {
@@ -219,10 +226,7 @@ OPTIONS: Final[Table] = {
     },
     "BatchClient.list_batches": {**LISTING, "workflow": TEXT, "after": TEXT},
     "BatchConfig": {
-        "concurrency": (*FROM_1, None),
-        "failure_policy": (AbortAll, "abort-all", None, 3),
-        "document_timeout": (30, 0.5, True, NOTHING, LESS, ["x"]),
-        "deadline": (30, 0.5, True, NOTHING, LESS, ["x"]),
+        **CHANGES,
         "max_crashes": (*FROM_1, None),
         "quota_patience": (30, 0.5, True, NOTHING, LESS, ["x"]),
         "metadata": (*LABELS, None),
@@ -502,7 +506,16 @@ def is_made_by_the_library(name: str, kind: type[Any]) -> bool:
 def parameters(function: Callable[..., Any]) -> list[str]:
     if inspect.isclass(function) and issubclass(function, BaseModel):
         return list(function.model_fields)
-    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+    named = inspect.signature(function).parameters.values()
+    return [option for each in named if each.name not in ("self", "cls") for option in options_of(function, each)]
+
+
+def options_of(function: Callable[..., Any], parameter: inspect.Parameter) -> list[str]:
+    """A parameter by its name, or the options that `**options: Unpack[...]` stands for."""
+    if not str(parameter.annotation).startswith("Unpack["):
+        return [parameter.name]
+    (options,) = get_args(get_type_hints(function)[parameter.name])
+    return list(options.__annotations__)
 
 
 def methods(name: str, kind: type[Any]) -> Iterator[tuple[str, list[str]]]:
@@ -520,6 +533,8 @@ def signatures() -> dict[str, list[str]]:
     """All public functions, classes that users make, and methods that they call, with their parameters."""
     found: dict[str, list[str]] = {}
     for name, thing in public():
+        if is_typeddict(thing):
+            continue  # options that are listed where they are given
         if inspect.isclass(thing):
             if not is_made_by_the_library(name, thing) and thing is not NonRetryableError:  # as every exception is
                 found[name] = parameters(thing)
@@ -715,7 +730,8 @@ def call_of(name: str, scene: Scene) -> Callable[..., object]:
     on = {"BatchOrchestrator": scene.batches, "BatchClient": scene.client}
     if method:
         call: Callable[..., object] = getattr(on[owner], method)
-        return partial(call, batch_id="b") if "batch_id" in OPTIONS[name] else call
+        given = {"batch_id": "b"} if "batch_id" in OPTIONS[name] else {}
+        return partial(call, **given, **({"concurrency": 2} if method == "update" else {}))
     made: Callable[..., object] = dict(public())[name]
     return made
 
@@ -795,7 +811,8 @@ def test_what_makes_no_sense_is_refused_where_it_is_given(
 
     with pytest.raises((ConfigurationError, ValidationError)) as caught:
         runner.run(attempt())
-    assert isinstance(caught.value, ValidationError) == (name == "BatchConfig"), repr(caught.value)
+    is_config = name == "BatchConfig" or (name.endswith(".update") and option != "batch_id")
+    assert isinstance(caught.value, ValidationError) == is_config, repr(caught.value)
     words = SAID.get((name, option), option).split("|")
     assert any(word.lower() in str(caught.value).lower() for word in words), str(caught.value)
 

@@ -79,7 +79,8 @@ class HostileProvider:
 
     Example::
 
-        async with HostileProvider(faults={"429-seconds": 0.1, "cut": 0.05}) as provider:
+        faults = {"429-seconds": 0.1, "cut": 0.05}
+        async with HostileProvider(faults=faults) as provider:
             ...  # requests to provider.url
         assert not provider.ledger.paid_again
     """
