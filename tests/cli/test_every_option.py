@@ -37,6 +37,7 @@ WRONG: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "errors monday": {"--examples": MINUS},
     "export monday": {"--out": FOLDER},
     "cancel": {"--label": LABEL},
+    "pause monday": {"--running": ("activities", "")},
     "run tests.cli.files:texts a.txt": {
         "--concurrency": (*MINUS, "0"),
         "--policy": ("sometimes", "retry:0", "continue:x", ""),
@@ -61,6 +62,7 @@ ANYTHING: Final = {
     "--workflow": "any text may be the name of one",
     "--fingerprint": "any text may be one of a later version",
     "--reason": "any text",
+    "--note": "any text",
     "--output": "a file is opened when the batch has ended",
 }
 
