@@ -44,7 +44,7 @@ CHANGES: Final = {
     # A feature that needs this version is asked for by a label.
     "lifecycle/batch_core.py": [
         (
-            "        needs=_needs(definition),\n",
+            "        needs=needs_of(definition),\n",
             '        needs=int(definition.config.metadata.get("needs", 0)),\n',
         )
     ],
