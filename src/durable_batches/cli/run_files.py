@@ -113,6 +113,9 @@ async def _run(
     if writing.cancelled():
         return signals.exit_code
     writing.result()
+    if signals.count:
+        # They have only ended the drain, or came too late.
+        signals.exits(result.exit_code)
     return result.exit_code
 
 

@@ -76,7 +76,9 @@ async def _run(workers: Sequence[Worker], signals: StopSignals) -> int:
         # One could not begin, or has broken down.
         running.result()
     print_line(f"stopped by {signals.name}; what is unfinished goes on in other workers, or when one is started again")
-    return Exit.DONE if signals.count == 1 else signals.exit_code
+    code = Exit.DONE if signals.count == 1 else signals.exit_code
+    signals.exits(code)
+    return code
 
 
 async def _work(workers: Sequence[Worker], signals: StopSignals) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Self
 
 from durable_batches.blocks import asynccontextmanager
+from durable_batches.exit_watch import watch_exit
 from durable_batches.stop_signals import Precedence, StopListener, StopSignal
 from durable_batches.worker.worker import Worker
 
@@ -72,13 +73,19 @@ class StopSignals:
 
     @asynccontextmanager
     async def ending_drain(self, worker: Worker) -> AsyncGenerator[None]:
-        """Within the block, the second signal ends the worker's drain."""
+        """Within the block, the second signal ends the worker's drain; after it, the process ends at any signal."""
         task = asyncio.create_task(self._end_drain(worker))
         try:
             yield
         finally:
             task.cancel()
             await asyncio.wait([task])
+            if self._received:
+                self.exits(self.exit_code)
+
+    def exits(self, code: int) -> None:
+        """Have the process end with this code, also where a thread is left that never ends; see `watch_exit`."""
+        watch_exit(code, asyncio.get_running_loop())
 
     async def _end_drain(self, worker: Worker) -> None:
         await self.received(2)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from durable_batches.errors import ConfigurationError
+from durable_batches.exit_watch import watch_exit
 from durable_batches.stop_signals import CTRL_C, Precedence, StopListener, StopSignal
 
 __all__ = ["Shutdown"]
@@ -44,6 +45,7 @@ class Shutdown:
         self._closing = StopListener(self._receive_closing, Precedence.UNLESS_OTHERS, CTRL_C)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._entered_by: asyncio.Task[Any] | None = None
+        self._received: int | None = None
         self._ended_by: int | None = None
 
     def listen(self) -> None:
@@ -59,7 +61,8 @@ class Shutdown:
                 "a worker with signals=True has to be entered in the main thread, which alone gets signals; leave out "
                 "signals=True, and close the worker when the main thread is asked to stop"
             )
-        self._loop, self._entered_by, self._ended_by = asyncio.get_running_loop(), asyncio.current_task(), None
+        self._loop, self._entered_by = asyncio.get_running_loop(), asyncio.current_task()
+        self._received, self._ended_by = None, None
 
     def closes(self) -> None:
         """Take note that the worker is being closed: asyncio would do no more than to stop its event loop at Ctrl-C."""
@@ -75,6 +78,9 @@ class Shutdown:
         """
         self._listener.leave()
         self._closing.leave()
+        if self._received is not None and self._loop is not None:
+            # Also where a server ends the process.
+            watch_exit(_SIGNAL_EXIT + self._received, self._loop)
         number, self._ended_by, self._loop, self._entered_by = self._ended_by, None, None, None
         if number is None or not (error is None or isinstance(error, asyncio.CancelledError)):
             return
@@ -93,6 +99,8 @@ class Shutdown:
             self._loop.call_soon_threadsafe(self._end_drain)
 
     def _receive(self, received: StopSignal) -> None:
+        if self._received is None:
+            self._received = received.number
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._act, received)
 

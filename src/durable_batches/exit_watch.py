@@ -1,0 +1,204 @@
+"""The exit watch: a process that was asked to stop ends, also where a thread of the user's never does.
+
+Asyncio waits for the threads of `asyncio.to_thread()` when its event loop ends, and the interpreter for all that are no
+daemons, both without a limit (asyncio: none before Python 3.12, then five minutes). Nothing else is bounded here: code
+that runs on the main thread, or on its event loop, has all the time that it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from enum import Enum, auto
+from types import FrameType
+from typing import Any, Final
+
+from durable_batches.clock import Clock, SystemClock
+
+__all__ = ["EXIT_PATIENCE_SECONDS", "watch_exit"]
+
+_log = logging.getLogger("durable_batches")
+
+EXIT_PATIENCE_SECONDS: Final = 10.0
+"""How long the main thread may wait for other threads, and do nothing else, before the process is ended."""
+
+_LOOKS: Final = 20
+"""In that time. Looks are counted, and not seconds: a machine that sleeps has left the threads no time."""
+
+_TELLING_SECONDS: Final = 5.0
+"""How long the log and the output have to be written: a thread may hold their locks, and nobody read the other end."""
+
+_MAX_NAMED: Final = 5
+"""Threads whose stacks are logged."""
+_MAX_FRAMES: Final = 12
+"""Innermost frames of each."""
+
+_JOINING_MODULES: Final = ("threading", "concurrent.futures.thread")
+
+
+class _Join(Enum):
+    """Who waits for threads on the main thread."""
+
+    ASYNCIO = auto()
+    INTERPRETER = auto()
+
+
+def watch_exit(code: int, loop: asyncio.AbstractEventLoop) -> None:
+    """Have the process end with this code if it comes to do nothing but to wait for threads; or change the code.
+
+    To be called once the work is given up after a signal to stop. It has no effect on a process that does not end.
+
+    Args:
+        code: The exit code that the process is to have.
+        loop: The event loop of the main thread, whose end is watched.
+    """
+    _watch.begin(code, loop)
+
+
+class _ExitWatch:
+    """Watches the main thread from a daemon thread, of which a process has one at most."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._process: int | None = None
+        self._code = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def begin(self, code: int, loop: asyncio.AbstractEventLoop) -> None:
+        """See `watch_exit`."""
+        self._code, self._loop = code, loop
+        # A child that was forked has none of its parent's threads.
+        if self._process == os.getpid():
+            return
+        # Without a further thread the process still ends, unless another one never does.
+        with suppress(RuntimeError):
+            threading.Thread(target=self._watch, name="durable-batches-exit", daemon=True).start()
+            self._process = os.getpid()
+
+    def _watch(self) -> None:
+        alarm = self.clock.alarm()
+        join: _Join | None = None
+        looks = 0
+        while looks < _LOOKS:
+            alarm.wait(EXIT_PATIENCE_SECONDS / _LOOKS)
+            before, join = join, self._join()
+            looks = looks + 1 if join is not None and join is before else 0
+        teller = threading.Thread(target=self._tell, name="durable-batches-exit-log", daemon=True)
+        with suppress(RuntimeError):
+            teller.start()
+            teller.join(_TELLING_SECONDS)
+        os._exit(self._code)
+
+    def _join(self) -> _Join | None:
+        """Return who waits for threads, where the main thread does nothing else."""
+        # Documented for just this, in spite of its name.
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)  # pyright: ignore[reportPrivateUsage]
+        if frame is None:
+            return None
+        if _module_of(frame) in _JOINING_MODULES:
+            return _Join.INTERPRETER if _is_interpreters_join(frame) else None
+        return _Join.ASYNCIO if _is_of_the_loop(frame) and self._loop_joins() else None
+
+    def _loop_joins(self) -> bool:
+        """Return whether all that the event loop has left to do is to wait for its threads."""
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            return False
+        try:
+            tasks = asyncio.all_tasks(loop)
+        except RuntimeError:
+            # They change all the time.
+            return False
+        return bool(tasks) and all(map(_is_executors_shutdown, tasks))
+
+    def _tell(self) -> None:
+        with suppress(Exception):
+            self._log()
+        # As the interpreter does when it ends; atexit functions are not called, which belong to the main thread.
+        for flush in (logging.shutdown, _flush):
+            with suppress(Exception):
+                flush()
+
+    def _log(self) -> None:
+        left = _left_threads()
+        names = [thread.name for thread in left]
+        stacks = "".join(f"\nthread {thread.name!r}:\n{text}" for thread, text in list(left.items())[:_MAX_NAMED])
+        _log.error(
+            "process ends with exit code %d: it was asked to stop, and only waits for %d thread%s that %s not end: %s; "
+            "sync activities run in threads that need not be waited for%s",
+            self._code,
+            len(left),
+            "" if len(left) == 1 else "s",
+            "does" if len(left) == 1 else "do",
+            ", ".join(map(repr, names[:_MAX_NAMED])) + (", ..." if len(names) > _MAX_NAMED else ""),
+            stacks,
+            extra={"exit_code": self._code, "threads": len(left), "thread_names": names[:_MAX_NAMED]},
+        )
+
+
+_watch: Final = _ExitWatch(SystemClock())
+
+
+def _is_interpreters_join(innermost: FrameType) -> bool:
+    """Whether this waits for threads at the end of the interpreter; not within a function that it calls before."""
+    frame: FrameType | None = innermost
+    while frame is not None and _module_of(frame) in _JOINING_MODULES:
+        if frame.f_code.co_name == "_shutdown":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_of_the_loop(innermost: FrameType) -> bool:
+    """Whether the event loop itself waits, and no code that it has called. One in C has no frames of its own."""
+    module = _module_of(innermost)
+    return module == "selectors" or module.partition(".")[0] in ("asyncio", "uvloop")
+
+
+def _is_executors_shutdown(task: asyncio.Task[Any]) -> bool:
+    return getattr(task.get_coro(), "__name__", None) == "shutdown_default_executor"
+
+
+def _left_threads() -> Mapping[threading.Thread, str]:
+    """Return the threads that are waited for, with the ends of their stacks."""
+    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
+    found: dict[threading.Thread, str] = {}
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0)
+        if frame is None or thread.daemon or thread is threading.main_thread() or _is_machinery(frame):
+            continue
+        found[thread] = "".join(_stack(frame)).rstrip()
+    return found
+
+
+def _stack(innermost: FrameType) -> Sequence[str]:
+    return traceback.format_list(traceback.extract_stack(innermost)[-_MAX_FRAMES:])
+
+
+def _is_machinery(innermost: FrameType) -> bool:
+    """Whether this is asyncio's own thread that waits for the others, or one of a pool that has nothing to run."""
+    frame: FrameType | None = innermost
+    if (_module_of(innermost), innermost.f_code.co_name) == ("concurrent.futures.thread", "_worker"):
+        return True
+    while frame is not None:
+        if (_module_of(frame), frame.f_code.co_name) == ("asyncio.base_events", "_do_shutdown"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+
+
+def _module_of(frame: FrameType) -> str:
+    name: object = frame.f_globals.get("__name__", "")
+    return name if isinstance(name, str) else ""

@@ -1,0 +1,149 @@
+"""A program that leaves a thread behind which never ends: `python -m tests.processes.leaving HOST WAY STORE [cleanup]`.
+
+It is told to stop by signals that it sends to itself. Its exit watch looks all the time, and counts its looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from typing import Literal
+
+from tests.processes.clocks import HastyAlarm
+
+from durable_batches import BatchOrchestrator, BatchStateMachine, Stage, Worker, durable_activity, run_batch, workflow
+from durable_batches.clock import Alarm, SystemClock
+from durable_batches.exit_watch import _LOOKS, _watch
+from durable_batches.stop_signals import _switchboard
+from durable_batches.stores import SQLiteStore
+
+host, way, store, *rest = sys.argv[1:]
+NUMBER = signal.SIGINT if host == "script" else signal.SIGTERM
+
+
+class SignalClock(SystemClock):
+    """A second after another: no signal is the echo of another one."""
+
+    seconds = 0.0
+
+    def boot(self) -> float:
+        """See `Clock.boot`."""
+        self.seconds += 1
+        return self.seconds
+
+
+class LookClock(SystemClock):
+    """That of the exit watch."""
+
+    looks = 0
+    at: tuple[int, Callable[[], object]] | None = None
+
+    def alarm(self) -> Alarm:
+        """See `Clock.alarm`."""
+        return LookAlarm()
+
+    def after_patience(self, call: Callable[[], object]) -> None:
+        """Call back, on the thread of the watch, when it has looked three times as often as its patience lasts."""
+        self.at = (self.looks + 3 * _LOOKS, call)
+
+
+class LookAlarm(HastyAlarm):
+    """Counts how often it is waited with."""
+
+    def wait(self, timeout: float, /) -> bool:
+        """See `Alarm.wait`."""
+        clock.looks += 1
+        if clock.at is not None and clock.looks >= clock.at[0]:
+            (_, call), clock.at = clock.at, None
+            call()
+        return super().wait(timeout)
+
+
+clock = LookClock()
+own = ThreadPoolExecutor(thread_name_prefix="own")
+kept: list[object] = []
+
+
+class Working(Stage):
+    tag: Literal["working"] = "working"
+
+
+def never_ends(begun: threading.Event) -> None:
+    begun.set()
+    threading.Event().wait()
+
+
+@durable_activity(stage=Working)
+async def leaves_a_thread(document: str) -> str:
+    begun = threading.Event()
+    loop = asyncio.get_running_loop()
+    match way:
+        case "to-thread":
+            kept.append(asyncio.create_task(asyncio.to_thread(never_ends, begun)))
+        case "executor":
+            kept.append(loop.run_in_executor(None, never_ends, begun))
+        case _:
+            kept.append(loop.run_in_executor(own, never_ends, begun))
+    await asyncio.sleep(0)
+    begun.wait()
+    # The second one ends the drain, which would take an hour.
+    signal.raise_signal(NUMBER)
+    await asyncio.sleep(0)
+    signal.raise_signal(NUMBER)
+    await asyncio.Event().wait()
+    return document
+
+
+@workflow(BatchStateMachine(Working), name="leaving")
+async def leaving(document: str) -> str:
+    return await leaves_a_thread(document)
+
+
+def clean_up(what: str) -> None:
+    """Take longer than the watch's patience, on the main thread."""
+    patience_over = threading.Event()
+    clock.after_patience(patience_over.set)
+    patience_over.wait()
+    print(f"cleaned up {what}")
+
+
+async def clean_up_task() -> None:
+    """The same as a task that is cancelled with the event loop, which turns meanwhile."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    loop, patience_over = asyncio.get_running_loop(), asyncio.Event()
+    clock.after_patience(lambda: loop.call_soon_threadsafe(patience_over.set))
+    await patience_over.wait()
+    print("cleaned up a task")
+
+
+async def serve() -> None:
+    if rest:
+        kept.append(asyncio.create_task(clean_up_task()))
+    worker = Worker(SQLiteStore(store), drain=timedelta(hours=1), signals=True)
+    try:
+        async with BatchOrchestrator(leaving, worker=worker) as batches:
+            await batches.submit(["document"], batch_id="batch")
+            await batches.result("batch")
+    finally:
+        if rest:
+            clean_up("in the event loop")
+
+
+if __name__ == "__main__":
+    _switchboard.clock = SignalClock()
+    _watch.clock = clock
+    if host == "script":
+        run_batch(leaving, ["document"], store=store, drain=timedelta(hours=1), progress=False)
+    else:
+        try:
+            asyncio.run(serve())
+        finally:
+            if rest:
+                clean_up("after the event loop")
