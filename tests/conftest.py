@@ -15,7 +15,7 @@ from tests.postgres.databases import MigratedSchemas, scratch_database, without_
 from tests.postgres.server import NEVER_CRASHED, Server
 from tests.postgres.types import remember_types
 
-from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store, stop_signals
+from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store, exit_watch, stop_signals
 from durable_batches.clock import Clock
 from durable_batches.testing import ManualClock
 
@@ -108,6 +108,8 @@ def signal_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[ManualClock]:
     """The clock that signals are told from their echoes by. Nobody listens to them, and Python's handlers are there."""
     clock = ManualClock()
     monkeypatch.setattr(stop_signals, "_switchboard", stop_signals._Switchboard(clock))
+    # It would end the tests' own process, and is tested in others.
+    monkeypatch.setattr(exit_watch._ExitWatch, "begin", lambda *_: None)
     term = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield clock

@@ -43,6 +43,9 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
         "processes/test_recovery.py::test_where_a_death_cannot_be_seen_the_lease_decides",
         "processes/test_crash_loop.py::test_one_kill_slows_nothing_down",
     ],
+    "A thread of": [
+        "processes/test_exit.py::test_a_thread_that_never_ends_does_not_keep_the_process",
+    ],
     "A deployment": [
         "processes/test_drain.py::test_a_deploy_finishes_what_runs_and_repeats_nothing",
         "processes/test_drain.py::test_a_drain_is_bounded",

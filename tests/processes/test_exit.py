@@ -38,7 +38,7 @@ def leaving(tmp_path: Path) -> Generator[Leaving]:
 
 
 def test_a_thread_that_never_ends_does_not_keep_the_process(leaving: Leaving) -> None:
-    """Left by asyncio.to_thread() and in the loop's executor (asyncio waits), or in one's own (the interpreter does)."""
+    """Left by asyncio.to_thread(), in the loop's executor (asyncio waits), or in one's own (the interpreter does)."""
     cases = [
         ("script", "to-thread", 130, "asyncio_0"),
         ("worker", "executor", 143, "asyncio_0"),
@@ -56,6 +56,10 @@ def test_a_cleanup_takes_as_long_as_it_takes(leaving: Leaving) -> None:
     """In the event loop, as a task that asyncio cancels, and after it; what it has printed is not lost."""
     process = leaving.start("worker", "own", cleanup=True)
     output, errors = process.communicate(timeout=PATIENCE)
-    assert output.splitlines() == ["cleaned up in the event loop", "cleaned up a task", "cleaned up after the event loop"]
+    assert output.splitlines() == [
+        "cleaned up in the event loop",
+        "cleaned up a task",
+        "cleaned up after the event loop",
+    ]
     assert process.returncode == 143, errors
     assert "only waits for 1 thread that does not end: 'own_0'" in errors

@@ -89,7 +89,8 @@ class Worker:
         signals: Have SIGTERM and SIGINT (Ctrl-C) drain it: it claims nothing more, and running activities finish, for
             `drain` at most. The second signal cancels them. A server or framework that handles the signal closes the
             worker in its own time. Where nothing handles it, the task that entered the worker is cancelled, and leaving
-            the block raises `SystemExit` with 143 or 130; a third signal ends the process.
+            the block raises `SystemExit` with 143 or 130; a third signal ends the process, and so do 10 s in
+            which its main thread, after a signal, only waits for threads to end.
         batches: Which batches it runs: "all" that its orchestrators' workflows are those of, also what other processes
             have submitted and left unfinished; "mine", those that its orchestrators have submitted or attached to since
             it was created; or those of a `BatchFilter`. Others are left to other workers.
