@@ -42,7 +42,7 @@ class RemoteActivity:
     def __init__(self, request: Request) -> None:
         self._request = request
         self.context: ExecutionContext = request.context
-        self.used = Used()
+        self.used: Used = Used()
 
     @property
     def batch_id(self) -> BatchId:
