@@ -100,6 +100,16 @@ async def link_nothing() -> int:
     return 1
 
 
+class Judge:
+    """Judges an error, as an object; the class itself would take the error for an argument of its own."""
+
+    def __init__(self, error: object = None) -> None:
+        self.error = error
+
+    def __call__(self, error: BaseException) -> Verdict:
+        return Verdict(kind="retry")
+
+
 act = durable_activity(document_by_document)
 forking = ProcessPoolExecutor(1, mp_context=get_context("fork"))
 echo = workflow(STAGES, name="echo")(document_by_document)
@@ -122,6 +132,7 @@ FROM_1: Final[Values] = (*FROM_0, 0)
 NUMBER: Final[Values] = ("2", True, [2])
 FLAG: Final[Values] = ("no", 1, None)
 FUNCTION: Final[Values] = ("f", 3, ["f"])
+JUDGE: Final[Values] = (*FUNCTION, Judge)
 INSTANCE: Final[Values] = ("x", 3, {})
 LABELS: Final[Values] = ("x", 3, ["a"], {"a": 1}, {1: "a"})
 MOMENT: Final[Values] = (3, "2031-01-01", NAIVE)
@@ -148,7 +159,7 @@ WORKER: Final[Mapping[str, Values]] = {
     "long_call_warning": POSITIVE,
     "client_retry_warning": POSITIVE,
     "executors": ("cpu", 3, ["cpu"], {3: process_pool()}, {"cpu": 3}, {"cpu": forking}),
-    "classify": (*FUNCTION, None),
+    "classify": (*JUDGE, None),
     "batches": ("some", 3, ["a"], None, BatchFilter),
     "max_kept_bytes": (*FROM_0, None),
     "dependencies": DEPENDENCIES,
@@ -164,7 +175,7 @@ ACTIVITY: Final[Mapping[str, Values]] = {
     "key": FUNCTION,
     "ignore": ("document", 3, [3], ("nothing",), None),
     "retry": (*RETRY, None),
-    "classify": FUNCTION,
+    "classify": JUDGE,
     "timeout": POSITIVE,
     "limiter": LIMITERS,
     "estimate": (*FUNCTION, None, 7),
@@ -294,7 +305,7 @@ OPTIONS: Final[Table] = {
         "maximum": (*FROM_NOTHING, None, timedelta(days=4000)),
         "jitter": (*NUMBER, None, -0.1, 1.1, float("nan")),
         "non_retryable": (LookupError, "LookupError", ("LookupError",), [LookupError], (LookupError(),), None),
-        "retryable": FUNCTION,
+        "retryable": JUDGE,
     },
     "SQLiteStore": {"path": (*PATH, "", ":memory:"), "clock": CLOCK},
     "Verdict": {"kind": ("no", 3, None), "retry_after": DURATION, "note": (*TEXT, None)},

@@ -18,6 +18,7 @@ __all__ = [
     "check_dependencies",
     "check_duration",
     "check_flag",
+    "check_function",
     "check_instance",
     "check_integer",
     "check_iterable",
@@ -125,6 +126,13 @@ def check_callable(name: str, value: object, *, optional: bool = False, error: R
     """Refuse what cannot be called."""
     if not (callable(value) or (optional and value is None)):
         raise error(f"{name} must be a function, not {_kind(value)}")
+
+
+def check_function(name: str, value: object, *, optional: bool = False, error: Refusal = ConfigurationError) -> None:
+    """Refuse what cannot be called, and a class: called with an error, say, it would make an object, and no answer."""
+    if isinstance(value, type):
+        raise error(f"{name} must be a function, not {_kind(value)}; an object of it may be one: {value.__name__}()")
+    check_callable(name, value, optional=optional, error=error)
 
 
 def check_instance(

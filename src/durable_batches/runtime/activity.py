@@ -22,6 +22,7 @@ from durable_batches.lifecycle.states import Stage
 from durable_batches.options import (
     check_callable,
     check_duration,
+    check_function,
     check_instance,
     check_integer,
     check_iterable,
@@ -239,7 +240,7 @@ class DurableActivity(Generic[P, T_co]):
             check_subclass(f"{subject} stage", self.stage, Stage, error=MachineError)
             tag_of(self.stage)
         check_instance(f"{subject} retry", self.retry, RetryPolicy, error=error)
-        check_callable(f"{subject} classify", self.classify, optional=True, error=error)
+        check_function(f"{subject} classify", self.classify, optional=True, error=error)
         check_duration(f"{subject} timeout", self.timeout, optional=True, error=error)
         if self.limiter is not None and (isinstance(self.limiter, type) or not hasattr(self.limiter, "permit")):
             raise error(f"{subject} limiter must be a Limiter, such as a CentralRateLimiter")

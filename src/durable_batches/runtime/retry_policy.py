@@ -13,7 +13,7 @@ from durable_batches.clock import SystemClock
 from durable_batches.errors import ConfigurationError, qualified_name
 from durable_batches.lifecycle.failures import leaves, line_of
 from durable_batches.lifecycle.policies import LONGEST_DELAY, check_delay, grown
-from durable_batches.options import check_callable, check_integer, check_number, check_subclasses
+from durable_batches.options import check_function, check_integer, check_number, check_subclasses
 from durable_batches.runtime.classify import (
     ErrorClassifier,
     RemoteError,
@@ -67,7 +67,7 @@ class RetryPolicy:
         check_number("factor", self.factor)
         check_number("jitter", self.jitter)
         check_subclasses("non_retryable", self.non_retryable, BaseException)
-        check_callable("retryable", self.retryable, optional=True)
+        check_function("retryable", self.retryable, optional=True)
         if self.max_attempts < 1:
             raise ConfigurationError("max_attempts must be 1 or more")
         check_delay("initial", self.initial)

@@ -31,6 +31,7 @@ from durable_batches.options import (
     check_dependencies,
     check_duration,
     check_flag,
+    check_function,
     check_integer,
 )
 from durable_batches.outage import Backoff, Outage, Outages
@@ -143,7 +144,7 @@ class Worker:
         check_integer("max_kept_bytes", max_kept_bytes)
         for name, duration in (("lease", lease), ("drain", drain), ("max_stall", max_stall)):
             check_duration(name, duration)
-        check_callable("classify", classify)
+        check_function("classify", classify)
         check_flag("signals", signals)
         for name, after in (
             ("blocked_warning", blocked_warning),
