@@ -62,7 +62,7 @@ def watch_exit(code: int, loop: asyncio.AbstractEventLoop) -> None:
 
 
 class _ExitWatch:
-    """Watches the main thread from a daemon thread, of which a process has one at most."""
+    """Watches the main thread from a daemon thread, and logs from another; a process has one of each at most."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -78,10 +78,15 @@ class _ExitWatch:
             return
         # Without a further thread the process still ends, unless another one never does.
         with suppress(RuntimeError):
-            threading.Thread(target=self._watch, name="durable-batches-exit", daemon=True).start()
+            over = threading.Event()
+            # Both now: while the interpreter ends, Python 3.12 starts none.
+            teller = threading.Thread(target=self._tell, args=(over,), name="durable-batches-exit-log", daemon=True)
+            teller.start()
+            watch = threading.Thread(target=self._watch, args=(over, teller), name="durable-batches-exit", daemon=True)
+            watch.start()
             self._process = os.getpid()
 
-    def _watch(self) -> None:
+    def _watch(self, over: threading.Event, teller: threading.Thread) -> None:
         alarm = self.clock.alarm()
         join: _Join | None = None
         looks = 0
@@ -89,10 +94,8 @@ class _ExitWatch:
             alarm.wait(EXIT_PATIENCE_SECONDS / _LOOKS)
             before, join = join, self._join()
             looks = looks + 1 if join is not None and join is before else 0
-        teller = threading.Thread(target=self._tell, name="durable-batches-exit-log", daemon=True)
-        with suppress(RuntimeError):
-            teller.start()
-            teller.join(_TELLING_SECONDS)
+        over.set()
+        teller.join(_TELLING_SECONDS)
         os._exit(self._code)
 
     def _join(self) -> _Join | None:
@@ -117,7 +120,8 @@ class _ExitWatch:
             return False
         return bool(tasks) and all(map(_is_executors_shutdown, tasks))
 
-    def _tell(self) -> None:
+    def _tell(self, over: threading.Event) -> None:
+        over.wait()
         with suppress(Exception):
             self._log()
         # As the interpreter does when it ends; atexit functions are not called, which belong to the main thread.
