@@ -107,13 +107,19 @@ def _leave_unwatched(code: int, loop: object) -> None:
     """In place of the exit watch."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _unwatched() -> Iterator[None]:
+    """No signal that a test sends has the exit watch begin here: it would end the process of all tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(exit_watch._watch, "begin", _leave_unwatched)
+        yield
+
+
 @pytest.fixture
 def signal_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[ManualClock]:
     """The clock that signals are told from their echoes by. Nobody listens to them, and Python's handlers are there."""
     clock = ManualClock()
     monkeypatch.setattr(stop_signals, "_switchboard", stop_signals._Switchboard(clock))
-    # It would end the process of the tests, which have others to test it.
-    monkeypatch.setattr(exit_watch._watch, "begin", _leave_unwatched)
     term = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield clock
