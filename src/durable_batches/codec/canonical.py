@@ -71,7 +71,7 @@ class Digester:
         self._what = what
         self.hidden: Hidden = _hidden(plain, what, as_before=as_before)
         self.loose: bool = "any" in types_in(plain) or has_secret(plain)
-        self._certain = certain_of(plain)
+        self._certain = certain_of(plain, as_before=as_before)
         # Once a call: a type that can hide nothing is not asked.
         hides = self._certain is not None and may_hide(plain)
         self.encode: Callable[[Any], bytes] = self._whole if hides else self.written

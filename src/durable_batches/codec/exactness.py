@@ -16,7 +16,7 @@ from durable_batches.codec.comparison import equal
 from durable_batches.codec.parts import choices_of, parts_by_ref, types_in
 from durable_batches.codec.shapes import is_dict, is_sequence
 from durable_batches.codec.unions import without_names
-from durable_batches.codec.unwritten import is_negative_zero, is_written_whole
+from durable_batches.codec.unwritten import has_fixed_zone, is_negative_zero, is_written_whole
 
 __all__ = ["SCALARS", "Certain", "certain_of", "is_excluded", "is_json"]
 
@@ -41,9 +41,14 @@ _EMPTY: Final = (list, dict, set, tuple, frozenset)
 _MISSING: Final = object()
 
 
-def certain_of(schema: Any) -> Certain | None:
-    """Compile the predicate of a schema; None: all values that the serializer takes are certain."""
-    return _Compiler(parts_by_ref(schema)).of(schema)
+def certain_of(schema: Any, *, as_before: bool = False) -> Certain | None:
+    """Compile the predicate of a schema; None: all values that the serializer takes are certain.
+
+    Args:
+        schema: The schema.
+        as_before: Compile the one of up to 0.2.0, which took more values for certain, and looked at nothing in them.
+    """
+    return _Compiler(parts_by_ref(schema), as_before=as_before).of(schema)
 
 
 def is_excluded(field: Mapping[str, Any]) -> bool:
@@ -58,8 +63,9 @@ def _never(value: Any) -> bool:
 class _Compiler:
     """Make the predicates of one schema's parts; None in place of one that holds for each value."""
 
-    def __init__(self, by_ref: Mapping[str, dict[str, Any]]) -> None:
+    def __init__(self, by_ref: Mapping[str, dict[str, Any]], *, as_before: bool) -> None:
         self._by_ref = by_ref
+        self._as_before = as_before
         self._made: dict[str, Certain | None] = {}
         self._open: set[str] = set()
         # The class that a predicate asks for, and nothing else: many values are compared at once.
@@ -82,7 +88,7 @@ class _Compiler:
             case "default":
                 return self._defaulting(part)
             case "datetime" | "time":
-                return _is_whole_time
+                return _has_fixed_zone if self._as_before else _is_whole_time
             case "any":
                 return is_json
             case "model":
@@ -141,7 +147,7 @@ class _Compiler:
         types = types_in(inner)
         if certain is _never or (certain is None and "union" in types):
             return _never
-        if types.isdisjoint(_LOOSELY_EQUAL) or part.get("default_factory") in _EMPTY:
+        if self._as_before or types.isdisjoint(_LOOSELY_EQUAL) or part.get("default_factory") in _EMPTY:
             return certain
         default = part.get("default", _MISSING)
         if default is _MISSING:
@@ -295,6 +301,11 @@ def is_json(value: Any) -> bool:
 def _is_whole_time(value: Any) -> bool:
     """See `is_written_whole`; what is no time is the serializer's concern."""
     return not isinstance(value, datetime | time) or is_written_whole(value)
+
+
+def _has_fixed_zone(value: Any) -> bool:
+    """See `has_fixed_zone`, of what was looked at up to 0.2.0."""
+    return not isinstance(value, datetime | time) or has_fixed_zone(value)
 
 
 def _told_apart_from(default: Any) -> Certain:
