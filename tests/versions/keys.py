@@ -58,7 +58,7 @@ class Assigned(BaseModel):
 
 
 class Named(NamedTuple):
-    count: int = 0
+    number: int = 0
     at: datetime = datetime(2020, 1, 1)
 
 
