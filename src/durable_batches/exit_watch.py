@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from durable_batches.clock import Clock, SystemClock
 
-__all__ = ["EXIT_PATIENCE_SECONDS", "watch_exit"]
+__all__ = ["EXIT_PATIENCE_SECONDS", "leave_exit", "watch_exit"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -61,6 +61,11 @@ def watch_exit(code: int, loop: asyncio.AbstractEventLoop) -> None:
     _watch.begin(code, loop)
 
 
+def leave_exit() -> None:
+    """Have the process end as it likes: what was asked to stop has ended by itself, and the program goes on."""
+    _watch.leave()
+
+
 class _ExitWatch:
     """Watches the main thread from a daemon thread, and logs from another; a process has one of each at most."""
 
@@ -68,11 +73,12 @@ class _ExitWatch:
         self.clock = clock
         self._process: int | None = None
         self._code = 0
+        self._ends = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self, code: int, loop: asyncio.AbstractEventLoop) -> None:
         """See `watch_exit`."""
-        self._code, self._loop = code, loop
+        self._code, self._loop, self._ends = code, loop, True
         # A child that was forked has none of its parent's threads.
         if self._process == os.getpid():
             return
@@ -85,6 +91,10 @@ class _ExitWatch:
             watch = threading.Thread(target=self._watch, args=(over, teller), name="durable-batches-exit", daemon=True)
             watch.start()
             self._process = os.getpid()
+
+    def leave(self) -> None:
+        """See `leave_exit`."""
+        self._ends = False
 
     def _watch(self, over: threading.Event, teller: threading.Thread) -> None:
         alarm = self.clock.alarm()
@@ -102,7 +112,7 @@ class _ExitWatch:
         """Return who waits for threads, where the main thread does nothing else."""
         # Documented for just this, in spite of its name.
         frame = sys._current_frames().get(threading.main_thread().ident or 0)  # pyright: ignore[reportPrivateUsage]
-        if frame is None:
+        if frame is None or not self._ends:
             return None
         if _module_of(frame) in _JOINING_MODULES:
             return _Join.INTERPRETER if _is_interpreters_join(frame) else None

@@ -1,5 +1,7 @@
 """A program that leaves a thread behind which never ends: `python -m tests.processes.leaving HOST WAY STORE [cleanup]`.
 
+With the WAY "none" its batch ends all the same, and it goes on.
+
 It is told to stop by signals that it sends to itself. Its exit watch looks all the time, and counts its looks.
 """
 
@@ -81,6 +83,9 @@ def never_ends(begun: threading.Event) -> None:
 
 @durable_activity(stage=Working)
 async def leaves_a_thread(document: str) -> str:
+    if way == "none":
+        signal.raise_signal(NUMBER)
+        return document
     begun = threading.Event()
     loop = asyncio.get_running_loop()
     match way:
@@ -141,6 +146,8 @@ if __name__ == "__main__":
     _watch.clock = clock
     if host == "script":
         run_batch(leaving, ["document"], store=store, drain=timedelta(hours=1), progress=False)
+        # Not reached where the batch was stopped. The interpreter waits for the thread.
+        threading.Thread(target=clean_up, args=["after the batch"]).start()
     else:
         try:
             asyncio.run(serve())

@@ -63,3 +63,10 @@ def test_a_cleanup_takes_as_long_as_it_takes(leaving: Leaving) -> None:
     ]
     assert process.returncode == 143, errors
     assert "only waits for 1 thread that does not end: 'own_0'" in errors
+
+
+def test_a_script_goes_on_whose_batch_has_ended_all_the_same(leaving: Leaving) -> None:
+    process = leaving.start("script", "none")
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert output.splitlines() == ["cleaned up after the batch"], errors
+    assert process.returncode == 0, errors

@@ -72,8 +72,8 @@ def run_workers(targets: Sequence[str], options: WorkerOptions) -> int:
 async def _run(workers: Sequence[Worker], signals: StopSignals) -> int:
     running = asyncio.create_task(_work(workers, signals))
     await signals.wait_for(running)
-    if not running.cancelled():
-        # One could not begin, or has broken down.
+    if not running.cancelled() or not signals.count:
+        # One could not begin, or has broken down; or it was cancelled by the code of a workflow.
         running.result()
     print_line(f"stopped by {signals.name}; what is unfinished goes on in other workers, or when one is started again")
     code = Exit.DONE if signals.count == 1 else signals.exit_code
@@ -90,7 +90,8 @@ async def _work(workers: Sequence[Worker], signals: StopSignals) -> None:
             print_line(f"running {', '.join(_names_of(workers))}; Ctrl-C or SIGTERM stops it")
             await asyncio.Event().wait()
         finally:
-            print_line(f"{signals.name}: running activities finish and are recorded first (again: stop at once)")
+            if signals.count:
+                print_line(f"{signals.name}: running activities finish and are recorded first (again: stop at once)")
             # All of them at once, and not one after another.
             for worker in workers:
                 worker.begin_drain()

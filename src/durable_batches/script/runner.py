@@ -14,6 +14,7 @@ from uuid import uuid4
 from typing_extensions import TypeVar
 
 from durable_batches.errors import ConfigurationError
+from durable_batches.exit_watch import leave_exit
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import BatchRecord
@@ -126,6 +127,8 @@ def run_batch(
         result = asyncio.run(script.run(signals))
     if result is None:
         raise SystemExit(signals.exit_code)
+    # A batch that has ended during the drain is a result, and the script goes on with it.
+    leave_exit()
     return result
 
 
