@@ -69,7 +69,8 @@ class Permits:
             self._grant(now)
             if ticket.granted is not None:
                 return ticket
-            if admission.estimate(now, ticket) > longest or longest <= 0:
+            # To estimate takes a look at all that wait before it.
+            if longest <= 0 or (longest < math.inf and admission.estimate(now, ticket) > longest):
                 error = self._refusal(now, ticket, longest)
                 admission.withdraw(now, ticket)
                 raise error
@@ -213,7 +214,9 @@ class Permits:
     def _give_up(self, ticket: Ticket, longest: float) -> None:
         waiter = self._waiters.get(ticket)
         if waiter is not None and not waiter.done():
-            waiter.set_exception(self._refusal(self._now(), ticket, longest))
+            with self.lock:
+                error = self._refusal(self._now(), ticket, longest)
+            waiter.set_exception(error)
 
     def _refusal(self, now: float, ticket: Ticket, longest: float) -> RateLimitedError:
         seconds = self._admission.estimate(now, ticket)
