@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ from durable_batches import ExecutorError
 from durable_batches.executors.messages import Request, Succeeded, decode_answer
 from durable_batches.executors.names import reference_of
 from durable_batches.executors.placement import ExecutorOrFactory, Placement
+from durable_batches.executors.remote import run_call
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.context import ExecutionContext
 from durable_batches.runtime.elsewhere import CallLostError
@@ -66,6 +68,10 @@ class Placed:
 
     async def all(self, numbers: range, **options: Any) -> list[int | BaseException]:
         return await asyncio.gather(*(self.run(number, **options) for number in numbers), return_exceptions=True)
+
+    async def ended(self) -> None:
+        """Wait until the executors that are used no more have ended."""
+        await eventually(lambda: not self.placement._ending)  # pyright: ignore[reportPrivateUsage]
 
     @property
     def free_places(self) -> int:
@@ -176,6 +182,106 @@ async def test_a_possible_poison_runs_alone_from_the_beginning_beside_a_pool_tha
         for task in hanging:
             task.cancel()
         await asyncio.gather(*hanging, return_exceptions=True)
+        assert there.free_places == 2
+
+
+async def test_a_call_that_still_runs_is_not_placed_again_where_its_executor_is_used_no_more() -> None:
+    submitted: list[int] = []
+
+    def fate(message: bytes) -> str:
+        submitted.append(number_of(message))
+        if submitted == [1, 2]:
+            raise RuntimeError("can't start new thread")
+        return "hang" if submitted[-1] == 1 else "run"
+
+    engines = Engines(fate)
+    async with placed(engines) as there:
+        running = asyncio.create_task(there.run(1))
+        await eventually(lambda: submitted == [1])
+        assert await there.run(2) == 4
+        await there.ended()
+        (future,) = engines.made[0].running
+        assert engines.made[0].ended
+        assert there.free_places == 1
+        future.set_result(run_call(call(1)))
+        assert await running == 2
+        assert submitted == [1, 2, 2]
+        assert there.free_places == 2
+
+
+async def test_a_call_that_only_waits_in_an_executor_that_is_used_no_more_is_placed_again() -> None:
+    class Forgetful(Engine):
+        """Holds its first call in a queue that it forgets."""
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if number_of(args[0]) == 1 and not queued:
+                queued.append(Future())
+                return queued[0]
+            return super().submit(fn, *args, **kwargs)
+
+    queued: list[Future[Any]] = []
+    engines: list[Engine] = []
+
+    def make() -> Engine:
+        engines.append(Forgetful(lambda message: "break" if len(engines) == 1 else "run", 2))
+        return engines[-1]
+
+    async with placed(make) as there:
+        assert await there.all(range(1, 3)) == [2, 4]
+        # It cannot begin there any more.
+        assert queued[0].cancelled()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), BlockingIOError(11, "no more processes")])
+async def test_a_call_that_may_be_queued_is_submitted_again_once_nothing_runs_there(error: Exception) -> None:
+    submitted: list[int] = []
+
+    class Queues(Engine):
+        """Queues a call, cannot start a thread for it, and runs it on one that it has."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait)
+            if wait:
+                awaited.set()
+                ended.wait(PATIENCE)
+
+    def fate(message: bytes) -> str:
+        submitted.append(number_of(message))
+        if submitted.count(submitted[-1]) == 1:
+            raise error
+        return "run"
+
+    awaited, ended = threading.Event(), threading.Event()
+    async with placed(lambda: Queues(fate, 2)) as there:
+        running = asyncio.create_task(there.run(1))
+        await eventually(awaited.is_set)
+        assert submitted == [1]
+        assert there.free_places == 1
+        ended.set()
+        assert await running == 2
+        assert there.free_places == 2
+        # The timeout holds there, too.
+        awaited.clear()
+        ended.clear()
+        running = asyncio.create_task(there.run(2, seconds=60))
+        await eventually(awaited.is_set)
+        there.clock.advance(61)
+        with pytest.raises(TimeoutError):
+            await running
+        ended.set()
+        assert submitted == [1, 1, 2]
+        assert there.free_places == 2
+
+
+@pytest.mark.parametrize("suspect", [False, True])
+async def test_an_answer_that_comes_with_the_deadline_is_one(suspect: bool) -> None:
+    engines = Engines(lambda _: "hang")
+    async with placed(engines) as there:
+        running = asyncio.create_task(there.run(1, seconds=60, suspect=suspect))
+        await eventually(lambda: bool(engines.made[-1].running))
+        there.clock.advance(60)
+        engines.made[-1].running[0].set_result(run_call(call(1)))
+        assert await running == 2
         assert there.free_places == 2
 
 

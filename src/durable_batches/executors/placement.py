@@ -10,6 +10,8 @@ Which rules hold
 4. A pool that has broken is made anew by the first call that notices; so is one whose places are all held by calls that
    were given up and run on.
 5. A pool that calls run alone in is not the one that others hang in: neither waits for the other.
+6. A call that still runs is not lost, and is not placed again: it ends in the executor that it began in, also where
+   that is used no more.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import asyncio
 import inspect
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import nullcontext, suppress
 from typing import Any, Final, NamedTuple, TypeAlias, cast
@@ -80,8 +82,8 @@ class Placement:
         self._making = asyncio.Lock()
         self._alone = asyncio.Lock()
         self._given_up: dict[Future[bytes], int] = {}
-        self._live: dict[asyncio.Future[None], int] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._live: dict[asyncio.Future[None], tuple[int, Future[bytes]]] = {}
+        self._ending: dict[asyncio.Task[None], Executor] = {}
 
     async def open(self, threads: Threads) -> None:
         """Make the executor.
@@ -176,11 +178,11 @@ class Placement:
         await self._places.acquire()
         keeps_place = False
         try:
-            generation, future = await self._submitted(message, begins)
+            generation, future = await self._submitted(message, begins, seconds)
             ended = _ended(future)
-            self._live[ended] = generation
+            self._live[ended] = (generation, future)
             try:
-                await self._wait(ended, seconds)
+                await self._wait(ended, future, seconds)
             except BaseException:
                 keeps_place = self._give_up(future, generation)
                 raise
@@ -206,12 +208,14 @@ class Placement:
                     future = executor.submit(run_call, message)
                 except Exception as error:
                     raise ExecutorError(self.name, line_of(error)) from error
-                await self._wait(_ended(future), seconds)
+                await self._wait(_ended(future), future, seconds)
             finally:
-                self._end_later(executor, ())
+                self._end_later(executor)
             return self._answer_of(future)
 
-    async def _submitted(self, message: bytes, begins: Callable[[], Awaitable[object]]) -> tuple[int, Future[bytes]]:
+    async def _submitted(
+        self, message: bytes, begins: Callable[[], Awaitable[object]], seconds: float | None
+    ) -> tuple[int, Future[bytes]]:
         """Submit a call; to a new executor where the present one takes no calls any more."""
         refusals = 0
         while True:
@@ -221,23 +225,29 @@ class Placement:
                 return generation, executor.submit(run_call, message)
             except Exception as error:
                 refusals += 1
-                # A pool that has broken, or that others have shut down. Nothing ran: no call is lost.
-                if not (isinstance(error, RuntimeError) and self._can_be_made and refusals < _MOST_REFUSALS):
-                    hint = (
-                        ""
-                        if self._can_be_made
-                        else "; it was given as it is, and cannot be made again: give a function that makes it"
-                    )
+                if not self._can_be_made:
+                    hint = "; it was given as it is, and cannot be made again: give a function that makes it"
                     raise ExecutorError(self.name, f"{line_of(error)}{hint}") from error
-            self._retire(generation)
+                self._retire(generation)
+                if not _took_nothing(error):
+                    # A pool queues a call before it starts a thread or a process for it. Where only that failed, those
+                    # that it has may run the call, and nobody holds its future.
+                    await self._end_of(executor, seconds)
+                if refusals >= _MOST_REFUSALS:
+                    raise ExecutorError(self.name, line_of(error)) from error
 
-    async def _wait(self, ended: asyncio.Future[None], seconds: float | None) -> None:
+    async def _wait(self, ended: asyncio.Future[None], future: Future[bytes], seconds: float | None) -> None:
         """Wait for a call's end.
 
         Not for `wrap_future`: a future that the executor has cancelled would look like a cancelled task.
         """
-        async with nullcontext() if seconds is None else Deadline(self._clock, seconds):
-            await ended
+        try:
+            async with nullcontext() if seconds is None else Deadline(self._clock, seconds):
+                await ended
+        except TimeoutError:
+            # An answer that comes at the very moment is one: its call would be paid for again.
+            if not future.done() or future.cancelled():
+                raise
 
     def _answer_of(self, future: Future[bytes]) -> bytes | _Loss:
         if not future.done() or future.cancelled():
@@ -304,7 +314,7 @@ class Placement:
         if not isinstance(made, Executor):
             raise ExecutorError(self.name, f"{self._given!r} made a {type(made).__name__}, which is no Executor")
         if forks(made):
-            self._end_later(made, ())
+            self._end_later(made)
             raise ExecutorError(self.name, FORKS)
         return made
 
@@ -316,23 +326,49 @@ class Placement:
         self._generation += 1
         for future in [future for future, of in self._given_up.items() if of == generation]:
             self._free(future)
-        self._end_later(executor, [ended for ended, of in self._live.items() if of == generation])
+        self._end_later(executor, generation)
 
-    def _end_later(self, executor: Executor, waiting: Iterable[asyncio.Future[None]]) -> None:
-        task = asyncio.create_task(self._end(executor, waiting), name=f"durable-batches executor {self.name}")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+    def _end_later(self, executor: Executor, generation: int | None = None) -> None:
+        """End an executor in a task of its own; of a generation, or the one of a single call."""
+        task = asyncio.create_task(self._end(executor, generation), name=f"durable-batches executor {self.name}")
+        self._ending[task] = executor
+        task.add_done_callback(self._ending.pop)
 
-    async def _end(self, executor: Executor, waiting: Iterable[asyncio.Future[None]]) -> None:
+    async def _end(self, executor: Executor, generation: int | None) -> None:
         assert self._threads is not None
+        runs_nothing = False
         try:
             async with self._threads.one(f"executor {self.name}") as run:
-                await run(lambda: _end(executor))
+                runs_nothing = await run(lambda: _end(executor))
         except Exception as error:  # noqa: BLE001  (of others; nothing depends on it)
             _log.warning("executor %r could not be ended: %s", self.name, line_of(error), exc_info=error)
-        # Some executors forget the futures of what they ran.
-        for ended in waiting:
-            wake(ended)
+        # Some executors forget the futures of what they ran. Calls that still run end as if nothing had happened.
+        for ended, (of, future) in list(self._live.items()):
+            if of == generation:
+                if runs_nothing:
+                    wake(ended)
+                else:
+                    future.cancel()
+
+    async def _end_of(self, executor: Executor, seconds: float | None) -> None:
+        """Wait until nothing runs in an executor that is being ended.
+
+        Raises:
+            ExecutorError: That cannot be known.
+            TimeoutError: The time is up.
+        """
+        assert self._threads is not None
+        try:
+            async with nullcontext() if seconds is None else Deadline(self._clock, seconds):
+                ending = [task for task, of in self._ending.items() if of is executor]
+                if ending:
+                    await asyncio.wait(ending)
+                async with self._threads.one(f"executor {self.name}") as run:
+                    await run(lambda: executor.shutdown(wait=True))
+        except TimeoutError:
+            raise
+        except Exception as error:
+            raise ExecutorError(self.name, f"ending it raised {line_of(error)}") from error
 
 
 FORKS: Final = (
@@ -361,6 +397,11 @@ def _is_loss(error: BaseException) -> bool:
     return isinstance(error, BrokenExecutor) or any(kind.__name__ in _LOST for kind in type(error).__mro__)
 
 
+def _took_nothing(error: Exception) -> bool:
+    """Whether an executor that raised this has not even queued the call: it has broken, or was shut down."""
+    return isinstance(error, BrokenExecutor) or (isinstance(error, RuntimeError) and "shutdown" in str(error))
+
+
 def _ended(future: Future[bytes]) -> asyncio.Future[None]:
     """Return what is set when a call has ended, in whatever thread that happens."""
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -368,20 +409,24 @@ def _ended(future: Future[bytes]) -> asyncio.Future[None]:
     return ended
 
 
-def _end(executor: Executor) -> None:
-    """End an executor without waiting for what hangs in it."""
+def _end(executor: Executor) -> bool:
+    """End an executor without waiting for calls that hang in it; return whether it is known that none runs any more."""
     # Before the shutdown, which forgets them. They run nothing that anybody waits for.
     processes = cast("dict[int, Any]", getattr(executor, "_processes", None) or {})
     children = list(processes.values())
     accepted = inspect.signature(executor.shutdown).parameters
     options: dict[str, Any] = {"cancel_futures": True} if "cancel_futures" in accepted else {}
     executor.shutdown(wait=False, **options)
+    are_killed = bool(children)
     for child in children:
-        with suppress(Exception):
+        try:
             child.kill()
+        except Exception:  # noqa: BLE001  (of others)
+            are_killed = False
     for child in children:
         with suppress(Exception):
             child.join(_JOIN_SECONDS)
+    return are_killed
 
 
 _JOIN_SECONDS: Final = 5
