@@ -66,6 +66,13 @@ def fail(text: str) -> None:
 
 
 @durable_activity(run_on="cpu", retry=TWICE)
+async def cancel_own_work() -> None:
+    work = asyncio.ensure_future(asyncio.sleep(3600))
+    asyncio.get_running_loop().call_soon(work.cancel)
+    await work
+
+
+@durable_activity(run_on="cpu", retry=TWICE)
 def leave(code: int) -> None:
     raise SystemExit(code)
 

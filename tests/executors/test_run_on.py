@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -18,6 +20,7 @@ from tests.executors import activities
 from tests.executors.activities import (
     ask,
     ask_for_time,
+    cancel_own_work,
     double,
     double_async,
     fail,
@@ -41,6 +44,7 @@ from durable_batches import (
     ConfigurationError,
     DocumentReleased,
     DurableActivity,
+    ExecutionContext,
     ExecutorError,
     MemoryStore,
     RetryPolicy,
@@ -52,7 +56,8 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.executors import ExecutorOrFactory
-from durable_batches.executors.messages import Request
+from durable_batches.executors.messages import Failed, Request, decode_answer
+from durable_batches.executors.remote import run_call
 from durable_batches.testing import HistoryChecker, ManualClock
 
 Given = Mapping[str, ExecutorOrFactory]
@@ -173,6 +178,47 @@ async def test_errors_use_attempts_and_what_would_end_the_process_is_one() -> No
     error = await Trial({"cpu": engines}).failure(lambda _: leave(3))
     assert (error.error_type, error.attempts) == ("SystemExit", 2)
     assert len(engines.made) == 2
+
+
+async def test_work_of_its_own_that_was_cancelled_is_an_error_like_any_other() -> None:
+    error = await Trial({"cpu": lambda: ThreadPoolExecutor(1)}).failure(lambda _: cancel_own_work())
+    assert (error.error_type, error.attempts, error.retryable) == ("RuntimeError", 2, True)
+    assert "the activity's own work was cancelled" in str(error)
+
+
+def test_a_call_raises_nothing_whatever_is_wrong_in_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module_that_raises.py").write_text("raise ValueError('no key')", encoding="ascii")
+    (tmp_path / "module_that_exits.py").write_text("raise SystemExit(3)", encoding="ascii")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    def answer(function: str, classifier: str | None) -> Failed:
+        request = Request(
+            function=function,
+            arguments={"text": b'"no"'},
+            context=ExecutionContext(batch_id=BatchId("b"), document_id="d", ordinal=0, attempt=1, run=1),
+            attempt=3,
+            idempotency_key="k",
+            classifier=classifier,
+            reports=None,
+        )
+        failed = decode_answer(run_call(request.encode()))
+        assert isinstance(failed, Failed)
+        return failed
+
+    failed = answer("module_that_raises:work", "module_that_raises:judge")
+    assert (failed.failure.error_type, failed.failure.message) == ("ValueError", "no key")
+    assert failed.verdict.note == "the worker's classifier is not there: ValueError: no key"
+    # Where nothing else is left, the names of both errors.
+    failed = answer("tests.executors.activities:fail", "module_that_exits:judge")
+    assert (failed.failure.activity, failed.failure.error_type, failed.failure.attempts) == ("fail", "ValueError", 3)
+    assert failed.failure.message == "it could not be judged or encoded, which raised SystemExit"
+    assert failed.verdict.kind == "retry"
+    # A message that is none.
+    unreadable = decode_answer(run_call(b"\0\0\0\2{}"))
+    assert isinstance(unreadable, Failed)
+    assert unreadable.failure.error_type == "KeyError"
 
 
 async def test_a_delay_that_an_error_asks_for_crosses() -> None:

@@ -14,7 +14,7 @@ from durable_batches.executors.messages import Request, Used, encode_failed, enc
 from durable_batches.executors.names import find_activity, find_classifier
 from durable_batches.executors.reports import send_report
 from durable_batches.lifecycle.amounts import Amount
-from durable_batches.lifecycle.failures import ActivityFailure
+from durable_batches.lifecycle.failures import ActivityFailure, line_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_integer
 from durable_batches.runtime.activity import DurableActivity
@@ -95,10 +95,12 @@ def run_call(message: bytes) -> bytes:
     """Run one attempt of a call, and return its result, or its error, as bytes; it raises nothing."""
     if message == PROBE:
         return PROBE
-    request = Request.decode(message)
+    request: Request | None = None
     activity: DurableActivity[..., Any] | None = None
-    call = RemoteActivity(request)
+    call: RemoteActivity | None = None
     try:
+        request = Request.decode(message)
+        call = RemoteActivity(request)
         activity = find_activity(request.function)
         definition = activity.definition
         arguments = definition.arguments.decode(request.arguments)
@@ -110,29 +112,58 @@ def run_call(message: bytes) -> bytes:
         finally:
             leave(tokens)
         return encode_succeeded(definition.codec.recoded(result)[0], call.used)
-    except BaseException as error:  # noqa: BLE001  (also what would end the process: it has other calls to run)
-        return _failed(request, activity, error, call.used)
+    except BaseException as raised:  # noqa: BLE001  (also what would end the process: it has other calls to run)
+        error = raised
+    if isinstance(error, asyncio.CancelledError):
+        # Nothing cancels a call here; something that the function awaited was cancelled.
+        error = RuntimeError("the activity's own work was cancelled").with_traceback(error.__traceback__)
+    used = Used() if call is None else call.used
+    try:
+        return _failed(request, activity, error, used)
+    except BaseException as second:  # noqa: BLE001  (an error of the user's that cannot be pickled would break the pool)
+        return _failed_plainly(request, error, second)
 
 
-def _failed(request: Request, activity: DurableActivity[..., Any] | None, error: BaseException, used: Used) -> bytes:
+def _failed(
+    request: Request | None, activity: DurableActivity[..., Any] | None, error: BaseException, used: Used
+) -> bytes:
     """Encode an error, with what it means: its object stays here."""
     trim(error)
     retry = RetryPolicy() if activity is None else activity.retry
-    name = request.function.rpartition(":")[2] if activity is None else activity.name
     verdict = retry.judge(error, _classifier(request, activity))
-    failure = ActivityFailure.of(name, error, request.attempt, retryable=verdict.kind != "never")
+    attempt = 1 if request is None else request.attempt
+    failure = ActivityFailure.of(_name(request, activity), error, attempt, retryable=verdict.kind != "never")
     return encode_failed(failure, verdict, _traceback_of(error), used)
 
 
-def _classifier(request: Request, activity: DurableActivity[..., Any] | None) -> ErrorClassifier:
+def _failed_plainly(request: Request | None, error: BaseException, second: BaseException) -> bytes:
+    """Encode an error that raises another one when it is judged or encoded: by the names of both; neither is asked."""
+    failure = ActivityFailure(
+        activity=_name(request, None),
+        error_type=type(error).__name__,
+        message=f"it could not be judged or encoded, which raised {type(second).__name__}",
+        attempts=1 if request is None else request.attempt,
+        retryable=True,
+        kinds=(),
+    )
+    return encode_failed(failure, Verdict(kind="retry"), "", Used())
+
+
+def _name(request: Request | None, activity: DurableActivity[..., Any] | None) -> str:
+    if activity is not None:
+        return activity.name
+    return "" if request is None else request.function.rpartition(":")[2]
+
+
+def _classifier(request: Request | None, activity: DurableActivity[..., Any] | None) -> ErrorClassifier:
     if activity is not None and activity.classify is not None:
         return activity.classify
-    if request.classifier is None:
+    if request is None or request.classifier is None:
         return default_classifier
     try:
         return find_classifier(request.classifier)
-    except (ImportError, AttributeError) as missing:
-        note = f"the worker's classifier is not there: {missing}"
+    except Exception as missing:  # noqa: BLE001  (a module may raise anything where it is imported)
+        note = f"the worker's classifier is not there: {line_of(missing)}"
 
         def unfound(error: BaseException, /) -> Verdict:
             return Verdict(kind=default_classifier(error).kind, note=note)
