@@ -24,19 +24,17 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
+
+from benchmarks.support.followed import Reading, followed
 
 from durable_batches import (
     BatchClient,
     BatchConfig,
     BatchEvent,
     BatchOrchestrator,
-    BatchStateMachine,
     SQLiteStore,
-    Stage,
     Worker,
-    durable_activity,
-    workflow,
 )
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
 
@@ -46,22 +44,6 @@ FAST_DOCUMENTS: Final = 200
 FAST_IN_FLIGHT: Final = 64
 SAMPLED: Final = 40
 """Subscribers whose latency is taken."""
-
-
-class Reading(Stage):
-    tag: Literal["reading"] = "reading"
-
-
-@durable_activity(stage=Reading)
-async def read(seconds: float) -> str:
-    if seconds:
-        await asyncio.sleep(seconds)
-    return "read"
-
-
-@workflow(BatchStateMachine(Reading), name="followed")
-async def followed(seconds: float) -> str:
-    return await read(seconds)
 
 
 Batches = BatchOrchestrator[float, str, Reading, None]

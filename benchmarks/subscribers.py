@@ -25,9 +25,10 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 from unittest.mock import patch
 
+from benchmarks.support.followed import followed
 from benchmarks.support.servers import schema_on, server
 
 from durable_batches import (
@@ -35,13 +36,9 @@ from durable_batches import (
     BatchConfig,
     BatchEvent,
     BatchOrchestrator,
-    BatchStateMachine,
     MemoryStore,
     PostgresStore,
     SQLiteStore,
-    Stage,
-    durable_activity,
-    workflow,
 )
 from durable_batches.lifecycle.events import LAST_EVENT_TAGS
 from durable_batches.lifecycle.records import BatchRecord, EventRecord
@@ -53,22 +50,6 @@ IN_FLIGHT = 64
 PACED = ((200, 100), (50, 1_000))
 PACED_SECONDS = 5
 PACED_IN_FLIGHT = 10
-
-
-class Reading(Stage):
-    tag: Literal["reading"] = "reading"
-
-
-@durable_activity(stage=Reading)
-async def read(seconds: float) -> str:
-    if seconds:
-        await asyncio.sleep(seconds)
-    return "read"
-
-
-@workflow(BatchStateMachine(Reading), name="subscribed")
-async def subscribed(seconds: float) -> str:
-    return await read(seconds)
 
 
 class Calls:
@@ -149,7 +130,7 @@ async def run(
     documents = [PACED_IN_FLIGHT / per_second] * (per_second * PACED_SECONDS) if per_second else [0.0] * DOCUMENTS
     async with AsyncExitStack() as stack:
         store = (at_worker if by_client else calls).count_in(open_store())
-        orchestrator = BatchOrchestrator(subscribed, store=store, max_in_flight=in_flight)
+        orchestrator = BatchOrchestrator(followed, store=store, max_in_flight=in_flight)
         batches = await stack.enter_async_context(orchestrator)
         client = await stack.enter_async_context(BatchClient(calls.count_in(open_store()))) if by_client else batches
         if count_decodes:

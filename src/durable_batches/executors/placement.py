@@ -285,7 +285,7 @@ class Placement:
         return True
 
     def _free(self, future: Future[bytes]) -> None:
-        """Give back the place of a call that was given up."""
+        """Release the place of a call that was given up."""
         if self._given_up.pop(future, None) is not None:
             self._places.release()
 

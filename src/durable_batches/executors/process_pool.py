@@ -27,7 +27,7 @@ class ProcessPool:
 
     Args:
         processes: As many calls run at once.
-        calls_per_process: After so many calls a process is replaced; None: it runs any number.
+        calls_per_process: The calls after which a process is replaced; None: it runs any number.
         start_method: How processes are started.
     """
 
@@ -67,7 +67,7 @@ def process_pool(
 
     Args:
         processes: As many calls run at once; by default, one for each processor.
-        calls_per_process: After so many calls a process is replaced, for code that leaks memory; None: never.
+        calls_per_process: The calls after which a process is replaced, for code that leaks memory; None: never.
         start_method: "spawn" starts each process anew; "forkserver" forks them from a server process, which is faster
             where many are started, and not there on Windows.
 

@@ -262,7 +262,7 @@ class Admission:
         return None if bucket is None else bucket.available(moment)
 
     def _give_back(self, moment: float, ticket: Ticket, amount: float) -> None:
-        """Give back the latest of what a ticket took."""
+        """Release the latest of what a ticket took."""
         while ticket.parts and amount > 0:
             taken, own = ticket.parts.pop()
             back = min(own, amount)

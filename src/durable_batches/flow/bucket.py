@@ -120,7 +120,7 @@ class WindowedBucket:
         return last
 
     def give_back(self, now: float, taken: Taken, amount: float) -> None:
-        """Give back part of what was taken, where it was taken: a minute later, that changes nothing."""
+        """Release part of what was taken, where it was taken: a minute later, that changes nothing."""
         self._advance(now)
         if taken.at > now - WINDOW_SECONDS:
             amount = min(amount, taken.amount)

@@ -58,7 +58,7 @@ class Permits:
         return self._clock or current_clock()
 
     async def acquire(self, tokens: int, longest: float) -> Ticket:
-        """Wait at most so many seconds for a permit; see `CentralRateLimiter.permit`."""
+        """Wait for a permit, at most `longest` seconds; see `CentralRateLimiter.permit`."""
         loop, clock = asyncio.get_running_loop(), current_clock()
         admission = self._admission
         with self.lock:

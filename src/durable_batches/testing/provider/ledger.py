@@ -69,11 +69,11 @@ class Ledger:
         return Counter(entry.fault for entry in self.entries if entry.fault is not None)
 
     def most_requests(self, seconds: float = _MINUTE) -> int:
-        """Return the most requests that were let through in any window of so many seconds."""
+        """Return the most requests that were let through in any window of that many seconds."""
         return round(self._most(seconds, tokens=False))
 
     def most_tokens(self, seconds: float = _MINUTE) -> int:
-        """Return the most tokens that were let through in any window of so many seconds."""
+        """Return the most tokens that were let through in any window of that many seconds."""
         return round(self._most(seconds, tokens=True))
 
     def tokens_between(self, first: float, last: float) -> int:
