@@ -451,8 +451,9 @@ def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def is_read_as_it_is(store: SQLiteStore) -> bool:
+    """Whether this event loop reads its file without a log."""
     assert store._reader is not None
-    return store._reader._unchanged is not None
+    return store._reader._open[asyncio.get_running_loop()].unchanged is not None
 
 
 async def test_reading_a_file_that_nobody_has_open_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The connection that reads: through aiosqlite, opened for reading only, so that nothing done with it can write.
+"""The connections that read: through aiosqlite, opened for reading only, so that nothing done with them can write.
+
+Each event loop has one of its own. A thread of aiosqlite ends when it has an answer for an event loop that was closed;
+what others had asked it would never be answered.
 
 Readers of a file with a write-ahead log need the log and its index, two files beside it, which SQLite makes where they
 are not there, and which a reader cannot remove. Where there is no log, nobody has the file open: then it is read as it
@@ -24,7 +27,7 @@ from durable_batches.stores.rows import Row
 from durable_batches.stores.sqlite.connection import connect_for_reading, translated
 from durable_batches.stores.sqlite.file import FileIdentity, PinnedFile, identity_of
 from durable_batches.stores.sqlite.reads import Select
-from durable_batches.tasks import ReusableLock, completed
+from durable_batches.tasks import ReusableLock, completed, thread_ended
 
 __all__ = ["Reader"]
 
@@ -53,8 +56,25 @@ class _File(NamedTuple):
     """The size of its write-ahead log, or of a journal; None: there is none, and so no process has it open."""
 
 
+class _Open(NamedTuple):
+    """A connection to the file, for one event loop."""
+
+    connection: aiosqlite.Connection
+    identity: FileIdentity | None
+    """Of the file that it has open."""
+    unchanged: _File | None
+    """Of a file that is read without its log: what it was like when it was opened."""
+    number: int
+    """How many were opened before it, and it."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether its thread is there: its event loop was not closed under a read, and this is no forked child."""
+        return bool(_thread_of(self.connection).is_alive())
+
+
 class Reader:
-    """Reads the file, for any event loop of the process, one statement at a time.
+    """Reads the file, for any event loop of the process, of each one statement at a time.
 
     Args:
         path: The file, which is there.
@@ -66,17 +86,13 @@ class Reader:
         self._path = path
         self._settings = settings
         self._written = file or PinnedFile(path)
-        self._identity: FileIdentity | None = None
-        """Of the file that is open."""
-        self._connection: aiosqlite.Connection | None = None
+        self._open: dict[asyncio.AbstractEventLoop, _Open] = {}
         self._connecting = ReusableLock()
         self._opened = 0
         self._is_open = False
-        self._unchanged: _File | None = None
-        """Of a file that is read without its log: what it was like when it was opened."""
 
     async def open(self) -> None:
-        """Open the connection.
+        """Open the connection of this event loop; another one's is opened when it reads for the first time.
 
         Raises:
             StoreNotFoundError: There is no such file.
@@ -87,7 +103,7 @@ class Reader:
             raise StoreNotFoundError(f"there is no file {self._path}")
         self._is_open = True
         try:
-            _ = await self._current()
+            _ = await self._current(asyncio.get_running_loop())
         except BaseException:
             self._is_open = False
             raise
@@ -116,68 +132,80 @@ class Reader:
 
     async def version(self) -> Version:
         """Read the version of the file, which changes with every commit of another connection, whose ever it is."""
-        ((version,),) = await self._rows("PRAGMA data_version", ())
-        return (self._opened, self._unchanged, version)
+        opened, ((version,),) = await self._answered("PRAGMA data_version", ())
+        return (opened.number, opened.unchanged, version)
 
     async def close(self) -> None:
-        """Finish what was begun, close the connection, and end its thread."""
+        """Finish what was begun, close the connections, and end their threads."""
         self._is_open = False
         async with self._connecting:
-            await self._disconnect()
+            for loop in list(self._open):
+                await self._disconnect(loop)
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
     async def _rows(self, statement: str, values: Sequence[object] | Mapping[str, object]) -> Sequence[Row]:
+        return (await self._answered(statement, values))[1]
+
+    async def _answered(
+        self, statement: str, values: Sequence[object] | Mapping[str, object]
+    ) -> tuple[_Open, Sequence[Row]]:
+        loop = asyncio.get_running_loop()
         for _ in range(_TRIES):
             self._written.check()
-            connection = await self._current()
-            unchanged = self._unchanged
+            opened = await self._current(loop)
             try:
                 with translated(self._path):
-                    rows = await connection.execute_fetchall(statement, values)
+                    # Seen through: the loop of a caller that is cancelled may be closed before the answer is there.
+                    rows = await completed(asyncio.ensure_future(_fetched(opened.connection, statement, values)))
             except StoreUnavailableError:
-                if unchanged not in (None, _file(self._path)):
+                if opened.unchanged not in (None, _file(self._path)):
                     # It was written to meanwhile.
                     continue
                 # The next one opens the file anew: it may have been away, and be another one now.
                 async with self._connecting:
-                    if connection is self._connection:
-                        await self._disconnect()
+                    if opened is self._open.get(loop):
+                        await self._disconnect(loop)
                 raise
-            if unchanged is None or unchanged == _file(self._path):
-                return list(rows)
+            if opened.unchanged is None or opened.unchanged == _file(self._path):
+                return opened, rows
         raise StoreUnavailableError(f"the database {self._path} changes each time that it is read")
 
-    async def _current(self) -> aiosqlite.Connection:
-        """Return the connection, or another one where it is of no use any more."""
+    async def _current(self, loop: asyncio.AbstractEventLoop) -> _Open:
+        """Return the connection of this event loop, or another one where it is of no use any more."""
         if not self._is_open:
-            raise StoreUnavailableError(f"the database {self._path} was closed while it was in use")
-        connection = self._connection
+            raise self._closed()
+        opened = self._open.get(loop)
         if (
-            connection is not None
-            and self._unchanged is None
-            and self._identity == identity_of(self._path)
-            and _thread_of(connection).is_alive()
+            opened is not None
+            and opened.unchanged is None
+            and opened.identity == identity_of(self._path)
+            and opened.answers
         ):
-            return connection
+            return opened
         async with self._connecting:
             if not self._is_open:
-                raise StoreUnavailableError(f"the database {self._path} was closed while it was in use")
-            connection = self._connection
-            if connection is not None and (
+                raise self._closed()
+            opened = self._open.get(loop)
+            if opened is not None and (
                 # A process writes to a file that none could write to.
-                self._unchanged not in (None, _file(self._path))
+                opened.unchanged not in (None, _file(self._path))
                 # The file was deleted or replaced: what it says is of the past.
-                or self._identity != identity_of(self._path)
-                # Its event loop was closed under a read, or this is a child that was forked: nobody would answer.
-                or not _thread_of(connection).is_alive()
+                or opened.identity != identity_of(self._path)
+                or not opened.answers
             ):
-                await self._disconnect()
-            return self._connection or await self._connect()
+                await self._disconnect(loop)
+                opened = None
+            return opened or await self._connect(loop)
 
-    async def _connect(self) -> aiosqlite.Connection:
+    def _closed(self) -> StoreUnavailableError:
+        return StoreUnavailableError(f"the database {self._path} was closed while it was in use")
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> _Open:
+        for other in [other for other in self._open if other.is_closed()]:
+            await self._disconnect(other)
         with translated(self._path):
-            self._identity = identity_of(self._path)
+            identity = identity_of(self._path)
             before = await self._settled()
             if before is not None and before.log is None:
                 connection, unchanged = await self._connected(immutable=True), before
@@ -199,9 +227,9 @@ class Reader:
                             "nothing can be written beside it; open it once with a right to write, or copy both files"
                         ) from error
                     connection, unchanged = await self._connected(immutable=True), before
-        self._connection, self._unchanged = connection, unchanged
         self._opened += 1
-        return connection
+        opened = self._open[loop] = _Open(connection, identity, unchanged, self._opened)
+        return opened
 
     async def _settled(self) -> _File | None:
         """Look what the file is like, where it was changed just now a moment later."""
@@ -233,19 +261,33 @@ class Reader:
             raise
         return connection
 
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await _ended(connection)
+    async def _disconnect(self, loop: asyncio.AbstractEventLoop) -> None:
+        opened = self._open.pop(loop, None)
+        if opened is not None:
+            await _ended(opened.connection)
+
+
+async def _fetched(
+    connection: aiosqlite.Connection, statement: str, values: Sequence[object] | Mapping[str, object]
+) -> Sequence[Row]:
+    return list(await connection.execute_fetchall(statement, values))
 
 
 async def _ended(connection: aiosqlite.Connection) -> None:
     """Close a connection; its thread has ended when this returns."""
+    closing = asyncio.ensure_future(connection.close())
+    # That one is not awaited: where an event loop was closed under a read, the thread ends and does not answer.
     thread = _thread_of(connection)
     if thread.is_alive():
-        await completed(asyncio.ensure_future(connection.close()))
-        # Its queue is empty.
-        thread.join()
+        await completed(asyncio.ensure_future(thread_ended(thread)))
+    else:
+        await asyncio.sleep(0)
+    while not closing.done():
+        # It waits for the answer to each of two requests.
+        closing.cancel()
+        await asyncio.sleep(0)
+    if not closing.cancelled():
+        closing.result()
 
 
 def _thread_of(connection: aiosqlite.Connection) -> Any:
