@@ -16,7 +16,7 @@ from durable_batches.errors import MissingExtraError
 from durable_batches.reading.client import BatchClient
 from durable_batches.stores.protocol import Attachable, Store
 
-__all__ = ["serve_store"]
+__all__ = ["listener_at", "serve_store"]
 
 _GRACE_SECONDS: Final = 3
 _SEND_BUFFER_BYTES: Final = 65_536
@@ -48,7 +48,7 @@ def serve_store(target: str | None, schema: str, *, host: str, port: int, token:
             raise MissingExtraError("web", package)
     store = store_at(target, schema)
     asyncio.run(_look_at(store))
-    with _listening(host, port) as listener:
+    with listener_at(host, port) as listener:
         bearer = secrets.token_urlsafe(24) if token is None else token
         write(f"listening on {_address(listener, host)}/{'' if token else f'#token={bearer}'}")
         flush()
@@ -61,9 +61,16 @@ async def _look_at(store: Store) -> None:
         pass
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listener_at(host: str, port: int) -> socket.socket:
+    """Listen at an address.
+
+    Raises:
+        CommandError: It cannot be listened at.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named, because asyncio turns the delay of small packets off only for sockets of this protocol: without it, each
+    # answer waits 40 ms for the acknowledgement of its head.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Inherited by the connections.
