@@ -6,9 +6,9 @@ import asyncio
 import threading
 
 import pytest
-from tests.support import PATIENCE, turns
+from tests.support import PATIENCE, turns, within
 
-from durable_batches.tasks import completed, thread_ended, wake
+from durable_batches.tasks import completed, tell_loop, thread_ended, wake
 
 
 async def _cancelled_often(task: asyncio.Task[int]) -> None:
@@ -84,3 +84,16 @@ async def test_who_waits_for_a_thread_leaves_none_behind(monkeypatch: pytest.Mon
     left = set(threading.enumerate()) - before
     goes_on.set()
     assert left == set()
+
+
+async def test_an_event_loop_makes_a_call_for_another_thread() -> None:
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[str] = loop.create_future()
+    assert await asyncio.to_thread(tell_loop, loop, told.set_result, "told")
+    assert await within(told) == "told"
+
+
+def test_a_closed_event_loop_is_told_nothing() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    assert not tell_loop(loop, pytest.fail, "called")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 __all__ = [
     "ReusableLock",
@@ -19,11 +18,13 @@ __all__ = [
     "run_without_loop",
     "running_loop",
     "seen_through",
+    "tell_loop",
     "thread_ended",
     "wake",
 ]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _LOOK_SECONDS: Final = 0.1
 """How often a task looks whether the event loop that holds a lock runs yet."""
@@ -85,13 +86,21 @@ def wake(future: asyncio.Future[None]) -> None:
     if loop is running_loop():
         _set(future)
         return
-    with suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(_set, future)
+    tell_loop(loop, _set, future)
 
 
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def tell_loop(loop: asyncio.AbstractEventLoop, call: Callable[[Unpack[Ts]], object], *values: *Ts) -> bool:
+    """Have an event loop make a call, from any thread; return False if it is closed, and nobody waits there."""
+    try:
+        loop.call_soon_threadsafe(call, *values)
+    except RuntimeError:
+        return False
+    return True
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import STAGES, Reading, everything, turns
+from tests.support import STAGES, Reading, everything, turns, within
 
 from durable_batches import (
     AbortAll,
@@ -38,6 +38,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.script.resume import LABEL
+from durable_batches.script.signals import StopSignals
 from durable_batches.stores import Capabilities
 
 ONE_BY_ONE = BatchConfig(concurrency=1)
@@ -409,6 +410,23 @@ def test_a_batch_that_ended_without_documents_names_the_way(desk: Desk, caplog: 
         "for those run again"
     )
     assert told == [advice, advice]
+
+
+async def test_nothing_begins_after_a_signal_though_the_work_takes_its_time_to_end() -> None:
+    order: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            order.append("cancelled")
+
+    with StopSignals() as signals:
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        signal.raise_signal(signal.SIGTERM)
+        await within(signals.wait_for(task, stop=lambda: order.append("stopped")))
+    assert order == ["stopped", "cancelled"]
 
 
 def test_the_resumed_batch_is_printed(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any, Final, TypeAlias
 
+from durable_batches.tasks import tell_loop
+
 __all__ = ["Threads"]
 
 _log = logging.getLogger("durable_batches")
@@ -186,12 +188,8 @@ class _Thread:
                 result = function()
             except BaseException as raised:  # noqa: BLE001  (it is the caller's)
                 error = raised
-            try:
-                loop.call_soon_threadsafe(settle, result, error)
-            except RuntimeError:
-                # The event loop has been closed: nothing waits for it, and nothing else comes.
-                return False
-            return True
+            # Of one that was closed nothing else comes.
+            return tell_loop(loop, settle, result, error)
 
         self._work.put(work)
         return answer, ended

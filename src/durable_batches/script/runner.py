@@ -215,7 +215,7 @@ class Script(Generic[D, R, S, V]):
         """Run the batch to its end; return None where a signal stopped it before."""
         async with signals.ending_drain(self._worker), self._batches:
             work = asyncio.create_task(self._work())
-            await signals.wait_for(work)
+            await signals.wait_for(work, stop=self._worker.begin_drain)
             if work.cancelled():
                 print_line(
                     f"{signals.name}: running activities finish and are recorded first, for "

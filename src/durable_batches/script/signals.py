@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Self
 
 from durable_batches.blocks import asynccontextmanager
 from durable_batches.exit_watch import watch_exit
 from durable_batches.stop_signals import Precedence, StopListener, StopSignal
+from durable_batches.tasks import tell_loop
 from durable_batches.worker.worker import Worker
 
 __all__ = ["StopSignals"]
@@ -56,16 +57,21 @@ class StopSignals:
         """How many were received."""
         return len(self._received)
 
-    async def wait_for(self, work: asyncio.Task[Any], *, after: int = 0) -> None:
+    async def wait_for(
+        self, work: asyncio.Task[Any], *, after: int = 0, stop: Callable[[], object] | None = None
+    ) -> None:
         """Wait for the end of the task; cancel it when a signal is received, or was received before.
 
         Args:
             work: The task.
             after: How many signals are not meant: those that were received before it was begun, say.
+            stop: Called first then: the task may take its time to end.
         """
         received = asyncio.create_task(self.received(after + 1))
         try:
             await asyncio.wait([work, received], return_when=asyncio.FIRST_COMPLETED)
+            if received.done() and stop is not None:
+                stop()
         finally:
             work.cancel()
             received.cancel()
@@ -93,5 +99,5 @@ class StopSignals:
 
     def _receive(self, received: StopSignal) -> None:
         self._received.append(received.number)
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._arrived.set)
+        if self._loop is not None:
+            tell_loop(self._loop, self._arrived.set)

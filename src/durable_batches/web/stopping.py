@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Collection
 
 from durable_batches.stop_signals import Precedence, StopListener, StopSignal
+from durable_batches.tasks import tell_loop
 
 __all__ = ["Peer", "StopSignals", "shut_down_connections"]
 
@@ -48,8 +49,8 @@ class StopSignals:
         self._loop = None
 
     def _told(self, _: StopSignal) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop)
+        if self._loop is not None:
+            tell_loop(self._loop, self._stop)
 
 
 def shut_down_connections(peers: Collection[Peer]) -> int:

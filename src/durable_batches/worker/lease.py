@@ -8,6 +8,7 @@ from typing import Final
 
 from durable_batches.clock import Clock
 from durable_batches.lifecycle.leases import own_seconds
+from durable_batches.tasks import tell_loop
 
 __all__ = ["Lease"]
 
@@ -36,7 +37,7 @@ class Lease:
         self.until = max(self.until, asked + self._seconds)
         waiting = self._waiting[:1]
         if waiting:
-            waiting[0].get_loop().call_soon_threadsafe(self._wake)
+            tell_loop(waiting[0].get_loop(), self._wake)
 
     @property
     def age(self) -> float:

@@ -28,6 +28,7 @@ from durable_batches.runtime.elsewhere import Elsewhere
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
+from durable_batches.tasks import tell_loop
 from durable_batches.telemetry.hooks import WorkerGauges
 from durable_batches.worker.abandoned import AbandonedSubmissions
 from durable_batches.worker.client_retries import ClientRetries
@@ -190,7 +191,7 @@ class Session:
         def lost() -> None:
             # Before anything of the session gives up: it is one outage until the successor is answered.
             restart.join()
-            loop.call_soon_threadsafe(self.lose_lease)
+            tell_loop(loop, self.lose_lease)
 
         # One without capacity runs none.
         offered: Collection[tuple[str, str]] = workflows if options.capacity else ()
@@ -256,9 +257,7 @@ class Session:
 
     def selection_changed(self) -> None:
         """Look at once for work of the batches that are selected now; for any thread."""
-        with suppress(RuntimeError):
-            # Of a loop that was closed meanwhile: nothing looks for work there any more.
-            self._loop.call_soon_threadsafe(self.scheduler.selection_changed)
+        tell_loop(self._loop, self.scheduler.selection_changed)
 
     def announce(self, events: Sequence[EventRecord]) -> None:
         """Take note of events that this process committed other than through the journal."""

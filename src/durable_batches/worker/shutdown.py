@@ -14,6 +14,7 @@ from typing import Any, Final
 from durable_batches.errors import ConfigurationError
 from durable_batches.exit_watch import watch_exit
 from durable_batches.stop_signals import CTRL_C, Precedence, StopListener, StopSignal
+from durable_batches.tasks import tell_loop
 
 __all__ = ["Shutdown"]
 
@@ -95,14 +96,14 @@ class Shutdown:
         self._ended_by = received.number
         # The next one is asyncio's or Python's again.
         self._closing.leave()
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._end_drain)
+        if self._loop is not None:
+            tell_loop(self._loop, self._end_drain)
 
     def _receive(self, received: StopSignal) -> None:
         if self._received is None:
             self._received = received.number
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._act, received)
+        if self._loop is not None:
+            tell_loop(self._loop, self._act, received)
 
     def _act(self, received: StopSignal) -> None:
         if self._loop is None:

@@ -140,7 +140,7 @@ class Demo:
             batches = BatchOrchestrator(workflow, store=SQLiteStore(self.db))
             async with signals.ending_drain(batches.worker), batches:
                 work = asyncio.create_task(self._work(batches, existing))
-                await signals.wait_for(work)
+                await signals.wait_for(work, stop=batches.worker.begin_drain)
                 if work.cancelled():
                     self._print("stopping: running activities finish and are recorded first (again: stop at once)")
             if work.cancelled():

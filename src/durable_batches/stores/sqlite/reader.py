@@ -15,6 +15,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -156,8 +157,7 @@ class Reader:
             opened = await self._current(loop)
             try:
                 with translated(self._path):
-                    # Seen through: the loop of a caller that is cancelled may be closed before the answer is there.
-                    rows = await completed(asyncio.ensure_future(_fetched(opened.connection, statement, values)))
+                    rows = await _fetched(opened, statement, values)
             except StoreUnavailableError:
                 if opened.unchanged not in (None, _file(self._path)):
                     # It was written to meanwhile.
@@ -267,10 +267,24 @@ class Reader:
             await _ended(opened.connection)
 
 
-async def _fetched(
-    connection: aiosqlite.Connection, statement: str, values: Sequence[object] | Mapping[str, object]
-) -> Sequence[Row]:
-    return list(await connection.execute_fetchall(statement, values))
+async def _fetched(opened: _Open, statement: str, values: Sequence[object] | Mapping[str, object]) -> Sequence[Row]:
+    try:
+        return list(await opened.connection.execute_fetchall(statement, values))
+    except asyncio.CancelledError:
+        # The answer still comes, and the event loop must be there then.
+        await _answered_all(opened)
+        raise
+
+
+async def _answered_all(opened: _Open) -> None:
+    """Wait until the thread has answered all that it was asked; a cancellation that arrives meanwhile says no more."""
+    answered = False
+    while opened.answers and not answered:
+        asking = asyncio.ensure_future(opened.connection.execute_fetchall("SELECT 1"))
+        # Its own task may be cancelled as well, by what cancels all.
+        with suppress(asyncio.CancelledError, sqlite3.Error, ValueError):
+            await completed(asking)
+        answered = not asking.cancelled()
 
 
 async def _ended(connection: aiosqlite.Connection) -> None:

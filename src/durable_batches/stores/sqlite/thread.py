@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -20,7 +19,7 @@ from weakref import WeakKeyDictionary
 from durable_batches.errors import StoreUnavailableError
 from durable_batches.stores.ended import ThreadEndedError
 from durable_batches.stores.sqlite.connection import connect, translated
-from durable_batches.tasks import completed
+from durable_batches.tasks import completed, tell_loop
 
 __all__ = ["ConnectionThread"]
 
@@ -119,8 +118,7 @@ def _work_off(queue: _Queue) -> None:
             result = call()
         except BaseException as raised:  # noqa: BLE001  (the caller's)
             error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(_settle, done, result, error)
+        tell_loop(loop, _settle, done, result, error)
         # While it waits for more, it keeps nothing of this alive.
         del work, call, done, loop, result, error
 

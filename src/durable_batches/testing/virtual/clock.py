@@ -15,6 +15,7 @@ from durable_batches.clock import Alarm, Timer
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.primitives import to_micros
 from durable_batches.options import check_moment, check_number
+from durable_batches.tasks import running_loop, tell_loop
 
 __all__ = ["ManualClock"]
 
@@ -241,22 +242,15 @@ class _Call:
         self.cancelled = True
 
     def make(self) -> None:
-        if _running_loop() is self.loop:
+        if running_loop() is self.loop:
             self._call()
-        elif not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._call)
+        else:
+            tell_loop(self.loop, self._call)
 
     def _call(self) -> None:
         if not self.cancelled:
             self.cancelled = True
             self.callback()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _micros(seconds: float) -> int:
