@@ -1,4 +1,7 @@
-"""A client of an ASGI application in the same event loop: no server, no sockets, no real time."""
+"""A client of an ASGI application in the same event loop: no server, no sockets, no real time.
+
+It fails for an answer that the OpenAPI document does not describe.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tests.support import within
+from tests.web.contract import check_answer
 
 
 @dataclass
@@ -129,8 +133,25 @@ class Stream:
 
 
 class Client:
-    def __init__(self, app: Any, *, headers: Mapping[str, str] | None = None, root_path: str = "") -> None:
+    """A client.
+
+    Args:
+        app: The application.
+        headers: Of each request.
+        root_path: Where the application is mounted.
+        described: Whether each answer is to be one that the OpenAPI document describes.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        headers: Mapping[str, str] | None = None,
+        root_path: str = "",
+        described: bool = True,
+    ) -> None:
         self._app = app
+        self._described = described
         self._headers = dict(headers or {})
         self._root_path = root_path
 
@@ -161,7 +182,13 @@ class Client:
         while not stream.ended:
             parts.append(await stream.chunk())
         await within(stream.task)
-        return Answer(stream.status, stream.headers, b"".join(parts))
+        answer = Answer(stream.status, stream.headers, b"".join(parts))
+        self._check(method, path, answer.status, answer.headers, answer.body)
+        return answer
+
+    def _check(self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
+        if self._described:
+            check_answer(method, path.partition("?")[0], status, headers, body)
 
     async def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
         return await self.ask("GET", path, headers)
@@ -175,6 +202,7 @@ class Client:
         stream = self.begin("GET", path, headers)
         try:
             await stream.begin()
+            self._check("GET", path, stream.status, stream.headers, None)
             yield stream
         finally:
             stream.leave()

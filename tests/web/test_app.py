@@ -425,7 +425,7 @@ async def test_an_application_that_cannot_say_who_may_lets_nobody_in(scene: Scen
     async def broken(request: Request) -> Access | None:
         raise RuntimeError("the directory is away")
 
-    answer = await Client(create_app(scene.batches, authorize=broken)).get("/batches")
+    answer = await Client(create_app(scene.batches, authorize=broken), described=False).get("/batches")
     assert answer.status == 500
     assert b"directory" not in answer.body
 

@@ -17,6 +17,9 @@ from durable_batches.testing import ManualClock
 from durable_batches.web import Access, create_app
 from durable_batches.web.event_json import event_bytes
 
+MANY = 125
+"""Clients: more than are looked up at once."""
+
 Batches = BatchOrchestrator[str, str, Reading | Thinking | Writing, None]
 
 
@@ -214,6 +217,87 @@ async def test_an_answer_that_never_comes_is_a_refusal_and_holds_up_no_other_str
         comments = [(await within(anext(aiter(other.messages())))).comment for _ in range(5)]
         assert comments == ["still here"] * 5
         assert not other.ended
+
+
+async def test_clients_about_whom_nobody_answers_end_within_a_minute_and_hold_up_no_others(
+    clock: ManualClock, batches: Batches, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where they are hundreds, and come first."""
+    hangs = False
+    asked: list[int] = []
+    since = 0.0
+
+    async def authorize(request: Request) -> Access | None:
+        asked.append(int(clock.boot() - since))
+        if hangs and "hangs" in request.query_params:
+            await asyncio.Event().wait()
+        return Access(actions={"read"})
+
+    app = create_app(batches, authorize=authorize)
+    client = Client(app)
+    hung = [client.begin("GET", "/batches/batch/progress?hangs=yes") for _ in range(MANY)]
+    await asyncio.gather(*(stream.begin() for stream in hung))
+    others = [client.begin("GET", "/batches/batch/progress") for _ in range(MANY)]
+    await asyncio.gather(*(stream.begin() for stream in others))
+    asked.clear()
+    hangs, since = True, clock.boot()
+    for _ in range(60):
+        await turns(10)
+        clock.advance(1)
+        await turns(10)
+    await asyncio.gather(*(within(everything(stream.messages())) for stream in hung))
+    # Fifty looks began in each moment, and none waited for another.
+    assert (len(asked), min(asked), max(asked)) == (2 * MANY, 45, 49)
+    assert len(app._streams) == MANY
+    (record,) = caplog.records
+    assert f"{MANY} streams end, because their clients' rights could not be looked up" in record.getMessage()
+    # The others are looked at again, at least each minute.
+    asked.clear()
+    for _ in range(60):
+        await turns(10)
+        clock.advance(1)
+        await turns(10)
+    assert len(asked) >= MANY
+    assert len(app._streams) == MANY
+    for stream in others:
+        stream.leave()
+    await asyncio.gather(*(within(stream.task) for stream in others))
+
+
+async def test_rights_are_looked_at_each_minute_however_seldom_comments_are(
+    clock: ManualClock, batches: Batches
+) -> None:
+    access: Access | None = Access(actions={"read"})
+
+    async def authorize(request: Request) -> Access | None:
+        return access
+
+    client = Client(create_app(batches, authorize=authorize, keep_alive=timedelta(hours=1)))
+    async with client.stream("/batches/batch/progress") as stream:
+        await read_until(stream, "document_started")
+        access = None
+        await turns(20)
+        clock.advance(60)
+        await within(everything(stream.messages()))
+        assert stream.ended
+
+
+async def test_streams_that_nobody_looks_after_end(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(batches, allow_anonymous=True)
+    client = Client(app)
+
+    async def broken(self: object) -> None:
+        raise RuntimeError("a fault of the library's own")
+
+    async with client.stream("/batches/batch/progress") as waiting:
+        await read_until(waiting, "document_started")
+        monkeypatch.setattr("durable_batches.web.streams.Streams._renew_again", broken)
+        app._streams._care[1].cancel()
+        await turns(2)
+        assert not waiting.ended
+    async with client.stream("/batches/batch/progress") as stream:
+        await within(everything(stream.messages()))
+        assert stream.ended
 
 
 async def test_one_event_is_encoded_once_however_many_follow(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -13,11 +15,30 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError
 from durable_batches.options import check_choice, check_instance, check_labels, check_text
 from durable_batches.web.problems import problem_of
 
-__all__ = ["EVERYTHING", "Access", "Action", "Authorize", "Guard", "access_of", "anyone"]
+__all__ = [
+    "EVERYTHING",
+    "LOOK_SECONDS",
+    "Access",
+    "Action",
+    "Authorize",
+    "Guard",
+    "InTime",
+    "Protected",
+    "access_of",
+    "anyone",
+]
+
+_log = logging.getLogger("durable_batches")
+
+LOOK_SECONDS: Final = 10.0
+"""How long the application may take to say what the sender of a request may do."""
+
+_RETRY_SECONDS: Final = "5"
 
 Action: TypeAlias = Literal["read", "read-payloads", "control", "signal", "purge"]
 """What a caller may do: look at batches, see documents and results, command batches, answer what documents wait for,
@@ -61,6 +82,61 @@ async def anyone(request: Request) -> Access:
     return EVERYTHING
 
 
+class _NoAnswerError(HTTPException):
+    """The application does not say what the sender of a request may do."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "what the sender may do cannot be looked up now",
+            {"Retry-After": _RETRY_SECONDS},
+        )
+
+
+class InTime:
+    """Asks `authorize`, and refuses the request where no answer comes in `LOOK_SECONDS`.
+
+    Args:
+        authorize: The application's function.
+        clock: For the time.
+    """
+
+    def __init__(self, authorize: Authorize, clock: Clock) -> None:
+        self._authorize = authorize
+        self._clock = clock
+
+    async def __call__(self, request: Request) -> Access | None:
+        """Return what the sender of a request may do; None: nothing.
+
+        Raises:
+            HTTPException: There is no answer; or the application refuses the request itself.
+        """
+        time_is_up: asyncio.Future[Access | None] = asyncio.get_running_loop().create_future()
+        timer = self._clock.call_later(LOOK_SECONDS, time_is_up.cancel, housekeeping=True)
+        looking = asyncio.create_task(self._look(request), name="durable-batches authorize")
+        try:
+            # Not until it has ended: what a function makes of its cancellation is not known.
+            await asyncio.wait([looking, time_is_up], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            if not looking.done():
+                looking.cancel()
+                looking.add_done_callback(_retrieve)
+        # One that was cancelled by its own code has not answered either.
+        if looking.done() and not looking.cancelled():
+            return looking.result()
+        raise _NoAnswerError
+
+    async def _look(self, request: Request) -> Access | None:
+        return await self._authorize(request)
+
+
+def _retrieve(task: asyncio.Task[Access | None]) -> None:
+    """Have asyncio not log an error of a look that came too late."""
+    if not task.cancelled():
+        task.exception()
+
+
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _STATE: Final = "durable_batches_access"
@@ -77,8 +153,28 @@ _HEADERS: Final = {
 }
 
 
+class Protected:
+    """Gives every answer of an application the headers that browsers protect it by."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def send_protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_protected if scope["type"] == "http" else send)
+
+
 class Guard:
-    """Lets only requests through that may be made, and gives every answer the headers that browsers protect it by.
+    """Lets only requests through that may be made.
 
     Args:
         app: What it guards.
@@ -108,22 +204,15 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-
-        async def send_protected(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
-            await send(message)
-
         request = Request(scope, receive)
         try:
             await self._check(request)
         except Exception as error:  # noqa: BLE001  (of the application's function: it must not pass for a permission)
-            await (await problem_of(request, error))(scope, receive, send_protected)
+            if isinstance(error, _NoAnswerError):
+                _log.warning("%s %s: authorize has not answered", request.method, request.url.path)
+            await (await problem_of(request, error))(scope, receive, send)
             return
-        await self._app(scope, self._bounded(receive), send_protected)
+        await self._app(scope, self._bounded(receive), send)
 
     async def _check(self, request: Request) -> None:
         """Refuse a request that may not be made.
@@ -133,10 +222,10 @@ class Guard:
         """
         if request.method not in _SAFE and not self._is_from_here(request):
             raise HTTPException(HTTPStatus.FORBIDDEN, "pages of this origin may not send commands")
-        if _declared_length(request) > self._most_bytes:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._most_bytes} bytes")
         if self._open_paths(_path_of(request)) and request.method in _SAFE:
             return
+        if _declared_length(request) > self._most_bytes:
+            raise self._too_large()
         access = await self._authorize(request)
         if access is None:
             raise HTTPException(HTTPStatus.UNAUTHORIZED, "sign in", {"WWW-Authenticate": "Bearer"})
@@ -157,15 +246,21 @@ class Guard:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._most_bytes:
-                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._most_bytes} bytes")
+                raise self._too_large()
             return message
 
         return receive_bounded
 
+    def _too_large(self) -> HTTPException:
+        return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {self._most_bytes} bytes")
 
-def _declared_length(request: Request) -> int:
+
+def _declared_length(request: Request) -> float:
     length = request.headers.get("content-length", "0")
-    return int(length) if length.isascii() and length.isdigit() else 0
+    if not (length.isascii() and length.isdigit()):
+        return 0
+    # Of more digits than any length has, Python would refuse to make a number.
+    return int(length) if len(length) < 20 else float("inf")
 
 
 def _path_of(request: Request) -> str:

@@ -11,15 +11,15 @@ from typing import Any, Final, TypeVar, cast, get_args
 
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from durable_batches.errors import BatchNotFoundError
 from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.records import ExecutionStatus
-from durable_batches.lifecycle.states import ENDED_TAGS, Stage
+from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Stage
 from durable_batches.reading.raw_access import RawAccess
 from durable_batches.web.access import Access, Action, Authorize, access_of
 from durable_batches.web.frames import Chunks, chunks_of, frame
@@ -52,7 +52,7 @@ from durable_batches.web.schemas import (
     openapi,
     snapshot_schema,
 )
-from durable_batches.web.streams import EventStream, Streams
+from durable_batches.web.streams import STREAM_HEADERS, EventStream, Streams
 from durable_batches.web.urls import id_of
 
 __all__ = ["Api"]
@@ -152,12 +152,12 @@ class Api:
         return _json(EXPLANATION, explanation_of(await self._batches.explain(batch_id)))
 
     async def _cancel(self, request: Request) -> Response:
-        batch_id = (await self._seen(request, "read", "control")).batch_id
+        batch_id = await self._commanded(request)
         reason = request.query_params.get("reason", "")
         return _json(CANCELLATION, Cancellation(cancelled=await self._batches.cancel(batch_id, reason=reason)))
 
     async def _pause(self, request: Request) -> Response:
-        batch_id = (await self._seen(request, "read", "control")).batch_id
+        batch_id = await self._commanded(request)
         note = request.query_params.get("note", "")
         running = request.query_params.get("running", "calls")
         if running not in get_args(PauseScope):
@@ -166,7 +166,7 @@ class Api:
         return _json(PAUSING, Pausing(paused=paused))
 
     async def _resume(self, request: Request) -> Response:
-        batch_id = (await self._seen(request, "read", "control")).batch_id
+        batch_id = await self._commanded(request)
         return _json(RESUMPTION, Resumption(pauses=await self._batches.resume(batch_id)))
 
     async def _openapi(self, request: Request) -> Response:
@@ -215,6 +215,9 @@ class Api:
             chunks = begin(snapshot)
             if chunks is None:
                 return Response(status_code=HTTPStatus.NO_CONTENT)
+            if request.method == "HEAD":
+                # Only the head: a stream would last until its batch ends.
+                return StreamingResponse(_nothing(), headers=STREAM_HEADERS)
             response = EventStream(self._streams, request, chunks, self._renewal(request, snapshot))
             return response
         finally:
@@ -243,6 +246,12 @@ class Api:
 
     # ---- inside ----------------------------------------------------------------------------------------------
 
+    async def _commanded(self, request: Request) -> BatchId:
+        """Return the batch of a command, if the sender may give it."""
+        snapshot = await self._seen(request, "read", "control")
+        await _bodiless(request)
+        return snapshot.batch_id
+
     async def _seen(self, request: Request, *actions: Action) -> BatchSnapshot[Stage]:
         """Read the batch of a request, if the sender may do this with it.
 
@@ -259,6 +268,28 @@ class Api:
         if not _sees(access_of(request), snapshot):
             raise BatchNotFoundError(batch_id)
         return snapshot
+
+
+async def _nothing() -> AsyncGenerator[bytes, None]:
+    return
+    yield
+
+
+async def _bodiless(request: Request) -> None:
+    """Refuse a command with a body: what is in it would be ignored.
+
+    Raises:
+        HTTPException: It has one.
+    """
+    try:
+        async for part in request.stream():
+            if part:
+                raise HTTPException(
+                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                    "commands have no body; what they take is in the address: ?reason=...",
+                )
+    except ClientDisconnect:
+        raise _bad("the client has left before all of its request was there") from None
 
 
 async def _first(items: AsyncGenerator[T, None], most: int) -> tuple[list[T], bool]:

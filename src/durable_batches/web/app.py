@@ -18,7 +18,7 @@ from durable_batches.options import check_callable, check_duration, check_flag, 
 from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.reading.client import BatchClient
 from durable_batches.reading.raw_access import RawAccess
-from durable_batches.web.access import Authorize, Guard, anyone
+from durable_batches.web.access import Authorize, Guard, InTime, Protected, anyone
 from durable_batches.web.api import Api
 from durable_batches.web.health import Health, is_of_health
 from durable_batches.web.page import is_of_the_page, page_routes
@@ -37,7 +37,7 @@ _MOST_BYTES: Final = 65_536
 class WebApp:
     """An ASGI application, as `create_app` makes it."""
 
-    def __init__(self, app: Guard, streams: Streams) -> None:
+    def __init__(self, app: ASGIApp, streams: Streams) -> None:
         self._app = app
         self._streams = streams
 
@@ -89,7 +89,8 @@ def create_app(
 
     Args:
         batches: A client; or a worker or orchestrator, of which the batches of all workflows are shown.
-        authorize: Says what the sender of a request may do; None: nothing. Asked again every minute of a stream.
+        authorize: Says what the sender of a request may do; None: nothing. Asked again at least every minute of a
+            stream. Where it raises an error, or does not answer in 10 s, the sender may do nothing.
         allow_anonymous: Everybody who reaches the server may do everything.
         allowed_origins: Origins (`https://example.org`) of other pages that may read and command from a browser.
         max_clients: Streams at once; more are refused with 503.
@@ -109,8 +110,8 @@ def create_app(
         raise ConfigurationError("give authorize=, which says who may do what, or allow_anonymous=True")
     if max_clients < 1 or keep_alive <= timedelta():
         raise ConfigurationError("max_clients and keep_alive must be positive")
-    allow = anyone if authorize is None else authorize
     access = _access_to(batches)
+    allow = anyone if authorize is None else InTime(authorize, access.clock)
     streams = Streams(access.clock, max_clients, keep_alive)
 
     @asynccontextmanager
@@ -132,23 +133,25 @@ def create_app(
         lifespan=lifespan,
         exception_handlers={HTTPException: problem_of, DurableBatchesError: problem_of, Exception: problem_of},
     )
-    inner: ASGIApp = app
-    if allowed_origins:
-        inner = CORSMiddleware(
-            app,
-            allow_origins=list(allowed_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Last-Event-ID"],
-            expose_headers=["Durable-Batches-Schema", "Retry-After"],
-        )
-    guard = Guard(
-        inner,
+    # What it would redirect to is made of headers that a proxy may not have told it right.
+    app.router.redirect_slashes = False
+    guarded: ASGIApp = Guard(
+        app,
         authorize=allow,
         allowed_origins=allowed_origins,
         open_paths=lambda path: is_of_health(path) or (page and is_of_the_page(path)),
         most_bytes=_MOST_BYTES,
     )
-    return WebApp(guard, streams)
+    if allowed_origins:
+        # Before the guard: what a browser asks first, it asks without the token; and a page is to read a refusal.
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=list(allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Last-Event-ID"],
+            expose_headers=["Durable-Batches-Schema", "Retry-After"],
+        )
+    return WebApp(Protected(guarded), streams)
 
 
 def _readiness_of(batches: Batches, streams: Streams) -> Callable[[], bool]:

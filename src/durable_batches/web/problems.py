@@ -29,9 +29,11 @@ MEDIA_TYPE = "application/problem+json"
 
 _RETRY_SECONDS = "5"
 
+_STATUSES = frozenset(HTTPStatus)
+
 
 def problem(
-    status: HTTPStatus,
+    status: int,
     detail: str = "",
     *,
     code: str = "",
@@ -47,7 +49,8 @@ def problem(
         help_page: The address of its page.
         headers: Of the response.
     """
-    body = {"type": help_page, "title": status.phrase, "status": status.value, "detail": detail, "code": code}
+    title = HTTPStatus(status).phrase if status in _STATUSES else ""
+    body = {"type": help_page, "title": title, "status": int(status), "detail": detail, "code": code}
     return Response(json.dumps(body), status, headers, media_type=MEDIA_TYPE)
 
 
@@ -55,7 +58,8 @@ async def problem_of(request: Request, error: Exception) -> Response:
     """Return the refusal that an error means. One that is no refusal is logged, and tells the client nothing."""
     match error:
         case HTTPException():
-            return problem(HTTPStatus(error.status_code), error.detail, headers=error.headers)
+            # Also one of the application's, which may have any status, and in some frameworks any detail.
+            return problem(error.status_code, str(error.detail), headers=error.headers)
         case ConfigurationError():
             # Of what the client asks for: the application itself was configured when it was made.
             return _of(error, HTTPStatus.BAD_REQUEST)

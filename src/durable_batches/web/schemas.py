@@ -168,13 +168,13 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
 
     def schema(name: str, description: str) -> Schema:
         ok = {"200": {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}}
-        return get(name, ok, refused=["401"])
+        return get(name, ok, refused=["401", "413", "503"])
 
-    of_batch = ["401", "403", "404", "503"]
+    of_batch = ["401", "403", "404", "413", "503"]
     some = ["400", *of_batch]
     status = {"type": "string", "enum": list(get_args(ExecutionStatus))}
     cancel = _operation(
-        "cancelBatch", body("Cancellation"), [batch, _parameter("reason", {"type": "string"})], [*of_batch, "413"],
+        "cancelBatch", body("Cancellation"), [batch, _parameter("reason", {"type": "string"})], [*of_batch, "415"],
         bodies["Problem"],
     )  # fmt: skip
     pause = _operation(
@@ -185,10 +185,10 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
             _parameter("note", {"type": "string"}),
             _parameter("running", {"type": "string", "enum": list(get_args(PauseScope)), "default": "calls"}),
         ],
-        ["400", *of_batch, "409", "413"],
+        ["400", *of_batch, "409", "415"],
         bodies["Problem"],
     )
-    resume_ = _operation("resumeBatch", body("Resumption"), [batch], [*of_batch, "409", "413"], bodies["Problem"])
+    resume_ = _operation("resumeBatch", body("Resumption"), [batch], [*of_batch, "409", "415"], bodies["Problem"])
     return {
         "/batches": get(
             "listBatches",
@@ -198,7 +198,7 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
             _parameter("label", {"type": "array", "items": {"type": "string", "pattern": "^[^=]+=.*$"}}),
             _parameter("after", {"type": "string"}),
             limit,
-            refused=["400", "401", "403", "503"],
+            refused=["400", "401", "403", "413", "503"],
         ),
         "/batches/{batch}": get("getBatch", body("Batch"), batch, refused=of_batch),
         "/batches/{batch}/documents": get(
@@ -250,7 +250,8 @@ _REFUSALS: Final = {
     "404": "There is no such batch",
     "409": "The batch has ended",
     "413": "The body is too large",
-    "503": "The store cannot be read now, or there are too many streams",
+    "415": "A command has a body",
+    "503": "The store or the sender's rights cannot be looked up now, or there are too many streams",
 }
 
 

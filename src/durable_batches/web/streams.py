@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from durable_batches.clock import Clock, Deadline
+from durable_batches.clock import Clock
+from durable_batches.web.access import LOOK_SECONDS
 from durable_batches.web.frames import COMMENT, RETRY
 from durable_batches.web.schemas import SCHEMA_HEADER
 from durable_batches.web.stopping import Peer, StopSignals, shut_down_connections
 
-__all__ = ["EventStream", "Streams"]
+__all__ = ["STREAM_HEADERS", "EventStream", "Streams"]
 
 _log = logging.getLogger("durable_batches")
 
@@ -30,11 +33,11 @@ _GRACE_SECONDS: Final = 1.0
 """After which clients that do not read are cut off, once the streams are to end."""
 
 _RENEWAL_SECONDS: Final = 60.0
-"""How long it takes at most until a stream ends whose client may not see it any more."""
+"""How long it takes at most until a stream ends whose client may not see it any more, or cannot be looked up."""
 
-_RENEWALS_AT_ONCE: Final = 16
-_RENEWAL_LIMIT_SECONDS: Final = 10.0
-"""After which a client whose rights the application cannot look up has none."""
+_SPREAD_SECONDS: Final = 5.0
+"""In which the looks begin: the application is not asked about all clients in one moment."""
+_LOOKS_AT_ONCE: Final = 50
 
 _CHUNK_SECONDS: Final = 0.000_04
 """What sending one chunk takes of the event loop, measured."""
@@ -45,16 +48,15 @@ _SHARE: Final = 0.2
 _SHORTEST_WAIT: Final = 0.01
 """Shorter waits for a turn are not waited for."""
 
-_HEADERS: Final = [
-    (name.lower().encode(), value.encode())
-    for name, value in {
-        "Content-Type": "text/event-stream; charset=utf-8",
-        "Cache-Control": "no-store",
-        "X-Accel-Buffering": "no",
-        **SCHEMA_HEADER,
-    }.items()
-]
-"""Without the third one nginx holds back what it compresses."""
+STREAM_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+    **SCHEMA_HEADER,
+}
+"""Of a stream. Without the third one nginx holds back what it compresses."""
+
+_HEADERS: Final = [(name.lower().encode(), value.encode()) for name, value in STREAM_HEADERS.items()]
 
 
 class Streams:
@@ -73,7 +75,7 @@ class Streams:
         self._signals = StopSignals(self.close)
         self._streams: dict[EventStream, None] = {}
         self._reserved = 0
-        self._beat: asyncio.Task[None] | None = None
+        self._care: Sequence[asyncio.Task[None]] = ()
         self._next_turn = 0.0
         self._cut: asyncio.TimerHandle | None = None
         self.closing: bool = False
@@ -136,48 +138,70 @@ class Streams:
         """Take note of a stream, in a place that was reserved."""
         self._reserved -= 1
         self._streams[stream] = None
-        if self._beat is None:
-            self._beat = asyncio.create_task(self._keep_up(), name="durable-batches streams")
-            self._beat.add_done_callback(_log_failure)
+        if not self._care:
+            self._care = [
+                asyncio.create_task(care, name=f"durable-batches streams' {name}")
+                for name, care in (("keep-alives", self._keep_alive_all()), ("rights", self._renew_again()))
+            ]
+            for task in self._care:
+                task.add_done_callback(self._care_ended)
+
+    def _care_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s failed: all streams end", task.get_name(), exc_info=error)
+            for stream in self._streams:
+                stream.end()
 
     async def ended(self, stream: EventStream) -> None:
         """Take note of a stream's end."""
         del self._streams[stream]
-        if not self._streams and self._beat is not None:
-            beat, self._beat = self._beat, None
-            beat.cancel()
-            await asyncio.wait([beat])
+        if not self._streams and self._care:
+            care, self._care = self._care, ()
+            for task in care:
+                task.cancel()
+            await asyncio.wait(care)
 
-    async def _keep_up(self) -> None:
-        """Keep connections alive that have nothing to say, and look again who may see what they are sent."""
-        renewed = self._clock.boot()
-        renewing: asyncio.Task[None] | None = None
-        try:
+    async def _keep_alive_all(self) -> None:
+        """Keep connections alive that have nothing to say."""
+        while True:
+            await self._clock.sleep(self._keep_alive, housekeeping=True)
+            for stream in list(self._streams):
+                stream.comment()
+
+    async def _renew_again(self) -> None:
+        """Look again and again who may see what they are sent.
+
+        Each look has a time of its own, and none waits for another: clients about whom the application cannot be
+        asked hold up nobody, however many they are.
+        """
+        async with asyncio.TaskGroup() as group:
             while True:
-                await self._clock.sleep(self._keep_alive, housekeeping=True)
-                for stream in list(self._streams):
-                    stream.comment()
-                is_renewing = renewing is not None and not renewing.done()
-                if not is_renewing and self._clock.boot() - renewed >= _RENEWAL_SECONDS - self._keep_alive:
-                    renewed = self._clock.boot()
-                    # Beside this: an application that takes long to answer would have proxies cut all connections.
-                    renewing = asyncio.create_task(self._renew_all(), name="durable-batches streams' renewal")
-                    renewing.add_done_callback(_log_failure)
-        finally:
-            if renewing is not None:
-                renewing.cancel()
-                await asyncio.wait([renewing])
+                # The last look of this round is answered no later than a minute after the same one of the round before.
+                await self._clock.sleep(_RENEWAL_SECONDS - _SPREAD_SECONDS - LOOK_SECONDS, housekeeping=True)
+                group.create_task(self._renew_all())
 
     async def _renew_all(self) -> None:
-        places = asyncio.Semaphore(_RENEWALS_AT_ONCE)
-
-        async def renew(stream: EventStream) -> None:
-            async with places:
-                await stream.renew(self._clock)
-
+        streams = list(self._streams)
+        looks: list[asyncio.Task[Exception | None]] = []
         async with asyncio.TaskGroup() as group:
-            for stream in list(self._streams):
-                group.create_task(renew(stream))
+            for start in range(0, len(streams), _LOOKS_AT_ONCE):
+                if start:
+                    pause = _SPREAD_SECONDS * _LOOKS_AT_ONCE / len(streams)
+                    await self._clock.sleep(pause, housekeeping=True)
+                looks += [
+                    group.create_task(stream.renew())
+                    for stream in streams[start : start + _LOOKS_AT_ONCE]
+                    if stream in self._streams
+                ]
+        failures = [error for look in looks if (error := look.result()) is not None]
+        if failures:
+            # Once for all of them: there may be thousands, for one directory that is away.
+            _log.error(
+                "%d streams end, because their clients' rights could not be looked up",
+                len(failures),
+                exc_info=failures[0],
+                extra={"streams": len(failures)},
+            )
 
     def _cut_off(self, peers: set[Peer]) -> None:
         stuck = list(self._streams)
@@ -260,15 +284,16 @@ class EventStream:
             self._commenting = asyncio.create_task(self._send_part(self._send, COMMENT))
         self._waited = self._waits
 
-    async def renew(self, clock: Clock) -> None:
-        """End it where its client may not see it any more."""
+    async def renew(self) -> Exception | None:
+        """End it where its client may not see it any more; return the error where that cannot be looked up."""
+        failure: Exception | None = None
         try:
-            async with Deadline(clock, _RENEWAL_LIMIT_SECONDS):
-                if await self._may_go_on():
-                    return
-        except Exception:  # noqa: BLE001  (of the application: one who cannot be asked does not allow it)
-            _log.exception("a stream ends, because its client's rights could not be looked up")
+            if await self._may_go_on():
+                return None
+        except Exception as error:  # noqa: BLE001  (of the application: one who cannot be asked does not allow it)
+            failure = error
         self.end()
+        return failure
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": HTTPStatus.OK.value, "headers": _HEADERS})
@@ -300,11 +325,7 @@ class EventStream:
 
 
 async def _gone(receive: Receive) -> None:
-    """Wait until the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("%s failed: streams are not looked after any more", task.get_name(), exc_info=error)
+    """Wait until the client has closed the connection, or sends a body that is too large."""
+    with suppress(HTTPException):
+        while (await receive())["type"] != "http.disconnect":
+            pass

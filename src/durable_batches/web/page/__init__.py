@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -32,7 +34,7 @@ def page_routes() -> Sequence[Route]:
 async def _serve(request: Request) -> Response:
     name = request.path_params.get("name", _START)
     if name not in (_START, *_STATIC):
-        return Response(status_code=404)
+        raise HTTPException(HTTPStatus.NOT_FOUND)
     content, tag = _file(name)
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == tag:
