@@ -49,9 +49,9 @@ def check_answer(method: str, path: str, status: int, headers: Mapping[str, str]
         assert described is not None, answered
         content: Mapping[str, Any] = described.get("content", {})
         assert media_type in content or (not content and not body), answered
-        schema = content[media_type]["schema"] if content else {}
+        schema: Mapping[str, Any] = content[media_type]["schema"] if content else {}
         if body and "$ref" in schema and method != "HEAD":
-            fields = _SCHEMAS[schema["$ref"].rpartition("/")[2]]
+            fields: Mapping[str, Any] = _SCHEMAS[schema["$ref"].rpartition("/")[2]]
             found = json.loads(body).keys()
             assert set(fields["required"]) <= found <= fields["properties"].keys(), answered
     if media_type == _PROBLEM and method != "HEAD":

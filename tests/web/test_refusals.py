@@ -117,7 +117,14 @@ async def test_no_other_protocol_is_spoken(app: WebApp) -> None:
         sent.append(message)
 
     path = "/batches/batch/progress"
-    scope = {"type": "websocket", "path": path, "root_path": "", "headers": [], "query_string": b"", "subprotocols": []}
+    scope: dict[str, Any] = {
+        "type": "websocket",
+        "path": path,
+        "root_path": "",
+        "headers": [],
+        "query_string": b"",
+        "subprotocols": [],
+    }
     await app(scope, receive, send)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert [message["type"] for message in sent] == ["websocket.close"]
 
