@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
+from functools import partial
 from typing import Any
 
 __all__ = ["Engine", "Engines"]
 
 
 class Engine(Executor):
-    """What becomes of its calls, `fate` says, by the call: "run", "soon", "break", "cancel", "hang" or an error."""
+    """`fate` says what becomes of its calls: "run", "soon", "hold", "break", "cancel", "hang" or an error."""
 
     def __init__(self, fate: Callable[[bytes], str | Exception], places: int) -> None:
         self._max_workers = places
@@ -19,6 +20,7 @@ class Engine(Executor):
         self.broken = False
         self.ended = False
         self.running: list[Future[Any]] = []
+        self.held: list[tuple[Future[Any], Callable[[], Any]]] = []
         self.most_at_once = 0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -36,6 +38,11 @@ class Engine(Executor):
                 future.set_running_or_notify_cancel()
                 self.running.append(future)
                 self._finish_in(3, future, lambda: fn(*args))
+            case "hold":
+                # Runs until `let_go`.
+                future.set_running_or_notify_cancel()
+                self.running.append(future)
+                self.held.append((future, partial(fn, *args)))
             case "cancel":
                 future.cancel()
                 future.set_running_or_notify_cancel()
@@ -61,6 +68,12 @@ class Engine(Executor):
         elif not future.done():
             self.running.remove(future)
             future.set_result(run())
+
+    def let_go(self) -> None:
+        """Have the calls end that are held."""
+        held, self.held = self.held, []
+        for future, run in held:
+            self._finish_in(0, future, run)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self.ended = True

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -61,7 +61,14 @@ class Placed:
 
     async def run(self, number: int, *, seconds: float | None = None, suspect: bool = False) -> int:
         answer = decode_answer(
-            await self.placement.run(call(number), activity="double", seconds=seconds, begins=at_once, suspect=suspect)
+            await self.placement.run(
+                call(number),
+                activity="double",
+                seconds=seconds,
+                waiting=nullcontext,
+                begins=at_once,
+                suspect=suspect,
+            )
         )
         assert isinstance(answer, Succeeded)
         return int(answer.payload)

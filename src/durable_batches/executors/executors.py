@@ -95,16 +95,13 @@ class Executors:
             limited=activity.limiter is not None,
         )
 
-        async def begins() -> None:
-            if not call.may_begin():
-                await call.wait_for_lease()
-
         try:
             message = await placement.run(
                 request.encode(),
                 activity=activity.name,
                 seconds=None if activity.timeout is None else activity.timeout.total_seconds(),
-                begins=begins,
+                waiting=call.waiting,
+                begins=call.begin,
                 suspect=call.crashes > 0,
             )
         finally:

@@ -22,7 +22,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from durable_batches.clock import Clock, Deadline
@@ -39,6 +39,9 @@ _log = logging.getLogger("durable_batches")
 
 ExecutorOrFactory: TypeAlias = Executor | Callable[[], Executor]
 """An executor, or what makes one: only then can one that has broken be replaced."""
+
+_Waiting: TypeAlias = Callable[[], AbstractContextManager[object]]
+_Begins: TypeAlias = Callable[[], Awaitable[object]]
 
 _ALONE_FROM: Final = 2
 """Losses after which a call runs alone. Of the first nobody can know whose fault it was."""
@@ -110,7 +113,8 @@ class Placement:
         *,
         activity: str,
         seconds: float | None,
-        begins: Callable[[], Awaitable[object]],
+        waiting: _Waiting,
+        begins: _Begins,
         suspect: bool,
     ) -> bytes:
         """Run a call, and return its answer.
@@ -119,7 +123,8 @@ class Placement:
             message: The call.
             activity: The activity's name, for the log.
             seconds: The timeout, from when it is submitted.
-            begins: Awaited just before that.
+            waiting: Entered while it waits for a place, where it may be cancelled and nothing is lost.
+            begins: Awaited just before it is submitted.
             suspect: Whether it may have ended processes before, and runs alone from the beginning.
 
         Raises:
@@ -131,9 +136,9 @@ class Placement:
         while True:
             alone = (suspect or losses >= _ALONE_FROM) and self._can_be_made
             if alone:
-                answer = await self._run_alone(message, seconds, begins)
+                answer = await self._run_alone(message, seconds, waiting, begins)
             else:
-                answer = await self._run_beside_others(message, seconds, begins)
+                answer = await self._run_beside_others(message, seconds, waiting, begins)
             if not isinstance(answer, _Loss):
                 return answer
             losses += 1
@@ -160,7 +165,7 @@ class Placement:
             ExecutorError: It cannot; no document is to blame.
         """
         try:
-            answer = await self._run_alone(PROBE, _PROBE_SECONDS, _at_once)
+            answer = await self._run_alone(PROBE, _PROBE_SECONDS, nullcontext, _at_once)
         except TimeoutError:
             answer = _Loss(f"no answer within {_PROBE_SECONDS:g} s")
         if isinstance(answer, _Loss):
@@ -173,9 +178,10 @@ class Placement:
     # ---- one call --------------------------------------------------------------------------------------------
 
     async def _run_beside_others(
-        self, message: bytes, seconds: float | None, begins: Callable[[], Awaitable[object]]
+        self, message: bytes, seconds: float | None, waiting: _Waiting, begins: _Begins
     ) -> bytes | _Loss:
-        await self._places.acquire()
+        with waiting():
+            await self._places.acquire()
         keeps_place = False
         try:
             generation, future = await self._submitted(message, begins, seconds)
@@ -197,10 +203,12 @@ class Placement:
         return answer
 
     async def _run_alone(
-        self, message: bytes, seconds: float | None, begins: Callable[[], Awaitable[object]]
+        self, message: bytes, seconds: float | None, waiting: _Waiting, begins: _Begins
     ) -> bytes | _Loss:
         """Run it in a pool of its own, and end that pool."""
-        async with self._alone:
+        with waiting():
+            await self._alone.acquire()
+        try:
             executor = await self._make()
             try:
                 await begins()
@@ -212,10 +220,10 @@ class Placement:
             finally:
                 self._end_later(executor)
             return self._answer_of(future)
+        finally:
+            self._alone.release()
 
-    async def _submitted(
-        self, message: bytes, begins: Callable[[], Awaitable[object]], seconds: float | None
-    ) -> tuple[int, Future[bytes]]:
+    async def _submitted(self, message: bytes, begins: _Begins, seconds: float | None) -> tuple[int, Future[bytes]]:
         """Submit a call; to a new executor where the present one takes no calls any more."""
         refusals = 0
         while True:

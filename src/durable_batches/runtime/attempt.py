@@ -141,6 +141,11 @@ class Attempt:
         """See `WorkflowScope`."""
         return self.execution.crashes
 
+    @property
+    def is_stopping(self) -> bool:
+        """See `WorkflowScope`."""
+        return self._stopping is not None
+
     # ---- its life ------------------------------------------------------------------------------------------
 
     async def run(

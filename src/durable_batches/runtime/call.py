@@ -47,7 +47,7 @@ class RunningCall(NamedTuple):
     started: float
     """When this attempt began, by the boot clock; see `Resources.moment`."""
     is_bounded: bool
-    """It has a timeout, or waits for its next attempt."""
+    """It has a timeout, or waits, and nothing of it runs."""
     thread: int | None = None
     """The thread that a sync activity runs in; None: it is async, or has not begun."""
     limiter: str | None = None
@@ -208,7 +208,10 @@ class Call:
         tokens = enter_activity(self)
         try:
             missing = bound.missing()
-            kwargs = await self._resources.dependencies.filled(missing, bound.kwargs) if missing else bound.kwargs
+            kwargs = bound.kwargs
+            if missing:
+                with self.waiting():
+                    kwargs = await self._resources.dependencies.filled(missing, bound.kwargs)
             function, is_async = bound.target()
             middleware, limited = self._resources.middleware, bound.activity.limited
             elsewhere = bound.activity.run_on is not None and bound.definition.replacement is None
@@ -229,8 +232,7 @@ class Call:
 
     async def _run(self, function: Callable[..., Any], kwargs: Mapping[str, Any], *, is_async: bool) -> Any:
         """Run the function once, with the activity's timeout; a sync function in a thread."""
-        if not self._resources.lease.holds():
-            await self.wait_for_lease()
+        await self.begin()
         activity, args = self.bound.activity, self.bound.args
         if activity.timeout is None:
             return await (function(*args, **kwargs) if is_async else self._in_thread(function, args, kwargs))
@@ -275,12 +277,12 @@ class Call:
         deadline: Deadline | None = None,
     ) -> Any:
         context = copy_context()
-        lease = self._resources.lease
+        lease, scope = self._resources.lease, self._scope
 
         def call() -> Any:
             self.thread = thread = threading.get_ident()
             try:
-                if not lease.holds():
+                if scope.is_stopping or not lease.holds():
                     # It waited for a thread meanwhile, or the process stood still.
                     return _NOT_BEGUN
                 return context.run(fn, *args, **kwargs)
@@ -292,22 +294,34 @@ class Call:
                     # Otherwise this one was given up, and another attempt runs.
                     self.thread = None
 
-        # The time runs from here on, and not while others have all threads.
-        async with self._resources.threads.one(self.bound.activity.name) as run, deadline or nullcontext():
-            result: Any
-            while (result := await run(call)) is _NOT_BEGUN:
-                await self.wait_for_lease()
-            return await result if inspect.isawaitable(result) else result
-
-    async def wait(self, seconds: float) -> None:
-        """Wait before the next attempt; nothing is running meanwhile, so stopping loses nothing."""
         self._waiting = True
         try:
+            # The time runs from here on, and not while others have all threads.
+            async with self._resources.threads.one(self.bound.activity.name) as run, deadline or nullcontext():
+                # Before the thread looks whether it may begin: from then on, stopping would lose a result.
+                self._waiting = False
+                result: Any
+                while (result := await run(call)) is _NOT_BEGUN:
+                    await self.begin()
+                return await result if inspect.isawaitable(result) else result
+        finally:
+            self._waiting = False
+
+    async def wait(self, seconds: float) -> None:
+        """Wait before the next attempt."""
+        with self.waiting():
             if seconds < LEAST_SECONDS:
                 await self._resources.clock.sleep(seconds)
             else:
                 async with self._scope.rests(is_call=True, for_batch=False):
                     await self._resources.clock.sleep(seconds)
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Within the block nothing of the call runs, so stopping loses nothing: `stop_waiting` ends the wait."""
+        self._waiting = True
+        try:
+            yield
         finally:
             self._waiting = False
 
@@ -344,17 +358,21 @@ class Call:
         )
         await self.wait(seconds)
 
-    def may_begin(self) -> bool:
-        """Whether the worker's lease holds."""
-        return self._resources.lease.holds()
+    async def begin(self) -> None:
+        """Wait until the worker's lease holds; the body begins next.
+
+        Raises:
+            CancelledError: The attempt of the document is being stopped.
+        """
+        if self._scope.is_stopping:
+            raise asyncio.CancelledError
+        if not self._resources.lease.holds():
+            await self.wait_for_lease()
 
     async def wait_for_lease(self) -> None:
-        """Wait until the worker's lease holds; nothing is running meanwhile, so stopping loses nothing."""
-        self._waiting = True
-        try:
+        """Wait until the worker's lease holds."""
+        with self.waiting():
             await self._resources.lease.regained()
-        finally:
-            self._waiting = False
 
     def log_retry(self, error: BaseException, seconds: float) -> None:
         """Log that an attempt failed and the call is retried."""
@@ -385,6 +403,6 @@ class Call:
         )
 
     def stop_waiting(self) -> None:
-        """Stop waiting for the next attempt, or for the lease."""
+        """Stop waiting for the next attempt, or for what the call needs before its body begins."""
         if self._waiting:
             self.task.cancel()

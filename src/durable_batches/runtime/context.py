@@ -118,6 +118,11 @@ class WorkflowScope(Protocol):
         """How often it has crashed, with nothing recorded since."""
         ...
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it is being stopped, so that no activity begins; on any thread."""
+        ...
+
     async def call(self, bound: BoundCall) -> Any:
         """Return the call's recorded result, or run and record it."""
         ...

@@ -6,6 +6,7 @@ The executors are in `durable_batches.executors`, and a worker's resources carry
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from durable_batches.clock import Clock
@@ -34,12 +35,16 @@ class CallElsewhere(MiddlewareCall, Protocol):
         """How often the execution has crashed, with nothing recorded since."""
         ...
 
-    async def wait_for_lease(self) -> None:
-        """Wait until the worker's lease holds, while nothing of the call runs."""
+    def waiting(self) -> AbstractContextManager[None]:
+        """Within the block the call waits for a place: it is cancelled if the attempt of the document is stopped."""
         ...
 
-    def may_begin(self) -> bool:
-        """Whether the worker's lease holds, so that the call may begin."""
+    async def begin(self) -> None:
+        """Wait until the worker's lease holds; the call is submitted next.
+
+        Raises:
+            CancelledError: The attempt of the document is being stopped.
+        """
         ...
 
 
