@@ -50,11 +50,8 @@ class Engine(Executor):
                 future.set_running_or_notify_cancel()
                 self.running.append(future)
             case "break":
-                self.broken = True
-                for each in [*self.running, future]:
-                    if not each.done():
-                        each.set_exception(BrokenExecutor("a process was terminated abruptly"))
-                self.running.clear()
+                self.running.append(future)
+                self.lose()
             case Exception() as error:
                 future.set_exception(error)
             case other:
@@ -74,6 +71,15 @@ class Engine(Executor):
         held, self.held = self.held, []
         for future, run in held:
             self._finish_in(0, future, run)
+
+    def lose(self) -> None:
+        """Break, with all calls that run."""
+        self.broken = True
+        for future in self.running:
+            if not future.done():
+                future.set_exception(BrokenExecutor("a process was terminated abruptly"))
+        self.running.clear()
+        self.held.clear()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self.ended = True

@@ -59,6 +59,7 @@ from durable_batches.executors import ExecutorOrFactory
 from durable_batches.executors.messages import Failed, Request, decode_answer
 from durable_batches.executors.remote import run_call
 from durable_batches.testing import HistoryChecker, ManualClock
+from durable_batches.testing.virtual.inside import attempts_of
 
 Given = Mapping[str, ExecutorOrFactory]
 
@@ -317,20 +318,49 @@ async def test_a_poisonous_call_counts_as_crashes_of_its_document_alone(caplog: 
     assert "loss 1 of it, with no other call beside it" in caplog.text
 
 
-async def test_siblings_of_a_poisonous_call_are_recorded() -> None:
+async def test_siblings_of_a_poisonous_call_are_recorded_and_those_that_wait_for_a_pool_do_not_begin() -> None:
     ran: list[bytes] = []
+    siblings = (b"1", b"2", b"3")
+    was_lost = asyncio.Event()
 
     def fate(message: bytes) -> str:
-        number = number_of(message)
-        ran.append(number)
-        return "break" if number == b"0" else "soon"
+        ran.append(number := number_of(message))
+        if number != b"0":
+            return "hold" if number in siblings else "run"
+        was_lost.set()
+        # The poisonous one is lost on its own, then with all others, and then alone while they run.
+        return "hold" if ran.count(number) in (2, 3) else "break"
 
-    trial = Trial({"cpu": Engines(fate, places=4)})
-    result = await trial.run(lambda _: asyncio.gather(*(double(number) for number in range(4))))
+    async def sibling(number: int) -> int:
+        await was_lost.wait()
+        return await double(number)
+
+    async def body(_: int) -> object:
+        # After a crash each call runs alone: the fifth would come after the poisonous one.
+        others = range(1, 4) if ran.count(b"0") < 3 else range(1, 5)
+        return await asyncio.gather(double(0), *(sibling(number) for number in others))
+
+    async def watch() -> None:
+        await eventually(lambda: len(ran) == 5)
+        (attempt,) = attempts_of(trial.worker)
+        (together,) = (each for each in engines.made if each.running)
+        together.lose()
+        await eventually(lambda: len(ran) == 9)
+        alone, beside = sorted((each for each in engines.made if each.running), key=lambda each: len(each.running))
+        alone.lose()
+        await eventually(lambda: attempt.is_stopping)
+        beside.let_go()
+
+    trial = Trial({"cpu": (engines := Engines(fate, places=4))})
+    async with asyncio.TaskGroup() as group:
+        group.create_task(within(watch(), seconds=10))
+        running = group.create_task(trial.run(body))
+    result = running.result()
     assert [failure.error_type for failure in result.failures] == ["CrashLoopError"]
-    assert await trial.store.checkpoints(result.batch_id, 0, after="", limit=10) != []
-    # Lost twice at most in company, and paid for once they were through.
-    assert all(ran.count(number) <= 3 for number in (b"1", b"2", b"3"))
+    recorded = await trial.store.checkpoints(result.batch_id, 0, after="", limit=10)
+    assert sorted(checkpoint.payload for checkpoint in recorded) == [b"2", b"4", b"6"]
+    # Lost in company once, and paid for once they were through.
+    assert [ran.count(b"%d" % number) for number in range(5)] == [5, 2, 2, 2, 0]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------

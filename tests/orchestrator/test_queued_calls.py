@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -45,28 +46,30 @@ async def stopped_and_resumed(
     let_go: Callable[[], Awaitable[None]],
 ) -> None:
     """Stop a batch once two of its calls have begun; then have these end, and have the batch go on."""
-    first = make(open_store(clock))
-    batches = BatchOrchestrator(run, worker=first)
-    await within(batches.__aenter__())
-    config = BatchConfig(concurrency=documents)
-    batch_id = await within(batches.submit(range(documents), document_id=str, config=config))
-    await eventually(lambda: len(begun) == 2)
-    await eventually(lambda: sum(len(attempt.calls) for attempt in attempts_of(first)) == 8)
-    closing: asyncio.Task[object] | None = None
-    if stop == "a pause":
-        await within(batches.pause(batch_id))
-    else:
-        closing = asyncio.create_task(batches.__aexit__(None, None, None))
-    async with moving(clock, 0.5):
-        await eventually(lambda: all(attempt.is_stopping for attempt in attempts_of(first)))
-        assert len(begun) == 2
+    async with AsyncExitStack() as stack:
+        # Whatever fails, the calls end, and closing waits for none.
+        first = make(open_store(clock))
+        session = await stack.enter_async_context(AsyncExitStack())
+        batches = await within(session.enter_async_context(BatchOrchestrator(run, worker=first)))
+        stack.push_async_callback(let_go)
+        config = BatchConfig(concurrency=documents)
+        batch_id = await within(batches.submit(range(documents), document_id=str, config=config))
+        await eventually(lambda: len(begun) == 2)
+        await eventually(lambda: sum(len(attempt.calls) for attempt in attempts_of(first)) == 8)
+        attempts = attempts_of(first)
+        closing: asyncio.Task[object] | None = None
+        if stop == "a pause":
+            await within(batches.pause(batch_id))
+        else:
+            closing = asyncio.create_task(session.aclose())
+        await stack.enter_async_context(moving(clock, 0.5))
+        await eventually(lambda: all(attempt.is_stopping for attempt in attempts))
         await let_go()
-        await eventually(lambda: not attempts_of(first))
+        await eventually(lambda: len(begun) > 2 or not attempts_of(first))
         assert len(begun) == 2, "no call begins after the stop"
         if closing is not None:
             await within(closing)
-            batches = BatchOrchestrator(run, worker=make(open_store(clock)))
-            await within(batches.__aenter__())
+            batches = await within(stack.enter_async_context(BatchOrchestrator(run, worker=make(open_store(clock)))))
         else:
 
             async def is_released() -> bool:
@@ -74,13 +77,8 @@ async def stopped_and_resumed(
 
             await eventually(is_released)
             await within(batches.resume(batch_id))
-        result = asyncio.create_task(batches.result(batch_id))
-        while not result.done():
-            await let_go()
-            await asyncio.sleep(0)
-        assert (await result).counts.succeeded == documents
+        assert (await within(batches.result(batch_id))).counts.succeeded == documents
         events = await everything(batches.progress(batch_id))
-        await within(batches.__aexit__(None, None, None))
     assert len(begun) == 8
     assert set(begun) == set(range(8)), "each call is paid for once"
     released = [event for event in events if isinstance(event, DocumentReleased)]
@@ -120,11 +118,11 @@ async def test_calls_that_wait_for_a_thread_do_not_begin(
 
 @pytest.mark.parametrize("stop", ["a pause", "a drain"])
 async def test_calls_that_wait_for_a_place_do_not_begin(open_store: StoreMaker, stop: Stop) -> None:
-    clock, begun = ManualClock(), list[int]()
+    clock, begun, gate = ManualClock(), list[int](), asyncio.Event()
 
     def fate(message: bytes) -> str:
         begun.append(int(Request.decode(message).arguments["number"]))
-        return "hold"
+        return "soon" if gate.is_set() else "hold"
 
     engines = Engines(fate)
 
@@ -133,6 +131,7 @@ async def test_calls_that_wait_for_a_place_do_not_begin(open_store: StoreMaker, 
         return await double(document)
 
     async def let_go() -> None:
+        gate.set()
         for engine in engines.made:
             engine.let_go()
 
