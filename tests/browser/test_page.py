@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Route, expect
 from tests.browser.batches import HOSTILE, KINDS, Shop, shop
+from tests.browser.serving import Here, serving_here
 from tests.browser.tab import Looks, Tab, Tabs
 from tests.support import within
 from tests.web.servers import Server, serving
@@ -37,7 +38,7 @@ async def empty(tmp_path: Path) -> AsyncGenerator[Shop]:
         yield found
 
 
-def url_of(server: Server, batch_id: str) -> str:
+def url_of(server: Server | Here, batch_id: str) -> str:
     return server.address if batch_id == LIST else f"{server.address}?batch={segment_of(batch_id)}"
 
 
@@ -151,7 +152,7 @@ async def test_it_follows_a_batch_to_its_end_and_disturbs_nobody(empty: Shop, ta
     documents = [f"slow letter {number}" for number in range(20)]
     await empty.submit("monday", ["letter", *documents])
     await empty.rest("monday", succeeded=1)
-    async with serving(empty.path) as server:
+    async with serving_here(empty) as server:
         tab = await tabs.open(url_of(server, "monday"), DESKTOP)
         await shown(tab)
         assert await tab.text(".counts .running dd") == "20"
@@ -191,7 +192,7 @@ async def test_it_goes_on_by_itself_after_the_server_was_killed(empty: Shop, tab
 async def test_the_list_has_older_batches_behind_a_button(empty: Shop, tabs: Tabs) -> None:
     for number in range(60):
         await empty.batches.submit(["letter"], batch_id=f"batch {number}", document_id=str)
-    async with serving(empty.path) as server:
+    async with serving_here(empty) as server:
         tab = await tabs.open(url_of(server, LIST), DESKTOP)
         rows = tab.page.locator("tbody tr")
         await expect(rows).to_have_count(50)
@@ -230,7 +231,7 @@ async def focus_by_tab(tab: Tab, text: str) -> list[str]:
 async def test_the_keyboard_reaches_everything(empty: Shop, tabs: Tabs) -> None:
     await empty.submit("monday", ["letter", "slow letter"])
     await empty.rest("monday", succeeded=1)
-    async with serving(empty.path) as server:
+    async with serving_here(empty) as server:
         tab = await tabs.open(url_of(server, LIST), DESKTOP)
         await expect(tab.page.locator("tbody tr")).to_have_count(1)
         assert await focus_by_tab(tab, "Skip to content") == []
@@ -278,7 +279,7 @@ async def test_it_says_that_there_is_no_such_batch(filled: Server, tabs: Tabs) -
 
 async def test_it_says_who_may_not_cancel(empty: Shop, tabs: Tabs) -> None:
     await empty.submit("monday", ["slow letter"])
-    async with serving(empty.path, "--read-only") as server:
+    async with serving_here(empty, ["read"]) as server:
         tab = await tabs.open(url_of(server, "monday"), DESKTOP)
         await shown(tab)
         tab.allowed.append("403 (Forbidden)")
@@ -293,7 +294,7 @@ async def test_it_says_who_may_not_cancel(empty: Shop, tabs: Tabs) -> None:
 async def test_ids_and_errors_with_markup_are_text(empty: Shop, tabs: Tabs) -> None:
     await empty.submit(HOSTILE, [f"bad {HOSTILE}", "slow letter"])
     await empty.rest(HOSTILE, succeeded=0, failed=1)
-    async with serving(empty.path) as server:
+    async with serving_here(empty) as server:
         tab = await tabs.open(url_of(server, LIST), DESKTOP)
         await tab.page.locator("tbody a").click()
         await shown(tab)

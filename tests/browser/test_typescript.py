@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
-import socket
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-import uvicorn
+import pytest
 from playwright.async_api import Page
 from tests.browser import node
 from tests.browser.batches import HOSTILE, shop
+from tests.browser.serving import served
 from tests.browser.tab import Looks, Tabs
 from tests.support import eventually, everything, within
 from tests.web.typescript import TYPES, generate, schema
@@ -58,42 +56,64 @@ WRONG: Final = {
 }
 """Programs with the number of the error that each has."""
 
+WRONG_PROGRAMS: Final = {f"wrong{number}": program for number, program in enumerate(WRONG)}
+
 
 def documented() -> str:
     """The documentation's code, as one program."""
     return "\n".join(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
 
 
-def compiled(folder: Path, programs: Sequence[str], *options: str) -> str:
-    """What the compiler says of programs with the types beside them; it leaves JavaScript in the folder."""
+def client() -> str:
+    """The first program of the documentation: the client."""
+    program: str = BLOCK.findall(PAGE.read_text(encoding="utf-8"))[0]
+    return program
+
+
+class Compiled(NamedTuple):
+    said: str
+    """The errors, a line each."""
+    client: str
+    """The documentation's client as JavaScript, without exports."""
+
+    def errors(self, program: str) -> Sequence[int]:
+        """The numbers of the errors in one program."""
+        found = re.findall(rf"^{program}\.ts\(.*?: error TS(\d+):", self.said, re.MULTILINE)
+        return [int(number) for number in found]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """All programs with the types beside them, compiled in one go."""
+    folder = tmp_path_factory.mktemp("typescript")
     shutil.copy(TYPES, folder)
-    for number, program in enumerate(programs):
-        (folder / f"program{number}.ts").write_text(program, encoding="utf-8")
-    names = [f"program{number}.ts" for number in range(len(programs))]
+    programs = {"right": RIGHT, "documented": documented(), "client": client(), **WRONG_PROGRAMS}
+    for name, program in programs.items():
+        (folder / f"{name}.ts").write_text(program, encoding="utf-8")
     strict = ("--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes")
     target = ("--target", "es2022", "--lib", "es2022,dom", "--module", "esnext", "--moduleResolution", "bundler")
-    return node.run("tsc", *strict, *target, *options, TYPES.name, *names, cwd=folder).stdout
+    said = node.run("tsc", *strict, *target, TYPES.name, *(f"{name}.ts" for name in programs), cwd=folder).stdout
+    return Compiled(said, (folder / "client.js").read_text(encoding="utf-8").replace("export ", ""))
 
 
 def test_what_is_committed_is_what_is_generated() -> None:
     assert TYPES.read_text(encoding="utf-8") == generate()
 
 
-def test_they_compile_and_narrow_by_tag(tmp_path: Path) -> None:
-    assert compiled(tmp_path, [RIGHT, documented()], "--noEmit") == ""
+@pytest.mark.parametrize("program", ["right", "documented", "client"])
+def test_they_compile_and_narrow_by_tag(program: str, compiled: Compiled) -> None:
+    assert compiled.errors(program) == [], compiled.said
 
 
-def test_mistakes_are_found(tmp_path: Path) -> None:
-    found = compiled(tmp_path, list(WRONG), "--noEmit")
-    errors = re.findall(r"^program(\d)\.ts\(.*?: error TS(\d+):", found, re.MULTILINE)
-    assert errors == [(str(index), str(number)) for index, number in enumerate(WRONG.values())], found
+def test_mistakes_are_found(compiled: Compiled) -> None:
+    errors = {program: compiled.errors(program) for program in WRONG_PROGRAMS}
+    assert errors == {name: [number] for name, number in zip(WRONG_PROGRAMS, WRONG.values(), strict=True)}
+    # And nowhere else: neither in the types, nor in an option.
+    assert len(re.findall("error TS", compiled.said)) == len(WRONG), compiled.said
 
 
-async def client_in(page: Page, folder: Path, batch_url: str) -> None:
+async def client_in(page: Page, script: str, batch_url: str) -> None:
     """Have the documentation's client follow a batch, and keep what it is given."""
-    program = BLOCK.findall(PAGE.read_text(encoding="utf-8"))[0]
-    assert compiled(folder, [program]) == ""
-    script = (folder / "program0.js").read_text(encoding="utf-8").replace("export ", "")
     tags = [*schema()["$defs"]["BatchEvent"]["discriminator"]["mapping"]]
     await page.evaluate(
         f"""([url, tags]) => {{
@@ -105,34 +125,32 @@ async def client_in(page: Page, folder: Path, batch_url: str) -> None:
     )
 
 
-async def test_an_event_source_gets_every_event_once_and_stops_at_the_end(tmp_path: Path, tabs: Tabs) -> None:
-    async with shop(tmp_path / "batches.db") as found:
-        app = create_app(found.batches, allow_anonymous=True)
-        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
-            serving = asyncio.create_task(server.serve([listener]))
-            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            await found.submit(HOSTILE, ["letter", "slow letter", f"bad {HOSTILE}"])
-            await found.rest(HOSTILE, succeeded=1, failed=1)
-            tab = await tabs.open(f"{address}/", Looks("desktop", "light"), token="")
-            await client_in(tab.page, tmp_path, f"/batches/{segment_of(HOSTILE)}")
+async def test_an_event_source_gets_every_event_once_and_stops_at_the_end(
+    compiled: Compiled, tmp_path: Path, tabs: Tabs
+) -> None:
+    async with (
+        shop(tmp_path / "batches.db") as found,
+        served(create_app(found.batches, allow_anonymous=True)) as here,
+    ):
+        await found.submit(HOSTILE, ["letter", "slow letter", f"bad {HOSTILE}"])
+        await found.rest(HOSTILE, succeeded=1, failed=1)
+        tab = await tabs.open(here.address, Looks("desktop", "light"), token="")
+        await client_in(tab.page, compiled.client, f"/batches/{segment_of(HOSTILE)}")
 
-            async def has(count: int) -> bool:
-                seen: int = await tab.page.evaluate("window.seen.length")
-                return seen >= count
+        async def has(count: int) -> bool:
+            seen: int = await tab.page.evaluate("window.seen.length")
+            return seen >= count
 
-            await eventually(lambda: has(5))
-            found.gate.set()
-            await within(found.batches.result(HOSTILE))
-            events = await everything(found.batches.progress(HOSTILE))
+        await eventually(lambda: has(5))
+        found.gate.set()
+        await within(found.batches.result(HOSTILE))
+        events = await everything(found.batches.progress(HOSTILE))
 
-            async def is_closed() -> bool:
-                state: int = await tab.page.evaluate("window.source.readyState")
-                return state == 2
+        async def is_closed() -> bool:
+            state: int = await tab.page.evaluate("window.source.readyState")
+            return state == 2
 
-            # It connects once more, and is told that there is nothing more.
-            await eventually(is_closed)
-            seen: list[str] = await tab.page.evaluate("window.seen.map((event) => JSON.stringify(event))")
-            assert [event_of(each) for each in seen] == events
-            server.should_exit = True
-            await within(serving)
+        # It connects once more, and is told that there is nothing more.
+        await eventually(is_closed)
+        seen: list[str] = await tab.page.evaluate("window.seen.map((event) => JSON.stringify(event))")
+        assert [event_of(each) for each in seen] == events
