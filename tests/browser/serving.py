@@ -9,13 +9,12 @@ from typing import Final, NamedTuple, get_args
 
 import uvicorn
 from starlette.requests import Request
-from starlette.types import ASGIApp
 from tests.browser.batches import Shop
 from tests.support import within
 from tests.web.servers import BEARER
 
 from durable_batches.cli.serve import listener_at
-from durable_batches.web import Access, Action, create_app
+from durable_batches.web import Access, Action, WebApp, create_app
 
 EVERYTHING: Final[Collection[Action]] = get_args(Action)
 
@@ -26,7 +25,7 @@ class Here(NamedTuple):
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncGenerator[Here]:
+async def served(app: WebApp) -> AsyncGenerator[Here]:
     """Serve an application until the end of the block."""
     with listener_at("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
@@ -34,6 +33,7 @@ async def served(app: ASGIApp) -> AsyncGenerator[Here]:
         try:
             yield Here(f"http://127.0.0.1:{listener.getsockname()[1]}/")
         finally:
+            app.close_streams()
             server.should_exit = True
             await within(serving)
 

@@ -18,7 +18,10 @@ _SIZES: Final[dict[str, ViewportSize]] = {
 
 _SERVER_GONE: Final = tuple(
     f"net::ERR_{name}"
-    for name in ("CONNECTION_REFUSED", "CONNECTION_RESET", "EMPTY_RESPONSE", "INCOMPLETE_CHUNKED_ENCODING")
+    for name in (
+        *("CONNECTION_REFUSED", "CONNECTION_RESET", "CONTENT_LENGTH_MISMATCH"),
+        *("EMPTY_RESPONSE", "INCOMPLETE_CHUNKED_ENCODING"),
+    )
 )
 """What the browser says of a server that a test has ended."""
 
