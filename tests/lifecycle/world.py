@@ -52,7 +52,7 @@ from durable_batches.lifecycle.planning import (
     plan_return,
 )
 from durable_batches.lifecycle.primitives import from_micros
-from durable_batches.lifecycle.progress import snapshot_of
+from durable_batches.lifecycle.progress import BatchSnapshot, snapshot_of
 from durable_batches.lifecycle.records import (
     RESOLVER_DOCUMENT_ID,
     RESOLVER_POSITION,
@@ -349,14 +349,16 @@ class World:
             assert not execution.crashes or execution.status not in ("succeeded", "waiting") or execution.position < 0
             assert (execution.due is None) or execution.status in ("pending", "waiting")
         for batch_id, record in self.batches.items():
-            self._check_events(record)
+            self._check_log(record)
             if record.loader is None:
+                snapshot = snapshot_of(record, machine_of(record), self.now)
+                self._check_events(record, snapshot)
                 self._check_counts(record)
-                self._check_progress(record)
+                self._check_progress(record, snapshot)
                 self._check_resolver(record)
                 self._check_free(record)
                 self._check_failures(record)
-                self._check_suspects(record)
+                self._check_suspects(record, snapshot)
                 self._check_pause(record)
             seen = self.seen[batch_id]
             if seen.ended is not None:
@@ -364,21 +366,21 @@ class World:
             elif record.ended:
                 seen.ended = record
 
-    def _check_events(self, record: BatchRecord) -> None:
+    def _check_log(self, record: BatchRecord) -> None:
         events = self.events[record.batch_id]
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
         assert record.seq == len(events)
         moments = [event.at for event in events]
         assert moments == sorted(moments)
-        if record.loader is not None:
-            return
+
+    def _check_events(self, record: BatchRecord, snapshot: BatchSnapshot[Stage]) -> None:
         replay = Replay(definition_of(record))
-        for event in events:
+        for event in self.events[record.batch_id]:
             replay.take(decode_event(event))
         replay.end_of_log()
         assert not replay.problems
-        percentage = snapshot_of(record, machine_of(record), self.now).percentage
-        assert (replay.counts, replay.state, replay.percentage) == (record.counts, record.state, percentage)
+        assert (replay.counts, replay.state) == (record.counts, record.state)
+        assert replay.percentage == snapshot.percentage
 
     def _check_counts(self, record: BatchRecord) -> None:
         counts, documents = record.counts, self.documents(record.batch_id)
@@ -406,14 +408,14 @@ class World:
             assert (execution.owner is not None) == (execution.status == "running")
             assert (execution.due is not None) == (execution.status in ("pending", "waiting"))
 
-    def _check_progress(self, record: BatchRecord) -> None:
+    def _check_progress(self, record: BatchRecord, snapshot: BatchSnapshot[Stage]) -> None:
         seen, stages = self.seen[record.batch_id], definition_of(record).stages
         documents = self.documents(record.batch_id)
         unfinished = [document for document in documents if document.status not in ("succeeded", "failed")]
         passed = sum(max(document.mark, 0) for document in unfinished)
         passed += len(stages) * (len(documents) - len(unfinished))
         whole = len(stages) * len(documents)
-        percentage = snapshot_of(record, machine_of(record), self.now).percentage
+        percentage = snapshot.percentage
         assert percentage == (round(100 * passed / whole, 4) if whole else 100.0)
         assert percentage >= seen.percentage, "the percentage has decreased"
         seen.percentage = percentage
@@ -453,7 +455,7 @@ class World:
             assert claimable == (record.state == "resolving" and resolver.owner is None)
             assert resolver.owner is None or record.state == "resolving"
 
-    def _check_suspects(self, record: BatchRecord) -> None:
+    def _check_suspects(self, record: BatchRecord, snapshot: BatchSnapshot[Stage]) -> None:
         core = decode_core(record.core)
         unfinished = ("pending", "running", "waiting")
         suspects = sum(
@@ -463,7 +465,7 @@ class World:
         )
         assert core.get("suspects", 0) == suspects
         assert ("isolation" in core) == (suspects > 0)
-        assert suspects or snapshot_of(record, machine_of(record), self.now).isolated == 0
+        assert suspects or snapshot.isolated == 0
 
     def _check_failures(self, record: BatchRecord) -> None:
         failed = Counter(
