@@ -194,9 +194,16 @@ def _situations() -> Iterator[tuple[str, str, int, bool, Callable[[World, int, b
 
 
 def _each(sizes: Collection[int]) -> pytest.MarkDecorator:
-    """A case for every situation of the machines of these sizes."""
+    """A case for every situation of the machines of these sizes; those of more than three stages run in the soak.
+
+    In three there is a first, a last and one between these, so that the larger machines show the same once more.
+    """
     cases = [
-        pytest.param(*situation[1:], id=f"{situation[0]}-{situation[2]}{'-resolver' if situation[3] else ''}")
+        pytest.param(
+            *situation[1:],
+            id=f"{situation[0]}-{situation[2]}{'-resolver' if situation[3] else ''}",
+            marks=[pytest.mark.soak] if situation[2] > 3 else [],
+        )
         for situation in _situations()
         if situation[2] in sizes
     ]
