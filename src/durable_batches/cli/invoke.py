@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Final, Protocol, runtime_checkable
 
 import typer
@@ -29,6 +30,12 @@ class _UsageError(Protocol):
     def show(self) -> None: ...
 
 
+class _Command(Protocol):
+    """What typer makes of an application."""
+
+    def main(self, args: Sequence[str] | None, prog_name: str | None, *, standalone_mode: bool) -> object: ...
+
+
 def invoke(name: str, arguments: Sequence[str]) -> int:
     """Run a command; return its exit code.
 
@@ -40,7 +47,7 @@ def invoke(name: str, arguments: Sequence[str]) -> int:
         MissingExtraError: An optional dependency is not installed.
     """
     try:
-        code: object = typer.main.get_command(app).main(list(arguments), prog_name=name, standalone_mode=False)
+        code: object = _command().main(list(arguments), prog_name=name, standalone_mode=False)
         flush()
     except MissingExtraError:
         raise
@@ -60,6 +67,12 @@ def invoke(name: str, arguments: Sequence[str]) -> int:
             raise
         return _refuse(error)
     return code if isinstance(code, int) else Exit.DONE
+
+
+@cache
+def _command() -> _Command:
+    """Make the command out of the signatures of all commands' functions, which takes longer than most of them run."""
+    return typer.main.get_command(app)
 
 
 def _refuse(error: _UsageError) -> int:
