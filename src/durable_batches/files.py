@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MAX_FILE_BYTES", "NoTextError", "files_below", "name_of", "read_text"]
+__all__ = ["MAX_FILE_BYTES", "NoTextError", "files_below", "name_of", "read_text", "text_of"]
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 """Larger files are data rather than prose."""
@@ -40,6 +40,15 @@ def read_text(file: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
         content = opened.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise NoTextError(f"has more than {max_bytes} bytes")
+    return text_of(content)
+
+
+def text_of(content: bytes) -> str:
+    """Decode a text; what is no UTF-8 in it is replaced.
+
+    Raises:
+        NoTextError: It is binary or empty.
+    """
     if b"\0" in content:
         raise NoTextError("is binary, no text")
     text = content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")

@@ -39,6 +39,7 @@ WRONG: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "cancel": {"--label": LABEL},
     "pause monday": {"--running": ("activities", "")},
     "run tests.cli.files:texts a.txt": {
+        "--stdin": ("csv", ""),
         "--concurrency": (*MINUS, "0"),
         "--policy": ("sometimes", "retry:0", "continue:x", ""),
         "--label": LABEL,

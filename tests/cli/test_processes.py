@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.commands import translate
-from tests.support import unmeasured, within
+from tests.support import eventually, unmeasured, within
 
 from durable_batches import BatchOrchestrator, SQLiteStore
 from durable_batches.cli.exits import Exit
@@ -23,11 +23,14 @@ pytestmark = pytest.mark.processes
 
 
 @asynccontextmanager
-async def started(*arguments: str, stdout: int = subprocess.PIPE) -> AsyncGenerator[asyncio.subprocess.Process]:
+async def started(
+    *arguments: str, stdin: int | None = None, stdout: int = subprocess.PIPE
+) -> AsyncGenerator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("durable-batches")),
         *arguments,
         env=unmeasured(),
+        stdin=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,
     )
@@ -91,3 +94,19 @@ async def test_a_reader_that_leaves_is_no_error(waiting: Path) -> None:
         os.close(writer)
         _, errors = await within(process.communicate())
         assert (process.returncode, errors) == (Exit.READER_LEFT, b"")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, 143)])
+async def test_a_signal_ends_the_wait_for_more_input(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    reading, writing = os.pipe()
+    target, path = f"{translate.__module__}:translate", tmp_path / "batches.db"
+    with open(writing, "wb", buffering=0) as pipe:
+        async with started("run", target, "-", "--stdin", "lines", "--store", str(path), stdin=reading) as process:
+            os.close(reading)
+            pipe.write(b"one\ntwo\nthr")
+            # Its store is open: it reads, or is about to.
+            await eventually(path.with_name("batches.db-wal").exists)
+            process.send_signal(number)
+            _, errors = await within(process.communicate())
+    assert process.returncode == code
+    assert b"before all documents were submitted; nothing was run; run it again" in errors

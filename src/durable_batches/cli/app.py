@@ -19,6 +19,7 @@ from durable_batches.cli.options import (
     Running,
     SchemaOption,
     Status,
+    Stdin,
     StoreOption,
     WorkflowOption,
     given_of,
@@ -335,10 +336,14 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="[FILES]...",
-            help="Files, folders and patterns: texts, or documents as JSON (.json) and JSON Lines (.jsonl).",
+            help="Files, folders and patterns: texts, or documents as JSON (.json) and JSON Lines (.jsonl). -: the "
+            "standard input.",
             show_default=False,
         ),
     ] = None,
+    stdin: Annotated[
+        Stdin, typer.Option(help="What the standard input has: JSON Lines, a text in each line, or one text.")
+    ] = Stdin.JSONL,
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
     batch_id: Annotated[
@@ -369,7 +374,9 @@ def run(
     progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show the progress on stderr.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the batch as JSON when it has ended.")] = False,
 ) -> None:
-    """Run a workflow over files, as a batch: to its end, or to a signal. Run again, it resumes the batch.
+    """Run a workflow over files or the standard input, as a batch: to its end, or to a signal.
+
+    Run again over the same, it resumes the batch.
 
     The exit code tells how the batch ended: 0, or 3 (documents failed), 4 (the batch failed), 5 (cancelled); 130 or 143
     is for a signal.
@@ -381,6 +388,7 @@ def run(
         concurrency=concurrency,
         policy=policy,
         labels=dict(map(label_of, label or ())),
+        stdin=stdin.value,
         output=output,
         drain=seconds_of(drain),
         progress=progress,

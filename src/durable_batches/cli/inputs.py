@@ -1,28 +1,35 @@
-"""The documents that `run` submits: files and folders, as the workflow's documents."""
+"""The documents that `run` submits: files, folders and the standard input, as the workflow's documents."""
 
 from __future__ import annotations
 
 import glob
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path, PurePath
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 from pydantic_core import to_json
 
 from durable_batches.cli.exits import CommandError, Exit
+from durable_batches.cli.standard_input import CHUNK_BYTES, STDIN, Line, Lines, check_size, standard_input
 from durable_batches.codec.codec import Codec
 from durable_batches.errors import PayloadError
-from durable_batches.files import NoTextError, files_below, name_of, read_text
+from durable_batches.files import NoTextError, files_below, name_of, read_text, text_of
 from durable_batches.runtime.workflow import Workflow
 
-__all__ = ["Inputs"]
+__all__ = ["Inputs", "StdinFormat"]
+
+StdinFormat: TypeAlias = Literal["jsonl", "lines", "text"]
+"""What the standard input holds: a document as JSON in each line, a text in each line, or one text."""
 
 D = TypeVar("D")
 
 _LINES: Final = (".jsonl", ".ndjson")
 _JSON: Final = ".json"
+_STDIN: Final = "-"
+_STDIN_ID: Final = "stdin"
+"""The id of a text, and the beginning of those of its lines."""
 
 
 class _Text(str):
@@ -36,22 +43,30 @@ class Inputs(Generic[D]):
 
     A file is one document: its path, its text, or an object with an id, a title and the text, whichever of these the
     workflow takes. Others are read as JSON: a document in a `.json` file, and one a line in `.jsonl` and `.ndjson`.
+    The standard input can be read once only.
 
     Args:
         workflow: The workflow.
-        files: Files, folders and patterns, as the user names them.
+        files: Files, folders and patterns, as the user names them; "-": the standard input.
+        stdin: What the standard input holds.
 
     Raises:
-        CommandError: There is no such file.
+        CommandError: There is no such file, or the standard input is named twice.
     """
 
-    def __init__(self, workflow: Workflow[D, Any, Any, Any], files: Sequence[str]) -> None:
+    def __init__(
+        self, workflow: Workflow[D, Any, Any, Any], files: Sequence[str], stdin: StdinFormat = "jsonl"
+    ) -> None:
         self._codec: Codec[D] = workflow.document_codec
         self._name = workflow.name
         self._files = files
-        self._paths = [path for named in files for path in _paths_of(named)]
+        self._stdin: StdinFormat = stdin
+        if files.count(_STDIN) > 1:
+            raise CommandError("- is given twice, and the standard input can be read once only", Exit.USAGE)
+        self._paths = [path for named in files for path in ([None] if named == _STDIN else _paths_of(named))]
+        """None: the standard input."""
 
-    def __iter__(self) -> Iterator[D]:
+    async def __aiter__(self) -> AsyncIterator[D]:
         """Yield the documents.
 
         Raises:
@@ -59,6 +74,12 @@ class Inputs(Generic[D]):
         """
         none = True
         for path in self._paths:
+            if path is None:
+                async with aclosing(self._of_stdin()) as documents:
+                    async for document in documents:
+                        none = False
+                        yield document
+                continue
             for document in self._below(path) if path.is_dir() else self._of(path):
                 none = False
                 yield document
@@ -109,8 +130,8 @@ class Inputs(Generic[D]):
             if found is not None:
                 return found
         raise CommandError(
-            f"the workflow {self._name!r} takes neither the text nor the path of the file {name}; its documents can be "
-            "given as JSON: one in a .json file, and one a line in a .jsonl file",
+            f"the workflow {self._name!r} takes neither the text nor the path of {_called(name)}; its documents can be "
+            "given as JSON: one in a .json file, and one a line in a .jsonl file or on the standard input",
             Exit.USAGE,
         )
 
@@ -122,20 +143,61 @@ class Inputs(Generic[D]):
 
     def _lines_of(self, path: Path) -> Iterator[D]:
         name = name_of(path)
+        lines = Lines(name)
         try:
             with path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield self._parsed(line, f"{name}, line {number}")
+                while chunk := file.read(CHUNK_BYTES):
+                    yield from self._of_lines(lines.fed(chunk))
+            yield from self._of_lines(lines.last())
         except OSError as error:
             raise _unreadable(name, error) from error
+
+    def _of_lines(self, lines: Iterator[Line]) -> Iterator[D]:
+        for line in lines:
+            yield self._parsed(line.content, line.where)
+
+    async def _of_stdin(self) -> AsyncGenerator[D, None]:
+        """Yield the documents of the standard input.
+
+        Raises:
+            CommandError: It has none, is closed, or a line of it cannot be a document.
+        """
+        lines = Lines(STDIN)
+        of_lines = self._of_lines if self._stdin == "jsonl" else self._of_text_lines
+        whole: list[bytes] = []
+        async with aclosing(standard_input()) as chunks:
+            async for chunk in chunks:
+                if self._stdin == "text":
+                    whole.append(chunk)
+                    check_size(sum(map(len, whole)), STDIN)
+                    continue
+                for document in of_lines(lines.fed(chunk)):
+                    yield document
+        if self._stdin == "text":
+            yield self._of_text(_STDIN_ID, _text(b"".join(whole), STDIN), is_json=False)
+            return
+        for document in of_lines(lines.last()):
+            yield document
+
+    def _of_text_lines(self, lines: Iterator[Line]) -> Iterator[D]:
+        for line in lines:
+            text = _text(line.content, line.where)
+            # A path, where the workflow takes one: `find` prints these.
+            as_path = self._decoded(text)
+            yield (
+                as_path
+                if isinstance(as_path, PurePath)
+                else self._of_text(f"{_STDIN_ID}:{line.number}", text, is_json=False)
+            )
 
     def _parsed(self, payload: bytes, where: str) -> D:
         try:
             return self._codec.decode(payload)
         except PayloadError as error:
+            hint = "; --stdin lines reads each line as a text" if where.startswith(STDIN) else ""
             raise CommandError(
-                f"{where}: no document of the workflow {self._name!r}: at {error.path}: {error.reason}", Exit.USAGE
+                f"{where}: no document of the workflow {self._name!r}: at {error.path}: {error.reason}{hint}",
+                Exit.USAGE,
             ) from None
 
     def _decoded(self, value: object) -> D | None:
@@ -164,6 +226,17 @@ def _paths_of(named: str) -> Sequence[Path]:
     if not found:
         raise CommandError(f"the pattern {named!r} matches no file", Exit.USAGE)
     return [Path(each) for each in found]
+
+
+def _text(content: bytes, where: str) -> str:
+    try:
+        return text_of(content)
+    except NoTextError as error:
+        raise CommandError(f"{where} {error}", Exit.USAGE) from None
+
+
+def _called(name: str) -> str:
+    return STDIN if name == _STDIN_ID or name.startswith(f"{_STDIN_ID}:") else f"the file {name}"
 
 
 def _unreadable(name: str, error: OSError) -> CommandError:

@@ -21,6 +21,7 @@ __all__ = [
     "Running",
     "SchemaOption",
     "Status",
+    "Stdin",
     "StoreOption",
     "WorkflowOption",
     "given_of",
@@ -46,6 +47,14 @@ class Running(StrEnum):
 
     CALLS = "calls"
     DOCUMENTS = "documents"
+
+
+class Stdin(StrEnum):
+    """A `StdinFormat`."""
+
+    JSONL = "jsonl"
+    LINES = "lines"
+    TEXT = "text"
 
 
 StoreOption = Annotated[

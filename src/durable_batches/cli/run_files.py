@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from durable_batches.cli.as_json import batch_json
 from durable_batches.cli.documents import export_results
 from durable_batches.cli.exits import CommandError, Exit
-from durable_batches.cli.inputs import Inputs
+from durable_batches.cli.inputs import Inputs, StdinFormat
 from durable_batches.cli.named import object_at
 from durable_batches.cli.output import RawJson, flush, print_json
 from durable_batches.cli.target import is_dsn, is_object, store_at
@@ -44,6 +44,7 @@ class RunOptions:
         concurrency: Documents at once; None: as `BatchConfig` has it.
         policy: What a failed document means; see `policy_of`.
         labels: The labels of a new batch.
+        stdin: What the standard input holds, where it is named.
         output: The file to write the results to; "-": stdout; None: nowhere.
         drain: How long running activities may go on after a signal.
         progress: Whether to show the progress on stderr.
@@ -54,6 +55,7 @@ class RunOptions:
     concurrency: int | None
     policy: str | None
     labels: dict[str, str]
+    stdin: StdinFormat
     output: str | None
     drain: timedelta
     progress: bool
@@ -65,7 +67,7 @@ def run_files(target: str, files: Sequence[str], store: str | None, schema: str,
 
     Args:
         target: The workflow, as `module:name`.
-        files: Files, folders and patterns.
+        files: Files, folders and patterns; "-": the standard input.
         store: The store; see `store_at`. A file that is not there is created.
         schema: The schema of the tables, in Postgres.
         options: The others.
@@ -75,10 +77,13 @@ def run_files(target: str, files: Sequence[str], store: str | None, schema: str,
     """
     workflow = _workflow_at(target)
     if not files and options.batch_id is None:
-        raise CommandError("name files or folders to run; or an unfinished batch, with --batch-id", Exit.USAGE)
+        raise CommandError(
+            "name files or folders to run, or - for the standard input; or an unfinished batch, with --batch-id",
+            Exit.USAGE,
+        )
     config = _config(options)
     opened = store_at(store, schema)
-    documents = Inputs(workflow, files)
+    documents = Inputs(workflow, files, options.stdin)
     script = Script(
         workflow,
         documents,
