@@ -1,6 +1,6 @@
 // What durable_batches.web answers and sends. Generated from its schemas by `make typescript`; do not edit.
 // Fields and tags that are not here may come with a newer server: ignore them.
-// Schemas: 695a44618b0b4ca9b1adea5339b330216353e62dce26b4c30f6be58999ae5d46
+// Schemas: 284bfe9cc9d3dea2756455548b104cb00b67f029b8d008715657198e5bc49550
 
 export type BatchState = Pending | Stage | Resolving | Completed | Failed | Cancelled;
 export type JsonValue = unknown;
@@ -95,9 +95,12 @@ export interface Schemas {
   Stage: Stage;
   StageCount: StageCount;
   StageProgress: StageProgress;
+  StageTime: StageTime;
   StateChanged: StateChanged;
   SuspendedDocuments: SuspendedDocuments;
   ThrottledLimiter: ThrottledLimiter;
+  Timeline: Timeline;
+  TimelinePoint: TimelinePoint;
   UnknownEvent: UnknownEvent;
   UnselectedBatch: UnselectedBatch;
   BatchEvent: BatchEvent;
@@ -747,6 +750,16 @@ export interface StageProgress {
   tag: "stage_progress";
 }
 /**
+ * How long documents were in one stage: from the event of entering it to that of leaving it, waits included.
+ */
+export interface StageTime {
+  stage: string;
+  documents: number;
+  median_seconds: number | null;
+  p95_seconds: number | null;
+  longest_seconds: number | null;
+}
+/**
  * The batch went from one state to another; both are tags.
  */
 export interface StateChanged {
@@ -756,6 +769,27 @@ export interface StateChanged {
   previous: string;
   state: string;
   tag: "state_changed";
+}
+/**
+ * How a batch went, by its events up to `seq`.
+ */
+export interface Timeline {
+  batch_id: string;
+  seq: number;
+  after: number;
+  width_seconds: number;
+  points: TimelinePoint[];
+  until: string | null;
+  stages: StageTime[];
+}
+/**
+ * A span of time: it reaches to the next point, or to the end of the timeline.
+ */
+export interface TimelinePoint {
+  at: string;
+  finished: number;
+  documents_per_second: number;
+  running: number;
 }
 /**
  * An event that a newer version of the library has written and this one does not know.

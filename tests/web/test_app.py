@@ -26,8 +26,9 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.lifecycle.records import BatchRecord
+from durable_batches.lifecycle.timeline import TimelineFold
 from durable_batches.testing import ManualClock
-from durable_batches.web import Access, WebApp, create_app, event_json, event_of
+from durable_batches.web import Access, WebApp, create_app, event_json, event_of, timelines
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -113,6 +114,42 @@ async def test_everything_about_it_is_shown(scene: Scene) -> None:
     why = (await scene.client.get("/batches/batch/explain")).json
     assert why["reasons"][0]["tag"] == "running"
     assert len(why["sentences"]) == len(why["reasons"])
+
+
+async def test_a_timeline_is_that_of_the_recorded_events_however_often_it_is_read(scene: Scene) -> None:
+    await scene.submit("held", "bad", "good")
+    await scene.until("batch", running=1, failed=1, succeeded=1)
+    half = (await scene.client.get("/batches/batch/timeline")).json
+    assert sum(point["finished"] for point in half["points"]) == 2
+    assert half["points"][-1]["running"] == 1
+    scene.gate.set()
+    await within(scene.batches.result("batch"))
+    other = Client(create_app(scene.batches, allow_anonymous=True))
+    read = [(await client.get("/batches/batch/timeline")).json for client in (scene.client, scene.client, other)]
+    events = await everything(scene.batches.progress("batch"))
+    assert [(each["seq"], each["after"]) for each in read] == [(events[-1].seq, 0)] * 3
+    fold = TimelineFold()
+    for event in events:
+        fold.add(event)
+    exact = fold.timeline("batch", ["reading", "thinking", "writing"])
+    for found in read:
+        assert [stage["longest_seconds"] for stage in found["stages"]] == [
+            stage.longest_seconds for stage in exact.stages
+        ]
+        # They begin with the second stage, which the failed one never leaves.
+        assert [stage["documents"] for stage in found["stages"]] == [0, 2, 0]
+        assert sum(point["finished"] for point in found["points"]) == 3
+        assert found["points"][-1]["running"] == 0
+
+
+async def test_of_a_long_batch_the_latest_events_are_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timelines, "_MOST_EVENTS", 3)
+    await scene.submit("good", "good 2")
+    await within(scene.batches.result("batch"))
+    found = (await scene.client.get("/batches/batch/timeline")).json
+    assert found["after"] == found["seq"] - 3
+    # All of the last ones.
+    assert found["seq"] == (await scene.batches.snapshot("batch")).seq
 
 
 async def test_lists_are_filtered_and_go_on_page_by_page(scene: Scene) -> None:
@@ -234,6 +271,7 @@ BAD = [
     ("/batches/~YQ", 404),
     ("/batches/none/progress", 404),
     ("/batches/none/explain", 404),
+    ("/batches/none/timeline", 404),
     ("/batches?limit=0", 400),
     ("/batches?limit=many", 400),
     ("/batches?label=x", 400),
@@ -300,6 +338,7 @@ ROUTES = [
     ("GET", "/batches/batch/documents"),
     ("GET", "/batches/batch/errors"),
     ("GET", "/batches/batch/explain"),
+    ("GET", "/batches/batch/timeline"),
     ("GET", "/batches/batch/progress"),
     ("GET", "/batches/batch/snapshots"),
     *(("POST", f"/batches/batch/{command}") for command in ("cancel", "pause", "resume")),
@@ -415,7 +454,7 @@ async def test_batches_of_others_are_not_there(scene: Scene) -> None:
     assert [batch["batch_id"] for batch in rest["batches"]] == ["acme-0"]
     assert rest["next"] is None
     assert (await client.get("/batches?label=tenant%3Dother")).json["batches"] == []
-    for path in ("", "/documents", "/errors", "/explain", "/progress", "/snapshots"):
+    for path in ("", "/documents", "/errors", "/explain", "/timeline", "/progress", "/snapshots"):
         assert (await client.get(f"/batches/other-1{path}")).status == 404
     assert (await client.post("/batches/other-1/cancel")).status == 404
     assert (await client.get("/batches/acme-0")).status == 200

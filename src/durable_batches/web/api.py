@@ -32,6 +32,7 @@ from durable_batches.web.models import (
     EXPLANATION,
     PAUSING,
     RESUMPTION,
+    TIMELINE,
     BatchPage,
     Cancellation,
     DocumentPage,
@@ -53,6 +54,7 @@ from durable_batches.web.schemas import (
     snapshot_schema,
 )
 from durable_batches.web.streams import STREAM_HEADERS, EventStream, Streams
+from durable_batches.web.timelines import Timelines
 from durable_batches.web.urls import id_of
 
 __all__ = ["Api"]
@@ -76,6 +78,7 @@ class Api:
         self._streams = streams
         self._authorize = authorize
         self._chunks = Chunks()
+        self._timelines = Timelines(batches)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -86,6 +89,7 @@ class Api:
             Route(f"{batch}/documents", self._documents),
             Route(f"{batch}/errors", self._errors),
             Route(f"{batch}/explain", self._explain),
+            Route(f"{batch}/timeline", self._timeline),
             Route(f"{batch}/progress", self._progress),
             Route(f"{batch}/snapshots", self._snapshots),
             Route(f"{batch}/cancel", self._cancel, methods=["POST"]),
@@ -150,6 +154,10 @@ class Api:
     async def _explain(self, request: Request) -> Response:
         batch_id = (await self._seen(request, "read")).batch_id
         return _json(EXPLANATION, explanation_of(await self._batches.explain(batch_id)))
+
+    async def _timeline(self, request: Request) -> Response:
+        snapshot = await self._seen(request, "read")
+        return _json(TIMELINE, await self._timelines.timeline(snapshot))
 
     async def _cancel(self, request: Request) -> Response:
         batch_id = await self._commanded(request)

@@ -12,6 +12,7 @@ from pydantic import Discriminator, JsonValue, TypeAdapter
 from durable_batches.lifecycle.progress import BatchSnapshot, Pause
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import Stage
+from durable_batches.lifecycle.timeline import Timeline
 from durable_batches.reading.documents import RawDocument
 from durable_batches.reading.failures import ErrorDigest
 from durable_batches.reading.reasons import Explanation, Reason
@@ -26,6 +27,7 @@ __all__ = [
     "ERRORS",
     "EXPLANATION",
     "PROBLEM",
+    "TIMELINE",
     "Batch",
     "BatchPage",
     "Cancellation",
@@ -140,6 +142,7 @@ BATCHES: Final[TypeAdapter[BatchPage]] = TypeAdapter(BatchPage)
 DOCUMENTS: Final[TypeAdapter[DocumentPage]] = TypeAdapter(DocumentPage)
 ERRORS: Final[TypeAdapter[ErrorDigest]] = TypeAdapter(ErrorDigest)
 EXPLANATION: Final[TypeAdapter[ExplanationView]] = TypeAdapter(ExplanationView)
+TIMELINE: Final[TypeAdapter[Timeline]] = TypeAdapter(Timeline)
 CANCELLATION: Final[TypeAdapter[Cancellation]] = TypeAdapter(Cancellation)
 PAUSING: Final[TypeAdapter[Pausing]] = TypeAdapter(Pausing)
 RESUMPTION: Final[TypeAdapter[Resumption]] = TypeAdapter(Resumption)

@@ -29,6 +29,7 @@ from durable_batches.web.models import (
     PAUSING,
     PROBLEM,
     RESUMPTION,
+    TIMELINE,
 )
 
 __all__ = [
@@ -64,6 +65,7 @@ _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
     "DocumentPage": DOCUMENTS,
     "ErrorDigest": ERRORS,
     "Explanation": EXPLANATION,
+    "Timeline": TIMELINE,
     "Cancellation": CANCELLATION,
     "Pausing": PAUSING,
     "Resumption": RESUMPTION,
@@ -220,6 +222,7 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
             refused=some,
         ),
         "/batches/{batch}/explain": get("explainBatch", body("Explanation"), batch, refused=of_batch),
+        "/batches/{batch}/timeline": get("getTimeline", body("Timeline"), batch, refused=of_batch),
         "/batches/{batch}/progress": get(
             "followProgress",
             _stream("Every event of the batch, once, in order", bodies["BatchEvent"]),
