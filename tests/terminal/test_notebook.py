@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import collections.abc
 import sys
+import types
+import typing
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from types import ModuleType, SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast, get_args, get_origin, get_type_hints
 
 import pytest
 from tests.extraction.test_cli import HALF
@@ -25,6 +28,7 @@ from durable_batches import (
     DocumentFailure,
     ErrorDigest,
     ErrorGroup,
+    Explanation,
     Failed,
     MemoryStore,
     Pause,
@@ -32,7 +36,10 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.printable import printable
+from durable_batches.reading.reasons import Reason
 from durable_batches.terminal.show import show
+from durable_batches.worker.health import WorkerHealth
 
 HOSTILE: Final = "</td><script>alert(1)</script><img src=x onerror=\"a\" style='color: red'> & \x1b[31m\r\n\0\u202e"
 SHOWN: Final = (
@@ -106,6 +113,63 @@ HOSTILES: Final[list[object]] = [
         others=1,
     ),
 ]
+
+
+def of_type(hint: Any) -> object:
+    """A value of a reason's field, with texts of others where it has any."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    match origin:
+        case _ if origin is Literal:
+            return arguments[0]
+        case types.UnionType | typing.Union:
+            return of_type(arguments[0])
+        case collections.abc.Mapping:
+            return {of_type(arguments[0]): of_type(arguments[1])}
+        case collections.abc.Sequence:
+            return [of_type(arguments[0])]
+        case _ if origin is tuple:
+            return tuple(of_type(each) for each in arguments)
+        case _:
+            values: dict[object, object] = {str: HOSTILE, int: 3, datetime: AT, Counts: Counts(total=3, failed=3)}
+            return values[hint]
+
+
+def reason_of(kind: type[Any]) -> Reason:
+    reason: Reason = kind(**{name: of_type(hint) for name, hint in get_type_hints(kind).items() if name != "tag"})
+    return reason
+
+
+@pytest.mark.parametrize("kind", get_args(Reason), ids=lambda kind: kind.__name__)
+def test_every_explanation_is_shown_with_what_others_wrote_as_text(kind: type[Any]) -> None:
+    explanation = Explanation[Stage](
+        batch_id=BatchId(HOSTILE),
+        state=Stage(tag="reading", done=0, total=1),
+        headline=HOSTILE,
+        reasons=[reason_of(kind)],
+    )
+    document = Document(explanation)
+    assert document.tags == {"div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td"}
+    text = "".join(document.texts)
+    assert f"{SHOWN}: {SHOWN}" in text
+    assert text.isprintable()
+    # The sentence is whole, as the command `why` prints it.
+    assert printable(str(explanation.reasons[0])) in document.texts
+
+
+def test_the_health_of_a_worker_is_shown() -> None:
+    health = WorkerHealth(
+        ready=False,
+        not_ready="lease-lost",
+        lease_left=timedelta(),
+        last_commit=AT,
+        loop_lag=timedelta(seconds=7),
+        in_flight=3,
+        store_away_since=None,
+    )
+    texts = Document(health).texts
+    assert texts[0] == "the worker is not ready: lease-lost"
+    assert texts[texts.index("loop lag") + 1] == "0:00:07"
+    assert "store away since" not in texts
 
 
 @pytest.mark.parametrize("shown", HOSTILES, ids=lambda shown: type(shown).__name__)

@@ -12,6 +12,7 @@ from typing_extensions import TypeVar
 from durable_batches.lifecycle.events import PauseReason
 from durable_batches.lifecycle.progress import LongCalls
 from durable_batches.lifecycle.states import BatchId, BatchState, Counts, Stage
+from durable_batches.markup import block, table
 from durable_batches.reading.notes import TakesFrom
 
 __all__ = [
@@ -377,6 +378,11 @@ class Explanation(Generic[S_co]):
 
     def __str__(self) -> str:
         return "\n".join([self.headline, *(f"- {reason}" for reason in self.reasons)])
+
+    def _repr_html_(self) -> str:
+        """Return it as notebooks show it."""
+        rows = [(reason.tag.replace("-", " "), str(reason)) for reason in self.reasons]
+        return block(f"{self.batch_id}: {self.headline}", table(("", "why"), rows))
 
 
 def _in_activity(activity: str | None, since: datetime | None) -> str:

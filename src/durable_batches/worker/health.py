@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from durable_batches.lifecycle.primitives import Value
+from durable_batches.markup import block, table
 
 __all__ = ["NotReady", "WorkerHealth"]
 
@@ -33,3 +34,11 @@ class WorkerHealth(Value):
     """Documents and resolvers that it runs."""
     store_away_since: datetime | None
     """Since when the store has not answered; None: it does."""
+
+    def _repr_html_(self) -> str:
+        """Return it as notebooks show it."""
+        named = {name.replace("_", " "): value for name, value in vars(self).items() if value is not None}
+        return block(
+            "the worker is ready" if self.ready else f"the worker is not ready: {self.not_ready}",
+            table(("", ""), [(name, str(value)) for name, value in named.items() if not name.endswith("ready")]),
+        )
