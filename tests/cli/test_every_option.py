@@ -48,6 +48,7 @@ WRONG: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     },
     "worker tests.cli.files:texts": {"--max-in-flight": (*MINUS, "0"), "--drain": (*SECONDS, "1e99")},
     "serve": {"--port": (*MINUS, "65536"), "--host": ("",), "--token": ("", "two words", "\u00e9", "a\n")},
+    "serve --host 127.0.0.1": {"--app": ("service", "no_such_module_here:app", "")},
     "demo": {
         "--path": ("no-such-folder",),
         "--db": FOLDER,

@@ -1,13 +1,19 @@
-"""The command `serve`: what its connections are like. What it answers is in tests/web."""
+"""The command `serve`: what its connections are like, and what it serves. What it answers is in tests/web."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
+import sys
+from pathlib import Path
 
+import pytest
+from tests.cli.commands import Commands
 from tests.support import within
 
-from durable_batches.cli.serve import listener_at
+from durable_batches.cli.exits import Exit
+from durable_batches.cli.serve import _app_at, listener_at
 
 
 async def test_small_packets_are_not_held_back() -> None:
@@ -24,3 +30,48 @@ async def test_small_packets_are_not_held_back() -> None:
             _, writer = await asyncio.open_connection(address, port)
             assert await within(undelayed)
             writer.close()
+
+
+OWN = """
+from durable_batches import BatchClient, MemoryStore
+from durable_batches.web import create_app
+
+client = BatchClient(MemoryStore())
+app = create_app(client, allow_anonymous=True)
+number = 3
+
+
+def make():
+    return app
+
+
+def fails():
+    raise RuntimeError("no settings")
+
+
+def takes(scope, receive, send): ...
+"""
+
+
+def test_what_is_no_application(on_file: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named in one line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_app.py").write_text(OWN)
+    for target, says in (
+        ("app", "'app' names no application; give module:name"),
+        ("no_such_module_here:app", "there is no module 'no_such_module_here' for the application"),
+        ("own_app:nothing", "the module 'own_app' has no 'nothing'"),
+        ("own_app:number", "own_app:number is no application, but of type int"),
+        ("own_app:client", "but of type BatchClient; create_app(..., authorize=...) of durable_batches.web makes one"),
+        ("own_app:fails", "own_app:fails failed: RuntimeError: no settings"),
+    ):
+        ran = on_file.bare("serve", "--app", target)
+        assert (ran.code, ran.out, len(ran.err.splitlines())) == (Exit.USAGE, "", 1), target
+        assert says in ran.err, ran.err
+    for options in (on_file.target, ("--token", "x"), ("--read-only",), ("--schema", "x")):
+        ran = on_file.bare("serve", "--app", "own_app:app", *options)
+        assert (ran.code, f"leave out {options[0]}" in ran.err) == (Exit.USAGE, True), ran.err
+    module = importlib.import_module("own_app")
+    assert [_app_at(f"own_app:{name}") for name in ("app", "make", "takes")] == [module.app, module.app, module.takes]
+    del sys.modules["own_app"]

@@ -36,9 +36,17 @@ class Server(NamedTuple):
 @asynccontextmanager
 async def serving(path: Path, *options: str, token: str = TOKEN, port: int = 0) -> AsyncGenerator[Server]:
     """A server of a file; it is killed at the end, unless it has ended before."""
+    async with served("--store", str(path), "--port", str(port), *options, token=token) as server:
+        yield server
+
+
+@asynccontextmanager
+async def served(*options: str, token: str = "", cwd: Path | None = None) -> AsyncGenerator[Server]:
+    """A server with these options, in a folder; it is killed at the end, unless it has ended before."""
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("durable-batches")),
-        *("serve", "--store", str(path), "--port", str(port), *options),
+        *("serve", *options),
+        cwd=cwd,
         env=unmeasured() | ({"DURABLE_BATCHES_TOKEN": token} if token else {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -15,9 +15,10 @@ import pytest
 from tests.cli.commands import translate
 from tests.support import everything, unmeasured, within
 from tests.web.asgi import Message, messages_of
-from tests.web.servers import TOKEN, Server, serving
+from tests.web.servers import TOKEN, Server, served, serving
 
 from durable_batches import BatchConfig, BatchOrchestrator, SQLiteStore
+from durable_batches.cli.exits import Exit
 from durable_batches.web import event_of
 
 pytestmark = pytest.mark.processes
@@ -71,6 +72,39 @@ async def test_it_serves_whoever_has_the_token(waiting: Path) -> None:
             assert page.headers["content-type"].startswith("text/html")
             cancelled = await client.post("batches/monday/cancel", headers={"Authorization": f"Bearer {token}"})
             assert cancelled.json() == {"cancelled": True}
+
+
+OWN = """
+from durable_batches import BatchClient, SQLiteStore
+from durable_batches.web import Access, create_app
+
+
+async def authorize(request):
+    return Access(actions={"read"}) if request.headers.get("x-user") == "me" else None
+
+
+def make():
+    return create_app(BatchClient(SQLiteStore("batches.db")), authorize=authorize)
+"""
+
+
+async def test_it_serves_an_application_of_the_users_with_its_own_rights(waiting: Path) -> None:
+    (waiting.parent / "own.py").write_text(OWN)
+    async with served("--app", "own:make", "--port", "0", cwd=waiting.parent) as server:
+        assert "#" not in server.address
+        async with httpx.AsyncClient(base_url=server.address) as client:
+            assert (await client.get("batches", headers={"Authorization": f"Bearer {TOKEN}"})).status_code == 401
+            shown = await client.get("batches/monday", headers={"X-User": "me"})
+            assert shown.json()["batch_id"] == "monday"
+            assert (await client.post("batches/monday/cancel", headers={"X-User": "me"})).status_code == 403
+        server.process.send_signal(signal.SIGTERM)
+        await within(server.process.communicate())
+        assert server.process.returncode == -signal.SIGTERM
+    # Without its store, it does not start.
+    waiting.unlink()
+    async with served("--app", "own:make", "--port", "0", cwd=waiting.parent) as server:
+        _, errors = await within(server.process.communicate())
+        assert (server.process.returncode, b"StoreNotFoundError" in errors) == (Exit.ERROR, True)
 
 
 async def test_it_can_refuse_commands(waiting: Path) -> None:

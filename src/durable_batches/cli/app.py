@@ -441,6 +441,7 @@ def worker(
 
 @app.command()
 def serve(
+    context: typer.Context,
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen at.")] = "127.0.0.1",
@@ -452,10 +453,26 @@ def serve(
         ),
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse commands.")] = False,
+    app: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME", help="An application of your own, with its own store and rights, instead of a store."
+        ),
+    ] = None,
 ) -> None:
-    """Serve a page that shows the batches, and the API that it uses, until Ctrl-C."""
-    from durable_batches.cli.serve import serve_store
+    """Serve a page that shows the batches, and the API that it uses, until Ctrl-C.
 
+    With --app, an application of a module is served, as create_app() of durable_batches.web makes it, or any other.
+    """
+    from durable_batches.cli.serve import serve_app, serve_store
+
+    if app is not None:
+        given = given_of(context, "store", "schema", "token", "read_only")
+        if given:
+            raise typer.BadParameter(
+                f"the application has its own store and rights; leave out {', '.join(given)}", param_hint="--app"
+            )
+        raise typer.Exit(serve_app(app, host=host, port=port))
     raise typer.Exit(serve_store(store, schema, host=host, port=port, token=token, read_only=read_only))
 
 

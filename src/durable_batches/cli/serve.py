@@ -7,16 +7,24 @@ import hmac
 import secrets
 import socket
 from importlib.util import find_spec
-from typing import Final
+from inspect import isfunction, signature
+from typing import TYPE_CHECKING, Final, cast
 
 from durable_batches.cli.exits import CommandError, Exit
+from durable_batches.cli.named import made_by, object_at
 from durable_batches.cli.output import flush, write
 from durable_batches.cli.target import store_at
 from durable_batches.errors import MissingExtraError
+from durable_batches.orchestrator.orchestrator import BatchOrchestrator
 from durable_batches.reading.client import BatchClient
+from durable_batches.runtime.workflow import Workflow
 from durable_batches.stores.protocol import Attachable, Store
+from durable_batches.worker.worker import Worker
 
-__all__ = ["listener_at", "serve_store"]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+__all__ = ["listener_at", "serve_app", "serve_store"]
 
 _GRACE_SECONDS: Final = 3
 _SEND_BUFFER_BYTES: Final = 65_536
@@ -38,21 +46,66 @@ def serve_store(target: str | None, schema: str, *, host: str, port: int, token:
         MissingExtraError: The extra `web` is not installed.
         CommandError: The address cannot be listened at, or no request could bear the token.
     """
-    if not host:
-        # To a socket, that is every address of the machine; of an option, it is a variable that is not set.
-        raise CommandError("--host must be an address; 0.0.0.0 are all of this machine's", Exit.USAGE)
+    _check_host(host)
     if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
         raise CommandError("--token must be one word of ASCII, as a header of HTTP has it", Exit.USAGE)
-    for package in ("starlette", "uvicorn"):
-        if find_spec(package) is None:
-            raise MissingExtraError("web", package)
+    _check_extra()
     store = store_at(target, schema)
     asyncio.run(_look_at(store))
     with listener_at(host, port) as listener:
         bearer = secrets.token_urlsafe(24) if token is None else token
         write(f"listening on {_address(listener, host)}/{'' if token else f'#token={bearer}'}")
         flush()
-        return _run(BatchClient(store, read_only=read_only and isinstance(store, Attachable)), listener, bearer)
+        client = BatchClient(store, read_only=read_only and isinstance(store, Attachable))
+        return _run(_of_store(client, bearer), listener)
+
+
+def serve_app(target: str, *, host: str, port: int) -> int:
+    """Serve an application of the user's until the process is told to stop; return the exit code.
+
+    Args:
+        target: The application, or a function without parameters that returns one, as `module:name`.
+        host: The address to listen at.
+        port: The port; 0: any that is free.
+
+    Raises:
+        MissingExtraError: The extra `web` is not installed.
+        CommandError: There is no such application, or the address cannot be listened at.
+    """
+    _check_host(host)
+    _check_extra()
+    app = _app_at(target)
+    with listener_at(host, port) as listener:
+        write(f"listening on {_address(listener, host)}/")
+        flush()
+        return _run(app, listener)
+
+
+def _app_at(target: str) -> ASGIApp:
+    found = object_at(target, "application")
+    if isfunction(found) and not any(each.default is each.empty for each in signature(found).parameters.values()):
+        found = made_by(found, target)
+    kind = type(found).__name__
+    if isinstance(found, BatchClient | BatchOrchestrator | Worker | Workflow | Store):
+        made = (
+            "create_app(..., authorize=...) of durable_batches.web makes one of a client, a worker or an orchestrator"
+        )
+        raise CommandError(f"{target} is no application, but of type {kind}; {made}", Exit.USAGE)
+    if not callable(found):
+        raise CommandError(f"{target} is no application, but of type {kind}", Exit.USAGE)
+    return cast("ASGIApp", found)
+
+
+def _check_host(host: str) -> None:
+    if not host:
+        # To a socket, that is every address of the machine; of an option, it is a variable that is not set.
+        raise CommandError("--host must be an address; 0.0.0.0 are all of this machine's", Exit.USAGE)
+
+
+def _check_extra() -> None:
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise MissingExtraError("web", package)
 
 
 async def _look_at(store: Store) -> None:
@@ -89,8 +142,8 @@ def _address(listener: socket.socket, host: str) -> str:
     return f"http://{name}:{listener.getsockname()[1]}"
 
 
-def _run(client: BatchClient, listener: socket.socket, token: str) -> int:
-    import uvicorn
+def _of_store(client: BatchClient, token: str) -> ASGIApp:
+    """Make the application that shows a store to those who bear the token."""
     from starlette.requests import Request
 
     from durable_batches.web.access import EVERYTHING, Access
@@ -102,8 +155,14 @@ def _run(client: BatchClient, listener: socket.socket, token: str) -> int:
         given = request.headers.get("authorization", "").encode()
         return EVERYTHING if hmac.compare_digest(given, expected) else None
 
+    return create_app(client, authorize=authorize)
+
+
+def _run(app: ASGIApp, listener: socket.socket) -> int:
+    import uvicorn
+
     config = uvicorn.Config(
-        create_app(client, authorize=authorize),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -113,4 +172,7 @@ def _run(client: BatchClient, listener: socket.socket, token: str) -> int:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+    except SystemExit:
+        # With a code of its own: the application did not start. Why is in the log.
+        return Exit.ERROR
     return Exit.DONE
