@@ -2,8 +2,9 @@
 
 1. In order of arrival: a large request among small ones waits for its turn, and the small ones behind it wait with it.
 2. One that gives up, or that was admitted and did not begin, leaves everything as if it had never asked.
-3. A provider that refuses (429) makes all wait; and it lowers the rate by a fifth, once for all the calls that had
-   begun before. The rate recovers in five minutes, the more slowly the nearer it is to where it was refused.
+3. A provider that refuses (429) makes all wait, once for all the calls that had begun before. By how much that lowers
+   the rate, the share of refusals decides (`refusals`). The rate recovers in five minutes, the more slowly the nearer
+   it is to where it was refused.
 4. Time that goes back stands still instead: `now` may be read from any clock.
 """
 
@@ -15,12 +16,10 @@ from typing import Final
 
 from durable_batches.flow.breaker import Breaker, BreakerState, CircuitBreaker, ForcedBreaker, Passage
 from durable_batches.flow.bucket import Taken, WindowedBucket
+from durable_batches.flow.refusals import Refusals
 
 __all__ = ["Admission", "Ticket"]
 
-_LOWERED_BY: Final = 0.8
-_FLOOR: Final = 0.05
-"""The least share of the limit that the rate is lowered to."""
 _RECOVERY_SECONDS: Final = 300.0
 """In which the rate recovers from nothing to the whole limit."""
 _NEAR: Final = 0.97
@@ -39,13 +38,14 @@ class Ticket:
         granted: When it was admitted; None: it waits, or has given up.
     """
 
-    __slots__ = ("ended", "generation", "granted", "parts", "passage", "request", "settled", "tokens")
+    __slots__ = ("ended", "generation", "granted", "is_refused", "parts", "passage", "request", "settled", "tokens")
 
     def __init__(self, tokens: float, generation: int) -> None:
         self.tokens: Final = tokens
         self.granted: float | None = None
         self.settled: float = tokens
         self.ended: bool = False
+        self.is_refused: bool = False
         self.generation: Final = generation
         self.request: Taken | None = None
         self.parts: Final[list[tuple[Taken, float]]] = []
@@ -83,7 +83,9 @@ class Admission:
         self._offset = 0.0
         self._recovered_at = -math.inf
         self._cool_until = -math.inf
+        self._refusals = Refusals()
         self._lowered_at = -math.inf
+        self._refused_at = -math.inf
         self._refused_at_factor = 1.0
         self._rounds = 0
         self.in_flight: int = 0
@@ -214,12 +216,16 @@ class Admission:
             return
         ticket.ended = True
         self.in_flight -= 1
-        if healthy and ticket.granted > self._lowered_at:
+        if healthy and ticket.granted > self._refused_at:
             self._rounds = 0
+        if healthy is not None and not ticket.is_refused and ticket.granted > self._lowered_at:
+            self._refusals.accepted()
         self._breaker.end(self._moment(now), ticket.passage, healthy=healthy)
 
     def refuse(self, now: float, ticket: Ticket, seconds: float | None) -> bool:
-        """Have all wait, because the provider has refused a call; return whether the rate was lowered.
+        """Have all wait, because the provider has refused a call; return whether that call is the first of a round.
+
+        A round is of the calls that had begun before its first one was refused.
 
         Args:
             now: The time.
@@ -229,12 +235,13 @@ class Admission:
         moment = self._moment(now)
         self.refused += 1
         self._recover(moment)
-        first = ticket.granted is not None and ticket.granted > self._lowered_at
+        first = ticket.granted is not None and ticket.granted > self._refused_at
         if first:
             self._rounds += 1
-            self._lowered_at = moment
-            self._refused_at_factor = self.factor
-            self._set_factor(max(_FLOOR, self.factor * _LOWERED_BY))
+            self._refused_at = moment
+        if ticket.granted is not None and ticket.granted > self._lowered_at and not ticket.is_refused:
+            self._lower(moment, self._refusals.refused(self.factor))
+        ticket.is_refused = True
         if seconds is None:
             seconds = min(2.0 ** (min(self._rounds, 10) - 1), _LONGEST_COOL_DOWN) if first else 0.0
         self._cool_until = max(self._cool_until, moment + seconds)
@@ -306,7 +313,19 @@ class Admission:
             quick = min(passed, (near - factor) * _RECOVERY_SECONDS)
             factor += quick / _RECOVERY_SECONDS
             passed -= quick
-        self._set_factor(min(1.0, factor + passed / _RECOVERY_SECONDS / 10))
+        factor = min(1.0, factor + passed / _RECOVERY_SECONDS / 10)
+        if factor >= 1.0:
+            self._refusals.recovered()
+        self._set_factor(factor)
+
+    def _lower(self, moment: float, factor: float | None) -> None:
+        """Change the rate for what begins from now on; None: it stays."""
+        if factor is not None:
+            self._lowered_at = moment
+            before = self.factor
+            # It recovers quickly up to half way. Where it is raised, refusals do not depend on it: to the whole limit.
+            self._refused_at_factor = (factor + before) / 2 if factor < before else math.inf
+            self._set_factor(factor)
 
     def _set_factor(self, factor: float) -> None:
         for bucket in (self._tokens, self._requests):
