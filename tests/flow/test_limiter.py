@@ -15,6 +15,7 @@ from tests.flow.virtual import passing
 from tests.support import turns
 
 from durable_batches import CircuitOpenError, ConfigurationError, Overloaded, RateLimitedError
+from durable_batches.clock import SystemClock
 from durable_batches.flow import CentralRateLimiter, CircuitBreaker, Permit
 from durable_batches.testing import ManualClock, activity_context
 
@@ -259,7 +260,7 @@ async def test_nothing_begins_while_nothing_is_left(clock: ManualClock) -> None:
     async with limiter.permit() as permit:
         permit.observe({"retry-after": "3"})
     assert await passing(clock, begin(limiter, clock)) - started == pytest.approx(9)
-    # A refusal lowers the rate; an answer does not.
+    # An answer is no refusal.
     assert (limiter.metrics().refused, limiter.metrics().rate) == (0, 1.0)
 
 
@@ -410,6 +411,31 @@ async def test_another_loop_is_refused_while_calls_run(clock: ManualClock) -> No
     await asyncio.to_thread(asyncio.run, begin(limiter, clock))
     async with limiter.permit():
         pass
+
+
+async def test_a_second_clock_is_refused_while_calls_go_by_the_first(clock: ManualClock) -> None:
+    limiter, other = CentralRateLimiter(name="openai", requests_per_minute=60), ManualClock()
+    other.advance(3_600)
+    async with limiter.permit():
+        with activity_context(clock=other), pytest.raises(ConfigurationError, match="another clock"):
+            await begin(limiter, other)
+        waiting = asyncio.ensure_future(begin(limiter, clock))
+        await turns(6)
+        assert limiter.metrics().waiting == 1
+    assert await passing(clock, waiting) == pytest.approx(1_000.81, abs=0.01)
+    # Nothing waits or runs, so that the other one may; the last minute's requests still count.
+    with activity_context(clock=other):
+        moments = [await passing(other, begin(limiter, other)) for _ in range(3)]
+    assert moments[2] - moments[0] == pytest.approx(2 * 60.5 / 60, abs=0.01)
+
+
+async def test_clocks_of_the_machine_are_one() -> None:
+    limiter = CentralRateLimiter(max_concurrent=2)
+    with activity_context(clock=SystemClock()):
+        async with limiter.permit():
+            with activity_context(clock=SystemClock()):
+                async with limiter.permit():
+                    pass
 
 
 def test_what_a_closed_loop_left_behind_is_dropped() -> None:

@@ -137,7 +137,7 @@ class CentralRateLimiter:
 
         Raises:
             ConfigurationError: An argument is of a wrong type, or more tokens than the limit: no wait would help; or
-                calls of another event loop wait or run.
+                calls of another event loop, or by another clock, wait or run.
             RateLimitedError: It would wait, or longer than it may. `retry_after` says for how long.
             CircuitOpenError: The same, because the circuit breaker is open.
         """

@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import Final
 
-from durable_batches.clock import Clock, Timer
+from durable_batches.clock import Clock, SystemClock, Timer
 from durable_batches.errors import CircuitOpenError, ConfigurationError, RateLimitedError
 from durable_batches.flow.admission import Admission, Ticket
 from durable_batches.flow.breaker import BreakerState
@@ -62,8 +62,7 @@ class Permits:
         loop, clock = asyncio.get_running_loop(), current_clock()
         admission = self._admission
         with self.lock:
-            self._adopt(loop)
-            self._clock = clock
+            clock = self._adopt(loop, clock)
             now = clock.boot()
             ticket = admission.ask(tokens)
             self._grant(now)
@@ -157,11 +156,17 @@ class Permits:
         assert clock is not None
         return clock.boot()
 
-    def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve this event loop from here on."""
-        if self._loop is loop:
-            return
-        if self._loop is not None and self._admission.is_busy:
+    def _adopt(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> Clock:
+        """Serve this event loop by this clock from here on; return the clock, which may be another of the same time."""
+        if self._loop is loop and self._clock is not None:
+            if self._clock is clock or (type(self._clock) is SystemClock and type(clock) is SystemClock):
+                return self._clock
+            if self._admission.is_busy:
+                # Moments of two clocks cannot be compared: what one has waited for, the other may have passed long ago.
+                raise ConfigurationError(
+                    f"the limiter {self._name!r} is in use by a worker with another clock; make one for each clock"
+                )
+        elif self._loop is not None and self._admission.is_busy:
             if not self._loop.is_closed():
                 raise ConfigurationError(
                     f"the limiter {self._name!r} is in use in another event loop; make one for each, which share the "
@@ -169,9 +174,12 @@ class Permits:
                 )
             # What waited there, or held a permit, was left behind when it was closed.
             self._admission.abandon()
-        self._loop = loop
+        if self._timer is not None and self._loop is loop:
+            self._timer.cancel()
+        self._loop, self._clock = loop, clock
         self._waiters.clear()
         self._timer, self._timer_due = None, math.inf
+        return clock
 
     def serve(self) -> None:
         """Let those begin that may, and look again when the next one may."""
