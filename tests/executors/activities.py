@@ -22,6 +22,7 @@ from durable_batches import (
     current_execution,
     durable_activity,
 )
+from durable_batches.flow import CentralRateLimiter, CircuitBreaker
 
 ONCE = RetryPolicy(max_attempts=1)
 TWICE = RetryPolicy(max_attempts=2, initial=timedelta(0))
@@ -106,6 +107,39 @@ def ask(fails: bool) -> str:
     if fails:
         raise ValueError("the answer makes no sense")
     return "an answer"
+
+
+class ClientError(Exception):
+    """What a client raises for an answer."""
+
+    def __init__(self, status_code: int, headers: Mapping[str, str]) -> None:
+        super().__init__(f"status {status_code}")
+        self.status_code = status_code
+        self.headers = headers
+
+
+class OwnError(Exception):
+    """An error of the user's own, which has nothing to do with HTTP."""
+
+
+OPENAI = CentralRateLimiter(
+    name="openai", breaker=CircuitBreaker(failure_threshold=3, counts=lambda error: isinstance(error, OwnError))
+)
+
+
+@durable_activity(run_on="cpu", retry=RetryPolicy(max_attempts=3, initial=timedelta(0)), limiter=OPENAI)
+def call_provider(how: str, status: int, headers: Mapping[str, str]) -> None:
+    if how == "own":
+        raise OwnError
+    if how == "timeout":
+        raise ValueError("no answer") from TimeoutError()
+    if how == "wrapped":
+        raise ValueError("no answer") from ClientError(status, headers)
+    error = ClientError(status, headers)
+    if how == "observed":
+        current_activity().observe(error)
+        raise ValueError("refused")
+    raise error
 
 
 def judge(error: BaseException) -> Verdict:

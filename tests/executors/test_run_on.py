@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from tests.executors import activities
 from tests.executors.activities import (
     ask,
     ask_for_time,
+    call_provider,
     cancel_own_work,
     double,
     double_async,
@@ -56,8 +58,10 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.executors import ExecutorOrFactory
+from durable_batches.executors.headers import MOST_BYTES, bounded
 from durable_batches.executors.messages import Failed, Request, decode_answer
 from durable_batches.executors.remote import run_call
+from durable_batches.flow import CentralRateLimiter, CircuitBreaker
 from durable_batches.testing import HistoryChecker, ManualClock
 from durable_batches.testing.virtual.inside import attempts_of
 
@@ -276,6 +280,49 @@ async def test_a_permit_is_told_what_the_call_took_also_where_it_failed(fails: b
     # Without a limiter there is nothing to tell.
     error = await Trial({"cpu": Engines()}).failure(lambda _: ask(fails))
     assert error.error_type == "NotInActivityError"
+
+
+@pytest.mark.parametrize("how", ["raised", "wrapped", "timeout"])
+async def test_a_circuit_breaker_counts_the_failures_of_a_function_elsewhere(how: str) -> None:
+    limiter = CentralRateLimiter(breaker=CircuitBreaker(failure_threshold=3))
+    ask = call_provider.with_options(limiter=limiter)
+    error = await Trial({"cpu": Engines()}).failure(lambda _: ask(how, 500, {}))
+    assert error.attempts == 3
+    assert limiter.metrics().breaker == "open"
+    # What is wrong with one call says nothing of the provider.
+    limiter = CentralRateLimiter(breaker=CircuitBreaker(failure_threshold=1))
+    ask = call_provider.with_options(limiter=limiter)
+    await Trial({"cpu": Engines()}).failure(lambda _: ask("raised", 400, {}))
+    assert limiter.metrics().breaker == "closed"
+
+
+async def test_what_counts_as_a_failure_is_decided_where_the_error_is() -> None:
+    await Trial({"cpu": Engines()}).failure(lambda _: call_provider("own", 0, {}))
+    assert activities.OPENAI.metrics().breaker == "open"
+    activities.OPENAI.force("auto")
+    await Trial({"cpu": Engines()}).failure(lambda _: call_provider("raised", 500, {}))
+    assert activities.OPENAI.metrics().breaker == "closed"
+
+
+@pytest.mark.parametrize("how", ["raised", "wrapped", "observed"])
+async def test_headers_of_a_refusal_reach_the_limiter(how: str) -> None:
+    limiter = CentralRateLimiter(requests_per_minute=6_000, tokens_per_minute=600)
+    ask = call_provider.with_options(limiter=limiter, retry=RetryPolicy(max_attempts=1))
+    headers = {"x-padding": "x" * 10_000, "x-ratelimit-limit-requests": "300", "X-RateLimit-Limit-Tokens": "90"}
+    trial = Trial({"cpu": Engines()})
+    await trial.failure(lambda _: ask(how, 400 if how != "observed" else 429, {**headers, "retry-after": "20"}))
+    metrics = limiter.metrics()
+    assert metrics.requests_available in (299, 300)
+    assert metrics.tokens_available == 90
+    if how == "observed":
+        assert metrics.refused == 1
+
+
+def test_headers_are_bounded_and_those_that_limiters_read_go_first() -> None:
+    headers = {"x-long": "x" * MOST_BYTES, "x-accent": "\u00e9" * 1_000, "Retry-After": "3", "x-request-id": "a"}
+    assert bounded(headers) == {"x-accent": headers["x-accent"], "Retry-After": "3", "x-request-id": "a"}
+    assert bounded({"a": "b"}) == {"a": "b"}
+    assert len(json.dumps(bounded({f"x-ratelimit-{number}": "x" * 100 for number in range(1_000)}))) < 2 * MOST_BYTES
 
 
 async def test_a_timeout_is_that_of_the_call_and_its_place_comes_back() -> None:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError
-from durable_batches.executors.messages import Failed, Request, decode_answer
-from durable_batches.executors.names import classifier_named, reference_of
+from durable_batches.executors.messages import Answered, Failed, Request, decode_answer
+from durable_batches.executors.names import classifier_named, find_activity, reference_of
 from durable_batches.executors.placement import FORKS, ExecutorOrFactory, Placement, forks
 from durable_batches.executors.reports import Reports
 from durable_batches.options import check_callable, check_instance
@@ -19,6 +19,19 @@ from durable_batches.runtime.elsewhere import CallElsewhere, no_executor
 from durable_batches.runtime.threads import Threads
 
 __all__ = ["Executors"]
+
+
+class RemoteAnswer:
+    """What is left of an answer that a function has had observed in another process.
+
+    Attributes:
+        status_code: The HTTP status.
+        headers: The headers.
+    """
+
+    def __init__(self, answered: Answered) -> None:
+        self.status_code = answered.status
+        self.headers = answered.headers
 
 
 class Executors:
@@ -84,15 +97,17 @@ class Executors:
             raise no_executor(activity.name, activity.run_on)
         arguments = definition.arguments.encode(bound.args, bound.kwargs)
         reports = self._reports.follow(call.report)
+        reference, limiter = reference_of(activity), activity.limiter
         request = Request(
-            function=reference_of(activity),
+            function=reference,
             arguments=arguments,
             context=call.context,
             attempt=call.attempt,
             idempotency_key=call.idempotency_key,
             classifier=self._classifier,
             reports=reports,
-            limited=activity.limiter is not None,
+            limited=limiter is not None,
+            own_limiter=limiter is not None and find_activity(reference).limiter is limiter,
         )
 
         try:
@@ -107,10 +122,17 @@ class Executors:
         finally:
             self._reports.leave(reports)
         answer = decode_answer(message)
-        for headers in answer.used.headers:
-            call.observe(headers)
+        for observed in answer.used.answers:
+            call.observe(observed.headers if observed.status is None else RemoteAnswer(observed))
         if answer.used.tokens is not None:
             call.settle(tokens=answer.used.tokens)
         if isinstance(answer, Failed):
-            raise RemoteError(answer.failure, answer.verdict, answer.traceback)
+            raise RemoteError(
+                answer.failure,
+                answer.verdict,
+                answer.traceback,
+                status_code=answer.answered.status,
+                headers=answer.answered.headers,
+                is_failure=answer.is_failure,
+            )
         return definition.codec.decode(answer.payload)

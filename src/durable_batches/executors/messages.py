@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from durable_batches.lifecycle.failures import ActivityFailure
 from durable_batches.lifecycle.states import BatchId
@@ -18,6 +18,7 @@ from durable_batches.runtime.classify import ErrorKind, Verdict
 from durable_batches.runtime.context import ExecutionContext
 
 __all__ = [
+    "Answered",
     "Failed",
     "ReportAddress",
     "Request",
@@ -48,7 +49,9 @@ class Request:
     """The worker's classifier, by module and qualified name; None: the default one."""
     reports: ReportAddress | None
     limited: bool = False
-    """Whether the activity has a limiter."""
+    """Whether the call has a limiter."""
+    own_limiter: bool = False
+    """Whether that is the one of the activity as it is found by its name, which can judge errors there."""
 
     def encode(self) -> bytes:
         """Encode as a message."""
@@ -67,6 +70,7 @@ class Request:
             "classifier": self.classifier,
             "reports": self.reports,
             "limited": self.limited,
+            "own_limiter": self.own_limiter,
         }
         return _packed(header, list(self.arguments.values()))
 
@@ -91,7 +95,20 @@ class Request:
             classifier=header["classifier"],
             reports=None if reports is None else (reports[0], reports[1], reports[2]),
             limited=header["limited"],
+            own_limiter=header["own_limiter"],
         )
+
+
+class Answered(NamedTuple):
+    """What is left of a provider's answer."""
+
+    status: int | None
+    """The HTTP status; None: there was none, or the function gave headers alone."""
+    headers: Mapping[str, str]
+    """The headers, as `headers.bounded` keeps them."""
+
+
+_NOTHING: Final = Answered(None, {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +117,8 @@ class Used:
 
     tokens: int | None = None
     """The tokens that it has settled; None: it has not."""
-    headers: Sequence[Mapping[str, str]] = ()
-    """The headers of the answers that it has had observed."""
+    answers: Sequence[Answered] = ()
+    """The answers that it has had observed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +137,10 @@ class Failed:
     verdict: Verdict
     traceback: str
     used: Used = Used()
+    answered: Answered = _NOTHING
+    """What the provider had answered, where the activity has a limiter."""
+    is_failure: bool | None = None
+    """Whether it is the provider's failure, where the activity has a limiter: as that one says, or by default."""
 
 
 def encode_succeeded(payload: bytes, used: Used = Used()) -> bytes:
@@ -127,24 +148,28 @@ def encode_succeeded(payload: bytes, used: Used = Used()) -> bytes:
     return _packed({"outcome": "succeeded", "used": asdict(used)}, [payload])
 
 
-def encode_failed(failure: ActivityFailure, verdict: Verdict, traceback: str, used: Used) -> bytes:
+def encode_failed(failed: Failed) -> bytes:
     """Encode the answer of a function that raised."""
+    verdict = failed.verdict
     delay = verdict.retry_after
     header = {
         "outcome": "failed",
         "kind": verdict.kind,
         "retry_after": None if delay is None else delay.total_seconds(),
         "note": verdict.note,
-        "traceback": traceback,
-        "used": asdict(used),
+        "traceback": failed.traceback,
+        "used": asdict(failed.used),
+        "answered": failed.answered,
+        "is_failure": failed.is_failure,
     }
-    return _packed(header, [failure.encode()])
+    return _packed(header, [failed.failure.encode()])
 
 
 def decode_answer(message: bytes) -> Succeeded | Failed:
     """Decode an answer."""
     header, (payload,) = _unpacked(message)
-    used = Used(**header["used"])
+    used = header["used"]
+    used = Used(tokens=used["tokens"], answers=[Answered(*answer) for answer in used["answers"]])
     if header["outcome"] == "succeeded":
         return Succeeded(payload=payload, used=used)
     delay = header["retry_after"]
@@ -153,7 +178,14 @@ def decode_answer(message: bytes) -> Succeeded | Failed:
         retry_after=None if delay is None else timedelta(seconds=delay),
         note=header["note"],
     )
-    return Failed(failure=ActivityFailure.decode(payload), verdict=verdict, traceback=header["traceback"], used=used)
+    return Failed(
+        failure=ActivityFailure.decode(payload),
+        verdict=verdict,
+        traceback=header["traceback"],
+        used=used,
+        answered=Answered(*header["answered"]),
+        is_failure=header["is_failure"],
+    )
 
 
 def _packed(header: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:

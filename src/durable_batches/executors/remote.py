@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Any, Final, cast
 
+from durable_batches.clock import SystemClock
 from durable_batches.errors import NotInActivityError
-from durable_batches.executors.messages import Request, Used, encode_failed, encode_succeeded
+from durable_batches.executors.headers import bounded
+from durable_batches.executors.messages import Answered, Failed, Request, Used, encode_failed, encode_succeeded
 from durable_batches.executors.names import find_activity, find_classifier
 from durable_batches.executors.reports import send_report
 from durable_batches.lifecycle.amounts import Amount
@@ -20,7 +22,9 @@ from durable_batches.options import check_integer
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.classify import ErrorClassifier, Verdict, default_classifier
 from durable_batches.runtime.context import ExecutionContext, enter_activity, leave
-from durable_batches.runtime.error_facts import peek
+from durable_batches.runtime.error_facts import peek, quiet
+from durable_batches.runtime.error_signs import is_of_provider, signs_of
+from durable_batches.runtime.limits import JudgesFailures
 from durable_batches.runtime.retry_policy import RetryPolicy
 from durable_batches.runtime.tracebacks import trim
 
@@ -29,8 +33,8 @@ __all__ = ["PROBE", "RemoteActivity", "run_call"]
 PROBE: Final = b""
 """A call that does nothing, and is its own answer."""
 
-_MOST_HEADERS: Final = 16
-"""Answers of which the headers are sent, the last ones."""
+_MOST_ANSWERS: Final = 16
+"""Answers of which the status and the headers are sent, the last ones."""
 
 _TRACEBACK_LIMIT: Final = 8_000
 """Characters, from its end."""
@@ -80,11 +84,18 @@ class RemoteActivity:
         """See `ActivityContext`; of an answer, its headers reach the worker, when the call has ended."""
         self._check_limited("observe")
         headers: object = answer
+        status: object = None
         if not isinstance(answer, Mapping):
-            headers = peek(answer, "headers") or peek(peek(answer, "response"), "headers")
+            response = peek(answer, "response")
+            headers = peek(answer, "headers") or peek(response, "headers")
+            statuses = (peek(part, name) for part in (answer, response) for name in ("status_code", "status"))
+            status = next((status for status in statuses if isinstance(status, int)), None)
+        found: dict[str, str] = {}
         if isinstance(headers, Mapping):
             found = {str(name): str(value) for name, value in cast("Mapping[object, object]", headers).items()}
-            self.used = replace(self.used, headers=(*self.used.headers, found)[-_MOST_HEADERS:])
+        if found or status is not None:
+            answered = Answered(status if isinstance(status, int) else None, bounded(found))
+            self.used = replace(self.used, answers=(*self.used.answers, answered)[-_MOST_ANSWERS:])
 
     def _check_limited(self, method: str) -> None:
         if not self._request.limited:
@@ -133,7 +144,26 @@ def _failed(
     verdict = retry.judge(error, _classifier(request, activity))
     attempt = 1 if request is None else request.attempt
     failure = ActivityFailure.of(_name(request, activity), error, attempt, retryable=verdict.kind != "never")
-    return encode_failed(failure, verdict, _traceback_of(error), used)
+    answered, is_failure = Answered(None, {}), None
+    if request is not None and request.limited:
+        now = SystemClock().now() / 1_000_000
+        status, headers = signs_of(error, now)
+        answered = Answered(status, bounded(headers))
+        is_failure = is_of_provider(error, now)
+        limiter = activity.limiter if activity is not None and request.own_limiter else None
+        if isinstance(limiter, JudgesFailures):
+            judges = limiter
+            is_failure = bool(quiet(lambda: judges.is_failure(error)))
+    return encode_failed(
+        Failed(
+            failure=failure,
+            verdict=verdict,
+            traceback=_traceback_of(error),
+            used=used,
+            answered=answered,
+            is_failure=is_failure,
+        )
+    )
 
 
 def _failed_plainly(request: Request | None, error: BaseException, second: BaseException) -> bytes:
@@ -146,7 +176,7 @@ def _failed_plainly(request: Request | None, error: BaseException, second: BaseE
         retryable=True,
         kinds=(),
     )
-    return encode_failed(failure, Verdict(kind="retry"), "", Used())
+    return encode_failed(Failed(failure=failure, verdict=Verdict(kind="retry"), traceback=""))
 
 
 def _name(request: Request | None, activity: DurableActivity[..., Any] | None) -> str:

@@ -9,17 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from durable_batches.errors import RateLimitedError
-from durable_batches.lifecycle.failures import leaves, line_of
-from durable_batches.runtime.classify import ErrorClassifier, classify_by
+from durable_batches.lifecycle.failures import line_of
+from durable_batches.runtime.classify import ErrorClassifier, RemoteError, classify_by
 from durable_batches.runtime.delays import seconds_of, seconds_until
-from durable_batches.runtime.error_facts import ErrorFacts
-from durable_batches.runtime.tracebacks import own_attribute
+from durable_batches.runtime.error_signs import is_of_provider, signs_of
 
-__all__ = ["Answered", "Feedback", "feedback_of"]
+__all__ = ["Answered", "Feedback", "feedback_of", "is_failure"]
 
 _log = logging.getLogger("durable_batches")
 
-_LONGEST_CHAIN: Final = 10
 _NUMBER: Final = re.compile(r"\s*(\d{1,15})(?:\.\d+)?\s*(?:[,;].*)?$")
 
 _REQUESTS_A_MINUTE: Final = (
@@ -32,13 +30,6 @@ _TOKENS_A_MINUTE: Final = (
     "x-ratelimit-limit-tokens-minute",
     "anthropic-ratelimit-tokens-limit",
 )
-
-_CONNECTION_ERRORS: Final = re.compile(
-    r"(?:Timeout|Timeouts?Error|TimeoutException|TransportError|Network(?:Error)?|ProtocolError|ConnectError"
-    r"|Connection(?:Closed)?Error|ClientConnectionError|ClientPayloadError|ServerDisconnectedError"
-    r"|ChunkedEncodingError|IncompleteRead|gaierror)$"
-)
-"""The ends of names of classes: clients have their own, few of which derive from Python's."""
 
 
 class Answered(Exception):
@@ -81,21 +72,25 @@ def feedback_of(
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | asyncio.CancelledError | RateLimitedError):
         return Feedback(None, refused=False, retry_after=None, requests=None, tokens=None, empty_for=0.0)
     verdict = classify_by(classifier, error, now)
-    facts = ErrorFacts(error, now)
+    headers = signs_of(error, now).headers
     asked = None if verdict.retry_after is None else verdict.retry_after.total_seconds()
     # An answer's headers may say when, without a status that says what is wrong.
     waits = asked or 0.0 if isinstance(error, Answered) and verdict.kind != "overloaded" else 0.0
     return Feedback(
-        healthy=False if _is_failure(error, counts, now) else None,
+        healthy=False if is_failure(error, counts, now) else None,
         refused=verdict.kind == "overloaded",
         retry_after=asked,
-        requests=_least(facts.headers, _REQUESTS_A_MINUTE),
-        tokens=_least(facts.headers, _TOKENS_A_MINUTE),
-        empty_for=max([waits, *_empty(facts.headers, now)]),
+        requests=_least(headers, _REQUESTS_A_MINUTE),
+        tokens=_least(headers, _TOKENS_A_MINUTE),
+        empty_for=max([waits, *_empty(headers, now)]),
     )
 
 
-def _is_failure(error: BaseException, counts: Callable[[BaseException], bool] | None, now: float) -> bool:
+def is_failure(error: BaseException, counts: Callable[[BaseException], bool] | None, now: float) -> bool:
+    """Decide whether an error is the provider's failure; see `feedback_of`."""
+    if isinstance(error, RemoteError) and error.is_failure is not None:
+        # It was judged where the object is.
+        return error.is_failure
     if counts is not None:
         try:
             return bool(counts(error))
@@ -106,28 +101,7 @@ def _is_failure(error: BaseException, counts: Callable[[BaseException], bool] | 
                 line_of(mistake),
                 extra={"error_type": type(error).__name__},
             )
-    return any(_is_providers(leaf, now) for leaf in leaves(error))
-
-
-def _is_providers(error: BaseException, now: float) -> bool:
-    for part in _chain(error):
-        status = ErrorFacts(part, now).status
-        if status is not None:
-            return status >= 500
-        if isinstance(part, TimeoutError | ConnectionError):
-            return True
-        if any(_CONNECTION_ERRORS.search(kind.__name__) for kind in type(part).__mro__):
-            return True
-    return False
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    part: BaseException | None = error
-    for _ in range(_LONGEST_CHAIN):
-        if part is None:
-            return
-        yield part
-        part = own_attribute(part, "__cause__")
+    return is_of_provider(error, now)
 
 
 def _least(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None:

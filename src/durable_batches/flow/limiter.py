@@ -11,6 +11,7 @@ from datetime import timedelta
 from durable_batches.errors import ConfigurationError
 from durable_batches.flow.admission import Admission
 from durable_batches.flow.breaker import BreakerState, CircuitBreaker, ForcedBreaker
+from durable_batches.flow.feedback import is_failure
 from durable_batches.flow.permits import PermitContext, Permits
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.options import (
@@ -20,6 +21,7 @@ from durable_batches.options import (
     check_instance,
     check_integer,
 )
+from durable_batches.runtime.context import current_clock
 from durable_batches.runtime.limits import Permit
 
 __all__ = ["CentralRateLimiter", "LimiterMetrics"]
@@ -105,6 +107,7 @@ class CentralRateLimiter:
         self._name = name
         self._tokens_per_minute = tokens_per_minute
         self._max_wait = max_wait
+        self._counts = None if breaker is None else breaker.counts
         self._admission = Admission(
             requests=requests_per_minute,
             tokens=tokens_per_minute,
@@ -112,7 +115,7 @@ class CentralRateLimiter:
             breaker=breaker,
             returns_unused=returns_unused,
         )
-        self._permits = Permits(name, self._admission, None if breaker is None else breaker.counts)
+        self._permits = Permits(name, self._admission, self._counts)
 
     def __repr__(self) -> str:
         admission = self._admission
@@ -154,6 +157,10 @@ class CentralRateLimiter:
         longest = max_wait if max_wait is not None else self._max_wait
         seconds = 0.0 if not wait else math.inf if longest is None else longest.total_seconds()
         return PermitContext(self._permits, tokens, seconds)
+
+    def is_failure(self, error: BaseException, /) -> bool:
+        """Return whether an error is the provider's failure, which the circuit breaker counts."""
+        return is_failure(error, self._counts, current_clock().now() / 1_000_000)
 
     def metrics(self) -> LimiterMetrics:
         """Return what it does now."""

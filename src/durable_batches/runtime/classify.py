@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Literal, Protocol, TypeAlias, cast, get_args
@@ -40,7 +40,7 @@ from durable_batches.errors import (
 from durable_batches.lifecycle.failures import ActivityFailure, leaves, line_of
 from durable_batches.options import check_choice, check_duration, check_text
 from durable_batches.runtime.error_facts import ErrorFacts, peek
-from durable_batches.runtime.tracebacks import own_attribute
+from durable_batches.runtime.error_signs import causes_of
 
 __all__ = [
     "ErrorClassifier",
@@ -93,11 +93,26 @@ class RemoteError(Exception):
         failure: The names of its classes, and its message.
         verdict: What the activity's policy and classifier have said of it, there.
         traceback: Where it was raised, as text.
+        status_code: The HTTP status of the provider's answer, if any; read like a client's.
+        headers: The answer's headers.
+        is_failure: Whether it is the provider's failure, as was judged there; None: nobody wants to know.
     """
 
-    def __init__(self, failure: ActivityFailure, verdict: Verdict, traceback: str = "") -> None:
+    def __init__(
+        self,
+        failure: ActivityFailure,
+        verdict: Verdict,
+        traceback: str = "",
+        *,
+        status_code: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        is_failure: bool | None = None,
+    ) -> None:
         self.failure = failure
         self.verdict = verdict
+        self.status_code = status_code
+        self.headers: Mapping[str, str] = headers or {}
+        self.is_failure = is_failure
         super().__init__(failure.message)
         if traceback:
             self.add_note(traceback)
@@ -165,8 +180,6 @@ def is_retryable(error: BaseException) -> bool:
 
 _MISTAKES: Final = (NonRetryableError, PayloadError, ConfigurationError, CheckpointMismatchError, FactRejectedError)
 
-_LONGEST_CHAIN: Final = 8
-
 
 # ---- the default ---------------------------------------------------------------------------------------------------
 
@@ -227,7 +240,7 @@ def _of_chain(error: BaseException, now: float) -> Verdict:
     """Judge an error that is no group by itself and by what it was raised from."""
     if isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
         return Verdict(kind="never", note="interrupted")
-    said = [verdict for part in _chain(error) if (verdict := _judged(part, now)) is not None]
+    said = [verdict for part in causes_of(error) if (verdict := _judged(part, now)) is not None]
     if not said:
         return _NOTHING_KNOWN
     first = said[0]
@@ -235,15 +248,6 @@ def _of_chain(error: BaseException, now: float) -> Verdict:
         delay = next((verdict.retry_after for verdict in said if verdict.retry_after is not None), None)
         return Verdict(kind=first.kind, retry_after=delay, note=first.note)
     return first
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    part: BaseException | None = error
-    while part is not None and len(seen) < _LONGEST_CHAIN and not any(part is each for each in seen):
-        seen.append(part)
-        yield part
-        part = own_attribute(part, "__cause__")
 
 
 def _judged(error: BaseException, now: float) -> Verdict | None:

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from durable_batches.runtime.delays import http_date, quoted_seconds, seconds_of, seconds_until
 
-__all__ = ["ErrorFacts", "peek"]
+__all__ = ["ErrorFacts", "peek", "quiet"]
 
 _LONGEST_BODY: Final = 65_536
 _LONGEST_TEXT: Final = 4_000

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Limiter", "Permit"]
+__all__ = ["JudgesFailures", "Limiter", "Permit"]
 
 
 class Permit(Protocol):
@@ -37,4 +37,13 @@ class Limiter(Protocol):
         self, *, tokens: int = 0, wait: bool = True, max_wait: timedelta | None = None
     ) -> AbstractAsyncContextManager[Permit]:
         """Wait for a permit, and hold it within the block."""
+        ...
+
+
+@runtime_checkable
+class JudgesFailures(Protocol):
+    """A limiter that can say of an error whether it counts as the provider's failure; asked where the error is."""
+
+    def is_failure(self, error: BaseException, /) -> bool:
+        """Return whether an error is the provider's failure."""
         ...
