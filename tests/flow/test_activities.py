@@ -341,6 +341,43 @@ async def test_documents_that_wait_for_long_hold_up_no_other_batch() -> None:
         assert (await env.finished(waiting)).counts.succeeded == 8
 
 
+async def test_many_more_waiting_documents_than_slots_hold_up_no_other_batch() -> None:
+    """Of the batch that waits, no more than twice as many are held as there are slots; of others, as many as ever."""
+    down, up = CentralRateLimiter(name="down"), CentralRateLimiter(name="up")
+    down.force("open")
+
+    @durable_activity
+    async def ask(name: str) -> str:
+        return name
+
+    asks = {"down": ask.with_options(limiter=down), "up": ask.with_options(limiter=up)}
+
+    @workflow(STAGES)
+    async def run(name: str) -> str:
+        return await asks[name](name)
+
+    async with environment(run, max_in_flight=4) as env:
+        waiting = await env.batches.submit(
+            ["down"] * 40, config=BatchConfig(concurrency=100, deadline=timedelta(hours=1))
+        )
+        await env.advance(5 * 60 * SECOND)
+        assert (await env.batches.snapshot(waiting)).counts.running == 8
+        for _ in range(2):
+            healthy = await env.batches.submit(["up"] * 20, config=ALL)
+            assert (await env.finished(healthy)).counts.succeeded == 20
+        second = await env.batches.submit(["down"] * 20, config=ALL)
+        await env.advance(5 * 60 * SECOND)
+        # It is down for that one, too: no more of it are held than there are slots.
+        assert (await env.batches.snapshot(second)).counts.running == 4
+        healthy = await env.batches.submit(["up"] * 20, config=ALL)
+        assert (await env.finished(healthy)).counts.succeeded == 20
+        # What concerns the batch that waits is seen all the same.
+        await env.advance(timedelta(hours=1))
+        assert (await env.finished(waiting)).state.tag == "failed"
+        down.force("auto")
+        assert (await env.finished(second)).counts.succeeded == 20
+
+
 async def test_with_its_permit_a_document_has_its_slot_at_once() -> None:
     """A permit is for a call that begins now: it must not wait for a slot while it is held."""
     limiter = CentralRateLimiter()

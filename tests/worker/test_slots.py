@@ -23,6 +23,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.testing import ManualClock
+from durable_batches.worker.slots import OpenSlots
 
 HOUR = timedelta(hours=1)
 
@@ -165,22 +166,41 @@ async def test_who_goes_on_waits_for_an_open_slot(open_store: StoreMaker) -> Non
         assert (await within(working)).counts.succeeded == 10
 
 
-async def test_the_slots_that_are_lent_are_bounded_in_number(
-    open_store: StoreMaker, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Each document that waits takes memory: as many as there are slots lend theirs."""
+async def test_the_slots_that_a_batch_lends_to_itself_are_bounded_in_number(open_store: StoreMaker) -> None:
+    """Each document that waits takes memory: for as many as there are slots, others of the batch are started."""
     async with scene_of(open_store) as scene:
         asking = await scene.ask(6, refuses=4)
-        working = asyncio.create_task(scene.working.run(range(2)))
         await at_rest(scene.worker)
         assert scene.refused == 4
-        assert not working.done()
-        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert len(warnings) == 1
-        assert warnings[0].startswith("more than 2 documents wait for retries of their activities")
+        # Another batch has the slots all the same, and each time that there is one more of it.
+        for _ in range(2):
+            assert (await within(scene.working.run(range(5)))).counts.succeeded == 5
+        assert scene.refused == 4
         async with moving(scene.clock, 600):
             assert (await within(asking)).counts.succeeded == 6
-            assert (await within(working)).counts.succeeded == 2
+        assert scene.worker.session.scheduler._slots.most == 2
+
+
+@pytest.mark.parametrize(("lends_more", "most"), [(False, 2), (True, 32)])
+def test_the_slots_that_are_lent_are_bounded_in_number(
+    caplog: pytest.LogCaptureFixture, lends_more: bool, most: int
+) -> None:
+    """A store of level 1 does not leave batches out, so that more slots would be lent to those that wait."""
+    held = 0
+    slots = OpenSlots(2, lambda: held, lambda: None, lends_more=lends_more)
+    for _ in range(most):
+        held += 1
+        assert slots.lend(in_any_case=False)
+    assert (slots.most, slots.most_with_others) == (4, 2 + most)
+    assert not any(slots.lend(in_any_case=False) for _ in range(3))
+    assert slots.lend(in_any_case=True)
+    assert (slots.most, slots.most_with_others) == (5, 3 + most)
+    for _ in range(most + 1):
+        slots.keep()
+    assert (slots.most, slots.most_with_others) == (2, 2)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"more than {most} documents wait, for permits or for retries of their activities")
 
 
 async def test_who_is_cancelled_while_its_slot_is_lent_leaves_as_many_as_there_were(open_store: StoreMaker) -> None:

@@ -150,7 +150,7 @@ def _failed(
         status, headers = signs_of(error, now)
         answered = Answered(status, bounded(headers))
         is_failure = is_of_provider(error, now)
-        limiter = activity.limiter if activity is not None and request.own_limiter else None
+        limiter: object = activity.limiter if activity is not None and request.own_limiter else None
         if isinstance(limiter, JudgesFailures):
             judges = limiter
             is_failure = bool(quiet(lambda: judges.is_failure(error)))

@@ -264,6 +264,8 @@ class ClaimRequest(NamedTuple):
     """Take from these batches, and from those with the labels of `metadata`; None, and no labels: from all."""
     metadata: Mapping[str, str] = {}
     """Take from batches that have all of these labels; none: from those of `batches` alone."""
+    without: frozenset[BatchId] = frozenset()
+    """Leave these batches out."""
 
     @classmethod
     def of_workflows(cls, workflows: Iterable[tuple[str, str]]) -> Self:
@@ -273,13 +275,20 @@ class ClaimRequest(NamedTuple):
     @property
     def takes_from_all(self) -> bool:
         """Whether it takes from all batches of its workflows."""
+        return self.names_none and not self.without
+
+    @property
+    def names_none(self) -> bool:
+        """Whether it names no batches to take from, and so takes from any."""
         return self.batches is None and not self.metadata
 
     def takes_from(self, batch: BatchRecord) -> bool:
         """Whether the worker can run this batch, and wants to."""
         if batch.needs > GENERATION or (batch.workflow, batch.version) not in self.workflows:
             return False
-        return self.takes_from_all or is_selected(batch, self.batches or (), self.metadata)
+        if batch.batch_id in self.without:
+            return False
+        return self.names_none or is_selected(batch, self.batches or (), self.metadata)
 
 
 class Claim(NamedTuple):

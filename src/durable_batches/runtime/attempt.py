@@ -336,6 +336,11 @@ class Attempt:
         rest = self._resting()
         return nullcontext() if rest is None else rest.waiting(is_call=is_call, for_batch=for_batch)
 
+    @property
+    def has_lent(self) -> bool:
+        """Whether its slot is lent."""
+        return self._rest is not None and self._rest.lent
+
     def lends(self) -> Callable[[], None]:
         """See `WorkflowScope`."""
         rest = self._resting()

@@ -350,7 +350,8 @@ class WaitsForClaims(Protocol):
     async def wait_for_claim(self, request: ClaimRequest, *, timeout: Micros) -> None:
         """Sleep until there is something to claim of a batch that the request takes from, or the time is up.
 
-        A hint, like `Store.wait`. Of the request count `workflows`, `batches` and `metadata` (`takes_from`).
+        A hint, like `Store.wait`. Of the request counts what `takes_from` looks at: `workflows`, `batches`, `metadata`,
+        `without`.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
@@ -46,6 +47,8 @@ _WAIT_MICROS: Final = 5_000_000
 _POLL_SECONDS: Final = 0.1
 _LONGEST_POLL_SECONDS: Final = 1.0
 """Where a store says again and again that there is work, and none can be claimed: one of level 1 knows of no pauses."""
+_LEAVES_OUT: Final = 2
+"""The level of the stores that heed `ClaimRequest.without`."""
 _DEADLINES_SECONDS: Final = 1.0
 """Between two looks for deadlines, while there are no open slots."""
 
@@ -101,7 +104,9 @@ class Scheduler:
         self._signals = signals
         self._runner = Runner(store, resources, outages, signals, reporting)
         self._held: dict[ExecutionKey, HeldExecution] = {}
-        self._slots = resources.slots = OpenSlots(capacity, lambda: len(self._held), self.wake)
+        self._slots = resources.slots = OpenSlots(
+            capacity, lambda: len(self._held), self.wake, lends_more=store.capabilities.level >= _LEAVES_OUT
+        )
         self._isolated: dict[ExecutionKey, Timer] = {}
         """Those it holds while they are isolated: possible poison documents; with the timer that ends that."""
         self._tasks: dict[asyncio.Task[None], tuple[HeldExecution, Claim]] = {}
@@ -112,6 +117,8 @@ class Scheduler:
         self._in_vain = 0
         """How many claims in a row took nothing, though the store had said at once that there is something."""
         self._timer: Timer | None = None
+        self._due = math.inf
+        """When the timer looks again, by the boot clock."""
         self._waiting: asyncio.Task[None] | None = None
         self._closing = False
         self._stop_reason: StopReason = "shutdown"
@@ -168,18 +175,20 @@ class Scheduler:
 
     async def _wait_for_work(self) -> None:
         try:
-            if self._selection.is_everything or not isinstance(self._store, WaitsForClaims):
+            without = self._lending if self._slots.most <= len(self._held) else frozenset[BatchId]()
+            is_everything = self._selection.is_everything and not without
+            if is_everything or not isinstance(self._store, WaitsForClaims):
                 await self._store.wait({}, work=list(self._workflows), timeout=_WAIT_MICROS)
             else:
-                await self._wait_for_claim(self._store)
+                await self._wait_for_claim(self._store, without)
         except StoreUnavailableError as error:
             self._outage.failed(error)
         else:
             self._outage.answered()
 
-    async def _wait_for_claim(self, store: WaitsForClaims) -> None:
-        """Wait for work of the batches that are selected now, or until others are."""
-        request = self._request(limit=1, held=0, window=1)
+    async def _wait_for_claim(self, store: WaitsForClaims, without: frozenset[BatchId]) -> None:
+        """Wait for work of the batches that are selected now, but for these, or until others are."""
+        request = self._request(limit=1, held=0, window=1, without=without)
         waiting = self._waiting = asyncio.create_task(store.wait_for_claim(request, timeout=_WAIT_MICROS))
         try:
             await asyncio.wait([waiting])
@@ -197,7 +206,7 @@ class Scheduler:
 
     @property
     def _open_slots(self) -> int:
-        return self._slots.most - len(self._held)
+        return self._slots.most_with_others - len(self._held)
 
     @property
     def wants_work(self) -> bool:
@@ -205,7 +214,7 @@ class Scheduler:
         if self._closing:
             return False
         return self._wants is _Wants.DEADLINES or (
-            self._wants is not _Wants.NOTHING and len(self._held) < self._window(())
+            self._wants is not _Wants.NOTHING and len(self._held) < self._window((), self._slots.most_with_others)
         )
 
     def claim_request(self, facts: Sequence[Fact]) -> ClaimRequest | None:
@@ -221,14 +230,27 @@ class Scheduler:
         if self._wants is _Wants.NOTHING or self._closing or not self._serves_any:
             return None
         held = len(self._held.keys() - finished)
-        window = self._window(finished)
+        window = self._window(finished, self._slots.most)
         limit = max(window - held, 0)
+        without: frozenset[BatchId] = frozenset()
         if limit == 0 and self._wants is not _Wants.DEADLINES:
-            return None
+            # More documents wait than there are slots. Those of batches that do not wait are not held up by them.
+            window = self._window(finished, self._slots.most_with_others)
+            limit = window - held
+            if limit <= 0:
+                return None
+            without = self._lending
         self._wants = _Wants.WORK
-        return self._request(limit=limit, held=held, window=window)
+        return self._request(limit=limit, held=held, window=window, without=without)
 
-    def _request(self, *, limit: int, held: int, window: int) -> ClaimRequest:
+    @property
+    def _lending(self) -> frozenset[BatchId]:
+        """The batches of documents that have lent their slots."""
+        return frozenset(batch_id for (batch_id, _), held in self._held.items() if held.attempt.has_lent)
+
+    def _request(
+        self, *, limit: int, held: int, window: int, without: frozenset[BatchId] = frozenset()
+    ) -> ClaimRequest:
         return ClaimRequest(
             workflows=frozenset(self._workflows),
             limit=limit,
@@ -238,12 +260,13 @@ class Scheduler:
             checkpoints=CHECKPOINTS_A_CLAIM,
             batches=self._selection.batches,
             metadata=self._selection.metadata,
+            without=without,
         )
 
-    def _window(self, finished: Collection[ExecutionKey]) -> int:
+    def _window(self, finished: Collection[ExecutionKey], most: int) -> int:
         """Return how many executions it may hold without these: few while a possible poison document is among them."""
         windows = [self._held[key].window or 1 for key in self._isolated if key not in finished]
-        return min([self._slots.most, *windows])
+        return min([most, *windows])
 
     def committed(self, facts: Sequence[Fact], committed: Committed, request: ClaimRequest | None) -> None:
         """Drop the executions that are finished, stop those whose batch has ended, and start those claimed."""
@@ -258,26 +281,43 @@ class Scheduler:
                 # As much as it asked for: there may be more.
                 is_full = 0 < len(committed.claims) == request.limit
                 self._wants = _Wants.WORK if is_full else _Wants.NOTHING
-            self._wake_in(committed.retry_in)
+            self._wake_in(committed.retry_in, keeps=bool(request.without))
         if committed.events:
             self.stop_ended(committed.events)
         for claim in committed.claims:
             self._start(claim)
         self._slots.asked = 0
         self._slots.give_back()
+        if request is not None and request.limit == 0 and self._open_slots > 0:
+            # It looked at deadlines alone, and may take work of batches that do not wait.
+            self.wake()
         if request is not None:
             self._signals.claimed.fire(len(committed.claims))
             if self._wants is _Wants.NOTHING:
                 self._signals.idle.fire(None)
 
-    def _wake_in(self, delay: Micros | None) -> None:
-        """Look again when the next retry or deadline falls due."""
+    def _wake_in(self, delay: Micros | None, *, keeps: bool = False) -> None:
+        """Look again when the next retry or deadline falls due.
+
+        Args:
+            delay: When that is; None: there is none.
+            keeps: Whether the delay is not that of all batches, so that it must not put off an earlier look.
+        """
+        due = math.inf if delay is None else self._clock.boot() + delay / 1_000_000
+        if keeps and due >= self._due:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._due = math.inf
         if delay is not None and not self._closing:
             # Better just after a due time than just before.
-            self._timer = self._clock.call_later(delay / 1_000_000 + self._clock.tolerance, self.look_at_deadlines)
+            self._due = due
+            self._timer = self._clock.call_later(delay / 1_000_000 + self._clock.tolerance, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer, self._due = None, math.inf
+        self.look_at_deadlines()
 
     def _start(self, claim: Claim) -> None:
         execution = claim.execution

@@ -7,10 +7,14 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 __all__ = ["OpenSlots"]
 
 _log = logging.getLogger("durable_batches")
+
+_MOST_LENT: Final = 16
+"""Times the slots there are. What waits holds memory."""
 
 
 class OpenSlots:
@@ -18,15 +22,21 @@ class OpenSlots:
 
     Args:
         capacity: How many slots there are.
+        lends_more: Whether more slots are lent than there are: to batches none of whose documents has lent one.
         held: Returns how many executions the session holds.
         wake: Has the session look for work.
     """
 
-    def __init__(self, capacity: int, held: Callable[[], int], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, capacity: int, held: Callable[[], int], wake: Callable[[], None], *, lends_more: bool = False
+    ) -> None:
         self._capacity = capacity
+        self._most_lent = capacity * (_MOST_LENT if lends_more else 1)
         self._held = held
         self._wake = wake
         self._lent = 0
+        self._surplus = 0
+        """How many of those that are lent are beyond as many as there are."""
         self._wanted: deque[asyncio.Future[None]] = deque()
         self._refused = False
         self.asked: int = 0
@@ -35,20 +45,28 @@ class OpenSlots:
     @property
     def most(self) -> int:
         """How many executions the session may hold now: one whose slot is wanted back gets the next that is open."""
+        return self._capacity + self._lent - self._surplus - len(self._wanted)
+
+    @property
+    def most_with_others(self) -> int:
+        """How many it may hold now, if it takes the rest from batches none of whose documents has lent its slot."""
         return self._capacity + self._lent - len(self._wanted)
 
     def lend(self, *, in_any_case: bool) -> bool:
         """See `Slots.lend`."""
-        if self._lent >= self._capacity and not in_any_case:
+        if self._lent >= self._most_lent and not in_any_case:
             if not self._refused:
                 self._refused = True
                 _log.warning(
-                    "more than %d documents wait for retries of their activities: the others hold their slots "
-                    "meanwhile, and less runs; shorter delays (RetryLater) help, and so does a greater max_in_flight",
+                    "more than %d documents wait, for permits or for retries of their activities: the others hold "
+                    "their slots meanwhile, and less runs; shorter delays (RetryLater) help, and so does a greater "
+                    "max_in_flight",
                     self._lent,
                     extra={"lent": self._lent, "capacity": self._capacity},
                 )
             return False
+        if self._lent >= self._capacity and not in_any_case:
+            self._surplus += 1
         self._lent += 1
         self.give_back()
         if self._is_any_open:
@@ -57,8 +75,7 @@ class OpenSlots:
 
     def keep(self) -> None:
         """See `Slots.keep`."""
-        self._lent -= 1
-        self._refused = False
+        self._has_back()
 
     async def take_back(self) -> None:
         """See `Slots.take_back`."""
@@ -81,9 +98,13 @@ class OpenSlots:
         while self._wanted and self._is_any_open:
             wanted = self._wanted.popleft()
             if not wanted.done():
-                self._lent -= 1
-                self._refused = False
+                self._has_back()
                 wanted.set_result(None)
+
+    def _has_back(self) -> None:
+        self._lent -= 1
+        self._surplus = max(self._surplus - 1, 0)
+        self._refused = False
 
     @property
     def _is_any_open(self) -> bool:

@@ -111,14 +111,18 @@ class _Wanted:
         self._pairs = sorted(request.workflows)
         self._values: dict[str, object] = {"now": now, "workflows": workflows_as_text(request.workflows)}
         self._sources: list[tuple[str, str]] = []
-        if request.takes_from_all:
-            self._sources.append(("batch", ""))
+        left_out = ""
+        if request.without:
+            left_out = "AND batch_id NOT IN (SELECT value FROM json_each(:without))"
+            self._values["without"] = json.dumps(sorted(request.without))
+        if request.names_none:
+            self._sources.append(("batch", left_out))
         if request.batches is not None:
-            self._sources.append((_NAMED, ""))
+            self._sources.append((_NAMED, left_out))
             self._values["batches"] = json.dumps(sorted(request.batches))
         if request.metadata:
             conditions, labels = label_conditions(request.metadata)
-            self._sources.append(("batch", f"AND {' AND '.join(conditions)}"))
+            self._sources.append(("batch", f"AND {' AND '.join(conditions)} {left_out}"))
             self._values |= labels
 
     def fetch(self, connection: sqlite3.Connection, statement: str) -> list[Row]:

@@ -68,7 +68,10 @@ class LevelsConformance(Conformance):
         assert served == [high, high, high, low]
 
     async def test_a_claim_takes_only_from_the_batches_that_it_names(self, scene: Scene) -> None:
-        """`ClaimRequest.batches` and `metadata` name what to take from and to wait for: by id, or by all labels."""
+        """`ClaimRequest.batches` and `metadata` name what to take from and to wait for, by id or by all labels.
+
+        `without` leaves batches out.
+        """
         from_level_2(scene)
         named = await scene.batch(2)
         labelled = await scene.sealed(scene.record(metadata={"team": "Müller", "kind": "a"}, deadline=60), 2)
@@ -89,6 +92,10 @@ class LevelsConformance(Conformance):
         assert await taken(batches=[]) == []
         assert await taken(metadata={"team": "Müller", "kind": "c"}) == []
         assert await taken(batches=[named], workflows=[("others", "1")]) == []
+        assert await taken(without=[named]) == sorted([labelled, other])
+        assert await taken(without=[named, labelled, other]) == []
+        assert await taken(batches=[named, other], without=[other, BatchId("unknown")]) == [named]
+        assert await taken(metadata={"team": "Müller"}, without=[other]) == [labelled]
         # Neither the others' due times nor their deadlines are its concern.
         await hand.claim(100)
         assert (await hand.commit(claim=hand.request(batches=[named, other]))).retry_in is None

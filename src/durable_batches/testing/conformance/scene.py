@@ -357,6 +357,7 @@ class Hand:
         checkpoints: int = 100,
         batches: Iterable[BatchId] | None = None,
         metadata: Mapping[str, str] | None = None,
+        without: Iterable[BatchId] = (),
     ) -> ClaimRequest:
         """Return a claim request."""
         return ClaimRequest(
@@ -368,6 +369,7 @@ class Hand:
             checkpoints=checkpoints,
             batches=None if batches is None else frozenset(batches),
             metadata=metadata or {},
+            without=frozenset(without),
         )
 
     # ---- facts about a claim -------------------------------------------------------------------------------

@@ -74,6 +74,12 @@ def _batches(request: ClaimRequest, arguments: list[object]) -> str:
     """Write what stands for the batches that a request takes from, and append its arguments."""
     if request.takes_from_all:
         return "{s}.batch b"
+    left_out = ""
+    if request.without:
+        arguments.append(sorted(request.without))
+        left_out = f" WHERE NOT b.batch_id = ANY(${len(arguments)}::text[])"
+    if request.names_none:
+        return f"(SELECT b.* FROM {{s}}.batch b{left_out}) b"
     sources: list[str] = []
     others = ""
     if request.batches is not None:
@@ -87,7 +93,7 @@ def _batches(request: ClaimRequest, arguments: list[object]) -> str:
     if request.metadata:
         arguments.append(labels_of(request.metadata))
         sources.append(f"SELECT o.* FROM {{s}}.batch o WHERE o.labels @> ${len(arguments)}::text[]{others}")
-    return f"({' UNION ALL '.join(sources)}) b"
+    return f"(SELECT b.* FROM ({' UNION ALL '.join(sources)}) b{left_out}) b"
 
 
 # Not the columns themselves, or the server may go through all batches of a workflow, most of which sleep or have ended.
