@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -21,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support import NO_DRAIN, ONCE, STAGES, Thinking, within
 
 from durable_batches import BatchOrchestrator, MemoryStore, Worker, durable_activity, workflow
+from durable_batches.flow import CentralRateLimiter
 from durable_batches.telemetry import OpenTelemetry
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -49,7 +51,7 @@ async def scrape() -> Scrape:
     """The metrics of a worker with batches that have ended, with and without failures, and one that runs."""
     began, gate = asyncio.Event(), asyncio.Event()
 
-    @durable_activity(stage=Thinking, retry=ONCE)
+    @durable_activity(stage=Thinking, retry=ONCE, limiter=CentralRateLimiter(name="provider"))
     async def think(text: str) -> str:
         if text == "bad":
             raise ValueError
@@ -69,6 +71,7 @@ async def scrape() -> Scrape:
         drain=NO_DRAIN,
         telemetry=OpenTelemetry(meter_provider=provider),
         store_gauges=timedelta(milliseconds=1),
+        executors={"pool": ThreadPoolExecutor(1)},
     )
     async with BatchOrchestrator(thoughts, worker=worker) as batches:
         await batches.run(["good", "bad"])

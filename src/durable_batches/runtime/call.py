@@ -52,6 +52,10 @@ class RunningCall(NamedTuple):
     """The thread that a sync activity runs in; None: it is async, or has not begun."""
     limiter: str | None = None
     """The limiter whose permit it waits for; None: it does not."""
+    executor: str | None = None
+    """The executor that it runs on (`run_on=`); None: it runs in this process."""
+    waits: bool = False
+    """Nothing of it runs."""
 
 
 class Call:
@@ -124,6 +128,8 @@ class Call:
             activity.timeout is not None or self._waiting,
             self.thread,
             self._waits_for,
+            activity.run_on,
+            self._waiting,
         )
 
     @property
@@ -217,8 +223,11 @@ class Call:
             elsewhere = bound.activity.run_on is not None and bound.definition.replacement is None
             if middleware or limited is not None or elsewhere:
                 run = self._run_elsewhere if elsewhere else partial(self._run, function, kwargs, is_async=is_async)
-                # Outermost: what measures attempts does not measure the wait.
-                around = middleware if limited is None else (limited, *middleware)
+                around = middleware
+                if limited is not None:
+                    # Outermost: what measures attempts does not measure the wait.
+                    around = (limited, *middleware)
+                    self._resources.limiters[id(limited.limiter)] = limited.limiter
                 result = await nested(around, self, run)()
             elif bound.activity.timeout is None and is_async:
                 if not self._resources.lease.holds():

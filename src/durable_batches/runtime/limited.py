@@ -26,16 +26,16 @@ class Limited:
         estimate: What a call takes.
     """
 
-    __slots__ = ("_estimate", "_limiter")
+    __slots__ = ("_estimate", "limiter")
 
     def __init__(self, limiter: Limiter, estimate: Estimate) -> None:
-        self._limiter = limiter
+        self.limiter: Limiter = limiter
         self._estimate = estimate
 
     async def __call__(self, call: MiddlewareCall, call_next: CallNext, /) -> Any:
         """See `Middleware`. While it waits, neither the activity's timeout runs nor a span of the attempt."""
-        context = self._limiter.permit(tokens=self._tokens(call))
-        with call.waiting_for_permit(self._limiter.name):
+        context = self.limiter.permit(tokens=self._tokens(call))
+        with call.waiting_for_permit(self.limiter.name):
             permit = await context.__aenter__()
         call.permit = permit
         try:

@@ -13,6 +13,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.elsewhere import Elsewhere
+from durable_batches.runtime.limits import Limiter
 from durable_batches.runtime.middleware import Middleware
 from durable_batches.runtime.overloads import Overloads
 from durable_batches.runtime.threads import Threads
@@ -153,6 +154,8 @@ class Resources:
     """Judges the errors of activities that have no classifier of their own."""
     overloads: Overloads = field(default_factory=Overloads)
     """Since when providers refuse everything."""
+    limiters: dict[int, Limiter] = field(default_factory=dict[int, Limiter])
+    """Those that calls have asked for permits, by their identity: one of the user's own may not be hashable."""
     moment: float = 0.0
     """By the boot clock: when a commit was last through, or the event loop last seen to turn (half a second ago at
     most). Calls begin then, so that none of them reads a clock to know when it did."""

@@ -21,6 +21,8 @@ __all__ = [
     "CommitOutcome",
     "EndOfAttempt",
     "EndOfCommit",
+    "ExecutorGauges",
+    "LimiterGauges",
     "SubmissionDetails",
     "Telemetry",
     "WorkerGauges",
@@ -120,6 +122,35 @@ class WorkflowGauges:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LimiterGauges:
+    """A limiter of which a worker has asked permits, at one moment."""
+
+    limiter: str
+    identity: int
+    """The same for one limiter in all workers of the process, which share what it allows."""
+    in_flight: int
+    """Calls that have a permit."""
+    waiting: int
+    """Calls that wait for one."""
+    rate: float
+    """The share of the limits that is used, in (0, 1]: lowered where the provider refuses calls."""
+    circuit: Literal["closed", "open", "half-open"]
+    refused: int
+    """Calls that the provider has refused so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutorGauges:
+    """The calls of activities with this `run_on=`, at one moment."""
+
+    executor: str
+    running: int
+    """Calls that it runs."""
+    waiting: int
+    """Calls that wait: for a place in it, for a permit, or for their next attempt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerGauges:
     """A worker at one moment."""
 
@@ -136,6 +167,10 @@ class WorkerGauges:
     workflows: Sequence[WorkflowGauges] = ()
     """What its store had at the last reading, for `Worker(store_gauges=)`; empty before, and while the store cannot be
     read."""
+    limiters: Sequence[LimiterGauges] = ()
+    """Those that its calls have asked for permits so far, where they have `metrics()` as `CentralRateLimiter` has."""
+    executors: Sequence[ExecutorGauges] = ()
+    """All that it was given."""
 
 
 class EndOfAttempt(Protocol):

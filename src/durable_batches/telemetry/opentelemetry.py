@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
@@ -22,6 +23,8 @@ from durable_batches.telemetry.hooks import (
     CommitOutcome,
     EndOfAttempt,
     EndOfCommit,
+    ExecutorGauges,
+    LimiterGauges,
     SubmissionDetails,
     WorkerGauges,
     WorkflowGauges,
@@ -61,6 +64,9 @@ _ACTIVITY: Final = "durable_batches.activity.name"
 _OUTCOME: Final = "durable_batches.outcome"
 _STATE: Final = "durable_batches.batch.state"
 _STATUS: Final = "durable_batches.document.status"
+_LIMITER: Final = "durable_batches.limiter.name"
+_CIRCUIT: Final = "durable_batches.limiter.circuit.state"
+_EXECUTOR: Final = "durable_batches.executor.name"
 _FACTS: Final = "durable_batches.commit.facts"
 _EVENTS: Final = "durable_batches.commit.events"
 _CLAIMED: Final = "durable_batches.commit.claimed"
@@ -69,6 +75,7 @@ _ERROR_TYPE: Final = "error.type"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 """Buckets for what takes from milliseconds (a commit) to half an hour (a call of a slow provider)."""
 _HOURS: Final = (1, 10, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 7 * 24 * 3600)
+_CIRCUITS: Final = ("closed", "open", "half-open")
 _FACTS_EACH: Final = (0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 
@@ -159,6 +166,44 @@ class OpenTelemetry:
             "s",
             "For how long a batch in the store has had a document to claim, and none was claimed: the longest",
         )
+        self._make_limits(meter)
+
+    def _make_limits(self, meter: Meter) -> None:
+        limiters: Iterable[tuple[str, str, Callable[[LimiterGauges], float]]] = (
+            ("in_flight", "Calls that have a permit of a limiter", lambda gauges: gauges.in_flight),
+            ("waiting", "Calls that wait for a permit of a limiter", lambda gauges: gauges.waiting),
+        )
+        for name, description, read in limiters:
+            meter.create_observable_up_down_counter(
+                f"durable_batches.limiter.{name}", [self._of_limiters(read)], "{call}", description
+            )
+        meter.create_observable_counter(
+            "durable_batches.limiter.refused",
+            [self._of_limiters(lambda gauges: gauges.refused)],
+            "{call}",
+            "Calls that the provider behind a limiter has refused",
+        )
+        meter.create_observable_gauge(
+            "durable_batches.limiter.rate",
+            [self._of_limiters(lambda gauges: gauges.rate, min)],
+            # Of the unit 1, some exporters to Prometheus make a part of the name, and others do not.
+            "{share}",
+            "The share of its limits that a limiter uses: less where the provider refuses calls",
+        )
+        meter.create_observable_up_down_counter(
+            "durable_batches.limiter.circuit",
+            [self._circuits],
+            "{limiter}",
+            "Limiters by the state of their circuit breaker",
+        )
+        executors: Iterable[tuple[str, str, Callable[[ExecutorGauges], int]]] = (
+            ("running", "Calls that run on an executor", lambda gauges: gauges.running),
+            ("waiting", "Calls that wait for a place in an executor, or before", lambda gauges: gauges.waiting),
+        )
+        for name, description, count in executors:
+            meter.create_observable_up_down_counter(
+                f"durable_batches.executor.{name}", [self._of_executors(count)], "{call}", description
+            )
 
     # ---- hooks -----------------------------------------------------------------------------------------------
 
@@ -345,6 +390,43 @@ class OpenTelemetry:
 
     def _claim_lag(self, options: CallbackOptions) -> Iterable[Observation]:
         return [Observation(each.claim_lag_seconds, {_WORKFLOW: each.workflow}) for each in self._workflows()]
+
+    def _limiters(self) -> Sequence[LimiterGauges]:
+        # Workers share them, and each of them tells of the same calls.
+        found = {each.identity: each for gauges in self._read() for each in gauges.limiters}
+        return list(found.values())
+
+    def _of_limiters(
+        self,
+        read: Callable[[LimiterGauges], float],
+        of_several: Callable[[Iterable[float]], float] = sum,
+    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(options: CallbackOptions) -> Iterable[Observation]:
+            named: dict[str, list[float]] = {}
+            for each in self._limiters():
+                named.setdefault(each.limiter, []).append(read(each))
+            return [Observation(of_several(values), {_LIMITER: name}) for name, values in named.items()]
+
+        return observe
+
+    def _circuits(self, options: CallbackOptions) -> Iterable[Observation]:
+        limiters = self._limiters()
+        states = {(each.limiter, state): 0 for each in limiters for state in _CIRCUITS}
+        for each in limiters:
+            states[each.limiter, each.circuit] += 1
+        return [Observation(count, {_LIMITER: name, _CIRCUIT: state}) for (name, state), count in states.items()]
+
+    def _of_executors(
+        self, read: Callable[[ExecutorGauges], int]
+    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(options: CallbackOptions) -> Iterable[Observation]:
+            counts: Counter[str] = Counter()
+            for gauges in self._read():
+                for each in gauges.executors:
+                    counts[each.executor] += read(each)
+            return [Observation(count, {_EXECUTOR: name}) for name, count in counts.items()]
+
+        return observe
 
 
 def _fail(span: Span, error_type: str) -> None:

@@ -33,6 +33,7 @@ from durable_batches.telemetry.hooks import WorkerGauges
 from durable_batches.worker.abandoned import AbandonedSubmissions
 from durable_batches.worker.client_retries import ClientRetries
 from durable_batches.worker.failure_log import log_pauses
+from durable_batches.worker.gauges import executors_of, limiters_of
 from durable_batches.worker.health import NotReady, WorkerHealth
 from durable_batches.worker.heartbeat import LeaseRenewer
 from durable_batches.worker.journal import Journal
@@ -279,19 +280,26 @@ class Session:
         else:
             self.scheduler.wake()
 
-    def gauges(self) -> WorkerGauges | None:
-        """Return how it is at this moment, for telemetry; None: it has no lease yet. On any thread."""
+    def gauges(self, executors: Collection[str]) -> WorkerGauges | None:
+        """Return how it is at this moment, for telemetry; None: it has no lease yet. On any thread.
+
+        Args:
+            executors: The names of the worker's executors.
+        """
         left = self._lease.until - self._clock.boot()
         if left == float("-inf"):
             return None
         running = self.scheduler.running
+        calls = [call for held in running for call in held.attempt.calls]
         return WorkerGauges(
             worker_id=self.worker_id,
             in_flight=len(running),
-            calls=sum(len(held.attempt.calls) for held in running),
+            calls=len(calls),
             max_in_flight=self._options.capacity,
             lease_seconds=left,
             lease_age_seconds=self._lease.age,
+            limiters=limiters_of(list(self.resources.limiters.values())),
+            executors=executors_of(executors, calls),
         )
 
     def health(self, not_ready: NotReady | None, store_away_since: datetime | None) -> WorkerHealth:

@@ -177,6 +177,7 @@ class Worker:
         self._reporting: Final = None if telemetry is None else Reporting(telemetry)
         self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._executors: Final = Executors(executors, self._clock, classify)
+        self._executor_names: Final = tuple(executors or ())
         self._options = SessionOptions(
             max_in_flight,
             lease,
@@ -546,7 +547,7 @@ class Worker:
 
     def _gauges(self) -> WorkerGauges | None:
         session = self._session
-        gauges = None if session is None else session.gauges()
+        gauges = None if session is None else session.gauges(self._executor_names)
         if gauges is None or self._store_watch is None:
             return gauges
         return replace(gauges, workflows=self._store_watch.latest)
