@@ -1,8 +1,9 @@
-"""The exit watch: a process that was asked to stop ends, also where a thread of the user's never does.
+"""The exit watch: a process that was asked to stop ends, also where a thread or a process of the user's never does.
 
-Asyncio waits for the threads of `asyncio.to_thread()` when its event loop ends, and the interpreter for all that are no
-daemons, both without a limit (asyncio: none before Python 3.12, then five minutes). Nothing else is bounded here: code
-that runs on the main thread, or on its event loop, has all the time that it takes.
+Asyncio waits for the threads of `asyncio.to_thread()` when its event loop ends, and the interpreter for all threads that
+are no daemons, for pools and for the processes of `multiprocessing`; all without a limit (asyncio: none before Python
+3.12, then five minutes). Nothing else is bounded here: code that runs on the main thread, or on its event loop, has all
+the time that it takes.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from durable_batches.clock import Clock, SystemClock
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 __all__ = ["EXIT_PATIENCE_SECONDS", "leave_exit", "watch_exit"]
 
 _log = logging.getLogger("durable_batches")
 
 EXIT_PATIENCE_SECONDS: Final = 10.0
-"""How long the main thread may wait for other threads, and do nothing else, before the process is ended."""
+"""How long the main thread may wait for threads and processes, and do nothing else, before the process is ended."""
 
 _LOOKS: Final = 20
 """In that time. Looks are counted, and not seconds: a machine that sleeps has left the threads no time."""
@@ -35,22 +39,27 @@ _TELLING_SECONDS: Final = 5.0
 """How long the log and the output have to be written: a thread may hold their locks, and nobody read the other end."""
 
 _MAX_NAMED: Final = 5
-"""Threads whose stacks are logged."""
+"""Threads whose stacks are logged, and processes that are named."""
 _MAX_FRAMES: Final = 12
 """Innermost frames of each."""
 
-_JOINING_MODULES: Final = ("threading", "concurrent.futures.thread")
+_JOINING_MODULES: Final = ("threading", "concurrent.futures.thread", "concurrent.futures.process", "selectors")
+"""And those of `multiprocessing`."""
+_LAST_FUNCTIONS: Final = (("threading", "_shutdown"), ("multiprocessing.util", "_exit_function"))
+"""With which the interpreter ends: where nothing but the modules above has been called by them, it waits."""
 
 
 class _Join(Enum):
-    """Who waits for threads on the main thread."""
+    """Who waits for threads or processes on the main thread."""
 
     ASYNCIO = auto()
     INTERPRETER = auto()
 
 
 def watch_exit(code: int, loop: asyncio.AbstractEventLoop) -> None:
-    """Have the process end with this code if it comes to do nothing but to wait for threads; or change the code.
+    """Have the process end with this code if it comes to do nothing but to wait for threads and processes.
+
+    Once it is watched, this changes the code.
 
     To be called once the work is given up after a signal to stop. It has no effect on a process that does not end.
 
@@ -106,16 +115,19 @@ class _ExitWatch:
             looks = looks + 1 if join is not None and join is before else 0
         over.set()
         teller.join(_TELLING_SECONDS)
+        for child in _left_processes():
+            with suppress(Exception):
+                child.terminate()
         os._exit(self._code)
 
     def _join(self) -> _Join | None:
-        """Return who waits for threads, where the main thread does nothing else."""
+        """Return who waits, where the main thread does nothing else."""
         # Documented for just this, in spite of its name.
         frame = sys._current_frames().get(threading.main_thread().ident or 0)  # pyright: ignore[reportPrivateUsage]
         if frame is None or not self._ends:
             return None
-        if _module_of(frame) in _JOINING_MODULES:
-            return _Join.INTERPRETER if _is_interpreters_join(frame) else None
+        if _is_interpreters_join(frame):
+            return _Join.INTERPRETER
         return _Join.ASYNCIO if _is_of_the_loop(frame) and self._loop_joins() else None
 
     def _loop_joins(self) -> bool:
@@ -140,31 +152,46 @@ class _ExitWatch:
                 flush()
 
     def _log(self) -> None:
-        left = _left_threads()
-        names = [thread.name for thread in left]
-        stacks = "".join(f"\nthread {thread.name!r}:\n{text}" for thread, text in list(left.items())[:_MAX_NAMED])
+        threads, processes = _left_threads(), _left_processes()
+        names = [thread.name for thread in threads]
+        pids = [process.pid for process in processes]
+        left = [*map(repr, names[:_MAX_NAMED]), *(f"{each.name!r} ({each.pid})" for each in processes[:_MAX_NAMED])]
+        stacks = "".join(f"\nthread {thread.name!r}:\n{text}" for thread, text in list(threads.items())[:_MAX_NAMED])
         _log.error(
-            "process ends with exit code %d: it was asked to stop, and only waits for %d thread%s that %s not end: %s; "
+            "process ends with exit code %d: it was asked to stop, and only waits for %s that %s not end: %s; "
             "sync activities run in threads that need not be waited for%s",
             self._code,
-            len(left),
-            "" if len(left) == 1 else "s",
-            "does" if len(left) == 1 else "do",
-            ", ".join(map(repr, names[:_MAX_NAMED])) + (", ..." if len(names) > _MAX_NAMED else ""),
+            " and ".join(_count(*each) for each in ((len(names), "thread"), (len(pids), "process")) if each[0]),
+            "does" if len(names) + len(pids) == 1 else "do",
+            ", ".join(left) + (", ..." if len(left) < len(names) + len(pids) else ""),
             stacks,
-            extra={"exit_code": self._code, "threads": len(left), "thread_names": names[:_MAX_NAMED]},
+            extra={
+                "exit_code": self._code,
+                "threads": len(names),
+                "thread_names": names[:_MAX_NAMED],
+                "process_ids": pids[:_MAX_NAMED],
+            },
         )
 
 
 _watch: Final = _ExitWatch(SystemClock())
 
 
+def _count(number: int, what: str) -> str:
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} {what}{'es' if what.endswith('s') else 's'}"
+
+
 def _is_interpreters_join(innermost: FrameType) -> bool:
-    """Whether this waits for threads at the end of the interpreter; not within a function that it calls before."""
+    """Whether this waits for threads or processes at the end of the interpreter; not in a function that it calls."""
     frame: FrameType | None = innermost
-    while frame is not None and _module_of(frame) in _JOINING_MODULES:
-        if frame.f_code.co_name == "_shutdown":
+    while frame is not None:
+        module = _module_of(frame)
+        if (module, frame.f_code.co_name) in _LAST_FUNCTIONS:
             return True
+        if module not in _JOINING_MODULES and module.partition(".")[0] != "multiprocessing":
+            return False
         frame = frame.f_back
     return False
 
@@ -191,17 +218,30 @@ def _left_threads() -> Mapping[threading.Thread, str]:
     return found
 
 
+def _left_processes() -> Sequence[BaseProcess]:
+    """Return the processes of `multiprocessing` that are waited for."""
+    if "multiprocessing" not in sys.modules:
+        return ()
+    from multiprocessing import active_children
+
+    with suppress(Exception):
+        return active_children()
+    return ()
+
+
 def _stack(innermost: FrameType) -> Sequence[str]:
     return traceback.format_list(traceback.extract_stack(innermost)[-_MAX_FRAMES:])
 
 
 def _is_machinery(innermost: FrameType) -> bool:
-    """Whether this is asyncio's own thread that waits for the others, or one of a pool that has nothing to run."""
+    """Whether this is a thread that waits for others, or for processes, or one of a pool that has nothing to run."""
     frame: FrameType | None = innermost
     if (_module_of(innermost), innermost.f_code.co_name) == ("concurrent.futures.thread", "_worker"):
         return True
     while frame is not None:
         if (_module_of(frame), frame.f_code.co_name) == ("asyncio.base_events", "_do_shutdown"):
+            return True
+        if _module_of(frame) == "concurrent.futures.process":
             return True
         frame = frame.f_back
     return False

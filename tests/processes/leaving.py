@@ -1,4 +1,4 @@
-"""A program that leaves a thread behind which never ends: `python -m tests.processes.leaving HOST WAY STORE [cleanup]`.
+"""A program that leaves a thread, or a process, behind which never ends: `python -m tests.processes.leaving HOST WAY STORE [cleanup]`.
 
 With the WAY "none" its batch ends all the same, and it goes on.
 
@@ -8,13 +8,16 @@ It is told to stop by signals that it sends to itself. Its exit watch looks all 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Literal
 
 from tests.processes.clocks import HastyAlarm
@@ -69,6 +72,7 @@ class LookAlarm(HastyAlarm):
 
 clock = LookClock()
 own = ThreadPoolExecutor(thread_name_prefix="own")
+forks = get_context("fork")
 kept: list[object] = []
 
 
@@ -81,6 +85,24 @@ def never_ends(begun: threading.Event) -> None:
     threading.Event().wait()
 
 
+def never_ends_in_a_process(begun: Connection) -> None:
+    begun.send(os.getpid())
+    threading.Event().wait()
+
+
+async def left_process() -> int:
+    """Leave a process behind that never ends; return its id."""
+    here, there = forks.Pipe(duplex=False)
+    if way == "pool":
+        pool = ProcessPoolExecutor(1, mp_context=forks)
+        kept.extend([pool, asyncio.get_running_loop().run_in_executor(pool, never_ends_in_a_process, there)])
+    else:
+        process = forks.Process(target=never_ends_in_a_process, args=[there], name="left")
+        process.start()
+    begun: int = await asyncio.to_thread(here.recv)
+    return begun
+
+
 @durable_activity(stage=Working)
 async def leaves_a_thread(document: str) -> str:
     if way == "none":
@@ -89,6 +111,9 @@ async def leaves_a_thread(document: str) -> str:
     begun = threading.Event()
     loop = asyncio.get_running_loop()
     match way:
+        case "pool" | "process":
+            print(await left_process(), flush=True)
+            begun.set()
         case "to-thread":
             kept.append(asyncio.create_task(asyncio.to_thread(never_ends, begun)))
         case "executor":

@@ -1,4 +1,4 @@
-"""A process that was asked to stop ends, also where a thread of the user's never does."""
+"""A process that was asked to stop ends, also where a thread or a process of the user's never does."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ def test_a_thread_that_never_ends_does_not_keep_the_process(leaving: Leaving) ->
         assert f"process ends with exit code {code}: it was asked to stop, and only waits for 1 thread" in errors
         assert f"that does not end: '{thread}'" in errors
         assert ", in never_ends\n" in errors
+
+
+def test_a_process_that_never_ends_does_not_keep_the_one_that_started_it(leaving: Leaving) -> None:
+    """Of a pool, whose thread the interpreter waits for, and one of one's own. They are asked to stop as well."""
+    cases = [("worker", "pool", 143, "ForkProcess-1"), ("script", "process", 130, "left")]
+    for (_, _, code, name), process in zip(cases, [leaving.start(host, way) for host, way, *_ in cases], strict=True):
+        # Its end is that of the child, too, which holds the other ends of the pipes.
+        output, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code, errors
+        left = f"{name!r} ({output.strip()})"
+        assert f"asked to stop, and only waits for 1 process that does not end: {left}" in errors
 
 
 def test_a_cleanup_takes_as_long_as_it_takes(leaving: Leaving) -> None:

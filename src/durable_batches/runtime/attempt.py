@@ -21,7 +21,9 @@ from durable_batches.errors import (
     DocumentTimeoutError,
     NotInWorkflowError,
     PayloadError,
+    place_of,
 )
+from durable_batches.forked import end_child
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, ProviderAnswered, StageEntered
 from durable_batches.lifecycle.failures import ActivityFailure, line_of
 from durable_batches.lifecycle.primitives import make_record
@@ -217,6 +219,7 @@ class Attempt:
         except BaseException as error:
             if is_closed_by(error, self._task):
                 raise
+            self._end_if_child(error)
             if (reason := self._stop_reason()) is not None:
                 # An error that it raised because it was stopped is not a failure of the document.
                 return AttemptStopped(reason)
@@ -231,7 +234,13 @@ class Attempt:
             return self._failed(error)
         finally:
             leave(tokens)
+        self._end_if_child(None)
         return AttemptSucceeded(value, self.recorded.unused)
+
+    def _end_if_child(self, error: BaseException | None) -> None:
+        """End this process where the body has forked it: it has returned in the child, or raised this."""
+        if self._resources.lease.is_inherited:
+            end_child(f"the workflow of {place_of(self.execution.batch_id, self.execution.document_id)}", error)
 
     def _stop_reason(self) -> StopReason | None:
         return self._stopping
@@ -430,6 +439,8 @@ class Attempt:
                     payload, value = await self._try(call, raised)
             else:
                 payload, value = await self._try(call)
+            if self._resources.lease.is_inherited:
+                call.end_child(None)
             if self._resources.overloads.since:
                 self._resources.overloads.served(self.execution.batch_id, activity.name)
             if self._looks_for == activity.name:
@@ -571,6 +582,8 @@ class Attempt:
                 if is_closed_by(raised, call.task):
                     raise
                 error = raised
+            if self._resources.lease.is_inherited:
+                call.end_child(error)
             if isinstance(error, CallLostError):
                 await self._crashed(call, error)
             verdict = self._judge(call, error)

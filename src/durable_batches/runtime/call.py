@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import copy_context
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from durable_batches.blocks import contextmanager
 from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ActivityTimeoutError, NotInActivityError, place_of
+from durable_batches.forked import end_child
 from durable_batches.lifecycle.failures import line_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_integer
@@ -299,6 +301,8 @@ class Call:
                 # A future cannot hold StopIteration; a generator converts it to this.
                 raise RuntimeError("the function raised StopIteration") from error
             finally:
+                if lease.is_inherited:
+                    self.end_child(sys.exc_info()[1])
                 if self.thread == thread:
                     # Otherwise this one was given up, and another attempt runs.
                     self.thread = None
@@ -410,6 +414,11 @@ class Call:
                 "retry_seconds": seconds,
             },
         )
+
+    def end_child(self, error: BaseException | None) -> NoReturn:
+        """End this process: the activity has forked it, and returns or raises in it."""
+        place = place_of(self.batch_id, self.document_id)
+        end_child(f"activity {self.bound.activity.name!r} of {place}", error)
 
     def stop_waiting(self) -> None:
         """Stop waiting for the next attempt, or for what the call needs before its body begins."""

@@ -51,6 +51,11 @@ class HeldLease(Protocol):
         """The moment on the boot clock until which it cannot run out in the store; read from any thread."""
         ...
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether its worker runs in the process that this one was forked from: nothing of it runs here."""
+        ...
+
     def holds(self) -> bool:
         """Return whether that moment is yet to come."""
         ...
@@ -97,6 +102,7 @@ class _NoLease:
     """Attempts that no worker runs have no lease that could run out."""
 
     until = float("inf")
+    is_inherited = False
 
     def holds(self) -> bool:
         return True

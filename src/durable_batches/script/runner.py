@@ -70,8 +70,8 @@ def run_batch(
 
     **At SIGINT (Ctrl-C) or SIGTERM**, running activities may finish and are recorded, for at most `drain`. Then
     stderr has how to resume the batch, and `SystemExit` is raised with 130 or 143. A second signal ends the drain, a
-    third one the process, and so do 10 s in which the main thread only waits for threads to end. If the batch has ended
-    by then, its result is returned. Outside the main thread, signals keep their handlers.
+    third one the process, and so do 10 s in which the main thread only waits for threads or processes to end. If the
+    batch has ended by then, its result is returned. Outside the main thread, signals keep their handlers.
 
     Args:
         workflow: The workflow to run.

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from datetime import timedelta
 from typing import Final
+from weakref import WeakSet
 
 from durable_batches.clock import Clock
 from durable_batches.lifecycle.leases import own_seconds
 from durable_batches.tasks import tell_loop
 
 __all__ = ["Lease"]
+
+
+_leases: Final = WeakSet["Lease"]()
+"""Those of this process."""
 
 
 class Lease:
@@ -26,7 +32,10 @@ class Lease:
         self._seconds: Final = own_seconds(length.total_seconds())
         self.until: float = float("-inf")
         """See `HeldLease`."""
+        self.is_inherited: bool = False
+        """See `HeldLease`."""
         self._waiting: list[asyncio.Future[None]] = []
+        _leases.add(self)
 
     def renewed(self, asked: float) -> None:
         """Take note that the store has renewed it.
@@ -66,3 +75,12 @@ class Lease:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
+
+
+def _end_in_child() -> None:
+    for lease in list(_leases):
+        lease.is_inherited, lease.until = True, float("-inf")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_end_in_child)

@@ -230,6 +230,11 @@ class Session:
 
     # ---- from outside ------------------------------------------------------------------------------------------
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it was begun in the process that this one was forked from."""
+        return self._lease.is_inherited
+
     def close(self) -> None:
         """Have the session end in good order."""
         self._closed.set()

@@ -21,6 +21,7 @@ from durable_batches.errors import (
 )
 from durable_batches.executors.executors import Executors
 from durable_batches.executors.placement import ExecutorOrFactory
+from durable_batches.forked import end_child
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, Committed, EventRecord, WorkerId
@@ -91,7 +92,7 @@ class Worker:
             `drain` at most. The second signal cancels them. A server or framework that handles the signal closes the
             worker in its own time. Where nothing handles it, the task that entered the worker is cancelled, and leaving
             the block raises `SystemExit` with 143 or 130; a third signal ends the process, and so do 10 s in
-            which its main thread, after a signal, only waits for threads to end.
+            which its main thread, after a signal, only waits for threads or processes to end.
         batches: Which batches it runs: "all" that its orchestrators' workflows are those of, also what other processes
             have submitted and left unfinished; "mine", those that its orchestrators have submitted or attached to since
             it was created; or those of a `BatchFilter`. Others are left to other workers.
@@ -257,6 +258,8 @@ class Worker:
         Raises:
             SystemExit: A signal was received meanwhile; see `signals`.
         """
+        if self._session is not None and self._session.is_inherited:
+            end_child("the block that a worker was entered for", error)
         async with self._entering:
             self._entered -= 1
             if self._entered == 0:
