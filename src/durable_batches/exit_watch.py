@@ -1,6 +1,6 @@
 """The exit watch: a process that was asked to stop ends, also where a thread or a process of the user's never does.
 
-Asyncio waits for the threads of `asyncio.to_thread()` when its event loop ends, and the interpreter for all threads that
+Asyncio waits for the threads of `asyncio.to_thread()` when its event loop ends, and the interpreter for all others that
 are no daemons, for pools and for the processes of `multiprocessing`; all without a limit (asyncio: none before Python
 3.12, then five minutes). Nothing else is bounded here: code that runs on the main thread, or on its event loop, has all
 the time that it takes.

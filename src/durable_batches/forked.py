@@ -1,7 +1,7 @@
 """A child that user code has forked, and that comes back from it to the library: it is ended.
 
-It has none of its parent's threads, and asyncio does not go on in it. Left to itself it would wait for ever, and so would
-all that wait for its end.
+It has none of its parent's threads, and asyncio does not go on in it. Left to itself it would wait for ever, and so
+would all that wait for its end.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def end_child(place: str, error: BaseException | None) -> NoReturn:
             code = 1
     else:
         _log.error(
-            "child process %d ends: it was forked in %s, and comes back from there, where nothing of the library's runs "
-            "that its parent has opened; have it end by os._exit(), or use multiprocessing or subprocess",
+            "child process %d ends: it was forked in %s, and comes back from there to what only its parent runs; "
+            "have it end by os._exit(), or use multiprocessing or subprocess",
             os.getpid(),
             place,
             exc_info=error,

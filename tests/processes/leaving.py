@@ -1,4 +1,6 @@
-"""A program that leaves a thread, or a process, behind which never ends: `python -m tests.processes.leaving HOST WAY STORE [cleanup]`.
+"""A program that leaves a thread or a process behind which never ends.
+
+It is `python -m tests.processes.leaving HOST WAY STORE [cleanup]`.
 
 With the WAY "none" its batch ends all the same, and it goes on.
 
