@@ -78,6 +78,10 @@ def test_errors_of_clients_mean_what_they_say(situation: Situation) -> None:
         ("1h2m3s", 3723),
         ("120ms", 0.12),
         ("1d", 86_400),
+        ("2 minutes", 120),
+        ("1 hour 5 secs", 3_605),
+        ("1500 milliseconds", 1.5),
+        ("5 months", None),
         ("5 s", 5),
         (timedelta(seconds=3), 3),
         ("99999999", 86_400),
@@ -108,6 +112,10 @@ def test_forms_of_moments() -> None:
     assert seconds_until(datetime.fromtimestamp(NOW + 7, UTC).replace(tzinfo=None).isoformat(), NOW) == 7
     assert seconds_until(str(NOW + 30), NOW) == 30
     assert seconds_until(NOW + 30, NOW) == 30
+    # Milliseconds since the epoch; a header that was sent twice.
+    assert seconds_until(str((NOW + 30) * 1_000), NOW) == 30
+    assert seconds_until("3, 9", NOW) == 9
+    assert seconds_until("3, soon", NOW) is None
 
 
 @pytest.mark.parametrize("moment", [email.utils.formatdate(NOW - 99, usegmt=True), NOW - 1, "9999-99-99", object()])
@@ -118,6 +126,8 @@ def test_a_moment_that_has_passed_asks_for_no_delay(moment: object) -> None:
 def test_delays_quoted_in_a_message() -> None:
     assert quoted_seconds("Please try again in 6.5s.") == 6.5
     assert quoted_seconds("Please retry in 1m30s") == 90
+    assert quoted_seconds("Please retry after 20 seconds.") == 20
+    assert quoted_seconds("try again in 1 minute 5 s") == 65
     assert quoted_seconds("try again in a while") is None
     assert judged(ClientError("Please try again in 6.5s.", status_code=429)) == ("overloaded", 6.5)
 
@@ -138,6 +148,22 @@ def test_the_limit_that_is_used_up_says_when_it_is_reset() -> None:
         "x-ratelimit-reset-tokens": "20s",
     }
     assert judged(ClientError(status_code=429, headers=headers)) == ("overloaded", 20)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ms-retry-after-ms": "2500", "retry-after": "3"}, 2.5),
+        ({"x-rate-limit-remaining": "0", "x-rate-limit-reset": str(NOW + 40)}, 40),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": str((NOW + 40) * 1_000)}, 40),
+        ({"ratelimit": "limit=100, remaining=0, reset=50"}, 50),
+        ({"ratelimit": "limit=100, remaining=1, reset=50"}, None),
+        ({"ratelimit": '"burst";r=0;t=50, "day";r=9;t=900'}, 50),
+        ({"ratelimit": ";;=,=0;r=0"}, None),
+    ],
+)
+def test_further_headers_that_say_when(headers: dict[str, str], seconds: float | None) -> None:
+    assert judged(ClientError(response=response(429, headers))) == ("overloaded", seconds)
 
 
 def message(value: str) -> email.message.Message:
@@ -286,6 +312,38 @@ def test_what_wraps_an_error_takes_the_delay_from_it() -> None:
     plain = ValueError("no answer")
     plain.__cause__ = outer
     assert judged(plain) == ("overloaded", 8)
+
+
+def test_a_group_that_is_a_cause_is_judged_as_a_group() -> None:
+    busy, refused = ClientError(response=response(429, {"retry-after": "7"})), ClientError(response=response(400))
+    wrapped = RuntimeError("extraction failed")
+    wrapped.__cause__ = ExceptionGroup("g", [ValueError("x"), ExceptionGroup("h", [busy])])
+    assert judged(wrapped) == ("overloaded", 7)
+    assert judged(ExceptionGroup("outer", [ValueError("y"), wrapped])) == ("overloaded", 7)
+    # A group that says nothing itself.
+    caused = ExceptionGroup("g", [ValueError("x")])
+    caused.__cause__ = busy
+    assert judged(caused) == ("overloaded", 7)
+    wrapped.__cause__ = ExceptionGroup("g", [busy, refused])
+    assert judged(wrapped) == ("never", 7)
+
+
+def test_groups_are_judged_once_also_in_circles() -> None:
+    judgements: list[int] = []
+
+    class Counts(Exception):
+        @property
+        def status_code(self) -> int:
+            judgements.append(1)
+            return 429
+
+    shared = ExceptionGroup("shared", [Counts() for _ in range(50)])
+    parts = [ValueError(number) for number in range(50)]
+    for part in parts:
+        part.__cause__ = shared
+    shared.exceptions[0].__cause__ = ExceptionGroup("around", [ExceptionGroup("inner", parts), KeyError()])
+    assert judged(ExceptionGroup("g", parts))[0] == "overloaded"
+    assert len(judgements) <= 100
 
 
 def test_what_was_being_handled_says_nothing() -> None:

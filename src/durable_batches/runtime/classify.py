@@ -9,7 +9,8 @@ How an error is judged
 3. The outermost error of a chain that says something decides; a delay that it leaves out comes from its causes. Causes
    are what it was raised `from`. What was being handled meanwhile says nothing: a mistake in a handler of a rate limit
    is a mistake.
-4. Of a group the gravest decides: *never*, then *quota*, *overloaded*, *retry*; with the longest of their delays.
+4. Of a group the gravest decides: *never*, then *quota*, *overloaded*, *retry*; with the longest of their delays. So it
+   does where the group is a cause.
 5. An error that says nothing is retried.
 
 No client is imported, and no attribute of an error can raise out of here.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Literal, Protocol, TypeAlias, cast, get_args
@@ -180,6 +181,9 @@ def is_retryable(error: BaseException) -> bool:
 
 _MISTAKES: Final = (NonRetryableError, PayloadError, ConfigurationError, CheckpointMismatchError, FactRejectedError)
 
+_MOST_GROUPS: Final = 20
+"""Of those that belong to one error, groups within a group not counted; what further ones hold is not looked at."""
+
 
 # ---- the default ---------------------------------------------------------------------------------------------------
 
@@ -227,27 +231,55 @@ _ASKED: Final = re.compile(r"limit:? ?(\d{1,12})\b.{0,80}?requested:? ?(\d{1,12}
 
 
 def _classified(error: BaseException, now: float) -> Verdict:
-    verdicts = [_of_chain(leaf, now) for leaf in leaves(error)]
-    gravest = max(verdicts, key=lambda verdict: _GRAVITY[verdict.kind], default=_NOTHING_KNOWN)
-    delays = [verdict.retry_after for verdict in verdicts if verdict.retry_after is not None]
-    return Verdict(kind=gravest.kind, retry_after=max(delays, default=None), note=gravest.note)
+    return _Judge(now).of_chain(error) or _NOTHING_KNOWN
 
 
 _NOTHING_KNOWN: Final = Verdict(kind="retry")
 
 
-def _of_chain(error: BaseException, now: float) -> Verdict:
-    """Judge an error that is no group by itself and by what it was raised from."""
-    if isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
-        return Verdict(kind="never", note="interrupted")
-    said = [verdict for part in causes_of(error) if (verdict := _judged(part, now)) is not None]
-    if not said:
-        return _NOTHING_KNOWN
-    first = said[0]
-    if first.kind in ("overloaded", "quota") and first.retry_after is None:
-        delay = next((verdict.retry_after for verdict in said if verdict.retry_after is not None), None)
-        return Verdict(kind=first.kind, retry_after=delay, note=first.note)
-    return first
+class _Judge:
+    """Judges one error, with the groups and causes that belong to it; each group once, as a cause may be one of many.
+
+    Args:
+        now: The time, in seconds since the epoch.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._now = now
+        self._groups: dict[int, Verdict | None] = {}
+
+    def of_chain(self, error: BaseException) -> Verdict | None:
+        """Judge an error by itself and by what it was raised from; None: none of them says anything."""
+        if isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
+            return Verdict(kind="never", note="interrupted")
+        said = [verdict for part in causes_of(error) if (verdict := self._of_one(part)) is not None]
+        if not said:
+            return None
+        first = said[0]
+        if first.kind in ("overloaded", "quota") and first.retry_after is None:
+            delay = next((verdict.retry_after for verdict in said if verdict.retry_after is not None), None)
+            return Verdict(kind=first.kind, retry_after=delay, note=first.note)
+        return first
+
+    def _of_one(self, error: BaseException) -> Verdict | None:
+        group = error  # of which type checkers know more: that they do not know the type of its errors
+        return self._of_group(group) if isinstance(error, BaseExceptionGroup) else _judged(error, self._now)
+
+    def _of_group(self, group: BaseException) -> Verdict | None:
+        if id(group) not in self._groups:
+            is_deep = len(self._groups) >= _MOST_GROUPS
+            self._groups[id(group)] = None  # so far: one of its errors may have been raised from it
+            if not is_deep:
+                self._groups[id(group)] = self._gravest(leaves(group))
+        return self._groups[id(group)]
+
+    def _gravest(self, errors: Sequence[BaseException]) -> Verdict | None:
+        verdicts = [verdict for error in errors if (verdict := self.of_chain(error)) is not None]
+        if not verdicts:
+            return None
+        gravest = max(verdicts, key=lambda verdict: _GRAVITY[verdict.kind])
+        delays = [verdict.retry_after for verdict in verdicts if verdict.retry_after is not None]
+        return Verdict(kind=gravest.kind, retry_after=max(delays, default=None), note=gravest.note)
 
 
 def _judged(error: BaseException, now: float) -> Verdict | None:

@@ -15,24 +15,32 @@ LONGEST_SECONDS: Final = 86_400.0
 _LONGEST_TEXT: Final = 64
 _FIRST_EPOCH: Final = 1e9
 """Seconds; a number from here on is a moment since the epoch, no duration (it would be 30 years)."""
+_FIRST_EPOCH_OF_MILLISECONDS: Final = 1.5e12
+"""A number from here on is one in milliseconds, of 2017 or later."""
 
-_PART: Final = re.compile(r"(\d{1,9}(?:\.\d{1,12})?)(ms|us|µs|ns|h|m|s|d)?")
+_WORDS: Final = r"milliseconds?|seconds?|secs?|minutes?|mins?|hours?|days?"
+_PART: Final = re.compile(rf"(\d{{1,9}}(?:\.\d{{1,12}})?)({_WORDS}|ms|us|µs|ns|h|m|s|d)?")
 _UNITS: Final = {
     "ns": 1e-9,
     "us": 1e-6,
     "µs": 1e-6,
     "ms": 1e-3,
+    "milliseconds": 1e-3,
+    "millisecond": 1e-3,
     "s": 1.0,
     "": 1.0,
     "m": 60.0,
     "h": 3_600.0,
     "d": 86_400.0,
 }
-_QUOTED: Final = re.compile(r"(?:try again|retry) in ((?:\d{1,6}(?:\.\d{1,9})?(?:ms|h|m|s) ?){1,4})", re.IGNORECASE)
+_QUOTED: Final = re.compile(
+    rf"(?:try again|retry) (?:in|after) ((?:\d{{1,6}}(?:\.\d{{1,9}})? ?(?:{_WORDS}|ms|h|m|s)(?![a-z]) ?){{1,4}})",
+    re.IGNORECASE,
+)
 
 
 def seconds_of(value: object) -> float | None:
-    """Read a duration, in seconds: 20, "20", "19.5s", "6m0s", "120ms", a timedelta; None: it is none."""
+    """Read a duration, in seconds: 20, "20", "19.5s", "6m0s", "120ms", "2 minutes", a timedelta; None: it is none."""
     if isinstance(value, timedelta):
         return _bounded(max(value.total_seconds(), 0.0))
     if isinstance(value, bool) or value is None:
@@ -47,20 +55,27 @@ def seconds_of(value: object) -> float | None:
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         return None
-    return _bounded(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    return _bounded(sum(float(number) * (_UNITS.get(unit) or _UNITS[unit[0]]) for number, unit in parts))
 
 
 def seconds_until(value: object, now: float) -> float | None:
-    """Read a duration or a moment (seconds since the epoch, an HTTP date, RFC 3339), in seconds from `now` on.
+    """Read a duration or a moment (seconds or milliseconds since the epoch, an HTTP date, RFC 3339), in seconds.
 
-    A moment that has passed asks for no delay: None, so that the caller's own backoff applies.
+    A moment is meant from `now` on. One that has passed asks for no delay: None, so that the caller's own backoff
+    applies. Of several durations, such as a header that was sent twice, the longest is meant.
     """
     seconds = seconds_of(value)
     if seconds is not None:
         epoch = _number(value)
-        return seconds if epoch is None or epoch < _FIRST_EPOCH else _ahead(epoch - now)
+        if epoch is None or epoch < _FIRST_EPOCH:
+            return seconds
+        return _ahead((epoch if epoch < _FIRST_EPOCH_OF_MILLISECONDS else epoch / 1_000) - now)
     if not isinstance(value, str):
         return None
+    several = [seconds_of(each) for each in value[:_LONGEST_TEXT].split(",")]
+    durations = [each for each in several if each is not None]
+    if len(durations) == len(several):
+        return max(durations)
     moment = _date(value[:_LONGEST_TEXT].strip())
     return None if moment is None else _ahead(moment - now)
 

@@ -6,6 +6,7 @@ are foreign, and reading one is no reason to lose the error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -22,6 +23,8 @@ _LONGEST_MESSAGE: Final = 2_000
 _LONGEST_WORD: Final = 80
 _DEEPEST: Final = 6
 _WIDEST: Final = 20
+
+_OLD_POLICY: Final = re.compile(r"\bremaining\s*=")
 
 
 def quiet(read: Callable[[], Any]) -> Any:
@@ -88,9 +91,10 @@ class ErrorFacts:
     @property
     def asks_for(self) -> float | None:
         """The delay that its attribute `retry_after`, or the header of that name, asks for, in seconds."""
-        milliseconds = seconds_of(self.headers.get("retry-after-ms"))
-        if milliseconds is not None:
-            return milliseconds / 1_000
+        for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+            milliseconds = seconds_of(self.headers.get(name))
+            if milliseconds is not None:
+                return milliseconds / 1_000
         own = peek(self._error, "retry_after")
         for value in (None if callable(own) else own, self.headers.get("retry-after")):
             seconds = seconds_until(value, self._now)
@@ -112,7 +116,11 @@ class ErrorFacts:
     def _resets(self) -> Iterator[float]:
         """List when the limits are reset that are used up; one of which something is left has refused nothing."""
         for name, value in self.headers.items():
-            if "ratelimit" not in name or "reset" not in name:
+            if "ratelimit" not in name.replace("rate-limit", "ratelimit"):
+                continue
+            if name == "ratelimit":
+                yield from _resets_of_policies(value)
+            if "reset" not in name:
                 continue
             left = self.headers.get(name.replace("reset", "remaining"))
             if left is None or seconds_of(left) == 0:
@@ -145,6 +153,19 @@ class ErrorFacts:
             self.of_a_day |= isinstance(quota, str) and "perday" in quota.lower()
             for name in ("error", "Error", "details", "violations"):
                 self._read(_field(fields, name), depth + 1)
+
+
+def _resets_of_policies(text: str) -> Iterator[float]:
+    """List when limits are reset that are used up, as the header `RateLimit` of the IETF's drafts gives them."""
+    if _OLD_POLICY.search(text[:_LONGEST_TEXT]):
+        # "limit=100, remaining=0, reset=50", of one limit; later drafts: '"burst";r=0;t=50, "day";r=9;t=900'.
+        text = text.replace(",", ";")
+    for policy in text[:_LONGEST_TEXT].split(","):
+        fields = {name.strip(): value for name, _, value in (part.partition("=") for part in policy.split(";"))}
+        if seconds_of(fields.get("remaining", fields.get("r"))) == 0:
+            seconds = seconds_of(fields.get("reset", fields.get("t")))
+            if seconds is not None:
+                yield seconds
 
 
 def _field(fields: Mapping[object, object], name: str) -> object:
