@@ -24,12 +24,15 @@ def end_child(place: str, error: BaseException | None) -> NoReturn:
         place: The code that it was forked in.
         error: What was raised out of it there; None: it has returned.
     """
-    code: object = 1
+    code = 1
     if isinstance(error, SystemExit):
-        code = 0 if error.code is None else error.code
-        if not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
+        match error.code:
+            case None:
+                code = 0
+            case int() as number:
+                code = number
+            case text:
+                print(text, file=sys.stderr)
     else:
         _log.error(
             "child process %d ends: it was forked in %s, and comes back from there to what only its parent runs; "
