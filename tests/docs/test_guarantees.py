@@ -45,8 +45,28 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
     ],
     "A thread of": [
         "processes/test_exit.py::test_a_thread_that_never_ends_does_not_keep_the_process",
+        "processes/test_exit.py::test_a_process_that_never_ends_does_not_keep_the_one_that_started_it",
+    ],
+    "An activity forks": [
+        "processes/test_forks.py::test_a_child_that_comes_back_to_the_library_ends",
+        "processes/test_forks.py::test_no_use_of_the_parents_hangs",
+    ],
+    "A batch is paused": [
+        "orchestrator/test_pause.py::test_running_calls_finish_and_no_other_starts_until_it_is_resumed",
+        "orchestrator/test_queued_calls.py::test_calls_that_wait_for_a_thread_do_not_begin",
+        "orchestrator/test_queued_calls.py::test_calls_that_wait_for_a_place_do_not_begin",
+        "runtime/test_not_begun.py::test_a_call_whose_dependency_is_being_opened_is_not_waited_for",
+    ],
+    "A new version of a workflow": [
+        "orchestrator/test_stranded.py::test_it_is_named_at_the_start_when_it_is_submitted_again_and_after_a_minute"
+    ],
+    "A process of an executor": [
+        "executors/test_run_on.py::test_a_lost_call_uses_no_attempt",
+        "executors/test_run_on.py::test_a_poisonous_call_counts_as_crashes_of_its_document_alone",
+        "processes/test_executors.py::test_children_that_hang_exit_or_are_killed_cost_their_own_documents_alone",
     ],
     "A deployment": [
+        "orchestrator/test_queued_calls.py::test_calls_that_wait_for_a_thread_do_not_begin",
         "processes/test_drain.py::test_a_deploy_finishes_what_runs_and_repeats_nothing",
         "processes/test_drain.py::test_a_drain_is_bounded",
     ],
@@ -134,6 +154,7 @@ HELD_BY: Final[Mapping[str, Sequence[str]]] = {
         "stores/test_sqlite_file.py::test_a_commit_into_a_file_that_is_deleted_meanwhile_is_not_acknowledged",
     ],
     "**The moment of a retry": [],
+    "**One time for all": [],
     "**A time for": [
         "processes/test_processes.py::test_only_the_lease_tells_that_a_process_of_another_container_is_dead"
     ],
