@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from uuid import uuid4
 
 import pytest
-from tests.lanes.plugin import lane_of
+from tests.lanes.plugin import lane_of, lane_of_folder
 from tests.postgres.databases import MigratedSchemas, scratch_database, without_schema
 from tests.postgres.server import NEVER_CRASHED, Server
+from tests.postgres.sessions import KeptSessions
 from tests.postgres.types import remember_types
 
 from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store, exit_watch, stop_signals
@@ -22,6 +24,9 @@ from durable_batches.testing import ManualClock
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # In the background of a shell Ctrl-C is ignored, also by all children; those of the tests are sent it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_ELSEWHERE: Final = "DURABLE_BATCHES_TEST_POSTGRES"
+"""Names another server than one of the test process's own."""
 
 StoreMaker: TypeAlias = Callable[[Clock | None], Store]
 
@@ -37,9 +42,19 @@ def postgres_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def kept_sessions(postgres_server: Server) -> Iterator[KeptSessions]:
+    """The sessions that tests on the server of this test process leave to the next ones."""
+    kept = KeptSessions(postgres_server.port)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kept.patch(monkeypatch)
+        yield kept
+    kept.close()
+
+
+@pytest.fixture(scope="session")
 def postgres_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
     """A database for this test process: of its own server, or of the one that the environment names."""
-    elsewhere = os.environ.get("DURABLE_BATCHES_TEST_POSTGRES")
+    elsewhere = os.environ.get(_ELSEWHERE)
     if elsewhere:
         with scratch_database(elsewhere) as dsn:
             yield dsn
@@ -68,8 +83,18 @@ def migrated_schemas(postgres_dsn: str) -> Iterator[MigratedSchemas]:
 def migrated_schema(request: pytest.FixtureRequest, migrated_schemas: MigratedSchemas) -> Iterator[str]:
     """A schema of the store's newest version, with nothing in it. What changes its tables wants one of its own."""
     _check_lane(request)
-    with migrated_schemas.one() as schema:
+    with migrated_schemas.one() as schema, _sessions_for(request):
         yield schema
+
+
+def _sessions_for(request: pytest.FixtureRequest) -> AbstractContextManager[None]:
+    """Sessions of the tests before it, on the server of this process; a test of connections has its own."""
+    root = request.config.rootpath
+    is_of_connections = lane_of_folder(request.path, root) == "stores"
+    if os.environ.get(_ELSEWHERE) or is_of_connections or lane_of(request.node, root) != "stores":
+        return nullcontext()
+    kept: KeptSessions = request.getfixturevalue("kept_sessions")
+    return kept.used()
 
 
 def _check_lane(request: pytest.FixtureRequest) -> None:

@@ -93,11 +93,12 @@ def lane_of(item: pytest.Item, root: Path) -> str:
         raise pytest.UsageError(f"{item.nodeid} is marked for the lanes {' and '.join(said)}; a test is in one")
     if said:
         return said[0]
-    return _lane_of_folder(item.path, root) or ("stores" if on_postgres(item) else "unit")
+    return lane_of_folder(item.path, root) or ("stores" if on_postgres(item) else "unit")
 
 
 @cache
-def _lane_of_folder(path: Path, root: Path) -> str | None:
+def lane_of_folder(path: Path, root: Path) -> str | None:
+    """The lane that its folder says; None: it says none."""
     return next((lane for folder, lane in _FOLDERS.items() if path.is_relative_to(root / folder)), None)
 
 
