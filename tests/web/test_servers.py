@@ -64,7 +64,10 @@ async def test_it_serves_whoever_has_the_token(waiting: Path) -> None:
         address, _, token = server.address.partition("#token=")
         assert len(token) > 20
         async with httpx.AsyncClient(base_url=address) as client:
-            assert (await client.get("batches")).status_code == 401
+            refused = await client.get("batches")
+            assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+            # As somebody with curl needs to be told.
+            assert "Authorization: Bearer TOKEN" in refused.json()["detail"]
             assert (await client.get("batches", headers={"Authorization": f"Bearer {token}x"})).status_code == 401
             listed = await client.get("batches", headers={"Authorization": f"Bearer {token}"})
             assert [batch["batch_id"] for batch in listed.json()["batches"]] == ["monday"]

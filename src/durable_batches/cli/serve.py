@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import secrets
 import socket
+from http import HTTPStatus
 from importlib.util import find_spec
 from inspect import isfunction, signature
 from typing import TYPE_CHECKING, Final, cast
@@ -144,6 +145,7 @@ def _address(listener: socket.socket, host: str) -> str:
 
 def _of_store(client: BatchClient, token: str) -> ASGIApp:
     """Make the application that shows a store to those who bear the token."""
+    from starlette.exceptions import HTTPException
     from starlette.requests import Request
 
     from durable_batches.web.access import EVERYTHING, Access
@@ -151,9 +153,12 @@ def _of_store(client: BatchClient, token: str) -> ASGIApp:
 
     expected = f"Bearer {token}".encode()
 
-    async def authorize(request: Request) -> Access | None:
+    async def authorize(request: Request) -> Access:
         given = request.headers.get("authorization", "").encode()
-        return EVERYTHING if hmac.compare_digest(given, expected) else None
+        if hmac.compare_digest(given, expected):
+            return EVERYTHING
+        detail = "send the token that `serve` was given, or has printed, as a header: Authorization: Bearer TOKEN"
+        raise HTTPException(HTTPStatus.UNAUTHORIZED, detail, {"WWW-Authenticate": "Bearer"})
 
     return create_app(client, authorize=authorize)
 
