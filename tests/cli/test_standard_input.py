@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 from tests.cli import files
 from tests.cli.commands import Commands, Ran
+from tests.support import within
 
 from durable_batches.cli.exits import Exit
-from durable_batches.cli.standard_input import CHUNK_BYTES
+from durable_batches.cli.standard_input import CHUNK_BYTES, standard_input
 
 
 @pytest.fixture(autouse=True)
@@ -105,8 +107,8 @@ def test_what_the_standard_input_cannot_be(piped: Piped, on_file: Commands, monk
     endless = b'"one"\n' + b"x" * 8 * CHUNK_BYTES
     lines, text = ("--stdin", "lines"), ("--stdin", "text")
     for content, workflow, options, says in (
-        (b"", "texts", (), "there are no documents in -"),
-        (b"\n \n", "texts", lines, "there are no documents in -"),
+        (b"", "texts", (), "there are no documents in the standard input\n"),
+        (b"\n \n", "texts", lines, "there are no documents in the standard input\n"),
         (b"", "texts", text, "the standard input is empty"),
         (b'"one"\ntwo\n', "texts", (), "the standard input, line 2: no document of the workflow 'texts': at $: "),
         (b'"one"\ntwo\n', "texts", (), "--stdin lines reads each line as a text\n"),
@@ -142,3 +144,18 @@ def test_a_run_that_was_stopped_is_resumed_by_the_same_input(piped: Piped) -> No
         {"stdin:1": "ONE", "stdin:2": "TWO", "stdin:3": "THREE"},
         ["one", "two", "three"],
     )
+
+
+async def test_nothing_is_listened_to_while_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop would turn for nothing until the documents that were read are recorded."""
+    reading, writing = os.pipe()
+    with open(reading) as stdin, open(writing, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        chunks = standard_input()
+        for text in (b"one\n", b"two\n"):
+            pipe.write(text)
+            assert await within(anext(chunks)) == text
+            pipe.write(text)
+            assert not asyncio.get_running_loop().remove_reader(reading)
+            assert await within(anext(chunks)) == text
+        await chunks.aclose()

@@ -84,7 +84,8 @@ class Inputs(Generic[D]):
                 none = False
                 yield document
         if none:
-            where = f"in {' '.join(map(shlex.quote, self._files))}" if self._files else "to run: name files or folders"
+            named = " ".join(STDIN if each == _STDIN else shlex.quote(each) for each in self._files)
+            where = f"in {named}" if named else "to run: name files or folders"
             raise CommandError(f"there are no documents {where}", Exit.USAGE)
 
     def named(self, document: D, document_id: str) -> D:
