@@ -7,7 +7,7 @@ import sqlite3
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from textwrap import fill
@@ -45,6 +45,7 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.errors import CommitUnknownError, CrashLoopError, StoreLockedError
+from durable_batches.executors.beginning import Probing, Timeout
 from durable_batches.executors.placement import Placement
 from durable_batches.flow import CentralRateLimiter, CircuitBreaker
 from durable_batches.lifecycle.transitions import check_transition
@@ -185,17 +186,13 @@ async def executor(_: Path) -> object:
     try:
         await placement.open(threads)
         return await placement.run(
-            b"", activity="read_amounts", seconds=None, waiting=nullcontext, begins=nothing, suspect=False
+            b"", activity="read_amounts", timeout=Timeout(None), beginning=Probing(), suspect=False
         )
     except ExecutorError as error:
         # The executor's own comes first in a traceback.
         raise error from None
     finally:
         threads.close()
-
-
-async def nothing() -> None:
-    pass
 
 
 async def worker_not_running(_: Path) -> object:

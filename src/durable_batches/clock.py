@@ -164,13 +164,15 @@ class Deadline:
     Like `asyncio.timeout`, with its timer on the library's clock.
     """
 
-    __slots__ = ("_clock", "_seconds", "_timeout", "_timer")
+    __slots__ = ("_clock", "_due", "_left", "_seconds", "_timeout", "_timer")
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
         self._seconds = seconds
         self._timeout = asyncio.timeout(None)
         self._timer: Timer | None = None
+        self._due = 0.0
+        self._left: float | None = None
 
     @property
     def expired(self) -> bool:
@@ -179,7 +181,7 @@ class Deadline:
 
     async def __aenter__(self) -> Deadline:
         await self._timeout.__aenter__()
-        self._timer = self._clock.call_later(self._seconds, self._expire)
+        self._run(self._seconds)
         return self
 
     async def __aexit__(
@@ -187,7 +189,31 @@ class Deadline:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = self._left = None
         await self._timeout.__aexit__(kind, error, trace)
+
+    def restart(self, seconds: float) -> None:
+        """Let the time run from now on; within the block, before it is up."""
+        if self._timer is not None and not self.expired:
+            self._run(seconds)
+
+    def hold(self) -> None:
+        """Have the time stand still, until `go_on`."""
+        if self._timer is not None and not self.expired and self._left is None:
+            self._timer.cancel()
+            self._left = max(self._due - self._clock.boot(), 0.0)
+
+    def go_on(self) -> None:
+        """Have the time go on, where it stands still."""
+        if self._left is not None:
+            self._run(self._left)
+
+    def _run(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._left = None
+        self._due = self._clock.boot() + seconds
+        self._timer = self._clock.call_later(seconds, self._expire)
 
     def _expire(self) -> None:
         self._timeout.reschedule(asyncio.get_running_loop().time())

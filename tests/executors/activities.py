@@ -24,6 +24,7 @@ from durable_batches import (
 )
 from durable_batches.flow import CentralRateLimiter, CircuitBreaker
 
+DAY = timedelta(days=1)
 ONCE = RetryPolicy(max_attempts=1)
 TWICE = RetryPolicy(max_attempts=2, initial=timedelta(0))
 
@@ -123,7 +124,8 @@ class OwnError(Exception):
 
 
 OPENAI = CentralRateLimiter(
-    name="openai", breaker=CircuitBreaker(failure_threshold=3, counts=lambda error: isinstance(error, OwnError))
+    name="openai",
+    breaker=CircuitBreaker(failure_threshold=3, recovery_timeout=DAY, counts=lambda error: isinstance(error, OwnError)),
 )
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from tests.executors.activities import double
 from tests.executors.engines import Engine, Engines
-from tests.support import PATIENCE, eventually
+from tests.support import PATIENCE, eventually, turns
 
 from durable_batches import ExecutorError
+from durable_batches.executors.beginning import Probing, Timeout
+from durable_batches.executors.kept_executor import ExecutorOrFactory
 from durable_batches.executors.messages import Request, Succeeded, decode_answer
 from durable_batches.executors.names import reference_of
-from durable_batches.executors.placement import ExecutorOrFactory, Placement
+from durable_batches.executors.placement import Placement
 from durable_batches.executors.remote import run_call
+from durable_batches.executors.reports import Reports, send_begins, send_report
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.context import ExecutionContext
 from durable_batches.runtime.elsewhere import CallLostError
@@ -48,10 +51,6 @@ def breaks(message: bytes) -> str:
     return "break"
 
 
-async def at_once() -> None:
-    pass
-
-
 class Placed:
     """A placement, and how it is asked."""
 
@@ -59,14 +58,15 @@ class Placed:
         self.placement = placement
         self.clock = clock
 
-    async def run(self, number: int, *, seconds: float | None = None, suspect: bool = False) -> int:
+    async def run(
+        self, number: int, *, seconds: float | None = None, timeout: Timeout | None = None, suspect: bool = False
+    ) -> int:
         answer = decode_answer(
             await self.placement.run(
                 call(number),
                 activity="double",
-                seconds=seconds,
-                waiting=nullcontext,
-                begins=at_once,
+                timeout=timeout or Timeout(seconds),
+                beginning=Probing(),
                 suspect=suspect,
             )
         )
@@ -78,7 +78,7 @@ class Placed:
 
     async def ended(self) -> None:
         """Wait until the executors that are used no more have ended."""
-        await eventually(lambda: not self.placement._ending)  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: not self.placement._kept._ending)  # pyright: ignore[reportPrivateUsage]
 
     @property
     def free_places(self) -> int:
@@ -374,3 +374,110 @@ async def test_what_is_given_as_it_is_stays_open() -> None:
         async with placed(pool) as there:
             assert await there.run(4) == 8
         assert pool.submit(int, 3).result() == 3
+
+
+# ---- processes that start ------------------------------------------------------------------------------------------
+
+
+class Starting(Engine):
+    """A pool whose `submit` starts a process first, for as long as a gate is closed."""
+
+    def __init__(self, fate: Callable[[bytes], str | Exception], places: int = 2) -> None:
+        super().__init__(fate, places)
+        self._processes: dict[int, object] = {}
+        self.gate = threading.Event()
+        self.starts = threading.Event()
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.starts.set()
+        assert self.gate.wait(PATIENCE)
+        return super().submit(fn, *args, **kwargs)
+
+
+async def test_processes_start_beside_the_event_loop() -> None:
+    pool = Starting(lambda _: "run")
+    async with placed(lambda: pool) as there:
+        running = asyncio.create_task(there.run(1))
+        # The event loop goes on meanwhile, or this would not be seen.
+        await eventually(pool.starts.is_set)
+        assert not running.done()
+        pool.gate.set()
+        assert await running == 2
+
+
+async def test_a_call_that_is_cancelled_while_its_process_starts_is_given_up_like_any_other() -> None:
+    pool = Starting(lambda _: "hang")
+    async with placed(lambda: pool) as there:
+        running = asyncio.create_task(there.run(1))
+        await eventually(pool.starts.is_set)
+        running.cancel()
+        await asyncio.sleep(0)
+        running.cancel()
+        pool.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        # It runs on, and has its place until it ends.
+        assert there.free_places == 1
+        pool.running[0].set_result(b"")
+        await eventually(lambda: there.free_places == 2)
+
+
+@pytest.mark.parametrize("suspect", [False, True])
+@pytest.mark.parametrize(("is_told", "begins_after", "most"), [(True, 50, 80), (True, None, 90), (False, None, 30)])
+async def test_the_timeout_runs_from_when_the_process_says_that_the_call_begins(
+    suspect: bool, is_told: bool, begins_after: int | None, most: int
+) -> None:
+    """A call that may say so has a minute until it does; one that cannot has nothing."""
+    pools: list[Starting] = []
+
+    def make() -> Starting:
+        pools.append(Starting(lambda _: "hang"))
+        pools[-1].gate.set()
+        return pools[-1]
+
+    timeout = Timeout(30)
+    timeout.is_told = is_told
+    async with placed(make) as there:
+        running = asyncio.create_task(there.run(1, timeout=timeout, suspect=suspect))
+        await eventually(lambda: there.clock.next_timer is not None)
+        if begins_after is not None:
+            there.clock.advance(begins_after)
+            timeout.begins()
+        there.clock.advance(most - 1 - (begins_after or 0))
+        await turns(5)
+        assert not running.done()
+        there.clock.advance(1)
+        with pytest.raises(TimeoutError):
+            await running
+
+
+async def test_a_call_says_that_it_begins() -> None:
+    reports, told = Reports(), list[object]()
+    await reports.open()
+    address = reports.follow(lambda current, total: told.append((current, total)), lambda: told.append("begins"))
+    assert address is not None
+    send_begins(address)
+    send_report(address, 1, 2)
+    await eventually(lambda: told == ["begins", (1, 2)])
+    reports.leave(address)
+    reports.close()
+
+
+async def test_an_executor_that_is_made_for_nobody_is_ended() -> None:
+    gate, made = threading.Event(), list[Engine]()
+
+    def make() -> Engine:
+        assert gate.wait(PATIENCE)
+        made.append(Engine(lambda _: "run", 1))
+        return made[-1]
+
+    threads = Threads(1)
+    opening = asyncio.create_task(Placement("cpu", make, ManualClock()).open(threads))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    gate.set()
+    await eventually(lambda: bool(made) and made[0].ended)
+    threads.close()

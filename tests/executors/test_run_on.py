@@ -284,7 +284,7 @@ async def test_a_permit_is_told_what_the_call_took_also_where_it_failed(fails: b
 
 @pytest.mark.parametrize("how", ["raised", "wrapped", "timeout"])
 async def test_a_circuit_breaker_counts_the_failures_of_a_function_elsewhere(how: str) -> None:
-    limiter = CentralRateLimiter(breaker=CircuitBreaker(failure_threshold=3))
+    limiter = CentralRateLimiter(breaker=CircuitBreaker(failure_threshold=3, recovery_timeout=activities.DAY))
     ask = call_provider.with_options(limiter=limiter)
     error = await Trial({"cpu": Engines()}).failure(lambda _: ask(how, 500, {}))
     assert error.attempts == 3

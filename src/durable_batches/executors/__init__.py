@@ -5,7 +5,7 @@ The workflow, its checkpoints and the lease stay with the worker; only encoded a
 
 from __future__ import annotations
 
-from durable_batches.executors.placement import ExecutorOrFactory
+from durable_batches.executors.kept_executor import ExecutorOrFactory
 from durable_batches.executors.process_pool import ProcessPool, process_pool
 
 __all__ = ["ExecutorOrFactory", "ProcessPool", "process_pool"]

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError
+from durable_batches.executors.beginning import Timeout
+from durable_batches.executors.kept_executor import FORKS, ExecutorOrFactory, forks
 from durable_batches.executors.messages import Answered, Failed, Request, decode_answer
 from durable_batches.executors.names import classifier_named, find_activity, reference_of
-from durable_batches.executors.placement import FORKS, ExecutorOrFactory, Placement, forks
+from durable_batches.executors.placement import Placement
 from durable_batches.executors.reports import Reports
 from durable_batches.options import check_callable, check_instance
 from durable_batches.runtime.activity import DurableActivity
@@ -96,7 +98,9 @@ class Executors:
         if placement is None:
             raise no_executor(activity.name, activity.run_on)
         arguments = definition.arguments.encode(bound.args, bound.kwargs)
-        reports = self._reports.follow(call.report)
+        timeout = Timeout(None if activity.timeout is None else activity.timeout.total_seconds())
+        reports = self._reports.follow(call.report, timeout.begins)
+        timeout.is_told = reports is not None
         reference, limiter = reference_of(activity), activity.limiter
         request = Request(
             function=reference,
@@ -114,9 +118,8 @@ class Executors:
             message = await placement.run(
                 request.encode(),
                 activity=activity.name,
-                seconds=None if activity.timeout is None else activity.timeout.total_seconds(),
-                waiting=call.waiting,
-                begins=call.begin,
+                timeout=timeout,
+                beginning=call,
                 suspect=call.crashes > 0,
             )
         finally:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from durable_batches.clock import SystemClock
-from durable_batches.errors import NotInActivityError
 from durable_batches.executors.headers import bounded
 from durable_batches.executors.messages import Answered, Failed, Request, Used, encode_failed, encode_succeeded
 from durable_batches.executors.names import find_activity, find_classifier
-from durable_batches.executors.reports import send_report
+from durable_batches.executors.reports import send_begins, send_report
 from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.failures import ActivityFailure, line_of
 from durable_batches.lifecycle.states import BatchId
@@ -24,7 +23,7 @@ from durable_batches.runtime.classify import ErrorClassifier, Verdict, default_c
 from durable_batches.runtime.context import ExecutionContext, enter_activity, leave
 from durable_batches.runtime.error_facts import peek, quiet
 from durable_batches.runtime.error_signs import is_of_provider, signs_of
-from durable_batches.runtime.limits import JudgesFailures
+from durable_batches.runtime.limits import JudgesFailures, no_limiter
 from durable_batches.runtime.retry_policy import RetryPolicy
 from durable_batches.runtime.tracebacks import trim
 
@@ -99,7 +98,7 @@ class RemoteActivity:
 
     def _check_limited(self, method: str) -> None:
         if not self._request.limited:
-            raise NotInActivityError(f"{method}() is for activities with a limiter, and this one has none")
+            raise no_limiter(method, _name(self._request, None))
 
 
 def run_call(message: bytes) -> bytes:
@@ -116,6 +115,8 @@ def run_call(message: bytes) -> bytes:
         definition = activity.definition
         arguments = definition.arguments.decode(request.arguments)
         tokens = enter_activity(call)
+        if request.reports is not None:
+            send_begins(request.reports)
         try:
             result = definition.fn(*arguments.args, **arguments.kwargs)
             if inspect.isawaitable(result):

@@ -8,11 +8,11 @@ import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from durable_batches.executors.messages import ReportAddress
 
-__all__ = ["Reports", "send_report"]
+__all__ = ["Reports", "send_begins", "send_report"]
 
 _HOST: Final = "127.0.0.1"
 
@@ -23,7 +23,7 @@ class Reports(asyncio.DatagramProtocol):
     """The worker's socket. A datagram counts where it names the token of a running call."""
 
     def __init__(self) -> None:
-        self._running: dict[str, _Report] = {}
+        self._running: dict[str, tuple[_Report, Callable[[], None]]] = {}
         self._transport: asyncio.DatagramTransport | None = None
         self._port: int | None = None
 
@@ -40,12 +40,12 @@ class Reports(asyncio.DatagramProtocol):
             self._transport.close()
             self._transport = self._port = None
 
-    def follow(self, report: _Report) -> ReportAddress | None:
-        """Have a call's reports handed on, until `leave`; return where it sends them."""
+    def follow(self, report: _Report, begins: Callable[[], None]) -> ReportAddress | None:
+        """Have a call's reports handed on, and that it begins, until `leave`; return where it sends them."""
         if self._port is None:
             return None
         token = secrets.token_urlsafe(12)
-        self._running[token] = report
+        self._running[token] = report, begins
         return _HOST, self._port, token
 
     def leave(self, address: ReportAddress | None) -> None:
@@ -56,13 +56,20 @@ class Reports(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: object) -> None:
         """Hand on a report; anything else is ignored."""
         try:
-            received = cast("list[object]", json.loads(data))
-            token, current, total = received
+            token, *amounts = cast("list[object]", json.loads(data))
         except (ValueError, TypeError):
             return
-        report = self._running.get(token) if isinstance(token, str) else None
-        if report is not None and type(current) is int and type(total) is int:
-            report(current, total)
+        running = self._running.get(token) if isinstance(token, str) else None
+        if running is None:
+            return
+        report, begins = running
+        match amounts:
+            case []:
+                begins()
+            case [int(current), int(total)] if type(current) is int and type(total) is int:
+                report(current, total)
+            case _:
+                pass
 
     def error_received(self, exc: Exception) -> None:
         """Ignore it: reports may get lost."""
@@ -70,8 +77,17 @@ class Reports(asyncio.DatagramProtocol):
 
 def send_report(address: ReportAddress, current: int, total: int) -> None:
     """Send a report to the worker, without waiting; one that cannot be sent is dropped."""
+    _send(address, int(current), int(total))
+
+
+def send_begins(address: ReportAddress) -> None:
+    """Tell the worker that the call begins, without waiting."""
+    _send(address)
+
+
+def _send(address: ReportAddress, *amounts: int) -> None:
     host, port, token = address
-    message: Any = json.dumps([token, int(current), int(total)]).encode()
+    message = json.dumps([token, *amounts]).encode()
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         sender.sendto(message, (host, port))

@@ -20,7 +20,7 @@ from durable_batches.flow.breaker import BreakerState
 from durable_batches.flow.feedback import Answered, Feedback, feedback_of
 from durable_batches.options import check_duration, check_integer
 from durable_batches.runtime.context import current_classifier, current_clock
-from durable_batches.runtime.limits import Permit
+from durable_batches.runtime.limits import NotBegun, Permit
 from durable_batches.tasks import running_loop
 
 __all__ = ["PermitContext", "Permits"]
@@ -109,6 +109,12 @@ class Permits:
             self._admission.end(now, ticket, healthy=healthy)
             after = self._admission.breaker_state(now)
         self._log_breaker(before, after, error)
+        self.serve()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Drop a call that was admitted and has not begun."""
+        with self.lock:
+            self._admission.withdraw(self._now(), ticket)
         self.serve()
 
     def settle(self, ticket: Ticket, tokens: int) -> None:
@@ -280,6 +286,10 @@ class _HeldPermit:
         """See `Permit`."""
         self.is_refused |= self._permits.observe(self._ticket, answer, is_known=self.is_refused)
 
+    def withdraw(self) -> None:
+        """Give it back, as if it had never been asked for."""
+        self._permits.withdraw(self._ticket)
+
     def end(self, error: BaseException | None) -> None:
         """Give it back."""
         self._permits.release(self._ticket, error, is_known=self.is_refused)
@@ -305,5 +315,9 @@ class PermitContext:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._permit is not None
-        self._permit.end(error)
+        permit = self._permit
+        assert permit is not None
+        if isinstance(error, NotBegun):
+            permit.withdraw()
+        else:
+            permit.end(error)

@@ -47,7 +47,8 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
     """The policy for failed documents."""
 
     document_timeout: Positive | None = None
-    """The maximum duration of one attempt of a document; then the attempt has failed."""
+    """The maximum duration of one attempt of a document; then the attempt has failed. While all that goes on of the
+    document are calls that wait for permits of their limiters, the time stands still."""
 
     deadline: Positive | None = None
     """The time from submission after which an unfinished batch is FAILED."""

@@ -121,6 +121,9 @@ class Attempt:
         self._unwound = False
         self._failures: dict[str, tuple[int, asyncio.Task[Any] | None]] = {}
         self._rest: Rest | None = None
+        self._deadline: Deadline | None = None
+        self._wait_for_permits = 0
+        """How many of its calls wait for permits."""
 
     @property
     def context(self) -> ExecutionContext:
@@ -201,7 +204,7 @@ class Attempt:
         self, body: Callable[[], Coroutine[Any, Any, Any]]
     ) -> AttemptSucceeded | AttemptFailed | AttemptStopped:
         tokens = enter_workflow(self)
-        deadline = None if self._timeout is None else Deadline(self._resources.clock, self._timeout)
+        deadline = self._deadline = None if self._timeout is None else Deadline(self._resources.clock, self._timeout)
         try:
             if deadline is None:
                 value = await body()
@@ -345,6 +348,19 @@ class Attempt:
         rest = self._resting()
         return nullcontext() if rest is None else rest.waiting(is_call=is_call, for_batch=for_batch)
 
+    def waits_for_permit(self, calls: int) -> None:
+        """See `WorkflowScope`."""
+        self._wait_for_permits += calls
+        self._look_at_time()
+
+    def _look_at_time(self) -> None:
+        """Have the timeout stand still while all that goes on are waits for permits: nothing of it takes long then."""
+        if self._deadline is not None:
+            if 0 < self._wait_for_permits == len(self._calls):
+                self._deadline.hold()
+            else:
+                self._deadline.go_on()
+
     @property
     def has_lent(self) -> bool:
         """Whether its slot is lent."""
@@ -414,6 +430,8 @@ class Attempt:
         call = Call(self._resources, bound, self.recorded.new_key(base), self, task)
         call.stage_index = self._stage_of_attempt
         self._calls.add(call)
+        if self._wait_for_permits:
+            self._look_at_time()
         try:
             if (
                 activity.is_plain
@@ -462,6 +480,8 @@ class Attempt:
             raise
         finally:
             self._calls.discard(call)
+            if self._wait_for_permits:
+                self._look_at_time()
             if self._turn is not None:
                 self._turn.release()
             if call.reported:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from durable_batches.blocks import contextmanager
 from durable_batches.clock import Clock, Deadline
-from durable_batches.errors import ActivityTimeoutError, NotInActivityError, place_of
+from durable_batches.errors import ActivityTimeoutError, place_of
 from durable_batches.forked import end_child
 from durable_batches.lifecycle.failures import line_of
 from durable_batches.lifecycle.states import BatchId
@@ -26,7 +26,8 @@ from durable_batches.runtime.classify import ErrorClassifier, Verdict
 from durable_batches.runtime.context import ExecutionContext, WorkflowScope, enter_activity, leave
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.elsewhere import no_executor
-from durable_batches.runtime.limits import Permit
+from durable_batches.runtime.limited import Holding
+from durable_batches.runtime.limits import Permit, no_limiter
 from durable_batches.runtime.middleware import nested
 from durable_batches.runtime.resources import ActivityReport, Resources
 from durable_batches.runtime.rest import LEAST_SECONDS
@@ -79,8 +80,8 @@ class Call:
         "attempt",
         "bound",
         "cancelled_before",
+        "holding",
         "key",
-        "permit",
         "reported",
         "stage_index",
         "started",
@@ -112,7 +113,7 @@ class Call:
         """When its present attempt began."""
         self.thread: int | None = None
         """The thread that its present attempt runs in, if it runs in one of its own."""
-        self.permit: Permit | None = None
+        self.holding: Holding | None = None
         """The permit of its present attempt, if its activity has a limiter."""
         self._waiting = False
         self._waits_for: str | None = None
@@ -199,12 +200,10 @@ class Call:
         self._held("observe").observe(answer)
 
     def _held(self, method: str) -> Permit:
-        if self.permit is None:
-            raise NotInActivityError(
-                f"{method}() is for activities with a limiter, and {self.bound.activity.name!r} has none; give it one: "
-                "@durable_activity(limiter=...)"
-            )
-        return self.permit
+        holding = self.holding
+        if holding is None or holding.permit is None:
+            raise no_limiter(method, self.bound.activity.name)
+        return holding.permit
 
     # ---- as the attempt runs it --------------------------------------------------------------------------------
 
@@ -307,12 +306,15 @@ class Call:
                     # Otherwise this one was given up, and another attempt runs.
                     self.thread = None
 
+        if self.holding is not None and self._resources.threads.are_busy:
+            await self.give_way()
         self._waiting = True
         try:
             # The time runs from here on, and not while others have all threads.
             async with self._resources.threads.one(self.bound.activity.name) as run, deadline or nullcontext():
                 # Before the thread looks whether it may begin: from then on, stopping would lose a result.
                 self._waiting = False
+                await self.begin()
                 result: Any
                 while (result := await run(call)) is _NOT_BEGUN:
                     await self.begin()
@@ -344,11 +346,13 @@ class Call:
         lent: list[Callable[[], None]] = []
         timer = self.clock.call_later(LEAST_SECONDS, lambda: lent.append(self._scope.lends()))
         self._waiting, self._waits_for = True, limiter
+        self._scope.waits_for_permit(1)
         try:
             yield
         finally:
             timer.cancel()
             self._waiting, self._waits_for = False, None
+            self._scope.waits_for_permit(-1)
             self.started = self._resources.moment
             for end in lent:
                 end()
@@ -376,14 +380,28 @@ class Call:
 
         Raises:
             CancelledError: The attempt of the document is being stopped.
+            NotBegun: It has given its permit back meanwhile, and there is none now.
         """
         if self._scope.is_stopping:
             raise asyncio.CancelledError
         if not self._resources.lease.holds():
             await self.wait_for_lease()
+        if self.holding is not None:
+            await self.holding.take_to_begin()
+
+    async def give_way(self) -> None:
+        """Give its permit back, if it holds one: it waits for something else now."""
+        if self.holding is not None:
+            await self.holding.give_back()
+
+    def handed_over(self) -> None:
+        """Note that it was handed to an executor, so that its permit is used, whatever becomes of it."""
+        if self.holding is not None:
+            self.holding.used()
 
     async def wait_for_lease(self) -> None:
         """Wait until the worker's lease holds."""
+        await self.give_way()
         with self.waiting():
             await self._resources.lease.regained()
 

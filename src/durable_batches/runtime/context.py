@@ -135,6 +135,10 @@ class WorkflowScope(Protocol):
         """See `Rest.lend`."""
         ...
 
+    def waits_for_permit(self, calls: int) -> None:
+        """Note how many more, or fewer, of its calls wait for permits: while all do, its timeout does not run."""
+        ...
+
     def rests(self, *, is_call: bool, for_batch: bool) -> AbstractAsyncContextManager[None]:
         """See `Rest.waiting`."""
         ...

@@ -44,7 +44,16 @@ class CallElsewhere(MiddlewareCall, Protocol):
 
         Raises:
             CancelledError: The attempt of the document is being stopped.
+            NotBegun: It has given its permit back meanwhile, and there is none now: it gives up its place.
         """
+        ...
+
+    async def give_way(self) -> None:
+        """Give its permit back, since it has to wait for something else before it is submitted."""
+        ...
+
+    def handed_over(self) -> None:
+        """Note that it was submitted, so that its permit is used."""
         ...
 
 

@@ -1,21 +1,94 @@
-"""The middleware of an activity with a limiter: each attempt of a call waits for a permit."""
+"""The middleware of an activity with a limiter: each attempt of a call waits for a permit.
+
+A permit is for a call that begins now. So it is waited for before all else, while the call holds nothing that others
+need. Where the call has to wait for something else afterwards (a thread, a place in an executor, its worker's lease),
+it gives the permit back, as if it had never asked; and takes another one when it has all the rest. If there is none
+then, it gives up the rest, and waits for a permit again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeAlias, cast
 
-from durable_batches.errors import ActivityDefinitionError
+from durable_batches.errors import ActivityDefinitionError, RateLimitedError
 from durable_batches.lifecycle.amounts import Amount
-from durable_batches.runtime.limits import Limiter
+from durable_batches.runtime.limits import Limiter, NotBegun, Permit
 from durable_batches.runtime.middleware import CallNext, MiddlewareCall
 
-__all__ = ["NOTHING", "Estimate", "Limited"]
+__all__ = ["NOTHING", "Estimate", "Holding", "Limited"]
 
 Estimate: TypeAlias = Callable[..., Amount] | Amount
 """What a call takes, or a function of the call's arguments that returns it."""
 
 NOTHING: Final = Amount()
+
+
+class Holding:
+    """The permit of one attempt of a call: held, given back, or used.
+
+    Args:
+        limiter: The limiter.
+        tokens: What the call takes.
+    """
+
+    __slots__ = ("_context", "_is_used", "_limiter", "_tokens", "permit")
+
+    def __init__(self, limiter: Limiter, tokens: int) -> None:
+        self._limiter = limiter
+        self._tokens = tokens
+        self._context: AbstractAsyncContextManager[Permit] | None = None
+        self._is_used = False
+        self.permit: Permit | None = None
+        """None: it is not held."""
+
+    async def take(self, *, wait: bool = True) -> None:
+        """Take the permit, if it is not held.
+
+        Args:
+            wait: Whether to wait for it.
+
+        Raises:
+            RateLimitedError: There is none now; or the limiter does not wait for as long.
+        """
+        if self.permit is None:
+            # Waiting, the limiter's own arguments: one of the user's need not know this one.
+            context = (
+                self._limiter.permit(tokens=self._tokens)
+                if wait
+                else self._limiter.permit(tokens=self._tokens, wait=False)
+            )
+            self.permit = await context.__aenter__()
+            self._context = context
+
+    async def take_to_begin(self) -> None:
+        """Take the permit if there is one now, since the call has all the rest.
+
+        Raises:
+            NotBegun: There is none.
+        """
+        try:
+            await self.take(wait=False)
+        except RateLimitedError:
+            raise NotBegun from None
+
+    def used(self) -> None:
+        """Note that the call was handed over: its permit is used, whatever becomes of it."""
+        self._is_used = True
+
+    async def give_back(self) -> None:
+        """Give it back, since the call waits for something else before it begins."""
+        if self.permit is not None and not self._is_used:
+            await self.end(NotBegun())
+
+    async def end(self, error: BaseException | None) -> None:
+        """End the call with this error; None: with a result."""
+        context, self._context, self.permit = self._context, None, None
+        if context is not None:
+            await context.__aexit__(
+                None if error is None else type(error), error, None if error is None else error.__traceback__
+            )
 
 
 class Limited:
@@ -34,19 +107,23 @@ class Limited:
 
     async def __call__(self, call: MiddlewareCall, call_next: CallNext, /) -> Any:
         """See `Middleware`. While it waits, neither the activity's timeout runs nor a span of the attempt."""
-        context = self.limiter.permit(tokens=self._tokens(call))
-        with call.waiting_for_permit(self.limiter.name):
-            permit = await context.__aenter__()
-        call.permit = permit
+        holding = call.holding = Holding(self.limiter, self._tokens(call))
         try:
-            value = await call_next()
-        except BaseException as error:
-            call.permit = None
-            await context.__aexit__(type(error), error, error.__traceback__)
-            raise
-        call.permit = None
-        await context.__aexit__(None, None, None)
-        return value
+            while True:
+                with call.waiting_for_permit(self.limiter.name):
+                    await holding.take()
+                try:
+                    value = await call_next()
+                except NotBegun:
+                    # It waited for something else, and has given the permit back.
+                    continue
+                except BaseException as error:
+                    await holding.end(error)
+                    raise
+                await holding.end(None)
+                return value
+        finally:
+            call.holding = None
 
     def _tokens(self, call: MiddlewareCall) -> int:
         estimate = self._estimate

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
-__all__ = ["JudgesFailures", "Limiter", "Permit"]
+from durable_batches.errors import NotInActivityError
+
+__all__ = ["JudgesFailures", "Limiter", "NotBegun", "Permit", "no_limiter"]
+
+
+class NotBegun(CancelledError):
+    """Ends the block of a permit whose call has not begun: nothing was used, and nothing is known of the provider.
+
+    A limiter that does not know it may take it for a call that was cancelled.
+    """
 
 
 class Permit(Protocol):
@@ -23,6 +33,14 @@ class Permit(Protocol):
     def observe(self, answer: object) -> None:
         """Read what a provider says of its limits in an answer, an error or headers."""
         ...
+
+
+def no_limiter(method: str, activity: str) -> NotInActivityError:
+    """Make the error of a call without a limiter that tells it something."""
+    return NotInActivityError(
+        f"{method}() is for activities with a limiter, and {activity!r} has none; give it one: "
+        "@durable_activity(limiter=...)"
+    )
 
 
 class Limiter(Protocol):

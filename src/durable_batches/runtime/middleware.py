@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.context import ActivityContext
-from durable_batches.runtime.limits import Permit
+
+if TYPE_CHECKING:
+    from durable_batches.runtime.limited import Holding
 
 __all__ = ["CallNext", "Middleware", "MiddlewareCall", "nested"]
 
@@ -38,8 +40,8 @@ class MiddlewareCall(ActivityContext, Protocol):
         """The activity, its options, and the caller's arguments."""
         ...
 
-    permit: Permit | None
-    """The permit of its present attempt; None: it has none."""
+    holding: Holding | None
+    """The permit of its present attempt; None: its activity has no limiter."""
 
     def waiting_for_permit(self, limiter: str) -> AbstractContextManager[None]:
         """Within the block, the call waits for a permit of this limiter."""

@@ -58,6 +58,11 @@ class Threads:
 
     # ---- slots -----------------------------------------------------------------------------------------------
 
+    @property
+    def are_busy(self) -> bool:
+        """Whether one more function would have to wait."""
+        return self._busy >= self._most
+
     async def wait_for_slot(self) -> None:
         """Wait until one more function may run, and count it."""
         if self._busy < self._most:

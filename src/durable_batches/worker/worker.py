@@ -20,7 +20,7 @@ from durable_batches.errors import (
     WorkerNotRunningError,
 )
 from durable_batches.executors.executors import Executors
-from durable_batches.executors.placement import ExecutorOrFactory
+from durable_batches.executors.kept_executor import ExecutorOrFactory
 from durable_batches.forked import end_child
 from durable_batches.lifecycle.commands import Command
 from durable_batches.lifecycle.primitives import from_micros
