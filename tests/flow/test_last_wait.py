@@ -51,6 +51,7 @@ class Lease:
     """A lease that has run out, until it is renewed."""
 
     until = 0.0
+    is_inherited = False
 
     def __init__(self) -> None:
         self.renewed = asyncio.Event()

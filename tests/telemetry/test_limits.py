@@ -120,8 +120,13 @@ async def test_limiters_are_measured_once_whichever_workers_share_them() -> None
         limiter.force("auto")
         gate.set()
         await eventually(lambda: measured.now()["limiter.waiting", "provider"] == 0)
+        assert measured.now()["limiter.rate", "provider"] == 1
+        for _ in range(5):
+            # One alone lowers nothing.
+            async with limiter.permit() as permit:
+                permit.refused(timedelta(0))
         await batches.submit(["refused"])
-        await eventually(lambda: measured.now()["limiter.refused", "provider"] == 1)
+        await eventually(lambda: measured.now()["limiter.refused", "provider"] == 6)
         assert measured.now()["limiter.rate", "provider"] < 1
     # Of workers that have ended nothing is left.
     assert measured.now() == {}
