@@ -244,7 +244,7 @@ class _Making:
 
     def make(self) -> object:
         """Make it."""
-        made: object = self._given()
+        made = cast("object", self._given())
         with self._lock:
             self._is_made = True
             is_lost = self._is_given_up
