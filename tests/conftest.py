@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from shutil import copy2
 from typing import Final, TypeAlias
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from tests.postgres.types import remember_types
 
 from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store, exit_watch, stop_signals
 from durable_batches.clock import Clock
+from durable_batches.stores.sqlite.connection import connect, migrate
 from durable_batches.testing import ManualClock
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -103,11 +105,21 @@ def _check_lane(request: pytest.FixtureRequest) -> None:
         raise pytest.UsageError(f"{request.node.nodeid} runs on Postgres: mark it for the lane `stores`")
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file of the store's newest version, with nothing in it, to be copied: migrating takes far longer."""
+    path = tmp_path_factory.mktemp("migrated") / "batches.db"
+    with closing(connect(path)) as connection:
+        migrate(connection, path, 0)
+    return path
+
+
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreMaker:
     """Opens the test's one database. Called again, it is opened as the next process would open it."""
     if request.param == "sqlite":
-        return lambda clock: SQLiteStore(tmp_path / "batches.db", clock=clock)
+        path = copy2(request.getfixturevalue("migrated_file"), tmp_path / "batches.db")
+        return lambda clock: SQLiteStore(path, clock=clock)
     if request.param == "postgres":
         dsn: str = request.getfixturevalue("postgres_dsn")
         schema: str = request.getfixturevalue("migrated_schema")

@@ -1,4 +1,5 @@
 from pathlib import Path
+from shutil import copy2
 from typing import Any
 
 import pytest
@@ -36,8 +37,8 @@ class TestSQLiteStore(StoreConformance):
     """Counts the steps of SQLite's virtual machine."""
 
     @pytest.fixture(autouse=True)
-    def _file(self, tmp_path: Path) -> None:
-        self.path = tmp_path / "batches.db"
+    def _file(self, tmp_path: Path, migrated_file: Path) -> None:
+        self.path = copy2(migrated_file, tmp_path / "batches.db")
         self.steps: int | None = None
 
     async def make_store(self, clock: Clock) -> Store:

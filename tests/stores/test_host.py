@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copy2
 
 import pytest
 from tests.stores.hosts import ON_POSTGRES, ON_SQLITE, AsyncHost, Batches, Host, noting, ran, record_of
@@ -59,8 +60,8 @@ def place(request: pytest.FixtureRequest, path: Path) -> Place:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "batches.db"
+def path(tmp_path: Path, migrated_file: Path) -> Path:
+    return Path(copy2(migrated_file, tmp_path / "batches.db"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from shutil import copy2
 
 import pytest
 from tests.support import NO_DELAY, ONCE, STAGES, Reading, Writing
@@ -37,13 +38,13 @@ from durable_batches.testing.virtual.crashes import _MISSES, _points
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreMaker:
+def store(request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path) -> StoreMaker:
     numbers = count()
 
     def make(clock: ManualClock) -> Store:
         if request.param == "memory":
             return MemoryStore(clock=clock)
-        return SQLiteStore(tmp_path / f"{next(numbers)}.db", clock=clock)
+        return SQLiteStore(copy2(migrated_file, tmp_path / f"{next(numbers)}.db"), clock=clock)
 
     return make
 

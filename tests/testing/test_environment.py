@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
+from shutil import copy2
 
 import pytest
 from tests.support import AT_ONCE, ONCE, STAGES, Reading, Writing, everything
@@ -38,9 +39,11 @@ SOON = timedelta(milliseconds=50)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreMaker:
+def store(request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path) -> StoreMaker:
+    path = copy2(migrated_file, tmp_path / "b.db")
+
     def make(clock: ManualClock) -> Store:
-        return MemoryStore(clock=clock) if request.param == "memory" else SQLiteStore(tmp_path / "b.db", clock=clock)
+        return MemoryStore(clock=clock) if request.param == "memory" else SQLiteStore(path, clock=clock)
 
     return make
 
