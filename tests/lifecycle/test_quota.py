@@ -396,7 +396,7 @@ def state(world: World) -> str:
     return repr(seen)
 
 
-@pytest.mark.parametrize(("level", "resolver"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(("level", "resolver"), [(1, False), (2, True), pytest.param(2, False, marks=pytest.mark.soak)])
 def test_whatever_happens_one_at_a_time_looks_and_nothing_is_forgotten(level: int, resolver: bool) -> None:
     world = a_world(2, level=level, resolver=resolver, quota_patience=None, max_crashes=3)
     seen = {state(world)}

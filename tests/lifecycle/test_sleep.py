@@ -61,8 +61,10 @@ def state(world: World) -> object:
     )
 
 
-@pytest.mark.parametrize("resolver", [False, True])
-@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize(
+    ("concurrency", "resolver"),
+    [(1, False), (2, True), *(pytest.param(*other, marks=pytest.mark.soak) for other in ((1, True), (2, False)))],
+)
 def test_no_batch_sleeps_past_what_is_due(concurrency: int, resolver: bool) -> None:
     world = World(level=2)
     policy = RetryFailed(max_attempts=3, backoff=timedelta(seconds=2))
