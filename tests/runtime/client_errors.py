@@ -15,12 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-__all__ = ["NOW", "Situation", "situations"]
+__all__ = ["CLIENTS", "NOW", "Situation", "situations"]
 
 NOW: Final = 1_893_456_000.0
 """The time of all recorded answers, in seconds since the epoch."""
 
 _RECORDED: Final[dict[str, Any]] = json.loads(Path(__file__).with_name("client_errors.json").read_text("utf-8"))
+
+CLIENTS: Final = tuple(_RECORDED["clients"])
 
 
 class Situation(NamedTuple):
@@ -32,11 +34,10 @@ class Situation(NamedTuple):
     retry_after: float | None
 
 
-def situations() -> Iterator[Situation]:
-    """Rebuild all recorded errors."""
-    for client, recorded in _RECORDED["clients"].items():
-        for situation, (kind, retry_after, *_) in recorded["errors"].items():
-            yield Situation(f"{client}-{situation}", _error(client, situation), kind, retry_after)
+def situations(client: str) -> Iterator[Situation]:
+    """Rebuild all recorded errors of a client."""
+    for situation, (kind, retry_after, *_) in _RECORDED["clients"][client]["errors"].items():
+        yield Situation(situation, _error(client, situation), kind, retry_after)
 
 
 def _error(client: str, situation: str) -> BaseException:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import product
 from typing import Any, Literal
 
 import pytest
@@ -169,20 +170,22 @@ async def test_lists_are_filtered_and_go_on_page_by_page(scene: Scene) -> None:
     assert found == [f"batch-{number}" for number in reversed(range(5))]
 
 
-@pytest.mark.parametrize("batch_id", HOSTILE)
-async def test_every_id_has_one_url(scene: Scene, batch_id: str) -> None:
-    await scene.submit("good", batch_id=batch_id)
-    await scene.until(batch_id, succeeded=1)
-    (shown,) = (await scene.client.get("/batches")).json["batches"]
-    assert shown["batch_id"] == batch_id
-    answer = await scene.client.get(f"/{shown['url']}")
-    assert answer.json["batch_id"] == batch_id
-    streamed = await scene.client.get(f"/{shown['url']}/progress")
-    messages = messages_of(streamed.body.decode())[1:]
-    assert [message.id for message in messages] == list(range(1, len(messages) + 1))
-    assert {message.json["batch_id"] for message in messages} == {batch_id}
-    assert b"\x1b" not in streamed.body
-    assert b"\r" not in streamed.body
+async def test_every_id_has_one_url(scene: Scene) -> None:
+    for batch_id in HOSTILE:
+        await scene.submit("good", batch_id=batch_id)
+        await scene.until(batch_id, succeeded=1)
+    listed = (await scene.client.get("/batches")).json["batches"]
+    assert [batch["batch_id"] for batch in listed] == HOSTILE[::-1]
+    for shown in listed:
+        batch_id = shown["batch_id"]
+        answer = await scene.client.get(f"/{shown['url']}")
+        assert answer.json["batch_id"] == batch_id
+        streamed = await scene.client.get(f"/{shown['url']}/progress")
+        messages = messages_of(streamed.body.decode())[1:]
+        assert [message.id for message in messages] == list(range(1, len(messages) + 1)), batch_id
+        assert {message.json["batch_id"] for message in messages} == {batch_id}
+        assert b"\x1b" not in streamed.body, batch_id
+        assert b"\r" not in streamed.body, batch_id
 
 
 async def test_the_stream_is_progress_exactly(scene: Scene) -> None:
@@ -288,15 +291,15 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("path", "status"), BAD)
-async def test_what_cannot_be_answered_is_a_problem(scene: Scene, path: str, status: int) -> None:
+async def test_what_cannot_be_answered_is_a_problem(scene: Scene) -> None:
     await scene.submit("held")
-    answer = await scene.client.get(path)
-    assert answer.status == status
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert (answer.json["status"], answer.json["type"] != "") == (status, True)
-    # No place of a stream is lost by it.
-    assert len(scene.app._streams) + scene.app._streams._reserved == 0
+    for path, status in BAD:
+        answer = await scene.client.get(path)
+        assert answer.status == status, path
+        assert answer.headers["content-type"] == "application/problem+json", path
+        assert (answer.json["status"], answer.json["type"] != "") == (status, True), path
+        # No place of a stream is lost by it.
+        assert len(scene.app._streams) + scene.app._streams._reserved == 0, path
 
 
 async def test_a_text_that_no_database_could_be_asked_for_is_named(scene: Scene) -> None:
@@ -352,15 +355,14 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_nothing_is_answered_without_authorisation(scene: Scene, method: str, path: str) -> None:
+async def test_nothing_is_answered_without_authorisation(scene: Scene) -> None:
     await scene.submit("held")
     client = Client(create_app(scene.batches, authorize=by_token))
-    for headers in ({}, bearer("stranger")):
+    for (method, path), headers in product(ROUTES, ({}, bearer("stranger"))):
         answer = await client.ask(method, path, headers)
-        assert answer.status == 401
-        assert answer.headers["www-authenticate"] == "Bearer"
-    assert (await scene.batches.snapshot("batch")).state.tag != "cancelled"
+        assert answer.status == 401, path
+        assert answer.headers["www-authenticate"] == "Bearer", path
+        assert (await scene.batches.snapshot("batch")).state.tag != "cancelled", path
 
 
 async def test_supervisors_need_no_token_and_are_told_nothing_else(scene: Scene) -> None:
@@ -482,12 +484,12 @@ ORIGINS: list[tuple[dict[str, str], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("headers", "status"), ORIGINS)
-async def test_pages_of_other_origins_command_nothing(scene: Scene, headers: dict[str, str], status: int) -> None:
-    await scene.submit("held")
-    app = create_app(scene.batches, allow_anonymous=True, allowed_origins=["https://console.example"])
-    assert (await Client(app).post("/batches/batch/cancel", headers)).status == status
-    assert ((await scene.batches.snapshot("batch")).state.tag == "cancelled") == (status == 200)
+async def test_pages_of_other_origins_command_nothing(scene: Scene) -> None:
+    client = Client(create_app(scene.batches, allow_anonymous=True, allowed_origins=["https://console.example"]))
+    for number, (headers, status) in enumerate(ORIGINS):
+        batch_id = await scene.submit("held", batch_id=f"batch-{number}")
+        assert (await client.post(f"/batches/{batch_id}/cancel", headers)).status == status, headers
+        assert ((await scene.batches.snapshot(batch_id)).state.tag == "cancelled") == (status == 200), headers
 
 
 async def test_other_origins_that_are_allowed_may_read(scene: Scene) -> None:
