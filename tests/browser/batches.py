@@ -26,12 +26,20 @@ from durable_batches import (
 )
 
 Stages: TypeAlias = Reading | Thinking | Writing
-Kind: TypeAlias = Literal["live", "failed", "paused", "completed"]
+Kind: TypeAlias = Literal["live", "failed", "paused", "held", "completed", "long"]
 
-KINDS: Final[Sequence[Kind]] = ("live", "failed", "paused", "completed")
+KINDS: Final[Sequence[Kind]] = ("live", "failed", "paused", "held", "completed", "long")
 
 HOSTILE: Final = "</script><img src=x onerror=alert(1)>\"'&\n\r\x1b[31m\u202egnp \u2028é"
 """What might break out of a page: as an id, and in the text of an error."""
+
+
+LONG: Final = "long-" + "0123456789" * 14 + "-كتاب"
+"""An id without a space, in two directions of writing."""
+
+
+WORDS: Final = [first + second for first in "abcdefgh" for second in "klmnopqr"]
+"""What makes an error of each, and a group of errors."""
 
 
 class Shop:
@@ -109,6 +117,11 @@ class Shop:
         await self.batches.result("failed")
         await self.submit("paused", ["dear letter", *good[:4]])
         await eventually(lambda: self._is_paused("paused"))
+        await self.submit("held", [*good[:3], "slow letter"])
+        await self.rest("held", succeeded=3)
+        await self.batches.pause("held", note="the price is looked at")
+        await self.submit(LONG, [*good, *(f"bad {word} {LONG}" for word in WORDS)])
+        await self.batches.result(LONG)
         await self.submit("live", [*good, *bad, *(f"slow letter {number}" for number in range(13))])
         await self.rest("live", succeeded=len(good), failed=len(bad))
 

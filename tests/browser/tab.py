@@ -87,6 +87,16 @@ class Tab:
         await self.page.set_viewport_size(_SIZES[looks.device])
         await self.page.emulate_media(color_scheme=looks.scheme)
 
+    async def hide(self, hidden: bool = True) -> None:
+        """Have the page believe that another tab is in front of it, or no longer; no headless browser does that."""
+        await self.page.evaluate(
+            """(hidden) => {
+              Object.defineProperty(document, "hidden", { configurable: true, value: hidden });
+              document.dispatchEvent(new Event("visibilitychange"));
+            }""",
+            hidden,
+        )
+
     async def violations(self) -> list[str]:
         """What axe finds."""
         # By the debugger, which the page's security policy does not concern.
@@ -144,7 +154,7 @@ class Tab:
 
 
 class Tabs:
-    """Opens tabs, each in a context of its own: nothing is remembered from one to the next."""
+    """Opens tabs, each in a context of its own, unless it is opened beside another."""
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -162,9 +172,16 @@ class Tabs:
             reduced_motion="reduce",
         )
         self._contexts.append(context)
+        return await self._open_in(context, f"{url}#token={token}" if token else url)
+
+    async def beside(self, tab: Tab, url: str) -> Tab:
+        """Open another tab of the same browser, at this very address."""
+        return await self._open_in(tab.page.context, url)
+
+    async def _open_in(self, context: BrowserContext, address: str) -> Tab:
         tab = Tab(await context.new_page())
         self._tabs.append(tab)
-        await tab.page.goto(f"{url}#token={token}" if token else url)
+        await tab.page.goto(address)
         return tab
 
     async def close(self) -> None:

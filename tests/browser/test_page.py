@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Route, expect
-from tests.browser.batches import HOSTILE, KINDS, Shop, shop
+from tests.browser.batches import HOSTILE, KINDS, LONG, Shop, shop
 from tests.browser.serving import Here, serving_here
 from tests.browser.tab import Looks, Tab, Tabs
 from tests.support import within
-from tests.web.servers import Server, serving
+from tests.web.servers import TOKEN, Server, serving
 
 from durable_batches.web.urls import segment_of
 
@@ -53,12 +54,12 @@ async def shown(tab: Tab, *, ended: bool = False) -> None:
 
 @pytest.mark.parametrize("view", [LIST, *KINDS], ids=lambda view: view or "list")
 async def test_everybody_can_read_it(view: str, filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, view), DESKTOP)
+    tab = await tabs.open(url_of(filled, LONG if view == "long" else view), DESKTOP)
     if view == LIST:
-        states = ["thinking", "thinking, paused", "failed", "completed"]
+        states = ["thinking", "completed", "thinking, paused", "thinking, paused", "failed", "completed"]
         await expect(tab.page.locator("tbody .tag")).to_have_text(states)
     else:
-        await shown(tab, ended=view in ("failed", "completed"))
+        await shown(tab, ended=view in ("failed", "completed", "long"))
     for looks in LOOKS:
         await tab.look(looks)
         if view != LIST:
@@ -88,7 +89,37 @@ async def test_a_batch_is_shown_with_its_state_its_stages_its_errors_and_why(fil
     assert await tab.page.locator("section[aria-labelledby=documents] tbody tr").count() == 3
     await tab.page.select_option("#status", "running")
     await expect(tab.page.locator("section[aria-labelledby=documents] tbody tr")).to_have_count(13)
+    # Each figure is of what was recorded before the page was opened.
+    times = tab.page.locator("section[aria-labelledby=throughput] tbody tr")
+    assert [(await row.locator("td").all_inner_texts())[::5] for row in await times.all()] == [
+        ["reading", "40"],
+        ["thinking", "24"],
+        ["writing", "24"],
+    ]
+    figures = tab.page.locator("figcaption")
+    await expect(figures.first).to_have_text(re.compile(r"^Documents finished in a second: 0 now, [1-9]"))
+    await expect(figures.last).to_have_text("Documents running: 13 now, 13 at most")
+    for line in await tab.page.locator(".line").all():
+        assert len((await line.get_attribute("points") or "").split()) >= 2
     assert "13 documents run on 1 worker" in await tab.text("section[aria-labelledby=why]")
+
+
+async def test_many_documents_are_shown_page_by_page(filled: Server, tabs: Tabs) -> None:
+    tab = await tabs.open(url_of(filled, LONG), DESKTOP)
+    await shown(tab, ended=True)
+    documents = tab.page.locator("section[aria-labelledby=documents] tbody tr")
+    await expect(documents).to_have_count(50)
+    await expect(tab.page.locator("section[aria-labelledby=errors] tbody tr")).to_have_count(64)
+    await tab.page.get_by_role("button", name="Next documents").click()
+    await expect(documents).to_have_count(14)
+    await expect(tab.page.get_by_role("button", name="Next documents")).to_be_hidden()
+    await expect(tab.page.locator("#status")).to_be_focused()
+    await tab.page.get_by_role("button", name="First documents").click()
+    await expect(documents).to_have_count(50)
+    await expect(tab.page.get_by_role("button", name="First documents")).to_be_hidden()
+    await tab.page.select_option("#status", "waiting")
+    await expect(documents).to_have_count(0)
+    assert (await tab.text("section[aria-labelledby=documents]")).endswith("None.")
 
 
 async def test_a_failed_batch_says_why(filled: Server, tabs: Tabs) -> None:
@@ -143,6 +174,9 @@ async def test_a_paused_batch_says_what_it_waits_for(filled: Server, tabs: Tabs)
     await shown(tab)
     assert (await tab.text("h2 .tag")).endswith(", paused")
     assert "the account is empty" in await tab.text("section[aria-labelledby=why]")
+    # The pause is not the operator's, who can have the provider asked at once, and can pause it, too.
+    await expect(tab.page.get_by_role("button", name="Ask provider now")).to_be_visible()
+    await expect(tab.page.get_by_role("button", name="Pause batch")).to_be_visible()
 
 
 # ---- live ------------------------------------------------------------------------------------------------------------
@@ -158,7 +192,7 @@ async def test_it_follows_a_batch_to_its_end_and_disturbs_nobody(empty: Shop, ta
         assert await tab.text(".counts .running dd") == "20"
         # Somebody has chosen something, has marked a text, and is not to lose either.
         await tab.page.focus("#status")
-        await tab.page.evaluate("getSelection().selectAllChildren(document.querySelector('h2 span'))")
+        await tab.page.evaluate("getSelection().selectAllChildren(document.querySelector('h2 bdi'))")
         empty.gate.set()
         await expect(tab.page.locator(".counts .succeeded dd")).to_have_text("21")
         await expect(tab.page.locator("h2 .tag")).to_have_text("completed")
@@ -200,6 +234,57 @@ async def test_the_list_has_older_batches_behind_a_button(empty: Shop, tabs: Tab
         await expect(rows).to_have_count(60)
         await expect(tab.page.get_by_role("button", name="Older batches")).to_be_hidden()
         assert await rows.locator("a").all_inner_texts() == [f"batch {number}" for number in reversed(range(60))]
+
+
+async def test_the_list_shows_what_happens(empty: Shop, tabs: Tabs) -> None:
+    for number in range(60):
+        await empty.submit(f"batch {number}", ["slow letter" if number == 0 else "letter"])
+    await empty.rest("batch 59", succeeded=1)
+    async with serving_here(empty) as server:
+        tab = await tabs.open(url_of(server, LIST), DESKTOP)
+        await tab.page.get_by_role("button", name="Older batches").click()
+        rows = tab.page.locator("tbody tr")
+        await expect(rows).to_have_count(60)
+        await rows.nth(1).locator("a").focus()
+        await empty.submit("new", ["letter", "slow letter"])
+        # It comes first, and the others stay where they are.
+        await expect(rows.first.locator("a")).to_have_text("new")
+        await expect(rows.nth(2).locator("a")).to_be_focused()
+        await expect(rows.first.locator(".tag")).to_have_text("thinking")
+        await expect(rows.last.locator(".tag")).to_have_text("thinking")
+        empty.gate.set()
+        # Also on the last page of those that are shown.
+        await expect(rows.last.locator(".tag")).to_have_text("completed")
+        await expect(rows.first.locator("td").nth(3)).to_have_text("100.0 %")
+        assert await rows.locator("a").all_inner_texts() == [
+            "new",
+            *(f"batch {number}" for number in range(59, -1, -1)),
+        ]
+
+
+async def test_a_tab_that_nobody_looks_at_asks_for_nothing(empty: Shop, tabs: Tabs) -> None:
+    await empty.submit("monday", ["letter", "slow letter"])
+    await empty.rest("monday", succeeded=1)
+    async with serving_here(empty) as server:
+        batches, batch = (
+            await tabs.open(url_of(server, LIST), DESKTOP),
+            await tabs.open(url_of(server, "monday"), DESKTOP),
+        )
+        await expect(batches.page.locator("tbody tr")).to_have_count(1)
+        await shown(batch)
+        for tab in (batches, batch):
+            await tab.page.clock.install()
+            await tab.hide()
+            await tab.page.clock.run_for(12_000)
+            tab.requested.clear()
+        empty.gate.set()
+        await within(empty.batches.result("monday"))
+        for tab in (batches, batch):
+            await tab.page.clock.run_for(60_000)
+            assert tab.requested == []
+            assert await tab.text("main .tag") == "thinking"
+            await tab.hide(hidden=False)
+            await expect(tab.page.locator("main .tag")).to_have_text("completed")
 
 
 # ---- by keyboard -----------------------------------------------------------------------------------------------------
@@ -288,6 +373,48 @@ async def test_it_says_who_may_not_cancel(empty: Shop, tabs: Tabs) -> None:
         await expect(tab.page.locator("section[aria-labelledby=title] .bad")).to_have_text("You may not cancel it.")
 
 
+# ---- signing in ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_tab_is_handed_the_token_until_it_is_forgotten(filled: Server, tabs: Tabs) -> None:
+    first = await tabs.open(url_of(filled, LIST), DESKTOP)
+    await expect(first.page.locator("tbody a")).to_have_count(6)
+    # As with the middle button on a link: nothing of the first tab's storage is there.
+    second = await tabs.beside(first, url_of(filled, "live"))
+    await shown(second)
+    for tab in (first, second):
+        assert await tab.page.evaluate("location.hash + Object.keys(localStorage).join() + document.cookie") == ""
+        tab.allowed.append("401 (Unauthorized)")
+    await second.page.get_by_role("button", name="Sign out").click()
+    for tab in (first, second):
+        await expect(tab.page.get_by_role("alert")).to_contain_text("Not signed in")
+        await expect(tab.page.get_by_role("button", name="Sign out")).to_be_hidden()
+        assert await tab.page.evaluate("Object.keys(sessionStorage).join()") == ""
+        assert await tab.violations() == []
+    # There is nobody who could hand it over.
+    third = await tabs.beside(first, url_of(filled, "live"))
+    third.allowed.append("401 (Unauthorized)")
+    await expect(third.page.get_by_role("alert")).to_contain_text("Not signed in")
+    # One token is enough for all that wait for one.
+    await third.page.get_by_label("Token").fill(TOKEN)
+    await third.page.keyboard.press("Enter")
+    for tab in (second, third):
+        await shown(tab)
+    await expect(first.page.locator("tbody a")).to_have_count(6)
+
+
+async def test_tabs_with_the_token_of_an_earlier_server_take_the_new_one(empty: Shop, tabs: Tabs) -> None:
+    await empty.submit("monday", ["letter"])
+    await within(empty.batches.result("monday"))
+    async with serving_here(empty) as server:
+        earlier = await tabs.open(url_of(server, LIST), DESKTOP, token="of an earlier server")
+        earlier.allowed.append("401 (Unauthorized)")
+        await expect(earlier.page.get_by_role("alert")).to_contain_text("Not signed in")
+        later = await tabs.beside(earlier, f"{url_of(server, LIST)}#token={TOKEN}")
+        for tab in (earlier, later):
+            await expect(tab.page.locator("tbody a")).to_have_text("monday")
+
+
 # ---- what it shows is text -------------------------------------------------------------------------------------------
 
 
@@ -298,7 +425,7 @@ async def test_ids_and_errors_with_markup_are_text(empty: Shop, tabs: Tabs) -> N
         tab = await tabs.open(url_of(server, LIST), DESKTOP)
         await tab.page.locator("tbody a").click()
         await shown(tab)
-        title, body = await tab.text("h2 span:first-child"), await tab.text("main")
+        title, body = await tab.text("h2 bdi"), await tab.text("main")
         assert title.startswith("</script><img src=x onerror=alert(1)>\"'&\\u000a\\u000d\\u001b[31m\\u202egnp")
         assert await tab.page.locator("img").count() == 0
         assert "cannot make sense of </script>" in body

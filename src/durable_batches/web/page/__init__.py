@@ -17,7 +17,10 @@ from starlette.routing import Route
 __all__ = ["is_of_the_page", "page_routes"]
 
 _TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-_STATIC: Final = ("page.css", "page.js", "stream.js")
+_STATIC: Final = (
+    "page.css",
+    *(f"{name}.js" for name in ("attention", "batch", "elements", "list", "page", "pictures", "server", "stream")),
+)
 _START: Final = "index.html"
 
 
