@@ -98,8 +98,9 @@ function batchView(base) {
     say(since, `Of the latest ${number(timeline.seq - timeline.after)} events of ${number(timeline.seq)}.`);
     following = page.next;
     first.hidden = behind === -1;
+    const focused = document.activeElement;
     next.hidden = following === null;
-    if (document.activeElement === next && next.hidden) chosen.focus();
+    if (focused === next && next.hidden) chosen.focus();
     noDocuments.hidden = page.documents.length > 0;
     documents.whole.hidden = page.documents.length === 0;
     arrange(documents.body, page.documents, (document_) => document_.document_id, documents.row, (row, document_) => documents.cells(row, [
