@@ -78,7 +78,7 @@ async def test_a_batch_is_shown_with_its_state_its_stages_its_errors_and_why(fil
     tab = await tabs.open(url_of(filled, "live"), DESKTOP)
     await shown(tab)
     assert await tab.text("h2") == "live thinking"
-    assert (await tab.text(".big")).startswith("78.3 % · 27 of 40 documents")
+    assert (await tab.text(".big")).startswith("78.3\u00a0% · 27 of 40 documents")
     assert "letters, version 3" in await tab.text(".big")
     assert await tab.text(".machine .now text") == "thinking"
     assert (await tab.text(".bars")).split("\n")[:2] == ["reading", "40 of 40"]
@@ -98,7 +98,7 @@ async def test_a_batch_is_shown_with_its_state_its_stages_its_errors_and_why(fil
     ]
     figures = tab.page.locator("figcaption")
     await expect(figures.first).to_have_text(re.compile(r"^Documents finished in a second: 0 now, [1-9]"))
-    await expect(figures.last).to_have_text("Documents running: 13 now, 13 at most")
+    await expect(figures.last).to_have_text("Documents running: 13 now, 40 at most")
     for line in await tab.page.locator(".line").all():
         assert len((await line.get_attribute("points") or "").split()) >= 2
     assert "13 documents run on 1 worker" in await tab.text("section[aria-labelledby=why]")
@@ -196,7 +196,7 @@ async def test_it_follows_a_batch_to_its_end_and_disturbs_nobody(empty: Shop, ta
         empty.gate.set()
         await expect(tab.page.locator(".counts .succeeded dd")).to_have_text("21")
         await expect(tab.page.locator("h2 .tag")).to_have_text("completed")
-        assert (await tab.text(".big")).startswith("100.0 % · 21 of 21 documents")
+        assert (await tab.text(".big")).startswith("100.0\u00a0% · 21 of 21 documents")
         assert await tab.page.evaluate("document.activeElement.id") == "status"
         assert await tab.page.evaluate("String(getSelection())") == "monday"
         await expect(tab.page.locator("#link")).to_have_text("ended")

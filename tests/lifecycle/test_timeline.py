@@ -122,7 +122,7 @@ def test_points_count_what_finished_and_what_ran() -> None:
     found = script.timeline()
     assert found.width_seconds == 0.1
     assert [point.finished for point in found.points] == [0, 0, 1, 0, 1]
-    assert running(found) == [2, 3, 2, 2, 1]
+    assert running(found) == [2, 3, 3, 2, 2]
     assert [point.documents_per_second for point in found.points][:4] == [0, 0, 10, 0]
     # The last one has just begun: 1 in it and none before, in 0.11 seconds.
     assert found.points[-1].documents_per_second == pytest.approx(1 / 0.11)
@@ -143,8 +143,8 @@ def test_what_is_given_back_does_not_run(kind: type[Any], fields: dict[str, Any]
     script = Script()
     script.start(0, "a")
     script.at(0.3, kind, document_id="a", **fields)
-    script.start(0.4, "a")
-    assert running(script.timeline()) == [1, 1, 1, 0, 1]
+    script.start(0.5, "a")
+    assert running(script.timeline()) == [1, 1, 1, 1, 0, 1]
 
 
 def test_nothing_runs_after_the_end_of_a_run() -> None:
@@ -152,10 +152,10 @@ def test_nothing_runs_after_the_end_of_a_run() -> None:
     script.start(0, "a")
     script.enter(0, "a", "read")
     script.at(0.2, BatchCancelled, counts=NONE, reason="")
-    script.start(0.3, "a")
-    script.enter(0.4, "a", "read")
-    assert running(script.timeline()) == [1, 1, 0, 1, 1]
-    script.complete(0.6, "a")
+    script.start(0.4, "a")
+    script.enter(0.5, "a", "read")
+    assert running(script.timeline()) == [1, 1, 1, 0, 1, 1]
+    script.complete(0.7, "a")
     # Not since the run that was cancelled.
     assert times(script.timeline(), "read") == (1, 0.2, 0.2, 0.2)
 
@@ -167,7 +167,7 @@ def test_documents_that_ran_before_the_first_event_are_counted_once_they_stop() 
     script.complete(0.2, "a")
     found = script.timeline()
     assert (found.after, found.seq) == (1_000, 1_003)
-    assert running(found) == [2, 1, 0]
+    assert running(found) == [2, 2, 1]
     # A document that fails without having been started, of a batch all of whose events are known.
     whole = Script()
     whole.start(0, "a")
@@ -179,7 +179,7 @@ def test_a_timeline_goes_on_to_now_and_can_be_read_again() -> None:
     script = Script()
     script.start(0, "a")
     script.complete(0.05, "a")
-    assert running(script.timeline(until=0.35)) == [0, 0, 0, 0]
+    assert running(script.timeline(until=0.35)) == [1, 0, 0, 0]
     assert script.timeline(until=1_000).width_seconds == pytest.approx(12.8)
     # Neither has changed anything, and a clock that is behind changes nothing either.
     assert script.timeline(until=-5) == script.timeline()
@@ -207,5 +207,7 @@ def test_points_are_few_without_a_gap_and_forget_nothing() -> None:
         for index, point in enumerate(found.points):
             assert point.at == START + index * width, seed
             start, end = (point.at - START).total_seconds(), (point.at + width - START).total_seconds()
+            # One runs until the first of them finishes.
+            assert point.running == (start <= round(moments[0], 6)), (seed, index)
             assert point.finished == sum(start <= round(moment, 6) < end for moment in moments), (seed, index)
         assert sum(point.finished for point in found.points) == len(moments), seed

@@ -56,7 +56,7 @@ class TimelinePoint(Value):
     """Documents that have succeeded or failed in it."""
     documents_per_second: float
     running: int
-    """Documents that run at its end."""
+    """The most documents that ran at one moment of it."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -90,7 +90,7 @@ class TimelineFold:
         self._width = _NARROWEST
         self._start = self._end = 0
         self._points: list[list[int]] = []
-        """Of each point, the documents that finished, and those that run at its end."""
+        """Of each point: documents that finished, those that run at its end, and the most that ran at one moment."""
         self._running: set[str] = set()
         self._before = 0
         """Documents that ran already before the first event."""
@@ -163,22 +163,21 @@ class TimelineFold:
     def _count(self, at: int, finished: int) -> None:
         if not self._points:
             self._start = at
-            self._points.append([0, 0])
+            self._points.append([0, 0, 0])
         self._end = at
         while (index := (at - self._start) // self._width) >= _MOST_POINTS:
-            pairs = range(0, len(self._points), 2)
-            # The last one of a pair has what runs at its end.
-            self._points = [
-                [sum(point[0] for point in pair), pair[-1][1]] for pair in (self._points[i : i + 2] for i in pairs)
-            ]
+            self._points = [_joined(self._points[first : first + 2]) for first in range(0, len(self._points), 2)]
             self._width *= 2
         while len(self._points) <= index:
-            self._points.append([0, self._points[-1][1]])
-        self._points[index][0] += finished
-        self._points[index][1] = self._net
+            running = self._points[-1][1]
+            self._points.append([0, running, running])
+        point = self._points[index]
+        point[0] += finished
+        point[1] = self._net
+        point[2] = max(point[2], self._net)
 
     def _point(self, index: int) -> TimelinePoint:
-        finished, running = self._points[index]
+        finished, _, running = self._points[index]
         start = self._start + index * self._width
         counted, since = finished, start
         if index == len(self._points) - 1 and index:
@@ -191,6 +190,10 @@ class TimelineFold:
             documents_per_second=counted * _SECOND / max(span, _NARROWEST),
             running=max(running + self._before, 0),
         )
+
+
+def _joined(points: Sequence[list[int]]) -> list[int]:
+    return [sum(point[0] for point in points), points[-1][1], max(point[2] for point in points)]
 
 
 def _stage_time(stage: str, micros: Sequence[int]) -> StageTime:

@@ -30,10 +30,10 @@ function batchView(base) {
   const stages = table("Stages", ["Stage", "In it now", "Median time", "95 % within", "Longest", "Documents"]);
   const since = h("p", { class: "dim", hidden: true });
   const why = h("ul", { class: "why" });
-  const errors = table("Error groups", ["Documents", "Error", "Activity", "Examples"]);
+  const errors = table("Error groups", ["Documents", "Error", "Activity", "Examples"], "tall");
   const noErrors = h("p", {}, "None.");
   const otherErrors = h("p", { hidden: true });
-  const documents = table("Documents", ["Document", "Status", "Stage", "Attempts", "Error"]);
+  const documents = table("Documents", ["Document", "Status", "Stage", "Attempts", "Error"], "tall");
   const noDocuments = h("p", { hidden: true }, "None.");
 
   const news = bell();
@@ -85,8 +85,8 @@ function batchView(base) {
     otherErrors.hidden = digest.others === 0;
     say(otherErrors, `${number(digest.others)} more documents failed, in smaller groups.`);
     arrange(why, explanation.sentences, (sentence) => sentence, () => h("li"), (item, sentence) => say(item, safe(sentence)));
-    rate.draw(timeline, ended());
-    inside.draw(timeline, ended());
+    rate.draw(timeline, ended() ? null : undefined);
+    inside.draw(timeline, ended() ? null : latest.counts.running);
     const times = new Map(timeline.stages.map((stage) => [stage.stage, stage]));
     arrange(stages.body, latest.stages, (stage) => stage.stage, stages.row, (row, stage) => {
       const time = times.get(stage.stage);
@@ -148,7 +148,7 @@ function batchView(base) {
     label(tag, snapshot);
     say(alert_, safe(snapshot.state.error ?? snapshot.state.reason ?? ""));
     const done = snapshot.counts.succeeded + snapshot.counts.failed + snapshot.counts.cancelled;
-    say(percent, `${snapshot.percentage.toFixed(1)} %`);
+    say(percent, `${snapshot.percentage.toFixed(1)}\u00a0%`);
     say(facts, [
       `${number(done)} of ${number(snapshot.counts.total)} documents`,
       snapshot.documents_per_second && `${snapshot.documents_per_second.toFixed(1)}/s`,

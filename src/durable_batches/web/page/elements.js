@@ -38,10 +38,10 @@ export function arrange(parent, items, keyOf, create, update) {
 }
 
 /** A table whose rows become cards on a phone; its name is that of the region that scrolls. */
-export function table(label, columns) {
+export function table(label, columns, height = "") {
   const body = h("tbody");
   const head = h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name))));
-  const whole = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${label}` }, h("table", {}, head, body));
+  const whole = h("div", { class: `scroll ${height}`, tabindex: "0", role: "region", "aria-label": `Table: ${label}` }, h("table", {}, head, body));
   const cells = (row, values) => values.forEach((value, index) => say(row.children[index], value));
   const row = () => h("tr", {}, columns.map((name) => h("td", { "data-label": name })));
   return { whole, body, row, cells };

@@ -35,7 +35,7 @@ export function machine(snapshot) {
   return picture;
 }
 
-/** A plot of one figure of a timeline's points, by time. */
+/** A plot of one figure of a timeline's points, by time; its value now is the last one, unless another or null is given. */
 export function plot(title, digits, figureOf) {
   const [width, height] = [320, 96];
   const line = s("polyline", { class: "line" });
@@ -44,7 +44,7 @@ export function plot(title, digits, figureOf) {
   const caption = h("figcaption");
   const from = h("span");
   const to = h("span");
-  const draw = (timeline, ended) => {
+  const draw = (timeline, now) => {
     const points = timeline.points;
     const values = points.map(figureOf);
     const most = Math.max(0, ...values);
@@ -60,7 +60,7 @@ export function plot(title, digits, figureOf) {
     line.setAttribute("points", steps.join(" "));
     area.setAttribute("points", steps.length ? [`0,${height}`, ...steps, `${width},${height}`].join(" ") : "");
     const shown = (value) => value.toFixed(value > 0 && value < 10 ? digits : 0);
-    const text = points.length ? `${title}: ${ended ? "" : `${shown(values.at(-1))} now, `}${shown(most)} at most` : `${title}: nothing yet`;
+    const text = points.length ? `${title}: ${now === null ? "" : `${shown(now ?? values.at(-1))} now, `}${shown(most)} at most` : `${title}: nothing yet`;
     say(caption, text);
     say(from, points.length ? moment(new Date(start)) : "");
     say(to, points.length ? moment(new Date(end)) : "");

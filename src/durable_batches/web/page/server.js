@@ -1,6 +1,6 @@
 // The server, and the token that it is asked with.
-// The token of `serve` comes in the fragment of the address, which is never sent. It stays in this tab, and is never
-// on disk; a new tab is handed it by one that is open, of this page only, as the browser lets no other origin listen.
+// The token of `serve` comes in the fragment of the address, which is never sent. It is kept no longer than this tab; a
+// new tab is handed it by one that is open, over a channel on which browsers let only pages of this origin listen.
 import { Refused } from "./stream.js";
 
 const KEY = `token ${new URL(".", location.href).pathname}`;
