@@ -145,7 +145,7 @@ STAGE: Final[Values] = ("reading", int, READING, 3)
 NO_DOCUMENTS: Final[Values] = ("abc", b"abc", 3, None)
 RETRY: Final[Values] = (3, RetryPolicy, {})
 BATCH: Final[Values] = (7, None, b"b")
-LIMITERS: Final[Values] = (3, "openai", flow.CentralRateLimiter, CircuitBreaker())
+LIMITERS: Final[Values] = (3, "", flow.CentralRateLimiter, CircuitBreaker())
 
 DOCUMENT: Final = Anything("any value is a document; one of another type is refused with its path")
 ERROR: Final = Anything("an exception")
@@ -159,6 +159,14 @@ WORKER: Final[Mapping[str, Values]] = {
     "long_call_warning": POSITIVE,
     "client_retry_warning": POSITIVE,
     "executors": ("cpu", 3, ["cpu"], {3: process_pool()}, {"cpu": 3}, {"cpu": forking}),
+    "limiters": (
+        "openai",
+        3,
+        ["openai"],
+        {3: flow.CentralRateLimiter()},
+        {"openai": 3},
+        {"a": flow.CentralRateLimiter},
+    ),
     "classify": (*JUDGE, None),
     "batches": ("some", 3, ["a"], None, BatchFilter),
     "max_kept_bytes": (*FROM_0, None),
@@ -412,6 +420,7 @@ OPTIONS: Final[Table] = {
         "returns_unused": FLAG,
     },
     "CentralRateLimiter.force": {"breaker": ("half-open", 3, None)},
+    "CentralRateLimiter.is_failure": {"error": ERROR},
     "CentralRateLimiter.permit": {
         "tokens": (*FROM_0, float("nan"), 1_001, None),
         "wait": FLAG,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 from tests.runtime.attempts import Trial
-from tests.support import ONCE, STAGES, Gauge, eventually
+from tests.support import ONCE, STAGES, Gauge, eventually, within
 
 from durable_batches import (
     ActivityDefinitionError,
@@ -19,6 +19,7 @@ from durable_batches import (
     BatchConfig,
     BatchId,
     BatchOrchestrator,
+    ConfigurationError,
     MemoryStore,
     NotInActivityError,
     Overloaded,
@@ -559,3 +560,49 @@ def test_what_a_worker_says_of_limiters_is_read_again_and_is_bounded() -> None:
     decoded = decode_note(text)
     assert decoded is not None
     assert 10 < len(decoded.limited) < 200
+
+
+# ---- limiters by name ------------------------------------------------------------------------------------------------
+
+
+@durable_activity(limiter="openai", estimate=Amount(tokens=100))
+async def ask_by_name(number: int) -> int:
+    current_activity().settle(tokens=50)
+    return number
+
+
+@workflow(STAGES, name="by-name")
+async def by_name(number: int) -> int:
+    return await ask_by_name(number)
+
+
+async def test_a_limiter_is_found_by_its_name_among_those_of_the_worker() -> None:
+    limiter = CentralRateLimiter(name="gpt", tokens_per_minute=1_000)
+    clock = ManualClock()
+    worker = Worker(MemoryStore(clock=clock), limiters={"openai": limiter}, clock=clock)
+    async with BatchOrchestrator(by_name, worker=worker) as batches:
+        assert (await within(batches.run([1]))).counts.succeeded == 1
+        assert limiter.metrics().tokens_available == 950
+
+
+async def test_a_limiter_that_the_worker_does_not_have_is_an_error_at_start() -> None:
+    for limiters in (None, {"other": CentralRateLimiter()}):
+        worker = Worker(MemoryStore(), limiters=limiters)
+        with pytest.raises(ConfigurationError, match="'ask_by_name' of workflow 'by-name' has the limiter 'openai'"):
+            async with BatchOrchestrator(by_name, worker=worker):
+                pass
+
+
+async def test_a_limiter_that_is_named_only_at_the_call_is_missed_there() -> None:
+    @durable_activity(retry=ONCE)
+    async def ask(number: int) -> int:
+        return number
+
+    @workflow(STAGES)
+    async def run(number: int) -> int:
+        return await ask.with_options(limiter="openai")(number)
+
+    async with environment(run) as env:
+        result = await env.finished(await env.batches.submit([1]))
+        assert result.counts.failed == 1
+        assert "the worker has none of that name" in result.failures[0].error

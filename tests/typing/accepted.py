@@ -1344,6 +1344,8 @@ async def with_limiters(query: Query) -> None:
     assert_type(await estimated(query, session="s"), Answer)
     assert_type(await estimated_and_keyed(query, "s"), Answer)
     assert_type(await limited.with_options(limiter=LIMITER)(query), Answer)
+    assert_type(await limited.with_options(limiter="openai")(query), Answer)
+    assert_type(limited.limiter, flow.Limiter | str | None)
 
 
 def with_a_limit(error: RateLimitedError | CircuitOpenError) -> timedelta:

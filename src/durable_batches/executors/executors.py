@@ -111,7 +111,7 @@ class Executors:
             classifier=self._classifier,
             reports=reports,
             limited=limiter is not None,
-            own_limiter=limiter is not None and find_activity(reference).limiter is limiter,
+            own_limiter=not isinstance(limiter, str | None) and find_activity(reference).limiter is limiter,
         )
 
         try:

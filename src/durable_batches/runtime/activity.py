@@ -34,7 +34,7 @@ from durable_batches.runtime.classify import ErrorClassifier
 from durable_batches.runtime.context import current_dependencies, workflow_scope
 from durable_batches.runtime.definition import ActivityDefinition, Replacement
 from durable_batches.runtime.limited import NOTHING, Estimate, Limited
-from durable_batches.runtime.limits import Limiter
+from durable_batches.runtime.limits import Limiter, is_limiter
 from durable_batches.runtime.retry_policy import RetryPolicy
 
 __all__ = [
@@ -70,7 +70,7 @@ class DurableActivity(Generic[P, T_co]):
         retry: The retry policy.
         classify: Judges the function's errors; None: the worker's classifier does.
         timeout: The timeout of one attempt.
-        limiter: Gives permits for calls; None: they need none.
+        limiter: Gives permits for calls, itself or its name among `Worker(limiters=)`; None: they need none.
         run_on: The name of the executor that it runs on; None: it runs in the worker itself.
     """
 
@@ -86,7 +86,7 @@ class DurableActivity(Generic[P, T_co]):
         retry: RetryPolicy = _DEFAULT_RETRY,
         classify: ErrorClassifier | None = None,
         timeout: timedelta | None = None,
-        limiter: Limiter | None = None,
+        limiter: Limiter | str | None = None,
         estimate: Estimate = NOTHING,
         run_on: str | None = None,
         namespace: Mapping[str, Any] | None = None,
@@ -102,7 +102,7 @@ class DurableActivity(Generic[P, T_co]):
         self.retry: RetryPolicy = retry
         self.classify: ErrorClassifier | None = classify
         self.timeout: timedelta | None = timeout
-        self.limiter: Limiter | None = limiter
+        self.limiter: Limiter | str | None = limiter
         self._estimate: Estimate = estimate
         self.run_on: str | None = run_on
         self.definition: ActivityDefinition[T_co] = definition
@@ -153,7 +153,7 @@ class DurableActivity(Generic[P, T_co]):
         key: str | None = None,
         retry: RetryPolicy | None = None,
         timeout: timedelta | None = None,
-        limiter: Limiter | None = None,
+        limiter: Limiter | str | None = None,
         run_on: str | None = None,
     ) -> DurableActivity[P, T_co]:
         """Return the same activity with other options. Name and version, its identity, stay the same.
@@ -164,7 +164,7 @@ class DurableActivity(Generic[P, T_co]):
                 have the same key, they are told apart by their order, and must have the same input.
             retry: The retry policy; unchanged if not given.
             timeout: The timeout of one attempt; unchanged if not given.
-            limiter: Gives permits for calls; unchanged if not given.
+            limiter: Gives permits for calls, itself or its name; unchanged if not given.
             run_on: The name of the executor that it runs on; unchanged if not given.
 
         Raises:
@@ -242,11 +242,15 @@ class DurableActivity(Generic[P, T_co]):
         check_instance(f"{subject} retry", self.retry, RetryPolicy, error=error)
         check_function(f"{subject} classify", self.classify, optional=True, error=error)
         check_duration(f"{subject} timeout", self.timeout, optional=True, error=error)
-        if self.limiter is not None and (isinstance(self.limiter, type) or not hasattr(self.limiter, "permit")):
-            raise error(f"{subject} limiter must be a Limiter, such as a CentralRateLimiter")
+        if isinstance(self.limiter, str):
+            check_text(f"{subject} limiter", self.limiter, error=error)
+            if not self.limiter:
+                raise error(f"{subject} limiter must not be empty; it is a Limiter, or the name of one")
+        elif self.limiter is not None and not is_limiter(self.limiter):
+            raise error(f"{subject} limiter must be a Limiter, such as a CentralRateLimiter, or the name of one")
         if not isinstance(self._estimate, Amount):
             check_callable(f"{subject} estimate", self._estimate, error=error)
-        self.limited: Limited | None = None if self.limiter is None else Limited(self.limiter, self._estimate)
+        self.limited: Limited | None = None if self.limiter is None else Limited(self._estimate)
         check_instance(f"{subject} key", self.explicit_key, str, optional=True, error=error)
         if self.timeout is not None and self.timeout <= timedelta(0):
             raise ActivityDefinitionError(f"{subject} timeout must be positive")
@@ -294,7 +298,7 @@ def durable_activity(fn: Callable[P, T], /) -> DurableActivity[P, T]: ...
 def durable_activity(
     *,
     key: Callable[P, str],
-    limiter: Limiter | None = None,
+    limiter: Limiter | str | None = None,
     estimate: Callable[P, Amount] | Amount = ...,
     stage: type[Stage] | None = None,
     name: str | None = None,
@@ -308,7 +312,7 @@ def durable_activity(
 def durable_activity(
     *,
     estimate: Callable[P, Amount],
-    limiter: Limiter | None = None,
+    limiter: Limiter | str | None = None,
     stage: type[Stage] | None = None,
     name: str | None = None,
     version: str = "1",
@@ -321,7 +325,7 @@ def durable_activity(
 @overload
 def durable_activity(
     *,
-    limiter: Limiter | None = None,
+    limiter: Limiter | str | None = None,
     estimate: Amount = ...,
     stage: type[Stage] | None = None,
     name: str | None = None,
@@ -344,7 +348,7 @@ def durable_activity(
     retry: RetryPolicy = _DEFAULT_RETRY,
     classify: ErrorClassifier | None = None,
     timeout: timedelta | None = None,
-    limiter: Limiter | None = None,
+    limiter: Limiter | str | None = None,
     estimate: Estimate = NOTHING,
     run_on: str | None = None,
 ) -> Any:
@@ -361,7 +365,8 @@ def durable_activity(
         retry: The retry policy.
         classify: Judges the function's errors in place of the worker's classifier.
         timeout: The timeout of one attempt; exceeding it raises `ActivityTimeoutError`, which is retried.
-        limiter: Each attempt of a call waits for one of its permits. The wait uses no attempt, and `timeout` does not
+        limiter: Each attempt of a call waits for one of its permits: a limiter, or the name of one among
+            `Worker(limiters=...)`. The wait uses no attempt, and `timeout` does not
             run; after half a minute of it, other documents may have the document's slot. Outside of an orchestrator
             calls are plain, and wait for nothing.
         estimate: What a call takes of the limits, or a function of the call's arguments that returns it.

@@ -27,7 +27,7 @@ from durable_batches.runtime.context import ExecutionContext, WorkflowScope, ent
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.elsewhere import no_executor
 from durable_batches.runtime.limited import Holding
-from durable_batches.runtime.limits import Permit, no_limiter
+from durable_batches.runtime.limits import Limiter, Permit, no_limiter, no_limiter_named
 from durable_batches.runtime.middleware import nested
 from durable_batches.runtime.resources import ActivityReport, Resources
 from durable_batches.runtime.rest import LEAST_SECONDS
@@ -163,6 +163,17 @@ class Call:
         return self.bound.activity.classify or self._resources.classify
 
     @property
+    def limiter(self) -> Limiter:
+        """See `MiddlewareCall`."""
+        activity = self.bound.activity
+        own = activity.limiter
+        assert own is not None
+        limiter = self._resources.named_limiters.get(own) if isinstance(own, str) else own
+        if limiter is None:
+            raise no_limiter_named(activity.name, str(own))
+        return limiter
+
+    @property
     def crashes(self) -> int:
         """See `CallElsewhere`."""
         return self._scope.crashes
@@ -228,7 +239,8 @@ class Call:
                 if limited is not None:
                     # Outermost: what measures attempts does not measure the wait.
                     around = (limited, *middleware)
-                    self._resources.limiters[id(limited.limiter)] = limited.limiter
+                    limiter = self.limiter
+                    self._resources.limiters[id(limiter)] = limiter
                 result = await nested(around, self, run)()
             elif bound.activity.timeout is None and is_async:
                 if not self._resources.lease.holds():

@@ -92,25 +92,24 @@ class Holding:
 
 
 class Limited:
-    """Takes a permit of a limiter for each attempt of an activity's calls.
+    """Takes a permit of the activity's limiter for each attempt of its calls.
 
     Args:
-        limiter: The limiter.
         estimate: What a call takes.
     """
 
-    __slots__ = ("_estimate", "limiter")
+    __slots__ = ("_estimate",)
 
-    def __init__(self, limiter: Limiter, estimate: Estimate) -> None:
-        self.limiter: Limiter = limiter
+    def __init__(self, estimate: Estimate) -> None:
         self._estimate = estimate
 
     async def __call__(self, call: MiddlewareCall, call_next: CallNext, /) -> Any:
         """See `Middleware`. While it waits, neither the activity's timeout runs nor a span of the attempt."""
-        holding = call.holding = Holding(self.limiter, self._tokens(call))
+        limiter = call.limiter
+        holding = call.holding = Holding(limiter, self._tokens(call))
         try:
             while True:
-                with call.waiting_for_permit(self.limiter.name):
+                with call.waiting_for_permit(limiter.name):
                     await holding.take()
                 try:
                     value = await call_next()

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
-from durable_batches.errors import NotInActivityError
+from durable_batches.errors import ConfigurationError, NotInActivityError
+from durable_batches.options import check_instance
 
-__all__ = ["JudgesFailures", "Limiter", "NotBegun", "Permit", "no_limiter"]
+__all__ = [
+    "JudgesFailures",
+    "Limiter",
+    "NotBegun",
+    "Permit",
+    "checked_limiters",
+    "is_limiter",
+    "no_limiter",
+    "no_limiter_named",
+]
 
 
 class NotBegun(CancelledError):
@@ -41,6 +52,34 @@ def no_limiter(method: str, activity: str) -> NotInActivityError:
         f"{method}() is for activities with a limiter, and {activity!r} has none; give it one: "
         "@durable_activity(limiter=...)"
     )
+
+
+def no_limiter_named(activity: str, limiter: str, workflow: str | None = None) -> ConfigurationError:
+    """Make the error of an activity whose limiter the worker does not have."""
+    of_workflow = "" if workflow is None else f" of workflow {workflow!r}"
+    return ConfigurationError(
+        f"activity {activity!r}{of_workflow} has the limiter {limiter!r}, and the worker has none of that name: "
+        f"Worker(..., limiters={{{limiter!r}: CentralRateLimiter(...)}})"
+    )
+
+
+def is_limiter(value: object) -> bool:
+    """Whether this gives permits."""
+    return not isinstance(value, type) and hasattr(value, "permit")
+
+
+def checked_limiters(limiters: Mapping[str, Limiter] | None) -> Mapping[str, Limiter]:
+    """Return the limiters of a worker, by their names.
+
+    Raises:
+        ConfigurationError: They are none, or a name is no text.
+    """
+    check_instance("limiters", limiters, Mapping, optional=True)
+    for name, limiter in (limiters or {}).items():
+        check_instance("each name in limiters", name, str)
+        if not is_limiter(limiter):
+            raise ConfigurationError(f"limiters[{name!r}] must be a Limiter, such as a CentralRateLimiter")
+    return dict(limiters or {})
 
 
 class Limiter(Protocol):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.context import ActivityContext
+from durable_batches.runtime.limits import Limiter
 
 if TYPE_CHECKING:
     from durable_batches.runtime.limited import Holding
@@ -38,6 +39,15 @@ class MiddlewareCall(ActivityContext, Protocol):
     @property
     def bound(self) -> BoundCall:
         """The activity, its options, and the caller's arguments."""
+        ...
+
+    @property
+    def limiter(self) -> Limiter:
+        """The limiter of its activity, which has one.
+
+        Raises:
+            ConfigurationError: It is named, and the worker has none of that name.
+        """
         ...
 
     holding: Holding | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -160,6 +160,8 @@ class Resources:
     """Judges the errors of activities that have no classifier of their own."""
     overloads: Overloads = field(default_factory=Overloads)
     """Since when providers refuse everything."""
+    named_limiters: Mapping[str, Limiter] = field(default_factory=dict[str, Limiter])
+    """Those of activities that name theirs."""
     limiters: dict[int, Limiter] = field(default_factory=dict[int, Limiter])
     """Those that calls have asked for permits, by their identity: one of the user's own may not be hashable."""
     moment: float = 0.0

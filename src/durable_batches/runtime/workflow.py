@@ -221,12 +221,11 @@ class Workflow(Generic[D, R_co, S_co, V_co]):
             for activity in activities_named_in(function):
                 yield from (wanted.provider for wanted in activity.definition.missing((), {}).values())
 
-    def activities_elsewhere(self) -> Iterator[DurableActivity[..., Any]]:
-        """List its activities that run on an executor, as far as they are named in its code."""
+    def activities(self) -> Iterator[DurableActivity[..., Any]]:
+        """List its activities, as far as they are named in its code."""
         for function in (self.fn, self.resolver):
-            for activity in () if function is None else activities_named_in(function):
-                if activity.run_on is not None:
-                    yield activity
+            if function is not None:
+                yield from activities_named_in(function)
 
     def stage_index(self, stage: type[Stage], activity: str | None = None) -> int:
         """Return the index of a stage in the machine.

@@ -25,6 +25,7 @@ from durable_batches.outage import Outage, Outages, ride_out
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.elsewhere import Elsewhere
+from durable_batches.runtime.limits import Limiter
 from durable_batches.runtime.resources import Resources, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.stores.protocol import Store
@@ -73,6 +74,7 @@ class SessionOptions(NamedTuple):
     classify: ErrorClassifier = default_classifier
     reporting: Reporting | None = None
     elsewhere: Elsewhere | None = None
+    limiters: Mapping[str, Limiter] = {}
 
 
 class SessionPhase(Enum):
@@ -164,6 +166,7 @@ class Session:
             stats=stats,
             dependencies=dependencies,
             elsewhere=options.elsewhere,
+            named_limiters=options.limiters,
             classify=options.classify,
             lease=self._lease,
             moment=clock.boot(),

@@ -42,6 +42,7 @@ from durable_batches.reading.raw_access import RawAccess
 from durable_batches.reading.reader import BatchReader
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies, Provider
+from durable_batches.runtime.limits import Limiter, checked_limiters, no_limiter_named
 from durable_batches.runtime.resources import ActivityReport, RunStats
 from durable_batches.runtime.threads import Threads
 from durable_batches.stores.levels import require_level
@@ -87,6 +88,7 @@ class Worker:
         executors: What activities with `run_on=` run on, by name: a `concurrent.futures.Executor`, or a function that
             makes one, such as `process_pool()`. Only what is made can be replaced when it breaks; it is ended with the
             worker, and what is given as it is stays open. A `classify` is then a function of a module.
+        limiters: The limiters of activities that name theirs (`limiter="openai"`), by name.
         classify: Judges the errors of activities that have no classifier of their own.
         signals: Have SIGTERM and SIGINT (Ctrl-C) drain it: it claims nothing more, and running activities finish, for
             `drain` at most. The second signal cancels them. A server or framework that handles the signal closes the
@@ -131,6 +133,7 @@ class Worker:
         long_call_warning: timedelta | None = timedelta(minutes=10),
         client_retry_warning: timedelta | None = timedelta(seconds=10),
         executors: Mapping[str, ExecutorOrFactory] | None = None,
+        limiters: Mapping[str, Limiter] | None = None,
         classify: ErrorClassifier = default_classifier,
         signals: bool = False,
         batches: BatchFilter | Literal["all", "mine"] = "all",
@@ -190,6 +193,7 @@ class Worker:
             classify,
             self._reporting,
             self._executors,
+            checked_limiters(limiters),
         )
         self._dependencies = Dependencies(dependencies, clock=self._clock)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
@@ -432,7 +436,7 @@ class Worker:
                     "of its own: workflow(..., name=...)"
                 )
         if self.running and self._options.capacity:
-            self._check_executors(workflow)
+            self._check_activities(workflow)
         for pair in workflow.versions:
             self._workflows[pair] = workflow
         self.wake()
@@ -528,12 +532,14 @@ class Worker:
         """Make the executors, once it is known that activities of the workflows name no others."""
         assert self._threads is not None
         for workflow in self.workflows:
-            self._check_executors(workflow)
+            self._check_activities(workflow)
         await self._executors.open(self._threads)
 
-    def _check_executors(self, workflow: AnyWorkflow) -> None:
-        for activity in workflow.activities_elsewhere():
+    def _check_activities(self, workflow: AnyWorkflow) -> None:
+        for activity in workflow.activities():
             self._executors.check(activity, workflow.name)
+            if isinstance(activity.limiter, str) and activity.limiter not in self._options.limiters:
+                raise no_limiter_named(activity.name, activity.limiter, workflow.name)
 
     async def _begin(self) -> None:
         """Start the task of the sessions, and wait until the first one works."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from durable_batches import Amount, durable_activity
+from durable_batches import Amount, MemoryStore, Worker, durable_activity
 from durable_batches.flow import CentralRateLimiter, CircuitBreaker, Limiter
 
 # ---- options ------------------------------------------------------------------------------------------------------
@@ -43,7 +43,9 @@ def number_of(number: int) -> int:
     return number
 
 
-durable_activity(limiter="openai")(words)  # error
+durable_activity(limiter=3)(words)  # error
+Worker(MemoryStore(), limiters={"openai": 3})  # error
+Worker(MemoryStore(), limiters=[LIMITER])  # error
 durable_activity(limiter=CentralRateLimiter)(words)  # error
 durable_activity(limiter=LIMITER, estimate=800)(words)  # error
 durable_activity(limiter=LIMITER, estimate=number_of)(words)  # error
