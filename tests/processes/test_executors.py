@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from tests.executors.activities import exit_on, hang_for_ever, killed_once, where
+from tests.executors.slow_to_import import double_slowly
 from tests.processes.children import until
-from tests.support import STAGES, within
+from tests.support import STAGES, turns, within
 
 from durable_batches import BatchConfig, BatchOrchestrator, MemoryStore, Worker, workflow
 from durable_batches.executors import process_pool
@@ -53,6 +54,8 @@ async def test_children_that_hang_exit_or_are_killed_cost_their_own_documents_al
         batch_id = await batches.submit(range(8), document_id=str, config=BatchConfig(concurrency=8))
         await until(lambda: all(mark.exists() and mark.read_text() for mark in marks), "both places to be held")
         hung = [int(mark.read_text()) for mark in marks]
+        # That they have begun, they have told before.
+        await turns(5)
         clock.advance(2)
         result = await within(batches.result(batch_id))
         failures = {int(failure.document_id): failure.error_type for failure in result.failures}
@@ -63,6 +66,16 @@ async def test_children_that_hang_exit_or_are_killed_cost_their_own_documents_al
         await until(lambda: not any(map(runs, hung)), "the children that hung to be killed")
     assert "all of its 2 places are held by calls that were given up and run on; it is made anew" in caplog.text
     await HistoryChecker().verify(store)
+
+
+async def test_a_timeout_does_not_hold_the_start_of_a_process_and_its_imports() -> None:
+    @workflow(STAGES, name="trial")
+    async def trial(number: int) -> int:
+        return await double_slowly(number)
+
+    async with BatchOrchestrator(trial, worker=Worker(MemoryStore(), executors={"cpu": process_pool(1)})) as batches:
+        result = await within(batches.run(range(2)))
+        assert result.counts.succeeded == 2
 
 
 async def test_children_end_with_a_worker_that_is_killed(tmp_path: Path) -> None:
