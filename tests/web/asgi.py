@@ -140,6 +140,7 @@ class Client:
         headers: Of each request.
         root_path: Where the application is mounted.
         described: Whether each answer is to be one that the OpenAPI document describes.
+        server: The address that requests come by.
     """
 
     def __init__(
@@ -149,8 +150,10 @@ class Client:
         headers: Mapping[str, str] | None = None,
         root_path: str = "",
         described: bool = True,
+        server: tuple[str, int] = ("testserver", 80),
     ) -> None:
         self._app = app
+        self._server = server
         self._described = described
         self._headers = dict(headers or {})
         self._root_path = root_path
@@ -170,7 +173,7 @@ class Client:
             "query_string": query.encode(),
             "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()],
             "client": ("198.51.100.1", 4711),
-            "server": ("testserver", 80),
+            "server": self._server,
             "state": {},
         }
         return Stream(self._app, scope, body)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import AsyncGenerator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from starlette.requests import Request
@@ -144,6 +146,48 @@ async def test_clients_that_do_not_read_are_cut_off(batches: Batches) -> None:
     await within(stream.task)
     assert not stream.ended
     assert len(app._streams) == 0
+
+
+def listener_at(port: int) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not show the open files of a process")
+async def test_streams_end_with_the_server_that_listens_no_more(clock: ManualClock, batches: Batches) -> None:
+    """Its process has heard of no signal: a worker of Hypercorn, or a server in a thread."""
+    app = create_app(batches, allow_anonymous=True)
+    with listener_at(0) as stops, listener_at(0) as goes_on:
+        port: int = stops.getsockname()[1]
+        client = Client(app, server=("127.0.0.1", port))
+        other = Client(app, server=goes_on.getsockname())
+        async with (
+            client.stream("/batches/batch/progress") as ending,
+            other.stream("/batches/batch/progress") as staying,
+            Client(app).stream("/batches/batch/progress") as unknown,
+        ):
+            for stream in (ending, staying, unknown):
+                await read_until(stream, "document_started")
+            clock.advance(5)
+            await turns(20)
+            stops.close()
+            # A connection that is open still: its server would wait for it.
+            assert (await client.get("/batches/batch/progress")).status == 503
+            await turns(20)
+            clock.advance(0.5)
+            assert await within(everything(ending.messages())) == []
+            assert ending.ended
+            await turns(20)
+            assert not staying.task.done()
+            assert not unknown.task.done()
+            assert (await client.get("/batches/batch")).status == 200
+            with listener_at(port):
+                # Another server of the same application.
+                async with client.stream("/batches/batch/progress") as again:
+                    await read_until(again, "document_started")
+                    await turns(20)
+                    clock.advance(5)
+                    await turns(20)
+                    assert not again.task.done()
 
 
 async def test_rights_are_looked_at_again_every_minute(clock: ManualClock, batches: Batches) -> None:

@@ -53,7 +53,7 @@ from durable_batches.web.schemas import (
     openapi,
     snapshot_schema,
 )
-from durable_batches.web.streams import STREAM_HEADERS, EventStream, Streams
+from durable_batches.web.streams import STREAM_HEADERS, EventStream, Streams, server_of
 from durable_batches.web.timelines import Timelines
 from durable_batches.web.urls import id_of
 
@@ -215,7 +215,7 @@ class Api:
         begin: Callable[[BatchSnapshot[Stage]], AsyncGenerator[bytes, None] | None],
     ) -> Response | EventStream:
         # Before anything is awaited: a burst of clients must not pass by the limit.
-        if not self._streams.reserve():
+        if not self._streams.reserve(server_of(request)):
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "there are too many streams", {"Retry-After": "5"})
         response: EventStream | None = None
         try:

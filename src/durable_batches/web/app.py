@@ -48,7 +48,7 @@ class WebApp:
         await self._app(scope, receive, send)
 
     def close_streams(self) -> None:
-        """End all streams, on the event loop: where the server runs outside of the main thread, before it stops."""
+        """End all streams, on the event loop: before a server stops that gets no signals, on systems without /proc."""
         self._streams.close()
 
 

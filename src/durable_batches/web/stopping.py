@@ -1,9 +1,9 @@
 """The end of a server, noticed in time: streams have to end before their server begins to wait for them.
 
 Servers wait for open responses before they tell an application that they stop (uvicorn, gunicorn and granian do, by
-default without a limit). So streams end with the signal itself. Nothing is patched: the handler that was there is
-called as before. What a client never reads cannot be flushed, and no server has a way to abort a connection: where
-that is left, its socket is shut down.
+default without a limit). So streams end with the signal itself; see `listening` for processes that hear of none.
+Nothing is patched: the handler that was there is called as before. What a client never reads cannot be flushed, and no
+server has a way to abort a connection: where that is left, its socket is shut down.
 """
 
 from __future__ import annotations

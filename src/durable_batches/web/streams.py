@@ -22,15 +22,19 @@ from starlette.types import Receive, Scope, Send
 from durable_batches.clock import Clock
 from durable_batches.web.access import LOOK_SECONDS
 from durable_batches.web.frames import COMMENT, RETRY
+from durable_batches.web.listening import Listeners, ServerAddress
 from durable_batches.web.schemas import SCHEMA_HEADER
 from durable_batches.web.stopping import Peer, StopSignals, shut_down_connections
 
-__all__ = ["STREAM_HEADERS", "EventStream", "Streams"]
+__all__ = ["STREAM_HEADERS", "EventStream", "Streams", "server_of"]
 
 _log = logging.getLogger("durable_batches")
 
 _GRACE_SECONDS: Final = 1.0
 """After which clients that do not read are cut off, once the streams are to end."""
+
+_LISTENING_SECONDS: Final = 0.5
+"""How often it is looked whether their servers listen."""
 
 _RENEWAL_SECONDS: Final = 60.0
 """How long it takes at most until a stream ends whose client may not see it any more, or cannot be looked up."""
@@ -73,20 +77,23 @@ class Streams:
         self._most = most
         self._keep_alive = keep_alive.total_seconds()
         self._signals = StopSignals(self.close)
+        self._listeners = Listeners()
         self._streams: dict[EventStream, None] = {}
         self._reserved = 0
         self._care: Sequence[asyncio.Task[None]] = ()
         self._next_turn = 0.0
-        self._cut: asyncio.TimerHandle | None = None
         self.closing: bool = False
         """Whether the server stops: no stream begins any more."""
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def reserve(self) -> bool:
-        """Reserve a place for a stream; False: there is none. It is taken by `stream`, or given back by `give_back`."""
-        if self.closing or len(self._streams) + self._reserved >= self._most:
+    def reserve(self, server: ServerAddress | None) -> bool:
+        """Reserve a place for a stream; False: there is none, or the server stops.
+
+        It is taken by `stream`, or given back by `give_back`.
+        """
+        if self.closing or len(self._streams) + self._reserved >= self._most or self._listeners.stopped(server):
             return False
         self._reserved += 1
         return True
@@ -98,17 +105,20 @@ class Streams:
     def close(self) -> None:
         """End all streams: those whose clients read, at once; the others are cut off after a second.
 
-        The host calls it where a server runs outside of the main thread, which gets no signals.
+        The host may call it, where a server gets no signals and the system does not show that it stops to listen.
         """
         if self.closing:
             return
         self.closing = True
+        self._end(list(self._streams))
+
+    def _end(self, streams: Sequence[EventStream]) -> None:
         # All of them: also what a stream that ended has left in the server's buffer may never be read. Connections
         # that the server could flush are closed by then, and are not found any more.
-        peers = {peer for stream in self._streams if (peer := stream.peer) is not None}
-        for stream in self._streams:
+        peers = {peer for stream in streams if (peer := stream.peer) is not None}
+        for stream in streams:
             stream.end()
-        self._cut = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cut_off, peers)
+        asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._cut_off, streams, peers)
 
     def open(self) -> None:
         """Allow streams, also again, where the application is started once more; listen to signals."""
@@ -141,7 +151,11 @@ class Streams:
         if not self._care:
             self._care = [
                 asyncio.create_task(care, name=f"durable-batches streams' {name}")
-                for name, care in (("keep-alives", self._keep_alive_all()), ("rights", self._renew_again()))
+                for name, care in (
+                    ("keep-alives", self._keep_alive_all()),
+                    ("rights", self._renew_again()),
+                    ("servers", self._end_with_servers()),
+                )
             ]
             for task in self._care:
                 task.add_done_callback(self._care_ended)
@@ -167,6 +181,18 @@ class Streams:
             await self._clock.sleep(self._keep_alive, housekeeping=True)
             for stream in list(self._streams):
                 stream.comment()
+
+    async def _end_with_servers(self) -> None:
+        """End the streams of servers that listen no more; those of others, in the same process, go on."""
+        ended: set[ServerAddress | None] = set()
+        while True:
+            await self._clock.sleep(_LISTENING_SECONDS, housekeeping=True)
+            stopped = {
+                server for server in {stream.server for stream in self._streams} if self._listeners.stopped(server)
+            }
+            if stopped - ended:
+                self._end([stream for stream in self._streams if stream.server in stopped])
+            ended = stopped
 
     async def _renew_again(self) -> None:
         """Look again and again who may see what they are sent.
@@ -203,8 +229,8 @@ class Streams:
                 extra={"streams": len(failures)},
             )
 
-    def _cut_off(self, peers: set[Peer]) -> None:
-        stuck = list(self._streams)
+    def _cut_off(self, streams: Sequence[EventStream], peers: set[Peer]) -> None:
+        stuck = [stream for stream in streams if stream in self._streams]
         for stream in stuck:
             stream.abort()
         cut = shut_down_connections(peers)
@@ -245,6 +271,8 @@ class EventStream:
         client = request.client
         self.peer: Peer | None = None if client is None else (client.host, int(client.port))  # text, from one server
         """The address of its client."""
+        self.server: ServerAddress | None = server_of(request)
+        """The address that it came by."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what there is, until it ends or its client has gone."""
@@ -322,6 +350,12 @@ class EventStream:
     async def _send_part(self, send: Send, part: bytes, *, more: bool = True) -> None:
         async with self._one_at_a_time:
             await send({"type": "http.response.body", "body": part, "more_body": more})
+
+
+def server_of(request: Request) -> ServerAddress | None:
+    """Return the address that a request came by, where its server knows it."""
+    server = request.scope.get("server")
+    return None if server is None else (server[0], server[1])
 
 
 async def _gone(receive: Receive) -> None:
