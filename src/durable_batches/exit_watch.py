@@ -212,7 +212,9 @@ def _left_threads() -> Mapping[threading.Thread, str]:
     found: dict[threading.Thread, str] = {}
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0)
-        if frame is None or thread.daemon or thread is threading.main_thread() or _is_machinery(frame):
+        if frame is None or thread is threading.main_thread() or _is_machinery(frame):
+            continue
+        if thread.daemon and not _writes_to_a_queue(frame):
             continue
         found[thread] = "".join(_stack(frame)).rstrip()
     return found
@@ -235,13 +237,23 @@ def _stack(innermost: FrameType) -> Sequence[str]:
 
 def _is_machinery(innermost: FrameType) -> bool:
     """Whether this is a thread that waits for others, or for processes, or one of a pool that has nothing to run."""
-    frame: FrameType | None = innermost
     if (_module_of(innermost), innermost.f_code.co_name) == ("concurrent.futures.thread", "_worker"):
         return True
+    return _is_within(innermost, "asyncio.base_events", "_do_shutdown") or _is_within(
+        innermost, "concurrent.futures.process"
+    )
+
+
+def _writes_to_a_queue(innermost: FrameType) -> bool:
+    """Whether this is the thread of a queue of `multiprocessing`, which is waited for until all is read; not idle."""
+    return _is_within(innermost, "multiprocessing.queues", "_feed") and _module_of(innermost) != "threading"
+
+
+def _is_within(innermost: FrameType, module: str, function: str | None = None) -> bool:
+    """Whether this function of a module, or any of it, is being called."""
+    frame: FrameType | None = innermost
     while frame is not None:
-        if (_module_of(frame), frame.f_code.co_name) == ("asyncio.base_events", "_do_shutdown"):
-            return True
-        if _module_of(frame) == "concurrent.futures.process":
+        if _module_of(frame) == module and function in (None, frame.f_code.co_name):
             return True
         frame = frame.f_back
     return False

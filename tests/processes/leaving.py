@@ -113,6 +113,12 @@ async def leaves_a_thread(document: str) -> str:
     begun = threading.Event()
     loop = asyncio.get_running_loop()
     match way:
+        case "queue":
+            # Nobody reads from it.
+            queue = forks.Queue()
+            queue.put(bytes(1_000_000))
+            kept.append(queue)
+            begun.set()
         case "pool" | "process":
             print(await left_process(), flush=True)
             begun.set()

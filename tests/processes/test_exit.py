@@ -38,18 +38,20 @@ def leaving(tmp_path: Path) -> Generator[Leaving]:
 
 
 def test_a_thread_that_never_ends_does_not_keep_the_process(leaving: Leaving) -> None:
-    """Left by asyncio.to_thread(), in the loop's executor (asyncio waits), or in one's own (the interpreter does)."""
+    """Left by asyncio.to_thread(), in the loop's executor (asyncio waits), in one's own (the interpreter does), or by a
+    queue of multiprocessing (its `atexit` function does)."""
     cases = [
         ("script", "to-thread", 130, "asyncio_0"),
         ("worker", "executor", 143, "asyncio_0"),
         ("worker", "own", 143, "own_0"),
+        ("worker", "queue", 143, "QueueFeederThread"),
     ]
     for (_, _, code, thread), process in zip(cases, [leaving.start(host, way) for host, way, *_ in cases], strict=True):
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, errors
         assert f"process ends with exit code {code}: it was asked to stop, and only waits for 1 thread" in errors
         assert f"that does not end: '{thread}'" in errors
-        assert ", in never_ends\n" in errors
+        assert (", in _feed\n" if thread == "QueueFeederThread" else ", in never_ends\n") in errors
 
 
 def test_a_process_that_never_ends_does_not_keep_the_one_that_started_it(leaving: Leaving) -> None:
