@@ -15,6 +15,7 @@ import asyncpg
 
 from durable_batches.errors import ConfigurationError, StoreReadOnlyError
 from durable_batches.stores.postgres.connection.errors import translated
+from durable_batches.stores.postgres.connection.inherited import left_in_children
 from durable_batches.stores.postgres.connection.names import (
     checked_dsn,
     checked_schema,
@@ -138,6 +139,7 @@ class Database:
         with translated(self.where):
             async with asyncio.timeout(seconds):
                 connection = await self._open(seconds)
+                left_in_children(connection)
                 try:
                     is_replica, process = await self._set_up(connection, by_key=by_key, read_only=read_only)
                     if is_replica and not takes_replica:
