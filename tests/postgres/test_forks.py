@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from tests.support import within
@@ -42,6 +43,8 @@ async def test_the_locks_of_a_worker_that_died_are_released_though_its_children_
         # The parent's own connections are none the worse.
         assert await dying.fetchval("SELECT 7") == 7
         # All that is left of the worker is its child.
-        dying._transport.abort()  # as the kernel closes its sockets: nothing is said to the server
+        # As the kernel closes its sockets: nothing is said to the server.
+        driver: Any = dying
+        driver._transport.abort()
         await within(other.execute("SET lock_timeout = 0; SELECT pg_advisory_lock(7)"), seconds=10)
     await other.close()
