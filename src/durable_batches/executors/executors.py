@@ -32,8 +32,8 @@ class RemoteAnswer:
     """
 
     def __init__(self, answered: Answered) -> None:
-        self.status_code = answered.status
-        self.headers = answered.headers
+        self.status_code: Final[int | None] = answered.status
+        self.headers: Final[Mapping[str, str]] = answered.headers
 
 
 class Executors:
