@@ -86,7 +86,8 @@ class TimelineFold:
     """
 
     def __init__(self, after: int = 0) -> None:
-        self.after = self.seq = after
+        self.after: int = after
+        self.seq: int = after
         self._width = _NARROWEST
         self._start = self._end = 0
         self._points: list[list[int]] = []
