@@ -1,6 +1,6 @@
 // One batch, live: its stream, and what is asked for beside it.
 import { bell, left, seen } from "./attention.js";
-import { arrange, duration, errorText, h, label, moment, number, safe, say, table, words } from "./elements.js";
+import { arrange, duration, errorText, h, label, moment, number, percentage, safe, say, table, words } from "./elements.js";
 import { machine, plot, wide } from "./pictures.js";
 import { getJSON, headers } from "./server.js";
 import { follow, Refused } from "./stream.js";
@@ -54,7 +54,8 @@ function batchView(base) {
     "Cancel this batch? What runs is stopped; what is recorded stays.");
 
   const section = (id, title, ...content) => h("section", { "aria-labelledby": id }, h("h3", { id }, title), ...content);
-  const view = h("div", {},
+  // Shown with its first figures, so that nothing moves under a pointer.
+  const view = h("div", { hidden: true },
     h("section", { "aria-labelledby": "title" }, h("h2", { id: "title" }, name, " ", tag), alert_,
       h("p", { class: "big" }, percent, " · ", facts, " · ", workflow), h("p", { class: "commands" }, pause, resume, cancel), picture),
     section("stages", "Stages", bars),
@@ -125,6 +126,7 @@ function batchView(base) {
           if (error instanceof Refused && [401, 403, 404].includes(error.status)) throw error;
           pause = Math.min(pause * 2, 30_000);
         }
+        view.hidden = false;
         // What was chosen meanwhile waits for nothing.
         await choice.heard(pause, signal);
       }
@@ -148,11 +150,11 @@ function batchView(base) {
     label(tag, snapshot);
     say(alert_, safe(snapshot.state.error ?? snapshot.state.reason ?? ""));
     const done = snapshot.counts.succeeded + snapshot.counts.failed + snapshot.counts.cancelled;
-    say(percent, `${snapshot.percentage.toFixed(1)}\u00a0%`);
+    say(percent, percentage(snapshot.percentage));
     say(facts, [
       `${number(done)} of ${number(snapshot.counts.total)} documents`,
       snapshot.documents_per_second && `${snapshot.documents_per_second.toFixed(1)}/s`,
-      snapshot.eta && !ended() && `ready at ${moment(new Date(snapshot.eta))}`,
+      snapshot.eta && !ended() && Date.parse(snapshot.eta) > Date.now() && `ready at ${moment(new Date(snapshot.eta))}`,
       snapshot.ended_at && `ended at ${moment(new Date(snapshot.ended_at))}`,
     ].filter(Boolean).join(" · "));
     say(workflow, `${safe(snapshot.workflow)}, version ${safe(snapshot.version)}`);

@@ -71,8 +71,11 @@ export function errorText(type, message) {
   return safe(said ? message : `${type}: ${message}`);
 }
 
+/** A percentage, rounded down: what is not done is not 100. */
+export const percentage = (value) => `${(Math.floor(value * 10 + 1e-6) / 10).toFixed(1)}\u00a0%`;
+
 export function duration(seconds) {
-  if (seconds < 0.0995) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return `${(seconds / 3600).toFixed(1)} h`;

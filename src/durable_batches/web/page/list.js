@@ -1,6 +1,6 @@
 // The list of batches, newest first, and how each of them is by now.
 import { bell, seen } from "./attention.js";
-import { arrange, h, label, moment, number, safe, say, table } from "./elements.js";
+import { arrange, h, label, moment, number, percentage, safe, say, table } from "./elements.js";
 import { getJSON } from "./server.js";
 import { Refused } from "./stream.js";
 
@@ -59,7 +59,7 @@ export async function showList(main, link, signal) {
     }, (row, batch) => {
       label(row.children[2].firstChild, batch);
       say(row.children[1], safe(batch.workflow));
-      say(row.children[3], `${batch.percentage.toFixed(1)}\u00a0%`);
+      say(row.children[3], percentage(batch.percentage));
       say(row.children[4], number(batch.counts.total));
       say(row.children[5], number(batch.counts.failed));
       say(row.children[6], moment(new Date(batch.created_at)));
