@@ -38,7 +38,7 @@ LONG: Final = "long-" + "0123456789" * 14 + "-كتاب"
 """An id without a space, in two directions of writing."""
 
 
-WORDS: Final = [first + second for first in "abcdefgh" for second in "klmnopqr"]
+WORDS: Final = ("commas", "colons", "brackets", "quotes", "dashes", "dots", "blanks", "tabs")
 """What makes an error of each, and a group of errors."""
 
 
@@ -120,7 +120,7 @@ class Shop:
         await self.submit("held", [*good[:3], "slow letter"])
         await self.rest("held", succeeded=3)
         await self.batches.pause("held", note="the price is looked at")
-        await self.submit(LONG, [*good, *(f"bad {word} {LONG}" for word in WORDS)])
+        await self.submit(LONG, [*good, *(f"bad {WORDS[number % 8]} {number} {LONG}" for number in range(64))])
         await self.batches.result(LONG)
         await self.submit("live", [*good, *bad, *(f"slow letter {number}" for number in range(13))])
         await self.rest("live", succeeded=len(good), failed=len(bad))

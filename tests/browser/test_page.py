@@ -52,7 +52,10 @@ async def shown(tab: Tab, *, ended: bool = False) -> None:
 # ---- how it looks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("view", [LIST, *KINDS], ids=lambda view: view or "list")
+# The long one has completed, too.
+@pytest.mark.parametrize(
+    "view", [LIST, *(kind for kind in KINDS if kind != "completed")], ids=lambda view: view or "list"
+)
 async def test_everybody_can_read_it(view: str, filled: Server, tabs: Tabs) -> None:
     tab = await tabs.open(url_of(filled, LONG if view == "long" else view), DESKTOP)
     if view == LIST:
@@ -109,7 +112,7 @@ async def test_many_documents_are_shown_page_by_page(filled: Server, tabs: Tabs)
     await shown(tab, ended=True)
     documents = tab.page.locator("section[aria-labelledby=documents] tbody tr")
     await expect(documents).to_have_count(50)
-    await expect(tab.page.locator("section[aria-labelledby=errors] tbody tr")).to_have_count(64)
+    await expect(tab.page.locator("section[aria-labelledby=errors] tbody tr")).to_have_count(8)
     await tab.page.get_by_role("button", name="Next documents").click()
     await expect(documents).to_have_count(14)
     await expect(tab.page.get_by_role("button", name="Next documents")).to_be_hidden()
