@@ -118,6 +118,9 @@ def test_forms_of_moments() -> None:
     assert seconds_until(str((NOW + 30) * 1_000), NOW) == 30
     assert seconds_until("3, 9", NOW) == 9
     assert seconds_until("3, soon", NOW) is None
+    assert seconds_until("0, 0", NOW) == 0
+    assert seconds_until(f"{NOW + 30:.0f}, {NOW + 30:.0f}", NOW) == 30
+    assert seconds_until(f"{NOW - 30:.0f}, {NOW - 30:.0f}", NOW) is None
 
 
 @pytest.mark.parametrize("moment", [email.utils.formatdate(NOW - 99, usegmt=True), NOW - 1, "9999-99-99", object()])
@@ -314,6 +317,17 @@ def test_what_wraps_an_error_takes_the_delay_from_it() -> None:
     plain = ValueError("no answer")
     plain.__cause__ = outer
     assert judged(plain) == ("overloaded", 8)
+
+
+def test_what_was_cancelled_on_the_way_to_an_error_does_not_interrupt() -> None:
+    """A timeout is raised from what it has cancelled."""
+    late = TimeoutError("no answer")
+    late.__cause__ = asyncio.CancelledError()
+    assert judged(late) == ("retry", None)
+    late.__cause__ = BaseExceptionGroup("g", [asyncio.CancelledError()])
+    assert judged(late) == ("retry", None)
+    late.__cause__ = BaseExceptionGroup("g", [asyncio.CancelledError(), ClientError(status_code=429)])
+    assert judged(late) == ("overloaded", None)
 
 
 def test_a_group_that_is_a_cause_is_judged_as_a_group() -> None:

@@ -231,9 +231,13 @@ _ASKED: Final = re.compile(r"limit:? ?(\d{1,12})\b.{0,80}?requested:? ?(\d{1,12}
 
 
 def _classified(error: BaseException, now: float) -> Verdict:
+    if any(isinstance(leaf, _INTERRUPTIONS) for leaf in leaves(error)):
+        # Not among its causes: a timeout is raised from what it has cancelled.
+        return Verdict(kind="never", note="interrupted")
     return _Judge(now).of_chain(error) or _NOTHING_KNOWN
 
 
+_INTERRUPTIONS: Final = (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
 _NOTHING_KNOWN: Final = Verdict(kind="retry")
 
 
@@ -250,8 +254,6 @@ class _Judge:
 
     def of_chain(self, error: BaseException) -> Verdict | None:
         """Judge an error by itself and by what it was raised from; None: none of them says anything."""
-        if isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
-            return Verdict(kind="never", note="interrupted")
         said = [verdict for part in causes_of(error) if (verdict := self._of_one(part)) is not None]
         if not said:
             return None

@@ -62,7 +62,7 @@ def seconds_until(value: object, now: float) -> float | None:
     """Read a duration or a moment (seconds or milliseconds since the epoch, an HTTP date, RFC 3339), in seconds.
 
     A moment is meant from `now` on. One that has passed asks for no delay: None, so that the caller's own backoff
-    applies. Of several durations, such as a header that was sent twice, the longest is meant.
+    applies. Of several, such as a header that was sent twice, the longest is meant.
     """
     seconds = seconds_of(value)
     if seconds is not None:
@@ -72,10 +72,10 @@ def seconds_until(value: object, now: float) -> float | None:
         return _ahead((epoch if epoch < _FIRST_EPOCH_OF_MILLISECONDS else epoch / 1_000) - now)
     if not isinstance(value, str):
         return None
-    several = [seconds_of(each) for each in value[:_LONGEST_TEXT].split(",")]
-    durations = [each for each in several if each is not None]
-    if len(durations) == len(several):
-        return max(durations)
+    several = value[:_LONGEST_TEXT].split(",")
+    if len(several) > 1 and all(seconds_of(each) is not None for each in several):
+        delays = [seconds_until(each, now) for each in several]
+        return max((delay for delay in delays if delay is not None), default=None)
     moment = _date(value[:_LONGEST_TEXT].strip())
     return None if moment is None else _ahead(moment - now)
 
