@@ -143,3 +143,14 @@ def _until(condition: Callable[[], bool]) -> None:
     """Wait on a thread for another one, which is about to get there."""
     while not condition():
         pass
+
+
+def test_in_a_forked_child_no_renewal_lets_anything_begin() -> None:
+    """Its event loop may go on after a fork, and its store may be in memory."""
+    clock = ManualClock()
+    lease = Lease(clock, timedelta(seconds=LEASE))
+    lease.renewed(clock.boot())
+    assert lease.holds()
+    lease.is_inherited, lease.until = True, float("-inf")
+    lease.renewed(clock.boot())
+    assert not lease.holds()

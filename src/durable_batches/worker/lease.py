@@ -43,6 +43,9 @@ class Lease:
         Args:
             asked: When the store was asked to, on the boot clock: the lease cannot end before that and its length.
         """
+        if self.is_inherited:
+            # A child whose event loop goes on after a fork; what its parent runs must not begin there as well.
+            return
         self.until = max(self.until, asked + self._seconds)
         waiting = self._waiting[:1]
         if waiting:
