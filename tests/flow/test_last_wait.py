@@ -132,6 +132,56 @@ async def test_a_call_that_waits_for_a_place_holds_no_permit_and_without_one_no_
     await executors.close()
 
 
+async def test_a_call_begins_though_others_use_its_limiter_and_its_thread_all_the_time() -> None:
+    limiter, ran = CentralRateLimiter(max_concurrent=1), threading.Event()
+    permits, threads = [asyncio.Event() for _ in range(9)], [threading.Event() for _ in range(9)]
+    begun: list[int] = []
+
+    @durable_activity(limiter=limiter)
+    async def use_permit(number: int) -> None:
+        await permits[number].wait()
+
+    @durable_activity
+    def use_thread(number: int) -> None:
+        begun.append(number)
+        assert threads[number].wait(60)
+
+    @durable_activity(limiter=limiter)
+    def use_both() -> None:
+        ran.set()
+
+    async def body() -> int:
+        calls = [asyncio.ensure_future(use_permit(0)), asyncio.ensure_future(use_thread(0))]
+        await eventually(lambda: bool(begun))
+        calls.append(asyncio.ensure_future(use_both()))
+        rounds = 0
+
+        def has_begun() -> bool:
+            return rounds in begun
+
+        while not ran.is_set() and rounds < 8:
+            # It gets a permit while others have the thread, and the thread while others have the permit.
+            await turns(20)
+            calls.append(asyncio.ensure_future(use_permit(rounds + 1)))
+            await turns(20)
+            permits[rounds].set()
+            await turns(20)
+            calls.append(asyncio.ensure_future(use_thread(rounds + 1)))
+            await turns(20)
+            threads[rounds].set()
+            rounds += 1
+            await eventually(has_begun)
+        for permit, thread in zip(permits, threads, strict=True):
+            permit.set()
+            thread.set()
+        await asyncio.gather(*calls)
+        return rounds
+
+    outcome = await within(Trial(clock=ManualClock()).end(body))
+    assert isinstance(outcome, AttemptSucceeded)
+    assert outcome.value == 4
+
+
 # ---- and the time of a document stands still meanwhile ---------------------------------------------------------------
 
 

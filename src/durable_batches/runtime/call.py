@@ -404,7 +404,7 @@ class Call:
     async def give_way(self) -> None:
         """Give its permit back, if it holds one: it waits for something else now."""
         if self.holding is not None:
-            await self.holding.give_back()
+            await self.holding.give_way()
 
     def handed_over(self) -> None:
         """Note that it was handed to an executor, so that its permit is used, whatever becomes of it."""
@@ -413,7 +413,8 @@ class Call:
 
     async def wait_for_lease(self) -> None:
         """Wait until the worker's lease holds."""
-        await self.give_way()
+        if self.holding is not None:
+            await self.holding.give_back()
         with self.waiting():
             await self._resources.lease.regained()
 

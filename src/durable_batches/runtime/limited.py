@@ -3,7 +3,8 @@
 A permit is for a call that begins now. So it is waited for before all else, while the call holds nothing that others
 need. Where the call has to wait for something else afterwards (a thread, a place in an executor, its worker's lease),
 it gives the permit back, as if it had never asked; and takes another one when it has all the rest. If there is none
-then, it gives up the rest, and waits for a permit again.
+then, it gives up the rest, and waits for a permit again. After a few times it keeps the permit while it waits: others
+may use both all the time, and it would never begin.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ Estimate: TypeAlias = Callable[..., Amount] | Amount
 
 NOTHING: Final = Amount()
 
+_MOST_IN_VAIN: Final = 3
+"""How often a call that has all the rest may find no permit, before it keeps the one that it waits for next."""
+
 
 class Holding:
     """The permit of one attempt of a call: held, given back, or used.
@@ -33,13 +37,14 @@ class Holding:
         tokens: What the call takes.
     """
 
-    __slots__ = ("_context", "_is_used", "_limiter", "_tokens", "permit")
+    __slots__ = ("_context", "_in_vain", "_is_used", "_limiter", "_tokens", "permit")
 
     def __init__(self, limiter: Limiter, tokens: int) -> None:
         self._limiter = limiter
         self._tokens = tokens
         self._context: AbstractAsyncContextManager[Permit] | None = None
         self._is_used = False
+        self._in_vain = 0
         self.permit: Permit | None = None
         """None: it is not held."""
 
@@ -71,11 +76,17 @@ class Holding:
         try:
             await self.take(wait=False)
         except RateLimitedError:
+            self._in_vain += 1
             raise NotBegun from None
 
     def used(self) -> None:
         """Note that the call was handed over: its permit is used, whatever becomes of it."""
         self._is_used = True
+
+    async def give_way(self) -> None:
+        """Give it back, since the call waits for a thread or a place; keep it where that was in vain too often."""
+        if self._in_vain < _MOST_IN_VAIN:
+            await self.give_back()
 
     async def give_back(self) -> None:
         """Give it back, since the call waits for something else before it begins."""
