@@ -379,6 +379,37 @@ async def test_many_more_waiting_documents_than_slots_hold_up_no_other_batch() -
         assert (await env.finished(second)).counts.succeeded == 20
 
 
+async def test_a_batch_few_of_whose_documents_wait_is_not_held_up_by_another_one_s_provider() -> None:
+    down = CentralRateLimiter()
+    down.force("open")
+    hour = timedelta(hours=1)
+
+    @durable_activity
+    async def ask(name: str) -> str:
+        if name == "later" and env.clock.boot() - began < hour.total_seconds():
+            raise RetryLater(hour)
+        return name
+
+    limited = ask.with_options(limiter=down)
+
+    @workflow(STAGES)
+    async def run(name: str) -> str:
+        return await (limited if name == "down" else ask)(name)
+
+    async with environment(run, max_in_flight=4) as env:
+        began = env.clock.boot()
+        waiting = await env.batches.submit(["down"] * 40, config=ALL)
+        await env.advance(5 * 60 * SECOND)
+        # One of them waits for a retry of its own.
+        mixed = await env.batches.submit(["later", *["up"] * 19], config=ALL)
+        await env.advance(5 * 60 * SECOND)
+        assert (await env.batches.snapshot(mixed)).counts.succeeded == 19
+        await env.advance(hour)
+        assert (await env.finished(mixed)).counts.succeeded == 20
+        down.force("auto")
+        assert (await env.finished(waiting)).counts.succeeded == 40
+
+
 async def test_with_its_permit_a_document_has_its_slot_at_once() -> None:
     """A permit is for a call that begins now: it must not wait for a slot while it is held."""
     limiter = CentralRateLimiter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
@@ -49,6 +50,8 @@ _LONGEST_POLL_SECONDS: Final = 1.0
 """Where a store says again and again that there is work, and none can be claimed: one of level 1 knows of no pauses."""
 _LEAVES_OUT: Final = 2
 """The level of the stores that heed `ClaimRequest.without`."""
+_FEW: Final = 0.25
+"""Of the slots: as many documents of a batch may wait for retries or permits as if they were an exception."""
 _DEADLINES_SECONDS: Final = 1.0
 """Between two looks for deadlines, while there are no open slots."""
 
@@ -245,8 +248,9 @@ class Scheduler:
 
     @property
     def _lending(self) -> frozenset[BatchId]:
-        """The batches of documents that have lent their slots."""
-        return frozenset(batch_id for (batch_id, _), held in self._held.items() if held.attempt.has_lent)
+        """The batches of which many documents have lent their slots; the others have work that does not wait."""
+        lent = Counter(batch_id for (batch_id, _), held in self._held.items() if held.attempt.has_lent)
+        return frozenset(batch_id for batch_id, number in lent.items() if number > self._capacity * _FEW)
 
     def _request(
         self, *, limit: int, held: int, window: int, without: frozenset[BatchId] = frozenset()

@@ -22,7 +22,7 @@ class OpenSlots:
 
     Args:
         capacity: How many slots there are.
-        lends_more: Whether more slots are lent than there are: to batches none of whose documents has lent one.
+        lends_more: Whether more slots are lent than there are: to batches few of whose documents have lent theirs.
         held: Returns how many executions the session holds.
         wake: Has the session look for work.
     """
@@ -49,7 +49,7 @@ class OpenSlots:
 
     @property
     def most_with_others(self) -> int:
-        """How many it may hold now, if it takes the rest from batches none of whose documents has lent its slot."""
+        """How many it may hold now, if it takes the rest from batches few of whose documents have lent their slots."""
         return self._capacity + self._lent - len(self._wanted)
 
     def lend(self, *, in_any_case: bool) -> bool:

@@ -80,7 +80,7 @@ class Worker:
     Args:
         store: The store of the batches.
         max_in_flight: Documents in flight in this worker, over all batches, beside those that only wait: for another
-            batch, or for a retry that is half a minute or more away. 0: only submits and reads.
+            batch, or half a minute or longer for a retry or a permit. 0: only submits and reads.
         lease: The time without a renewal after which other workers take over its documents.
         drain: The time that running activities have to finish when the worker is closed; then they are cancelled.
             Unfinished documents are released, with everything that they have recorded.
