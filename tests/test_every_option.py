@@ -468,9 +468,10 @@ OPTIONS: Final[Table] = {
 MADE_BY_THE_LIBRARY: Final = frozenset(
     """ActivityDetails ActivityReport AttemptDetails BatchDetails BatchId BatchResult BatchSnapshot Cancelled
     CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
-    DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext Explanation Failed HistoryStats
-    HistoryViolation LimiterMetrics LongCalls Pause Pending ProcessPool RawDocument RecordingActivityContext Resolving
-    RunStats Stage StageCount SubmissionDetails WebApp WorkerGauges WorkerHealth WorkflowGauges""".split()
+    DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext ExecutorGauges Explanation
+    Failed HistoryStats HistoryViolation LimiterGauges LimiterMetrics LongCalls Pause Pending ProcessPool
+    RawDocument RecordingActivityContext Resolving RunStats Stage StageCount SubmissionDetails WebApp
+    WorkerGauges WorkerHealth WorkflowGauges""".split()
 )
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 

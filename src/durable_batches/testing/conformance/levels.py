@@ -68,10 +68,7 @@ class LevelsConformance(Conformance):
         assert served == [high, high, high, low]
 
     async def test_a_claim_takes_only_from_the_batches_that_it_names(self, scene: Scene) -> None:
-        """`ClaimRequest.batches` and `metadata` name what to take from and to wait for, by id or by all labels.
-
-        `without` leaves batches out.
-        """
+        """`ClaimRequest.batches`, `metadata` and `without` say what to take from and to wait for, by id or labels."""
         from_level_2(scene)
         named = await scene.batch(2)
         labelled = await scene.sealed(scene.record(metadata={"team": "Müller", "kind": "a"}, deadline=60), 2)
