@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ from durable_batches.terminal.bars import follow, panel
 from durable_batches.terminal.lines import status_line
 
 DOCUMENTS = 12
+
+
+installed = cache(Vocabulary.installed)
+
+
+@pytest.fixture(autouse=True)
+def _vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metadata of all installed packages is read once for all demonstrations that are run in this process."""
+    monkeypatch.setattr(Vocabulary, "installed", staticmethod(installed))
 
 
 @pytest.fixture
