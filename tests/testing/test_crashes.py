@@ -36,6 +36,11 @@ from durable_batches.testing import ManualClock, StoreMaker, survives_crashes
 from durable_batches.testing.virtual.crashes import _BATCH as BATCH
 from durable_batches.testing.virtual.crashes import _MISSES, _points
 
+finds_in_memory = pytest.mark.parametrize(
+    "store", ["memory", pytest.param("sqlite", marks=pytest.mark.soak)], indirect=True
+)
+"""What is found does not depend on the store. On SQLite it takes many files; so that is left to the soak."""
+
 
 @pytest.fixture(params=["memory", "sqlite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path) -> StoreMaker:
@@ -163,6 +168,7 @@ async def test_the_log_has_only_what_the_undisturbed_run_said(caplog: pytest.Log
 # ---- workflows that do not -------------------------------------------------------------------------------------------
 
 
+@finds_in_memory
 async def test_other_calls_on_every_attempt_are_found(store: StoreMaker) -> None:
     numbers = count()
 
@@ -174,6 +180,7 @@ async def test_other_calls_on_every_attempt_are_found(store: StoreMaker) -> None
         await survives_crashes(restless, [1, 2], store=store)
 
 
+@finds_in_memory
 async def test_another_result_is_found_and_told(store: StoreMaker) -> None:
     processes = count()
 
@@ -190,6 +197,7 @@ async def test_another_result_is_found_and_told(store: StoreMaker) -> None:
     await survives_crashes(counting, [2], store=store, comparing=lambda _: None, limit=10)
 
 
+@finds_in_memory
 async def test_another_resolution_is_found(store: StoreMaker) -> None:
     numbers = count()
 
