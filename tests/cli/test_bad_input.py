@@ -12,6 +12,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -39,15 +40,14 @@ def unprintable(text: str) -> list[str]:
 # ---- what is not there ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_id", ["nobody's", "x" * 100_000, ODD], ids=["unknown", "long", "odd"])
-@pytest.mark.parametrize("command", [*READING, *CHANGING])
-def test_a_batch_that_is_not_there(on_file: Commands, command: str, batch_id: str) -> None:
+def test_a_batch_that_is_not_there(on_file: Commands) -> None:
     on_file.submit("monday", "one")
-    ran = on_file(command, batch_id)
-    assert (ran.code, ran.out) == (Exit.NO_BATCH, "")
-    assert ran.err.startswith("durable-batches: there is no batch ")
-    assert len(ran.err.splitlines()) == 1
-    assert not unprintable(ran.err)
+    for command, batch_id in product([*READING, *CHANGING], ["nobody's", "x" * 100_000, ODD]):
+        ran = on_file(command, batch_id)
+        assert (ran.code, ran.out) == (Exit.NO_BATCH, ""), command
+        assert ran.err.startswith("durable-batches: there is no batch "), command
+        assert len(ran.err.splitlines()) == 1, command
+        assert not unprintable(ran.err), command
 
 
 @pytest.mark.parametrize("command", ["list", *(f"{command} monday" for command in (*READING, *CHANGING))])
@@ -86,9 +86,9 @@ def test_a_schema_that_lacks_a_migration(on_file: Commands, monkeypatch: pytest.
 # ---- the command line ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
+def test_a_wrong_command_line(on_file: Commands) -> None:
+    on_file.submit("monday", "one")
+    for line, says in (
         ("list --state complted", "the states here are pending, translating, resolving, completed, failed, cancelled"),
         ("list --state completed --state translting", "no batch can be in the state 'translting'"),
         ("documents monday --status faild", "'pending', 'running', 'waiting', 'succeeded', 'failed', 'cancelled'"),
@@ -105,16 +105,13 @@ def test_a_schema_that_lacks_a_migration(on_file: Commands, monkeypatch: pytest.
         ("show", "BATCH"),
         ("lst", "lst"),
         ("list --nothing", "--nothing"),
-    ],
-)
-def test_a_wrong_command_line(on_file: Commands, line: str, says: str) -> None:
-    on_file.submit("monday", "one")
-    command, *options = line.split()
-    ran = on_file(command, *options)
-    assert (ran.code, ran.out) == (Exit.USAGE, "")
-    assert says in ran.err
-    assert "--help)" in ran.err
-    assert len(ran.err.splitlines()) == 1
+    ):
+        command, *options = line.split()
+        ran = on_file(command, *options)
+        assert (ran.code, ran.out) == (Exit.USAGE, ""), line
+        assert says in ran.err, line
+        assert "--help)" in ran.err, line
+        assert len(ran.err.splitlines()) == 1, line
 
 
 @pytest.mark.parametrize("line", ["list --workflow", "list --state", "documents monday --fingerprint"])
