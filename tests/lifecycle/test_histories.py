@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -68,6 +69,43 @@ CHANGES = (
 """Of configurations, as JSON has them."""
 
 
+WAYS = ("owned", "owned", "almost", "repeated")
+
+
+def facts(
+    kind: Callable[..., Fact], *values: st.SearchStrategy[Any]
+) -> st.SearchStrategy[tuple[Callable[..., Fact], tuple[Any, ...]]]:
+    """A kind of fact, with what it says beside whom it is about."""
+    return st.tuples(st.just(kind), st.tuples(*values))
+
+
+keys, payloads = st.sampled_from(["a", "b"]), st.binary(max_size=2)
+FACTS = st.one_of(
+    facts(StageEntered, st.integers(-1, 5)),
+    facts(ExecutionSucceeded, payloads, st.integers(0, 3)),
+    facts(
+        ExecutionFailed,
+        payloads,
+        st.text(max_size=5),
+        st.booleans(),
+        st.none() | st.sampled_from([0, 1_000_000]),
+        st.lists(keys, max_size=2).map(tuple),
+        st.sampled_from(["ValueError", "KeyError"]),
+        st.sampled_from([None, "ask"]),
+    ),
+    facts(ExecutionReleased),
+    facts(
+        ExecutionReleased,
+        st.sampled_from(["paused", "quota"]),
+        st.none() | st.sampled_from([0, 90_000_000, 10**12]),
+    ),
+    facts(ProviderAnswered),
+    facts(ActivityCompleted, keys, payloads, st.integers(-1, 5)),
+    facts(ActivityFailed, keys, payloads),
+)
+"""Made once: to make and check strategies for each of thousands of facts takes as long as to decide on them."""
+
+
 class Histories(RuleBasedStateMachine):
     """One or two batches, three workers, and everything that may happen to them in any order."""
 
@@ -118,50 +156,23 @@ class Histories(RuleBasedStateMachine):
         subject = data.draw(st.sampled_from(self.owned()), label="about")
         assert subject.owner is not None
         mine = self.world.held(subject.owner)
-        facts = [data.draw(self.fact(mine), label="fact") for _ in range(size)]
+        facts = [self.fact(data, mine) for _ in range(size)]
         self.check_refusals(subject.owner, facts)
         self.world.commit(subject.owner, *facts)
         self.old = [*self.old[-20:], *facts]
 
-    def fact(self, mine: list[ExecutionRecord]) -> st.SearchStrategy[Fact]:
-        targets = st.sampled_from(mine).map(identity)
-        shifted = st.tuples(targets, st.integers(-1, 1), st.integers(-1, 1)).map(
-            lambda drawn: (drawn[0][0], drawn[0][1] + drawn[1], drawn[0][2], drawn[0][3] + drawn[2])
-        )
-        keys, payloads = st.sampled_from(["a", "b"]), st.binary(max_size=2)
-
-        def about(target: tuple[BatchId, int, int, int]) -> st.SearchStrategy[Fact]:
-            return st.one_of(
-                st.builds(StageEntered, *map(st.just, target), st.integers(-1, 5)),
-                st.builds(ExecutionSucceeded, *map(st.just, target), payloads, st.integers(0, 3)),
-                st.builds(
-                    ExecutionFailed,
-                    *map(st.just, target),
-                    payloads,
-                    st.text(max_size=5),
-                    st.booleans(),
-                    st.none() | st.sampled_from([0, 1_000_000]),
-                    st.lists(keys, max_size=2).map(tuple),
-                    st.sampled_from(["ValueError", "KeyError"]),
-                    st.sampled_from([None, "ask"]),
-                ),
-                st.builds(ExecutionReleased, *map(st.just, target)),
-                st.builds(
-                    ExecutionReleased,
-                    *map(st.just, target),
-                    st.sampled_from(["paused", "quota"]),
-                    st.none() | st.sampled_from([0, 90_000_000, 10**12]),
-                ),
-                st.builds(ProviderAnswered, *map(st.just, target)),
-                st.builds(ActivityCompleted, *map(st.just, target), keys, payloads, st.integers(-1, 5)),
-                st.builds(ActivityFailed, *map(st.just, target), keys, payloads),
-            )
-
-        fresh = targets.flatmap(about)
-        strategies = [fresh, fresh, shifted.flatmap(about)]
-        if self.old:
-            strategies.append(st.sampled_from(self.old))
-        return st.one_of(strategies)
+    def fact(self, data: st.DataObject, mine: list[ExecutionRecord]) -> Fact:
+        """About something that it owns, or almost that, or repeated."""
+        way = data.draw(st.sampled_from(WAYS if self.old else WAYS[:-1]), label="way")
+        if way == "repeated":
+            return data.draw(st.sampled_from(self.old), label="fact")
+        batch_id, run, position, attempt = identity(data.draw(st.sampled_from(mine), label="about"))
+        if way == "almost":
+            run += data.draw(st.integers(-1, 1), label="run")
+            attempt += data.draw(st.integers(-1, 1), label="attempt")
+        kind, values = data.draw(FACTS, label="fact")
+        fact: Fact = kind(batch_id, run, position, attempt, *values)
+        return fact
 
     def check_refusals(self, worker: WorkerId, facts: list[Fact]) -> None:
         """Facts that are refused as unknown or superseded might as well not have been there."""
