@@ -19,6 +19,8 @@ from asyncio import BaseEventLoop, TimerHandle
 from collections.abc import Callable, Generator
 from contextvars import Context
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -68,19 +70,35 @@ def _place(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
 
 
+class _Code(Enum):
+    """Whose code a file is."""
+
+    TEST = auto()
+    IN_BETWEEN = auto()
+    """Of the standard library: what stands behind it counts."""
+    ELSE = auto()
+
+
+@cache  # each timer of each test asks
+def _code_in(name: str) -> _Code:
+    if name in _EQUIPMENT:
+        return _Code.ELSE
+    if name.startswith(_PACKAGES):
+        package = name[len(_PACKAGES[0]) + 1 :]
+        return _Code.TEST if package.startswith(_MACHINERY) else _Code.ELSE
+    if name.startswith(_TESTS):
+        return _Code.TEST
+    return _Code.IN_BETWEEN if name.startswith(_STANDARD_LIBRARY) else _Code.ELSE
+
+
 def _in_a_test(frame: FrameType | None) -> FrameType | None:
     """The frame of a test that stands behind this one; None if it is the library's or another package's doing."""
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name in _EQUIPMENT or (name, frame.f_code.co_qualname) in _POLLS:
-            return None
-        if name.startswith(_TESTS) and not name.startswith(_PACKAGES):
-            return frame
-        if name.startswith(_PACKAGES):
-            package = name[len(_PACKAGES[0]) + 1 :]
-            return frame if package.startswith(_MACHINERY) else None
-        if not name.startswith(_STANDARD_LIBRARY):
-            return None
+        code = frame.f_code
+        whose = _code_in(code.co_filename)
+        if whose is not _Code.IN_BETWEEN:
+            is_tests = whose is _Code.TEST and (code.co_filename, code.co_qualname) not in _POLLS
+            return frame if is_tests else None
         frame = frame.f_back
     return None
 
