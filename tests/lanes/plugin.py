@@ -55,11 +55,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files without a test of the lane that is to be run: to import all takes longer than some do."""
-    lane = config.option.markexpr
-    if lane in LANES and collection_path.suffix == ".py" and not may_hold(collection_path, lane, config.rootpath):
-        return True
-    return None
+    """Leave out the files without a test of the lane that is to be run: to import all takes longer than some do.
+
+    So does what a folder of another lane prepares for all of its files: a browser's driver, for one.
+    """
+    lane, root = config.option.markexpr, config.rootpath
+    if lane not in LANES:
+        return None
+    if collection_path.suffix == ".py":
+        files = [collection_path]
+    elif any(collection_path == root / folder for folder in _FOLDERS):
+        files = [*collection_path.rglob("*.py")]
+    else:
+        return None
+    return None if any(may_hold(file, lane, root) for file in files) else True
 
 
 def may_hold(path: Path, lane: str, root: Path) -> bool:

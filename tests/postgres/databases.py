@@ -158,8 +158,8 @@ def _empty(schema: str) -> str:
             LOOP
                 EXECUTE format('DELETE FROM %I.%I', '{schema}', name);
             END LOOP;
-            FOR name IN SELECT sequencename FROM pg_sequences WHERE schemaname = '{schema}' LOOP
-                EXECUTE format('ALTER SEQUENCE %I.%I RESTART', '{schema}', name);
-            END LOOP;
+            -- Not ALTER SEQUENCE, which makes a file anew, and has all sessions forget what they know of the schema.
+            PERFORM setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, false)
+                FROM pg_sequences WHERE schemaname = '{schema}';
         END $$
     """
