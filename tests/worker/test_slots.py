@@ -203,6 +203,23 @@ def test_the_slots_that_are_lent_are_bounded_in_number(
     assert warnings[0].startswith(f"more than {most} documents wait, for permits or for retries of their activities")
 
 
+async def test_who_is_cancelled_when_it_has_its_slot_back_makes_none_for_a_batch_that_waits() -> None:
+    held = 4
+    slots = OpenSlots(1, lambda: held, lambda: None, lends_more=True)
+    for _ in range(3):
+        assert slots.lend(in_any_case=False)
+    going_on = asyncio.create_task(slots.take_back())
+    await asyncio.sleep(0)
+    held = 3
+    slots.give_back()
+    going_on.cancel()
+    await asyncio.wait([going_on])
+    assert going_on.cancelled()
+    # As it does when it is stopped.
+    slots.keep()
+    assert (slots.most, slots.most_with_others) == (2, 3)
+
+
 async def test_who_is_cancelled_while_its_slot_is_lent_leaves_as_many_as_there_were(open_store: StoreMaker) -> None:
     async with scene_of(open_store) as scene:
         asking = await scene.ask(2, refuses=2)

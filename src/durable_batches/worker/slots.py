@@ -89,8 +89,9 @@ class OpenSlots:
                 with suppress(ValueError):
                     self._wanted.remove(wanted)
             else:
-                # It has it, and is stopped at this moment.
+                # It has it, and is stopped at this moment. Lent again, until `keep` counts it a second time.
                 self._lent += 1
+                self._surplus += 1
             raise
 
     def give_back(self) -> None:
