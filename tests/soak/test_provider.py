@@ -1,6 +1,6 @@
 """Documents through a hostile provider, over HTTP, at the limit of its tokens, for some minutes.
 
-One that also refuses at random, whatever the rate, is called at a lower rate, as one that has no room: fewer documents.
+Of one that also refuses at random, whatever the rate, a little less is used: all calls wait after each refusal.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def post(url: str, request: dict[str, Any], key: str) -> Any:
         writer.close()
 
 
-@pytest.mark.parametrize(("documents", "refuses"), [(2_000, False), (400, True)], ids=["fails", "refuses, too"])
+@pytest.mark.parametrize(("documents", "refuses"), [(2_000, False), (1_000, True)], ids=["fails", "refuses, too"])
 async def test_documents_at_the_limit(tmp_path: Path, *, documents: int, refuses: bool) -> None:
     faults: dict[Fault, float] = {**FAILURES, **(REFUSALS if refuses else {})}
     limiter = CentralRateLimiter(
@@ -105,6 +105,5 @@ async def test_documents_at_the_limit(tmp_path: Path, *, documents: int, refuses
     assert result.counts.succeeded == documents
     assert ledger.most_tokens() <= LIMIT
     assert ledger.paid_again == {}
-    if not refuses:
-        assert "limit" not in ledger.faults
-        assert share >= 0.97
+    assert "limit" not in ledger.faults
+    assert share >= (0.75 if refuses else 0.97)
