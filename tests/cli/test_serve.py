@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from tests.cli.commands import Commands
 from tests.support import within
+from tests.web.asgi import Client
 
+from durable_batches import BatchClient, MemoryStore
 from durable_batches.cli.exits import Exit
-from durable_batches.cli.serve import _app_at, listener_at
+from durable_batches.cli.serve import _app_at, _of_store, listener_at
 
 
 async def test_small_packets_are_not_held_back() -> None:
@@ -30,6 +32,15 @@ async def test_small_packets_are_not_held_back() -> None:
             _, writer = await asyncio.open_connection(address, port)
             assert await within(undelayed)
             writer.close()
+
+
+async def test_no_store_takes_commands_where_they_are_refused() -> None:
+    """Also one of the user's that cannot be opened for reading only."""
+    async with BatchClient(MemoryStore()) as client:
+        app = Client(_of_store(client, "token", read_only=True), headers={"authorization": "Bearer token"})
+        for command in ("cancel", "pause", "resume"):
+            assert (await app.post(f"/batches/monday/{command}")).status == 403
+        assert (await app.get("/batches")).status == 200
 
 
 OWN = """

@@ -456,6 +456,9 @@ async def test_batches_of_others_are_not_there(scene: Scene) -> None:
     assert [batch["batch_id"] for batch in rest["batches"]] == ["acme-0"]
     assert rest["next"] is None
     assert (await client.get("/batches?label=tenant%3Dother")).json["batches"] == []
+    # Nor is it told whether there is one, by what would follow it.
+    for after in ("other-3", "nothing"):
+        assert (await client.get(f"/batches?after={after}")).json["batches"] == []
     for path in ("", "/documents", "/errors", "/explain", "/timeline", "/progress", "/snapshots"):
         assert (await client.get(f"/batches/other-1{path}")).status == 404
     assert (await client.post("/batches/other-1/cancel")).status == 404
@@ -530,6 +533,11 @@ async def test_every_answer_protects_the_browser(scene: Scene) -> None:
         {"allow_anonymous": True, "keep_alive": 15},
         {"allow_anonymous": True, "keep_alive": timedelta()},
         {"allow_anonymous": True, "allowed_origins": "https://example.org"},
+        {"allow_anonymous": True, "allowed_origins": ["*"]},
+        {"allow_anonymous": True, "allowed_origins": ["https://*.example.org"]},
+        {"allow_anonymous": True, "allowed_origins": ["null"]},
+        {"allow_anonymous": True, "allowed_origins": ["https://example.org/"]},
+        {"allow_anonymous": True, "allowed_origins": ["https://Example.org"]},
     ],
 )
 def test_an_application_that_would_be_unsafe_is_not_made(options: dict[str, Any]) -> None:

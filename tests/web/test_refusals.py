@@ -129,6 +129,12 @@ async def test_no_other_protocol_is_spoken(app: WebApp) -> None:
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
+async def test_an_origin_that_is_none_is_not_the_servers_own(app: WebApp) -> None:
+    client = Client(app)
+    for headers in ({"origin": "null", "host": ""}, {"origin": "http://", "host": ""}, {"origin": "http://["}):
+        assert (await client.post("/batches/batch/cancel", headers)).status == 403, headers
+
+
 # ---- bodies and heads ------------------------------------------------------------------------------------------------
 
 

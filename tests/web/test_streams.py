@@ -14,7 +14,16 @@ from starlette.requests import Request
 from tests.support import STAGES, Reading, Thinking, Writing, eventually, everything, turns, within
 from tests.web.asgi import Client, Stream, messages_of
 
-from durable_batches import BatchConfig, BatchEvent, BatchOrchestrator, DocumentStarted, MemoryStore, Worker, workflow
+from durable_batches import (
+    BatchConfig,
+    BatchEvent,
+    BatchId,
+    BatchOrchestrator,
+    DocumentStarted,
+    MemoryStore,
+    Worker,
+    workflow,
+)
 from durable_batches.testing import ManualClock
 from durable_batches.web import Access, create_app
 from durable_batches.web.event_json import event_bytes
@@ -378,3 +387,26 @@ async def test_many_events_leave_in_few_chunks(clock: ManualClock) -> None:
             found = await everything(stream.messages())
             assert [message.id for message in found] == [event.seq for event in events]
             assert stream.chunks <= len(events) / 200 + 3
+
+
+async def test_another_batch_may_have_the_id_of_one_that_was_deleted(clock: ManualClock) -> None:
+    @workflow(STAGES, name="quick")
+    async def run(document: str) -> str:
+        return document
+
+    store = MemoryStore(clock=clock)
+    async with BatchOrchestrator(run, worker=Worker(store, clock=clock)) as batches:
+        client = Client(create_app(batches, allow_anonymous=True))
+        for document in ("monday", "friday"):
+            await batches.submit([document], batch_id="nightly", document_id=str)
+            await batches.result("nightly")
+            created = (await batches.snapshot("nightly")).created_at
+            async with client.stream("/batches/nightly/progress") as stream:
+                messages = await everything(stream.messages())
+            shown = {message.json.get("document_id", document) for message in messages if message.data}
+            assert shown == {document}
+            async with client.stream("/batches/nightly/snapshots") as stream:
+                *_, last = await everything(stream.messages())
+            assert last.json["created_at"] == created.isoformat().replace("+00:00", "Z")
+            del store._batches[BatchId("nightly")]
+            clock.advance(1)

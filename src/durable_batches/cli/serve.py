@@ -58,7 +58,7 @@ def serve_store(target: str | None, schema: str, *, host: str, port: int, token:
         write(f"listening on {_address(listener, host)}/{'' if token else f'#token={bearer}'}")
         flush()
         client = BatchClient(store, read_only=read_only and isinstance(store, Attachable))
-        return _run(_of_store(client, bearer), listener)
+        return _run(_of_store(client, bearer, read_only=read_only), listener)
 
 
 def serve_app(target: str, *, host: str, port: int) -> int:
@@ -143,7 +143,7 @@ def _address(listener: socket.socket, host: str) -> str:
     return f"http://{name}:{listener.getsockname()[1]}"
 
 
-def _of_store(client: BatchClient, token: str) -> ASGIApp:
+def _of_store(client: BatchClient, token: str, *, read_only: bool) -> ASGIApp:
     """Make the application that shows a store to those who bear the token."""
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
@@ -152,11 +152,13 @@ def _of_store(client: BatchClient, token: str) -> ASGIApp:
     from durable_batches.web.app import create_app
 
     expected = f"Bearer {token}".encode()
+    # Not every store can be opened for reading only.
+    access = Access(actions=("read", "read-payloads")) if read_only else EVERYTHING
 
     async def authorize(request: Request) -> Access:
         given = request.headers.get("authorization", "").encode()
         if hmac.compare_digest(given, expected):
-            return EVERYTHING
+            return access
         detail = "send the token that `serve` was given, or has printed, as a header: Authorization: Bearer TOKEN"
         raise HTTPException(HTTPStatus.UNAUTHORIZED, detail, {"WWW-Authenticate": "Bearer"})
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, Literal, TypeAlias, get_args
-from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -235,7 +234,9 @@ class Guard:
         """Whether it does not come from a page of another origin; other programs than browsers send neither header."""
         origin = request.headers.get("origin")
         if origin is not None:
-            return origin in self._allowed or urlsplit(origin).netloc == request.headers.get("host", "")
+            # That of a page without an origin is "null", and a host may be missing.
+            host = origin.partition("://")[2]
+            return origin in self._allowed or (host != "" and host == request.headers.get("host"))
         return request.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
 
     def _bounded(self, receive: Receive) -> Receive:

@@ -106,13 +106,16 @@ class Api:
         access = _allowed(request, "read")
         limit = _number(request, "limit", ON_A_PAGE, least=1, most=MOST_ON_A_PAGE)
         labels = _labels(request)
-        if any(labels.setdefault(name, value) != value for name, value in access.metadata.items()):
+        after = request.query_params.get("after")
+        if any(labels.setdefault(name, value) != value for name, value in access.metadata.items()) or not (
+            after is None or await self._is_there(after, access)
+        ):
             return _json(BATCHES, BatchPage(batches=[], next=None))
         listed = self._batches.list_batches(
             workflow=request.query_params.get("workflow"),
             states=request.query_params.getlist("state"),
             metadata=labels,
-            after=request.query_params.get("after"),
+            after=after,
         )
         shown, has_more = await _first(listed, limit)
         more = shown[-1].batch_id if has_more else None
@@ -243,7 +246,9 @@ class Api:
         async with aclosing(self._batches.watch(batch_id, interval=_SNAPSHOT_INTERVAL)) as snapshots:
             async for snapshot in snapshots:
                 await self._streams.turn()
-                yield self._chunks.get((batch_id, "snapshot", snapshot.seq), partial(_snapshot_frame, snapshot))
+                yield self._chunks.get(
+                    (batch_id, "snapshot", snapshot.seq, snapshot.created_at), partial(_snapshot_frame, snapshot)
+                )
 
     def _renewal(self, request: Request, snapshot: BatchSnapshot[Stage]) -> Callable[[], Awaitable[bool]]:
         async def may_go_on() -> bool:
@@ -259,6 +264,15 @@ class Api:
         snapshot = await self._seen(request, "read", "control")
         await _bodiless(request)
         return snapshot.batch_id
+
+    async def _is_there(self, after: str, access: Access) -> bool:
+        """Whether a list may go on behind a batch: what follows it would tell of one that the sender may not see."""
+        if not access.metadata:
+            return True
+        try:
+            return _sees(access, await self._batches.snapshot(after))
+        except BatchNotFoundError:
+            return False
 
     async def _seen(self, request: Request, *actions: Action) -> BatchSnapshot[Stage]:
         """Read the batch of a request, if the sender may do this with it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -32,6 +33,9 @@ Batches: TypeAlias = BatchClient | Worker | BatchOrchestrator[Any, Any, Any, Any
 
 _MOST_BYTES: Final = 65_536
 """Of the body of a request: commands are short."""
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^A-Z/?#@*\s]+")
+"""As browsers send it; neither a pattern nor `null`, which is the origin of pages of anybody."""
 
 
 class WebApp:
@@ -103,6 +107,9 @@ def create_app(
     check_callable("authorize", authorize, optional=True)
     check_flag("allow_anonymous", allow_anonymous)
     check_names("allowed_origins", allowed_origins)
+    for origin in allowed_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigurationError(f"allowed_origins: {origin!r} is no origin; give each as https://example.org")
     check_integer("max_clients", max_clients)
     check_duration("keep_alive", keep_alive)
     check_flag("page", page)

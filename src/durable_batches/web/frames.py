@@ -50,7 +50,8 @@ def chunks_of(events: Sequence[BatchEvent], chunks: Chunks) -> Iterator[bytes]:
     """Yield the messages of a batch's events, of at most `MOST_EVENTS` events each."""
     for start in range(0, len(events), MOST_EVENTS):
         part = events[start : start + MOST_EVENTS]
-        key = (part[0].batch_id, part[0].seq, part[-1].seq)
+        # With the times: another batch may have the id of one that was deleted.
+        key = (part[0].batch_id, part[0].seq, part[0].at, part[-1].seq, part[-1].at)
 
         def encode(part: Sequence[BatchEvent] = part) -> bytes:
             return b"".join(frame(event_bytes(event), event=event.tag, id=event.seq) for event in part)
