@@ -61,6 +61,17 @@ def fails():
 
 
 def takes(scope, receive, send): ...
+
+
+async def makes():
+    return app
+
+
+class Flask:
+    def __call__(self, environ, start_response): ...
+
+
+wsgi = Flask()
 """
 
 
@@ -76,6 +87,8 @@ def test_what_is_no_application(on_file: Commands, tmp_path: Path, monkeypatch: 
         ("own_app:number", "own_app:number is no application, but of type int"),
         ("own_app:client", "but of type BatchClient; create_app(..., authorize=...) of durable_batches.web makes one"),
         ("own_app:fails", "own_app:fails failed: RuntimeError: no settings"),
+        ("own_app:makes", "own_app:makes is an async function"),
+        ("own_app:wsgi", "own_app:wsgi is no application of ASGI"),
     ):
         ran = on_file.bare("serve", "--app", target)
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (Exit.USAGE, "", 1), target

@@ -76,7 +76,7 @@ def test_documents_as_json_lines(piped: Piped) -> None:
 
 def test_a_text_in_each_line(piped: Piped) -> None:
     Path("c.txt").write_text("three")
-    content = b"\xef\xbb\xbfone\r\n\n\xe4nd\n" + b"x" * 3 * CHUNK_BYTES
+    content = b"\xef\xbb\xbfone\r\n\n\xe4nd\n" + b"x" * 3 * CHUNK_BYTES + b"\n\xc2\xa0\n\xef\xbb\xbf\n"
     found = results(piped(content, "texts", "c.txt", "-", "--stdin", "lines"))
     expected = {"c.txt": "THREE", "stdin:1": "ONE", "stdin:3": "\ufffdND", "stdin:4": "X" * 3 * CHUNK_BYTES}
     assert found == expected

@@ -165,23 +165,26 @@ class Inputs(Generic[D]):
         """
         lines = Lines(STDIN)
         of_lines = self._of_lines if self._stdin == "jsonl" else self._of_text_lines
-        whole: list[bytes] = []
+        whole = bytearray()
         async with aclosing(standard_input()) as chunks:
             async for chunk in chunks:
                 if self._stdin == "text":
-                    whole.append(chunk)
-                    check_size(sum(map(len, whole)), STDIN)
+                    whole += chunk
+                    check_size(len(whole), STDIN)
                     continue
                 for document in of_lines(lines.fed(chunk)):
                     yield document
         if self._stdin == "text":
-            yield self._of_text(_STDIN_ID, _text(b"".join(whole), STDIN), is_json=False)
+            yield self._of_text(_STDIN_ID, _text(bytes(whole), STDIN), is_json=False)
             return
         for document in of_lines(lines.last()):
             yield document
 
     def _of_text_lines(self, lines: Iterator[Line]) -> Iterator[D]:
         for line in lines:
+            if not line.content.decode("utf-8-sig", errors="replace").strip():
+                # Blank as well: of spaces that are no ASCII.
+                continue
             text = _text(line.content, line.where)
             # A path, where the workflow takes one: `find` prints these.
             as_path = self._decoded(text)

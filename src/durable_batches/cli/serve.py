@@ -6,9 +6,10 @@ import asyncio
 import hmac
 import secrets
 import socket
+from collections.abc import Callable
 from http import HTTPStatus
 from importlib.util import find_spec
-from inspect import isfunction, signature
+from inspect import iscoroutine, isfunction, signature
 from typing import TYPE_CHECKING, Final, cast
 
 from durable_batches.cli.exits import CommandError, Exit
@@ -86,6 +87,11 @@ def _app_at(target: str) -> ASGIApp:
     found = object_at(target, "application")
     if isfunction(found) and not any(each.default is each.empty for each in signature(found).parameters.values()):
         found = made_by(found, target)
+    if iscoroutine(found):
+        found.close()
+        raise CommandError(
+            f"{target} is an async function; one that makes an application is called, not awaited", Exit.USAGE
+        )
     kind = type(found).__name__
     if isinstance(found, BatchClient | BatchOrchestrator | Worker | Workflow | Store):
         made = (
@@ -94,7 +100,24 @@ def _app_at(target: str) -> ASGIApp:
         raise CommandError(f"{target} is no application, but of type {kind}; {made}", Exit.USAGE)
     if not callable(found):
         raise CommandError(f"{target} is no application, but of type {kind}", Exit.USAGE)
+    if not any(_takes(found, arguments) for arguments in (3, 1)):
+        raise CommandError(
+            f"{target} is no application of ASGI, which is called with scope, receive and send; those of Flask and "
+            "Django's wsgi are of WSGI",
+            Exit.USAGE,
+        )
     return cast("ASGIApp", found)
+
+
+def _takes(found: Callable[..., object], arguments: int) -> bool:
+    try:
+        signature(found).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:
+        # Nothing is known of it.
+        return True
+    return True
 
 
 def _check_host(host: str) -> None:
