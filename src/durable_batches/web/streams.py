@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -80,7 +81,7 @@ class Streams:
         self._listeners = Listeners()
         self._streams: dict[EventStream, None] = {}
         self._reserved = 0
-        self._care: Sequence[asyncio.Task[None]] = ()
+        self._care: dict[str, asyncio.Task[None]] = {}
         self._next_turn = 0.0
         self.closing: bool = False
         """Whether the server stops: no stream begins any more."""
@@ -148,29 +149,32 @@ class Streams:
         """Take note of a stream, in a place that was reserved."""
         self._reserved -= 1
         self._streams[stream] = None
-        if not self._care:
-            self._care = [
-                asyncio.create_task(care, name=f"durable-batches streams' {name}")
-                for name, care in (
-                    ("keep-alives", self._keep_alive_all()),
-                    ("rights", self._renew_again()),
-                    ("servers", self._end_with_servers()),
-                )
-            ]
-            for task in self._care:
-                task.add_done_callback(self._care_ended)
+        for name, care in (
+            ("keep-alives", self._keep_alive_all),
+            ("rights", self._renew_again),
+            ("servers", self._end_with_servers),
+        ):
+            # Also where one has failed, and a stream that it ended has not gone, because its client does not read.
+            if name not in self._care:
+                task = asyncio.create_task(care(), name=f"durable-batches streams' {name}")
+                task.add_done_callback(partial(self._care_ended, name))
+                self._care[name] = task
 
-    def _care_ended(self, task: asyncio.Task[None]) -> None:
+    def _care_ended(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._care.get(name) is not task:
+            return
+        # Not by `ended`: it has failed, or was cancelled by others, and nobody would look whether clients may see more.
+        del self._care[name]
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("%s failed: all streams end", task.get_name(), exc_info=error)
-            for stream in self._streams:
-                stream.end()
+        for stream in self._streams:
+            stream.end()
 
     async def ended(self, stream: EventStream) -> None:
         """Take note of a stream's end."""
         del self._streams[stream]
         if not self._streams and self._care:
-            care, self._care = self._care, ()
+            care, self._care = list(self._care.values()), {}
             for task in care:
                 task.cancel()
             await asyncio.wait(care)
