@@ -110,6 +110,7 @@ class Executors:
             idempotency_key=call.idempotency_key,
             classifier=self._classifier,
             reports=reports,
+            timed=activity.timeout is not None,
             limited=limiter is not None,
             own_limiter=not isinstance(limiter, str | None) and find_activity(reference).limiter is limiter,
         )

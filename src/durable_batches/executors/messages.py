@@ -50,6 +50,8 @@ class Request:
     reports: ReportAddress | None
     limited: bool = False
     """Whether the call has a limiter."""
+    timed: bool = False
+    """Whether the call has a timeout, so that the worker wants to know when it begins."""
     own_limiter: bool = False
     """Whether that is the one of the activity as it is found by its name, which can judge errors there."""
 
@@ -70,6 +72,7 @@ class Request:
             "classifier": self.classifier,
             "reports": self.reports,
             "limited": self.limited,
+            "timed": self.timed,
             "own_limiter": self.own_limiter,
         }
         return _packed(header, list(self.arguments.values()))
@@ -95,6 +98,7 @@ class Request:
             classifier=header["classifier"],
             reports=None if reports is None else (reports[0], reports[1], reports[2]),
             limited=header["limited"],
+            timed=header["timed"],
             own_limiter=header["own_limiter"],
         )
 

@@ -115,7 +115,7 @@ def run_call(message: bytes) -> bytes:
         definition = activity.definition
         arguments = definition.arguments.decode(request.arguments)
         tokens = enter_activity(call)
-        if request.reports is not None:
+        if request.timed and request.reports is not None:
             send_begins(request.reports)
         try:
             result = definition.fn(*arguments.args, **arguments.kwargs)
