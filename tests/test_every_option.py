@@ -476,7 +476,7 @@ MADE_BY_THE_LIBRARY: Final = frozenset(
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 
 OF_THE_LIBRARY: Final[Mapping[str, str]] = {
-    "BatchClient": "event_blocks",
+    "BatchClient": "documents_in_pages event_blocks",
     "EffectsLog": "activity write",
     "HistoryChecker": "acknowledged cancel_answered check streamed verify",
     "ManualClock": "call_later is_sleeping sleep",

@@ -20,7 +20,7 @@ HEADING = re.compile(r'<h\d id="(durable_batches\.[\w.]+)" class="doc doc-headin
 TAG = re.compile(r"<[^>]+>")
 
 INTERNAL = {
-    "BatchClient": "clock event_blocks",
+    "BatchClient": "clock documents_in_pages event_blocks",
     "DurableActivity": "base_key codec definition explicit_key input_digest instance is_ordinary missing target",
     "PayloadError": "locate",
     "RetryPolicy": "verdict",

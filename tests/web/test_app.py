@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import product
@@ -26,7 +26,7 @@ from durable_batches import (
     enter_stage,
     workflow,
 )
-from durable_batches.lifecycle.records import BatchRecord
+from durable_batches.lifecycle.records import BatchRecord, DocumentRecord
 from durable_batches.lifecycle.timeline import TimelineFold
 from durable_batches.testing import ManualClock
 from durable_batches.web import Access, WebApp, create_app, event_json, event_of, timelines
@@ -115,6 +115,28 @@ async def test_everything_about_it_is_shown(scene: Scene) -> None:
     why = (await scene.client.get("/batches/batch/explain")).json
     assert why["reasons"][0]["tag"] == "running"
     assert len(why["sentences"]) == len(why["reasons"])
+
+
+async def test_no_more_documents_are_read_than_are_shown() -> None:
+    """Their payloads may be large."""
+    limits: list[int] = []
+
+    class Counting(MemoryStore):
+        async def documents(self, *args: Any, limit: int, **options: Any) -> Sequence[DocumentRecord]:
+            limits.append(limit)
+            return await super().documents(*args, limit=limit, **options)
+
+    @workflow(STAGES, name="quick")
+    async def run(document: str) -> str:
+        return document
+
+    async with BatchOrchestrator(run, store=Counting(), max_in_flight=0) as batches:
+        await batches.submit(["a", "b", "c", "d"], batch_id="batch", document_id=str)
+        client = Client(create_app(batches, allow_anonymous=True))
+        limits.clear()
+        shown = (await client.get("/batches/batch/documents?limit=2&payloads=true")).json
+        assert ([each["document"] for each in shown["documents"]], limits) == (["a", "b"], [3])
+        assert (await client.get(f"/batches/batch/documents?limit=2&after={shown['next']}")).json["next"] is None
 
 
 async def test_a_timeline_is_that_of_the_recorded_events_however_often_it_is_read(scene: Scene) -> None:

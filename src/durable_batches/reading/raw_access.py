@@ -71,7 +71,7 @@ class RawAccess(BatchAccess[Stage]):
             workflow=workflow, states=states, metadata=metadata, created_before=created_before, after=after
         )
 
-    async def documents(
+    def documents(
         self,
         batch_id: str,
         *,
@@ -93,6 +93,21 @@ class RawAccess(BatchAccess[Stage]):
             BatchNotFoundError: There is no such batch.
             ConfigurationError: A fingerprint is given, and another status than "failed"; or one of them cannot be one.
         """
+        return self.documents_in_pages(
+            batch_id, status=status, fingerprint=fingerprint, payloads=payloads, after=after, size=PAGE
+        )
+
+    async def documents_in_pages(
+        self,
+        batch_id: str,
+        *,
+        status: Literal["pending", "running", "waiting", "succeeded", "failed", "cancelled"] | None,
+        fingerprint: str | None,
+        payloads: bool,
+        after: int | None,
+        size: int,
+    ) -> AsyncGenerator[RawDocument, None]:
+        """Yield `documents`, with so many of them in memory at a time: their payloads may be large."""
         check_status(status)
         check_text("fingerprint", fingerprint, optional=True)
         check_flag("payloads", payloads)
@@ -105,9 +120,9 @@ class RawAccess(BatchAccess[Stage]):
         statuses: Collection[ExecutionStatus] = () if status is None else (status,)
         notes, fresh = WorkerNotes(), 0
         found = (
-            self._reader.documents(record, statuses, inputs=payloads, after=behind)
+            self._reader.documents(record, statuses, inputs=payloads, after=behind, size=size)
             if fingerprint is None
-            else self._reader.documents_of_group(record, fingerprint, inputs=payloads, after=behind)
+            else self._reader.documents_of_group(record, fingerprint, inputs=payloads, after=behind, size=size)
         )
         async with aclosing(found) as documents:
             async for document in documents:

@@ -196,6 +196,7 @@ class BatchReader:
         *,
         inputs: bool,
         after: int = RESOLVER_POSITION,
+        size: int = PAGE,
     ) -> AsyncGenerator[DocumentRecord, None]:
         """Read a batch's documents in submission order, a page in memory at a time.
 
@@ -204,13 +205,14 @@ class BatchReader:
             statuses: Only documents with one of these (as `status_of` tells it); none: all.
             inputs: Read the documents themselves, too.
             after: Only documents behind this position.
+            size: The documents of a page.
         """
         wanted = statuses_to_read(statuses, ended=record.ended)
         if wanted is None:
             return
 
-        load = partial(stored_page, self._store, record.batch_id, wanted, PAGE, inputs)
-        async with aclosing(self._paged(record, load, after)) as documents:
+        load = partial(stored_page, self._store, record.batch_id, wanted, size, inputs)
+        async with aclosing(self._paged(record, load, after, size)) as documents:
             async for document in documents:
                 yield document
 
@@ -218,10 +220,11 @@ class BatchReader:
         self,
         record: BatchRecord,
         load: Callable[[int], Awaitable[Sequence[DocumentRecord]]],
-        after: int = RESOLVER_POSITION,
+        after: int,
+        size: int,
     ) -> AsyncGenerator[DocumentRecord, None]:
         pages = document_pages(
-            lambda position: self._through_outages(lambda: load(position), record.batch_id), PAGE, after
+            lambda position: self._through_outages(lambda: load(position), record.batch_id), size, after
         )
         async with aclosing(pages):
             async for page in pages:
@@ -231,7 +234,13 @@ class BatchReader:
                 self.check_running()
 
     async def documents_of_group(
-        self, record: BatchRecord, fingerprint: str, *, inputs: bool, after: int = RESOLVER_POSITION
+        self,
+        record: BatchRecord,
+        fingerprint: str,
+        *,
+        inputs: bool,
+        after: int = RESOLVER_POSITION,
+        size: int = PAGE,
     ) -> AsyncGenerator[DocumentRecord, None]:
         """Read the failed documents with this fingerprint, in submission order, a page in memory at a time.
 
@@ -244,7 +253,7 @@ class BatchReader:
             or not isinstance(store, FindsFailures)
             or sum(group.documents for group in counted.groups) != counted.failed
         ):
-            async with aclosing(self.documents(record, ["failed"], inputs=inputs, after=after)) as documents:
+            async with aclosing(self.documents(record, ["failed"], inputs=inputs, after=after, size=size)) as documents:
                 async for document in documents:
                     failure = failure_of(document)
                     if fingerprint_of(failure.error_type, failure.activity, failure.error) == fingerprint:
@@ -252,9 +261,9 @@ class BatchReader:
             return
 
         async def load(behind: int) -> Sequence[DocumentRecord]:
-            return await store.failed_documents(record.batch_id, fingerprint, after=behind, limit=PAGE, inputs=inputs)
+            return await store.failed_documents(record.batch_id, fingerprint, after=behind, limit=size, inputs=inputs)
 
-        async with aclosing(self._paged(record, load, after)) as documents:
+        async with aclosing(self._paged(record, load, after, size)) as documents:
             async for document in documents:
                 yield document
 

@@ -138,12 +138,14 @@ class Api:
         if fingerprint is not None and status not in (None, "failed"):
             raise _bad("only failed documents have a fingerprint")
         limit = _number(request, "limit", ON_A_PAGE, least=1, most=MOST_ON_A_PAGE)
-        listed = self._batches.documents(
+        listed = self._batches.documents_in_pages(
             batch_id,
             fingerprint=fingerprint,
             status=cast("ExecutionStatus | None", status),
             payloads=payloads == "true",
             after=_number(request, "after", -1, least=-1),
+            # One more than is shown tells whether there are more.
+            size=limit + 1,
         )
         shown, has_more = await _first(listed, limit)
         more = shown[-1].position if has_more else None
