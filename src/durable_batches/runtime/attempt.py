@@ -50,7 +50,7 @@ from durable_batches.runtime.elsewhere import CallLostError
 from durable_batches.runtime.identity import Identities
 from durable_batches.runtime.overloads import PATIENCE_SECONDS
 from durable_batches.runtime.resources import Resources
-from durable_batches.runtime.rest import Rest
+from durable_batches.runtime.rest import Loan, Rest
 from durable_batches.runtime.tracebacks import own_attribute, set_context, trim
 from durable_batches.tasks import is_closed_by, running_loop
 
@@ -58,10 +58,6 @@ __all__ = ["Attempt"]
 
 _STOPS: Final[Mapping[StopReason, int]] = {"paused": 0, "shutdown": 1, "quota": 2, "crash": 2, "ended": 3, "fenced": 3}
 """Which reason stands where an attempt is stopped for several: the greatest, and of equals the first."""
-
-
-def _goes_on() -> None:
-    """End a wait in which no slot was lent."""
 
 
 class Attempt:
@@ -366,10 +362,9 @@ class Attempt:
         """Whether its slot is lent."""
         return self._rest is not None and self._rest.lent
 
-    def lends(self) -> Callable[[], None]:
+    def lends(self) -> Loan:
         """See `WorkflowScope`."""
-        rest = self._resting()
-        return _goes_on if rest is None else rest.lend()
+        return Loan(self._resting())
 
     def _resting(self) -> Rest | None:
         if self._ended or self._task is None or self._task.get_loop() is not running_loop():

@@ -30,7 +30,7 @@ from durable_batches.runtime.limited import Holding
 from durable_batches.runtime.limits import Limiter, Permit, no_limiter, no_limiter_named
 from durable_batches.runtime.middleware import nested
 from durable_batches.runtime.resources import ActivityReport, Resources
-from durable_batches.runtime.rest import LEAST_SECONDS
+from durable_batches.runtime.rest import LEAST_SECONDS, Loan
 
 __all__ = ["Call", "RunningCall"]
 
@@ -352,22 +352,34 @@ class Call:
         finally:
             self._waiting = False
 
-    @contextmanager
-    def waiting_for_permit(self, limiter: str) -> Generator[None]:
-        """See `MiddlewareCall`. After half a minute, the execution lends its slot, and has it back with the permit."""
-        lent: list[Callable[[], None]] = []
-        timer = self.clock.call_later(LEAST_SECONDS, lambda: lent.append(self._scope.lends()))
-        self._waiting, self._waits_for = True, limiter
+    async def take_permit(self, holding: Holding) -> None:
+        """See `MiddlewareCall`. After half a minute, the execution lends its slot; the permit is used with a slot."""
+        loan: Loan | None = None
+
+        def lend() -> None:
+            nonlocal loan
+            loan = self._scope.lends()
+
+        timer = self.clock.call_later(LEAST_SECONDS, lend)
+        self._waiting, self._waits_for = True, self.limiter.name
         self._scope.waits_for_permit(1)
         try:
-            yield
+            while True:
+                await holding.take()
+                if loan is None or loan.end_if_open():
+                    return
+                # Others have all slots, and a permit is for a call that begins now.
+                await holding.give_back()
+                await loan.end()
+                timer.cancel()
+                loan, timer = None, self.clock.call_later(LEAST_SECONDS, lend)
         finally:
             timer.cancel()
+            if loan is not None:
+                loan.end_at_once()
             self._waiting, self._waits_for = False, None
             self._scope.waits_for_permit(-1)
             self.started = self._resources.moment
-            for end in lent:
-                end()
 
     def waiting_for_batch(self) -> AbstractAsyncContextManager[None]:
         """See `durable_batches.runtime.context.waiting_for_batch`."""

@@ -16,6 +16,7 @@ from durable_batches.runtime.dependencies import Dependencies
 
 if TYPE_CHECKING:
     from durable_batches.runtime.bound_call import BoundCall
+    from durable_batches.runtime.rest import Loan
 
 __all__ = [
     "ActivityContext",
@@ -131,7 +132,7 @@ class WorkflowScope(Protocol):
         """Move the document to a stage."""
         ...
 
-    def lends(self) -> Callable[[], None]:
+    def lends(self) -> Loan:
         """See `Rest.lend`."""
         ...
 

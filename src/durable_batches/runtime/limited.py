@@ -120,8 +120,7 @@ class Limited:
         holding = call.holding = Holding(limiter, self._tokens(call))
         try:
             while True:
-                with call.waiting_for_permit(limiter.name):
-                    await holding.take()
+                await call.take_permit(holding)
                 try:
                     value = await call_next()
                 except NotBegun:

@@ -11,7 +11,6 @@ Provisional: a worker's resources carry it, and no public argument sets it yet.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -53,8 +52,8 @@ class MiddlewareCall(ActivityContext, Protocol):
     holding: Holding | None
     """The permit of its present attempt; None: its activity has no limiter."""
 
-    def waiting_for_permit(self, limiter: str) -> AbstractContextManager[None]:
-        """Within the block, the call waits for a permit of this limiter."""
+    async def take_permit(self, holding: Holding) -> None:
+        """Wait for the permit of its present attempt, while it holds nothing that others need."""
         ...
 
 

@@ -80,6 +80,10 @@ class Slots(Protocol):
         """Wait until a slot is open in place of the one that was lent, and take it."""
         ...
 
+    def take_open(self) -> bool:
+        """Take a slot back in place of the one that was lent, if one is open that none waits for; return whether."""
+        ...
+
     def keep(self) -> None:
         """Take a slot back at once, in place of the one that was lent, whether or not one is open."""
         ...
@@ -93,6 +97,9 @@ class _NoSlots:
 
     async def take_back(self) -> None:
         pass
+
+    def take_open(self) -> bool:
+        return True
 
     def keep(self) -> None:
         pass

@@ -9,7 +9,7 @@ from typing import Final
 
 from durable_batches.runtime.resources import Slots
 
-__all__ = ["LEAST_SECONDS", "Rest"]
+__all__ = ["LEAST_SECONDS", "Loan", "Rest"]
 
 LEAST_SECONDS: Final = 30.0
 """Of a wait for a retry; for a shorter one no slot is lent."""
@@ -44,7 +44,7 @@ class Rest:
             is_call: Whether that is one of its activity calls.
             for_batch: Whether it waits for a batch, which may need the slot: then it is lent in any case.
         """
-        self._begin(is_call=is_call, for_batch=for_batch)
+        self.begin(is_call=is_call, for_batch=for_batch)
         try:
             self.look()
             yield
@@ -54,25 +54,10 @@ class Rest:
             self.end_at_once()
             raise
         finally:
-            self._begin(is_call=is_call, for_batch=for_batch, by=-1)
+            self.begin(is_call=is_call, for_batch=for_batch, by=-1)
 
-    def lend(self) -> Callable[[], None]:
-        """Begin to wait, with one of its calls; return what ends the wait, and has its slot again at once.
-
-        For what must not wait for a slot afterwards: a permit is for a call that begins now.
-        """
-        self._begin(is_call=True, for_batch=False)
-        self.look()
-
-        def end() -> None:
-            self._begin(is_call=True, for_batch=False, by=-1)
-            if self._back is None:
-                # Otherwise another part of it is having it back.
-                self.end_at_once()
-
-        return end
-
-    def _begin(self, *, is_call: bool, for_batch: bool, by: int = 1) -> None:
+    def begin(self, *, is_call: bool, for_batch: bool, by: int = 1) -> None:
+        """Count one part more that waits, or one less."""
         self.waits += by
         self._calls += by * is_call
         self._unlimited += by * for_batch
@@ -97,8 +82,54 @@ class Rest:
                 self._back.set_result(None)
                 self._back = None
 
+    def take_open(self) -> bool:
+        """Have its slot again if one is open; return whether it has it."""
+        if self.lent and self._back is None and self._slots.take_open():
+            self.lent = False
+        return not self.lent
+
     def end_at_once(self) -> None:
-        """Have its slot again, also where another execution has it."""
-        if self.lent:
+        """Have its slot again, also where another execution has it; unless another part of it is having it back."""
+        if self.lent and self._back is None:
             self.lent = False
             self._slots.keep()
+
+
+class Loan:
+    """A wait of one call of an execution, which lends its slot meanwhile if nothing else of it runs.
+
+    Args:
+        rest: Of the execution; None: it has no slot.
+    """
+
+    __slots__ = ("_rest",)
+
+    def __init__(self, rest: Rest | None) -> None:
+        self._rest = rest
+        """None: it has ended."""
+        if rest is not None:
+            rest.begin(is_call=True, for_batch=False)
+            rest.look()
+
+    def end_if_open(self) -> bool:
+        """End it if the execution has its slot, or one is open; return whether it has ended."""
+        if self._rest is not None and self._rest.take_open():
+            self._end(self._rest)
+        return self._rest is None
+
+    async def end(self) -> None:
+        """End it once the execution has its slot again."""
+        if self._rest is not None:
+            await self._rest.end()
+            self._end(self._rest)
+
+    def end_at_once(self) -> None:
+        """End it, with or without an open slot."""
+        rest = self._rest
+        if rest is not None:
+            self._end(rest)
+            rest.end_at_once()
+
+    def _end(self, rest: Rest) -> None:
+        self._rest = None
+        rest.begin(is_call=True, for_batch=False, by=-1)

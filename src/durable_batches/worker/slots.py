@@ -73,6 +73,13 @@ class OpenSlots:
             self._wake()
         return True
 
+    def take_open(self) -> bool:
+        """See `Slots.take_open`."""
+        if self._wanted or not self._is_any_open:
+            return False
+        self._has_back()
+        return True
+
     def keep(self) -> None:
         """See `Slots.keep`."""
         self._has_back()
