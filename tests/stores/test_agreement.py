@@ -102,6 +102,8 @@ requests = st.builds(
     metadata=st.sampled_from(
         [{}, {}, {}, {"customer": "ä"}, {"customer": "b"}, {"team": ZERO}, {"customer": "ä", "team": ZERO}]
     ),
+    # Ids of batches that there may be: other text than that of an id comes to no store.
+    without=st.sampled_from([frozenset[BatchId](), frozenset({BatchId("ä"), BatchId("unknown")})]),
 )
 
 
