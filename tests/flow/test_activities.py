@@ -410,8 +410,8 @@ async def test_a_batch_few_of_whose_documents_wait_is_not_held_up_by_another_one
         assert (await env.finished(waiting)).counts.succeeded == 40
 
 
-async def test_with_its_permit_a_document_has_its_slot_at_once() -> None:
-    """A permit is for a call that begins now: it must not wait for a slot while it is held."""
+async def test_a_document_whose_slot_others_have_waits_for_one_without_its_permit() -> None:
+    """A permit is for a call that begins now; and no more documents run than there are slots."""
     limiter = CentralRateLimiter()
     limiter.force("open")
 
@@ -434,11 +434,14 @@ async def test_with_its_permit_a_document_has_its_slot_at_once() -> None:
         assert (await env.batches.snapshot(others)).counts.running == 1
         limiter.force("auto")
         started = env.clock.boot()
+        await env.advance(30 * SECOND)
+        assert limiter.metrics().in_flight == 0
+        # Its slot is the next one that is open.
         await env.finished(first)
-        assert env.clock.boot() - started == pytest.approx(100)
+        assert env.clock.boot() - started == pytest.approx(190)
         # And no slot has been lost or made.
         assert (await env.finished(others)).counts.succeeded == 3
-        assert env.clock.boot() - started == pytest.approx(300)
+        assert env.clock.boot() - started == pytest.approx(390)
 
 
 async def test_a_document_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:

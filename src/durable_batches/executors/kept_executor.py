@@ -271,7 +271,19 @@ def _end(executor: Executor) -> bool:
     children = list(processes.values())
     accepted = inspect.signature(executor.shutdown).parameters
     options: dict[str, Any] = {"cancel_futures": True} if "cancel_futures" in accepted else {}
-    executor.shutdown(wait=False, **options)
+    failed: list[Exception] = []
+
+    def shut_down() -> None:
+        try:
+            executor.shutdown(wait=bool(children), **options)
+        except Exception as error:  # noqa: BLE001  (of others)
+            failed.append(error)
+
+    # A pool that is not waited for forgets its processes at once, also where its own thread is replacing one of them.
+    ending = threading.Thread(target=shut_down, name="durable-batches-end", daemon=True)
+    ending.start()
+    while ending.is_alive() and not getattr(executor, "_shutdown_thread", bool(children)):
+        ending.join(0.001)
     are_killed = bool(children)
     for child in children:
         try:
@@ -281,6 +293,9 @@ def _end(executor: Executor) -> bool:
     for child in children:
         with suppress(Exception):
             child.join(_JOIN_SECONDS)
+    ending.join(_JOIN_SECONDS)
+    if failed:
+        raise failed[0]
     return are_killed
 
 
