@@ -36,6 +36,9 @@ _FOLDERS: Final = {
 }
 """The lane of all tests in a folder, but for those that say another."""
 
+_SECOND_LANES: Final = {"tests/wheel": "matrix"}
+"""Another lane of the same tests, which their text does not name: they run once for each environment that is there."""
+
 _ON_POSTGRES: Final = frozenset(
     {"postgres_server", "postgres_dsn", "postgres_schema", "migrated_schemas", "migrated_schema"}
 )
@@ -78,7 +81,8 @@ def may_hold(path: Path, lane: str, root: Path) -> bool:
     """
     if lane == "unit":
         return True
-    folders = [found for folder, found in _FOLDERS.items() if path.is_relative_to(root / folder)]
+    named = (*_FOLDERS.items(), *_SECOND_LANES.items())
+    folders = [found for folder, found in named if path.is_relative_to(root / folder)]
     if lane in folders:
         return True
     text = path.read_text(encoding="utf-8")

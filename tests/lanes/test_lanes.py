@@ -49,6 +49,16 @@ def test_each_lane_looks_into_the_files_with_its_tests(request: pytest.FixtureRe
     assert not missed
 
 
+def test_each_lane_looks_into_the_folder_that_it_is_told() -> None:
+    """Also where its tests come to be only with what it prepares: none of those of `matrix` were found."""
+    told = {
+        lane: found[1] for lane in LANES if (found := re.search(r"\(PYTEST\) -m [^\n]* (tests/\w+)$", rule(lane), re.M))
+    }
+    assert told["matrix"] == told["wheel"]
+    for lane, folder in told.items():
+        assert any(may_hold(path, lane, ROOT) for path in (ROOT / folder).glob("test_*.py")), lane
+
+
 def test_make_test_runs_all_but_what_takes_too_long() -> None:
     assert set(lanes_of("test")) == {*LANES, "lint"} - {"matrix", "soak"}
     assert set(lanes_of("all-lanes")) == {*LANES, "lint"}
