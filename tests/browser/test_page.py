@@ -351,7 +351,7 @@ async def test_the_keyboard_reaches_everything(empty: Shop, tabs: Tabs) -> None:
 
 
 async def test_it_says_who_may_not_see_it(filled: Server, tabs: Tabs) -> None:
-    for token in ("wrong", ""):
+    for token in ("wrong", "", "a%zz", "ключ"):
         tab = await tabs.open(url_of(filled, LIST), DESKTOP, token=token)
         tab.allowed.append("401 (Unauthorized)")
         await expect(tab.page.get_by_role("alert")).to_contain_text("Not signed in")

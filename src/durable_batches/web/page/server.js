@@ -21,6 +21,9 @@ export async function getJSON(url, options) {
   return response.json();
 }
 
+/** A token as a header can bear it: of any other, which the server does not have either, the server is to say so. */
+const bearable = (given) => (/^[\x20-\x7e\xa0-\xff]*$/.test(given) ? given : encodeURIComponent(given));
+
 function take(given) {
   token = given;
   sessionStorage.setItem(KEY, given);
@@ -28,7 +31,8 @@ function take(given) {
 }
 
 /** Take a token that the user gives, and have other tabs that lack one take it, too. */
-export function signIn(given) {
+export function signIn(typed) {
+  const given = bearable(typed);
   refused.delete(given);
   take(given);
   channel.postMessage({ token, signedIn: true });
@@ -75,10 +79,20 @@ export async function signedIn() {
 
 function look() {
   if (!location.hash.startsWith("#token=")) return;
-  const given = decodeURIComponent(location.hash.slice(7));
+  const written = location.hash.slice(7);
   history.replaceState(null, "", location.pathname + location.search);
-  signIn(given);
+  signIn(decoded(written));
 }
+
+/** What a part of an address stands for; one that stands for nothing is left as it is. */
+function decoded(written) {
+  try {
+    return decodeURIComponent(written);
+  } catch {
+    return written;
+  }
+}
+
 look();
 // Of an address that is opened where the page is already.
 addEventListener("hashchange", look);
