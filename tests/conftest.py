@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from shutil import copy2
@@ -150,6 +150,15 @@ def _unwatched() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(exit_watch._watch, "begin", _leave_unwatched)
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    """Have nobody listen to the signals of later tests: an application without a lifespan would go on."""
+    result = yield
+    for listener in list(stop_signals._switchboard._listeners):
+        listener.leave()
+    return result
 
 
 @pytest.fixture
