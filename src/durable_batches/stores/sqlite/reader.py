@@ -278,13 +278,12 @@ async def _fetched(opened: _Open, statement: str, values: Sequence[object] | Map
 
 async def _answered_all(opened: _Open) -> None:
     """Wait until the thread has answered all that it was asked; a cancellation that arrives meanwhile says no more."""
-    answered = False
-    while opened.answers and not answered:
-        asking = asyncio.ensure_future(opened.connection.execute_fetchall("SELECT 1"))
-        # Its own task may be cancelled as well, by what cancels all.
-        with suppress(asyncio.CancelledError, sqlite3.Error, ValueError):
-            await completed(asking)
-        answered = not asking.cancelled()
+    while opened.answers:
+        # In no task of its own, which what cancels all would cancel as well.
+        with suppress(asyncio.CancelledError):
+            with suppress(sqlite3.Error, ValueError):
+                await opened.connection.execute_fetchall("SELECT 1")
+            return
 
 
 async def _ended(connection: aiosqlite.Connection) -> None:
