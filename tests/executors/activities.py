@@ -69,7 +69,7 @@ def fail(text: str) -> None:
 
 @durable_activity(run_on="cpu", retry=TWICE)
 async def cancel_own_work() -> None:
-    work = asyncio.ensure_future(asyncio.sleep(3600))
+    work = asyncio.ensure_future(asyncio.Event().wait())
     asyncio.get_running_loop().call_soon(work.cancel)
     await work
 

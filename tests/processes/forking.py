@@ -52,7 +52,7 @@ def forked(way: Way) -> int:
 async def forks(way: Way) -> int:
     code = forked(way)
     if way == "awaits" and code == -1:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
     return code
 
 

@@ -10,7 +10,7 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import nullcontext, suppress
 from typing import Any, Final, TypeAlias, cast
@@ -260,15 +260,20 @@ class _Making:
 
 def _starts_processes(executor: Executor) -> bool:
     """Whether the next call may have to wait for the start of a process, as in a pool that has not all of its own."""
+    processes = _processes_of(executor)
+    return processes is not None and len(processes) < slots_of(executor)
+
+
+def _processes_of(executor: Executor) -> Mapping[int, Any] | None:
+    """Return the processes of a pool, by their ids; None: it is no such pool, or was shut down."""
     processes: object = getattr(executor, "_processes", None)
-    return isinstance(processes, dict) and len(cast("dict[int, Any]", processes)) < slots_of(executor)
+    return cast("dict[int, Any]", processes) if isinstance(processes, dict) else None
 
 
 def _end(executor: Executor) -> bool:
     """End an executor without waiting for calls that hang in it; return whether it is known that none runs any more."""
     # Before the shutdown, which forgets them. They run nothing that anybody waits for.
-    processes = cast("dict[int, Any]", getattr(executor, "_processes", None) or {})
-    children = list(processes.values())
+    children = list((_processes_of(executor) or {}).values())
     accepted = inspect.signature(executor.shutdown).parameters
     options: dict[str, Any] = {"cancel_futures": True} if "cancel_futures" in accepted else {}
     failed: list[Exception] = []

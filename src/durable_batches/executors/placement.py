@@ -20,7 +20,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -32,7 +31,7 @@ from durable_batches.executors.remote import PROBE, run_call
 from durable_batches.lifecycle.failures import line_of
 from durable_batches.runtime.elsewhere import CallLostError
 from durable_batches.runtime.threads import Threads
-from durable_batches.tasks import wake
+from durable_batches.tasks import tell_loop, wake
 
 __all__ = ["Placement"]
 
@@ -277,8 +276,7 @@ class Placement:
         loop = asyncio.get_running_loop()
 
         def has_ended(_: Future[bytes]) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits for a place
-                loop.call_soon_threadsafe(self._free, future)
+            tell_loop(loop, self._free, future)
 
         future.add_done_callback(has_ended)
         if len(self._given_up) >= self._slots:

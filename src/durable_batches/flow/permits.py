@@ -7,7 +7,6 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -21,7 +20,7 @@ from durable_batches.flow.feedback import Answered, Feedback, feedback_of
 from durable_batches.options import check_duration, check_integer
 from durable_batches.runtime.context import current_classifier, current_clock
 from durable_batches.runtime.limits import NotBegun, Permit
-from durable_batches.tasks import running_loop
+from durable_batches.tasks import running_loop, tell_loop
 
 __all__ = ["PermitContext", "Permits"]
 
@@ -194,8 +193,7 @@ class Permits:
             return
         if running_loop() is not loop:
             # It was told on another thread, or by what a closed loop has left behind.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self.serve)
+            tell_loop(loop, self.serve)
             return
         now = self._clock.boot()
         with self.lock:

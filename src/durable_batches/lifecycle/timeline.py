@@ -79,7 +79,7 @@ class Timeline(Value):
 
 
 class TimelineFold:
-    """Counts the events of a batch, in order and each once, in bounded memory.
+    """Counts the events of a batch, in order and each once; it keeps an entry for each document that runs.
 
     Args:
         after: The event before the first one that will be added; 0: all will be.

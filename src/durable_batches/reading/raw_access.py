@@ -107,7 +107,7 @@ class RawAccess(BatchAccess[Stage]):
         after: int | None,
         size: int,
     ) -> AsyncGenerator[RawDocument, None]:
-        """Yield `documents`, with so many of them in memory at a time: their payloads may be large."""
+        """Yield `documents`, read in pages of `size` documents: their payloads may be large."""
         check_status(status)
         check_text("fingerprint", fingerprint, optional=True)
         check_flag("payloads", payloads)

@@ -361,23 +361,23 @@ class Call:
             loan = self._scope.lends()
 
         timer = self.clock.call_later(LEAST_SECONDS, lend)
-        self._waiting, self._waits_for = True, self.limiter.name
+        self._waits_for = self.limiter.name
         self._scope.waits_for_permit(1)
         try:
-            while True:
-                await holding.take()
-                if loan is None or loan.end_if_open():
-                    return
-                # Others have all slots, and a permit is for a call that begins now.
-                await holding.give_back()
-                await loan.end()
-                timer.cancel()
-                loan, timer = None, self.clock.call_later(LEAST_SECONDS, lend)
+            with self.waiting():
+                while True:
+                    await holding.take()
+                    if loan is None or loan.end_if_open():
+                        return
+                    # Others have all slots, and a permit is for a call that begins now.
+                    await holding.give_back()
+                    await loan.end()
+                    loan, timer = None, self.clock.call_later(LEAST_SECONDS, lend)
         finally:
             timer.cancel()
             if loan is not None:
                 loan.end_at_once()
-            self._waiting, self._waits_for = False, None
+            self._waits_for = None
             self._scope.waits_for_permit(-1)
             self.started = self._resources.moment
 

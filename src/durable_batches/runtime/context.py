@@ -133,7 +133,7 @@ class WorkflowScope(Protocol):
         ...
 
     def lends(self) -> Loan:
-        """See `Rest.lend`."""
+        """Begin to wait, with one of its calls; see `Loan`."""
         ...
 
     def waits_for_permit(self, calls: int) -> None:

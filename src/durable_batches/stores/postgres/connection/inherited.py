@@ -1,4 +1,4 @@
-"""Connections that a forked child has inherited: it lets go of them, and nothing is sent.
+"""Connections that a forked child has inherited: it releases them, and nothing is sent.
 
 The server ends a session, and releases its locks, once nobody holds the other end. Where a worker is killed, a child of
 its pool of processes would still hold it, for as long as the child lives: nobody could write what the worker was just
@@ -21,11 +21,11 @@ _connections: Final = WeakSet["Connection"]()
 
 
 def left_in_children(connection: Connection) -> None:
-    """Have children that are forked from now on let go of the connection."""
+    """Have children that are forked from now on release the connection."""
     _connections.add(connection)
 
 
-def _let_go() -> None:
+def _release() -> None:
     sockets = [number for each in list(_connections) if (number := _socket_of(each)) >= 0]
     if not sockets:
         return
@@ -46,4 +46,4 @@ def _socket_of(connection: Any) -> int:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_release)
