@@ -61,7 +61,7 @@ _PATIENCE: Final = 10.0
 """Seconds until a child stops although a transaction is open: its connection may be gone."""
 
 _OPERATIONS: Final = {
-    **{name: name for name in ("register", "expire", "leave", "create", "add", "commit", "control")},
+    **{name: name for name in ("register", "expire", "leave", "create", "add", "commit", "control", "take")},
     **dict.fromkeys(("beat", "renew"), "renew"),
     **dict.fromkeys(("open", "connect", "migrate"), "open"),
 }
@@ -273,7 +273,7 @@ def _signals(signals: Any) -> Iterator[tuple[str, Any]]:
             yield f"{group}.{name}", getattr(found, name)
 
 
-CALLS: Final = ("register", "expire", "leave", "create", "add", "commit", "control")
+CALLS: Final = ("register", "expire", "leave", "create", "add", "commit", "control", "take")
 """Methods of a store that write."""
 
 

@@ -11,6 +11,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -27,9 +28,28 @@ from durable_batches import (
     DuplicateDocumentError,
 )
 from durable_batches.lifecycle.commands import Cancel
+from durable_batches.lifecycle.records import SharedLimit, SharedSlot, SharedWrites
 
 CHUNK: Final = 500
 """Documents that a submission stores at once."""
+
+
+class Limited(Process):
+    """Takes twice of a limit that workers share, and goes on."""
+
+    async def work(self, batches: Batches) -> dict[str, object]:
+        store = batches.worker.store
+        # Wrapped: it has all methods of what it wraps.
+        take = getattr(store, "take")  # noqa: B009
+        for amount in (2, 1):
+            await take(self.job.batch_id, batches.worker.worker_id, partial(_writes, amount))
+        return await super().work(batches)
+
+
+def _writes(amount: int, limit: SharedLimit) -> SharedWrites[None]:
+    """Hold this much; what others held that are gone must have gone with them."""
+    assert sum(slot.amount for slot in limit.slots.values()) <= 2, limit
+    return SharedWrites(b"written", SharedSlot(amount), None)
 
 
 class Repetitive(Process):
@@ -253,6 +273,7 @@ class Hindered(Process):
 SCENARIOS: Final = {
     "hindered": Hindered,
     "work": Process,
+    "limited": Limited,
     "repetitive": Repetitive,
     "overruled": Overruled,
     "leaving": Leaving,

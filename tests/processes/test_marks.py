@@ -45,7 +45,7 @@ def calls(*names: str) -> list[str]:
     return [f"store.{name}: {side}" for name in names for side in ("called", "answered")]
 
 
-RELEASE: Final = ("UPDATE execution", "INSERT event", "UPDATE batch", "DELETE worker")
+RELEASE: Final = ("UPDATE execution", "INSERT event", "UPDATE batch", "DELETE worker", "DELETE shared_slot")
 REMOVED: Final = (
     *("execution", "document", "outcome", "activity", "signal", "wait"),
     *("event", "request", "failure", "job", "batch"),
@@ -131,7 +131,7 @@ SCENARIOS: Final = {
                 *("INSERT outcome", "DELETE activity"),
                 *("INSERT event", "UPDATE batch"),
             ),
-            *transaction("leave", "DELETE worker"),
+            *transaction("leave", "DELETE worker", "DELETE shared_slot"),
             *("journal: handed", "journal: taken"),
             *("split: begun", "split: returned", "relate: begun", "relate: returned"),
             *("stumble: begun", "stumble: returned", "add_up: begun", "add_up: returned", "add_up: returned#2"),
@@ -158,6 +158,15 @@ SCENARIOS: Final = {
         job={"scenario": "obstructed", "lock_timeout": 0.05},
         orphaned_at="expire: COMMIT applied",
         marks=["expire: ROLLBACK", *transaction("expire", "UPDATE worker SET dead")],
+    ),
+    "limited": Scenario(
+        job={"scenario": "limited"},
+        heir="limited",
+        marks=[
+            *calls("take"),
+            *transaction("take", "INSERT shared_limit", "INSERT shared_slot"),
+        ],
+        only={"postgres": ["take: UPDATE shared_limit", "take: UPDATE shared_slot"]},
     ),
     "repetitive": Scenario(
         job={"scenario": "repetitive"},
@@ -200,7 +209,7 @@ SCENARIOS: Final = {
         marks=[
             *("scheduler.finished", "journal: handed", "journal: taken", *calls("commit")),
             *("commit: UPDATE execution", "commit: INSERT event", "commit: UPDATE batch"),
-            *transaction("leave", "DELETE worker"),
+            *transaction("leave", "DELETE worker", "DELETE shared_slot"),
             "membership.deregistered",
         ],
     ),

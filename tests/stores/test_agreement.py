@@ -22,7 +22,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.postgres.databases import MigratedSchemas
 from tests.properties import modest
 
-from durable_batches import AbortAll, BatchConfig, BatchId, ContinueOnFailure, DurableBatchesError, RetryFailed
+from durable_batches import (
+    AbortAll,
+    BatchConfig,
+    BatchId,
+    ConfigurationError,
+    ContinueOnFailure,
+    DurableBatchesError,
+    RetryFailed,
+)
 from durable_batches.lifecycle.batch_core import Definition, new_batch
 from durable_batches.lifecycle.commands import Cancel, Command, Discard, PauseBatch, ResumeBatch, Seal, UpdateBatch
 from durable_batches.lifecycle.events import PauseScope
@@ -47,6 +55,9 @@ from durable_batches.lifecycle.records import (
     Committed,
     ExecutionRecord,
     NewDocument,
+    SharedLimit,
+    SharedSlot,
+    SharedWrites,
     WorkerId,
     WorkerRecord,
 )
@@ -56,6 +67,7 @@ from durable_batches.stores import (
     FindsFailures,
     MemoryStore,
     PostgresStore,
+    SharedLimits,
     SQLiteStore,
     Store,
 )
@@ -298,6 +310,30 @@ class Agreement(RuleBasedStateMachine):
                 heart.close()
 
         self.all(beat)
+
+    # ---- limits that workers share -----------------------------------------------------------------------------
+
+    @rule(
+        data=st.data(),
+        name=st.sampled_from(["ä", "b"]),
+        amount=st.integers(0, 3),
+        written=payloads,
+        fails=st.booleans(),
+    )
+    def take(self, data: st.DataObject, name: str, amount: int, written: bytes, fails: bool) -> None:
+        worker = data.draw(self.workers())
+
+        def plan(limit: SharedLimit) -> SharedWrites[object]:
+            if fails:
+                raise ConfigurationError("a mistake")
+            answer = limit.now, limit.data, sorted(limit.slots.items())
+            return SharedWrites(written, SharedSlot(amount, written), answer)
+
+        async def take(store: Store) -> object:
+            assert isinstance(store, SharedLimits)
+            return await store.take(name, worker, plan)
+
+        self.all(take)
 
     # ---- commits ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, NewType, Self, TypeAlias
+from typing import Final, Generic, Literal, NamedTuple, NewType, Self, TypeAlias, TypeVar
 
 from durable_batches.lifecycle.primitives import Value
 from durable_batches.lifecycle.states import BatchId, Counts
@@ -33,6 +33,9 @@ __all__ = [
     "NewDocument",
     "Refusal",
     "RequestRecord",
+    "SharedLimit",
+    "SharedSlot",
+    "SharedWrites",
     "SignalRecord",
     "WorkerId",
     "WorkerRecord",
@@ -40,6 +43,8 @@ __all__ = [
 ]
 
 WorkerId = NewType("WorkerId", str)
+
+T = TypeVar("T")
 
 Micros: TypeAlias = int
 """Microseconds: since the epoch for a moment, or of a duration."""
@@ -333,3 +338,32 @@ class WorkerRecord(NamedTuple):
     """The session that the same process had before this one."""
     generation: int = 0
     """The `GENERATION` of its library."""
+
+
+class SharedSlot(NamedTuple):
+    """What one worker has of a limit that workers share; it goes with the worker's row."""
+
+    amount: int
+    """Calls at once, 0 or more."""
+    data: bytes = b""
+    """Opaque to a store."""
+
+
+class SharedLimit(NamedTuple):
+    """A limit that workers share, at one moment."""
+
+    now: Micros
+    """By the clock that leases are measured on; after a reboot it may have gone back."""
+    data: bytes | None
+    """Opaque to a store; None: nothing was written yet."""
+    slots: Mapping[WorkerId, SharedSlot]
+    """Those of the workers that are registered: who asks, if it has one, and others."""
+
+
+class SharedWrites(NamedTuple, Generic[T]):
+    """What to write of a limit that workers share, and the answer to the worker that asked."""
+
+    data: bytes
+    slot: SharedSlot
+    """Of the worker that asked."""
+    answer: T

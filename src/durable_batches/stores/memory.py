@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 from durable_batches.clock import Clock, SystemClock
 from durable_batches.errors import (
@@ -58,6 +58,9 @@ from durable_batches.lifecycle.records import (
     Micros,
     NewDocument,
     RequestRecord,
+    SharedLimit,
+    SharedSlot,
+    SharedWrites,
     WorkerId,
     WorkerRecord,
 )
@@ -68,6 +71,8 @@ from durable_batches.stores.protocol import LEVEL, BatchQuery, Capabilities, Cou
 from durable_batches.tasks import wake
 
 __all__ = ["MemoryStore"]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -86,6 +91,12 @@ class _Batch:
     due: Sequence[list[tuple[Micros, int]]] = field(default_factory=lambda: ([], [], []))
     """For each range of `claim_order`, a heap of the due times of its executions, with their positions. An entry that
     its execution no longer has is passed over."""
+
+
+@dataclass
+class _Limit:
+    data: bytes
+    slots: dict[WorkerId, SharedSlot] = field(default_factory=dict[WorkerId, SharedSlot])
 
 
 @dataclass
@@ -110,6 +121,7 @@ class MemoryStore:
         self._clock: Final[Clock] = SystemClock() if clock is None else clock
         self._batches: dict[BatchId, _Batch] = {}
         self._workers: dict[WorkerId, _Worker] = {}
+        self._limits: dict[str, _Limit] = {}
         self._created = 0
         self._lock = threading.RLock()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -197,6 +209,8 @@ class MemoryStore:
             row = self._workers.get(worker_id)
             if row is not None:
                 row.alive = False
+            for limit in self._limits.values():
+                limit.slots.pop(worker_id, None)
         owned = [
             (batch_id, position)
             for batch_id, batch in self._batches.items()
@@ -215,6 +229,21 @@ class MemoryStore:
             for row in self._workers.values()
             if row.alive
         ]
+
+    async def take(self, name: str, worker: WorkerId, plan: Callable[[SharedLimit], SharedWrites[T]]) -> T:
+        """See `SharedLimits.take`."""
+        with self._lock:
+            row = self._workers.get(worker)
+            if row is None or not row.alive:
+                raise WorkerFencedError(worker)
+            limit = self._limits.get(name)
+            now = int(self._clock.boot() * 1_000_000)
+            slots = {} if limit is None else dict(limit.slots)
+            writes = plan(SharedLimit(now, None if limit is None else limit.data, slots))
+            limit = self._limits.setdefault(name, _Limit(b""))
+            limit.data = writes.data
+            limit.slots[worker] = writes.slot
+            return writes.answer
 
     # ---- loading ---------------------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ protocol has been implemented over a file, a server and plain memory, and is kep
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.commands import Command
@@ -31,6 +31,8 @@ from durable_batches.lifecycle.records import (
     FailureRecord,
     Micros,
     NewDocument,
+    SharedLimit,
+    SharedWrites,
     WorkerId,
     WorkerRecord,
 )
@@ -55,11 +57,14 @@ __all__ = [
     "Lease",
     "Loading",
     "NotedHeart",
+    "SharedLimits",
     "Store",
     "SyncHostTransactions",
     "WaitsForClaims",
     "check_store",
 ]
+
+T = TypeVar("T")
 
 LEVEL: Final = 2
 """The `Capabilities.level` of the library's own stores."""
@@ -352,6 +357,29 @@ class WaitsForClaims(Protocol):
 
         A hint, like `Store.wait`. Of the request counts what `takes_from` looks at: `workflows`, `batches`, `metadata`,
         `without`.
+        """
+        ...
+
+
+@runtime_checkable
+class SharedLimits(Protocol):
+    """Implemented by a store that keeps limits which all its workers share; without it, no limiter can be shared."""
+
+    async def take(self, name: str, worker: WorkerId, plan: Callable[[SharedLimit], SharedWrites[T]]) -> T:
+        """Load a limit, and write what the plan says, in one transaction; return the plan's answer.
+
+        Takes of one name are made one after the other: lock it, load what the last one has written and the slots of
+        registered workers, ask the plan, write. Takes of other names, and all other writes, need not wait for it.
+
+        Args:
+            name: The limit's; one that nobody has written yet has no data and no slots.
+            worker: Who asks.
+            plan: Says what to write. Pure and quick, and called on any thread; an error of it is raised, and nothing is
+                written.
+
+        Raises:
+            WorkerFencedError: The worker is not registered. Nothing is written.
+            CommitUnknownError: It may have been written, or not.
         """
         ...
 

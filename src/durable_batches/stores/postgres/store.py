@@ -27,12 +27,14 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
     Micros,
     NewDocument,
+    SharedLimit,
+    SharedWrites,
     WorkerId,
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_clock, check_duration
-from durable_batches.stores.postgres import host, load, queries
+from durable_batches.stores.postgres import host, load, queries, shared
 from durable_batches.stores.postgres.commit.commit import Commits
 from durable_batches.stores.postgres.connection.database import Database
 from durable_batches.stores.postgres.connection.pool import Pool
@@ -229,6 +231,19 @@ class PostgresStore:
             return await self._write(self._workers.leave, worker)
         finally:
             self._timeouts.deregister(worker)
+
+    async def take(self, name: str, worker: WorkerId, plan: Callable[[SharedLimit], SharedWrites[T]]) -> T:
+        """See `SharedLimits.take`.
+
+        Raises:
+            StoreLockedError: Others have kept the limit locked; nothing was written.
+        """
+
+        async def work(session: Session) -> T:
+            async with transaction(session, self._database.where, self._timeouts.begin(session)):
+                return await shared.take(session, self._server_clock, name, worker, plan)
+
+        return await self._write(work)
 
     # ---- loading ---------------------------------------------------------------------------------------------
 

@@ -281,6 +281,7 @@ class Workers:
             blameless=blameless,
         )
         await apply(session, locked, writes)
+        await session.fetch("DELETE FROM {s}.shared_slot WHERE worker = ANY($1::text[])", list(gone))
         if len(reachable) == len(owned):
             await session.fetch("DELETE FROM {s}.worker WHERE worker_id = ANY($1::text[])", list(gone))
         else:

@@ -28,6 +28,8 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
     Micros,
     NewDocument,
+    SharedLimit,
+    SharedWrites,
     WorkerId,
     WorkerRecord,
 )
@@ -45,7 +47,7 @@ from durable_batches.stores.protocol import (
     Inspection,
     Loading,
 )
-from durable_batches.stores.sqlite import claims, host, load, reads, workers
+from durable_batches.stores.sqlite import claims, host, load, reads, shared, workers
 from durable_batches.stores.sqlite.commit import Commits
 from durable_batches.stores.sqlite.connection import migrate, transaction
 from durable_batches.stores.sqlite.engine import EngineSettings, path_of, settings_of
@@ -226,6 +228,15 @@ class SQLiteStore:
             with self._transaction(connection):
                 self._commits.forget([worker])
                 return workers.release(connection, self._clock.now(), [worker], "shutdown")
+
+        return await self._write(work)
+
+    async def take(self, name: str, worker: WorkerId, plan: Callable[[SharedLimit], SharedWrites[T]]) -> T:
+        """See `SharedLimits.take`."""
+
+        def work(connection: sqlite3.Connection) -> T:
+            with self._transaction(connection):
+                return shared.take(connection, self._boot(), self._clock.now(), name, worker, plan)
 
         return await self._write(work)
 

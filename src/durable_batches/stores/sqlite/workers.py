@@ -100,9 +100,13 @@ def release(
     departure: Departure,
     blameless: Collection[WorkerId] = (),
 ) -> Sequence[EventRecord]:
-    """Delete the workers' rows, and release the executions that they own; `blameless`: see `plan_release`."""
+    """Delete the workers' rows and what they hold of shared limits, and release the executions that they own.
+
+    `blameless`: see `plan_release`.
+    """
     ids = json.dumps(sorted(workers))
     connection.execute("DELETE FROM worker WHERE worker_id IN (SELECT value FROM json_each(?))", (ids,))
+    connection.execute("DELETE FROM shared_slot WHERE worker IN (SELECT value FROM json_each(?))", (ids,))
     keys, loaded = load_executions(connection, now, _owned_by(connection, ids))
     writes = plan_release(loaded, workers, departure, level=LEVEL, blameless=blameless)
     apply(connection, keys, writes)

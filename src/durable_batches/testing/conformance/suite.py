@@ -27,6 +27,7 @@ from durable_batches.testing.conformance.facts import FactsConformance
 from durable_batches.testing.conformance.failures import FailuresConformance
 from durable_batches.testing.conformance.inspecting import InspectingConformance
 from durable_batches.testing.conformance.levels import LevelsConformance
+from durable_batches.testing.conformance.limits import LimitsConformance
 from durable_batches.testing.conformance.loading import LoadingConformance
 from durable_batches.testing.conformance.pauses import PausesConformance
 from durable_batches.testing.conformance.reading import ReadingConformance, WaitingConformance
@@ -50,6 +51,7 @@ class StoreConformance(
     AttachingConformance,
     InspectingConformance,
     FailuresConformance,
+    LimitsConformance,
 ):
     """Test a store: subclass this in a test module, under a name that pytest collects, and override `make_store`.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final, TypeVar
 
-from durable_batches.errors import WorkerFencedError
+from durable_batches.errors import ConfigurationError, WorkerFencedError
 from durable_batches.lifecycle.commands import Command, Seal
 from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import (
@@ -21,11 +21,21 @@ from durable_batches.lifecycle.records import (
     ExecutionStatus,
     Micros,
     NewDocument,
+    SharedLimit,
+    SharedWrites,
     WorkerId,
     WorkerRecord,
 )
 from durable_batches.lifecycle.states import BatchId
-from durable_batches.stores.protocol import BatchQuery, Capabilities, Expired, Heart, Store, WaitsForClaims
+from durable_batches.stores.protocol import (
+    BatchQuery,
+    Capabilities,
+    Expired,
+    Heart,
+    SharedLimits,
+    Store,
+    WaitsForClaims,
+)
 
 __all__ = ["CrashableStore"]
 
@@ -199,6 +209,13 @@ class CrashableStore:
     async def events(self, batch_id: BatchId, *, after: int, limit: int) -> Sequence[EventRecord]:
         """See `Store.events`."""
         return await self._read(lambda: self.inner.events(batch_id, after=after, limit=limit))
+
+    async def take(self, name: str, worker: WorkerId, plan: Callable[[SharedLimit], SharedWrites[T]]) -> T:
+        """See `SharedLimits.take`."""
+        inner = self.inner
+        if not isinstance(inner, SharedLimits):
+            raise ConfigurationError(f"{type(inner).__name__} keeps no limits that workers share")
+        return await self._write("take", lambda: inner.take(name, worker, plan), worker)
 
     async def wait(self, seen: Mapping[BatchId, int], *, work: Collection[tuple[str, str]], timeout: Micros) -> None:
         """See `Store.wait`."""
