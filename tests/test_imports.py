@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import griffe
 import pytest
+from tests.imported import Imported
 from tests.support import unmeasured
 
 import durable_batches
@@ -28,18 +29,19 @@ OPTIONAL = set(
 """What nobody shall have to wait for, or to install, who does not use it."""
 
 
-def run(
-    program: str, folder: Path, *options: str, measured: bool = True, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """A program in a process of its own, in which nothing else has been imported.
+@pytest.fixture(scope="module")
+def imported() -> Iterator[Imported]:
+    """A process that has imported the package, and nothing else."""
+    with Imported(ROOT / "src", "-W", "error") as process:
+        yield process
 
-    Not `measured` for coverage, if that would show: it brings modules along, sqlite3 for one.
-    """
-    inherited = os.environ if measured else unmeasured()
+
+def run(program: str, folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program in an interpreter of its own, in which nothing has been imported."""
     return subprocess.run(
         [sys.executable, *options, "-c", program],
         cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT / "src"), **environment},
+        env={**unmeasured(), "PYTHONPATH": str(ROOT / "src"), **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -70,9 +72,8 @@ def run(
     ],
 )
 @pytest.mark.processes
-def test_only_what_is_used_is_imported(statement: str, brings: set[str], tmp_path: Path) -> None:
-    program = f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))"
-    ran = run(program, tmp_path, "-W", "error", measured=False)
+def test_only_what_is_used_is_imported(statement: str, brings: set[str], imported: Imported, tmp_path: Path) -> None:
+    ran = imported.run(f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))", tmp_path)
     assert ran.returncode == 0, ran.stderr
     imported = {name.partition(".")[0] for name in json.loads(ran.stdout)}
     assert "durable_batches" in imported
@@ -80,13 +81,13 @@ def test_only_what_is_used_is_imported(statement: str, brings: set[str], tmp_pat
 
 
 @pytest.mark.processes
-def test_what_scripts_need_is_imported_for_scripts_only(tmp_path: Path) -> None:
+def test_what_scripts_need_is_imported_for_scripts_only(imported: Imported, tmp_path: Path) -> None:
     program = (
         "import sys, durable_batches\n"
         "print([name for name in sys.modules if name.startswith(('durable_batches.script', 'durable_batches.ter'))])\n"
         "print(durable_batches.run_batch.__module__)"
     )
-    ran = run(program, tmp_path, "-W", "error", measured=False)
+    ran = imported.run(program, tmp_path)
     assert ran.stdout.splitlines() == ["[]", "durable_batches.script.runner"], ran.stderr
 
 
@@ -108,11 +109,11 @@ print(perf_counter() - began)
 """
 
 
-@pytest.mark.processes
+@pytest.mark.soak  # four interpreters, one of which compiles everything, for a number that nothing is asserted of
 def test_the_time_that_it_adds_to_importing_pydantic_is_shown(tmp_path: Path) -> None:
     # Shown (pytest -rP) and not asserted: it is the machine's as much as the library's.
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    times = [float(run(TIMED, tmp_path, measured=False, **compiled).stdout) for _ in range(4)]
+    times = [float(run(TIMED, tmp_path, **compiled).stdout) for _ in range(4)]
     print(f"import durable_batches: {min(times) * 1000:.0f} ms more than pydantic")
     assert all(time > 0 for time in times)
 
@@ -130,7 +131,7 @@ class Finder(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """
-"""As if these packages were not installed."""
+"""As if these packages were not installed. Importing the package imports none of them, so it may have been imported."""
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,9 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
     ],
 )
 @pytest.mark.processes
-def test_what_lacks_its_extra_names_it(statement: str, extra: str, package: str, tmp_path: Path) -> None:
+def test_what_lacks_its_extra_names_it(
+    statement: str, extra: str, package: str, imported: Imported, tmp_path: Path
+) -> None:
     program = f"""
 try:
     {statement}
@@ -153,7 +156,7 @@ except ImportError as error:
     print(error.code, error.extra, error.package)
     print(error)
 """
-    ran = run(WITHOUT.format(absent={package}) + program, tmp_path)
+    ran = imported.run(WITHOUT.format(absent={package}) + program, tmp_path)
     assert ran.stdout.splitlines() == [
         f"missing-extra {extra} {package}",
         f"{package!r} is not installed; it comes with the extra {extra!r}: pip install 'durable-batches[{extra}]'",
@@ -178,8 +181,8 @@ def test_everything_else_needs_no_extra(module: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["durable_batches", "durable_batches.stores"])
 @pytest.mark.processes
-def test_with_its_extra_every_store_is_exported(module: str, tmp_path: Path) -> None:
-    ran = run(STAR.format(module=module), tmp_path)
+def test_with_its_extra_every_store_is_exported(module: str, imported: Imported, tmp_path: Path) -> None:
+    ran = imported.run(STAR.format(module=module), tmp_path)
     assert ran.stdout.splitlines() == ["['MemoryStore', 'PostgresStore', 'SQLiteStore']", "True True"], ran.stderr
 
 
@@ -196,10 +199,10 @@ def test_with_its_extra_every_store_is_exported(module: str, tmp_path: Path) -> 
 )
 @pytest.mark.processes
 def test_the_command_without_its_extra_says_so_in_a_line(
-    absent: set[str], arguments: list[str], extra: str, tmp_path: Path
+    absent: set[str], arguments: list[str], extra: str, imported: Imported, tmp_path: Path
 ) -> None:
     program = f"sys.argv = {['durable-batches', *arguments]!r}\nfrom durable_batches.cli import main\nmain()"
-    ran = run(WITHOUT.format(absent=absent) + program, tmp_path)
+    ran = imported.run(WITHOUT.format(absent=absent) + program, tmp_path)
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
     assert re.fullmatch(
@@ -209,18 +212,18 @@ def test_the_command_without_its_extra_says_so_in_a_line(
 
 
 @pytest.mark.processes
-def test_what_an_extra_brings_is_not_asked_for_by_others(tmp_path: Path) -> None:
+def test_what_an_extra_brings_is_not_asked_for_by_others(imported: Imported, tmp_path: Path) -> None:
     program = "sys.argv = ['durable-batches', '--version']\nfrom durable_batches.cli import main\nmain()"
-    ran = run(WITHOUT.format(absent={"rapidfuzz"}) + program, tmp_path)
+    ran = imported.run(WITHOUT.format(absent={"rapidfuzz"}) + program, tmp_path)
     assert (ran.returncode, ran.stdout.strip()) == (0, durable_batches.__version__), ran.stderr
 
 
 @pytest.mark.parametrize("absent", ["pytest", "pytest_asyncio"])
 @pytest.mark.processes
-def test_the_conformance_suite_without_pytest_says_so(absent: str, tmp_path: Path) -> None:
+def test_the_conformance_suite_without_pytest_says_so(absent: str, imported: Imported, tmp_path: Path) -> None:
     program = "import durable_batches.testing\ntry:\n    from durable_batches.testing import StoreConformance\n"
     program += "except ImportError as error:\n    print(type(error).__bases__[0].__name__, error)\n"
-    ran = run(WITHOUT.format(absent={absent}) + program, tmp_path)
+    ran = imported.run(WITHOUT.format(absent={absent}) + program, tmp_path)
     assert ran.stdout.startswith(f"DurableBatchesError {absent!r} is not installed; "), ran.stderr
     assert ran.stdout.strip().endswith("pip install 'durable-batches[testing]'")
 
