@@ -75,9 +75,9 @@ def run(program: str, folder: Path, *options: str, **environment: str) -> subpro
 def test_only_what_is_used_is_imported(statement: str, brings: set[str], imported: Imported, tmp_path: Path) -> None:
     ran = imported.run(f"{statement}; import json, sys; print(json.dumps(sorted(sys.modules)))", tmp_path)
     assert ran.returncode == 0, ran.stderr
-    imported = {name.partition(".")[0] for name in json.loads(ran.stdout)}
-    assert "durable_batches" in imported
-    assert imported & OPTIONAL == brings
+    names = {name.partition(".")[0] for name in json.loads(ran.stdout)}
+    assert "durable_batches" in names
+    assert names & OPTIONAL == brings
 
 
 @pytest.mark.processes
