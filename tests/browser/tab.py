@@ -61,6 +61,10 @@ class Looks(NamedTuple):
         return f"{self.device}-{self.scheme}"
 
 
+DESKTOP: Final = Looks("desktop", "light")
+"""What a tab looks like when it is opened."""
+
+
 class Tab:
     """One tab."""
 
@@ -157,40 +161,58 @@ class Tab:
 
 
 class Tabs:
-    """Opens tabs, each in a context of its own, unless it is opened beside another."""
+    """Opens tabs, in the light and on a desktop, and closes them.
 
-    def __init__(self, browser: Browser) -> None:
-        self._browser = browser
-        self._contexts: list[BrowserContext] = []
+    Each test has them in the one window of all tests, where a tab costs half as much as in a new one: what a page keeps
+    is its tab's, and goes with it. A test that changes the window itself has one of its own.
+
+    Args:
+        window: The window of all tests.
+    """
+
+    def __init__(self, window: BrowserContext) -> None:
+        self._window = window
+        self._own: list[BrowserContext] = []
         self._tabs: list[Tab] = []
 
-    async def open(self, url: str, looks: Looks, *, token: str = TOKEN) -> Tab:
+    async def open(self, url: str, *, token: str = TOKEN, own_window: bool = False) -> Tab:
         """Open the page."""
-        context = await self._browser.new_context(
-            viewport=_SIZES[looks.device],
-            color_scheme=looks.scheme,
-            has_touch=looks.device == "phone",
-            locale="en-GB",
-            timezone_id="UTC",
-            reduced_motion="reduce",
-        )
-        self._contexts.append(context)
-        return await self._open_in(context, f"{url}#token={token}" if token else url)
+        window = self._window
+        if own_window:
+            assert window.browser is not None
+            window = await new_window(window.browser)
+            self._own.append(window)
+        return await self._open_in(window, f"{url}#token={token}" if token else url)
 
     async def beside(self, tab: Tab, url: str) -> Tab:
-        """Open another tab of the same browser, at this very address."""
+        """Open another tab of the same window, at this very address."""
         return await self._open_in(tab.page.context, url)
 
-    async def _open_in(self, context: BrowserContext, address: str) -> Tab:
-        tab = Tab(await context.new_page())
+    async def _open_in(self, window: BrowserContext, address: str) -> Tab:
+        tab = Tab(await window.new_page())
         self._tabs.append(tab)
         await tab.page.goto(address)
         return tab
 
     async def close(self) -> None:
-        """Close all; none of them must have had a fault."""
-        for context in self._contexts:
-            await context.close()
+        """Close all; none of them must have had a fault, nor leave anything in the window."""
+        for window in self._own:
+            await window.close()
+        for tab in self._tabs:
+            await tab.page.close()
+        # Of the local storage, a test of its own says that there is nothing in it.
+        assert await self._window.cookies() == []
         faults = {tab.page.url: faults for tab in self._tabs if (faults := tab.unexpected())}
         if faults:
             raise AssertionError(faults)
+
+
+async def new_window(browser: Browser) -> BrowserContext:
+    """Make a window, which shares nothing with another."""
+    return await browser.new_context(
+        viewport=_SIZES[DESKTOP.device],
+        color_scheme=DESKTOP.scheme,
+        locale="en-GB",
+        timezone_id="UTC",
+        reduced_motion="reduce",
+    )

@@ -12,14 +12,13 @@ import pytest_asyncio
 from playwright.async_api import Route, expect
 from tests.browser.batches import HOSTILE, KINDS, LONG, Shop, shop
 from tests.browser.serving import Here, serving_here
-from tests.browser.tab import Looks, Tab, Tabs
+from tests.browser.tab import DESKTOP, Looks, Tab, Tabs
 from tests.support import within
 from tests.web.servers import TOKEN, Server, serving
 
 from durable_batches.web.urls import segment_of
 
 LOOKS = [Looks(device, scheme) for device in ("desktop", "phone") for scheme in ("light", "dark")]
-DESKTOP = LOOKS[0]
 LIST = ""
 
 
@@ -57,7 +56,7 @@ async def shown(tab: Tab, *, ended: bool = False) -> None:
     "view", [LIST, *(kind for kind in KINDS if kind != "completed")], ids=lambda view: view or "list"
 )
 async def test_everybody_can_read_it(view: str, filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, LONG if view == "long" else view), DESKTOP)
+    tab = await tabs.open(url_of(filled, LONG if view == "long" else view))
     if view == LIST:
         states = ["thinking", "completed", "thinking, paused", "thinking, paused", "failed", "completed"]
         await expect(tab.page.locator("tbody .tag")).to_have_text(states)
@@ -78,7 +77,7 @@ async def test_everybody_can_read_it(view: str, filled: Server, tabs: Tabs) -> N
 
 
 async def test_a_batch_is_shown_with_its_state_its_stages_its_errors_and_why(filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, "live"), DESKTOP)
+    tab = await tabs.open(url_of(filled, "live"))
     await shown(tab)
     assert await tab.text("h2") == "live thinking"
     assert (await tab.text(".big")).startswith("78.3\u00a0% · 27 of 40 documents")
@@ -108,7 +107,7 @@ async def test_a_batch_is_shown_with_its_state_its_stages_its_errors_and_why(fil
 
 
 async def test_many_documents_are_shown_page_by_page(filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, LONG), DESKTOP)
+    tab = await tabs.open(url_of(filled, LONG))
     await shown(tab, ended=True)
     documents = tab.page.locator("section[aria-labelledby=documents] tbody tr")
     await expect(documents).to_have_count(50)
@@ -126,7 +125,7 @@ async def test_many_documents_are_shown_page_by_page(filled: Server, tabs: Tabs)
 
 
 async def test_a_failed_batch_says_why(filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, "failed"), DESKTOP)
+    tab = await tabs.open(url_of(filled, "failed"))
     await shown(tab, ended=True)
     assert await tab.text("h2 .tag") == "failed"
     assert "the failure policy is to abort all" in await tab.text("section[aria-labelledby=title] .bad")
@@ -136,7 +135,7 @@ async def test_a_failed_batch_says_why(filled: Server, tabs: Tabs) -> None:
 
 
 async def test_what_could_not_be_fetched_is_asked_for_again(filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, "no such batch"), DESKTOP)
+    tab = await tabs.open(url_of(filled, "no such batch"))
     tab.allowed += ["404 (Not Found)", "net::ERR_FAILED"]
     failed = 0
 
@@ -154,7 +153,7 @@ async def test_what_could_not_be_fetched_is_asked_for_again(filled: Server, tabs
 
 
 async def test_what_is_chosen_while_it_asks_is_shown_as_well(filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, "live"), DESKTOP)
+    tab = await tabs.open(url_of(filled, "live"))
     await shown(tab)
     asked, answer = asyncio.Event(), asyncio.Event()
 
@@ -173,7 +172,7 @@ async def test_what_is_chosen_while_it_asks_is_shown_as_well(filled: Server, tab
 
 
 async def test_a_paused_batch_says_what_it_waits_for(filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, "paused"), DESKTOP)
+    tab = await tabs.open(url_of(filled, "paused"))
     await shown(tab)
     assert (await tab.text("h2 .tag")).endswith(", paused")
     assert "the account is empty" in await tab.text("section[aria-labelledby=why]")
@@ -190,7 +189,7 @@ async def test_it_follows_a_batch_to_its_end_and_disturbs_nobody(empty: Shop, ta
     await empty.submit("monday", ["letter", *documents])
     await empty.rest("monday", succeeded=1)
     async with serving_here(empty) as server:
-        tab = await tabs.open(url_of(server, "monday"), DESKTOP)
+        tab = await tabs.open(url_of(server, "monday"))
         await shown(tab)
         assert await tab.text(".counts .running dd") == "20"
         # Somebody has chosen something, has marked a text, and is not to lose either.
@@ -212,7 +211,7 @@ async def test_it_goes_on_by_itself_after_the_server_was_killed(empty: Shop, tab
     await empty.submit("monday", ["letter", "slow letter"])
     await empty.rest("monday", succeeded=1)
     async with serving(empty.path) as server:
-        tab = await tabs.open(url_of(server, "monday"), DESKTOP)
+        tab = await tabs.open(url_of(server, "monday"))
         await shown(tab)
         server.process.kill()
         await within(server.process.wait())
@@ -230,7 +229,7 @@ async def test_the_list_has_older_batches_behind_a_button(empty: Shop, tabs: Tab
     for number in range(60):
         await empty.batches.submit(["letter"], batch_id=f"batch {number}", document_id=str)
     async with serving_here(empty) as server:
-        tab = await tabs.open(url_of(server, LIST), DESKTOP)
+        tab = await tabs.open(url_of(server, LIST))
         rows = tab.page.locator("tbody tr")
         await expect(rows).to_have_count(50)
         await tab.page.get_by_role("button", name="Older batches").click()
@@ -244,7 +243,7 @@ async def test_the_list_shows_what_happens(empty: Shop, tabs: Tabs) -> None:
         await empty.submit(f"batch {number}", ["slow letter" if number == 0 else "letter"])
     await empty.rest("batch 59", succeeded=1)
     async with serving_here(empty) as server:
-        tab = await tabs.open(url_of(server, LIST), DESKTOP)
+        tab = await tabs.open(url_of(server, LIST))
         await tab.page.get_by_role("button", name="Older batches").click()
         rows = tab.page.locator("tbody tr")
         await expect(rows).to_have_count(60)
@@ -270,8 +269,8 @@ async def test_a_tab_that_nobody_looks_at_asks_for_nothing(empty: Shop, tabs: Ta
     await empty.rest("monday", succeeded=1)
     async with serving_here(empty) as server:
         batches, batch = (
-            await tabs.open(url_of(server, LIST), DESKTOP),
-            await tabs.open(url_of(server, "monday"), DESKTOP),
+            await tabs.open(url_of(server, LIST), own_window=True),
+            await tabs.open(url_of(server, "monday"), own_window=True),
         )
         await expect(batches.page.locator("tbody tr")).to_have_count(1)
         await shown(batch)
@@ -320,7 +319,7 @@ async def test_the_keyboard_reaches_everything(empty: Shop, tabs: Tabs) -> None:
     await empty.submit("monday", ["letter", "slow letter"])
     await empty.rest("monday", succeeded=1)
     async with serving_here(empty) as server:
-        tab = await tabs.open(url_of(server, LIST), DESKTOP)
+        tab = await tabs.open(url_of(server, LIST))
         await expect(tab.page.locator("tbody tr")).to_have_count(1)
         assert await focus_by_tab(tab, "Skip to content") == []
         await tab.page.keyboard.press("Enter")
@@ -352,14 +351,15 @@ async def test_the_keyboard_reaches_everything(empty: Shop, tabs: Tabs) -> None:
 
 async def test_it_says_who_may_not_see_it(filled: Server, tabs: Tabs) -> None:
     for token in ("wrong", "", "a%zz", "ключ"):
-        tab = await tabs.open(url_of(filled, LIST), DESKTOP, token=token)
+        tab = await tabs.open(url_of(filled, LIST), token=token)
         tab.allowed.append("401 (Unauthorized)")
         await expect(tab.page.get_by_role("alert")).to_contain_text("Not signed in")
         assert await tab.violations() == []
+        await tab.page.close()  # it would take the next tab's token
 
 
 async def test_it_says_that_there_is_no_such_batch(filled: Server, tabs: Tabs) -> None:
-    tab = await tabs.open(url_of(filled, "no such batch"), DESKTOP)
+    tab = await tabs.open(url_of(filled, "no such batch"))
     tab.allowed.append("404 (Not Found)")
     await expect(tab.page.get_by_role("alert")).to_have_text("There is no such batch.")
     assert await tab.violations() == []
@@ -368,7 +368,7 @@ async def test_it_says_that_there_is_no_such_batch(filled: Server, tabs: Tabs) -
 async def test_it_says_who_may_not_cancel(empty: Shop, tabs: Tabs) -> None:
     await empty.submit("monday", ["slow letter"])
     async with serving_here(empty, ["read"]) as server:
-        tab = await tabs.open(url_of(server, "monday"), DESKTOP)
+        tab = await tabs.open(url_of(server, "monday"))
         await shown(tab)
         tab.allowed.append("403 (Forbidden)")
         tab.answer(accept=True)
@@ -380,7 +380,7 @@ async def test_it_says_who_may_not_cancel(empty: Shop, tabs: Tabs) -> None:
 
 
 async def test_a_new_tab_is_handed_the_token_until_it_is_forgotten(filled: Server, tabs: Tabs) -> None:
-    first = await tabs.open(url_of(filled, LIST), DESKTOP)
+    first = await tabs.open(url_of(filled, LIST))
     await expect(first.page.locator("tbody a")).to_have_count(6)
     # As with the middle button on a link: nothing of the first tab's storage is there.
     second = await tabs.beside(first, url_of(filled, "live"))
@@ -410,7 +410,7 @@ async def test_tabs_with_the_token_of_an_earlier_server_take_the_new_one(empty: 
     await empty.submit("monday", ["letter"])
     await within(empty.batches.result("monday"))
     async with serving_here(empty) as server:
-        earlier = await tabs.open(url_of(server, LIST), DESKTOP, token="of an earlier server")
+        earlier = await tabs.open(url_of(server, LIST), token="of an earlier server")
         earlier.allowed.append("401 (Unauthorized)")
         await expect(earlier.page.get_by_role("alert")).to_contain_text("Not signed in")
         later = await tabs.beside(earlier, f"{url_of(server, LIST)}#token={TOKEN}")
@@ -425,7 +425,7 @@ async def test_ids_and_errors_with_markup_are_text(empty: Shop, tabs: Tabs) -> N
     await empty.submit(HOSTILE, [f"bad {HOSTILE}", "slow letter"])
     await empty.rest(HOSTILE, succeeded=0, failed=1)
     async with serving_here(empty) as server:
-        tab = await tabs.open(url_of(server, LIST), DESKTOP)
+        tab = await tabs.open(url_of(server, LIST))
         await tab.page.locator("tbody a").click()
         await shown(tab)
         title, body = await tab.text("h2 bdi"), await tab.text("main")

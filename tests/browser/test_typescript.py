@@ -13,7 +13,7 @@ from playwright.async_api import Page
 from tests.browser import node
 from tests.browser.batches import HOSTILE, shop
 from tests.browser.serving import served
-from tests.browser.tab import Looks, Tabs
+from tests.browser.tab import Tabs
 from tests.support import eventually, everything, within
 from tests.web.typescript import TYPES, generate, schema
 
@@ -134,7 +134,7 @@ async def test_an_event_source_gets_every_event_once_and_stops_at_the_end(
     ):
         await found.submit(HOSTILE, ["letter", "slow letter", f"bad {HOSTILE}"])
         await found.rest(HOSTILE, succeeded=1, failed=1)
-        tab = await tabs.open(here.address, Looks("desktop", "light"), token="")
+        tab = await tabs.open(here.address, token="")
         await client_in(tab.page, compiled.client, f"/batches/{segment_of(HOSTILE)}")
 
         async def has(count: int) -> bool:
