@@ -1,6 +1,6 @@
 // What durable_batches.web answers and sends. Generated from its schemas by `make typescript`; do not edit.
 // Fields and tags that are not here may come with a newer server: ignore them.
-// Schemas: 284bfe9cc9d3dea2756455548b104cb00b67f029b8d008715657198e5bc49550
+// Schemas: 713e2aaff0ebcca3e1f516417b2fc34c696a988d19fb9d1dbc70642da84d4b6d
 
 export type BatchState = Pending | Stage | Resolving | Completed | Failed | Cancelled;
 export type JsonValue = unknown;
@@ -38,9 +38,11 @@ export type BatchEvent =
  * Every schema by its name.
  */
 export interface Schemas {
+  AbortAll: AbortAll;
   Batch: Batch;
   BatchCancelled: BatchCancelled;
   BatchCompleted: BatchCompleted;
+  BatchConfig: BatchConfig;
   BatchCreated: BatchCreated;
   BatchEnded: BatchEnded;
   BatchFailed: BatchFailed;
@@ -55,6 +57,7 @@ export interface Schemas {
   Cancellation: Cancellation;
   Cancelled: Cancelled;
   Completed: Completed;
+  ContinueOnFailure: ContinueOnFailure;
   Counts: Counts;
   DamagedBatch: DamagedBatch;
   DeadWorker: DeadWorker;
@@ -91,6 +94,7 @@ export interface Schemas {
   ResolverStatus: ResolverStatus;
   Resolving: Resolving;
   Resumption: Resumption;
+  RetryFailed: RetryFailed;
   RunningDocuments: RunningDocuments;
   Stage: Stage;
   StageCount: StageCount;
@@ -104,6 +108,13 @@ export interface Schemas {
   UnknownEvent: UnknownEvent;
   UnselectedBatch: UnselectedBatch;
   BatchEvent: BatchEvent;
+  ConfigChanges: ConfigChanges;
+}
+/**
+ * The first failed document ends the batch as FAILED: no more is claimed, and running documents are cancelled.
+ */
+export interface AbortAll {
+  tag: "abort-all";
 }
 /**
  * A batch at one moment, and where it is found.
@@ -243,6 +254,61 @@ export interface BatchCompleted {
   at: string;
   counts: Counts;
   tag: "batch_completed";
+}
+/**
+ * How a batch runs. Recorded at submission; attaching to an existing batch keeps its configuration.
+ *
+ * Raises:
+ *     pydantic.ValidationError: A value is out of range or of a wrong type (a number in place of a `timedelta`, for
+ *         example), or a name is unknown.
+ */
+export interface BatchConfig {
+  concurrency: number;
+  failure_policy: ContinueOnFailure | AbortAll | RetryFailed;
+  document_timeout: number | null;
+  deadline: number | null;
+  max_crashes: number;
+  quota_patience: number | null;
+  metadata: {
+    [k: string]: string;
+  };
+}
+/**
+ * A failed document is counted and the others continue, until a threshold (if there is one) is exceeded.
+ *
+ * Attributes:
+ *     max_failures: With more failed documents than this, the batch FAILS. None: no limit.
+ *     max_failure_ratio: With a larger share of all the batch's documents failed than this (0 to 1), the batch
+ *         FAILS. None: no limit.
+ *     min_failures: With fewer failed documents than this, the ratio does not apply: one failure does not end a small
+ *         batch.
+ *
+ * Raises:
+ *     ConfigurationError: An option is of a wrong type, or out of range.
+ */
+export interface ContinueOnFailure {
+  max_failures: number | null;
+  max_failure_ratio: number | null;
+  min_failures: number;
+  tag: "continue-on-failure";
+}
+/**
+ * A failed document runs again later, from its checkpoints, and holds no slot while it waits.
+ *
+ * Attributes:
+ *     max_attempts: Failing attempts of a document, the first one included; crashes and deploys do not count.
+ *     backoff: The delay before the second attempt; it doubles for each further one, up to an hour.
+ *     then: The policy that applies once a document's attempts are used up.
+ *
+ * Raises:
+ *     ConfigurationError: An option is of a wrong type, or out of range: `max_attempts` below 1, `backoff` negative or
+ *         longer than 3650 days.
+ */
+export interface RetryFailed {
+  max_attempts: number;
+  backoff: number;
+  then: ContinueOnFailure | AbortAll;
+  tag: "retry-failed";
 }
 /**
  * The batch was sealed: all of its documents are stored, and it may run.
@@ -801,4 +867,10 @@ export interface UnknownEvent {
   name: string;
   data: string;
   tag: "unknown";
+}
+export interface ConfigChanges {
+  concurrency?: number;
+  failure_policy?: ContinueOnFailure | AbortAll | RetryFailed;
+  document_timeout?: number | null;
+  deadline?: number | null;
 }

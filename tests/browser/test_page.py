@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.browser.tab import DESKTOP, Looks, Tab, Tabs
 from tests.support import within
 from tests.web.servers import TOKEN, Server, serving
 
+from durable_batches import RetryFailed
 from durable_batches.web.urls import segment_of
 
 LOOKS = [Looks(device, scheme) for device in ("desktop", "phone") for scheme in ("light", "dark")]
@@ -337,6 +339,22 @@ async def test_the_keyboard_reaches_everything(empty: Shop, tabs: Tabs) -> None:
         await expect(tab.page.locator("h2 .tag")).to_have_text("thinking")
         assert not (await empty.snapshot("monday")).paused
         await focus_by_tab(tab, "Cancel batch")
+        # Its options are behind the next stop.
+        await tab.page.keyboard.press("Tab")
+        await tab.page.keyboard.press("Enter")
+        await expect(tab.page.get_by_label("Documents at once")).to_have_value("2")
+        await tab.page.get_by_label("Documents at once").fill("3")
+        await tab.page.get_by_label("When a document fails").select_option("it runs again")
+        await tab.page.get_by_label("Deadline after submission, in seconds").fill("90")
+        assert await tab.violations() == []
+        await tab.page.keyboard.press("Enter")
+        await expect(tab.page.get_by_text("Changed.")).to_be_visible()
+        config = await empty.batches.config("monday")
+        assert (config.concurrency, config.failure_policy) == (3, RetryFailed())
+        assert (config.deadline, config.document_timeout) == (timedelta(seconds=90), None)
+        await tab.page.keyboard.press("Enter")
+        await expect(tab.page.get_by_text("Nothing was changed.")).to_be_visible()
+        await tab.page.get_by_role("button", name="Cancel batch").focus()
         tab.answer(accept=False)
         await tab.page.keyboard.press("Enter")
         assert await tab.text("h2 .tag") == "thinking"

@@ -27,7 +27,7 @@ from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.stores import migrations
 
 READING: Final = ("show", "watch", "why", "errors", "documents", "events", "export")
-CHANGING: Final = ("cancel", "pause", "resume")
+CHANGING: Final = ("cancel", "pause", "resume", "update --concurrency 2")
 
 ODD: Final = "\x1b]0;title\x07 \x9b31m [red]bold[/red] \u202e \r\n\t\x7f end"
 """An id that would set a terminal's title and colour, and is markup."""
@@ -43,7 +43,7 @@ def unprintable(text: str) -> list[str]:
 def test_a_batch_that_is_not_there(on_file: Commands) -> None:
     on_file.submit("monday", "one")
     for command, batch_id in product([*READING, *CHANGING], ["nobody's", "x" * 100_000, ODD]):
-        ran = on_file(command, batch_id)
+        ran = on_file(*command.split(), batch_id)
         assert (ran.code, ran.out) == (Exit.NO_BATCH, ""), command
         assert ran.err.startswith("durable-batches: there is no batch "), command
         assert len(ran.err.splitlines()) == 1, command
@@ -209,7 +209,7 @@ def test_a_role_that_may_only_select(
         code = Exit.DOCUMENTS_FAILED if command == "watch" else Exit.DONE
         assert commands.bare(command, "monday", *reader).code == code
     for command in CHANGING:
-        refused = commands.bare(command, "tuesday", *reader)
+        refused = commands.bare(*command.split(), "tuesday", *reader)
         assert (refused.code, refused.out) == (Exit.STORE_UNAVAILABLE, "")
         assert "permission denied" in refused.err
         assert "secret" not in refused.err

@@ -229,6 +229,32 @@ def test_a_batch_is_paused_and_resumed(commands: Commands) -> None:
         assert (ended.code, ended.out) == (Exit.ENDED_BEFORE, "over had ended before: completed\n")
 
 
+def test_options_of_a_batch_are_changed(commands: Commands) -> None:
+    commands.submit("over", "one")
+    commands.submit("monday", "one", "two", runs=False)
+    given = ("--concurrency", "2", "--policy", "retry:5", "--document-timeout", "90s", "--deadline", "7d")
+    done = commands("update", "monday", "over", *given)
+    now = "concurrency 2, policy retry:5, timeout 1:30, deadline 168 h 00 min"
+    assert (done.code, done.out) == (Exit.DONE, f"updated monday: {now}\nover had ended before: completed\n")
+    shown = commands("show", "monday").out
+    for line in (
+        "concurrency    2\n",
+        "policy         retry:5\n",
+        "timeout        1:30\n",
+        "deadline       168 h 00 min\n",
+    ):
+        assert line in shown
+    # What is not given stays as it is.
+    (lifted,) = commands("update", "monday", "--deadline", "none", "--json").json
+    config = lifted["config"]
+    assert (config["concurrency"], config["document_timeout"], config["deadline"]) == (2, 90, None)
+    assert commands("show", "monday", "--json").json[0]["config"] == config
+    ended = commands("update", "over", "--concurrency", "3")
+    assert (ended.code, ended.out) == (Exit.ENDED_BEFORE, "over had ended before: completed\n")
+    nothing = commands("update", "monday")
+    assert (nothing.code, "give what is to be changed" in nothing.err) == (Exit.USAGE, True)
+
+
 def test_the_exit_code_of_watch_is_how_the_batch_ended(commands: Commands) -> None:
     commands.submit("good", "one")
     commands.submit("some", "one", "bad")

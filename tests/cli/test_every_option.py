@@ -20,6 +20,7 @@ PAGE: Final = ROOT / "docs" / "how-to" / "use-the-command-line.md"
 
 MINUS: Final = ("-1", "many", "1.5", "")
 SECONDS: Final = ("-1", "soon", "nan", "inf", "")
+DURATION: Final = ("", "-1s", "0s", "2y", "5", "1.5h", "None", "999999w")
 LABEL: Final = ("tenant", "=x", "")
 FOLDER: Final = (".", "")
 
@@ -38,6 +39,12 @@ WRONG: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "export monday": {"--out": FOLDER},
     "cancel": {"--label": LABEL},
     "pause monday": {"--running": ("activities", "")},
+    "update monday": {
+        "--concurrency": (*MINUS, "0"),
+        "--policy": ("sometimes", "retry:0", ""),
+        "--document-timeout": DURATION,
+        "--deadline": DURATION,
+    },
     "run tests.cli.files:texts a.txt": {
         "--stdin": ("csv", ""),
         "--concurrency": (*MINUS, "0"),

@@ -15,7 +15,7 @@ from tests.cli.commands import Commands, Ran
 
 from durable_batches import AbortAll, ContinueOnFailure, RetryFailed
 from durable_batches.cli.exits import CommandError, Exit
-from durable_batches.cli.run_files import policy_of
+from durable_batches.cli.policies import policy_of, policy_text
 
 ODD = "odd \x1b]0;title\x07 [red]"
 """A name that would set a terminal's title, and is markup."""
@@ -171,6 +171,14 @@ def test_policies() -> None:
     for text in ("", "abort:1", "retry:", "retry:-1", "retry:x", "continue:1.5", "continue:" + "9" * 5_000):
         with pytest.raises(CommandError, match="no failure policy"):
             policy_of(text)
+
+
+def test_a_policy_is_shown_as_it_is_named() -> None:
+    for name in ("continue", "continue:3", "abort", "retry:5"):
+        assert policy_text(policy_of(name)) == name
+    share = ContinueOnFailure(max_failure_ratio=0.05)
+    assert policy_text(share) == "continue, fails with more than 5 % failed"
+    assert policy_text(RetryFailed(then=AbortAll())) == "retry:3, then abort"
 
 
 # ---- a run, and the next one -----------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ async def test_no_store_takes_commands_where_they_are_refused() -> None:
     """Also one of the user's that cannot be opened for reading only."""
     async with BatchClient(MemoryStore()) as client:
         app = Client(_of_store(client, "token", read_only=True), headers={"authorization": "Bearer token"})
-        for command in ("cancel", "pause", "resume"):
+        for command in ("cancel", "pause", "resume", "update"):
             assert (await app.post(f"/batches/monday/{command}")).status == 403
         assert (await app.get("/batches")).status == 200
 

@@ -14,7 +14,7 @@ import pytest
 from starlette.requests import Request
 from tests.conftest import StoreMaker
 from tests.support import STAGES, Reading, Thinking, Writing, eventually, everything, within
-from tests.web.asgi import Client, Message, messages_of
+from tests.web.asgi import Answer, Client, Message, messages_of
 
 from durable_batches import (
     BatchClient,
@@ -53,6 +53,10 @@ class Scene:
 
     async def submit(self, *documents: str, batch_id: str = "batch", **labels: str) -> str:
         return await self.batches.submit(documents, batch_id=batch_id, document_id=str)
+
+    async def update(self, changes: Mapping[str, Any]) -> Answer:
+        body = json.dumps(changes).encode()
+        return await self.client.post("/batches/batch/update", {"content-type": "application/json"}, body)
 
     async def until(self, batch_id: str, **counts: int) -> None:
         """Wait for these counts, when all documents have entered their stage."""
@@ -290,8 +294,67 @@ async def test_a_batch_is_paused_and_resumed(scene: Scene) -> None:
         assert (refused.status, refused.json["code"]) == (409, "batch-ended")
 
 
+async def test_options_of_a_batch_are_changed(scene: Scene) -> None:
+    await scene.submit("held")
+    before = (await scene.client.get("/batches/batch/config")).json
+    assert (before["concurrency"], before["failure_policy"]["tag"]) == (8, "continue-on-failure")
+    changes = {"concurrency": 2, "deadline": 90.5, "failure_policy": {"tag": "retry-failed", "max_attempts": 5}}
+    after = (await scene.update(changes)).json
+    assert (after["concurrency"], after["deadline"], after["failure_policy"]["max_attempts"]) == (2, 90.5, 5)
+    # What is not given stays as it is.
+    lifted = (await scene.update({"deadline": None})).json
+    assert lifted == after | {"deadline": None} == (await scene.client.get("/batches/batch/config")).json
+    assert (await scene.batches.config("batch")).deadline is None
+    await scene.client.post("/batches/batch/cancel")
+    refused = await scene.update({"concurrency": 3})
+    assert (refused.status, refused.json["code"]) == (409, "batch-ended")
+
+
+UNUSABLE = [
+    (b"", "EOF while parsing"),
+    (b"[1]", "Input should be an object"),
+    (b"{}", "there is nothing to change"),
+    (b'{"concurrency": 0}', "concurrency: "),
+    (b'{"concurrency": 2.5}', "concurrency: "),
+    (b'{"concurrency": true}', "concurrency: "),
+    (b'{"concurrency": null}', "concurrency: "),
+    (b'{"deadline": -1}', "deadline: "),
+    (b'{"deadline": NaN}', "deadline: "),
+    (b'{"deadline": 1e300}', "deadline: "),
+    (b'{"document_timeout": "soon"}', "document_timeout: "),
+    (b'{"failure_policy": "abort"}', "failure_policy: "),
+    (b'{"failure_policy": {"tag": "sometimes"}}', "failure_policy: "),
+    (b'{"failure_policy": {"tag": "retry-failed", "max_attempts": 0}}', "max_attempts"),
+    (b'{"metadata": {"a": "b"}}', "'metadata' cannot be changed"),
+    (b'{"concurency": 3}', "concurency: "),
+    (b'{"concurrency": 3', "EOF while parsing"),
+    (b"\xff", "Invalid JSON"),
+]
+
+
+async def test_options_that_cannot_be_used_are_named(scene: Scene) -> None:
+    await scene.submit("held")
+    for body, detail in UNUSABLE:
+        refused = await scene.client.post("/batches/batch/update", {"content-type": "application/json"}, body)
+        assert (refused.status, detail in refused.json["detail"]) == (400, True), (body, refused.json)
+    assert (await scene.batches.config("batch")).concurrency == 8
+
+
+async def test_an_update_has_a_body_of_json(scene: Scene) -> None:
+    await scene.submit("held")
+    for media_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
+        refused = await scene.client.post("/batches/batch/update", {"content-type": media_type}, b'{"concurrency": 2}')
+        assert refused.status == 415
+    assert (await scene.client.post("/batches/batch/update")).status == 415
+    taken = await scene.client.post(
+        "/batches/batch/update", {"content-type": "Application/JSON; charset=utf-8"}, b'{"concurrency": 2}'
+    )
+    assert taken.json["concurrency"] == 2
+
+
 BAD = [
     ("/batches/none", 404),
+    ("/batches/none/config", 404),
     ("/batches/~", 404),
     ("/batches/~YQ", 404),
     ("/batches/none/progress", 404),
@@ -308,7 +371,7 @@ BAD = [
     ("/batches/batch/errors?examples=99", 400),
     ("/batches/batch/progress?after=x", 400),
     ("/batches/batch/progress?after=" + "9" * 40, 400),
-    *((f"/batches/batch/{command}", 405) for command in ("cancel", "pause", "resume")),
+    *((f"/batches/batch/{command}", 405) for command in ("cancel", "pause", "resume", "update")),
     ("/nothing", 404),
 ]
 
@@ -364,9 +427,10 @@ ROUTES = [
     ("GET", "/batches/batch/errors"),
     ("GET", "/batches/batch/explain"),
     ("GET", "/batches/batch/timeline"),
+    ("GET", "/batches/batch/config"),
     ("GET", "/batches/batch/progress"),
     ("GET", "/batches/batch/snapshots"),
-    *(("POST", f"/batches/batch/{command}") for command in ("cancel", "pause", "resume")),
+    *(("POST", f"/batches/batch/{command}") for command in ("cancel", "pause", "resume", "update")),
     ("GET", "/openapi.json"),
     ("GET", "/schemas/events/1"),
     ("GET", "/schemas/snapshot/1"),
@@ -457,7 +521,7 @@ async def test_rights_are_looked_at_by_action(scene: Scene) -> None:
     assert (await client.get("/batches/batch/documents", bearer("reader"))).status == 200
     assert (await client.get("/batches/batch/documents?payloads=true", bearer("reader"))).status == 403
     assert (await client.get("/batches/batch/documents?payloads=true", bearer("operator"))).status == 200
-    for command in ("cancel", "pause", "resume"):
+    for command in ("cancel", "pause", "resume", "update"):
         assert (await client.post(f"/batches/batch/{command}", bearer("reader"))).status == 403
     assert not (await scene.batches.snapshot("batch")).paused
     assert (await scene.batches.snapshot("batch")).state.tag != "cancelled"

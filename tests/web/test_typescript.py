@@ -20,7 +20,7 @@ def types() -> str:
 
 def fields_of(definition: dict[str, Any]) -> dict[str, bool]:
     """The fields of a schema, each with whether it is always there."""
-    return {name: name in definition["required"] for name in definition["properties"]}
+    return {name: name in definition.get("required", ()) for name in definition["properties"]}
 
 
 def test_they_were_made_of_these_schemas(types: str) -> None:

@@ -16,12 +16,14 @@ from durable_batches.cli.options import (
     JsonOption,
     LabelOption,
     NamedBatchesArgument,
+    PolicyOption,
     Running,
     SchemaOption,
     Status,
     Stdin,
     StoreOption,
     WorkflowOption,
+    duration_of,
     given_of,
     label_of,
     moment_of,
@@ -326,6 +328,46 @@ def resume(
     run_command(store, schema, lambda client: resume_batches(client, batches, as_json=as_json), reads=False)
 
 
+@app.command()
+def update(
+    batches: NamedBatchesArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Documents at once, over all workers.", min=1, max=100_000)
+    ] = None,
+    policy: PolicyOption = None,
+    document_timeout: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Of an attempt of a document: 30s, 5m, 2h, 7d, or none.")
+    ] = None,
+    deadline: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Of the batch, from its submission: 30m, 2h, 7d, or none.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change options of batches while they run. What is not given stays as it is.
+
+    Documents that run are not stopped. A new policy judges the failures that are there at once.
+    """
+    from durable_batches.cli.control import update_batches
+    from durable_batches.cli.policies import policy_of
+    from durable_batches.cli.session import run_command
+    from durable_batches.lifecycle.config import ConfigChanges
+
+    changes = ConfigChanges()
+    if concurrency is not None:
+        changes["concurrency"] = concurrency
+    if policy is not None:
+        changes["failure_policy"] = policy_of(policy)
+    if document_timeout is not None:
+        changes["document_timeout"] = duration_of(document_timeout, "--document-timeout")
+    if deadline is not None:
+        changes["deadline"] = duration_of(deadline, "--deadline")
+    if not changes:
+        raise typer.BadParameter("give what is to be changed: --concurrency, --policy, --document-timeout, --deadline")
+    run_command(store, schema, lambda client: update_batches(client, batches, changes, as_json=as_json), reads=False)
+
+
 # ---- running -------------------------------------------------------------------------------------------------------
 
 
@@ -356,14 +398,7 @@ def run(
     concurrency: Annotated[
         int | None, typer.Option(metavar="N", help="Documents at once; 8 by default.", min=1, max=100_000)
     ] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="POLICY",
-            help="What a failed document means: continue (the default), continue:N (the batch fails after more than N "
-            "failures), abort, retry, or retry:N (attempts of a document).",
-        ),
-    ] = None,
+    policy: PolicyOption = None,
     label: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A label of the batch; may be given several times."),

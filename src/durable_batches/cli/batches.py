@@ -13,6 +13,8 @@ import typer
 from durable_batches.cli.as_json import batch_json
 from durable_batches.cli.exits import Exit
 from durable_batches.cli.output import first, flush, moment, print_fields, print_json, print_table, write
+from durable_batches.cli.policies import policy_text
+from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls, Pause
 from durable_batches.lifecycle.states import ENDED_TAGS, RESERVED_TAGS, Cancelled, Counts, Failed, Stage
 from durable_batches.reading.client import BatchClient
@@ -128,16 +130,17 @@ async def show_batches(client: BatchClient, batch_ids: Sequence[str], *, as_json
     for number, batch_id in enumerate(batch_ids):
         batch = await client.snapshot(batch_id)
         recorded = await client.count_checkpoints(batch_id)
+        config = await client.config(batch_id)
         if as_json:
-            print_json({**batch_json(batch), "checkpoints": recorded})
+            print_json({**batch_json(batch), "config": config.model_dump(mode="json"), "checkpoints": recorded})
             continue
         if number:
             write("")
-        print_fields([row for row in _fields(batch, recorded) if row[1]])
+        print_fields([row for row in _fields(batch, config, recorded) if row[1]])
     return Exit.DONE
 
 
-def _fields(batch: Batch, recorded: int) -> Sequence[tuple[str, str]]:
+def _fields(batch: Batch, config: BatchConfig, recorded: int) -> Sequence[tuple[str, str]]:
     state, counts = batch.state, batch.counts
     rate = batch.documents_per_second
     return [
@@ -157,12 +160,23 @@ def _fields(batch: Batch, recorded: int) -> Sequence[tuple[str, str]]:
         ("expected", moment(batch.eta) if batch.eta and state.tag not in ENDED_TAGS else ""),
         ("activities", f"{recorded} recorded"),
         *(("no timeout", _long_text(calls)) for calls in batch.long_calls),
+        *config_fields(config),
         ("labels", ", ".join(f"{name}={value}" for name, value in batch.metadata.items())),
         ("run", str(batch.run) if batch.run > 1 else ""),
         ("created", moment(batch.created_at)),
         ("started", moment(batch.started_at) if batch.started_at else "not yet"),
         ("ended", _ended_text(batch)),
         ("last event", str(batch.seq)),
+    ]
+
+
+def config_fields(config: BatchConfig) -> Sequence[tuple[str, str]]:
+    """Return the names and values of the options that `update` can change; those that are not set are left out."""
+    durations = [("timeout", config.document_timeout), ("deadline", config.deadline)]
+    return [
+        ("concurrency", str(config.concurrency)),
+        ("policy", policy_text(config.failure_policy)),
+        *((name, duration_text(value.total_seconds())) for name, value in durations if value is not None),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The commands that change batches: `cancel`, `pause`, `resume`."""
+"""The commands that change batches: `cancel`, `pause`, `resume`, `update`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Final
 
 import typer
 
-from durable_batches.cli.batches import Filters, filtered
+from durable_batches.cli.batches import Filters, config_fields, filtered
 from durable_batches.cli.exits import CommandError, Exit
 from durable_batches.cli.output import flush, print_json, write
 from durable_batches.errors import BatchEndedError
+from durable_batches.lifecycle.config import ConfigChanges
 from durable_batches.lifecycle.events import PauseScope
 from durable_batches.printable import printable
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, is_terminal, print_line
 
-__all__ = ["Choice", "cancel_batch", "cancel_batches", "pause_batches", "resume_batches"]
+__all__ = ["Choice", "cancel_batch", "cancel_batches", "pause_batches", "resume_batches", "update_batches"]
 
 _SHOWN: Final = 20
 """Batches that are named before it is asked whether to cancel them."""
@@ -120,6 +121,19 @@ async def resume_batches(client: BatchClient, batch_ids: Sequence[str], *, as_js
         return f"resumed {printable(batch_id)}" + (f"; {still}" if still else ""), {"pauses": left}
 
     return await _each(client, batch_ids, resume, as_json=as_json)
+
+
+async def update_batches(
+    client: BatchClient, batch_ids: Sequence[str], changes: ConfigChanges, *, as_json: bool
+) -> int:
+    """Change options of these batches, one after the other; return `ENDED_BEFORE` where all had ended."""
+
+    async def update(batch_id: str) -> tuple[str, Mapping[str, object]]:
+        config = await client.update(batch_id, **changes)
+        now = ", ".join(f"{name} {value}" for name, value in config_fields(config))
+        return f"updated {printable(batch_id)}: {now}", {"config": config.model_dump(mode="json")}
+
+    return await _each(client, batch_ids, update, as_json=as_json)
 
 
 async def _each(

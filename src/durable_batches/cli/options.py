@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from durable_batches.clock import SystemClock
+from durable_batches.lifecycle.policies import LONGEST_DELAY
 from durable_batches.lifecycle.primitives import from_micros
 
 __all__ = [
@@ -18,12 +19,14 @@ __all__ = [
     "JsonOption",
     "LabelOption",
     "NamedBatchesArgument",
+    "PolicyOption",
     "Running",
     "SchemaOption",
     "Status",
     "Stdin",
     "StoreOption",
     "WorkflowOption",
+    "duration_of",
     "given_of",
     "label_of",
     "moment_of",
@@ -82,6 +85,14 @@ BatchesArgument = Annotated[
 NamedBatchesArgument = Annotated[
     list[str], typer.Argument(metavar="BATCH...", help="The ids of batches.", show_default=False)
 ]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="POLICY",
+        help="What a failed document means: continue (the default), continue:N (the batch fails after more than N "
+        "failures), abort, retry, or retry:N (attempts of a document).",
+    ),
+]
 WorkflowOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only batches of this workflow.")]
 LabelOption = Annotated[
     list[str] | None,
@@ -109,6 +120,24 @@ def moment_of(text: str) -> datetime:
             param_hint="--since",
         ) from None
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def duration_of(text: str, option: str) -> timedelta | None:
+    """Parse a duration: `30s`, `5m`, `2h` or `7d`; None for `none`.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    given = text.strip()
+    if given == "none":
+        return None
+    duration = _AGO.fullmatch(given)
+    seconds = 0 if duration is None else int(duration[1]) * _UNITS[duration[2]]
+    if not 0 < seconds <= LONGEST_DELAY.total_seconds():
+        raise typer.BadParameter(
+            f"{text!r} is no duration of a batch; give 30s, 5m, 2h, 7d, or none", param_hint=option
+        )
+    return timedelta(seconds=seconds)
 
 
 def label_of(text: str) -> tuple[str, str]:

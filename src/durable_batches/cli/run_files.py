@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,10 +18,9 @@ from durable_batches.cli.exits import CommandError, Exit
 from durable_batches.cli.inputs import Inputs, StdinFormat
 from durable_batches.cli.named import object_at
 from durable_batches.cli.output import RawJson, flush, print_json
+from durable_batches.cli.policies import policy_of
 from durable_batches.cli.target import is_dsn, is_object, store_at
-from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.config import BatchConfig
-from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
 from durable_batches.reading.client import BatchClient
 from durable_batches.runtime.results import BatchResult
 from durable_batches.runtime.workflow import Workflow
@@ -30,7 +29,7 @@ from durable_batches.script.signals import StopSignals
 from durable_batches.stores.protocol import Store
 from durable_batches.worker.worker import Worker
 
-__all__ = ["RunOptions", "policy_of", "run_files"]
+__all__ = ["RunOptions", "run_files"]
 
 _ON_STDOUT: Final = "-"
 
@@ -173,31 +172,3 @@ def _config(options: RunOptions) -> BatchConfig:
     except ValidationError as error:
         problem = error.errors()[0]
         raise CommandError(f"{problem['loc'][0]}: {problem['msg']}", Exit.USAGE) from error
-
-
-_POLICIES: Final[dict[str, Callable[[int | None], FailurePolicy]]] = {
-    "continue": lambda number: ContinueOnFailure(max_failures=number),
-    "abort": lambda number: AbortAll(),
-    "retry": lambda number: RetryFailed() if number is None else RetryFailed(max_attempts=number),
-}
-
-
-def policy_of(text: str) -> FailurePolicy:
-    """Make the failure policy that a text names: `continue`, `continue:N` (failures), `abort`, `retry`, `retry:N`.
-
-    Raises:
-        CommandError: It names none.
-        ConfigurationError: The number is out of range.
-    """
-    name, colon, number = text.partition(":")
-    known = name in _POLICIES and not (name == "abort" and colon)
-    if not known or (colon and not (number.isascii() and number.isdigit() and len(number) < 10)):
-        raise CommandError(
-            f"{text!r} is no failure policy; give continue, continue:N (the batch fails after more than N failures), "
-            "abort, retry, or retry:N (attempts of a document)",
-            Exit.USAGE,
-        )
-    try:
-        return _POLICIES[name](int(number) if colon else None)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"--policy {text}: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Final, TypedDict
+from typing import Annotated, Any, Final, TypedDict, cast
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
@@ -12,7 +12,7 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
 from durable_batches.options import wrong_duration
 
-__all__ = ["RECORDED", "BatchConfig", "ConfigChanges", "changed", "changes_of"]
+__all__ = ["RECORDED", "BatchConfig", "ConfigChanges", "changed", "changes_in", "changes_of"]
 
 RECORDED: Final = {"recorded": True}
 """The context of validation of a configuration that was read from a store."""
@@ -25,7 +25,20 @@ def _no_number(value: object, info: ValidationInfo) -> object:
     return value
 
 
-Positive = Annotated[timedelta, BeforeValidator(_no_number), Field(gt=timedelta(0), le=timedelta(days=3650))]
+_LONGEST: Final = timedelta(days=3650)
+
+
+def _in_seconds(schema: dict[str, Any]) -> None:
+    # What pydantic writes of the bounds of a duration (`gt`, `le`) is none of JSON Schema's words.
+    del schema["gt"], schema["le"]
+    schema.update(exclusiveMinimum=0, maximum=_LONGEST.total_seconds())
+
+
+Positive = Annotated[
+    timedelta,
+    BeforeValidator(_no_number),
+    Field(gt=timedelta(0), le=_LONGEST, json_schema_extra=_in_seconds),
+]
 
 
 # As arguments of the class, because type checkers know them there only. The schema is built when the first
@@ -87,6 +100,18 @@ def changes_of(changes: ConfigChanges) -> dict[str, Any]:
         what = f"{fixed[0]!r} cannot be changed" if fixed else "there is nothing to change"
         raise ConfigurationError(f"{what}; the options that can be changed are {', '.join(names)}")
     return BatchConfig(**changes).model_dump(mode="json", include=set(changes))
+
+
+def changes_in(text: bytes | str) -> ConfigChanges:
+    """Parse new values from a JSON object, in which durations are numbers of seconds.
+
+    Raises:
+        ConfigurationError: An option of a policy is out of range.
+        pydantic.ValidationError: It is no JSON object, or a value is out of range or of a wrong type, or a name is
+            unknown.
+    """
+    config = BatchConfig.model_validate_json(text)
+    return cast("ConfigChanges", {name: getattr(config, name) for name in config.model_fields_set})
 
 
 def changed(config: BatchConfig, changes: Mapping[str, Any]) -> BatchConfig:

@@ -164,7 +164,7 @@ class BatchAccess(Generic[S_co]):
                 f"min_failures of batch {batch_id!r} cannot be changed while documents of it are running, since "
                 "workers of version 0.2.0 do not know it; pause the batch before"
             )
-        return definition_of(await self._reader.record(batch_id)).config
+        return await self.config(batch_id)
 
     async def _request(self, name: str, batch_id: str, command: Callable[[str], Command]) -> bool:
         """Give a command that a run which has not ended can obey; return whether it was applied."""
@@ -186,6 +186,14 @@ class BatchAccess(Generic[S_co]):
             BatchNotFoundError: There is no such batch.
         """
         return state_of(await self._reader.record(batch_id), self._stages)
+
+    async def config(self, batch_id: str) -> BatchConfig:
+        """Return the batch's configuration, with what `update` has changed.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        return definition_of(await self._reader.record(batch_id)).config
 
     async def snapshot(self, batch_id: str) -> BatchSnapshot[S_co]:
         """Return a snapshot of the batch: state, counts, stages, percentage, rate, calls that may never end.

@@ -9,13 +9,14 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, cast, get_args
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from durable_batches.errors import BatchNotFoundError
+from durable_batches.lifecycle.config import changes_in
 from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.records import ExecutionStatus
@@ -27,6 +28,7 @@ from durable_batches.web.models import (
     BATCH,
     BATCHES,
     CANCELLATION,
+    CONFIG,
     DOCUMENTS,
     ERRORS,
     EXPLANATION,
@@ -90,11 +92,13 @@ class Api:
             Route(f"{batch}/errors", self._errors),
             Route(f"{batch}/explain", self._explain),
             Route(f"{batch}/timeline", self._timeline),
+            Route(f"{batch}/config", self._config),
             Route(f"{batch}/progress", self._progress),
             Route(f"{batch}/snapshots", self._snapshots),
             Route(f"{batch}/cancel", self._cancel, methods=["POST"]),
             Route(f"{batch}/pause", self._pause, methods=["POST"]),
             Route(f"{batch}/resume", self._resume, methods=["POST"]),
+            Route(f"{batch}/update", self._update, methods=["POST"]),
             Route("/openapi.json", self._openapi),
             Route("/schemas/events/1", self._event_schema),
             Route("/schemas/snapshot/1", self._snapshot_schema),
@@ -164,6 +168,10 @@ class Api:
         snapshot = await self._seen(request, "read")
         return _json(TIMELINE, await self._timelines.timeline(snapshot))
 
+    async def _config(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read")).batch_id
+        return _json(CONFIG, await self._batches.config(batch_id))
+
     async def _cancel(self, request: Request) -> Response:
         batch_id = await self._commanded(request)
         reason = request.query_params.get("reason", "")
@@ -181,6 +189,16 @@ class Api:
     async def _resume(self, request: Request) -> Response:
         batch_id = await self._commanded(request)
         return _json(RESUMPTION, Resumption(pauses=await self._batches.resume(batch_id)))
+
+    async def _update(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read", "control")).batch_id
+        try:
+            changes = changes_in(await _json_body(request))
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise _bad(f"{where}: {problem['msg']}" if where else problem["msg"]) from None
+        return _json(CONFIG, await self._batches.update(batch_id, **changes))
 
     async def _openapi(self, request: Request) -> Response:
         return JSONResponse(openapi())
@@ -312,6 +330,21 @@ async def _bodiless(request: Request) -> None:
                     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                     "commands have no body; what they take is in the address: ?reason=...",
                 )
+    except ClientDisconnect:
+        raise _bad("the client has left before all of its request was there") from None
+
+
+async def _json_body(request: Request) -> bytes:
+    """Read the body of an update; the guard bounds it.
+
+    Raises:
+        HTTPException: It is said to be no JSON, or did not arrive.
+    """
+    media_type, _, _ = request.headers.get("content-type", "").partition(";")
+    if media_type.strip().lower() != "application/json":
+        raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "an update has a body of application/json")
+    try:
+        return await request.body()
     except ClientDisconnect:
         raise _bad("the client has left before all of its request was there") from None
 

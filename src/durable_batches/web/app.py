@@ -155,7 +155,7 @@ def create_app(
             guarded,
             allow_origins=list(allowed_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Last-Event-ID"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
             expose_headers=["Durable-Batches-Schema", "Retry-After"],
         )
     return WebApp(Protected(guarded), streams)

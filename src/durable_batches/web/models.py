@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Discriminator, JsonValue, TypeAdapter
 
+from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.progress import BatchSnapshot, Pause
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import Stage
@@ -23,6 +24,7 @@ __all__ = [
     "BATCH",
     "BATCHES",
     "CANCELLATION",
+    "CONFIG",
     "DOCUMENTS",
     "ERRORS",
     "EXPLANATION",
@@ -143,6 +145,7 @@ DOCUMENTS: Final[TypeAdapter[DocumentPage]] = TypeAdapter(DocumentPage)
 ERRORS: Final[TypeAdapter[ErrorDigest]] = TypeAdapter(ErrorDigest)
 EXPLANATION: Final[TypeAdapter[ExplanationView]] = TypeAdapter(ExplanationView)
 TIMELINE: Final[TypeAdapter[Timeline]] = TypeAdapter(Timeline)
+CONFIG: Final[TypeAdapter[BatchConfig]] = TypeAdapter(BatchConfig)
 CANCELLATION: Final[TypeAdapter[Cancellation]] = TypeAdapter(Cancellation)
 PAUSING: Final[TypeAdapter[Pausing]] = TypeAdapter(Pausing)
 RESUMPTION: Final[TypeAdapter[Resumption]] = TypeAdapter(Resumption)

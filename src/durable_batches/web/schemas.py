@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias, get_args
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
+from durable_batches.lifecycle.config import ConfigChanges
 from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.version import VERSION
@@ -23,6 +24,7 @@ from durable_batches.web.models import (
     BATCH,
     BATCHES,
     CANCELLATION,
+    CONFIG,
     DOCUMENTS,
     ERRORS,
     EXPLANATION,
@@ -66,6 +68,7 @@ _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
     "ErrorDigest": ERRORS,
     "Explanation": EXPLANATION,
     "Timeline": TIMELINE,
+    "BatchConfig": CONFIG,
     "Cancellation": CANCELLATION,
     "Pausing": PAUSING,
     "Resumption": RESUMPTION,
@@ -131,6 +134,7 @@ def _openapi() -> Schema:
     schemas: dict[str, Schema] = _named(definitions["$defs"])
     _open_up(schemas)
     schemas["BatchEvent"] = references["BatchEvent", "serialization"]
+    schemas["ConfigChanges"] = _changes(schemas["BatchConfig"])
     bodies = {name: references[name, "serialization"] for name in _ADAPTERS}
     return {
         "openapi": "3.1.0",
@@ -142,6 +146,15 @@ def _openapi() -> Schema:
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _changes(config: Schema) -> Schema:
+    """Make the schema of the options that are to be changed: each may be there, and at least one is."""
+    options = {name: copy.deepcopy(config["properties"][name]) for name in ConfigChanges.__annotations__}
+    for option in options.values():
+        # What is left out stays as it is.
+        option.pop("default", None)
+    return {"type": "object", "properties": options, "additionalProperties": False, "minProperties": 1}
 
 
 def _paths(bodies: Mapping[str, Schema]) -> Schema:
@@ -190,6 +203,9 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
         ["400", *of_batch, "409", "415"],
         bodies["Problem"],
     )
+    update = _operation("updateBatch", body("BatchConfig"), [batch], [*some, "409", "415"], bodies["Problem"])
+    changes = {"$ref": "#/components/schemas/ConfigChanges"}
+    update["requestBody"] = {"required": True, "content": {"application/json": {"schema": changes}}}
     resume_ = _operation("resumeBatch", body("Resumption"), [batch], [*of_batch, "409", "415"], bodies["Problem"])
     return {
         "/batches": get(
@@ -223,6 +239,7 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
         ),
         "/batches/{batch}/explain": get("explainBatch", body("Explanation"), batch, refused=of_batch),
         "/batches/{batch}/timeline": get("getTimeline", body("Timeline"), batch, refused=of_batch),
+        "/batches/{batch}/config": get("getConfig", body("BatchConfig"), batch, refused=of_batch),
         "/batches/{batch}/progress": get(
             "followProgress",
             _stream("Every event of the batch, once, in order", bodies["BatchEvent"]),
@@ -238,6 +255,7 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
         "/batches/{batch}/cancel": {"post": cancel},
         "/batches/{batch}/pause": {"post": pause},
         "/batches/{batch}/resume": {"post": resume_},
+        "/batches/{batch}/update": {"post": update},
         "/health": probe("isAlive", "alive", may_fail=False),
         "/ready": probe("isReady", "ready", may_fail=True),
         "/openapi.json": schema("getOpenAPI", "This document"),
@@ -253,7 +271,7 @@ _REFUSALS: Final = {
     "404": "There is no such batch",
     "409": "The batch has ended",
     "413": "The body is too large",
-    "415": "A command has a body",
+    "415": "A command has a body, or that of an update is no JSON",
     "503": "The store or the sender's rights cannot be looked up now, or there are too many streams",
 }
 

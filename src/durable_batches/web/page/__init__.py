@@ -19,7 +19,10 @@ __all__ = ["is_of_the_page", "page_routes"]
 _TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _STATIC: Final = (
     "page.css",
-    *(f"{name}.js" for name in ("attention", "batch", "elements", "list", "page", "pictures", "server", "stream")),
+    *(
+        f"{name}.js"
+        for name in ("attention", "batch", "elements", "list", "options", "page", "pictures", "server", "stream")
+    ),
 )
 _START: Final = "index.html"
 

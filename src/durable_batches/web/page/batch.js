@@ -1,6 +1,7 @@
 // One batch, live: its stream, and what is asked for beside it.
 import { bell, left, seen } from "./attention.js";
 import { arrange, duration, errorText, h, label, moment, number, percentage, safe, say, table, words } from "./elements.js";
+import { optionsForm } from "./options.js";
 import { machine, plot, wide } from "./pictures.js";
 import { getJSON, headers } from "./server.js";
 import { follow, Refused } from "./stream.js";
@@ -53,11 +54,13 @@ function batchView(base) {
   const cancel = command("cancel", "Cancel batch", "danger", "You may not cancel it.", "It could not be cancelled: try again.",
     "Cancel this batch? What runs is stopped; what is recorded stays.");
 
+  const options = optionsForm(base, (text) => say(alert_, text));
+
   const section = (id, title, ...content) => h("section", { "aria-labelledby": id }, h("h3", { id }, title), ...content);
   // Shown with its first figures, so that nothing moves under a pointer.
   const view = h("div", { hidden: true },
     h("section", { "aria-labelledby": "title" }, h("h2", { id: "title" }, name, " ", tag), alert_,
-      h("p", { class: "big" }, percent, " · ", facts, " · ", workflow), h("p", { class: "commands" }, pause, resume, cancel), picture),
+      h("p", { class: "big" }, percent, " · ", facts, " · ", workflow), h("p", { class: "commands" }, pause, resume, cancel), options, picture),
     section("stages", "Stages", bars),
     section("counts", "Documents", counts),
     section("why", "Why it is where it is", why),
@@ -170,7 +173,7 @@ function batchView(base) {
       item.className = `${count} ${snapshot.counts[count] ? "some" : ""}`;
       say(item.lastChild, number(snapshot.counts[count]));
     });
-    cancel.hidden = ended();
+    cancel.hidden = options.hidden = ended();
     // Focus stays with the button in its place, so that a keyboard can take the command back.
     const held = snapshot.pauses.some((each) => each.reason === "operator");
     const focused = document.activeElement;
