@@ -9,7 +9,7 @@ import pytest
 from tests.cli.commands import Commands
 from tests.support import opened
 
-from durable_batches import Store
+from durable_batches import BatchConfig, Store
 from durable_batches.cli.exits import Exit
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, WorkerNote, encode_note
@@ -42,7 +42,8 @@ def test_batches_are_listed_and_shown(commands: Commands) -> None:
     assert shown.code == Exit.DONE
     for line in ("documents      3: 2 succeeded, 1 failed", "labels         tenant=north", "batch          tuesday"):
         assert f"{line}\n" in shown.out
-    assert commands("show", "monday", "--json").json == [{**monday, "checkpoints": 2}]
+    config = BatchConfig(metadata={"tenant": "north"}).model_dump(mode="json")
+    assert commands("show", "monday", "--json").json == [{**monday, "config": config, "checkpoints": 2}]
 
 
 async def _refuse(store: Store) -> None:
@@ -192,7 +193,7 @@ def test_what_a_worker_tells_is_shown(commands: Commands) -> None:
     assert (blocked["tag"], blocked["where"], blocked["until"]) == ("blocked-loop", "/app/jobs.py:41 in parse", None)
     assert (long["tag"], long["workers"]) == ("long-calls", {"a": 1})
     assert (running["oldest_activity"], running["activities"]) == (activity, {activity: 1})
-    assert f"no timeout  ask\\x1b[31m, 1 call since {at}Z\n" in commands("show", batch_id).out
+    assert f"no timeout   ask\\x1b[31m, 1 call since {at}Z\n" in commands("show", batch_id).out
     (shown,) = commands("show", batch_id, "--json").json
     assert [calls["activity"] for calls in shown["long_calls"]] == [activity]
 
