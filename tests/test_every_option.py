@@ -219,6 +219,7 @@ ACCESS: Final[Mapping[str, Mapping[str, Values]]] = {
     "pause": {"batch_id": BATCH, "note": (*TEXT, None), "running": ("activities", 3, None)},
     "progress": {"batch_id": BATCH, "after": (*INTEGER, None)},
     "resume": {"batch_id": BATCH},
+    "config": {"batch_id": BATCH},
     "snapshot": {"batch_id": BATCH},
     "state": {"batch_id": BATCH},
     "update": {"batch_id": BATCH, **CHANGES},
