@@ -419,6 +419,7 @@ OPTIONS: Final[Table] = {
         "breaker": (*INSTANCE, CircuitBreaker),
         "max_wait": FROM_NOTHING,
         "returns_unused": FLAG,
+        "shared": NAME,
     },
     "CentralRateLimiter.force": {"breaker": ("half-open", 3, None)},
     "CentralRateLimiter.is_failure": {"error": ERROR},

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
-from tests.processes import books, pairs
+from tests.processes import books, fleets, pairs
 from tests.processes.places import store_at
 from tests.processes.workload import Batches, Job, Page, Process, here
 
@@ -295,6 +295,8 @@ async def main(job: dict[str, Any]) -> object:
     if parsed.scenario == "pair":
         await pairs.main(parsed)
         return None
+    if parsed.scenario == "fleet":
+        return await fleets.main(parsed)
     if parsed.scenario == "book":
         return await books.main(parsed)
     return await SCENARIOS[parsed.scenario](parsed).run()

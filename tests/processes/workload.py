@@ -104,6 +104,8 @@ class Job:
     """One of `CLOCKS`, or the file of a `SharedClock`; by default the machine's clock."""
     lock_timeout: float | None = None
     """Seconds that its store waits for locks (Postgres); by default as long as it does by itself."""
+    limits: str = ""
+    """Of a fleet: the limits that its processes share, as JSON of `CentralRateLimiter`'s arguments."""
     meeting: str = ""
     """Of a pair: the path of the socket to wait at; empty: nobody is waited for."""
     scenario: str = "work"

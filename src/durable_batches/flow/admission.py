@@ -16,6 +16,8 @@ from typing import Final
 
 from durable_batches.flow.breaker import Breaker, BreakerState, CircuitBreaker, ForcedBreaker, Passage
 from durable_batches.flow.bucket import Taken, WindowedBucket
+from durable_batches.flow.budget import Ask, Grant, Limits
+from durable_batches.flow.credit import Credit, Slice
 from durable_batches.flow.refusals import Refusals
 
 __all__ = ["Admission", "Ticket"]
@@ -38,7 +40,18 @@ class Ticket:
         granted: When it was admitted; None: it waits, or has given up.
     """
 
-    __slots__ = ("ended", "generation", "granted", "is_refused", "parts", "passage", "request", "settled", "tokens")
+    __slots__ = (
+        "ended",
+        "generation",
+        "granted",
+        "is_refused",
+        "parts",
+        "passage",
+        "request",
+        "settled",
+        "slices",
+        "tokens",
+    )
 
     def __init__(self, tokens: float, generation: int) -> None:
         self.tokens: Final = tokens
@@ -50,6 +63,7 @@ class Ticket:
         self.request: Taken | None = None
         self.parts: Final[list[tuple[Taken, float]]] = []
         self.passage: Passage = Passage(-1, -1)
+        self.slices: list[tuple[Slice, float, float]] = []
 
 
 class Admission:
@@ -61,6 +75,10 @@ class Admission:
         max_concurrent: Calls at once; None: any number.
         breaker: When it opens; None: only by `force`.
         returns_unused: Whether tokens that were reserved and not used may be used by others.
+        shared: Whether the limits are those of a fleet: then only what was granted of them is begun, too.
+
+    Attributes:
+        credit: What was granted; None: the limits are not shared.
     """
 
     def __init__(
@@ -71,7 +89,9 @@ class Admission:
         max_concurrent: int | None = None,
         breaker: CircuitBreaker | None = None,
         returns_unused: bool = True,
+        shared: bool = False,
     ) -> None:
+        self.credit: Final = Credit(Limits(requests, tokens, max_concurrent)) if shared else None
         self._requests = None if requests is None else WindowedBucket(requests)
         self._tokens = None if tokens is None else WindowedBucket(tokens)
         self._max_concurrent = max_concurrent
@@ -126,8 +146,10 @@ class Admission:
 
     # ---- asking ------------------------------------------------------------------------------------------------
 
-    def ask(self, tokens: float) -> Ticket:
-        """Wait as the last in the order; tokens must not exceed the limit."""
+    def ask(self, tokens: float, now: float = 0.0) -> Ticket:
+        """Wait as the last in the order; tokens must not exceed the limit. `now` counts where limits are shared."""
+        if self.credit is not None:
+            self.credit.asked(self._moment(now), tokens)
         ticket = Ticket(tokens, self._generation)
         self._waiting[ticket] = None
         return ticket
@@ -145,6 +167,8 @@ class Admission:
                 ticket.parts.append((self._tokens.take(moment, ticket.tokens), ticket.tokens))
             ticket.passage = self._breaker.begin(moment)
             self.in_flight += 1
+            if self.credit is not None:
+                ticket.slices = self.credit.take(moment, ticket.tokens, self.in_flight)
             begun.append(ticket)
         return begun
 
@@ -152,7 +176,14 @@ class Admission:
         """Return in how many seconds the first that waits may begin; infinity: when a call has ended, or none waits."""
         if not self._waiting or (self._max_concurrent is not None and self.in_flight >= self._max_concurrent):
             return math.inf
-        return self._ready_in(now, next(iter(self._waiting)).tokens, 0, 0.0)
+        tokens, credit = next(iter(self._waiting)).tokens, self.credit
+        seconds = self._ready_in(now, tokens, 0, 0.0)
+        if credit is None:
+            return seconds
+        if self.in_flight >= credit.at_once:
+            return math.inf
+        moment = self._moment(now)
+        return max(seconds, credit.ready_at(moment, tokens) - moment)
 
     def blocked_in(self, now: float) -> float:
         """Return in how many seconds the breaker and the provider allow calls at all."""
@@ -178,6 +209,8 @@ class Admission:
             if self._requests is not None and ticket.request is not None:
                 self._requests.give_back(moment, ticket.request, 1.0)
             self._give_back(moment, ticket, math.inf)
+            if self.credit is not None:
+                self.credit.give_back(moment, ticket.slices)
             self.end(now, ticket, healthy=None)
 
     def abandon(self) -> None:
@@ -199,6 +232,8 @@ class Admission:
             # Of what was reserved nothing comes back; only what is beyond it counts.
             before, after = max(tokens - difference, ticket.tokens), max(tokens, ticket.tokens)
             difference = after - before
+        if self.credit is not None:
+            self.credit.settled(ticket.slices, difference)
         if difference > 0:
             ticket.parts.append((self._tokens.take(moment, difference), difference))
         else:
@@ -244,12 +279,14 @@ class Admission:
         ticket.is_refused = True
         if seconds is None:
             seconds = min(2.0 ** (min(self._rounds, 10) - 1), _LONGEST_COOL_DOWN) if first else 0.0
-        self._cool_until = max(self._cool_until, moment + seconds)
+        self.cool_down(now, seconds)
         return first
 
     def cool_down(self, now: float, seconds: float) -> None:
         """Have all wait, because the provider says that nothing is left for so long."""
         self._cool_until = max(self._cool_until, self._moment(now) + seconds)
+        if self.credit is not None and seconds > 0:
+            self.credit.cool_down(self._cool_until)
 
     def told(self, *, requests: float | None = None, tokens: float | None = None) -> None:
         """Take the provider's word for its limits: never more than was configured."""
@@ -260,6 +297,42 @@ class Admission:
     def force(self, state: ForcedBreaker) -> None:
         """Keep the breaker open or closed, or let it judge by itself again."""
         self._breaker.force(state)
+
+    # ---- a budget that a fleet shares ----------------------------------------------------------------------------
+
+    def was_short(self) -> None:
+        """Take note that a call was refused, and may ask again: nothing was granted for it."""
+        assert self.credit is not None
+        self.credit.was_short()
+
+    def asks_in(self, now: float) -> float:
+        """Return in how many seconds to ask for more of the budget; infinity: not before something happens."""
+        assert self.credit is not None
+        moment = self._moment(now)
+        first = next(iter(self._waiting)).tokens if self._waiting else None
+        ready = math.inf if first is None else moment + self._ready_in(now, first, 0, 0.0)
+        return self.credit.asks_at(moment, first, self.in_flight, ready) - moment
+
+    def asks_for(self, now: float) -> Ask:
+        """Return what to ask for."""
+        assert self.credit is not None
+        moment = self._moment(now)
+        self._recover(moment)
+        return self.credit.ask(
+            moment,
+            (ticket.tokens for ticket in self._waiting),
+            self.in_flight,
+            len(self._waiting),
+            requests=None if self._requests is None else self._requests.limit * self._requests.factor,
+            tokens=None if self._tokens is None else self._tokens.limit * self._tokens.factor,
+        )
+
+    def granted(self, grant: Grant, asked: float, answered: float) -> None:
+        """Take what was granted; both moments are of the clock that `now` is read from."""
+        assert self.credit is not None
+        latest = self._moment(answered)
+        self.credit.granted(grant, latest - max(answered - asked, 0.0), latest)
+        self._cool_until = max(self._cool_until, latest + grant.cool_down)
 
     # ---- inside ------------------------------------------------------------------------------------------------
 

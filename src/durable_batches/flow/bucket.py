@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 __all__ = ["WINDOW_SECONDS", "Taken", "WindowedBucket"]
 
@@ -51,15 +52,27 @@ class WindowedBucket:
 
     Args:
         limit: Requests or tokens a minute.
+        window: Seconds of the log.
+        merged: Seconds within which what is taken shares an entry of the log.
+        state: What `dump` returned; None: nothing was taken yet.
 
     Attributes:
         factor: The share of the limit that is used at present, in (0, 1].
     """
 
-    __slots__ = ("_at", "_level", "_log", "_total", "configured", "factor", "limit")
+    __slots__ = ("_at", "_level", "_log", "_merged", "_total", "_window", "configured", "factor", "limit")
 
-    def __init__(self, limit: float) -> None:
+    def __init__(
+        self,
+        limit: float,
+        *,
+        window: float = WINDOW_SECONDS,
+        merged: float = _MERGED_SECONDS,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         assert 0 < limit < math.inf
+        self._window = window
+        self._merged = merged
         self.configured: Final = limit
         self.limit: float = limit
         self.factor: float = 1.0
@@ -67,6 +80,26 @@ class WindowedBucket:
         self._at = -math.inf
         self._total = 0.0
         self._log: deque[Taken] = deque()
+        if state is not None:
+            self._level = min(self.depth, state["level"])
+            self._at = state["at"]
+            for first, at, amount in state["log"]:
+                self._log.append(Taken(first, amount))
+                self._log[-1].at = at
+                self._total += amount
+
+    def dump(self) -> Mapping[str, Any]:
+        """Return the state in terms of JSON; the limit is no part of it."""
+        return {
+            "level": self._level,
+            "at": max(self._at, 0.0),
+            "log": [(taken.first, taken.at, taken.amount) for taken in self._log],
+        }
+
+    @property
+    def at(self) -> float:
+        """When it was last used: nothing can be taken for an earlier moment."""
+        return self._at
 
     @property
     def depth(self) -> float:
@@ -76,7 +109,7 @@ class WindowedBucket:
     @property
     def rate(self) -> float:
         """What flows in, a second."""
-        return self.limit * self.factor / WINDOW_SECONDS
+        return self.limit * self.factor / self._window
 
     def set_limit(self, limit: float) -> None:
         """Take a provider's word for the limit, but never more than was configured."""
@@ -87,6 +120,11 @@ class WindowedBucket:
         """Return how much of the limit the last minute has left."""
         self._advance(now)
         return max(self.limit * self.factor - self._total, 0.0)
+
+    def spare(self, now: float) -> float:
+        """Return how much may be taken at once, without a wait."""
+        self._advance(now)
+        return max(min(self._level, self.limit * self.factor - self._total), 0.0)
 
     def ready_at(self, now: float, amount: float, ahead: float = 0.0) -> float:
         """Return when `amount` may be taken if nothing else is, but for what is `ahead` of it."""
@@ -102,7 +140,7 @@ class WindowedBucket:
             if over <= 1e-6:
                 break
             over -= taken.amount
-            ready = max(ready, taken.at + WINDOW_SECONDS)
+            ready = max(ready, taken.at + self._window)
         return ready
 
     def take(self, now: float, amount: float) -> Taken:
@@ -111,7 +149,7 @@ class WindowedBucket:
         self._level -= amount
         self._total += amount
         last = self._log[-1] if self._log else None
-        if last is None or now - last.first >= _MERGED_SECONDS:
+        if last is None or now - last.first >= self._merged:
             last = Taken(now, amount)
             self._log.append(last)
         else:
@@ -122,18 +160,26 @@ class WindowedBucket:
     def give_back(self, now: float, taken: Taken, amount: float) -> None:
         """Release part of what was taken, where it was taken: a minute later, that changes nothing."""
         self._advance(now)
-        if taken.at > now - WINDOW_SECONDS:
+        if taken.at > now - self._window:
             amount = min(amount, taken.amount)
             taken.amount -= amount
             self._total -= amount
         self._level = min(self.depth, self._level + amount)
+
+    def release(self, now: float, at: float, amount: float) -> None:
+        """Release part of what was taken at a moment, if that is in the log yet."""
+        self._advance(now)
+        for taken in self._log:
+            if taken.first <= at <= taken.at:
+                self.give_back(now, taken, amount)
+                break
 
     def _advance(self, now: float) -> None:
         if now > self._at:
             if self._at > -math.inf:
                 self._level = min(self.depth, self._level + (now - self._at) * self.rate)
             self._at = now
-        while self._log and self._log[0].at <= now - WINDOW_SECONDS:
+        while self._log and self._log[0].at <= now - self._window:
             self._total -= self._log.popleft().amount
         if not self._log:
             # Nothing is left of rounding errors.

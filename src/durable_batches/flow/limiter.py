@@ -22,7 +22,7 @@ from durable_batches.options import (
     check_integer,
 )
 from durable_batches.runtime.context import current_clock
-from durable_batches.runtime.limits import Permit
+from durable_batches.runtime.limits import Permit, Supply
 
 __all__ = ["CentralRateLimiter", "LimiterMetrics"]
 
@@ -43,6 +43,8 @@ class LimiterMetrics:
         breaker: The state of the circuit breaker.
         next_permit_in: When the next call may begin; None: when a call has ended, or nothing waits.
         refused: The calls that the provider has refused so far (429).
+        shared: The name under which workers share the limits; None: they are the limiter's own. What is available is
+            then the fleet's, as the store last said, and `in_flight` and `waiting` are this limiter's.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LimiterMetrics:
     breaker: BreakerState
     next_permit_in: timedelta | None
     refused: int
+    shared: str | None = None
 
 
 class CentralRateLimiter:
@@ -74,6 +77,10 @@ class CentralRateLimiter:
         max_wait: How long a call waits for a permit at most; None: as long as it takes.
         returns_unused: Whether tokens that a call had reserved and did not take may be taken by others at once. Give
             False for a provider that counts the estimate (`max_tokens`, say) and not what was used.
+        shared: The name under which all workers of a store share the limits: together they use no more, and one whose
+            activities need none leaves all of it to the others. The store must be one that can keep it
+            (`durable_batches.stores.SharedLimits`). The breaker stays each limiter's own. None: the limits are this
+            limiter's alone.
 
     Raises:
         ConfigurationError: An argument is of a wrong type, or a limit is not positive.
@@ -89,6 +96,7 @@ class CentralRateLimiter:
         breaker: CircuitBreaker | None = None,
         max_wait: timedelta | None = None,
         returns_unused: bool = True,
+        shared: str | None = None,
     ) -> None:
         problem = problem_with_name(name)
         if problem is not None:
@@ -104,7 +112,14 @@ class CentralRateLimiter:
         check_instance("breaker", breaker, CircuitBreaker, optional=True)
         check_flag("returns_unused", returns_unused)
         _check_wait(max_wait)
+        if shared is not None:
+            problem = problem_with_name(shared)
+            if problem is not None:
+                raise ConfigurationError(f"shared {problem}")
+            if requests_per_minute is None and tokens_per_minute is None and max_concurrent is None:
+                raise ConfigurationError("shared is the name of limits, and there are none: give one, or shared=None")
         self._name = name
+        self._shared = shared
         self._tokens_per_minute = tokens_per_minute
         self._max_wait = max_wait
         self._counts = None if breaker is None else breaker.counts
@@ -114,8 +129,9 @@ class CentralRateLimiter:
             max_concurrent=max_concurrent,
             breaker=breaker,
             returns_unused=returns_unused,
+            shared=shared is not None,
         )
-        self._permits = Permits(name, self._admission, self._counts)
+        self._permits = Permits(name, self._admission, self._counts, shared)
 
     def __repr__(self) -> str:
         admission = self._admission
@@ -125,6 +141,11 @@ class CentralRateLimiter:
     def name(self) -> str:
         """The name in errors, logs and explanations."""
         return self._name
+
+    @property
+    def shared(self) -> str | None:
+        """The name under which workers share its limits; None: they are its own."""
+        return self._shared
 
     def permit(
         self, *, tokens: int = 0, wait: bool = True, max_wait: timedelta | None = None
@@ -168,17 +189,24 @@ class CentralRateLimiter:
         with self._permits.lock:
             admission, now = self._admission, clock.boot()
             next_in = admission.next_in(now)
+            grant = None if admission.credit is None else admission.credit.grant
             return LimiterMetrics(
                 name=self._name,
                 in_flight=admission.in_flight,
                 waiting=admission.waiting,
-                requests_available=_whole(admission.requests_available(now)),
-                tokens_available=_whole(admission.tokens_available(now)),
+                requests_available=_whole(admission.requests_available(now) if grant is None else grant.left_requests),
+                tokens_available=_whole(admission.tokens_available(now) if grant is None else grant.left_tokens),
                 rate=admission.factor,
                 breaker=admission.breaker_state(now),
                 next_permit_in=None if next_in == math.inf else timedelta(seconds=next_in),
                 refused=admission.refused,
+                shared=self._shared,
             )
+
+    @property
+    def supply(self) -> Supply | None:
+        """What workers supply with the fleet's budget, where `shared` is given; for workers."""
+        return self._permits.refill
 
     def force(self, breaker: ForcedBreaker) -> None:
         """Keep the circuit breaker open ("open": no call begins) or "closed", or let it judge by itself ("auto").

@@ -17,6 +17,7 @@ from durable_batches.errors import CircuitOpenError, ConfigurationError, RateLim
 from durable_batches.flow.admission import Admission, Ticket
 from durable_batches.flow.breaker import BreakerState
 from durable_batches.flow.feedback import Answered, Feedback, feedback_of
+from durable_batches.flow.refill import Refill
 from durable_batches.options import check_duration, check_integer
 from durable_batches.runtime.context import current_classifier, current_clock
 from durable_batches.runtime.limits import NotBegun, Permit
@@ -37,9 +38,16 @@ class Permits:
         name: The limiter's name.
         admission: Who may begin.
         counts: Says which errors are the provider's failures; None: the default.
+        shared: The name of the budget that a fleet shares; None: the limits are its own.
     """
 
-    def __init__(self, name: str, admission: Admission, counts: Callable[[BaseException], bool] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        admission: Admission,
+        counts: Callable[[BaseException], bool] | None,
+        shared: str | None = None,
+    ) -> None:
         self._name = name
         self._admission = admission
         self._counts = counts
@@ -50,6 +58,8 @@ class Permits:
         self._timer_due = math.inf
         self.lock: Final = threading.Lock()
         """Held while the admission is used, by whatever thread."""
+        self.refill: Final = None if shared is None else Refill(name, shared, admission, self.lock, self.serve)
+        """Where the limits are shared."""
 
     @property
     def clock(self) -> Clock:
@@ -60,10 +70,15 @@ class Permits:
         """Wait for a permit, at most `longest` seconds; see `CentralRateLimiter.permit`."""
         loop, clock = asyncio.get_running_loop(), current_clock()
         admission = self._admission
+        if self.refill is not None and not self.refill.is_supplied:
+            raise ConfigurationError(
+                f"the limiter {self._name!r} shares its limits by a worker's store (shared={self.refill.shared!r}), "
+                "and no worker that runs here has an activity that has used it: give it to one (limiter=...)"
+            )
         with self.lock:
             clock = self._adopt(loop, clock)
             now = clock.boot()
-            ticket = admission.ask(tokens)
+            ticket = admission.ask(tokens, now)
             self._grant(now)
             if ticket.granted is not None:
                 return ticket
@@ -71,6 +86,9 @@ class Permits:
             if longest <= 0 or (longest < math.inf and admission.estimate(now, ticket) > longest):
                 error = self._refusal(now, ticket, longest)
                 admission.withdraw(now, ticket)
+                if self.refill is not None:
+                    admission.was_short()
+                    self.refill.look(now)
                 raise error
             waiter = self._waiters[ticket] = loop.create_future()
             self._arm(now)
@@ -207,6 +225,8 @@ class Permits:
                 waiter.set_result(None)
 
     def _arm(self, now: float) -> None:
+        if self.refill is not None:
+            self.refill.look(now)
         seconds = self._admission.next_in(now)
         due = now + seconds
         if self._timer is not None and self._timer_due <= due and self._timer_due > now:

@@ -239,8 +239,7 @@ class Call:
                 if limited is not None:
                     # Outermost: what measures attempts does not measure the wait.
                     around = (limited, *middleware)
-                    limiter = self.limiter
-                    self._resources.limiters[id(limiter)] = limiter
+                    self._resources.uses(self.limiter)
                 result = await nested(around, self, run)()
             elif bound.activity.timeout is None and is_async:
                 if not self._resources.lease.holds():

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError, NotInActivityError
+from durable_batches.lifecycle.records import SharedLimit, SharedWrites, WorkerId
 from durable_batches.options import check_instance
 
 __all__ = [
+    "Budget",
     "JudgesFailures",
     "Limiter",
     "NotBegun",
     "Permit",
+    "SharesLimits",
+    "Supply",
     "checked_limiters",
     "is_limiter",
     "no_limiter",
     "no_limiter_named",
 ]
+
+
+T = TypeVar("T")
 
 
 class NotBegun(CancelledError):
@@ -103,4 +111,54 @@ class JudgesFailures(Protocol):
 
     def is_failure(self, error: BaseException, /) -> bool:
         """Return whether an error is the provider's failure."""
+        ...
+
+
+class Budget(Protocol):
+    """A worker's way to what is kept for all workers."""
+
+    @property
+    def worker_id(self) -> WorkerId:
+        """The id of the worker's session."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """The worker's clock."""
+        ...
+
+    async def take(self, name: str, plan: Callable[[SharedLimit], SharedWrites[T]]) -> T:
+        """See `durable_batches.stores.SharedLimits.take`."""
+        ...
+
+
+@runtime_checkable
+class Supply(Protocol):
+    """The way of a budget to a limiter."""
+
+    @property
+    def shared(self) -> str:
+        """The name of the budget in the store."""
+        ...
+
+    def join(self, budget: Budget) -> None:
+        """Take note of a worker that supplies it from now on, by `run`."""
+        ...
+
+    def run(self, budget: Budget) -> Coroutine[Any, Any, None]:
+        """Take from the budget when calls need it, until cancelled."""
+        ...
+
+    def leave(self, budget: Budget) -> None:
+        """Take note that the worker supplies it no more: its `run` has ended."""
+        ...
+
+
+@runtime_checkable
+class SharesLimits(Protocol):
+    """A limiter whose limits all workers of a store may share."""
+
+    @property
+    def supply(self) -> Supply | None:
+        """What workers supply; None: its limits are its own."""
         ...

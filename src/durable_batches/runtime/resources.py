@@ -171,6 +171,19 @@ class Resources:
     """Those of activities that name theirs."""
     limiters: dict[int, Limiter] = field(default_factory=dict[int, Limiter])
     """Those that calls have asked for permits, by their identity: one of the user's own may not be hashable."""
+    adopt: Callable[[Limiter], object] | None = None
+    """Called with each before the first of its permits is asked for; raises where it cannot be used."""
     moment: float = 0.0
     """By the boot clock: when a commit was last through, or the event loop last seen to turn (half a second ago at
     most). Calls begin then, so that none of them reads a clock to know when it did."""
+
+    def uses(self, limiter: Limiter) -> None:
+        """Take note of a limiter before a call asks it for a permit.
+
+        Raises:
+            ConfigurationError: It cannot be used here.
+        """
+        if id(limiter) not in self.limiters:
+            if self.adopt is not None:
+                self.adopt(limiter)
+            self.limiters[id(limiter)] = limiter

@@ -48,6 +48,7 @@ from durable_batches.worker.reporting import Reporting
 from durable_batches.worker.runner import AnyWorkflow, HeldExecution
 from durable_batches.worker.scheduler import Scheduler
 from durable_batches.worker.selection import Selection, SelectionSweep
+from durable_batches.worker.shared_budgets import SharedBudgets
 from durable_batches.worker.signals import WorkerSignals
 
 __all__ = ["Session", "SessionOptions", "SessionPhase"]
@@ -159,6 +160,7 @@ class Session:
             signals=signals.journal,
             reporting=options.reporting,
         )
+        self._budgets = SharedBudgets(store, self.worker_id, clock, outages)
         self.resources: Final = Resources(
             recorder=self.journal,
             clock=clock,
@@ -167,6 +169,7 @@ class Session:
             dependencies=dependencies,
             elsewhere=options.elsewhere,
             named_limiters=options.limiters,
+            adopt=self._budgets.adopt,
             classify=options.classify,
             lease=self._lease,
             moment=clock.boot(),
@@ -408,6 +411,7 @@ class Session:
             asyncio.create_task(self._look_around(), name="durable-batches membership"),
             asyncio.create_task(self._show_that_the_loop_turns(), name="durable-batches stall"),
             asyncio.create_task(self._abandoned.run(), name="durable-batches housekeeping"),
+            asyncio.create_task(self._budgets.run(), name="durable-batches budgets"),
         ]
         ends = [journal, closed, lost, *helpers]
         try:

@@ -57,6 +57,7 @@ from durable_batches.worker.reporting import Reporting
 from durable_batches.worker.runner import AnyWorkflow
 from durable_batches.worker.selection import BatchFilter, Selection
 from durable_batches.worker.session import Session, SessionOptions
+from durable_batches.worker.shared_budgets import check_shared
 from durable_batches.worker.shutdown import Shutdown
 from durable_batches.worker.signals import WorkerSignals
 from durable_batches.worker.store_watch import StoreWatch
@@ -197,6 +198,7 @@ class Worker:
         )
         self._dependencies = Dependencies(dependencies, clock=self._clock)
         self._workflows: dict[tuple[str, str], AnyWorkflow] = {}
+        self._shared_limiters: dict[str, object] = {}
         self._before_start: dict[AnyWorkflow, Callable[[], Awaitable[None]]] = {}
         self._stats = RunStats()
         self._signals = WorkerSignals()
@@ -540,6 +542,10 @@ class Worker:
             self._executors.check(activity, workflow.name)
             if isinstance(activity.limiter, str) and activity.limiter not in self._options.limiters:
                 raise no_limiter_named(activity.name, activity.limiter, workflow.name)
+            limiter = activity.limiter
+            named = self._options.limiters[limiter] if isinstance(limiter, str) else limiter
+            user = f"activity {activity.name!r} of workflow {workflow.name!r}"
+            check_shared(named, self._store, user, self._shared_limiters)
 
     async def _begin(self) -> None:
         """Start the task of the sessions, and wait until the first one works."""

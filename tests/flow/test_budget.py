@@ -1,0 +1,273 @@
+"""One budget for a fleet: whatever workers ask for and whenever, no window sees more than the limit."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.flow.fleet import Fleet, Member, most_in_a_window, run
+from tests.properties import modest
+
+from durable_batches.flow.admission import Ticket
+from durable_batches.flow.budget import SLICE_SECONDS
+
+OFFSETS = (0.0, -9_000.0, 5_000.0)
+
+
+def fleet_of(count: int, **limits: Any) -> tuple[Fleet, list[Member]]:
+    """Workers with clocks of their own."""
+    fleet = Fleet()
+    return fleet, [Member(fleet, f"worker-{number}", OFFSETS[number % 3], **limits) for number in range(count)]
+
+
+# ---- the limit, and its use ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("busy", [1, 3])
+def test_a_loaded_fleet_uses_nearly_all_of_the_limit_and_never_more(busy: int) -> None:
+    fleet, members = fleet_of(3, requests=600, tokens=60_000)
+    chance = random.Random(1)
+    for member in members[:busy]:
+        for _ in range(2_000):
+            member.call(chance.randint(1, 150))
+    run(fleet, 90)
+    assert most_in_a_window(fleet.requests()) <= 600
+    assert most_in_a_window(fleet.begun) <= 60_000
+    assert len(fleet.begun) >= 0.95 * 600 * 1.5
+    # About one take a second and worker.
+    assert fleet.takes <= 90 * busy * 1.3
+    begun = [len(member.held) for member in members[:busy]]
+    assert max(begun) - min(begun) <= 0.05 * sum(begun)
+
+
+def test_calls_below_the_limit_cost_about_a_take_a_second() -> None:
+    fleet, (member, *_) = fleet_of(2, requests=6_000)
+    for _ in range(300):
+        ticket = member.call()
+        run(fleet, 0.05)
+        assert ticket.granted is not None
+        member.end(ticket)
+    assert len(fleet.begun) == 300
+    assert fleet.takes <= 40
+
+
+def test_what_was_granted_and_not_used_comes_back() -> None:
+    fleet, (one, two) = fleet_of(2, requests=600)
+    for _ in range(20):
+        one.call()
+    run(fleet, 1)
+    expected = one.call()
+    run(fleet, 0.1)
+    assert expected.granted is not None
+    run(fleet, 5)
+    for _ in range(2_000):
+        two.call()
+    run(fleet, 60)
+    assert len(fleet.begun) >= 0.97 * 600
+    assert most_in_a_window(fleet.requests()) <= 600
+
+
+def test_tokens_that_were_estimated_and_not_used_are_others() -> None:
+    fleet, members = fleet_of(3, tokens=6_000)
+    for member in members:
+        for _ in range(400):
+            member.call(40)
+    used: list[tuple[float, float]] = []
+    for _ in range(90):
+        run(fleet, 1)
+        for member in members:
+            for ticket in list(member.held):
+                assert ticket.granted is not None
+                member.settle(ticket, 20)
+                used.append((ticket.granted - member.ahead, 20))
+                member.end(ticket)
+    assert most_in_a_window(used) <= 6_000
+    assert len(used) >= 0.9 * 1.5 * 300, "half of each estimate comes back"
+
+
+def test_a_debt_of_one_is_waited_for_by_all() -> None:
+    fleet, (one, two) = fleet_of(2, tokens=600)
+    ticket = one.call(10)
+    run(fleet, 0.1)
+    one.settle(ticket, 310)
+    one.end(ticket)
+    run(fleet, 2)
+    other = two.call(10)
+    run(fleet, 10)
+    assert other.granted is None
+    run(fleet, 22)
+    assert other.granted is not None
+
+
+def test_a_large_call_is_not_put_off_for_small_ones_of_others() -> None:
+    fleet, (one, two) = fleet_of(2, tokens=6_000)
+    for _ in range(1_000):
+        two.call(50)
+    run(fleet, 61)
+    large = one.call(3_000)
+    run(fleet, 61)
+    assert large.granted is not None
+    assert most_in_a_window(fleet.begun) <= 6_000
+
+
+# ---- calls at once -----------------------------------------------------------------------------------------------
+
+
+def test_calls_at_once_are_shared_and_come_back_with_a_worker() -> None:
+    fleet, (one, two) = fleet_of(2, together=4)
+    for _ in range(4):
+        one.call()
+    run(fleet, 3)
+    assert (len(one.held), fleet.in_flight()) == (4, 4)
+    for _ in range(4):
+        two.call()
+    run(fleet, 5)
+    assert not two.held, "they are all in use"
+    for _ in range(4):
+        one.end(one.held[0])
+        one.call()
+        run(fleet, 2)
+    assert (len(one.held), len(two.held)) == (2, 2), "each has half, since both want more"
+    fleet.kill(one)
+    run(fleet, 3)
+    assert len(two.held) == 4
+
+
+def test_calls_at_once_that_nobody_needs_any_more_are_others() -> None:
+    fleet, (one, two) = fleet_of(2, together=2)
+    first, second = one.call(), one.call()
+    run(fleet, 1)
+    one.end(first)
+    one.end(second)
+    other = two.call()
+    run(fleet, 2 * SLICE_SECONDS + 1)
+    assert other.granted is not None
+    assert {slot.amount for slot in fleet.slots.values()} == {0, 1}
+
+
+def test_workers_take_turns_where_there_are_fewer_calls_at_once() -> None:
+    fleet, members = fleet_of(3, together=1)
+    for member in members:
+        for _ in range(50):
+            member.call()
+    began = {member.name: 0 for member in members}
+    for _ in range(60):
+        run(fleet, 0.5)
+        assert fleet.in_flight() <= 1
+        for member in members:
+            for ticket in list(member.held):
+                member.end(ticket)
+                began[member.name] += 1
+    assert min(began.values()) >= 5
+
+
+# ---- different limits, cool-downs, clocks ------------------------------------------------------------------------
+
+
+def test_of_different_limits_the_smallest_holds_while_its_worker_is_there() -> None:
+    fleet = Fleet()
+    old, new = Member(fleet, "old", 0.0, requests=60), Member(fleet, "new", 7.0, requests=600)
+    for member in (old, new):
+        for _ in range(1_000):
+            member.call()
+    run(fleet, 120)
+    assert most_in_a_window(fleet.requests()) <= 60
+    fleet.kill(old)
+    before = len(fleet.begun)
+    run(fleet, 120)
+    assert most_in_a_window(fleet.requests()) <= 600
+    assert len(fleet.begun) - before >= 900
+
+
+def test_the_cool_down_of_one_is_that_of_all() -> None:
+    fleet, members = fleet_of(3, requests=600)
+    for member in members:
+        for _ in range(500):
+            member.call()
+    run(fleet, 5)
+    refused = fleet.now
+    members[0].admission.refuse(members[0].now(), members[0].held[0], 20.0)
+    run(fleet, 40)
+    since = [at - refused for at, _ in fleet.begun if at > refused]
+    # Slices that were granted before are used.
+    assert not [at for at in since if 2 * SLICE_SECONDS < at < 20]
+    assert len([at for at in since if at >= 20]) >= 100
+
+
+@pytest.mark.parametrize("jump", [-3_600.0, 3_600.0])
+def test_a_store_whose_clock_is_set_neither_stops_the_fleet_nor_lets_more_begin(jump: float) -> None:
+    fleet, members = fleet_of(3, requests=600)
+    for member in members:
+        for _ in range(2_000):
+            member.call()
+    run(fleet, 20)
+    fleet.store_is_off = jump
+    run(fleet, 50)
+    assert most_in_a_window(fleet.requests()) <= 600
+    assert len(fleet.begun) >= 0.95 * 600 * 70 / 60
+
+
+# ---- any interleaving --------------------------------------------------------------------------------------------
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from(
+            ["call", "calls", "ask", "ask", "answer", "answer", "lose", "end", "settle", "withdraw", "kill"]
+        ),
+        st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0, 1.1, 7.0, 30.0, 59.0]),
+        st.integers(0, 100),
+    ),
+    max_size=80,
+)
+LIMITS: Any = {"requests": 40, "tokens": 1_000, "together": 5}
+
+
+@modest(150)
+@given(STEPS, st.lists(st.floats(-9_000, 1e6), min_size=3, max_size=3))
+def test_no_interleaving_of_takes_lets_more_begin(
+    steps: list[tuple[int, str, float, int]], offsets: list[float]
+) -> None:
+    """Takes are planned in one order and answered in another, or never; calls begin whenever they may."""
+    fleet = Fleet()
+    members = [Member(fleet, f"worker-{number}", offset, **LIMITS) for number, offset in enumerate(offsets)]
+    used: dict[Ticket, tuple[float, float]] = {}
+    lives = len(members)
+    for number, what, seconds, amount in steps:
+        fleet.now += seconds
+        member = members[number]
+        if what in ("call", "calls"):
+            for _ in range(1 if what == "call" else 10):
+                member.call(amount)
+        elif what == "ask":
+            member.ask()
+        elif what in ("answer", "lose") and member.under_way is not None:
+            member.answer(lost=what == "lose")
+        elif what in ("end", "settle") and member.held:
+            ticket = member.held[0]
+            if what == "settle":
+                # Downwards: what is used beyond the estimate is a debt that no limit could prevent.
+                settled = min(amount, ticket.settled)
+                member.settle(ticket, settled)
+                used[ticket] = used[ticket][0], settled
+            member.end(ticket)
+        elif what == "withdraw" and member.asked:
+            ticket = member.asked.pop()
+            if ticket.granted is None:
+                member.admission.withdraw(member.now(), ticket)
+        elif what == "kill":
+            fleet.kill(member)
+            members[number] = Member(fleet, f"worker-{lives}", member.ahead, **LIMITS)
+            lives += 1
+        for each in members:
+            each.begin()
+        for each in members:
+            for ticket in each.held:
+                used.setdefault(ticket, (fleet.now, ticket.tokens))
+        assert fleet.in_flight() <= LIMITS["together"]
+    assert most_in_a_window(fleet.requests()) <= LIMITS["requests"]
+    assert most_in_a_window(list(used.values())) <= LIMITS["tokens"] + 1e-6
