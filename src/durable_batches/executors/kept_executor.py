@@ -16,7 +16,8 @@ from contextlib import nullcontext, suppress
 from typing import Any, Final, TypeAlias, cast
 
 from durable_batches.clock import Clock, Deadline
-from durable_batches.errors import ExecutorError
+from durable_batches.errors import ConfigurationError, ExecutorError
+from durable_batches.executors.cluster import ClusterExecutor, foreign
 from durable_batches.lifecycle.failures import line_of
 from durable_batches.runtime.threads import Threads
 
@@ -58,6 +59,7 @@ class KeptExecutor:
         self._threads: Threads | None = None
         self._submitting: Threads | None = None
         self._executor: Executor | None = None
+        self._slots: int = 1
         self._making = asyncio.Lock()
         self._ending: dict[asyncio.Task[None], Executor] = {}
 
@@ -65,17 +67,21 @@ class KeptExecutor:
         """Make the executor; return how many calls it runs at once.
 
         Raises:
+            ConfigurationError: Options of a cluster do not fit.
             ExecutorError: It cannot be made, or not be used.
         """
         self._threads = threads
         self._submitting = Threads(1)
         self._making = asyncio.Lock()
-        _, executor = await self.current()
-        return slots_of(executor)
+        await self.current()
+        return self._slots
 
     async def close(self) -> None:
-        """End the executor, with all that it runs, unless it was given as it is."""
+        """End the executor, with all that it runs, unless it was given as it is; of that, what it has connected."""
         self.retire(self.generation)
+        if self.cluster is not None:
+            self.end_later(self.cluster)
+            self._executor = None
         while self._ending:
             await asyncio.wait(self._ending)
         if self._submitting is not None:
@@ -87,6 +93,11 @@ class KeptExecutor:
         return not isinstance(self._given, Executor)
 
     @property
+    def cluster(self) -> ClusterExecutor | None:
+        """It, where it is one of a cluster, which replaces its processes by itself."""
+        return self._executor if isinstance(self._executor, ClusterExecutor) else None
+
+    @property
     def is_there(self) -> bool:
         """Whether it is made."""
         return self._executor is not None
@@ -95,12 +106,45 @@ class KeptExecutor:
         """Return the executor, with its generation; make it where there is none.
 
         Raises:
+            ConfigurationError: Options of a cluster do not fit.
             ExecutorError: It cannot be made, or not be used.
         """
         async with self._making:
             if self._executor is None:
-                self._executor = await self.make()
+                made = await self.make()
+                if isinstance(made, ClusterExecutor):
+                    await self.connect(made)
+                else:
+                    self._slots = slots_of(made)
+                self._executor = made
             return self.generation, self._executor
+
+    async def connect(self, cluster: ClusterExecutor, *, again: bool = False) -> None:
+        """Connect a cluster, also again.
+
+        Raises:
+            ConfigurationError: Its options do not fit.
+            ExecutorError: It is away.
+        """
+        assert self._threads is not None
+        try:
+            async with self._threads.one(f"executor {self.name}") as run:
+                self._slots = await run(lambda: cluster.connect(again=again))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"executors[{self.name!r}]: {error}") from error
+        except Exception as error:
+            raise ExecutorError(self.name, f"connecting it raised {line_of(error)}") from error
+
+    async def stop(self, cluster: ClusterExecutor, future: Future[bytes], *, forced: bool) -> bool:
+        """Tell a cluster to stop a call; return whether its place is free."""
+        assert self._threads is not None
+        try:
+            async with self._threads.one(f"executor {self.name}") as run:
+                is_free: bool = await run(lambda: cluster.stop(future, forced=forced))
+                return is_free
+        except Exception as error:  # noqa: BLE001  (of others; where it is away, nothing of it can be told)
+            _log.debug("executor %r could not stop a call: %s", self.name, line_of(error), exc_info=error)
+            return True
 
     async def make(self) -> Executor:
         """Make an executor, on a thread: a client of a cluster connects first.
@@ -109,7 +153,7 @@ class KeptExecutor:
             ExecutorError: It cannot be made, or not be used.
         """
         if isinstance(self._given, Executor):
-            return self._given
+            return foreign(self._given)
         assert self._threads is not None
         making = _Making(self._given)
         try:
@@ -125,12 +169,13 @@ class KeptExecutor:
         if forks(made):
             self.end_later(made)
             raise ExecutorError(self.name, FORKS)
-        return made
+        return foreign(made)
 
     @property
     def has_processes(self) -> bool:
-        """Whether it runs calls in processes of this machine, which tell when a call begins."""
-        return self._executor is None or hasattr(self._executor, "_processes")
+        """Whether it runs calls in processes, which may have to start first, and tell when a call begins."""
+        executor = self._executor
+        return executor is None or isinstance(executor, ClusterExecutor) or hasattr(executor, "_processes")
 
     async def submit(
         self,
@@ -140,7 +185,7 @@ class KeptExecutor:
         *,
         given_up: Callable[[Future[bytes]], None] | None = None,
     ) -> Future[bytes]:
-        """Submit a call; on a thread, where that may start processes.
+        """Submit a call; on a thread, where that may start processes, or wait for a cluster.
 
         Args:
             executor: The executor.
@@ -148,7 +193,7 @@ class KeptExecutor:
             message: The call.
             given_up: Called with what was submitted, where this is cancelled meanwhile: nobody else has it.
         """
-        if not _starts_processes(executor):
+        if not (isinstance(executor, ClusterExecutor) or _starts_processes(executor)):
             return executor.submit(function, message)
         submitting = asyncio.ensure_future(self._submit(executor, function, message))
         try:

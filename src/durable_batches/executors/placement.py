@@ -10,7 +10,9 @@ Which rules hold
 4. A pool that has broken is made anew by the first call that notices; so is one whose places are all held by calls that
    were given up and run on.
 5. A pool that calls run alone in is not the one that others hang in: neither waits for the other.
-6. A call that still runs is not lost, and is not placed again: it ends in the executor that it began in, also where
+6. A cluster replaces its processes by itself, and is not made anew for a call. Where it is away, calls wait until it is
+   back; calls that were lost with it are placed again, however often, since none of them is to blame.
+7. A call that still runs is not lost, and is not placed again: it ends in the executor that it began in, also where
    that is used no more.
 """
 
@@ -26,9 +28,11 @@ from typing import Final, NamedTuple
 from durable_batches.clock import Clock
 from durable_batches.errors import ExecutorError
 from durable_batches.executors.beginning import Beginning, Probing, Timeout
+from durable_batches.executors.cluster import ClusterAwayError, ClusterExecutor
 from durable_batches.executors.kept_executor import ExecutorOrFactory, KeptExecutor
 from durable_batches.executors.remote import PROBE, run_call
 from durable_batches.lifecycle.failures import line_of
+from durable_batches.outage import Backoff
 from durable_batches.runtime.elsewhere import CallLostError
 from durable_batches.runtime.threads import Threads
 from durable_batches.tasks import tell_loop, wake
@@ -41,6 +45,8 @@ _ALONE_FROM: Final = 2
 """Losses after which a call runs alone. Of the first nobody can know whose fault it was."""
 _MOST_LOSSES: Final = 3
 _PROBE_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 2.0
+"""For which a call that was given up may run on in a cluster, before its process is ended."""
 _MOST_REFUSALS: Final = 10
 """Executors in a row that are made, and take no call."""
 
@@ -55,6 +61,8 @@ class _Loss(NamedTuple):
     """The executor has lost a call."""
 
     reason: str
+    was_away: bool = False
+    """Whether it was lost with all of its cluster."""
 
 
 class Placement:
@@ -76,19 +84,30 @@ class Placement:
         self._alone = asyncio.Lock()
         self._given_up: dict[Future[bytes], int] = {}
         self._live: dict[asyncio.Future[None], tuple[int, Future[bytes]]] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._is_cluster = False
+        self._away_since: float | None = None
+        self._connections = 0
+        self._connecting = asyncio.Lock()
 
     async def open(self, threads: Threads) -> None:
         """Make the executor.
 
         Raises:
+            ConfigurationError: Options of a cluster do not fit.
             ExecutorError: It cannot be made, or not be used.
         """
-        self._alone = asyncio.Lock()
+        self._alone, self._connecting = asyncio.Lock(), asyncio.Lock()
         self._slots = await self._kept.open(threads)
+        self._is_cluster = self._kept.cluster is not None
         self._places = asyncio.Semaphore(self._slots)
 
     async def close(self) -> None:
         """End the executor, with all that it runs, unless it was given as it is."""
+        for task in self._stopping:
+            task.cancel()
+        if self._stopping:
+            await asyncio.wait(self._stopping)
         await self._kept.close()
         self._given_up.clear()
 
@@ -115,15 +134,22 @@ class Placement:
             ExecutorError: The executor takes no calls, or not this one.
             TimeoutError: The time is up; the executor was told.
         """
-        losses = 0
+        losses, pauses = 0, Backoff(0.1)
+        can_isolate = self._kept.can_be_made and not self._is_cluster
         while True:
-            alone = (suspect or losses >= _ALONE_FROM) and self._kept.can_be_made
+            alone = (suspect or losses >= _ALONE_FROM) and can_isolate
             if alone:
                 answer = await self._run_alone(message, timeout, beginning)
             else:
                 answer = await self._run_beside_others(message, timeout, beginning)
             if not isinstance(answer, _Loss):
+                self._is_back()
                 return answer
+            if answer.was_away:
+                self._is_gone(answer.reason)
+                with beginning.waiting():
+                    await self._clock.sleep(pauses.pause())
+                continue
             losses += 1
             is_last = alone or losses >= _MOST_LOSSES
             _log.warning(
@@ -137,7 +163,7 @@ class Placement:
                 extra={"executor": self.name, "activity": activity, "losses": losses, "alone": alone},
             )
             if is_last:
-                if not self._has_answered and self._kept.can_be_made:
+                if not self._has_answered and can_isolate:
                     await self._probe()
                 raise CallLostError(self.name, losses, answer.reason)
 
@@ -187,7 +213,7 @@ class Placement:
             if not keeps_place:
                 self._places.release()
         answer = self._answer_of(future)
-        if isinstance(answer, _Loss):
+        if isinstance(answer, _Loss) and not self._is_cluster:
             self._kept.retire(generation)
         return answer
 
@@ -224,10 +250,19 @@ class Placement:
         while True:
             if not self._kept.is_there:
                 await beginning.give_way()
-            generation, executor = await self._kept.current()
+            connections = self._connections
+            try:
+                generation, executor = await self._kept.current()
+            except ExecutorError as error:
+                if not self._is_cluster:
+                    raise
+                await self._reconnect(beginning, connections, str(error))
+                continue
             await beginning.begin()
             try:
                 future = await self._kept.submit(executor, run_call, message, given_up=partial(give_up, generation))
+            except ClusterAwayError as error:
+                await self._reconnect(beginning, connections, str(error))
             except Exception as error:
                 refusals += 1
                 if not self._kept.can_be_made:
@@ -258,18 +293,30 @@ class Placement:
                 raise
 
     def _answer_of(self, future: Future[bytes]) -> bytes | _Loss:
+        cluster = self._kept.cluster
         if not future.done() or future.cancelled():
-            return _Loss("cancelled by the executor")
+            return _Loss("cancelled by the executor", was_away=cluster is not None and cluster.was_away(None))
         error = future.exception()
         if error is None:
             self._has_answered = True
             return future.result()
+        if cluster is not None and cluster.was_away(error):
+            return _Loss(line_of(error), was_away=True)
         if _is_loss(error):
             return _Loss(line_of(error))
         raise ExecutorError(self.name, line_of(error)) from error
 
     def _give_up(self, future: Future[bytes], generation: int) -> bool:
         """Tell the executor that nobody waits for a call; return whether the call keeps its place, since it runs on."""
+        cluster = self._kept.cluster
+        if cluster is not None:
+            if generation != self._kept.generation or future.done():
+                return False
+            self._given_up[future] = generation
+            stopping = asyncio.create_task(self._stop(cluster, future), name=f"durable-batches executor {self.name}")
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+            return True
         if generation != self._kept.generation or future.cancel() or future.done():
             return False
         self._given_up[future] = generation
@@ -293,12 +340,67 @@ class Placement:
         # Where it was made anew, all places are free by now, this one included.
         return True
 
+    async def _stop(self, cluster: ClusterExecutor, future: Future[bytes]) -> None:
+        """Have a cluster stop a call that was given up; its place is free when nothing runs there any more."""
+        pauses, began = Backoff(0.1, 5.0), self._clock.boot()
+        while not await self._kept.stop(cluster, future, forced=self._clock.boot() - began >= _STOP_SECONDS):
+            await self._clock.sleep(pauses.pause())
+        self._free(future)
+
     def _free(self, future: Future[bytes]) -> None:
         """Release the place of a call that was given up."""
         if self._given_up.pop(future, None) is not None:
             self._places.release()
 
     # ---- the executor ------------------------------------------------------------------------------------------
+
+    async def _reconnect(self, beginning: Beginning, connections: int, reason: str) -> None:
+        """Wait until the cluster is there again; one call connects it for all.
+
+        Args:
+            beginning: Of the call that waits.
+            connections: As often it had been connected when the call was refused.
+            reason: Why it was, for the log.
+
+        Raises:
+            ConfigurationError: It has come back with options that do not fit.
+        """
+        self._is_gone(reason)
+        await beginning.give_way()
+        pauses = Backoff(0.5, 30.0)
+        with beginning.waiting():
+            async with self._connecting:
+                while connections == self._connections:
+                    try:
+                        cluster = self._kept.cluster
+                        await (self._kept.current() if cluster is None else self._kept.connect(cluster, again=True))
+                    except ExecutorError as error:
+                        _log.debug("%s", error, extra={"executor": self.name})
+                        await self._clock.sleep(pauses.pause())
+                    else:
+                        self._connections += 1
+
+    def _is_gone(self, reason: str) -> None:
+        """Log that the cluster is away, once in an outage."""
+        if self._away_since is None:
+            self._away_since = self._clock.boot()
+            _log.warning(
+                "executor %r is away: %s; its calls wait until it is back, and use no attempt",
+                self.name,
+                reason,
+                extra={"executor": self.name},
+            )
+
+    def _is_back(self) -> None:
+        """Log that the cluster answers again."""
+        if self._away_since is not None:
+            seconds, self._away_since = self._clock.boot() - self._away_since, None
+            _log.warning(
+                "executor %r answers again after %.1f s",
+                self.name,
+                seconds,
+                extra={"executor": self.name, "outage_seconds": seconds},
+            )
 
     def _free_all(self, generation: int) -> None:
         """Release the places of calls that were given up: their executor is used no more."""
