@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 MUTATION := $(VENV)/mutation
 # Programs of others, on node and on Python, that only the lane of the page needs.
 BROWSER := $(VENV)/browser
+# Dask and Ray, larger than all the rest together.
+CLUSTERS := $(VENV)/clusters
 # No messages about newer releases of pyright and the documentation's theme: constraints.txt decides.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
@@ -46,7 +48,7 @@ stores processes: JOBS := 3
 # Continues after a failed lane, and prints each lane's time at the end.
 LANES := MAKE='$(MAKE)' $(BIN)/python tests/lanes/run.py
 
-.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix browser browser-possible steady coverage \
+.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix browser browser-possible clusters steady coverage \
 	mutation bench typescript format clean distclean
 
 help:  ## Show this list
@@ -65,7 +67,7 @@ test: $(VENV)/.installed-dev  ## Run every check; print each lane's time
 	@$(LANES) lint types unit stores processes wheel docs --where-possible browser
 
 all-lanes: $(VENV)/.installed-dev  ## Run every check, and the lanes that `make test` leaves out
-	@$(LANES) lint types unit stores processes wheel docs matrix browser soak
+	@$(LANES) lint types unit stores processes wheel docs matrix browser clusters soak
 
 lint: $(VENV)/.installed-dev  ## Check format, style and the imports between the layers
 	$(BIN)/ruff format --check
@@ -116,6 +118,11 @@ browser-possible: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.browser.chromium
 	@$(MAKE) --no-print-directory $(BROWSER)/.installed || { \
 		echo 'The programs of `make browser` could not be installed.'; exit 1; }
+
+# One test at a time: each has the processors for its cluster, and every test of Ray the same one.
+clusters: $(CLUSTERS)/.installed  ## Run activities on a real Dask and a real Ray; options for pytest in ARGS
+	$(PYTEST) -m clusters $(ARGS) tests/clusters
+clusters: PYTEST = $(CLUSTERS)/bin/pytest -q
 
 steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times beside two busy loops
 	@MAKE='$(MAKE)' $(BIN)/python tests/lanes/steady.py --times 10 unit stores processes
@@ -174,6 +181,13 @@ $(MUTATION)/.installed: $(VENV)/.made-for tests/mutation/requirements.txt constr
 	@"$(BIN)/python" -m venv --clear $(MUTATION)
 	@$(MUTATION)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
 		--requirement tests/mutation/requirements.txt
+	@touch $@
+
+$(CLUSTERS)/.installed: $(VENV)/.made-for pyproject.toml tests/clusters/requirements.txt constraints.txt
+	@echo 'Installing Dask and Ray ...'
+	@"$(BIN)/python" -m venv --clear $(CLUSTERS)
+	@$(CLUSTERS)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
+		--requirement tests/clusters/requirements.txt
 	@touch $@
 
 $(BROWSER)/.installed: $(VENV)/.installed-dev constraints.txt $(addprefix tests/browser/,node.py npmrc \

@@ -129,6 +129,7 @@ FROM_NOTHING: Final[Values] = (*DURATION, LESS)
 INTEGER: Final[Values] = ("8", 1.5, True, [8])
 FROM_0: Final[Values] = (*INTEGER, -1)
 FROM_1: Final[Values] = (*FROM_0, 0)
+AMOUNT: Final[Values] = ("2", True, None, -1, float("nan"), float("inf"))
 NUMBER: Final[Values] = ("2", True, [2])
 FLAG: Final[Values] = ("no", 1, None)
 FUNCTION: Final[Values] = ("f", 3, ["f"])
@@ -444,6 +445,11 @@ OPTIONS: Final[Table] = {
         "calls_per_process": FROM_1,
         "start_method": ("fork", 3, None),
     },
+    "DaskExecutor": {
+        "address": (*TEXT, "", None),
+        "resources": ("GPU", 3, ["GPU"], {"GPU": "1"}, {1: 1}, {"GPU": 0}, {"GPU": float("nan")}),
+    },
+    "RayExecutor": {"address": (*TEXT, ""), "num_cpus": AMOUNT, "num_gpus": AMOUNT},
     # durable_batches.telemetry
     "OpenTelemetry": {"tracer_provider": INSTANCE, "meter_provider": INSTANCE},
     # durable_batches.web
@@ -479,6 +485,7 @@ MADE_BY_THE_LIBRARY: Final = frozenset(
 
 OF_THE_LIBRARY: Final[Mapping[str, str]] = {
     "BatchClient": "documents_in_pages event_blocks",
+    "DaskExecutor": "connect disconnect of shutdown stop submit was_away",
     "EffectsLog": "activity write",
     "HistoryChecker": "acknowledged cancel_answered check streamed verify",
     "ManualClock": "call_later is_sleeping sleep",
@@ -491,6 +498,7 @@ OF_THE_LIBRARY: Final[Mapping[str, str]] = {
     "StoreConformance": "*",
     "Worker": "*",
     "Workflow": "stage_index",
+    "RayExecutor": "connect disconnect shutdown stop submit was_away",
     "RetryPolicy": "*",
     "BatchStateMachine": "can_transition index stage",
     "RuleExtractor": "*",
@@ -709,6 +717,7 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
         a_submission(BatchOrchestrator(echo, store=MemoryStore()).submit_sync)
     ),
     "BatchStateMachine": lambda _: a_machine,
+    "DaskExecutor": lambda _: partial(executors.DaskExecutor, address="tcp://127.0.0.1:8786"),
     "DurableActivity": lambda _: partial(DurableActivity[Any, Any], fn=document_by_document),
     "DurableActivity.override": lambda _: act.override,
     "DurableActivity.with_options": lambda _: act.with_options,

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, suppress
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Protocol, Self, cast
 
-__all__ = ["DaskCluster"]
+__all__ = ["DaskCluster", "connected"]
 
 _ENDS_SECONDS: Final = 20
 
@@ -79,6 +82,28 @@ class DaskCluster:
                 env=environment,
                 start_new_session=True,
             )
+
+
+class Outcome(Protocol):
+    """A future of Dask's."""
+
+    def result(self, timeout: float, /) -> object: ...
+
+
+class Client(Protocol):
+    """A client of Dask's, which the types of the other lanes need not be there for."""
+
+    def get_executor(self, **options: object) -> Executor: ...
+
+    def submit(self, function: Callable[..., object], /, *args: object) -> Outcome: ...
+
+    def wait_for_workers(self, number: int, /, *, timeout: float) -> None: ...
+
+
+def connected(address: str) -> AbstractContextManager[Client]:
+    """A client within the block, which no other code comes to use."""
+    distributed: Any = import_module("distributed")
+    return cast("AbstractContextManager[Client]", distributed.Client(address, timeout=60, set_as_default=False))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from datetime import timedelta
@@ -35,11 +36,11 @@ def double(number: int, folder: str, held: bool) -> tuple[int, int]:
 @durable_activity(run_on="cluster", retry=ONCE, timeout=timedelta(seconds=1))
 def hang(folder: str) -> None:
     """Run for ever; nothing in it can be interrupted."""
-    _begun(Path(folder) / "hangs")
+    _begun(Path(folder) / f"hangs-{current_activity().document_id}")
     while True:
         try:
             time.sleep(3600)
-        except BaseException:
+        except BaseException:  # noqa: BLE001  (it stands for native code, which nothing interrupts)
             continue
 
 
@@ -52,8 +53,10 @@ def exit_always(number: int) -> int:
 
 
 @durable_activity(run_on="cluster", retry=ONCE)
-async def told(number: int) -> tuple[str, int]:
-    """Return what the call knows of itself, and report its progress."""
+async def told(folder: str) -> str:
+    """Report progress until that was seen; return the document's id."""
     call = current_activity()
-    call.report(1, 2)
-    return call.document_id, number
+    while not (Path(folder) / "seen").exists():
+        call.report(1, 2)
+        await asyncio.sleep(0.05)
+    return call.document_id

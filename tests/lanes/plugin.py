@@ -22,11 +22,13 @@ LANES: Final = {
     "wheel": "runs the built wheel in environments of its own",
     "matrix": "the same on every Python that there is, and with each extra alone; not in `make test`",
     "browser": "the page in a real browser, and what runs on node; in `make test` where there is a Chromium",
+    "clusters": "on a real Dask and a real Ray, on loopback; in an environment of its own, not in `make test`",
     "soak": "takes minutes, or is left to chance; `make soak` runs it, `make test` does not",
 }
 
 _FOLDERS: Final = {
     "tests/browser": "browser",
+    "tests/clusters": "clusters",
     "tests/typing": "types",
     "tests/docs": "docs",
     "tests/postgres": "stores",

@@ -11,15 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from durable_batches.errors import DurableBatchesError
-
 __all__ = ["ClusterAwayError", "ClusterExecutor", "foreign"]
 
 
-class ClusterAwayError(DurableBatchesError):
-    """A cluster takes no calls now, and may take them later."""
-
-    code = "executor"
+class ClusterAwayError(Exception):
+    """A cluster takes no calls now, and may take them later. Users do not see it: calls wait."""
 
 
 class ClusterExecutor(Executor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor, Future
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from durable_batches.errors import ConfigurationError, MissingExtraError
 from durable_batches.executors.cluster import ClusterAwayError, ClusterExecutor
-from durable_batches.options import check_instance, check_text
+from durable_batches.options import check_instance, check_number, check_text
 
 __all__ = ["DaskExecutor"]
 
@@ -41,6 +42,11 @@ class DaskExecutor(ClusterExecutor):
         check_instance("resources", resources, Mapping, optional=True)
         if not address:
             raise ConfigurationError("address must not be empty")
+        for name, amount in (resources or {}).items():
+            check_text("each name in resources", name)
+            check_number(f"resources[{name!r}]", amount)
+            if not 0 < amount < math.inf:
+                raise ConfigurationError(f"resources[{name!r}] must be positive and finite")
         if find_spec("distributed") is None:
             raise MissingExtraError("dask", "distributed")
         self._begin(address, None, {} if resources is None else {"resources": dict(resources)})
@@ -132,13 +138,13 @@ class DaskExecutor(ClusterExecutor):
         client, submitted = self._client, self._submitted.get(future)
         if client is None or submitted is None or client.status != "running":
             return True
-        found = client.run_on_scheduler(_worker_of, key=submitted.key)
+        found = client.run_on_scheduler(_worker_of(), key=submitted.key)
         if found is not None and future not in self._stopped:
             self._stopped[future] = found
         if not submitted.cancelled():
             submitted.cancel()
         address, has_nanny, threads = self._stopped.get(future, ("", False, 0))
-        if address not in client.nthreads() or not client.run(_has_task, submitted.key, workers=[address])[address]:
+        if address not in client.nthreads() or not client.run(_has_task(), submitted.key, workers=[address])[address]:
             return True
         if forced and has_nanny and threads == 1:
             client.restart_workers([address], timeout=_RESTART_SECONDS)
@@ -179,27 +185,35 @@ async def _hand_on(client: _Client, submitted: _Submitted, future: Future[Any]) 
         future.set_result(result)
 
 
-# These travel by value, since lambdas do: neither scheduler nor workers need this library of this version for them.
+# Functions within others travel by value: neither scheduler nor workers need this version of the library for them.
 
-_allowed_failures: Final[Callable[..., int]] = lambda dask_scheduler: int(  # noqa: E731
-    dask_scheduler.allowed_failures
-)
 
-_worker_of: Final[Callable[..., tuple[str, bool, int] | None]] = lambda key, dask_scheduler: next(  # noqa: E731
-    (
-        (worker.address, bool(worker.nanny), int(worker.nthreads))
-        for worker in [getattr(dask_scheduler.tasks.get(key), "processing_on", None)]
-        if worker is not None
-    ),
-    None,
-)
+def _allowed_failures() -> Callable[..., int]:
+    def ask(dask_scheduler: Any) -> int:
+        return int(dask_scheduler.allowed_failures)
 
-_has_task: Final[Callable[..., bool]] = lambda key, dask_worker: key in dask_worker.state.tasks  # noqa: E731
+    return ask
+
+
+def _worker_of() -> Callable[..., tuple[str, bool, int] | None]:
+    def ask(key: str, dask_scheduler: Any) -> tuple[str, bool, int] | None:
+        task = dask_scheduler.tasks.get(key)
+        worker = None if task is None else task.processing_on
+        return None if worker is None else (worker.address, bool(worker.nanny), int(worker.nthreads))
+
+    return ask
+
+
+def _has_task() -> Callable[..., bool]:
+    def ask(key: str, dask_worker: Any) -> bool:
+        return key in dask_worker.state.tasks
+
+    return ask
 
 
 def _check(client: _Client) -> None:
     """Verify that the cluster runs no call again by itself."""
-    allowed = client.run_on_scheduler(_allowed_failures)
+    allowed = client.run_on_scheduler(_allowed_failures())
     if allowed != 0:
         raise ConfigurationError(
             f"Dask's scheduler has allowed-failures {allowed}: it would run a call that ends its process {allowed + 1} "

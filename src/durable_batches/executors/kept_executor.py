@@ -113,19 +113,25 @@ class KeptExecutor:
             if self._executor is None:
                 made = await self.make()
                 if isinstance(made, ClusterExecutor):
-                    await self.connect(made)
+                    await self._connect(made, again=False)
                 else:
                     self._slots = slots_of(made)
                 self._executor = made
             return self.generation, self._executor
 
-    async def connect(self, cluster: ClusterExecutor, *, again: bool = False) -> None:
-        """Connect a cluster, also again.
+    async def connect_again(self) -> None:
+        """Connect the cluster again, or make its executor again.
 
         Raises:
             ConfigurationError: Its options do not fit.
             ExecutorError: It is away.
         """
+        if self.cluster is None:
+            await self.current()
+        else:
+            await self._connect(self.cluster, again=True)
+
+    async def _connect(self, cluster: ClusterExecutor, *, again: bool) -> None:
         assert self._threads is not None
         try:
             async with self._threads.one(f"executor {self.name}") as run:

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 from durable_batches.clock import Clock
 from durable_batches.errors import ExecutorError
+from durable_batches.executors.availability import Availability
 from durable_batches.executors.beginning import Beginning, Probing, Timeout
 from durable_batches.executors.cluster import ClusterAwayError, ClusterExecutor
 from durable_batches.executors.kept_executor import ExecutorOrFactory, KeptExecutor
@@ -86,9 +87,7 @@ class Placement:
         self._live: dict[asyncio.Future[None], tuple[int, Future[bytes]]] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._is_cluster = False
-        self._away_since: float | None = None
-        self._connections = 0
-        self._connecting = asyncio.Lock()
+        self._availability = Availability(name, clock, self._kept.connect_again)
 
     async def open(self, threads: Threads) -> None:
         """Make the executor.
@@ -97,7 +96,8 @@ class Placement:
             ConfigurationError: Options of a cluster do not fit.
             ExecutorError: It cannot be made, or not be used.
         """
-        self._alone, self._connecting = asyncio.Lock(), asyncio.Lock()
+        self._alone = asyncio.Lock()
+        self._availability = Availability(self.name, self._clock, self._kept.connect_again)
         self._slots = await self._kept.open(threads)
         self._is_cluster = self._kept.cluster is not None
         self._places = asyncio.Semaphore(self._slots)
@@ -143,10 +143,10 @@ class Placement:
             else:
                 answer = await self._run_beside_others(message, timeout, beginning)
             if not isinstance(answer, _Loss):
-                self._is_back()
+                self._availability.answers()
                 return answer
             if answer.was_away:
-                self._is_gone(answer.reason)
+                self._availability.is_gone(answer.reason)
                 with beginning.waiting():
                     await self._clock.sleep(pauses.pause())
                 continue
@@ -250,19 +250,19 @@ class Placement:
         while True:
             if not self._kept.is_there:
                 await beginning.give_way()
-            connections = self._connections
+            connections = self._availability.connections
             try:
                 generation, executor = await self._kept.current()
             except ExecutorError as error:
                 if not self._is_cluster:
                     raise
-                await self._reconnect(beginning, connections, str(error))
+                await self._availability.reconnect(beginning, connections, str(error))
                 continue
             await beginning.begin()
             try:
                 future = await self._kept.submit(executor, run_call, message, given_up=partial(give_up, generation))
             except ClusterAwayError as error:
-                await self._reconnect(beginning, connections, str(error))
+                await self._availability.reconnect(beginning, connections, str(error))
             except Exception as error:
                 refusals += 1
                 if not self._kept.can_be_made:
@@ -353,54 +353,6 @@ class Placement:
             self._places.release()
 
     # ---- the executor ------------------------------------------------------------------------------------------
-
-    async def _reconnect(self, beginning: Beginning, connections: int, reason: str) -> None:
-        """Wait until the cluster is there again; one call connects it for all.
-
-        Args:
-            beginning: Of the call that waits.
-            connections: As often it had been connected when the call was refused.
-            reason: Why it was, for the log.
-
-        Raises:
-            ConfigurationError: It has come back with options that do not fit.
-        """
-        self._is_gone(reason)
-        await beginning.give_way()
-        pauses = Backoff(0.5, 30.0)
-        with beginning.waiting():
-            async with self._connecting:
-                while connections == self._connections:
-                    try:
-                        cluster = self._kept.cluster
-                        await (self._kept.current() if cluster is None else self._kept.connect(cluster, again=True))
-                    except ExecutorError as error:
-                        _log.debug("%s", error, extra={"executor": self.name})
-                        await self._clock.sleep(pauses.pause())
-                    else:
-                        self._connections += 1
-
-    def _is_gone(self, reason: str) -> None:
-        """Log that the cluster is away, once in an outage."""
-        if self._away_since is None:
-            self._away_since = self._clock.boot()
-            _log.warning(
-                "executor %r is away: %s; its calls wait until it is back, and use no attempt",
-                self.name,
-                reason,
-                extra={"executor": self.name},
-            )
-
-    def _is_back(self) -> None:
-        """Log that the cluster answers again."""
-        if self._away_since is not None:
-            seconds, self._away_since = self._clock.boot() - self._away_since, None
-            _log.warning(
-                "executor %r answers again after %.1f s",
-                self.name,
-                seconds,
-                extra={"executor": self.name, "outage_seconds": seconds},
-            )
 
     def _free_all(self, generation: int) -> None:
         """Release the places of calls that were given up: their executor is used no more."""

@@ -62,6 +62,8 @@ class RayExecutor(ClusterExecutor):
         check_text("address", address, optional=True)
         check_number("num_cpus", num_cpus)
         check_number("num_gpus", num_gpus)
+        if address == "":
+            raise ConfigurationError("address must not be empty")
         for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
             if not 0 <= amount < math.inf:
                 raise ConfigurationError(f"{name} must be 0 or more, and finite")
