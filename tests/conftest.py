@@ -17,6 +17,7 @@ from tests.postgres.databases import MigratedSchemas, scratch_database, without_
 from tests.postgres.server import NEVER_CRASHED, Server
 from tests.postgres.sessions import KeptSessions
 from tests.postgres.types import remember_types
+from tests.warm import warm
 
 from durable_batches import MemoryStore, PostgresStore, SQLiteStore, Store, exit_watch, stop_signals
 from durable_batches.clock import Clock
@@ -142,6 +143,13 @@ def store(open_store: StoreMaker) -> Store:
 
 def _leave_unwatched(code: int, loop: object) -> None:
     """In place of the exit watch."""
+
+
+@pytest.fixture
+def warm_interpreters() -> Iterator[None]:
+    """The test's Python programs are forked, where it shows nothing of their start and of what they import."""
+    with warm():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

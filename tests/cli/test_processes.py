@@ -19,7 +19,7 @@ from tests.support import eventually, unmeasured, within
 from durable_batches import BatchOrchestrator, SQLiteStore
 from durable_batches.cli.exits import Exit
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("warm_interpreters")]
 
 
 @asynccontextmanager

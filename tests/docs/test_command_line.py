@@ -37,6 +37,7 @@ def same(shown: str, printed: str) -> bool:
     return printed.startswith(shown[:-3]) if shown.endswith("...") else printed == shown
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 def test_the_page_shows_what_the_commands_print(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

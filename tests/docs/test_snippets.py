@@ -35,6 +35,7 @@ def test_the_pages_are_found() -> None:
     assert len(WITH_SNIPPETS) > 3
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_snippets_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     program = tmp_path / f"{page.stem.replace('-', '_')}.py"

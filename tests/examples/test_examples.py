@@ -98,6 +98,7 @@ def test_the_quickstart_is_the_readme_s() -> None:
 # ---- programs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.docs
 def test_quickstart(tmp_path: Path) -> None:
     lines = run("quickstart", tmp_path).stdout.splitlines()
@@ -105,6 +106,7 @@ def test_quickstart(tmp_path: Path) -> None:
     assert "chunking: 2 of 2" in "\n".join(lines)
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.docs
 async def test_llm_extraction_goes_on_after_a_kill(tmp_path: Path) -> None:
     run_until(" done", 3, "llm_extraction", tmp_path)
@@ -123,6 +125,7 @@ async def test_llm_extraction_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert third.partition("letters\n")[2].splitlines()[:-1] == second.partition("letters\n")[2].splitlines()[:-1]
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.docs
 async def test_ocr_goes_on_after_a_kill(tmp_path: Path) -> None:
     run_until("cleaning, ", 4, "ocr", tmp_path)
@@ -138,6 +141,7 @@ async def test_ocr_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert activities_run(run("ocr", tmp_path).stdout) == 0
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.docs
 def test_nightly_goes_on_after_a_kill(tmp_path: Path) -> None:
     first = re.findall("paid for: .*", run_until("paid for", 20, "nightly", tmp_path, "--date", "2026-01-31"))
@@ -166,6 +170,7 @@ def test_nightly_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert third.stdout == second.stdout
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.docs
 def test_custom_store(tmp_path: Path) -> None:
     first, second = (run("custom_store", tmp_path).stdout for _ in range(2))
@@ -238,6 +243,7 @@ def submitted(client: httpx.Client, path: str, body: object, headers: dict[str, 
     return batch_id
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.docs
 def test_service(tmp_path: Path) -> None:
     with serving(tmp_path) as client:
@@ -318,6 +324,7 @@ def check_cancel(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.docs
 def test_service_goes_on_when_it_is_started_again(tmp_path: Path, ended_by: signal.Signals) -> None:
     with serving(tmp_path, ended_by=ended_by) as client:

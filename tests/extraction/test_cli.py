@@ -103,6 +103,7 @@ def numbers(pattern: str, output: str) -> list[int]:
     return [int(number.replace(",", "")) for number in match.groups()]
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 async def test_the_demonstration_runs_to_its_end_and_a_second_run_repeats_nothing(folder: Path) -> None:
     first = run(folder, "--pace", "0", "--out", "graph.json", "--fresh")
@@ -161,6 +162,7 @@ async def run_until_half(folder: Path, number: signal.Signals) -> tuple[int, int
 
 # The signals that stop it are those that stop a script, whose tests tell them apart.
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)], ids=["kill", "int"])
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 async def test_a_stopped_demonstration_is_resumed(folder: Path, number: signal.Signals, code: int) -> None:
     returncode, seen, output = await run_until_half(folder, number)
@@ -186,6 +188,7 @@ async def test_a_stopped_demonstration_is_resumed(folder: Path, number: signal.S
     assert len(json.loads((folder / "graph.json").read_text(encoding="utf-8"))["documents"]) == DOCUMENTS
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 def test_it_runs_on_when_its_reader_leaves(folder: Path) -> None:
     with subprocess.Popen(demo("--pace", "0"), cwd=folder, env=environment(), stdout=subprocess.PIPE) as process:

@@ -178,6 +178,7 @@ async def finished(path: Path) -> str:
 
 
 @pytest.mark.parametrize("mode", [0o444, 0o644])
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 async def test_a_file_that_no_worker_has_open_is_read_where_nothing_can_be_written(
     folder: Path, elsewhere: tuple[str, str], mode: int
@@ -193,6 +194,7 @@ async def test_a_file_that_no_worker_has_open_is_read_where_nothing_can_be_writt
         folder.chmod(0o755)
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than the file's takes root's rights")
 async def test_a_batch_is_followed_by_a_user_who_may_only_read(folder: Path, elsewhere: tuple[str, str]) -> None:
@@ -219,6 +221,7 @@ async def test_a_batch_is_followed_by_a_user_who_may_only_read(folder: Path, els
             assert await within(process.stderr.read()) == b""
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 async def test_a_log_without_an_index_is_said_to_be_there(folder: Path, elsewhere: tuple[str, str]) -> None:
     path = folder / "batches.db"
@@ -241,6 +244,7 @@ async def test_a_log_without_an_index_is_said_to_be_there(folder: Path, elsewher
         folder.chmod(0o755)
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 async def test_a_file_that_may_not_be_read_is_said_to_be(folder: Path, elsewhere: tuple[str, str]) -> None:
     path = folder / "batches.db"

@@ -26,6 +26,8 @@ from durable_batches.stores import BatchQuery
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("warm_interpreters")]
+
 
 def calls_of(documents: int) -> Counter[str]:
     return Counter(f"document-{number} {step}" for number in range(documents) for step in STEPS)
@@ -118,7 +120,6 @@ def scene(tmp_path: Path) -> Generator[Scene]:
     [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)],
     ids=["int-unnamed", "term-named"],
 )
-@pytest.mark.processes
 def test_running_activities_finish_and_none_is_repeated(
     scene: Scene, number: signal.Signals, code: int, named: bool
 ) -> None:
@@ -153,7 +154,6 @@ def test_running_activities_finish_and_none_is_repeated(
     assert scene.releases().keys() == {"shutdown"}
 
 
-@pytest.mark.processes
 def test_after_a_kill_recorded_activities_are_not_repeated(scene: Scene) -> None:
     process = scene.start("hold=third")
     scene.until_begun(12)
@@ -165,7 +165,6 @@ def test_after_a_kill_recorded_activities_are_not_repeated(scene: Scene) -> None
     assert scene.marks.counts("begin").keys() == CALLS.keys()
 
 
-@pytest.mark.processes
 def test_a_batch_that_is_stopped_many_times_ends(scene: Scene) -> None:
     """More often than a document may crash: a graceful stop is no crash."""
     for _ in range(4):
@@ -179,7 +178,6 @@ def test_a_batch_that_is_stopped_many_times_ends(scene: Scene) -> None:
     assert scene.releases().keys() == {"shutdown"}
 
 
-@pytest.mark.processes
 def test_a_drain_is_bounded(scene: Scene) -> None:
     process = scene.start("pace=60", "drain=0.2")
     scene.until_begun(4)
@@ -190,7 +188,6 @@ def test_a_drain_is_bounded(scene: Scene) -> None:
     assert (scene.recorded(), scene.releases()) == (0, {"shutdown": 4})
 
 
-@pytest.mark.processes
 def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
     process = scene.start("pace=600", "drain=600")
     scene.until_begun(4)
@@ -208,7 +205,6 @@ def test_a_second_signal_ends_the_drain(scene: Scene) -> None:
     assert (scene.recorded(), scene.releases()) == (0, {"shutdown": 4})
 
 
-@pytest.mark.processes
 def test_a_third_signal_ends_the_process(scene: Scene) -> None:
     """An activity that suppresses its cancellation would block it forever."""
     process = scene.start("stubborn=yes")
@@ -222,7 +218,6 @@ def test_a_third_signal_ends_the_process(scene: Scene) -> None:
     assert scene.end(process)[0] == 143
 
 
-@pytest.mark.processes
 def test_a_signal_that_is_ignored_stays_ignored(scene: Scene) -> None:
     """As in a background job of a shell, which Ctrl-C must not stop."""
     program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import runpy; "
@@ -241,7 +236,6 @@ def test_a_signal_that_is_ignored_stays_ignored(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
-@pytest.mark.processes
 def test_a_terminal_shows_bars(scene: Scene, term: str) -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": term, "COLUMNS": "100"}
@@ -268,8 +262,9 @@ def test_a_terminal_shows_bars(scene: Scene, term: str) -> None:
     assert ": 8 of 8 documents succeeded" in text
 
 
-@pytest.mark.processes
-def test_it_runs_on_when_the_reader_of_its_output_leaves(scene: Scene) -> None:
+def test_it_runs_on_when_the_reader_of_its_output_leaves(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that it could not write is left for the interpreter to write when it ends."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     process = scene.start()
     assert process.stderr is not None
     process.stderr.close()

@@ -21,7 +21,7 @@ from durable_batches import BatchConfig, BatchOrchestrator, SQLiteStore
 from durable_batches.cli.exits import Exit
 from durable_batches.web import event_of
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("warm_interpreters")]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from durable_batches.lifecycle.events import decode_event
 
 ROOT: Final = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("warm_interpreters")]
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from rich.text import Text
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.states import Stage
 from durable_batches.printable import printable
-from durable_batches.terminal.lines import follow_in_lines, is_terminal, numbers_of, title_of
+from durable_batches.terminal.lines import follow_in_lines, is_terminal, leave_stderr, numbers_of, title_of
 
 __all__ = ["SeveralBars", "follow", "panel", "stderr_console", "stdout_console"]
 
@@ -30,6 +30,7 @@ class _StderrConsole(Console):
     def on_broken_pipe(self) -> None:
         """Print no more."""
         self.quiet = True
+        leave_stderr()
 
 
 class _StdoutConsole(Console):

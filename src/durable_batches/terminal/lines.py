@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ __all__ = [
     "duration_text",
     "follow_in_lines",
     "is_terminal",
+    "leave_stderr",
     "numbers_of",
     "print_line",
     "status_line",
@@ -38,7 +40,21 @@ def print_line(text: str) -> None:
     if sys.stderr is None:
         return
     with suppress(OSError, ValueError):
-        print(f"durable-batches: {printable_lines(text)}", file=sys.stderr, flush=True)
+        try:
+            print(f"durable-batches: {printable_lines(text)}", file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            leave_stderr()
+
+
+def leave_stderr() -> None:
+    """Have what is written to stderr go nowhere, once its reader has left.
+
+    The interpreter flushes it when it ends, and would exit with 120 for what it cannot write.
+    """
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
