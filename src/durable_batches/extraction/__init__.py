@@ -38,7 +38,7 @@ from durable_batches.extraction.model import (
     Section,
 )
 from durable_batches.extraction.names import Vocabulary, canonical_package_name
-from durable_batches.extraction.resolution import Ranked, Resolution, Summary, link_documents
+from durable_batches.extraction.document_links import Ranked, Resolution, Summary, link_documents
 from durable_batches.extraction.rules import RuleExtractor
 from durable_batches.extraction.workflow import ExtractionWorkflow, extraction_workflow
 

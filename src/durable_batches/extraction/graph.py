@@ -16,7 +16,7 @@ from durable_batches.extraction.model import (
     Relation,
     RelationKind,
 )
-from durable_batches.extraction.resolution import Resolution
+from durable_batches.extraction.document_links import Resolution
 from durable_batches.options import check_instance
 
 __all__ = ["Edge", "GraphBuilder", "MergedGraph", "Node", "write_graph"]
