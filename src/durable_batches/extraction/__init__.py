@@ -15,6 +15,7 @@ resolver. Needs the extra `extraction`.
 from __future__ import annotations
 
 from durable_batches.extraction.chunking import chunk_document
+from durable_batches.extraction.document_links import Ranked, Resolution, Summary, link_documents
 from durable_batches.extraction.documents import (
     SourceDocument,
     installed_packages,
@@ -38,7 +39,6 @@ from durable_batches.extraction.model import (
     Section,
 )
 from durable_batches.extraction.names import Vocabulary, canonical_package_name
-from durable_batches.extraction.document_links import Ranked, Resolution, Summary, link_documents
 from durable_batches.extraction.rules import RuleExtractor
 from durable_batches.extraction.workflow import ExtractionWorkflow, extraction_workflow
 

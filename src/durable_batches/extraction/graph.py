@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from durable_batches.extraction.document_links import Resolution
 from durable_batches.extraction.model import (
     DocumentRef,
     Entity,
@@ -16,7 +17,6 @@ from durable_batches.extraction.model import (
     Relation,
     RelationKind,
 )
-from durable_batches.extraction.document_links import Resolution
 from durable_batches.options import check_instance
 
 __all__ = ["Edge", "GraphBuilder", "MergedGraph", "Node", "write_graph"]

@@ -18,10 +18,10 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.extraction.chunking import chunk_document
+from durable_batches.extraction.document_links import Resolution, link_documents
 from durable_batches.extraction.documents import SourceDocument
 from durable_batches.extraction.extractor import Extractor
 from durable_batches.extraction.model import Chunk, DocumentRef, Entity, KnowledgeGraph, Mention, Relation
-from durable_batches.extraction.document_links import Resolution, link_documents
 from durable_batches.options import check_callable
 
 __all__ = ["ExtractionWorkflow", "extraction_workflow"]

@@ -18,7 +18,7 @@ _POINTS: Final = frozenset(
 )
 """Points of Hebrew and Arabic, which writers may leave out."""
 
-_APOSTROPHES: Final = "'’`ʼ"
+_APOSTROPHES: Final = "'’`\u02bc"
 
 _UNSPACED: Final = ("CJK ", "HIRAGANA ", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
 """How the names of letters begin in scripts that put no blanks between words."""

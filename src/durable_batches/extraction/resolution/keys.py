@@ -165,18 +165,14 @@ def row_of(record: PlainRecord, fields: Mapping[str, Comparison]) -> Row:
 
 def value_of(comparison: Comparison, plain: PlainValue) -> Value:
     """Return a value as it is compared; None: it is missing, or nothing of it is left."""
-    match plain:
-        case None | float():
-            return plain
-        case str():
-            if isinstance(comparison, EmailField):
-                return plain.strip().casefold()[:_LONGEST] or None
-            return fold(plain[:_LONGEST]) or None
-        case _ if isinstance(comparison, EmbeddingField):
-            return plain
-        case _:
-            members = {fold(str(member)[:_LONGEST]) for member in plain} - {""}
-            return tuple(sorted(members)[:_LARGEST]) or None
+    if isinstance(plain, str):
+        if isinstance(comparison, EmailField):
+            return plain.strip().casefold()[:_LONGEST] or None
+        return fold(plain[:_LONGEST]) or None
+    if isinstance(plain, tuple) and isinstance(comparison, SetField):
+        members = {fold(str(member)[:_LONGEST]) for member in plain} - {""}
+        return tuple(sorted(members)[:_LARGEST]) or None
+    return plain
 
 
 def keys_of(comparison: Comparison, value: Value) -> Iterator[str]:
