@@ -11,7 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-__all__ = ["MISSING", "Estimate", "LevelProbabilities", "Pattern", "estimate", "smoothed", "weight_of"]
+__all__ = [
+    "MISSING",
+    "PSEUDO_RANDOM_PAIRS",
+    "Estimate",
+    "LevelProbabilities",
+    "Pattern",
+    "estimate",
+    "smoothed",
+    "weight_of",
+]
 
 Pattern: TypeAlias = tuple[int, ...]
 """The level of each field; `MISSING` where one of the two values is missing."""
@@ -28,6 +37,8 @@ _SHARE_OF_START: Final = 0.5
 _PSEUDO_PAIRS: Final = 50.0
 _PSEUDO_MATCHES_OF_PRIOR: Final = 0.3
 """The prior is drawn to a small one: of five records, two do not become one on a common name alone."""
+PSEUDO_RANDOM_PAIRS: Final = 200.0
+"""Random pairs that the starting values of u count for."""
 _LEAST_M: Final = 1e-4
 _LEAST_SHARE_OF_U: Final = 0.02
 _ROUNDS: Final = 100
@@ -54,17 +65,25 @@ class Estimate:
 
 
 def estimate(
-    patterns: Iterable[tuple[Pattern, float]], *, start: LevelProbabilities, random_u: LevelProbabilities, pairs: float
+    patterns: Iterable[tuple[Pattern, float]],
+    *,
+    start: LevelProbabilities,
+    random_u: LevelProbabilities,
+    sampled: float = math.inf,
+    pairs: float,
 ) -> Estimate:
     """Estimate m, u and the prior from counted patterns, by expectation and maximisation.
 
     Args:
         patterns: The patterns of candidate pairs, and the number of pairs that have each. In any order.
         start: m before anything was seen; each field's levels sum to 1.
-        random_u: u as counted among random pairs, of which few match.
+        random_u: u as `smoothed` from random pairs, of which few match.
+        sampled: The number of those random pairs.
         pairs: All pairs there are. Those that are no candidates are taken for no match.
     """
     counted = sorted(patterns)
+    # What smoothing has added to the random pairs has no matches in it.
+    real = 1.0 if math.isinf(sampled) else sampled / (sampled + PSEUDO_RANDOM_PAIRS)
     m, u = start, random_u
     prior = min(0.01, 1 / max(math.sqrt(2 * pairs), 2.0))
     matches, rounds, converged = 0.0, 0, False
@@ -82,7 +101,7 @@ def estimate(
         before, prior = prior, (matches + _PSEUDO_MATCHES_OF_PRIOR) / (pairs + _PSEUDO_PAIRS)
         prior = min(prior, 0.5)
         m = tuple(_shares(levels) for levels in sums)
-        u = tuple(map(_without_matches, random_u, m, [prior] * len(m)))
+        u = tuple(map(_without_matches, random_u, m, [prior * real] * len(m)))
         converged = abs(math.log(prior / before)) < _CONVERGED
     return Estimate(_rounded(m), _rounded(u), _digits(prior), rounds, converged)
 
@@ -92,16 +111,18 @@ def weight_of(pattern: Pattern, m: LevelProbabilities, u: LevelProbabilities) ->
     return sum(math.log2(m[field][level] / u[field][level]) for field, level in enumerate(pattern) if level != MISSING)
 
 
-def smoothed(counts: Sequence[float], start: Sequence[float], *, strength: float = 200.0) -> tuple[float, ...]:
-    """Return shares of counts, drawn to starting values that count for `strength` observations.
+def smoothed(counts: Sequence[float], start: Sequence[float]) -> tuple[float, ...]:
+    """Return shares of counts, drawn to starting values that count for `PSEUDO_RANDOM_PAIRS` observations.
 
     Args:
         counts: The observations of each level of a field; the first one, of missing values, does not count.
         start: The shares before anything was seen.
-        strength: The observations that the starting shares count for; above 0.
     """
-    total = sum(counts[1:]) + strength
-    return (0.0, *((count + strength * share) / total for count, share in zip(counts[1:], start[1:], strict=True)))
+    total = sum(counts[1:]) + PSEUDO_RANDOM_PAIRS
+    return (
+        0.0,
+        *((count + PSEUDO_RANDOM_PAIRS * share) / total for count, share in zip(counts[1:], start[1:], strict=True)),
+    )
 
 
 def _probability(pattern: Pattern, m: LevelProbabilities, u: LevelProbabilities, prior: float) -> float:
