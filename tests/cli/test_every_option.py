@@ -39,6 +39,9 @@ WRONG: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "export monday": {"--out": FOLDER},
     "cancel": {"--label": LABEL},
     "pause monday": {"--running": ("activities", "")},
+    "pause": {"--label": LABEL},
+    "resume": {"--label": LABEL},
+    "update --concurrency 2": {"--label": LABEL},
     "update monday": {
         "--concurrency": (*MINUS, "0"),
         "--policy": ("sometimes", "retry:0", ""),

@@ -1,4 +1,4 @@
-"""Commands about several batches at once: `watch` without one, and `cancel` by labels."""
+"""Commands about several batches at once: `watch` without one, and those that change batches, by labels."""
 
 from __future__ import annotations
 
@@ -180,6 +180,28 @@ def test_what_came_after_the_question_is_left_alone(on_file: Commands, monkeypat
     assert states(on_file)["later"] == "pending"
 
 
+def test_labels_choose_what_is_paused_changed_and_resumed(on_file: Commands) -> None:
+    of_two_teams(on_file)
+    chosen = ("--label", "team=a", "--workflow", "translate")
+    for command, done in (
+        (("pause",), "paused"),
+        (("update", "--concurrency", "2"), "updated"),
+        (("resume",), "resumed"),
+    ):
+        asked = on_file(*command, *chosen)
+        assert (asked.code, asked.out) == (Exit.USAGE, "")
+        assert f"say --yes to {command[0]} these 2 batches" in asked.err
+        ran = on_file(*command, *chosen, "--yes")
+        assert ran.code == Exit.DONE
+        assert [line.split(":")[0] for line in ran.out.splitlines()] == [f"{done} second", f"{done} first"]
+        if done == "paused":
+            paused = [batch["batch_id"] for batch in on_file("list", "--json").json if batch["paused"]]
+            assert paused == ["second", "first"]
+    configs = [on_file("show", name, "--json").json[0]["config"] for name in ("first", "second", "theirs")]
+    assert [config["concurrency"] for config in configs] == [2, 2, 8]
+    assert not [batch for batch in on_file("list", "--json").json if batch["paused"]]
+
+
 def test_several_are_cancelled_by_their_ids(on_file: Commands) -> None:
     of_two_teams(on_file)
     ran = on_file("cancel", "first", "second", "first", "ended")
@@ -194,12 +216,15 @@ def test_several_are_cancelled_by_their_ids(on_file: Commands) -> None:
         ("cancel", "give batches, or choose them by --workflow and --label"),
         ("cancel first --label team=a", "give batches, or choose them"),
         ("cancel --label team", "'team' is no label"),
+        ("pause", "give batches, or choose them by --workflow and --label"),
+        ("resume first --workflow translate", "give batches, or choose them"),
+        ("update --concurrency 2", "give batches, or choose them"),
         ("watch first --label team=a", "give batches, or --workflow and --label"),
     ],
 )
 def test_a_wrong_command_line(on_file: Commands, line: str, says: str) -> None:
     of_two_teams(on_file)
-    ran = on_file(*line.split(), "--yes") if line.startswith("cancel") else on_file(*line.split())
+    ran = on_file(*line.split()) if line.startswith("watch") else on_file(*line.split(), "--yes")
     assert (ran.code, ran.out) == (Exit.USAGE, "")
     assert says in ran.err
     assert states(on_file)["first"] == "pending"

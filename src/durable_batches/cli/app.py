@@ -15,7 +15,6 @@ from durable_batches.cli.options import (
     BatchesArgument,
     JsonOption,
     LabelOption,
-    NamedBatchesArgument,
     PolicyOption,
     Running,
     SchemaOption,
@@ -23,6 +22,7 @@ from durable_batches.cli.options import (
     Stdin,
     StoreOption,
     WorkflowOption,
+    YesOption,
     duration_of,
     given_of,
     label_of,
@@ -32,6 +32,7 @@ from durable_batches.cli.options import (
 from durable_batches.version import VERSION
 
 if TYPE_CHECKING:
+    from durable_batches.cli.control import Verb
     from durable_batches.reading.client import BatchClient
 
 __all__ = ["app"]
@@ -254,6 +255,35 @@ def export(
 # ---- control -------------------------------------------------------------------------------------------------------
 
 
+def _named(
+    verb: Verb,
+    batches: Sequence[str] | None,
+    store: str | None,
+    schema: str,
+    workflow: str | None,
+    label: Sequence[str] | None,
+    *,
+    yes: bool,
+) -> Sequence[str]:
+    """Return the batches that are given, or those that a workflow and labels choose, which are confirmed."""
+    from durable_batches.cli.batches import Filters
+    from durable_batches.cli.control import Choice
+    from durable_batches.cli.session import perform
+
+    if bool(batches) == bool(workflow or label):
+        raise typer.BadParameter("give batches, or choose them by --workflow and --label")
+    if batches:
+        return batches
+    choice = Choice(Filters(workflow=workflow, unfinished=True, labels=dict(map(label_of, label or ()))), verb)
+    code = perform(store, schema, choice.look)
+    if code:
+        raise typer.Exit(code)
+    if not yes:
+        choice.confirm()
+    # These, and none that came meanwhile.
+    return choice.batch_ids
+
+
 @app.command()
 def cancel(
     batches: BatchesArgument = None,
@@ -262,7 +292,7 @@ def cancel(
     workflow: WorkflowOption = None,
     label: LabelOption = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept with the batch.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before batches are cancelled.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Cancel batches: no document of them is started any more, and what runs is stopped.
@@ -270,22 +300,10 @@ def cancel(
     With --workflow or --label instead of batches, all are cancelled that these choose and that have not ended. They are
     named, and it is asked before (--yes: it is not).
     """
-    from durable_batches.cli.batches import Filters
-    from durable_batches.cli.control import Choice, cancel_batches
-    from durable_batches.cli.session import perform, run_command
+    from durable_batches.cli.control import Verb, cancel_batches
+    from durable_batches.cli.session import run_command
 
-    if bool(batches) == bool(workflow or label):
-        raise typer.BadParameter("give batches, or choose them by --workflow and --label")
-    named: Sequence[str] = batches or ()
-    if not named:
-        choice = Choice(Filters(workflow=workflow, unfinished=True, labels=dict(map(label_of, label or ()))))
-        code = perform(store, schema, choice.look)
-        if code:
-            raise typer.Exit(code)
-        if not yes:
-            choice.confirm()
-        # These, and none that came meanwhile.
-        named = choice.batch_ids
+    named = _named(Verb("cancel", "cancelled"), batches, store, schema, workflow, label, yes=yes)
     run_command(
         store, schema, lambda client: cancel_batches(client, named, reason=reason, as_json=as_json), reads=False
     )
@@ -293,46 +311,62 @@ def cancel(
 
 @app.command()
 def pause(
-    batches: NamedBatchesArgument,
+    batches: BatchesArgument = None,
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
+    workflow: WorkflowOption = None,
+    label: LabelOption = None,
     note: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is shown until the batch is resumed.")] = "",
     running: Annotated[
         Running, typer.Option(help="What finishes of that which runs: the calls of activities, or whole documents.")
     ] = Running.CALLS,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Pause batches: no document of them is started until they are resumed. Their deadlines run on."""
-    from durable_batches.cli.control import pause_batches
+    """Pause batches: no document of them is started until they are resumed. Their deadlines run on.
+
+    With --workflow or --label instead of batches, all are paused that these choose and that have not ended.
+    """
+    from durable_batches.cli.control import Verb, pause_batches
     from durable_batches.cli.session import run_command
 
+    named = _named(Verb("pause", "paused"), batches, store, schema, workflow, label, yes=yes)
     run_command(
         store,
         schema,
-        lambda client: pause_batches(client, batches, note=note, running=running.value, as_json=as_json),
+        lambda client: pause_batches(client, named, note=note, running=running.value, as_json=as_json),
         reads=False,
     )
 
 
 @app.command()
 def resume(
-    batches: NamedBatchesArgument,
+    batches: BatchesArgument = None,
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
+    workflow: WorkflowOption = None,
+    label: LabelOption = None,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Resume paused batches. A provider that refuses their calls for its account is asked again at once."""
-    from durable_batches.cli.control import resume_batches
+    """Resume paused batches. A provider that refuses their calls for its account is asked again at once.
+
+    With --workflow or --label instead of batches, all are resumed that these choose and that have not ended.
+    """
+    from durable_batches.cli.control import Verb, resume_batches
     from durable_batches.cli.session import run_command
 
-    run_command(store, schema, lambda client: resume_batches(client, batches, as_json=as_json), reads=False)
+    named = _named(Verb("resume", "resumed"), batches, store, schema, workflow, label, yes=yes)
+    run_command(store, schema, lambda client: resume_batches(client, named, as_json=as_json), reads=False)
 
 
 @app.command()
 def update(
-    batches: NamedBatchesArgument,
+    batches: BatchesArgument = None,
     store: StoreOption = None,
     schema: SchemaOption = "durable_batches",
+    workflow: WorkflowOption = None,
+    label: LabelOption = None,
     concurrency: Annotated[
         int | None, typer.Option(metavar="N", help="Documents at once, over all workers.", min=1, max=100_000)
     ] = None,
@@ -343,13 +377,15 @@ def update(
     deadline: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Of the batch, from its submission: 30m, 2h, 7d, or none.")
     ] = None,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Change options of batches while they run. What is not given stays as it is.
 
-    Documents that run are not stopped. A new policy judges the failures that are there at once.
+    Documents that run are not stopped. A new policy judges the failures that are there at once. With --workflow or
+    --label instead of batches, all are changed that these choose and that have not ended.
     """
-    from durable_batches.cli.control import update_batches
+    from durable_batches.cli.control import Verb, update_batches
     from durable_batches.cli.policies import policy_of
     from durable_batches.cli.session import run_command
     from durable_batches.lifecycle.config import ConfigChanges
@@ -365,7 +401,8 @@ def update(
         changes["deadline"] = duration_of(deadline, "--deadline")
     if not changes:
         raise typer.BadParameter("give what is to be changed: --concurrency, --policy, --document-timeout, --deadline")
-    run_command(store, schema, lambda client: update_batches(client, batches, changes, as_json=as_json), reads=False)
+    named = _named(Verb("update", "updated"), batches, store, schema, workflow, label, yes=yes)
+    run_command(store, schema, lambda client: update_batches(client, named, changes, as_json=as_json), reads=False)
 
 
 # ---- running -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Final
+from typing import Final, NamedTuple
 
 import typer
 
@@ -19,10 +19,17 @@ from durable_batches.printable import printable
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, is_terminal, print_line
 
-__all__ = ["Choice", "cancel_batch", "cancel_batches", "pause_batches", "resume_batches", "update_batches"]
+__all__ = ["Choice", "Verb", "cancel_batch", "cancel_batches", "pause_batches", "resume_batches", "update_batches"]
 
 _SHOWN: Final = 20
-"""Batches that are named before it is asked whether to cancel them."""
+"""Batches that are named before it is asked whether to do it."""
+
+
+class Verb(NamedTuple):
+    """What a command does with batches."""
+
+    infinitive: str
+    participle: str
 
 
 class Choice:
@@ -30,10 +37,12 @@ class Choice:
 
     Args:
         filters: The filter.
+        verb: What is to be done with them.
     """
 
-    def __init__(self, filters: Filters) -> None:
+    def __init__(self, filters: Filters, verb: Verb) -> None:
         self._filters = filters
+        self._verb = verb
         self.batch_ids: Sequence[str] = ()
 
     async def look(self, client: BatchClient) -> int:
@@ -52,17 +61,18 @@ class Choice:
         return Exit.DONE if found else Exit.NO_BATCH
 
     def confirm(self) -> None:
-        """Ask on the terminal whether to cancel them.
+        """Ask on the terminal whether to do it.
 
         Raises:
             CommandError: The answer is no, or there is nobody to ask.
         """
         number = len(self.batch_ids)
         batches = "this batch" if number == 1 else f"these {number} batches"
+        do = self._verb.infinitive
         if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-            raise CommandError(f"say --yes to cancel {batches}: there is no terminal to ask on", Exit.USAGE)
-        if not typer.confirm(f"Cancel {batches}?", err=True):
-            raise CommandError("nothing was cancelled", Exit.ERROR)
+            raise CommandError(f"say --yes to {do} {batches}: there is no terminal to ask on", Exit.USAGE)
+        if not typer.confirm(f"{do.capitalize()} {batches}?", err=True):
+            raise CommandError(f"nothing was {self._verb.participle}", Exit.ERROR)
 
 
 async def cancel_batches(client: BatchClient, batch_ids: Sequence[str], *, reason: str, as_json: bool) -> int:

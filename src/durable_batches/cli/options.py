@@ -18,7 +18,6 @@ __all__ = [
     "BatchesArgument",
     "JsonOption",
     "LabelOption",
-    "NamedBatchesArgument",
     "PolicyOption",
     "Running",
     "SchemaOption",
@@ -26,6 +25,7 @@ __all__ = [
     "Stdin",
     "StoreOption",
     "WorkflowOption",
+    "YesOption",
     "duration_of",
     "given_of",
     "label_of",
@@ -82,9 +82,6 @@ BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The id of t
 BatchesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[BATCH]...", help="The ids of batches.", show_default=False)
 ]
-NamedBatchesArgument = Annotated[
-    list[str], typer.Argument(metavar="BATCH...", help="The ids of batches.", show_default=False)
-]
 PolicyOption = Annotated[
     str | None,
     typer.Option(
@@ -97,6 +94,10 @@ WorkflowOption = Annotated[str | None, typer.Option(metavar="NAME", help="Only b
 LabelOption = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Only batches with this label; may be given several times."),
+]
+
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask before batches that --workflow or --label choose.")
 ]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
