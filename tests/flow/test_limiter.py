@@ -388,6 +388,27 @@ async def test_the_providers_own_word_for_it_is_understood(clock: ManualClock) -
     assert await passing(clock, begin(limiter, clock)) - started == pytest.approx(7)
 
 
+async def test_a_group_that_an_error_was_raised_from_is_looked_into(clock: ManualClock) -> None:
+    limiter = CentralRateLimiter(requests_per_minute=600, breaker=CircuitBreaker(failure_threshold=2))
+    empty = Answer(400, x_ratelimit_remaining_requests="0", x_ratelimit_reset_requests="7s")
+    for answers in ([ValueError(), Answer(503)], [TimeoutError()], [empty]):
+        wrapped = RuntimeError("two calls")
+        wrapped.__cause__ = group = ExceptionGroup("calls", answers)
+        # One of its errors may have been raised from the group itself.
+        answers[0].__cause__ = group
+        assert limiter.is_failure(wrapped) is (empty not in answers)
+        before = RuntimeError("one call")
+        before.__cause__ = wrapped
+        assert limiter.is_failure(before) is (empty not in answers)
+    # What the error says by itself is nearer than what it was raised from.
+    refused = Answer(404)
+    refused.__cause__ = ExceptionGroup("calls", [Answer(503)])
+    assert not limiter.is_failure(refused)
+    await fail(limiter, wrapped)
+    started = clock.boot()
+    assert await passing(clock, begin(limiter, clock)) - started == pytest.approx(7)
+
+
 # ---- event loops -----------------------------------------------------------------------------------------------
 
 

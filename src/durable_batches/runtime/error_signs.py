@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from durable_batches.lifecycle.failures import leaves
@@ -14,6 +15,8 @@ __all__ = ["ErrorSigns", "causes_of", "is_of_provider", "signs_of"]
 
 _LONGEST_CHAIN: Final = 8
 _MOST_LEAVES: Final = 20
+_MOST_GROUPS: Final = 8
+"""Among the causes of an error: each may have as many errors as the error itself."""
 
 
 _CONNECTION_ERRORS: Final = re.compile(
@@ -42,8 +45,8 @@ def signs_of(error: BaseException, now: float) -> ErrorSigns:
     """
     status: int | None = None
     headers: Mapping[str, str] = {}
-    for leaf in leaves(error)[:_MOST_LEAVES]:
-        for part in causes_of(leaf):
+    for chain in islice(_chains_of(error), _MOST_LEAVES):
+        for part in chain:
             facts = ErrorFacts(part, now)
             status = facts.status if status is None else status
             headers = headers or facts.headers
@@ -59,11 +62,11 @@ def is_of_provider(error: BaseException, now: float) -> bool:
         error: The error, which may be a group.
         now: The time, in seconds since the epoch.
     """
-    return any(_is_of_provider(leaf, now) for leaf in leaves(error))
+    return any(_is_of_provider(chain, now) for chain in _chains_of(error))
 
 
-def _is_of_provider(error: BaseException, now: float) -> bool:
-    for part in causes_of(error):
+def _is_of_provider(chain: Sequence[BaseException], now: float) -> bool:
+    for part in chain:
         status = ErrorFacts(part, now).status
         if status is not None:
             return status >= 500
@@ -72,6 +75,24 @@ def _is_of_provider(error: BaseException, now: float) -> bool:
         if any(_CONNECTION_ERRORS.search(kind.__name__) for kind in type(part).__mro__):
             return True
     return False
+
+
+def _chains_of(error: BaseException) -> Iterator[Sequence[BaseException]]:
+    """List the errors of a group, each with those that it was raised from; a group among them has a chain an error."""
+    groups: list[BaseException] = []
+
+    def chains(error: BaseException, before: Sequence[BaseException]) -> Iterator[Sequence[BaseException]]:
+        for leaf in leaves(error):
+            chain = before
+            for part in causes_of(leaf):
+                if not isinstance(part, BaseExceptionGroup):
+                    chain = (*chain, part)
+                elif len(groups) < _MOST_GROUPS and not any(part is each for each in groups):
+                    groups.append(part)
+                    yield from chains(part, chain)
+            yield chain
+
+    return chains(error, ())
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:
