@@ -117,6 +117,13 @@ def test_what_can_be_no_document(on_file: Commands, tmp_path: Path) -> None:
         ran = run(on_file, workflow, first, named)
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (Exit.USAGE, "", 1), named
         assert says in ran.err
+    make({"same.jsonl": '{"id":"c","text":"one"}\n{"id":"c","text":"two"}'})
+    same = run(on_file, "articles", "same.jsonl")
+    assert (same.code, same.out) == (Exit.ERROR, "")
+    assert (
+        same.err
+        == "durable-batches: two documents have the id 'c'; nothing was submitted. Give each an id of its own\n"
+    )
     assert "there are no documents in nothing\n" in run(on_file, "texts", "nothing").err
     assert "name files or folders to run" in run(on_file, "texts").err
     assert "there are no documents to run" in run(on_file, "texts", "--batch-id", "no such").err

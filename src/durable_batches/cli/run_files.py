@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from durable_batches.cli.as_json import batch_json
 from durable_batches.cli.documents import export_results
-from durable_batches.cli.exits import CommandError, Exit
+from durable_batches.cli.exits import CommandError, Exit, exit_code_of
 from durable_batches.cli.inputs import Inputs, StdinFormat
 from durable_batches.cli.named import object_at
 from durable_batches.cli.output import RawJson, flush, print_json
 from durable_batches.cli.policies import policy_of
 from durable_batches.cli.target import is_dsn, is_object, store_at
+from durable_batches.errors import DuplicateDocumentError
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.reading.client import BatchClient
 from durable_batches.runtime.results import BatchResult
@@ -108,7 +109,14 @@ async def _run(
     options: RunOptions,
     signals: StopSignals,
 ) -> int:
-    result = await script.run(signals)
+    try:
+        result = await script.run(signals)
+    except DuplicateDocumentError as error:
+        # What the error advises is for Python.
+        raise CommandError(
+            f"two documents have the id {error.document_id!r}; nothing was submitted. Give each an id of its own",
+            exit_code_of(error),
+        ) from error
     if result is None:
         return signals.exit_code
     writing = asyncio.create_task(_write(result, workflow, store, options))
