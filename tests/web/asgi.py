@@ -160,7 +160,7 @@ class Client:
 
     def begin(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Stream:
         address, _, query = path.partition("?")
-        given = {"host": "testserver", **self._headers, **(headers or {})}
+        given = {"host": self._server[0], **self._headers, **(headers or {})}
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -29,7 +29,7 @@ from durable_batches import (
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord
 from durable_batches.lifecycle.timeline import TimelineFold
 from durable_batches.testing import ManualClock
-from durable_batches.web import Access, WebApp, create_app, event_json, event_of, timelines
+from durable_batches.web import Access, WebApp, api, create_app, event_json, event_of, timelines
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -141,6 +141,38 @@ async def test_no_more_documents_are_read_than_are_shown() -> None:
         shown = (await client.get("/batches/batch/documents?limit=2&payloads=true")).json
         assert ([each["document"] for each in shown["documents"]], limits) == (["a", "b"], [3])
         assert (await client.get(f"/batches/batch/documents?limit=2&after={shown['next']}")).json["next"] is None
+
+
+async def test_a_page_of_large_documents_has_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "MOST_PAYLOAD_CHARACTERS", 10_000)
+    held = 0
+
+    class Counting(MemoryStore):
+        async def documents(self, *args: Any, limit: int, **options: Any) -> Sequence[DocumentRecord]:
+            nonlocal held
+            found = await super().documents(*args, limit=limit, **options)
+            held = max(held, len(found))
+            return found
+
+    @workflow(STAGES, name="quick")
+    async def run(document: str) -> str:
+        return document
+
+    documents = [name * 4_000 for name in "abc"] + ["d" * 20_000, *"efghijklmnopqrstuvw"]
+    async with BatchOrchestrator(run, store=Counting(), max_in_flight=0) as batches:
+        await batches.submit(documents, batch_id="batch", document_id=lambda document: document[0])
+        client = Client(create_app(batches, allow_anonymous=True))
+        pages: list[str] = []
+        after = -1
+        while after is not None:
+            page = (await client.get(f"/batches/batch/documents?limit=200&payloads=true&after={after}")).json
+            pages.append("".join(each["document"][0] for each in page["documents"]))
+            after = page["next"]
+        # One that is larger by itself is shown alone.
+        assert pages == ["ab", "c", "d", "efghijklmnopqrstuvw"]
+        assert held <= 8
+        without = (await client.get("/batches/batch/documents?limit=200")).json
+        assert (len(without["documents"]), without["next"]) == (len(documents), None)
 
 
 async def test_a_timeline_is_that_of_the_recorded_events_however_often_it_is_read(scene: Scene) -> None:
@@ -579,6 +611,37 @@ async def test_pages_of_other_origins_command_nothing(scene: Scene) -> None:
         batch_id = await scene.submit("held", batch_id=f"batch-{number}")
         assert (await client.post(f"/batches/{batch_id}/cancel", headers)).status == status, headers
         assert ((await scene.batches.snapshot(batch_id)).state.tag == "cancelled") == (status == 200), headers
+
+
+async def test_no_web_site_reads_what_everybody_on_this_machine_may_read(scene: Scene) -> None:
+    app = create_app(scene.batches, allow_anonymous=True, allowed_origins=["https://console.example"])
+
+    async def readers(request: Request) -> Access:
+        return Access(actions={"read"})
+
+    asked = create_app(scene.batches, authorize=readers)
+    for host, allowed in (
+        ("localhost:80", True),
+        ("batches.localhost", True),
+        ("127.0.0.1:8000", True),
+        ("[::1]:8000", True),
+        ("10.0.0.7", True),
+        ("console.example", True),
+        ("evil.example", False),
+        ("evil.example:8000", False),
+        ("localhost.evil.example", False),
+        ("console.example:8000", False),
+        ("[evil", False),
+    ):
+        for address in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+            local = Client(app, server=(address, 8000))
+            # Of the same origin, as its browser sees it.
+            headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+            assert (await local.get("/batches", headers)).status == (200 if allowed else 403), host
+            assert (await local.get("/health", {"host": host})).status == 200
+        # Where it is not this machine's alone, and where its application says who may, by what no site has.
+        assert (await Client(app, server=("10.0.0.7", 8000)).get("/batches", {"host": host})).status == 200
+        assert (await Client(asked, server=("127.0.0.1", 8000)).get("/batches", {"host": host})).status == 200
 
 
 async def test_other_origins_that_are_allowed_may_read(scene: Scene) -> None:

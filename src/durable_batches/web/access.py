@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError
 from durable_batches.options import check_choice, check_instance, check_labels, check_text
+from durable_batches.web.hosts import is_of_another_site
 from durable_batches.web.problems import problem_of
 
 __all__ = [
@@ -179,6 +180,7 @@ class Guard:
         app: What it guards.
         authorize: Says what the sender of a request may do.
         allowed_origins: Origins (`https://example.org`) whose pages may send commands, beside the server's own.
+        is_open: Whether the sender of any request may do everything: then this machine's own must name it.
         open_paths: Paths below the application's that hold nothing to protect.
         most_bytes: Of the body of a request.
     """
@@ -189,12 +191,14 @@ class Guard:
         *,
         authorize: Authorize,
         allowed_origins: Collection[str],
+        is_open: bool,
         open_paths: Callable[[str], bool],
         most_bytes: int,
     ) -> None:
         self._app = app
         self._authorize = authorize
         self._allowed = frozenset(allowed_origins)
+        self._is_open = is_open
         self._open_paths = open_paths
         self._most_bytes = most_bytes
 
@@ -223,6 +227,12 @@ class Guard:
             raise HTTPException(HTTPStatus.FORBIDDEN, "pages of this origin may not send commands")
         if self._open_paths(_path_of(request)) and request.method in _SAFE:
             return
+        if self._is_open and is_of_another_site(request, self._allowed):
+            raise HTTPException(
+                HTTPStatus.FORBIDDEN,
+                "the request names another host than this machine; for that of a proxy, name its origin in "
+                "allowed_origins",
+            )
         if _declared_length(request) > self._most_bytes:
             raise self._too_large()
         access = await self._authorize(request)

@@ -21,6 +21,7 @@ from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.progress import BatchSnapshot
 from durable_batches.lifecycle.records import ExecutionStatus
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Stage
+from durable_batches.reading.documents import RawDocument
 from durable_batches.reading.raw_access import RawAccess
 from durable_batches.web.access import Access, Action, Authorize, access_of
 from durable_batches.web.frames import Chunks, chunks_of, frame
@@ -59,9 +60,14 @@ from durable_batches.web.streams import STREAM_HEADERS, EventStream, Streams, se
 from durable_batches.web.timelines import Timelines
 from durable_batches.web.urls import id_of
 
-__all__ = ["Api"]
+__all__ = ["MOST_PAYLOAD_CHARACTERS", "Api"]
 
 _SNAPSHOT_INTERVAL: Final = timedelta(milliseconds=250)
+
+MOST_PAYLOAD_CHARACTERS: Final = 16 * 1024 * 1024
+"""Of the documents and results on a page, which are all in memory at once; a larger one is alone on its page."""
+_LARGE_AT_ONCE: Final = 8
+"""Documents that are read from the store at once with their payloads, as each may be large."""
 
 T = TypeVar("T")
 
@@ -149,9 +155,9 @@ class Api:
             payloads=payloads == "true",
             after=_number(request, "after", -1, least=-1),
             # One more than is shown tells whether there are more.
-            size=limit + 1,
+            size=min(limit + 1, _LARGE_AT_ONCE) if payloads == "true" else limit + 1,
         )
-        shown, has_more = await _first(listed, limit)
+        shown, has_more = await _first(listed, limit, _characters)
         more = shown[-1].position if has_more else None
         return _json(DOCUMENTS, DocumentPage(documents=[document_of(document) for document in shown], next=more))
 
@@ -349,15 +355,30 @@ async def _json_body(request: Request) -> bytes:
         raise _bad("the client has left before all of its request was there") from None
 
 
-async def _first(items: AsyncGenerator[T, None], most: int) -> tuple[list[T], bool]:
-    """Return the first items, and whether there are more than `most`."""
+async def _first(
+    items: AsyncGenerator[T, None], most: int, size_of: Callable[[T], int] | None = None
+) -> tuple[list[T], bool]:
+    """Return the first items, and whether there are more than these.
+
+    Args:
+        items: All items.
+        most: Their number.
+        size_of: Returns how many characters of payload an item has; None: none has many.
+    """
     found: list[T] = []
+    characters = 0
     async with aclosing(items):
         async for item in items:
-            if len(found) == most:
+            characters += 0 if size_of is None else size_of(item)
+            if len(found) == most or (found and characters > MOST_PAYLOAD_CHARACTERS):
                 return found, True
             found.append(item)
     return found, False
+
+
+def _characters(document: RawDocument) -> int:
+    """Return how long a document and its result are, as JSON."""
+    return len(document.document or "") + len(document.result or "")
 
 
 def _snapshot_frame(snapshot: BatchSnapshot[Stage]) -> bytes:

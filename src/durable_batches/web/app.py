@@ -95,7 +95,8 @@ def create_app(
         batches: A client; or a worker or orchestrator, of which the batches of all workflows are shown.
         authorize: Says what the sender of a request may do; None: nothing. Asked again at least every minute of a
             stream. Where it raises an error, or does not answer in 10 s, the sender may do nothing.
-        allow_anonymous: Everybody who reaches the server may do everything.
+        allow_anonymous: Everybody who reaches the server may do everything. Requests from the same machine must name
+            `localhost`, an address, or the host of an allowed origin, as otherwise any web site could send them.
         allowed_origins: Origins (`https://example.org`) of other pages that may read and command from a browser.
         max_clients: Streams at once; more are refused with 503.
         keep_alive: Without a message for this time, a stream gets a comment: less than the limits of proxies.
@@ -146,6 +147,7 @@ def create_app(
         app,
         authorize=allow,
         allowed_origins=allowed_origins,
+        is_open=allow_anonymous,
         open_paths=lambda path: is_of_health(path) or (page and is_of_the_page(path)),
         most_bytes=_MOST_BYTES,
     )
