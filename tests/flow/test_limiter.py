@@ -391,8 +391,8 @@ async def test_the_providers_own_word_for_it_is_understood(clock: ManualClock) -
 async def test_a_group_that_an_error_was_raised_from_is_looked_into(clock: ManualClock) -> None:
     limiter = CentralRateLimiter(requests_per_minute=600, breaker=CircuitBreaker(failure_threshold=2))
     empty = Answer(400, x_ratelimit_remaining_requests="0", x_ratelimit_reset_requests="7s")
+    wrapped = RuntimeError("two calls")
     for answers in ([ValueError(), Answer(503)], [TimeoutError()], [empty]):
-        wrapped = RuntimeError("two calls")
         wrapped.__cause__ = group = ExceptionGroup("calls", answers)
         # One of its errors may have been raised from the group itself.
         answers[0].__cause__ = group

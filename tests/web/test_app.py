@@ -163,7 +163,7 @@ async def test_a_page_of_large_documents_has_fewer(monkeypatch: pytest.MonkeyPat
         await batches.submit(documents, batch_id="batch", document_id=lambda document: document[0])
         client = Client(create_app(batches, allow_anonymous=True))
         pages: list[str] = []
-        after = -1
+        after: int | None = -1
         while after is not None:
             page = (await client.get(f"/batches/batch/documents?limit=200&payloads=true&after={after}")).json
             pages.append("".join(each["document"][0] for each in page["documents"]))
