@@ -85,11 +85,12 @@ def _chains_of(error: BaseException) -> Iterator[Sequence[BaseException]]:
         for leaf in leaves(error):
             chain = before
             for part in causes_of(leaf):
+                group = part  # of which type checkers know more: that they do not know the type of its errors
                 if not isinstance(part, BaseExceptionGroup):
                     chain = (*chain, part)
-                elif len(groups) < _MOST_GROUPS and not any(part is each for each in groups):
-                    groups.append(part)
-                    yield from chains(part, chain)
+                elif len(groups) < _MOST_GROUPS and not any(group is each for each in groups):
+                    groups.append(group)
+                    yield from chains(group, chain)
             yield chain
 
     return chains(error, ())
