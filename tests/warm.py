@@ -45,26 +45,35 @@ _ORDINARY: Final = {
 """Of the arguments of `Popen`, those with which a child is like those that are forked."""
 
 
-class _Source:
-    """The process that is forked."""
+class Source:
+    """The process that is forked.
 
-    _here: ClassVar[_Source | None] = None
+    Args:
+        version: The folder of the library that it imports; by default the one under test, and all that programs of
+            tests need. Another one is imported with warnings as errors.
+    """
+
+    _here: ClassVar[Source | None] = None
 
     @classmethod
-    def here(cls) -> _Source:
+    def here(cls) -> Source:
         """The one of this process; started when the first test asks for it."""
         if cls._here is None:
             cls._here = cls()
             atexit.register(cls._here.close)
         return cls._here
 
-    def __init__(self) -> None:
+    def __init__(self, version: Path | None = None) -> None:
         self._socket, other = socket.socketpair()
+        modules = [] if version is None else ["durable_batches", "durable_batches.stores"]
+        environment = (
+            unmeasured() if version is None else unmeasured() | {"PYTHONPATH": str(version), "PYTHONWARNINGS": "error"}
+        )
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warm_interpreter", str(other.fileno())],
+                [sys.executable, "-m", "tests.warm_interpreter", str(other.fileno()), *modules],
                 cwd=ROOT,
-                env=unmeasured(),
+                env=environment,
                 pass_fds=[other.fileno()],
             )
 
@@ -80,6 +89,7 @@ class _Source:
             subreap(False)
 
     def close(self) -> None:
+        """End it; its children go on."""
         self._socket.close()
         self._process.wait(60)
 
@@ -103,19 +113,19 @@ def arguments_of(command: Sequence[str]) -> list[str] | None:
     return arguments if is_program else None
 
 
-def _start(process: Any, *given: Any) -> None:
+def _start(source: Source, process: Any, *given: Any) -> None:
     """In place of `Popen._execute_child`."""
     asked: dict[str, Any] = signature(_execute_child).bind(process, *given).arguments
     if all(asked[name] == usual for name, usual in _ORDINARY.items()):
         command: Sequence[str] | str = asked["args"]
         arguments = None if isinstance(command, str) else arguments_of(command)
         if arguments is not None:
-            _fork(process, arguments, asked)
+            _fork(source, process, arguments, asked)
             return
     _execute_child(process, *given)
 
 
-def _fork(process: Any, arguments: list[str], asked: Mapping[str, Any]) -> None:
+def _fork(source: Source, process: Any, arguments: list[str], asked: Mapping[str, Any]) -> None:
     own = (asked["p2cread"], asked["c2pwrite"], asked["errwrite"])
     passed = list(asked["pass_fds"])
     environment = os.environ if asked["env"] is None else asked["env"]
@@ -127,19 +137,23 @@ def _fork(process: Any, arguments: list[str], asked: Mapping[str, Any]) -> None:
         "leads_session": asked["start_new_session"],
     }
     files = [number if file == -1 else file for number, file in enumerate(own)]
-    process.pid = _Source.here().fork(command, [*files, *passed])
+    process.pid = source.fork(command, [*files, *passed])
     process._child_created = True
     ends = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
     process._close_pipe_fds(*(asked[name] for name in ends))
 
 
 @contextmanager
-def warm() -> Generator[None]:
-    """Within: Python programs are forked, where that can be done."""
+def warm(source: Source | None = None) -> Generator[None]:
+    """Within: Python programs are forked, where that can be done; by default from a source of this process."""
     if sys.platform != "linux":
         yield
         return
-    _Source.here()  # which is started as ever
+    forked = source or Source.here()  # which is started as ever
+
+    def start(process: Any, *given: Any) -> None:
+        _start(forked, process, *given)
+
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(subprocess.Popen, "_execute_child", _start)
+        monkeypatch.setattr(subprocess.Popen, "_execute_child", start)
         yield

@@ -1,9 +1,12 @@
 """The process that warm interpreters are forked from: it has imported everything, and has run it once.
 
-`python -m tests.warm_interpreter FD` takes commands from a socket, each with the files that its child has open, and
-answers with the child's process id. The child becomes what `python` with the command's arguments would be: its
-`__main__`, `sys.argv`, `sys.path`, environment, standard streams and signals are those of a new interpreter. It is
-handed to whoever subreaps, which `tests/warm.py` does, and leads its own life.
+`python -m tests.warm_interpreter FD [MODULE ...]` takes commands from a socket, each with the files that its child has
+open, and answers with the child's process id. With modules, it imports these, and all that they export, and runs
+nothing: whichever version of the library they are of.
+
+The child becomes what `python` with the command's arguments would be: its `__main__`, `sys.argv`, `sys.path`,
+environment, standard streams and signals are those of a new interpreter. It is handed to whoever subreaps, which
+`tests/warm.py` does, and leads its own life.
 """
 
 from __future__ import annotations
@@ -23,14 +26,10 @@ import tempfile
 import threading
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from tests.processes.workload import Page, extract
-
-from durable_batches import BatchOrchestrator, SQLiteStore
 
 _IN_BYTES: Final = 1 << 20
 _ALL_FILES: Final = 1 << 30
@@ -169,28 +168,39 @@ _WANTED: Final = (
 """What is imported by the programs of most tests."""
 
 
-async def _run_a_batch(path: Path) -> None:
-    async with BatchOrchestrator(extract, store=SQLiteStore(path)) as batches:
-        await batches.run([Page(12)])
+def import_all(names: Iterable[str]) -> None:
+    for name in names:
+        module = importlib.import_module(name)
+        for exported in getattr(module, "__all__", ()):
+            getattr(module, exported)
 
 
-def warm_up() -> None:
-    """Import what most programs need, and run a batch: what is prepared upon first use is prepared here."""
-    for name in _WANTED:
-        importlib.import_module(name)
+def run_a_batch() -> None:
+    """What is prepared upon first use is prepared here."""
+    from tests.processes.workload import Page, extract
+
+    from durable_batches import BatchOrchestrator, SQLiteStore
+
+    async def run(path: Path) -> None:
+        async with BatchOrchestrator(extract, store=SQLiteStore(path)) as batches:
+            await batches.run([Page(12)])
+
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(_run_a_batch(Path(folder) / "batches.db"))
+        asyncio.run(run(Path(folder) / "batches.db"))
+
+
+if __name__ == "__main__":
+    file, *modules = sys.argv[1:]
+    import_all(modules or _WANTED)
+    if not modules:
+        run_a_batch()
     assert threading.active_count() == 1, "a fork has but one thread"
     # What is there is looked through no more, in no child.
     gc.collect()
     gc.freeze()
-
-
-if __name__ == "__main__":
-    warm_up()
     # Of a terminal, the tests get it, too, and close the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    program = serve(socket.socket(fileno=int(sys.argv[1])))
+    program = serve(socket.socket(fileno=int(file)))
     if program is not None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Here, and not within a function: how it ends is the interpreter's matter.

@@ -46,15 +46,17 @@ if sys.argv[1:] == ["interrupted"]:
 """
 
 
+WAYS = (["-c", LOOK], ["-m", "look"], ["look.py"], ["-W", "error", "look.py"])
+ENDS = {"well": 0, "fails": 1, "interrupted": -signal.SIGINT}
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("end", ["well", "fails", "interrupted"])
-def test_a_program_sees_no_difference(end: str, unbuffered: str, tmp_path: Path) -> None:
+def test_a_program_sees_no_difference(unbuffered: str, tmp_path: Path) -> None:
     (tmp_path / "look.py").write_text(LOOK, encoding="utf-8")
-    ways = [["-c", LOOK], ["-m", "look"], ["look.py"], ["-W", "error", "look.py"]]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(tmp_path / "elsewhere")}
     reading, writing = os.pipe()
 
-    def look(way: list[str]) -> tuple[dict[str, Any], int, str]:
+    def look(way: list[str], end: str) -> tuple[dict[str, Any], int, str]:
         ran = subprocess.run(
             [sys.executable, *way, end],
             cwd=tmp_path,
@@ -72,11 +74,11 @@ def test_a_program_sees_no_difference(end: str, unbuffered: str, tmp_path: Path)
         return seen, ran.returncode, ran.stderr.splitlines()[-1] if ran.stderr else ""
 
     try:
-        for way in ways:
-            seen, code, errors = look(way)
+        for way, end in [*((way, "well") for way in WAYS), (WAYS[0], "fails"), (WAYS[1], "interrupted")]:
+            seen, code, errors = look(way, end)
             with warm():
-                assert look(way) == (seen, code, errors)
-            assert code == {"well": 0, "fails": 1, "interrupted": -signal.SIGINT}[end]
+                assert look(way, end) == (seen, code, errors)
+            assert code == ENDS[end]
             assert seen["parent"] == os.getpid()
     finally:
         os.close(reading)

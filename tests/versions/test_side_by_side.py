@@ -14,7 +14,8 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ import pytest
 from tests.processes.databases import Database, PostgresDatabase, SQLiteDatabase
 from tests.support import eventually
 from tests.versions.newer import make_newer
+from tests.warm import Source, warm
 
 import durable_batches
 
@@ -31,15 +33,25 @@ PACKAGE: Final = Path(durable_batches.__file__).parent
 pytestmark = pytest.mark.processes
 
 
+@dataclass(frozen=True)
+class Version:
+    """A version of the library: its folder, and a process that has imported it."""
+
+    folder: Path
+    source: Source
+
+
 class Child:
     """A process of one version."""
 
-    def __init__(self, version: Path, place: str, folder: Path, max_in_flight: int) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(version), "PYTHONWARNINGS": "error"}
-        command = [sys.executable, str(HERE / "program.py"), place, str(folder), str(max_in_flight)]
-        self.process: Final = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def __init__(self, version: Version, place: str, folder: Path, max_in_flight: int) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(version.folder)}
+        command = [sys.executable, "-W", "error", str(HERE / "program.py"), place, str(folder), str(max_in_flight)]
+        pipe = subprocess.PIPE
+        with warm(version.source):
+            self.process: Final = subprocess.Popen(
+                command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+            )
         self.expect("ready")
 
     def ask(self, do: str, **question: Any) -> Any:
@@ -76,13 +88,13 @@ class Child:
 class Deployment:
     """Processes of both versions on one database."""
 
-    def __init__(self, old: Path, new: Path, database: Database, folder: Path) -> None:
+    def __init__(self, old: Version, new: Version, database: Database, folder: Path) -> None:
         self.old, self.new = old, new
         self.folder = folder
         self._place = database.place
         self._children = ExitStack()
 
-    def start(self, version: Path, max_in_flight: int = 4) -> Child:
+    def start(self, version: Version, max_in_flight: int = 4) -> Child:
         child = Child(version, self._place, self.folder, max_in_flight)
         self._children.callback(child.kill)
         return child
@@ -103,16 +115,20 @@ class Deployment:
 
 
 @pytest.fixture(scope="module")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders with the old version and the new one."""
+def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Version, Version]]:
+    """The old version and the new one."""
     (wheel,) = HERE.glob("*.whl")
     old = tmp_path_factory.mktemp("old")
     zipfile.ZipFile(wheel).extractall(old)
-    return old, make_newer(PACKAGE, tmp_path_factory.mktemp("new"))
+    new = make_newer(PACKAGE, tmp_path_factory.mktemp("new"))
+    with closing(Source(old)) as of_old, closing(Source(new)) as of_new:
+        yield Version(old, of_old), Version(new, of_new)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def deployment(request: pytest.FixtureRequest, versions: tuple[Path, Path], tmp_path: Path) -> Iterator[Deployment]:
+def deployment(
+    request: pytest.FixtureRequest, versions: tuple[Version, Version], tmp_path: Path
+) -> Iterator[Deployment]:
     database: Database = SQLiteDatabase(tmp_path / "batches.db")
     if request.param == "postgres":
         database = PostgresDatabase(request.getfixturevalue("postgres_dsn"), request.getfixturevalue("postgres_schema"))
