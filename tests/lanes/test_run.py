@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.lanes.plugin import LANES
+from tests.lanes.run import FIRST
 from tests.support import PATIENCE, unmeasured
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +42,18 @@ def test_two_lanes_at_once_do_not_mix_what_they_print(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout
     assert "== unit\nbegin unit\nend unit\n" in ended.stdout
     assert "== stores\nbegin stores\nmet\nend stores\n" in ended.stdout
+
+
+def test_the_longest_lanes_begin_first(tmp_path: Path) -> None:
+    ended = run(tmp_path, "true", "--at-once", "1", "wheel", "unit", "another", "lint", "--where-possible", "browser")
+    assert re.findall(r"^-- (\w+) begins$", ended.stdout, re.MULTILINE) == [
+        "lint",
+        "unit",
+        "browser",
+        "wheel",
+        "another",
+    ]
+    assert set(FIRST) == {*LANES, "lint"}
 
 
 @pytest.mark.parametrize("at_once", ["1", "2"])
