@@ -1,6 +1,6 @@
 // What durable_batches.web answers and sends. Generated from its schemas by `make typescript`; do not edit.
 // Fields and tags that are not here may come with a newer server: ignore them.
-// Schemas: 713e2aaff0ebcca3e1f516417b2fc34c696a988d19fb9d1dbc70642da84d4b6d
+// Schemas: 6d24d7d3d107f76b3b3b7a0e2eeaf3a33d43f1229cc3ec417a9d007475dc0e77
 
 export type BatchState = Pending | Stage | Resolving | Completed | Failed | Cancelled;
 export type JsonValue = unknown;
@@ -683,6 +683,8 @@ export interface ThrottledLimiter {
   workers: {
     [k: string]: number;
   };
+  breaker: "closed" | "open" | "half-open";
+  until: string | null;
   tag: "throttled";
 }
 /**

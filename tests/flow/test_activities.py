@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -555,11 +556,15 @@ async def test_a_permit_comes_while_another_call_of_the_document_waits_for_the_s
 
 async def test_explain_names_the_limiter_that_calls_wait_for() -> None:
     clock = ManualClock()
-    limiter, quick = CentralRateLimiter(name="openai"), CentralRateLimiter(name="quick")
+    breaker = CircuitBreaker(failure_threshold=1)
+    limiter, quick = CentralRateLimiter(name="openai", breaker=breaker), CentralRateLimiter(name="quick")
     limiter.force("open")
+    is_down = True
 
     @durable_activity(limiter=limiter)
     async def ask(number: int) -> int:
+        if is_down:
+            raise ConnectionError
         return number
 
     @durable_activity(limiter=quick)
@@ -575,13 +580,26 @@ async def test_explain_names_the_limiter_that_calls_wait_for() -> None:
         batch_id = await batches.submit([1, 2, 3])
         await eventually(lambda: limiter.metrics().waiting == 3)
         since = from_micros(clock.now())
-        with worker.signals.lease.renewed.listen() as renewed:
-            await eventually(lambda: clock.waiting_threads == 1)
-            clock.advance(10)
-            await renewed.next()
-        (throttled,) = [each for each in (await batches.explain(batch_id)).reasons if each.tag == "throttled"]
-        assert throttled == ThrottledLimiter(limiter="openai", waiting=3, since=since, workers={worker.worker_id: 3})
+        known = ThrottledLimiter(limiter="openai", waiting=3, since=since, workers={worker.worker_id: 3})
+
+        async def throttled() -> ThrottledLimiter:
+            with worker.signals.lease.renewed.listen() as renewed:
+                await eventually(lambda: clock.waiting_threads == 1)
+                clock.advance(10)
+                await renewed.next()
+            (found,) = [each for each in (await batches.explain(batch_id)).reasons if each.tag == "throttled"]
+            return found
+
+        assert await throttled() == replace(known, breaker="open")
+        # One of them finds the provider down.
         limiter.force("auto")
+        await eventually(lambda: limiter.metrics().breaker == "open")
+        until = from_micros(clock.now()) + breaker.recovery_timeout
+        found = await throttled()
+        assert (found.breaker, found.until) == ("open", until)
+        assert 2 <= found.waiting <= 3
+        clock.advance(breaker.recovery_timeout.total_seconds())
+        is_down = False
         assert (await batches.result(batch_id)).counts.succeeded == 3
 
 

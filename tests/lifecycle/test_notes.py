@@ -15,6 +15,7 @@ from tests.properties import modest
 from durable_batches.lifecycle.notes import (
     LONGEST_NOTE,
     BlockedAt,
+    CircuitOf,
     LimitedCallsOf,
     LongCallsOf,
     RunningActivity,
@@ -163,6 +164,22 @@ def test_no_note_is_too_long_or_unreadable(note: WorkerNote) -> None:
         assert found.takes == note.takes or (found.takes.more and found.takes.own == note.takes.own)
 
 
+def test_circuits_of_limiters_that_calls_wait_for_come_back() -> None:
+    limited = [LimitedCallsOf(BATCH, name, 2, AT - 5_000) for name in ("openai", "claude", "own")]
+    circuits = [CircuitOf("openai", "open", AT + 90_000_000), CircuitOf("claude", "half-open", None)]
+    note = WorkerNote(AT, [], [], limited=tuple(limited), circuits=tuple(circuits))
+    assert decode_note(encode_note(note)) == note
+    # Of a limiter that no call waits for, nothing is said; and no moment is out of every calendar.
+    more = (*circuits, CircuitOf("idle", "open", None), CircuitOf("own", "open", 10**30))
+    found = decode_note(encode_note(note._replace(circuits=more)))
+    assert found is not None
+    assert [each.limiter for each in found.circuits] == ["openai", "claude", "own"]
+    # What a newer version calls otherwise is not known, and all the rest is.
+    newer = json.loads(encode_note(note))
+    newer["circuits"][0][1] = "melted"
+    assert decode_note(json.dumps(newer)) == note._replace(circuits=tuple(circuits[1:]))
+
+
 def test_what_a_newer_version_adds_is_ignored() -> None:
     newer = json.loads(encode_note(NOTE))
     newer["limiters"] = {"openai": ["open", 12]}
@@ -200,6 +217,10 @@ def test_what_a_newer_version_adds_is_ignored() -> None:
         {"blocked": ["half a \ud800", 1, 2]},
         {"blocked": ["x", None, 2]},
         {"blocked": ["x", 1, 10**40]},
+        {"circuits": 5},
+        {"limiters": ["a"], "circuits": [["0", "open", None]]},
+        {"limiters": ["a"], "circuits": [[0, "open", 10**40]]},
+        {"circuits": [[0, "open", None]]},
         {"takes": []},
         {"takes": "x"},
         {"takes": {"ids": [""]}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from durable_batches import (
     AbortAll,
     BatchConfig,
     BatchEnded,
+    BatchId,
     BatchNotFoundError,
     BatchOrchestrator,
     Counts,
@@ -39,10 +41,12 @@ from durable_batches import (
     Worker,
     workflow,
 )
+from durable_batches.lifecycle.notes import Circuit, CircuitOf, LimitedCallsOf, WorkerNote, encode_note
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import RecordedStages
-from durable_batches.lifecycle.records import GENERATION
+from durable_batches.lifecycle.records import GENERATION, WorkerId, WorkerRecord
 from durable_batches.reading.explain import explanation_of
+from durable_batches.reading.notes import WorkerNotes
 from durable_batches.stores import Inspectable, Inspection
 from durable_batches.testing.conformance.scene import LETTERS
 
@@ -302,6 +306,8 @@ async def test_between_two_reads_of_a_batch_that_moves_there_is_still_a_reason()
 
 # ---- sentences -----------------------------------------------------------------------------------------------------
 
+WAITS = "1 call waits for permits of the limiter 'a', the first since 2031-05-01 12:00:00 UTC, on 1 worker: 'w' (1). "
+
 SENTENCES: list[tuple[Reason, str]] = [
     (
         RunningDocuments(documents=1, oldest_document_id="a", oldest_since=T0, workers={"w": 1}),
@@ -357,6 +363,23 @@ SENTENCES: list[tuple[Reason, str]] = [
         ThrottledLimiter(limiter="openai", waiting=3, since=T0, workers={"w": 2, "v": 1}),
         "3 calls wait for permits of the limiter 'openai', the first since 2031-05-01 12:00:00 UTC, on 2 workers: "
         "'v' (1), 'w' (2). Its limits are reached, or its provider fails or has asked to wait.",
+    ),
+    (
+        ThrottledLimiter(limiter="a", waiting=1, since=T0, workers={"w": 1}, until=T0),
+        WAITS + "Its limits are reached, or its provider fails or has asked to wait; the next call may begin at "
+        "2031-05-01 12:00:00 UTC.",
+    ),
+    (
+        ThrottledLimiter(limiter="a", waiting=1, since=T0, workers={"w": 1}, breaker="open", until=T0),
+        WAITS + "Its circuit is open, since its provider fails: no call is made until 2031-05-01 12:00:00 UTC.",
+    ),
+    (
+        ThrottledLimiter(limiter="a", waiting=1, since=T0, workers={"w": 1}, breaker="open"),
+        WAITS + "Its circuit is open, since its provider fails: no call is made now.",
+    ),
+    (
+        ThrottledLimiter(limiter="a", waiting=1, since=T0, workers={"w": 1}, breaker="half-open"),
+        WAITS + "Its circuit is half-open: a few calls are made, to see if its provider has recovered.",
     ),
     (
         IsolatedDocument(document_id="\x1b[2Ja", crashes=2, worker="w", since=T0, waiting=0),
@@ -419,3 +442,30 @@ async def test_a_pause_for_a_quota_says_what_the_provider_said_and_until_when(ma
             reason="quota", since=began, until=began + timedelta(seconds=30), note="Empty: no credit left"
         )
         assert "because a provider refuses its calls: Empty: no credit left. One document asks again" in str(reason)
+
+
+def test_of_the_circuits_of_several_workers_the_one_that_lets_the_least_pass_is_said() -> None:
+    batch_id, at = BatchId("b"), 5_000_000
+    circuits: Mapping[str, Sequence[CircuitOf]] = {
+        "u": [],
+        "v": [CircuitOf("openai", "closed", None)],
+        "w": [CircuitOf("openai", "half-open", at + 1_000_000)],
+        "x": [CircuitOf("openai", "open", None)],
+        "y": [CircuitOf("openai", "open", at + 3_000_000)],
+        "z": [CircuitOf("openai", "open", at + 2_000_000)],
+    }
+    note = WorkerNote(at, limited=[LimitedCallsOf(batch_id, "openai", 1, at)])
+    notes = WorkerNotes(
+        WorkerRecord(WorkerId(name), "", "", 0, "", frozenset(), encode_note(note._replace(circuits=of)))
+        for name, of in circuits.items()
+    )
+    cases: Sequence[tuple[str, Circuit, int | None]] = (
+        ("u", "closed", None),
+        ("uvw", "half-open", 1),
+        ("xx", "open", None),
+        ("vwx", "open", None),
+        ("xyz", "open", 2),
+    )
+    for workers, state, after in cases:
+        until = None if after is None else at + after * 1_000_000
+        assert notes.circuit("openai", map(WorkerId, workers)) == CircuitOf("openai", state, until), workers

@@ -855,8 +855,10 @@ def described(reason: Reason) -> str:
         case LongCalls(activity=activity, workers=on_workers):
             assert_type(on_workers, Mapping[str, int])
             return activity
-        case ThrottledLimiter(limiter=limiter, workers=on_workers):
+        case ThrottledLimiter(limiter=limiter, workers=on_workers, breaker=breaker, until=turned):
             assert_type(on_workers, Mapping[str, int])
+            assert_type(breaker, Literal["closed", "open", "half-open"])
+            assert_type(turned, datetime | None)
             return limiter
         case IsolatedDocument(worker=worker):
             assert_type(worker, str | None)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Micros, is_selected
 from durable_batches.lifecycle.states import BatchId
 
 __all__ = [
+    "CIRCUITS",
     "LONGEST_NOTE",
     "BlockedAt",
+    "Circuit",
+    "CircuitOf",
     "LimitedCallsOf",
     "LongCallsOf",
     "RunningActivity",
@@ -45,6 +48,13 @@ _LONGEST_READ: Final = 100_000
 
 _LAST: Final = 250_000_000_000_000_000
 """Microseconds; in the year 9892, so that it is a moment in every calendar."""
+
+
+Circuit: TypeAlias = Literal["closed", "open", "half-open"]
+"""The state of a limiter's circuit breaker: all calls pass, none does, or a few do."""
+
+CIRCUITS: Final[Sequence[Circuit]] = ("closed", "half-open", "open")
+"""In this order, each lets less pass than the one before."""
 
 
 class RunningActivity(NamedTuple):
@@ -77,6 +87,15 @@ class LimitedCallsOf(NamedTuple):
     calls: int
     since: Micros
     """Since when the first of them waits."""
+
+
+class CircuitOf(NamedTuple):
+    """The circuit breaker of a limiter that calls wait for."""
+
+    limiter: str
+    state: Circuit
+    until: Micros | None
+    """When the next call may begin; None: when another has ended, or that is not known."""
 
 
 class BlockedAt(NamedTuple):
@@ -117,6 +136,8 @@ class WorkerNote(NamedTuple):
     takes: TakenBatches | None = None
     """None: it takes from all batches of its workflows, or does not say."""
     limited: Sequence[LimitedCallsOf] = ()
+    circuits: Sequence[CircuitOf] = ()
+    """Of the limiters in `limited`."""
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -185,6 +206,13 @@ def _encoded(note: WorkerNote) -> str:
         found |= {"activities": list(names), "batches": batches}
     if limiters:
         found["limiters"] = list(limiters)
+    circuits = [
+        [limiters[each.limiter], each.state, None if each.until is None else _after(note, each.until)]
+        for each in note.circuits
+        if each.limiter in limiters
+    ]
+    if circuits:
+        found["circuits"] = circuits
     if note.blocked is not None:
         found["blocked"] = list(note.blocked)
     if note.takes is not None:
@@ -199,6 +227,11 @@ def _index(names: dict[str, int], name: str) -> int:
 def _before(note: WorkerNote, moment: Micros) -> int:
     """Milliseconds before the note: few digits, since there are many."""
     return max(note.at - moment, 0) // 1_000
+
+
+def _after(note: WorkerNote, moment: Micros) -> int:
+    """Milliseconds after the note, in a calendar's years."""
+    return max(min(moment, _LAST) - note.at, 0) // 1_000
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -240,10 +273,15 @@ def _decoded(found: dict[str, Any]) -> WorkerNote:
             for batch_id, of_batch in batches.items()
             for name, calls, before in _entries(of_batch, "limited", 3)
         ),
+        tuple(
+            CircuitOf(limiters[_number(name)], state, None if after is None else _moment(at + _number(after) * 1_000))
+            for name, state, after in _entries(found, "circuits", 3)
+            if state in CIRCUITS
+        ),
     )
 
 
-def _entries(of_batch: dict[str, list[list[Any]]], key: str, length: int) -> Iterator[list[Any]]:
+def _entries(of_batch: dict[str, Any], key: str, length: int) -> Iterator[list[Any]]:
     """Yield entries, without what a newer version has added at their ends."""
     return (entry[:length] for entry in of_batch.get(key, ()))
 

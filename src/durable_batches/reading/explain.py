@@ -129,7 +129,7 @@ def _reasons(record: BatchRecord, inspection: Inspection, workers: Sequence[Work
     yield from _dead_workers(inspection)
     yield from _blocked_loops(inspection, alive, found, notes)
     yield from notes.long_calls(record.batch_id)
-    yield from _throttled(record, notes)
+    yield from _throttled(record, inspection.now, notes)
     if batch.isolation is not None:
         yield from _isolated_documents(inspection, batch.suspects)
     if record.state == "resolving":
@@ -207,14 +207,24 @@ def _blocked_loops(
             )
 
 
-def _throttled(record: BatchRecord, notes: WorkerNotes) -> Iterator[ThrottledLimiter]:
+def _throttled(record: BatchRecord, now: Micros, notes: WorkerNotes) -> Iterator[ThrottledLimiter]:
     """Group the calls that wait for permits by their limiters, which several workers may have under one name."""
     for limiter, on_workers in notes.limited(record.batch_id).items():
         numbers: Counter[str] = Counter()
         for worker, calls in on_workers:
             numbers[worker] += calls.calls
         since = from_micros(min(calls.since for _, calls in on_workers))
-        yield ThrottledLimiter(limiter=limiter, waiting=numbers.total(), since=since, workers=dict(numbers))
+        circuit = notes.circuit(limiter, [worker for worker, _ in on_workers])
+        # What a worker said may be as old as a third of its lease.
+        is_over = circuit.until is None or circuit.until <= now
+        yield ThrottledLimiter(
+            limiter=limiter,
+            waiting=numbers.total(),
+            since=since,
+            workers=dict(numbers),
+            breaker=circuit.state,
+            until=None if is_over or circuit.until is None else from_micros(circuit.until),
+        )
 
 
 def _isolated_documents(inspection: Inspection, suspects: int) -> Iterator[IsolatedDocument]:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from durable_batches.lifecycle.notes import (
+    CIRCUITS,
     BlockedAt,
+    CircuitOf,
     LimitedCallsOf,
     LongCallsOf,
     RunningActivity,
@@ -43,6 +45,7 @@ class WorkerNotes:
         }
         self._long_calls = [(worker, each) for worker, note in notes.items() for each in note.long_calls]
         self._limited = [(worker, each) for worker, note in notes.items() for each in note.limited]
+        self._circuits = {(worker, each.limiter): each for worker, note in notes.items() for each in note.circuits}
         self._taken = {worker: (note.at, note.takes) for worker, note in notes.items() if note.takes is not None}
         self.blocked: Mapping[WorkerId, BlockedAt] = {
             worker: note.blocked for worker, note in notes.items() if note.blocked is not None
@@ -72,6 +75,18 @@ class WorkerNotes:
             if calls.batch_id == batch_id:
                 found.setdefault(calls.limiter, []).append((worker, calls))
         return found
+
+    def circuit(self, limiter: str, workers: Iterable[WorkerId]) -> CircuitOf:
+        """Return the circuit breaker of a limiter: of those of several workers, the one that lets the least pass now.
+
+        Args:
+            limiter: Its name.
+            workers: Those on which calls wait for it.
+        """
+        known = [each for worker in workers if (each := self._circuits.get((worker, limiter))) is not None]
+        # Of several, the first one to let a call pass; none of them may say when that is.
+        known.sort(key=lambda each: (-CIRCUITS.index(each.state), each.until is None, each.until or 0))
+        return known[0] if known else CircuitOf(limiter, "closed", None)
 
     def long_calls(self, batch_id: BatchId) -> Sequence[LongCalls]:
         """Return the calls of a batch that may never end, by activity, in the order of their beginnings."""

@@ -210,14 +210,28 @@ class ThrottledLimiter:
     """Since when the first of them waits, by its worker's clock."""
     workers: Mapping[str, int]
     """The workers on which they wait, with their number on each."""
+    breaker: Literal["closed", "open", "half-open"] = "closed"
+    """The state of its circuit breaker: calls pass, none does, or a few do, to see if its provider has recovered. Of
+    those of several workers, the one that lets the least pass."""
+    until: datetime | None = None
+    """When the next call may begin there; None: when another has ended, at once, or that is not known."""
     tag: Literal["throttled"] = "throttled"
 
     def __str__(self) -> str:
         workers = ", ".join(f"{worker!r} ({number})" for worker, number in sorted(self.workers.items()))
+        until = "" if self.until is None else _at(self.until)
+        if self.breaker == "open":
+            why = "Its circuit is open, since its provider fails: no call is made"
+            why += f" until {until}" if until else " now"
+        elif self.breaker == "half-open":
+            why = "Its circuit is half-open: a few calls are made, to see if its provider has recovered"
+        else:
+            why = "Its limits are reached, or its provider fails or has asked to wait"
+            why += f"; the next call may begin at {until}" if until else ""
         return (
             f"{_number(self.waiting, 'call')} {_verb(self.waiting, 'waits', 'wait')} for permits of the limiter "
             f"{self.limiter!r}, the first since {_at(self.since)}, on {_number(len(self.workers), 'worker')}: "
-            f"{workers}. Its limits are reached, or its provider fails or has asked to wait."
+            f"{workers}. {why}."
         )
 
 

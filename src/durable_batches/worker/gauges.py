@@ -1,15 +1,16 @@
-"""What a worker's calls wait for and run on, for telemetry: limiters and executors at one moment. On any thread."""
+"""What a worker's calls wait for and run on, at one moment: limiters and executors. On any thread."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
+from durable_batches.lifecycle.notes import CIRCUITS, Circuit
 from durable_batches.runtime.call import RunningCall
 from durable_batches.runtime.limits import Limiter
 from durable_batches.telemetry.hooks import ExecutorGauges, LimiterGauges
 
-__all__ = ["executors_of", "limiters_of"]
+__all__ = ["CircuitNow", "circuits_of", "executors_of", "limiters_of"]
 
 
 def limiters_of(limiters: Iterable[Limiter]) -> Sequence[LimiterGauges]:
@@ -19,8 +20,7 @@ def limiters_of(limiters: Iterable[Limiter]) -> Sequence[LimiterGauges]:
 
 def _of(limiter: Limiter) -> LimiterGauges | None:
     try:
-        # Not its class: limiters are made of these by wrapping, too, and are above this in the layers.
-        metrics: Any = getattr(limiter, "metrics")()  # noqa: B009  (it is no part of the protocol)
+        metrics = _metrics_of(limiter)
         return LimiterGauges(
             limiter=str(metrics.name),
             identity=id(limiter),
@@ -32,6 +32,34 @@ def _of(limiter: Limiter) -> LimiterGauges | None:
         )
     except Exception:  # noqa: BLE001  (of a limiter of the user's own: whatever it says, others are measured)
         return None
+
+
+def _metrics_of(limiter: Limiter) -> Any:
+    # Not its class: limiters are made of these by wrapping, too, and are above this in the layers.
+    return getattr(limiter, "metrics")()  # noqa: B009  (it is no part of the protocol)
+
+
+class CircuitNow(NamedTuple):
+    """The circuit breaker of a limiter at one moment."""
+
+    state: Circuit
+    seconds: float | None
+    """In how many the next call may begin; None: when another has ended, or that is not known."""
+
+
+def circuits_of(limiters: Iterable[Limiter]) -> Mapping[str, CircuitNow]:
+    """Return the circuit breakers of limiters by their names: of several with one name, the one that lets less pass."""
+    found: dict[str, CircuitNow] = {}
+    for limiter in limiters:
+        try:
+            metrics = _metrics_of(limiter)
+            name, state, wait = str(metrics.name), cast("Circuit", metrics.breaker), metrics.next_permit_in
+            circuit = CircuitNow(state, None if wait is None else float(wait.total_seconds()))
+            if name not in found or CIRCUITS.index(state) > CIRCUITS.index(found[name].state):
+                found[name] = circuit
+        except Exception:  # noqa: BLE001  (of a limiter of the user's own: whatever it says)
+            continue
+    return found
 
 
 def executors_of(names: Collection[str], calls: Iterable[RunningCall]) -> Sequence[ExecutorGauges]:

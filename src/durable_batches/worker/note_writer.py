@@ -8,6 +8,7 @@ from typing import NamedTuple
 from durable_batches.clock import Clock
 from durable_batches.lifecycle.notes import (
     BlockedAt,
+    CircuitOf,
     LimitedCallsOf,
     LongCallsOf,
     RunningActivity,
@@ -17,6 +18,8 @@ from durable_batches.lifecycle.notes import (
 from durable_batches.lifecycle.primitives import problem_with_name
 from durable_batches.lifecycle.records import Micros
 from durable_batches.lifecycle.states import BatchId
+from durable_batches.runtime.limits import Limiter
+from durable_batches.worker.gauges import circuits_of
 from durable_batches.worker.long_calls import LongCalls
 from durable_batches.worker.loop_watch import LoopWatch
 from durable_batches.worker.runner import HeldExecution
@@ -52,6 +55,7 @@ class NoteWriter:
         long_calls: Those that have run for too long.
         workflows: The workflows that the session runs; more may be added.
         selection: The batches that it takes from.
+        limiters: Returns the limiters that its calls have asked for permits.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class NoteWriter:
         long_calls: LongCalls,
         workflows: Collection[tuple[str, str]],
         selection: Selection,
+        limiters: Callable[[], Sequence[Limiter]],
     ) -> None:
         self._clock = clock
         self._running = running
@@ -70,6 +75,7 @@ class NoteWriter:
         self._long_calls = long_calls
         self._workflows = workflows
         self._selection = selection
+        self._limiters = limiters
 
     def offer(self) -> Offer:
         """Return what the session would run by now."""
@@ -83,6 +89,7 @@ class NoteWriter:
             return now - round((boot - then) * 1_000_000)
 
         block = self._watch.block
+        limited = self._limited(moment)
         return encode_note(
             WorkerNote(
                 now,
@@ -92,7 +99,8 @@ class NoteWriter:
                 if block is None
                 else BlockedAt(block.place, moment(block.since), None if block.until is None else moment(block.until)),
                 self._selection.taken,
-                self._limited(moment),
+                limited,
+                self._circuits({each.limiter for each in limited}, now) if limited else (),
             )
         )
 
@@ -122,6 +130,15 @@ class NoteWriter:
         return [
             LimitedCallsOf(batch_id, limiter, len(started), moment(min(started)))
             for (batch_id, limiter), started in starts.items()
+        ]
+
+    def _circuits(self, names: Collection[str], now: Micros) -> Sequence[CircuitOf]:
+        return [
+            CircuitOf(
+                name, circuit.state, None if circuit.seconds is None else now + round(circuit.seconds * 1_000_000)
+            )
+            for name, circuit in circuits_of(self._limiters()).items()
+            if name in names
         ]
 
     def _calls(self, moment: Callable[[float], Micros]) -> Sequence[LongCallsOf]:

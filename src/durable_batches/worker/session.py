@@ -219,6 +219,7 @@ class Session:
             long_calls=self._long_calls,
             workflows=offered,
             selection=selection,
+            limiters=self._limiters,
         )
         self._renewer = LeaseRenewer(
             store,
@@ -309,9 +310,13 @@ class Session:
             max_in_flight=self._options.capacity,
             lease_seconds=left,
             lease_age_seconds=self._lease.age,
-            limiters=limiters_of(list(self.resources.limiters.values())),
+            limiters=limiters_of(self._limiters()),
             executors=executors_of(executors, calls),
         )
+
+    def _limiters(self) -> Sequence[Limiter]:
+        """Return the limiters that its calls have asked for permits. On any thread."""
+        return list(self.resources.limiters.values())
 
     def health(self, not_ready: NotReady | None, store_away_since: datetime | None) -> WorkerHealth:
         """Return how it is at this moment. On any thread.
