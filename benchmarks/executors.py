@@ -2,19 +2,26 @@
 
     python -m benchmarks.executors [--calls N] [--quick]
 
-A call: activities that return at once, on the event loop, in a thread of the worker, and with `run_on=` in a thread and
-in a process; calls a second, and microseconds a call beyond those of the event loop. A second process: activities that
-compute for a tenth of a second, on a pool of one and of two processes; the best of several turns of each, taken in
-turn, since the machine may do other things as well.
+A call: activities that return at once, on the event loop, in a thread of the worker, and with `run_on=` in a thread, in
+a process, and on clusters of two processes on this machine, of Dask and of Ray where these are installed; calls a
+second, and microseconds a call beyond those of the event loop. A second process: activities that compute for a tenth of
+a second, on a pool of one and of two processes. Of each the best of several turns, taken in turn, since the machine may
+do other things as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 from durable_batches import (
     EXTRACTION,
@@ -25,7 +32,7 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from durable_batches.executors import ExecutorOrFactory, process_pool
+from durable_batches.executors import DaskExecutor, ExecutorOrFactory, RayExecutor, process_pool
 
 CALLS_A_DOCUMENT = 20
 COMPUTE = 600_000
@@ -51,6 +58,16 @@ def in_a_process(number: int) -> int:
     return number
 
 
+@durable_activity(run_on="dask")
+def on_dask(number: int) -> int:
+    return number
+
+
+@durable_activity(run_on="ray")
+def on_ray(number: int) -> int:
+    return number
+
+
 @durable_activity(run_on="processes")
 def compute(rounds: int) -> int:
     total = 0
@@ -64,6 +81,8 @@ FORMS: dict[str, Callable[[int], Awaitable[int]]] = {
     "in a thread of the worker": in_a_thread,
     "run_on= a thread": in_an_executor,
     "run_on= a process": in_a_process,
+    "run_on= Dask": on_dask,
+    "run_on= Ray": on_ray,
 }
 
 
@@ -78,8 +97,53 @@ async def computing(rounds: int) -> int:
     return await compute(rounds)
 
 
-async def seconds_of_calls(form: str, documents: int) -> float:
-    executors: dict[str, ExecutorOrFactory] = {"processes": process_pool(2), "threads": lambda: ThreadPoolExecutor(2)}
+def start_dask(opened: ExitStack) -> ExecutorOrFactory:
+    """A scheduler and two processes on loopback."""
+    os.environ["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"
+    distributed: Any = import_module("distributed")
+    address = "127.0.0.1:0"
+    cluster = distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=address,
+        worker_dashboard_address=address,
+        silence_logs=50,
+    )
+    opened.callback(cluster.close)
+    return DaskExecutor(cluster.scheduler_address)
+
+
+def start_ray(opened: ExitStack) -> ExecutorOrFactory:
+    """Two processes on loopback."""
+    os.environ |= {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    ray: Any = import_module("ray")
+    folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ray"))
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 << 20,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _temp_dir=folder,
+    )
+    opened.callback(ray.shutdown)
+    return RayExecutor()
+
+
+async def seconds_of_calls(form: str, documents: int, cluster: dict[str, ExecutorOrFactory]) -> float:
+    executors: dict[str, ExecutorOrFactory] = {
+        "processes": process_pool(2),
+        "threads": lambda: ThreadPoolExecutor(2),
+        # Of clusters that are not measured in this turn, nothing is needed but the names.
+        "dask": lambda: ThreadPoolExecutor(1),
+        "ray": lambda: ThreadPoolExecutor(1),
+        **cluster,
+    }
     async with BatchOrchestrator(calls, worker=Worker(MemoryStore(), executors=executors)) as batches:
         config = BatchConfig(concurrency=8)
         # The processes are there, and have imported what they run.
@@ -87,6 +151,13 @@ async def seconds_of_calls(form: str, documents: int) -> float:
         began = time.perf_counter()
         await batches.run([form] * documents, config=config)
         return time.perf_counter() - began
+
+
+STARTS: dict[str, tuple[str, str, Callable[[ExitStack], ExecutorOrFactory]]] = {
+    "run_on= Dask": ("distributed", "dask", start_dask),
+    "run_on= Ray": ("ray", "ray", start_ray),
+}
+"""The package, the name of the executor, and what starts its cluster."""
 
 
 async def seconds_of_computing(processes: int, documents: int) -> float:
@@ -109,10 +180,20 @@ def main() -> None:
 
     base = 0.0
     for form in FORMS:
-        count = max(number // CALLS_A_DOCUMENT, 1)
-        seconds = asyncio.run(seconds_of_calls(form, count)) / (count * CALLS_A_DOCUMENT)
+        with ExitStack() as opened:
+            cluster: dict[str, ExecutorOrFactory] = {}
+            # Of its calls there are fewer: each takes milliseconds.
+            count = max(number // CALLS_A_DOCUMENT // (10 if form in STARTS else 1), 1)
+            if form in STARTS:
+                package, name, start = STARTS[form]
+                if find_spec(package) is None:
+                    print(f"{form:26} is not measured: {package} is not installed")
+                    continue
+                cluster[name] = start(opened)
+            times = [asyncio.run(seconds_of_calls(form, count, cluster)) for _ in range(turns)]
+            seconds = min(times) / (count * CALLS_A_DOCUMENT)
         base = base or seconds
-        print(f"{form:26} {1 / seconds:10,.0f} calls/s {(seconds - base) * 1e6:10,.0f} us more a call")
+        print(f"{form:26} {1 / seconds:10,.0f} calls/s {(seconds - base) * 1e6:10,.0f} us more a call", flush=True)
 
     best: dict[int, float] = {}
     for _ in range(turns):

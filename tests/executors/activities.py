@@ -67,6 +67,18 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
+@durable_activity(run_on="cpu", retry=RetryPolicy(max_attempts=3, initial=timedelta(0), non_retryable=(ValueError,)))
+def fail_for_good(text: str) -> None:
+    raise ValueError(text)
+
+
+judged_here = fail_for_good.with_options(retry=RetryPolicy(retryable=lambda _: True))
+
+
+def is_no_value_error(error: BaseException) -> bool:
+    return not isinstance(error, ValueError)
+
+
 @durable_activity(run_on="cpu", retry=TWICE)
 async def cancel_own_work() -> None:
     work = asyncio.ensure_future(asyncio.Event().wait())

@@ -26,8 +26,11 @@ from tests.executors.activities import (
     double,
     double_async,
     fail,
+    fail_for_good,
     hang,
+    is_no_value_error,
     judge,
+    judged_here,
     leave,
     refuse,
     return_something_else,
@@ -244,6 +247,32 @@ async def test_the_policy_of_the_call_and_the_classifier_of_the_worker_hold() ->
     assert error.attempts == 1
     error = await Trial({"cpu": Engines()}, classify=judge).failure(lambda _: fail("no"))
     assert (error.attempts, error.retryable) == (1, False)
+
+
+async def test_errors_are_judged_by_the_policy_of_the_call_and_not_by_that_of_the_activity() -> None:
+    """Also where they are raised: the activity's own would never retry this one."""
+    again = timedelta(0)
+
+    async def attempts(policy: RetryPolicy) -> int:
+        error = await Trial({"cpu": Engines()}).failure(lambda _: fail_for_good.with_options(retry=policy)("no"))
+        return error.attempts
+
+    assert await attempts(fail_for_good.retry) == 1
+    assert await attempts(RetryPolicy(max_attempts=3, initial=again)) == 3
+    assert await attempts(RetryPolicy(max_attempts=3, initial=again, retryable=is_no_value_error)) == 1
+    # No other process finds this class, and the worker knows its name.
+    local = type("ValueError", (Exception,), {"__module__": "builtins"})
+    assert await attempts(RetryPolicy(max_attempts=3, initial=again, non_retryable=(local,))) == 1
+
+
+async def test_a_retry_policy_whose_function_other_processes_do_not_find_is_refused_at_the_start() -> None:
+    @workflow(STAGES)
+    async def run(text: str) -> None:
+        await judged_here(text)
+
+    with pytest.raises(ActivityDefinitionError, match="its retryable= judges errors in other processes"):
+        async with BatchOrchestrator(run, worker=Worker(MemoryStore(), executors={"cpu": Engines()})):
+            pass
 
 
 class Permits:

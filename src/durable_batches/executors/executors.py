@@ -11,7 +11,7 @@ from durable_batches.errors import ConfigurationError
 from durable_batches.executors.beginning import Timeout
 from durable_batches.executors.kept_executor import FORKS, ExecutorOrFactory, forks
 from durable_batches.executors.messages import Answered, Failed, Request, decode_answer
-from durable_batches.executors.names import classifier_named, find_activity, reference_of
+from durable_batches.executors.names import classifier_named, find_activity, policy_of_call, reference_of
 from durable_batches.executors.placement import Placement
 from durable_batches.executors.reports import Reports
 from durable_batches.options import check_callable, check_instance
@@ -65,13 +65,13 @@ class Executors:
         """Verify that there is an executor for an activity, which finds it by its name.
 
         Raises:
-            ActivityDefinitionError: Another process would not find it.
+            ActivityDefinitionError: Another process would not find it, or what judges its errors.
             ConfigurationError: There is no such executor.
         """
         if activity.run_on is not None:
             if activity.run_on not in self._placements:
                 raise no_executor(activity.name, activity.run_on, workflow)
-            reference_of(activity)
+            policy_of_call(activity)
 
     async def open(self, threads: Threads) -> None:
         """Make the executors.
@@ -110,6 +110,7 @@ class Executors:
             idempotency_key=call.idempotency_key,
             classifier=self._classifier,
             reports=reports,
+            retry=policy_of_call(activity),
             timed=activity.timeout is not None,
             limited=limiter is not None,
             own_limiter=not isinstance(limiter, str | None) and find_activity(reference).limiter is limiter,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, cast
 
+from durable_batches.executors.names import PolicyReference
 from durable_batches.lifecycle.failures import ActivityFailure
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.classify import ErrorKind, Verdict
@@ -48,6 +49,8 @@ class Request:
     classifier: str | None
     """The worker's classifier, by module and qualified name; None: the default one."""
     reports: ReportAddress | None
+    retry: PolicyReference | None = None
+    """What of the call's retry policy judges errors; None: the policy of the activity as it is found by its name."""
     limited: bool = False
     """Whether the call has a limiter."""
     timed: bool = False
@@ -71,6 +74,7 @@ class Request:
             "idempotency_key": self.idempotency_key,
             "classifier": self.classifier,
             "reports": self.reports,
+            "retry": self.retry,
             "limited": self.limited,
             "timed": self.timed,
             "own_limiter": self.own_limiter,
@@ -81,7 +85,8 @@ class Request:
     def decode(cls, message: bytes) -> Request:
         """Decode a message."""
         header, parts = _unpacked(message)
-        reports = header["reports"]
+        # A cluster may run another version of this library: what it does not say is as by default.
+        reports, retry = header["reports"], header.get("retry")
         return cls(
             function=header["function"],
             arguments=dict(zip(header["arguments"], parts, strict=True)),
@@ -97,6 +102,7 @@ class Request:
             idempotency_key=header["idempotency_key"],
             classifier=header["classifier"],
             reports=None if reports is None else (reports[0], reports[1], reports[2]),
+            retry=None if retry is None else (retry[0], retry[1]),
             limited=header["limited"],
             timed=header["timed"],
             own_limiter=header["own_limiter"],

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from durable_batches.errors import ActivityDefinitionError, ConfigurationError
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.classify import ErrorClassifier
+from durable_batches.runtime.retry_policy import RetryPolicy
 
-__all__ = ["classifier_named", "find_activity", "find_classifier", "reference_of"]
+__all__ = [
+    "PolicyReference",
+    "classifier_named",
+    "find_activity",
+    "find_classifier",
+    "find_policy",
+    "policy_of_call",
+    "reference_of",
+]
+
+PolicyReference: TypeAlias = tuple[Sequence[str], str | None]
+"""What of a retry policy judges errors: its classes and its function, by module and qualified name."""
 
 
 @lru_cache(maxsize=1024)
@@ -56,12 +70,8 @@ def classifier_named(classify: ErrorClassifier) -> str:
     Raises:
         ConfigurationError: They cannot.
     """
-    reference = f"{getattr(classify, '__module__', '')}:{getattr(classify, '__qualname__', '')}"
-    try:
-        found: object = _found(reference)
-    except (ImportError, AttributeError, ValueError):
-        found = None
-    if found is not classify:
+    reference = _name_of(classify)
+    if reference is None:
         raise ConfigurationError(
             "classify of a worker with executors must be a function of a module, since it judges errors in other "
             f"processes, which find it by its name; {classify!r} is none"
@@ -73,6 +83,48 @@ def find_classifier(reference: str) -> ErrorClassifier:
     """Find a classifier by its module and its qualified name."""
     found: ErrorClassifier = _found(reference)
     return found
+
+
+def policy_of_call(activity: DurableActivity[..., Any]) -> PolicyReference | None:
+    """Return what judges errors of a call; None: the policy of the activity as other processes find it.
+
+    Classes that they would not find are left to the worker, which knows the names of an error's classes.
+
+    Raises:
+        ActivityDefinitionError: They would not find the policy's function.
+    """
+    policy, own = activity.retry, find_activity(reference_of(activity)).retry
+    if (policy.non_retryable, policy.retryable) == (own.non_retryable, own.retryable):
+        return None
+    classes = [name for each in policy.non_retryable if (name := _name_of(each)) is not None]
+    if policy.retryable is None:
+        return classes, None
+    function = _name_of(policy.retryable)
+    if function is None:
+        raise ActivityDefinitionError(
+            f"activity {activity.name!r} cannot run on an executor with its retry policy: its retryable= judges "
+            f"errors in other processes, which find it by its name, and {policy.retryable!r} is no function of a module"
+        )
+    return classes, function
+
+
+def find_policy(reference: PolicyReference) -> RetryPolicy:
+    """Find what judges errors by its names."""
+    classes, function = reference
+    return RetryPolicy(
+        non_retryable=tuple(_found(each) for each in classes),
+        retryable=None if function is None else cast("Callable[[BaseException], bool | timedelta]", _found(function)),
+    )
+
+
+def _name_of(thing: object) -> str | None:
+    """The module and the qualified name of a class or a function; None: it is not found by them."""
+    reference = f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '')}"
+    try:
+        found: object = _found(reference)
+    except (ImportError, AttributeError, ValueError, KeyError):
+        return None
+    return reference if found is thing else None
 
 
 def _found(reference: str) -> Any:

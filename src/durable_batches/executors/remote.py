@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from durable_batches.clock import SystemClock
 from durable_batches.executors.headers import bounded
 from durable_batches.executors.messages import Answered, Failed, Request, Used, encode_failed, encode_succeeded
-from durable_batches.executors.names import find_activity, find_classifier
+from durable_batches.executors.names import find_activity, find_classifier, find_policy
 from durable_batches.executors.reports import send_begins, send_report
 from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.failures import ActivityFailure, line_of
@@ -141,8 +141,7 @@ def _failed(
 ) -> bytes:
     """Encode an error, with what it means: its object stays here."""
     trim(error)
-    retry = RetryPolicy() if activity is None else activity.retry
-    verdict = retry.judge(error, _classifier(request, activity))
+    verdict = _policy(request, activity).judge(error, _classifier(request, activity))
     attempt = 1 if request is None else request.attempt
     failure = ActivityFailure.of(_name(request, activity), error, attempt, retryable=verdict.kind != "never")
     answered, is_failure = Answered(None, {}), None
@@ -184,6 +183,12 @@ def _name(request: Request | None, activity: DurableActivity[..., Any] | None) -
     if activity is not None:
         return activity.name
     return "" if request is None else request.function.rpartition(":")[2]
+
+
+def _policy(request: Request | None, activity: DurableActivity[..., Any] | None) -> RetryPolicy:
+    if request is not None and request.retry is not None:
+        return find_policy(request.retry)
+    return RetryPolicy() if activity is None else activity.retry
 
 
 def _classifier(request: Request | None, activity: DurableActivity[..., Any] | None) -> ErrorClassifier:
