@@ -44,6 +44,7 @@ from durable_batches import (
     Verdict,
     Worker,
     Workflow,
+    blobs,
     current_activity,
     dependency,
     durable_activity,
@@ -439,6 +440,11 @@ OPTIONS: Final[Table] = {
     "Permit.observe": {"answer": Anything("whatever a client answers with, or raises")},
     "Permit.refused": {"retry_after": DURATION},
     "Permit.settle": {"tokens": (*FROM_0, float("nan"), None)},
+    # durable_batches.blobs
+    "BlobStorage": {"url": (*TEXT, "", None, "nosuch://bucket"), "options": ("x", 3, ["x"])},
+    "BlobStorage.write": {"data": ("x", 3, None, bytearray(b"x"))},
+    "BlobStorage.read": {"blob": ("x", 3, None, blobs.Blob)},
+    "BlobStorage.remove": {"batch_id": BATCH, "keep": ("x", 3, None, [3])},
     # durable_batches.executors
     "process_pool": {
         "processes": FROM_1,
@@ -475,7 +481,7 @@ OPTIONS: Final[Table] = {
 
 MADE_BY_THE_LIBRARY: Final = frozenset(
     """ActivityDetails ActivityReport AttemptDetails BatchDetails BatchId BatchResult BatchSnapshot Cancelled
-    CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
+    Blob CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
     DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext ExecutorGauges Explanation
     Failed HistoryStats HistoryViolation LimiterGauges LimiterMetrics LongCalls Pause Pending ProcessPool
     RawDocument RecordingActivityContext Resolving RunStats Stage StageCount SubmissionDetails WebApp
@@ -509,7 +515,16 @@ OF_THE_LIBRARY: Final[Mapping[str, str]] = {
 }
 """Methods that the library calls: of stores, clocks and workers, or with what it has made itself."""
 
-MODULES: Final[tuple[ModuleType, ...]] = (durable_batches, executors, testing, extraction, flow, telemetry, web)
+MODULES: Final[tuple[ModuleType, ...]] = (
+    durable_batches,
+    blobs,
+    executors,
+    testing,
+    extraction,
+    flow,
+    telemetry,
+    web,
+)
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -728,6 +743,10 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
     "ManualClock.advance": lambda _: ManualClock().advance,
     "ManualClock.jump": lambda _: ManualClock().jump,
     "PostgresStore": lambda _: partial(durable_batches.PostgresStore, url="postgresql://localhost/x"),
+    "BlobStorage": lambda _: partial(blobs.BlobStorage, url="memory://x"),
+    "BlobStorage.write": lambda _: blobs.BlobStorage("memory://x").write,
+    "BlobStorage.read": lambda _: blobs.BlobStorage("memory://x").read,
+    "BlobStorage.remove": lambda _: partial(blobs.BlobStorage("memory://x").remove, batch_id="b"),
     "CentralRateLimiter.force": lambda _: LIMITER.force,
     "CentralRateLimiter.permit": lambda _: LIMITER.permit,
     "Permit.refused": lambda _: with_a_permit("refused"),

@@ -25,7 +25,7 @@ from durable_batches.testing import HistoryChecker
 __all__ = ["DOCUMENTS", "PATIENCE", "Doubling", "stops_what_hangs", "until"]
 
 DOCUMENTS: Final = 200
-PATIENCE: Final = 150.0
+PATIENCE: Final = 600.0
 """Seconds until a test gives up: far more than it takes."""
 
 
@@ -99,14 +99,14 @@ async def stops_what_hangs(folder: Path, executor: ExecutorOrFactory) -> None:
 
     store = MemoryStore()
     async with BatchOrchestrator(hostile, worker=Worker(store, executors={"cluster": executor})) as batches:
-        batch_id = await batches.submit(["late", "poison", "told"], document_id=str)
+        batch_id = await batches.submit(["late", "poison", "told"], document_id=str, config=BatchConfig(max_crashes=1))
         process = await hung("late")
 
         await until(lambda: [report.document_id for report in batches.reports(batch_id)] == ["told"], "a report")
         (folder / "seen").touch()
         result = await within(batches.result(batch_id), seconds=PATIENCE)
         failures = {failure.document_id: (failure.error_type, failure.attempts) for failure in result.failures}
-        assert failures == {"late": ("ActivityTimeoutError", 1), "poison": ("CrashLoopError", 3)}
+        assert failures == {"late": ("ActivityTimeoutError", 1), "poison": ("CrashLoopError", 1)}
         assert result.counts.succeeded == 1
         await until(lambda: not runs(process), "the process of the late call to be ended")
         await HistoryChecker().verify(store)

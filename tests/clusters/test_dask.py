@@ -22,7 +22,7 @@ from durable_batches import (
 )
 from durable_batches.executors import DaskExecutor, ExecutorOrFactory
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1_500)
 
 
 @pytest.fixture

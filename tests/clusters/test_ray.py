@@ -17,7 +17,12 @@ from tests.support import STAGES
 from durable_batches import BatchOrchestrator, ConfigurationError, MemoryStore, Worker, workflow
 from durable_batches.executors import RayExecutor
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.timeout(1_500),
+    # Ray leaves files and processes of its own to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 # Read when Ray is imported. Without the first, it listens on the machine's own address.
 os.environ |= {

@@ -31,7 +31,7 @@ KEPT: Final = ROOT / ".venv" / "wheel"
 """Where the distributions and the environments are."""
 
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
-EXTRAS: Final = ("cli", "extraction", "otel", "postgres", "testing", "web")
+EXTRAS: Final = ("cli", "extraction", "fsspec", "otel", "postgres", "testing", "web")
 NAME: Final = "durable-batches"
 
 _SUITABLE: Final = """

@@ -359,6 +359,7 @@ def test_the_tests_of_a_user_run(environment: Environment, tmp_path: Path) -> No
 
 USES = {
     "extraction": ("import durable_batches.extraction", "packaging|rapidfuzz"),
+    "fsspec": ("from durable_batches.blobs import BlobStorage; BlobStorage('.')", "fsspec"),
     "otel": ("from durable_batches.telemetry import OpenTelemetry", "opentelemetry-api"),
     "postgres": ("from durable_batches import PostgresStore", "asyncpg"),
     "testing": ("from durable_batches.testing import StoreConformance", "pytest"),
