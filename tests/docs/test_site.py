@@ -63,7 +63,9 @@ def named(path: str) -> object:
     return value
 
 
-@pytest.mark.parametrize("module", ["", ".errors", ".executors", ".extraction", ".stores", ".telemetry", ".testing"])
+@pytest.mark.parametrize(
+    "module", ["", ".blobs", ".errors", ".executors", ".extraction", ".stores", ".telemetry", ".testing"]
+)
 def test_every_public_name_is_documented_once(module: str, documented: list[str]) -> None:
     package = import_module(f"durable_batches{module}")
     shown = [(path, named(path)) for path in documented]

@@ -112,6 +112,37 @@ async def test_calls_wait_until_the_cluster_is_back_and_one_of_them_connects_it(
         assert there.free_places == 2
 
 
+async def test_calls_wait_for_a_cluster_that_comes_back_with_other_options(caplog: pytest.LogCaptureFixture) -> None:
+    class Changing(Cluster):
+        refuses = False
+
+        def connect(self, *, again: bool = False) -> int:
+            super().connect(again=again)
+            if self.refuses:
+                raise ConfigurationError("it runs calls twice")
+            return self._max_workers
+
+    submitted: list[bytes] = []
+
+    def fate(message: bytes) -> str:
+        submitted.append(message)
+        return "cancel" if len(submitted) == 1 else "run"
+
+    cluster = Changing(fate)
+    async with placed(cluster) as there:
+        cluster.refuses = True
+        waiting = asyncio.create_task(there.run(1))
+        for asked in (2, 3, 4):
+            await eventually(lambda asked=asked: cluster.asked == asked)  # type: ignore[misc]
+            await eventually(lambda: there.clock.waiting > 0)
+            there.clock.advance(3600)
+        assert len(submitted) == 1
+        cluster.refuses = False
+        async with moving(there.clock, 60):
+            assert await waiting == 2
+    assert caplog.text.count("executors['cpu']: it runs calls twice") == 1
+
+
 async def test_a_call_that_waits_for_a_cluster_can_be_cancelled() -> None:
     cluster = Cluster()
     async with placed(cluster) as there:

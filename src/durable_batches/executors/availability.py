@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from durable_batches.clock import Clock
-from durable_batches.errors import ExecutorError
+from durable_batches.errors import ConfigurationError, DurableBatchesError, ExecutorError
 from durable_batches.executors.beginning import Beginning
 from durable_batches.outage import Backoff
 
@@ -34,17 +34,15 @@ class Availability:
         self._connect: Final = connect
         self._connecting = asyncio.Lock()
         self._away_since: float | None = None
+        self._said = ""
 
     async def reconnect(self, beginning: Beginning, connections: int, reason: str) -> None:
-        """Wait until the cluster is there again; one call connects it for all.
+        """Wait until the cluster is there again, with options that fit; one call connects it for all.
 
         Args:
             beginning: Of the call that waits.
             connections: `connections`, when the call was refused.
             reason: Why it was, for the log.
-
-        Raises:
-            ConfigurationError: It has come back with options that do not fit.
         """
         self.is_gone(reason)
         await beginning.give_way()
@@ -54,8 +52,8 @@ class Availability:
                 while connections == self.connections:
                     try:
                         await self._connect()
-                    except ExecutorError as error:
-                        _log.debug("%s", error, extra={"executor": self._name})
+                    except (ConfigurationError, ExecutorError) as error:
+                        self._not_there(error)
                         await self._clock.sleep(pauses.pause())
                     else:
                         self.connections += 1
@@ -70,6 +68,12 @@ class Availability:
                 reason,
                 extra={"executor": self._name},
             )
+
+    def _not_there(self, error: DurableBatchesError) -> None:
+        """Log why it cannot be connected: that it has come back with other options, once."""
+        said, self._said = self._said, str(error)
+        is_news = isinstance(error, ConfigurationError) and said != self._said
+        _log.log(logging.WARNING if is_news else logging.DEBUG, "%s", error, extra={"executor": self._name})
 
     def answers(self) -> None:
         """Log that the cluster answers again, if it was away."""

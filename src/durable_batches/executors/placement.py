@@ -26,7 +26,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from durable_batches.clock import Clock
-from durable_batches.errors import ExecutorError
+from durable_batches.errors import ConfigurationError, ExecutorError
 from durable_batches.executors.availability import Availability
 from durable_batches.executors.beginning import Beginning, Probing, Timeout
 from durable_batches.executors.cluster import ClusterAwayError, ClusterExecutor
@@ -138,6 +138,7 @@ class Placement:
         can_isolate = self._kept.can_be_made and not self._is_cluster
         while True:
             alone = (suspect or losses >= _ALONE_FROM) and can_isolate
+            connections = self._availability.connections
             if alone:
                 answer = await self._run_alone(message, timeout, beginning)
             else:
@@ -146,7 +147,8 @@ class Placement:
                 self._availability.answers()
                 return answer
             if answer.was_away:
-                self._availability.is_gone(answer.reason)
+                # What has come back may be another cluster, whose options are looked at.
+                await self._availability.reconnect(beginning, connections, answer.reason)
                 with beginning.waiting():
                     await self._clock.sleep(pauses.pause())
                 continue
@@ -253,7 +255,7 @@ class Placement:
             connections = self._availability.connections
             try:
                 generation, executor = await self._kept.current()
-            except ExecutorError as error:
+            except (ConfigurationError, ExecutorError) as error:
                 if not self._is_cluster:
                     raise
                 await self._availability.reconnect(beginning, connections, str(error))
