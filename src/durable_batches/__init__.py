@@ -100,6 +100,7 @@ from durable_batches.lifecycle.policies import (
     RetryFailed,
 )
 from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls, Pause, StageCount
+from durable_batches.lifecycle.spending import ModelSpending, Spending
 from durable_batches.lifecycle.states import (
     Assembling,
     BatchId,
@@ -259,6 +260,7 @@ __all__ = [
     "MachineError",
     "MemoryStore",
     "MissingExtraError",
+    "ModelSpending",
     "NoWorker",
     "NonRetryableError",
     "NotInActivityError",
@@ -298,6 +300,7 @@ __all__ = [
     "SQLiteStore",
     "SchemaTooNewError",
     "SchemaTooOldError",
+    "Spending",
     "Stage",
     "StageCount",
     "StageProgress",

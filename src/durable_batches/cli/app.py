@@ -222,6 +222,20 @@ def errors(
 
 
 @app.command()
+def spent(
+    batch: BatchArgument,
+    store: StoreOption = None,
+    schema: SchemaOption = "durable_batches",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the calls of a batch have spent: in all, by stage, activity and model."""
+    from durable_batches.cli.session import run_command
+    from durable_batches.cli.spending import show_spending
+
+    run_command(store, schema, lambda client: show_spending(client, batch, as_json=as_json))
+
+
+@app.command()
 def why(
     batch: BatchArgument,
     store: StoreOption = None,

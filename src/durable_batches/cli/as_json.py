@@ -35,6 +35,7 @@ def batch_json(batch: BatchSnapshot[Stage]) -> dict[str, object]:
         "ended_at": batch.ended_at,
         "metadata": batch.metadata,
         "long_calls": batch.long_calls,
+        "spent": batch.spent,
     }
 
 

@@ -16,6 +16,7 @@ from durable_batches.cli.output import first, flush, moment, print_fields, print
 from durable_batches.cli.policies import policy_text
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.progress import BatchSnapshot, LongCalls, Pause
+from durable_batches.lifecycle.spending import NOTHING_SPENT
 from durable_batches.lifecycle.states import ENDED_TAGS, RESERVED_TAGS, Cancelled, Counts, Failed, Stage
 from durable_batches.reading.client import BatchClient
 from durable_batches.terminal.lines import counts_text, duration_text, print_line
@@ -159,6 +160,7 @@ def _fields(batch: Batch, config: BatchConfig, recorded: int) -> Sequence[tuple[
         ("rate", f"{rate:.1f} documents/s" if rate else ""),
         ("expected", moment(batch.eta) if batch.eta and state.tag not in ENDED_TAGS else ""),
         ("activities", f"{recorded} recorded"),
+        ("spent", str(batch.spent) if batch.spent != NOTHING_SPENT else ""),
         *(("no timeout", _long_text(calls)) for calls in batch.long_calls),
         *config_fields(config),
         ("labels", ", ".join(f"{name}={value}" for name, value in batch.metadata.items())),

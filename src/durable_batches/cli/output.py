@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Final, TypeVar
 
 from rich.cells import cell_len
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from durable_batches.cli.exits import CommandError, Exit, ReaderLeftError
 from durable_batches.errors import shortened, with_type
+from durable_batches.lifecycle.amounts import text_of
 from durable_batches.printable import printable
 from durable_batches.terminal.bars import stdout_console
 from durable_batches.terminal.lines import is_terminal
@@ -147,6 +149,9 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         # Its own type is not known; JSON refuses keys that are no strings.
         return dict(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(value, Decimal):
+        # A number of JSON is a float for most who read it, and not exact.
+        return text_of(value)
     if is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in fields(value)}
     raise TypeError(f"{type(value).__name__} is not JSON")

@@ -14,6 +14,7 @@ from durable_batches.executors.messages import Answered, Failed, Request, decode
 from durable_batches.executors.names import classifier_named, find_activity, policy_of_call, reference_of
 from durable_batches.executors.placement import Placement
 from durable_batches.executors.reports import Reports
+from durable_batches.lifecycle.spending import decode_spends
 from durable_batches.options import check_callable, check_instance
 from durable_batches.runtime.activity import DurableActivity
 from durable_batches.runtime.classify import ErrorClassifier, RemoteError, default_classifier
@@ -127,6 +128,9 @@ class Executors:
         finally:
             self._reports.leave(reports)
         answer = decode_answer(message)
+        if answer.used.spent is not None:
+            # First, since nothing of it may be lost.
+            call.add_spends(decode_spends(answer.used.spent))
         for observed in answer.used.answers:
             call.observe(observed.headers if observed.status is None else RemoteAnswer(observed))
         if answer.used.tokens is not None:

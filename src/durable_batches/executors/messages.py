@@ -123,12 +123,14 @@ _NOTHING: Final = Answered(None, {})
 
 @dataclass(frozen=True, kw_only=True)
 class Used:
-    """What a function has said of its limiter, also where it raised."""
+    """What a function has said of its limiter, and has spent, also where it raised."""
 
     tokens: int | None = None
     """The tokens that it has settled; None: it has not."""
     answers: Sequence[Answered] = ()
     """The answers that it has had observed."""
+    spent: str | None = None
+    """What it has spent (`spending.encode_spends`), by a stage that the worker knows; None: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +181,8 @@ def decode_answer(message: bytes) -> Succeeded | Failed:
     """Decode an answer."""
     header, (payload,) = _unpacked(message)
     used = header["used"]
-    used = Used(tokens=used["tokens"], answers=[Answered(*answer) for answer in used["answers"]])
+    answers = [Answered(*answer) for answer in used["answers"]]
+    used = Used(tokens=used["tokens"], answers=answers, spent=used["spent"])
     if header["outcome"] == "succeeded":
         return Succeeded(payload=payload, used=used)
     delay = header["retry_after"]

@@ -7,7 +7,7 @@ import inspect
 import traceback
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
-from typing import Any, Final, cast
+from typing import Any, Final, Unpack, cast
 
 from durable_batches.clock import SystemClock
 from durable_batches.executors.headers import bounded
@@ -16,6 +16,7 @@ from durable_batches.executors.names import find_activity, find_classifier, find
 from durable_batches.executors.reports import send_begins, send_report
 from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.failures import ActivityFailure, line_of
+from durable_batches.lifecycle.spending import encode_spends
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_integer
 from durable_batches.runtime.activity import DurableActivity
@@ -25,6 +26,7 @@ from durable_batches.runtime.error_facts import peek, quiet
 from durable_batches.runtime.error_signs import is_of_provider, signs_of
 from durable_batches.runtime.limits import JudgesFailures, no_limiter
 from durable_batches.runtime.retry_policy import RetryPolicy
+from durable_batches.runtime.spends import Said, Spends, spend_of
 from durable_batches.runtime.tracebacks import trim
 
 __all__ = ["PROBE", "RemoteActivity", "run_call"]
@@ -45,7 +47,13 @@ class RemoteActivity:
     def __init__(self, request: Request) -> None:
         self._request = request
         self.context: ExecutionContext = request.context
-        self.used: Used = Used()
+        self._used: Used = Used()
+        self._spends = Spends(_name(request, None))
+
+    @property
+    def used(self) -> Used:
+        """What it has said so far."""
+        return replace(self._used, spent=encode_spends(self._spends.seen()))
 
     @property
     def batch_id(self) -> BatchId:
@@ -74,10 +82,14 @@ class RemoteActivity:
         if self._request.reports is not None:
             send_report(self._request.reports, current, total)
 
+    def spend(self, **said: Unpack[Said]) -> None:
+        """See `ActivityContext`; the worker learns it when the call has ended."""
+        self._spends.add(spend_of(**said))
+
     def settle(self, *, tokens: int) -> None:
         """See `ActivityContext`; the worker learns it when the call has ended."""
         self._check_limited("settle")
-        self.used = replace(self.used, tokens=Amount(tokens=tokens).tokens)
+        self._used = replace(self._used, tokens=Amount(tokens=tokens).tokens)
 
     def observe(self, answer: object) -> None:
         """See `ActivityContext`; of an answer, its headers reach the worker, when the call has ended."""
@@ -94,7 +106,7 @@ class RemoteActivity:
             found = {str(name): str(value) for name, value in cast("Mapping[object, object]", headers).items()}
         if found or status is not None:
             answered = Answered(status if isinstance(status, int) else None, bounded(found))
-            self.used = replace(self.used, answers=(*self.used.answers, answered)[-_MOST_ANSWERS:])
+            self._used = replace(self._used, answers=(*self._used.answers, answered)[-_MOST_ANSWERS:])
 
     def _check_limited(self, method: str) -> None:
         if not self._request.limited:
@@ -133,7 +145,7 @@ def run_call(message: bytes) -> bytes:
     try:
         return _failed(request, activity, error, used)
     except BaseException as second:  # noqa: BLE001  (an error of the user's that cannot be pickled would break the pool)
-        return _failed_plainly(request, error, second)
+        return _failed_plainly(request, error, second, used)
 
 
 def _failed(
@@ -166,7 +178,7 @@ def _failed(
     )
 
 
-def _failed_plainly(request: Request | None, error: BaseException, second: BaseException) -> bytes:
+def _failed_plainly(request: Request | None, error: BaseException, second: BaseException, used: Used) -> bytes:
     """Encode an error that raises another one when it is judged or encoded: by the names of both; neither is asked."""
     failure = ActivityFailure(
         activity=_name(request, None),
@@ -176,7 +188,7 @@ def _failed_plainly(request: Request | None, error: BaseException, second: BaseE
         retryable=True,
         kinds=(),
     )
-    return encode_failed(Failed(failure=failure, verdict=Verdict(kind="retry"), traceback=""))
+    return encode_failed(Failed(failure=failure, verdict=Verdict(kind="retry"), traceback="", used=used))
 
 
 def _name(request: Request | None, activity: DurableActivity[..., Any] | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle import event_data, failure_groups
+from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.batch_core import (
     BatchCore,
     Definition,
@@ -48,6 +49,7 @@ from durable_batches.lifecycle.records import (
     Micros,
     WorkerId,
 )
+from durable_batches.lifecycle.spending import NOTHING_SPENT, amount_in, count_replayed, count_spends, decode_spends
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
@@ -332,6 +334,24 @@ class BatchInProgress:
         self.pending += 1
         self._end_look(execution)
         self.emit(event_data.document_released(document_id=execution.document_id, reason=reason, crashes=crashes))
+
+    # ---- what it spends --------------------------------------------------------------------------------------
+
+    @property
+    def spent(self) -> Amount:
+        """What its calls have spent, over all of its runs."""
+        sums = self.core.get("spent")
+        return NOTHING_SPENT if sums is None else amount_in(sums["total"])
+
+    def spend(self, spent: str, *, resolver: bool, replayed: bool = False) -> None:
+        """Count what a call has spent; `replayed`: what results had cost that were found recorded."""
+        spends = decode_spends(spent)
+        stages = self.definition.stages
+        sums = count_spends(self.core.get("spent"), () if replayed else spends, stages, resolver=resolver)
+        if replayed:
+            count_replayed(sums, spends)
+        self.core["spent"] = sums
+        self.changed = True
 
     # ---- possible poison documents -------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from durable_batches.lifecycle.pauses import OperatorPause
 from durable_batches.lifecycle.policies import ContinueOnFailure, RetryFailed
 from durable_batches.lifecycle.quota import QuotaPause
 from durable_batches.lifecycle.records import BatchRecord, ExecutionRecord, Micros, WorkerId
+from durable_batches.lifecycle.spending import SpendSums
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import BatchId, Counts
 
@@ -101,6 +102,8 @@ class BatchCore(_FirstCore, total=False):
     """The `StageCounts` of the documents that had not finished when the run ended; there where there were any."""
     refused: dict[str, int]
     """How many pauses for a quota a document has begun, by its position; there while one has that has not finished."""
+    spent: SpendSums
+    """There once a call has spent something."""
 
 
 def decode_core(stored: bytes) -> BatchCore:

@@ -38,6 +38,8 @@ class ActivityCompleted(NamedTuple):
     """The index of the latest stage that the document has entered; a quick call needs no `StageEntered` beside it."""
     stage: int = -1
     """The index of the stage in which it was called, of those that this attempt has entered; -1: in none."""
+    spent: str | None = None
+    """What its attempts have spent (`spending.encode_spends`); None: nothing."""
 
 
 class ActivityFailed(NamedTuple):
@@ -51,6 +53,8 @@ class ActivityFailed(NamedTuple):
     payload: bytes
     stage: int = -1
     """The index of the stage in which it was called; -1: in none."""
+    spent: str | None = None
+    """What its attempts have spent; None: nothing."""
 
 
 class StageEntered(NamedTuple):
@@ -72,6 +76,10 @@ class ExecutionSucceeded(NamedTuple):
     attempt: int
     outcome: bytes
     unused_checkpoints: int = 0
+    spent: str | None = None
+    """What calls have spent that ended without a record; None: nothing."""
+    replayed: str | None = None
+    """What the results had cost that were found recorded; None: nothing."""
 
 
 class ExecutionFailed(NamedTuple):
@@ -95,6 +103,10 @@ class ExecutionFailed(NamedTuple):
     """The name of the error's class; it, `activity` and `error` say which group of failures this one belongs to."""
     activity: str | None = None
     """The activity that failed; None: the workflow itself."""
+    spent: str | None = None
+    """As of `ExecutionSucceeded`."""
+    replayed: str | None = None
+    """As of `ExecutionSucceeded`."""
 
 
 class ExecutionReleased(NamedTuple):
@@ -113,6 +125,10 @@ class ExecutionReleased(NamedTuple):
     """Of "quota": the provider's message, in one line."""
     activity: str = ""
     """Of "quota" and "crash": the name of the activity."""
+    spent: str | None = None
+    """As of `ExecutionSucceeded`."""
+    replayed: str | None = None
+    """As of `ExecutionSucceeded`."""
 
 
 class ProviderAnswered(NamedTuple):
@@ -142,6 +158,8 @@ class LateResult(NamedTuple):
     payload: bytes
     stage: int = -1
     """The index of the stage in which it was called; -1: in none."""
+    spent: str | None = None
+    """What its attempts have spent; None: nothing."""
 
 
 Fact: TypeAlias = (

@@ -9,11 +9,13 @@ from typing import Generic, Literal, Protocol, overload
 
 from typing_extensions import TypeVar
 
+from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.events import PauseReason, PauseScope
 from durable_batches.lifecycle.machine import BatchStateMachine
 from durable_batches.lifecycle.primitives import Value, from_micros
 from durable_batches.lifecycle.records import BatchRecord, Micros
+from durable_batches.lifecycle.spending import NOTHING_SPENT
 from durable_batches.lifecycle.states import (
     BatchId,
     BatchState,
@@ -130,6 +132,8 @@ class BatchSnapshot(Value, Generic[S_co]):
     `watch()` and `list_batches()` have none."""
     pauses: Sequence[Pause] = ()
     """Those in force."""
+    spent: Amount = NOTHING_SPENT
+    """What calls of the batch have spent, over all of its runs (`ActivityContext.spend`)."""
 
     def _repr_html_(self) -> str:
         """Return it as notebooks show it."""
@@ -203,6 +207,7 @@ def snapshot_of(
         isolated=0 if batch.isolation is None else batch.suspects,
         long_calls=long_calls,
         pauses=pauses_of(batch),
+        spent=batch.spent,
     )
 
 

@@ -14,11 +14,12 @@ from typing_extensions import TypeVar, deprecated
 
 from durable_batches.codec.codec import payload_of
 from durable_batches.errors import ConfigurationError
-from durable_batches.lifecycle.batch_core import definition_of
+from durable_batches.lifecycle.batch_core import decode_core, definition_of
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, state_of
 from durable_batches.lifecycle.records import BatchRecord, DocumentRecord, ExecutionStatus, WorkerId
+from durable_batches.lifecycle.spending import spending_of
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Failed, Stage
 from durable_batches.options import check_flag, check_instance, check_text
 from durable_batches.orchestrator.stranded import StrandedBatches
@@ -397,6 +398,7 @@ class BatchOrchestrator(BatchAccess[S_co], Generic[D, R_co, S_co, V_co]):
             counts=record.counts,
             resolution=resolution,
             failures=[failure_of(document) for document in await self._failures(record)],
+            spent=spending_of(decode_core(record.core).get("spent")),
         )
 
     async def _failures(self, record: BatchRecord) -> Sequence[DocumentRecord]:

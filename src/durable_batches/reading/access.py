@@ -13,13 +13,15 @@ from typing_extensions import TypeVar
 
 from durable_batches.clock import Clock
 from durable_batches.errors import BatchEndedError, ConfigurationError, ReadOnlyClientError
-from durable_batches.lifecycle.batch_core import definition_of
+from durable_batches.lifecycle.amounts import Amount
+from durable_batches.lifecycle.batch_core import decode_core, definition_of
 from durable_batches.lifecycle.commands import Cancel, Command, PauseBatch, ResumeBatch, UpdateBatch
 from durable_batches.lifecycle.config import BatchConfig, ConfigChanges, changes_of
 from durable_batches.lifecycle.events import BatchEvent, PauseScope, decode_event
 from durable_batches.lifecycle.primitives import problem_with_text, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, Pause, Stages, snapshot_of, state_of
 from durable_batches.lifecycle.records import BatchRecord, Committed, ExecutionStatus
+from durable_batches.lifecycle.spending import NOTHING_SPENT, Spending, amount_of, decode_spends, spending_of
 from durable_batches.lifecycle.states import BatchId, BatchState, Stage
 from durable_batches.options import (
     check_duration,
@@ -286,6 +288,41 @@ class BatchAccess(Generic[S_co]):
             async for document in documents:
                 groups.add(document)
         return groups.digest()
+
+    async def spent(self, batch_id: str) -> Spending:
+        """Return what the batch's calls have spent so far, over all of its runs: in all, by stage, activity and model.
+
+        It is summed as calls are recorded, and read with the batch. What calls have spent that are running now, or were
+        when their process died, is not in it.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        record = await self._reader.record(batch_id)
+        return spending_of(decode_core(record.core).get("spent"))
+
+    async def document_spent(self, batch_id: str, position: int) -> Amount:
+        """Return what the recorded calls of one document have cost: it reads these, one page in memory at a time.
+
+        It is less than the document's part of `spent` where calls ended without a record, or where their failures were
+        forgotten because the document was retried. While the store is away, it waits.
+
+        Args:
+            batch_id: The batch.
+            position: The document's ordinal in the submission, from 0; -1: the resolver. Where there is no such
+                document, nothing was spent.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+        """
+        check_integer("position", position)
+        record = await self._reader.awaited_record(batch_id)
+        total = NOTHING_SPENT
+        async with aclosing(self._reader.checkpoints(record, position)) as checkpoints:
+            async for checkpoint in checkpoints:
+                if checkpoint.spent is not None:
+                    total += amount_of(decode_spends(checkpoint.spent))
+        return total
 
     async def count_checkpoints(self, batch_id: str) -> int:
         """Count the batch's recorded results of activities, which will not run again.

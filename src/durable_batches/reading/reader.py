@@ -24,6 +24,7 @@ from durable_batches.lifecycle.progress import LongCalls
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
+    CheckpointRecord,
     DocumentRecord,
     EventRecord,
     ExecutionStatus,
@@ -287,6 +288,18 @@ class BatchReader:
         if store.capabilities.level < 2 or not isinstance(store, CountsFailures):
             return None
         return await self._through_outages(lambda: store.failures(record.batch_id), record.batch_id)
+
+    async def checkpoints(self, record: BatchRecord, position: int) -> AsyncGenerator[CheckpointRecord, None]:
+        """Read the checkpoints of an execution by key, a page in memory at a time; while the store is away, wait."""
+        after = ""
+        while True:
+            load = partial(self._store.checkpoints, record.batch_id, position, after=after, limit=PAGE)
+            page = await self._through_outages(load, record.batch_id)
+            for checkpoint in page:
+                yield checkpoint
+            if len(page) < PAGE:
+                return
+            after = page[-1].key
 
     async def count_checkpoints(self, batch_id: str) -> int:
         """Count the checkpoints of a batch."""

@@ -7,7 +7,7 @@ finished and is recorded, or was cancelled and awaited.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -19,6 +19,7 @@ from durable_batches.errors import (
     ActivityDefinitionError,
     ActivityFailedError,
     DocumentTimeoutError,
+    FactRejectedError,
     NotInWorkflowError,
     PayloadError,
     place_of,
@@ -30,6 +31,7 @@ from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.quota import Refusal
 from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord
 from durable_batches.lifecycle.records import Refusal as FactRefusal
+from durable_batches.lifecycle.spending import decode_spends, encode_spends
 from durable_batches.lifecycle.states import Stage
 from durable_batches.runtime.attempt_result import (
     AttemptFailed,
@@ -120,6 +122,10 @@ class Attempt:
         self._deadline: Deadline | None = None
         self._wait_for_permits = 0
         """How many of its calls wait for permits."""
+        self._unrecorded: list[str] = []
+        """What calls have spent that ended without a record."""
+        self._replayed: list[str] = []
+        """What the results had cost that were found recorded."""
 
     @property
     def context(self) -> ExecutionContext:
@@ -309,6 +315,16 @@ class Attempt:
         # Copied in one step: the event loop may change it meanwhile.
         return [call.seen() for call in list(self._calls)]
 
+    @property
+    def spent(self) -> str | None:
+        """What its calls have spent that ended without a record; None: nothing."""
+        return _joined(self._unrecorded)
+
+    @property
+    def replayed(self) -> str | None:
+        """What the results had cost that it found recorded; None: nothing."""
+        return _joined(self._replayed)
+
     # ---- stages ----------------------------------------------------------------------------------------------
 
     def enter_stage(self, stage: type[Stage]) -> None:
@@ -424,6 +440,7 @@ class Attempt:
             await self._wait_for_turn(self._turn)
         call = Call(self._resources, bound, self.recorded.new_key(base), self, task)
         call.stage_index = self._stage_of_attempt
+        spent: str | None = None
         self._calls.add(call)
         if self._wait_for_permits:
             self._look_at_time()
@@ -459,22 +476,29 @@ class Attempt:
             if self._looks_for == activity.name:
                 self._report_answer()
             self._reported = mark = self._stage_index
+            spent = call.take_spends()
             refusal = await self._resources.recorder.record(
                 make_record(
                     ActivityCompleted,
-                    (*self._identity, call.key, payload, mark, call.stage_index),
+                    (*self._identity, call.key, payload, mark, call.stage_index, spent),
                 )
             )
             if refusal is not None:
                 self._superseded(refusal)
             self._resources.stats.activities_run += 1
             return value
+        except FactRejectedError:
+            if spent is not None:
+                # The result cannot be stored; it was paid for all the same.
+                self._unrecorded.append(spent)
+            raise
         except asyncio.CancelledError:
             # If the body swallows this and returns, its result lacks the result of this call.
             self._unwound = self._unwound or (self._stop_reason() is not None and not self._ended)
             raise
         finally:
             self._calls.discard(call)
+            self._keep_spends(call)
             if self._wait_for_permits:
                 self._look_at_time()
             if self._turn is not None:
@@ -537,6 +561,7 @@ class Attempt:
         parked = asyncio.get_running_loop().create_future()
         self._parked.add(parked)
         self._calls.discard(call)
+        self._keep_spends(call)
         if self._ended or self._stopping is not None:
             # It is being unwound already, or over.
             if not self._calls:
@@ -546,6 +571,12 @@ class Attempt:
         self._unwound = self._unwound or not self._ended
         await parked
         raise asyncio.CancelledError
+
+    def _keep_spends(self, call: Call) -> None:
+        """Keep what an ended call has spent and nothing has recorded, for the fact that ends the attempt."""
+        spent = call.end_spends()
+        if spent is not None:
+            self._unrecorded.append(spent)
 
     def _check_input(self, bound: BoundCall, base: str) -> None:
         digest = bound.input_digest()
@@ -562,6 +593,8 @@ class Attempt:
 
     def _replay(self, definition: ActivityDefinition[Any], checkpoint: CheckpointRecord) -> Any:
         self._resources.stats.activities_replayed += 1
+        if checkpoint.spent is not None:
+            self._replayed.append(checkpoint.spent)
         batch_id, document_id = self.execution.batch_id, self.execution.document_id
         if checkpoint.kind == "succeeded":
             with payload_of(batch_id, document_id):
@@ -682,6 +715,7 @@ class Attempt:
                     key,
                     failure.encode(),
                     call.stage_index,
+                    call.take_spends(),
                 )
             )
             if refusal is not None:
@@ -713,3 +747,7 @@ class Attempt:
     def _failed(self, error: BaseException) -> AttemptFailed:
         last = (key for key, (made, _) in self._failures.items() if made == self._calls_made)
         return failed(error, self.execution.attempt, last)
+
+
+def _joined(spends: Sequence[str]) -> str | None:
+    return encode_spends(spend for text in spends for spend in decode_spends(text)) if spends else None

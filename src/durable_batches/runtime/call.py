@@ -7,18 +7,19 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import copy_context
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, Unpack
 
 from durable_batches.blocks import contextmanager
 from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ActivityTimeoutError, place_of
 from durable_batches.forked import end_child
 from durable_batches.lifecycle.failures import line_of
+from durable_batches.lifecycle.spending import Spend, encode_spends
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_integer
 from durable_batches.runtime.bound_call import BoundCall
@@ -31,12 +32,14 @@ from durable_batches.runtime.limits import Limiter, Permit, no_limiter, no_limit
 from durable_batches.runtime.middleware import nested
 from durable_batches.runtime.resources import ActivityReport, Resources
 from durable_batches.runtime.rest import LEAST_SECONDS, Loan
+from durable_batches.runtime.spends import Said, Spends, spend_of
 
 __all__ = ["Call", "RunningCall"]
 
 _log = logging.getLogger("durable_batches")
 
 _NOT_BEGUN: Final = object()
+_SPENDING: Final = threading.Lock()
 
 
 class RunningCall(NamedTuple):
@@ -75,6 +78,7 @@ class Call:
         "_refusals",
         "_resources",
         "_scope",
+        "_spends",
         "_waiting",
         "_waits_for",
         "attempt",
@@ -118,6 +122,7 @@ class Call:
         self._waiting = False
         self._waits_for: str | None = None
         self._refusals = 0
+        self._spends: Spends | None = None
 
     def seen(self) -> RunningCall:
         """Describe it for others; on any thread."""
@@ -202,6 +207,10 @@ class Call:
             document_id=self.document_id, activity=self.bound.activity.name, current=current, total=total
         )
 
+    def spend(self, **said: Unpack[Said]) -> None:
+        """See `ActivityContext`."""
+        self.add_spends([spend_of(**said)])
+
     def settle(self, *, tokens: int) -> None:
         """See `ActivityContext`."""
         self._held("settle").settle(tokens=tokens)
@@ -217,6 +226,28 @@ class Call:
         return holding.permit
 
     # ---- as the attempt runs it --------------------------------------------------------------------------------
+
+    def add_spends(self, spends: Iterable[Spend]) -> None:
+        """Add what it has spent, on any thread.
+
+        Raises:
+            NotInActivityError: It has ended.
+        """
+        name = self.bound.activity.name
+        with _SPENDING:
+            own = self._spends = self._spends or Spends(name)
+        for spend in spends:
+            own.add(spend._replace(activity=name, stage=self.stage_index))
+
+    def take_spends(self) -> str | None:
+        """Return what it has spent, to be recorded with it; None: nothing."""
+        return None if self._spends is None else encode_spends(self._spends.take())
+
+    def end_spends(self) -> str | None:
+        """Return what it has spent and nothing has recorded, and take no more of it; None: nothing."""
+        if self._spends is None:
+            return None
+        return encode_spends(self._spends.take(last=True))
 
     async def once(self) -> tuple[bytes, Any]:
         """Make one attempt; return the encoded and the decoded result."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from durable_batches.clock import Clock, SystemClock
@@ -63,6 +64,36 @@ class ActivityContext(Protocol):
 
     def report(self, current: int, total: int) -> None:
         """Report the progress of a long activity; visible in this process, not recorded."""
+        ...
+
+    def spend(
+        self,
+        *,
+        tokens: int | None = None,
+        cost: Decimal | int | None = 0,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        model: str = "",
+    ) -> None:
+        """Say what the call has spent. It may be said several times, by each attempt of the call: it adds up.
+
+        It is recorded with the call's result, or with its failure, and summed by batch, stage, activity and model. A
+        call that is answered by a recorded result spends nothing. Say it before anything can fail: what an attempt has
+        said is counted, also where the attempt fails, or is cancelled. May be called on any thread.
+
+        Args:
+            tokens: All tokens; None: those of the prompt and the answer.
+            cost: Money, in the one currency that the application reckons in, kept to twelve decimal places. None: the
+                price is not known, which is counted apart (`Spending.unpriced_calls`).
+            input_tokens: Those of the prompt.
+            output_tokens: Those of the answer.
+            model: The model, for a sum of its own.
+
+        Raises:
+            ConfigurationError: A number of tokens is no int, `cost` no `Decimal` and no int (a float is not exact); one
+                is negative, not finite or too large; `model` is no name.
+            NotInActivityError: The call has ended.
+        """
         ...
 
     def settle(self, *, tokens: int) -> None:

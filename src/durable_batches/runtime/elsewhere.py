@@ -5,12 +5,13 @@ The executors are in `durable_batches.executors`, and a worker's resources carry
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError
+from durable_batches.lifecycle.spending import Spend
 from durable_batches.runtime.context import ExecutionContext
 from durable_batches.runtime.middleware import MiddlewareCall
 
@@ -37,6 +38,10 @@ class CallElsewhere(MiddlewareCall, Protocol):
 
     def waiting(self) -> AbstractContextManager[None]:
         """Within the block the call waits for a place: it is cancelled if the attempt of the document is stopped."""
+        ...
+
+    def add_spends(self, spends: Iterable[Spend]) -> None:
+        """Add what it has spent; of which activity and in what stage, the call knows."""
         ...
 
     async def begin(self) -> None:

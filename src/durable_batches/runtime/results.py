@@ -18,6 +18,7 @@ from durable_batches.errors import (
     with_type,
 )
 from durable_batches.lifecycle.records import ExecutionStatus
+from durable_batches.lifecycle.spending import NO_SPENDING, Spending
 from durable_batches.lifecycle.states import BatchId, Cancelled, Completed, Counts, Failed
 from durable_batches.markup import block, numbers, table
 
@@ -98,6 +99,7 @@ class BatchResult(Generic[V_co]):
         counts: The number of documents by outcome.
         resolution: The resolver's return value; None if there is none.
         failures: The first few failed documents.
+        spent: What calls of the batch have spent (`ActivityContext.spend`), over all of its runs.
     """
 
     batch_id: BatchId
@@ -105,6 +107,7 @@ class BatchResult(Generic[V_co]):
     counts: Counts
     resolution: V_co | None
     failures: Sequence[DocumentFailure] = ()
+    spent: Spending = NO_SPENDING
 
     def __str__(self) -> str:
         counts = self.counts

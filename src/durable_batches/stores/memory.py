@@ -29,6 +29,7 @@ from durable_batches.lifecycle.planning import (
     KnownWorker,
     Loaded,
     Writes,
+    checkpoints_to_load,
     claim_order,
     executions_to_load,
     gone_with_machine,
@@ -298,6 +299,9 @@ class MemoryStore:
             row.commits = number
             row.lease_until = self._lease_end(row.lease)
             loaded = self._load(executions_to_load(facts))
+            late = checkpoints_to_load(facts)
+            if late:
+                loaded = loaded._replace(recorded=[each for each in late if self._is_recorded(*each)])
             writes = plan_facts(loaded, worker, facts, level=LEVEL)
             self._apply(writes)
             committed = Committed(events=writes.events, refused=writes.refused, set_aside=writes.set_aside)
@@ -409,6 +413,10 @@ class MemoryStore:
                 if key[0] in batch_ids and (execution := self._batches[key[0]].executions.get(key[1])) is not None
             },
         )
+
+    def _is_recorded(self, execution: ExecutionKey, key: str) -> bool:
+        batch = self._batches.get(execution[0])
+        return batch is not None and key in batch.checkpoints.get(execution[1], {})
 
     def _apply(self, writes: Writes) -> None:
         for record in writes.batches:

@@ -468,7 +468,8 @@ class Store(Protocol):
         1. Fence and number on the worker's own row, in one statement: the worker is alive, and `number` is that of its
            last commit + 1. The same statement renews the lease.
         2. Facts: load what `executions_to_load` names; write what `plan_facts` says. Level 2: a `LateResult` is about
-           an execution that the worker does not own.
+           an execution that the worker does not own; those checkpoints of `checkpoints_to_load` that are there belong
+           into `Loaded.recorded`.
         3. Claim: load candidates, first the batches that were served longest ago; write what `plan_claims` says.
            Of each batch with open slots come its executions that are due. Level 1: in the order of (due, position).
            Level 2: in that of `claim_order`, as three ranges, of each as many as the batch's share: those that were

@@ -43,7 +43,7 @@ class LateResults:
             return
         if isinstance(result, ActivityCompleted):
             batch_id, run, position, attempt = result[:4]
-            result = LateResult(batch_id, run, position, attempt, session, result.key, result.payload, result.stage)
+            result = LateResult(batch_id, run, position, attempt, session, *result[4:6], *result[7:])
         self._kept[key] = result
         self._bytes += size
 

@@ -20,7 +20,7 @@ from durable_batches.errors import (
     place_of,
 )
 from durable_batches.lifecycle.batch_core import definition_of, isolation_of, quota_pause_of
-from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded, Fact
+from durable_batches.lifecycle.facts import ExecutionFailed, ExecutionReleased, ExecutionSucceeded
 from durable_batches.lifecycle.failures import DocumentFailureRecord, line_of, message_of
 from durable_batches.lifecycle.policies import document_retry_delay
 from durable_batches.lifecycle.records import (
@@ -305,13 +305,17 @@ class Runner:
                     # the document has not failed.
                     self._failures.failed(execution, error, record, delay)
 
-    async def _end(self, held: HeldExecution, fact: Fact) -> None:
+    async def _end(self, held: HeldExecution, fact: ExecutionSucceeded | ExecutionFailed | ExecutionReleased) -> None:
         """Record the fact that finishes an attempt. It has its answer, also where the task is cancelled meanwhile.
 
         Raises:
             FactRejectedError: The database refuses it, and the attempt is not finished.
             WorkerFencedError: The session is over.
         """
+        attempt = held.attempt
+        spent, replayed = attempt.spent, attempt.replayed
+        if spent is not None or replayed is not None:
+            fact = fact._replace(spent=spent, replayed=replayed)
         verdict = asyncio.ensure_future(self._resources.recorder.record(fact))
         try:
             await completed(verdict)

@@ -17,7 +17,7 @@ from durable_batches.lifecycle.planning.claims import (
     plan_claims,
 )
 from durable_batches.lifecycle.planning.commands import REQUESTS_ARE_KEPT, Needs, needs_of_command, plan_command
-from durable_batches.lifecycle.planning.facts import executions_to_load, plan_facts
+from durable_batches.lifecycle.planning.facts import checkpoints_to_load, executions_to_load, plan_facts
 from durable_batches.lifecycle.planning.load import new_execution
 from durable_batches.lifecycle.planning.machines import KnownWorker, gone_with_machine
 from durable_batches.lifecycle.planning.release import Departure, plan_release, plan_return
@@ -34,6 +34,7 @@ __all__ = [
     "Loaded",
     "Needs",
     "Writes",
+    "checkpoints_to_load",
     "claim_order",
     "executions_to_load",
     "gone_with_machine",

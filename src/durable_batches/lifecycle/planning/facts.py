@@ -10,7 +10,9 @@ Which facts apply
 3. An execution of an ended run that its worker reports about is released.
 4. A late result of the execution's run is recorded as a checkpoint and changes nothing else. It is refused while
    another session owns the execution than the one that made the call: that would not see it, and come to its own.
-5. Everything else is refused and changes nothing.
+5. What was spent counts with the fact that says so, also after the end of the run; of a late result, only where that
+   is recorded now.
+6. Everything else is refused and changes nothing.
 
 A batch whose counts contradict each other is treated as one whose run has ended.
 """
@@ -48,7 +50,7 @@ from durable_batches.lifecycle.records import (
 )
 from durable_batches.lifecycle.states import ENDED_TAGS
 
-__all__ = ["executions_to_load", "plan_facts"]
+__all__ = ["checkpoints_to_load", "executions_to_load", "plan_facts"]
 
 
 def executions_to_load(facts: Iterable[Fact]) -> list[ExecutionKey]:
@@ -57,6 +59,15 @@ def executions_to_load(facts: Iterable[Fact]) -> list[ExecutionKey]:
     keys: set[ExecutionKey] = {(fact[0], fact[2]) for fact in facts}
     keys.update((fact[0], RESOLVER_POSITION) for fact in facts if _may_end(fact))
     return sorted(keys)
+
+
+def checkpoints_to_load(facts: Iterable[Fact]) -> list[tuple[ExecutionKey, str]]:
+    """List the checkpoints of which a plan has to know whether they are there: of late results that cost something."""
+    return [
+        ((fact.batch_id, fact.position), fact.key)
+        for fact in facts
+        if type(fact) is LateResult and fact.spent is not None
+    ]
 
 
 def _may_end(fact: Fact) -> bool:
@@ -80,7 +91,7 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
             continue
         if execution.owner != worker or execution.attempt != attempt or execution.run != run:
             if type(fact) is LateResult and batch_id in batches and _is_wanted(execution, fact):
-                checkpoints.append(_checkpoint(fact, "succeeded"))
+                _keep_late_result(loaded, unit, fact)
             else:
                 refused[index] = "superseded"
             continue
@@ -89,7 +100,7 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
             refused[index] = "unknown"
         elif batch.run != run or batch.state in ENDED_TAGS:
             refused[index] = "ended"
-            _apply_after_end(unit, execution, fact)
+            _apply_after_end(loaded, unit, execution, fact)
         elif type(fact) is ActivityCompleted:
             if fact.mark > execution.mark and unit.contradiction(batch_id) is None:
                 _enter_stage(unit, execution, fact.mark)
@@ -98,21 +109,30 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
             checkpoints.append(
                 make_record(
                     CheckpointWrite,
-                    (batch_id, position, fact.key, "succeeded", fact.payload, fact.stage, None),
+                    (batch_id, position, fact.key, "succeeded", fact.payload, fact.stage, fact.spent),
                 )
             )
+            if fact.spent is not None:
+                unit.spend(batch_id, position, fact.spent)
         elif (contradiction := unit.contradiction(batch_id)) is None:
-            _apply(unit, execution, fact)
+            _apply(loaded, unit, execution, fact)
         else:
             refused[index] = "ended"
             unit.set_aside(batch_id, contradiction)
-            _apply_after_end(unit, execution, fact)
+            _apply_after_end(loaded, unit, execution, fact)
     return unit.writes()
 
 
 def _is_wanted(execution: ExecutionRecord, fact: LateResult) -> bool:
     """Return whether no other session runs the execution, which would come to a result of its own."""
     return execution.owner in (None, fact.session) and execution.run == fact.run
+
+
+def _keep_late_result(loaded: Loaded, unit: UnitOfWork, fact: LateResult) -> None:
+    """Record a late result, and what it had cost, unless it was recorded before: it may be reported twice."""
+    unit.checkpoints.append(_checkpoint(fact, "succeeded"))
+    if fact.spent is not None and ((fact.batch_id, fact.position), fact.key) not in loaded.recorded:
+        unit.spend(fact.batch_id, fact.position, fact.spent)
 
 
 _OtherFact: TypeAlias = (
@@ -126,7 +146,9 @@ _OtherFact: TypeAlias = (
 )
 
 
-def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> None:
+def _apply(loaded: Loaded, unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> None:
+    if not isinstance(fact, LateResult):
+        _count_spends(unit, fact)
     match fact:
         case StageEntered():
             _enter_stage(unit, execution, fact.mark)
@@ -150,16 +172,20 @@ def _apply(unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> No
             unit.batch(execution.batch_id).answered(execution)
         case LateResult():
             # Of the very attempt that goes on; so it comes in time.
-            unit.checkpoints.append(_checkpoint(fact, "succeeded"))
+            _keep_late_result(loaded, unit, fact)
         case _:
             assert_never(fact)
 
 
-def _apply_after_end(unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -> None:
-    """Keep a result that was paid for; release an execution that its worker is done with."""
+def _apply_after_end(loaded: Loaded, unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -> None:
+    """Keep a result that was paid for, and what was spent; release an execution that its worker is done with."""
+    if not isinstance(fact, LateResult):
+        _count_spends(unit, fact)
     match fact:
-        case ActivityCompleted() | LateResult():
+        case ActivityCompleted():
             unit.checkpoints.append(_checkpoint(fact, "succeeded"))
+        case LateResult():
+            _keep_late_result(loaded, unit, fact)
         case ActivityFailed() | StageEntered() | ProviderAnswered():
             pass
         case ExecutionSucceeded() | ExecutionFailed() | ExecutionReleased():
@@ -168,10 +194,25 @@ def _apply_after_end(unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -
             assert_never(fact)
 
 
+def _count_spends(unit: UnitOfWork, fact: Fact) -> None:
+    """Count what a fact says was spent, and what recorded results had cost."""
+    match fact:
+        case ActivityCompleted() | ActivityFailed():
+            spent, replayed = fact.spent, None
+        case ExecutionSucceeded() | ExecutionFailed() | ExecutionReleased():
+            spent, replayed = fact.spent, fact.replayed
+        case _:
+            return
+    if spent is not None:
+        unit.spend(fact.batch_id, fact.position, spent)
+    if replayed is not None:
+        unit.spend(fact.batch_id, fact.position, replayed, replayed=True)
+
+
 def _checkpoint(
     fact: ActivityCompleted | ActivityFailed | LateResult, kind: Literal["succeeded", "failed"]
 ) -> CheckpointWrite:
-    return CheckpointWrite(fact.batch_id, fact.position, fact.key, kind, fact.payload, fact.stage)
+    return CheckpointWrite(fact.batch_id, fact.position, fact.key, kind, fact.payload, fact.stage, fact.spent)
 
 
 def _enter_stage(unit: UnitOfWork, execution: ExecutionRecord, stage_index: int) -> None:

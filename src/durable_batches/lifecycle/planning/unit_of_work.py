@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -38,6 +38,8 @@ class Loaded(NamedTuple):
     executions: Mapping[ExecutionKey, ExecutionRecord]
     requests: Mapping[str, str] = {}
     """Of the batch that a command is about: the answers that are there already, by the ids of their requests."""
+    recorded: Collection[tuple[ExecutionKey, str]] = ()
+    """Of the checkpoints that `checkpoints_to_load` names: those that are there."""
 
 
 class Writes(NamedTuple):
@@ -136,6 +138,11 @@ class UnitOfWork:
         assert isinstance(record, BatchRecord)
         if record.free or record.wake is not None or record.next_due is not None:
             self._set_aside[batch_id] = contradiction
+
+    def spend(self, batch_id: BatchId, position: int, spent: str, *, replayed: bool = False) -> None:
+        """Count what an execution has spent; `replayed`: what results had cost that it found recorded."""
+        if self.contradiction(batch_id) is None:
+            self.batch(batch_id).spend(spent, resolver=position == RESOLVER_POSITION, replayed=replayed)
 
     # ---- executions ----------------------------------------------------------------------------------------
 

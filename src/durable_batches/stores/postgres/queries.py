@@ -317,6 +317,24 @@ async def write_request(session: Session, batch: int, request: RequestRecord) ->
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
+async def load_recorded(
+    session: Session, locked: Locked, wanted: Iterable[tuple[ExecutionKey, str]]
+) -> set[tuple[ExecutionKey, str]]:
+    """Find which of these checkpoints are there."""
+    by_row = {
+        (execution_key(locked.keys[execution[0]], execution[1]), key): (execution, key)
+        for execution, key in wanted
+        if execution[0] in locked.keys
+    }
+    rows = await session.fetch(
+        "SELECT a.execution, a.key FROM {s}.activity a JOIN unnest($1::bigint[], $2::text[]) AS late(execution, key) "
+        "ON a.execution = late.execution AND a.key = late.key",
+        [execution for execution, _ in by_row],
+        [key for _, key in by_row],
+    )
+    return {by_row[execution, key] for execution, key in rows}
+
+
 async def load_checkpoints(
     session: Session, batch_id: BatchId, position: int, after: str, limit: int
 ) -> list[CheckpointRecord]:

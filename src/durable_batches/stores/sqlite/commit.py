@@ -10,7 +10,7 @@ from typing import Final
 from durable_batches.clock import Clock
 from durable_batches.errors import WorkerFencedError
 from durable_batches.lifecycle.facts import Fact
-from durable_batches.lifecycle.planning import executions_to_load, plan_claims, plan_facts
+from durable_batches.lifecycle.planning import checkpoints_to_load, executions_to_load, plan_claims, plan_facts
 from durable_batches.lifecycle.records import Claim, ClaimRequest, Committed, Micros, WorkerId
 from durable_batches.stores.ownership import Ownership
 from durable_batches.stores.protocol import LEVEL
@@ -63,6 +63,9 @@ class Commits:
             committed = Committed()
             if facts:
                 keys, loaded = queries.load_executions(connection, now, executions_to_load(facts), known)
+                late = checkpoints_to_load(facts)
+                if late:
+                    loaded = loaded._replace(recorded=queries.load_recorded(connection, keys, late))
                 writes = plan_facts(loaded, worker, facts, level=LEVEL)
                 queries.apply(connection, keys, writes)
                 owned.note(worker, loaded.executions, writes)

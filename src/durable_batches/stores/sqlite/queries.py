@@ -53,6 +53,7 @@ __all__ = [
     "insert_executions",
     "load_document_ids",
     "load_executions",
+    "load_recorded",
     "load_requests",
     "taken_document_id",
 ]
@@ -89,6 +90,9 @@ _INSERT_DOCUMENT: Final = f"INSERT INTO document ({DOCUMENT.columns.names}) VALU
 _LOAD_EXECUTIONS: Final = (
     f"SELECT key, {EXECUTION_RECORD.names} FROM execution WHERE key IN (SELECT value FROM json_each(?))"
 )
+
+
+_FIND_CHECKPOINT: Final = "SELECT 1 FROM activity WHERE execution = ? AND key = ?"
 
 
 def insert_executions(
@@ -152,6 +156,18 @@ def load_executions(
             batch_id, position = names[batch_of_execution(row[0])], position_of(row[0])
             executions[(batch_id, position)] = execution_of(batch_id, position, row[1:])
     return keys, Loaded(now, batches, executions)
+
+
+def load_recorded(
+    connection: sqlite3.Connection, keys: Mapping[BatchId, int], wanted: Iterable[tuple[ExecutionKey, str]]
+) -> set[tuple[ExecutionKey, str]]:
+    """Find which of these checkpoints are there."""
+    return {
+        (execution, key)
+        for execution, key in wanted
+        if execution[0] in keys
+        and connection.execute(_FIND_CHECKPOINT, (execution_key(keys[execution[0]], execution[1]), key)).fetchone()
+    }
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------

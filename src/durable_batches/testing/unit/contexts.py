@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from typing import Unpack
 
 from durable_batches.blocks import contextmanager
 from durable_batches.clock import Clock
 from durable_batches.lifecycle.amounts import Amount
+from durable_batches.lifecycle.spending import NO_SPENDING, Spending, count_spends, spending_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.options import check_clock, check_dependencies, check_integer, check_labels, check_text
 from durable_batches.runtime.context import (
@@ -17,6 +19,7 @@ from durable_batches.runtime.context import (
     stand_in,
 )
 from durable_batches.runtime.dependencies import Dependencies, Provider
+from durable_batches.runtime.spends import Said, Spends, spend_of
 
 __all__ = ["RecordingActivityContext", "activity_context", "execution_context"]
 
@@ -54,12 +57,23 @@ class RecordingActivityContext:
         self.observed: list[object] = []
         self.dependencies = dependencies
         self.clock = clock
+        self._spends = Spends("")
 
     def report(self, current: int, total: int) -> None:
         """See `ActivityContext.report`."""
         check_integer("current", current)
         check_integer("total", total)
         self.reports.append((current, total))
+
+    def spend(self, **said: Unpack[Said]) -> None:
+        """See `ActivityContext.spend`."""
+        self._spends.add(spend_of(**said))
+
+    @property
+    def spending(self) -> Spending:
+        """What the activity has spent: `total`, `by_model` and `unpriced_calls`."""
+        spends = self._spends.seen()
+        return spending_of(count_spends(None, spends, (), resolver=False)) if spends else NO_SPENDING
 
     def settle(self, *, tokens: int) -> None:
         """See `ActivityContext.settle`; here every activity has a limiter."""

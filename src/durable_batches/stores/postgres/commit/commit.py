@@ -8,7 +8,14 @@ from typing import Final
 
 from durable_batches.errors import StoreLockedError, WorkerFencedError
 from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, Fact
-from durable_batches.lifecycle.planning import ISOLATED_CRASHES, Loaded, executions_to_load, plan_claims, plan_facts
+from durable_batches.lifecycle.planning import (
+    ISOLATED_CRASHES,
+    Loaded,
+    checkpoints_to_load,
+    executions_to_load,
+    plan_claims,
+    plan_facts,
+)
 from durable_batches.lifecycle.records import (
     RESOLVER_POSITION,
     BatchRecord,
@@ -112,7 +119,7 @@ class Commits:
         now = self._server_clock.now()
         if now is None:
             now = cache.server_time()
-        if now is None or not all(key in known for key in wanted):
+        if now is None or not all(key in known for key in wanted) or checkpoints_to_load(facts):
             return None
         concerned = {fact.batch_id for fact in facts}
         if not concerned <= cache.batches.keys.keys():
@@ -172,6 +179,9 @@ class Commits:
         if facts:
             wanted = _without_idle_resolvers(executions_to_load(facts), locked.records, facts)
             loaded = await queries.load_executions(session, now, locked, wanted, known)
+            late = checkpoints_to_load(facts)
+            if late:
+                loaded = loaded._replace(recorded=await queries.load_recorded(session, locked, late))
             writes = plan_facts(loaded, worker, facts, level=LEVEL)
             await apply(session, locked, writes)
             locked.were_written(writes.batches, version)
@@ -272,7 +282,9 @@ def _checkpoint_only(facts: Sequence[Fact], known: Mapping[ExecutionKey, Executi
         if execution is None or execution.crashes >= ISOLATED_CRASHES:
             # The batch counts those that are isolated, and this one has recorded something.
             others.add(fact.batch_id)
-        elif type(fact) is ActivityFailed or (type(fact) is ActivityCompleted and fact.mark <= execution.mark):
+        elif (
+            type(fact) is ActivityFailed or (type(fact) is ActivityCompleted and fact.mark <= execution.mark)
+        ) and fact.spent is None:
             checkpoint_only.add(fact.batch_id)
         else:
             others.add(fact.batch_id)
