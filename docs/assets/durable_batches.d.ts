@@ -1,6 +1,6 @@
 // What durable_batches.web answers and sends. Generated from its schemas by `make typescript`; do not edit.
 // Fields and tags that are not here may come with a newer server: ignore them.
-// Schemas: 6d24d7d3d107f76b3b3b7a0e2eeaf3a33d43f1229cc3ec417a9d007475dc0e77
+// Schemas: 374d00341b107b3599443514a906af32dc2f31e4c77c3c1b839474bf5d5a7902
 
 export type BatchState = Pending | Stage | Resolving | Completed | Failed | Cancelled;
 export type JsonValue = unknown;
@@ -39,6 +39,7 @@ export type BatchEvent =
  */
 export interface Schemas {
   AbortAll: AbortAll;
+  Amount: Amount;
   Batch: Batch;
   BatchCancelled: BatchCancelled;
   BatchCompleted: BatchCompleted;
@@ -79,6 +80,7 @@ export interface Schemas {
   IsolatedDocument: IsolatedDocument;
   JsonValue: JsonValue;
   LongCalls: LongCalls;
+  ModelSpending: ModelSpending;
   NoWorker: NoWorker;
   Pause: Pause;
   PausedBatch: PausedBatch;
@@ -96,6 +98,7 @@ export interface Schemas {
   Resumption: Resumption;
   RetryFailed: RetryFailed;
   RunningDocuments: RunningDocuments;
+  Spending: Spending;
   Stage: Stage;
   StageCount: StageCount;
   StageProgress: StageProgress;
@@ -115,6 +118,20 @@ export interface Schemas {
  */
 export interface AbortAll {
   tag: "abort-all";
+}
+/**
+ * Tokens and money: an estimate of what a call takes of a provider, or what calls took.
+ *
+ * Attributes:
+ *     tokens: Tokens: those of the prompt and, where the provider counts them, of the longest answer.
+ *     cost: Money, in the one currency that the application reckons in; kept to twelve decimal places.
+ *
+ * Raises:
+ *     ConfigurationError: `tokens` is no int, or `cost` no `Decimal` and no int; or one is negative, or not finite.
+ */
+export interface Amount {
+  tokens: number;
+  cost: string;
 }
 /**
  * A batch at one moment, and where it is found.
@@ -141,6 +158,7 @@ export interface Batch {
   isolated: number;
   long_calls: LongCalls[];
   pauses: Pause[];
+  spent: Amount;
   url: string;
 }
 /**
@@ -727,6 +745,16 @@ export interface ResolverStatus {
   tag: "resolver";
 }
 /**
+ * What calls of one model have spent.
+ */
+export interface ModelSpending {
+  tokens: number;
+  input_tokens: number;
+  output_tokens: number;
+  cost: string;
+  unpriced_calls: number;
+}
+/**
  * What came of a pause.
  */
 export interface Pausing {
@@ -802,6 +830,24 @@ export interface ResolutionStarted {
  */
 export interface Resumption {
   pauses: Pause[];
+}
+/**
+ * What a batch has spent, over all of its runs.
+ */
+export interface Spending {
+  total: Amount;
+  not_paid_again: Amount;
+  by_stage: {
+    [k: string]: Amount;
+  };
+  by_activity: {
+    [k: string]: Amount;
+  };
+  by_model: {
+    [k: string]: ModelSpending;
+  };
+  resolver: Amount;
+  unpriced_calls: number;
 }
 /**
  * A document entered a stage; `current` of `total` documents have entered it by now.

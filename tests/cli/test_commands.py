@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from durable_batches.cli.exits import Exit
 from durable_batches.clock import SystemClock
 from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, WorkerNote, encode_note
 from durable_batches.lifecycle.primitives import from_micros
+from durable_batches.lifecycle.spending import Spend, encode_spends
 from durable_batches.stores import NotedHeart
 from durable_batches.testing.conformance.scene import LETTERS, Scene
 
@@ -76,6 +78,39 @@ def test_a_pause_is_shown(commands: Commands) -> None:
         reason for reason in commands("why", "monday", "--json").json[0]["reasons"] if reason["tag"] == "paused"
     ]
     assert reason["note"] == "no credit \x1b left"
+
+
+async def _spend(store: Store) -> None:
+    """Do what a worker does whose call has spent something."""
+
+    async def pass_time(seconds: float) -> None:
+        raise NotImplementedError
+
+    spent = encode_spends([Spend("translate", 0, "gpt", 1_200, 1_000, 200, Decimal("0.10"), 1)])
+    async with opened(store):
+        hand = await Scene(store, pass_time).worker(lease=1_000)
+        (claim,) = await hand.claim(1, workflows=[("translate", "1")])
+        facts = [hand.recorded(claim, "key", spent=spent), hand.released(claim)]
+        await store.commit(hand.worker_id, hand.number + 1, facts)
+        await store.leave(hand.worker_id)
+
+
+def test_what_a_batch_spends_is_shown(commands: Commands) -> None:
+    commands.submit("monday", "one", runs=False)
+    assert commands("spent", "monday").err == "no call has said that it spent anything\n"
+    asyncio.run(_spend(commands.make()))
+    assert "spent          0.1 and 1,200 tokens\n" in commands("show", "monday").out
+    lines = [line.split() for line in commands("spent", "monday").out.splitlines()]
+    assert lines[:2] == [["spent", "0.1", "and", "1,200", "tokens"], ["unknown", "price", "1", "calls"]]
+    assert lines[3:] == [
+        ["stage", "translating", "0.1", "1200"],
+        ["activity", "translate", "0.1", "1200"],
+        ["model", "gpt", "0.1", "1200"],
+    ]
+    (spending,) = commands("spent", "monday", "--json").json
+    assert spending["total"] == {"tokens": 1200, "cost": "0.1"}
+    assert spending["by_model"]["gpt"]["input_tokens"] == 1000
+    assert commands("show", "monday", "--json").json[0]["spent"] == {"tokens": 1200, "cost": "0.1"}
 
 
 def test_documents_events_and_results_are_shown(commands: Commands, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,25 @@ def ask(fails: bool) -> str:
     if fails:
         raise ValueError("the answer makes no sense")
     return "an answer"
+
+
+@durable_activity(run_on="cpu", retry=ONCE)
+def pay(document: str) -> str:
+    current_activity().spend(tokens=5, cost=Decimal("0.02"), model="gpt")
+    if document == "bad":
+        raise Unjudgeable("paid, and of no use")
+    return document
+
+
+class Unjudgeable(Exception):
+    """One that raises another error when it is looked at."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("it has no message")
+
+    @property
+    def status_code(self) -> int:
+        raise RuntimeError("it has no status")
 
 
 class ClientError(Exception):

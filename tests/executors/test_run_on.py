@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from decimal import Decimal
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +44,7 @@ from durable_batches import (
     ActivityDefinitionError,
     ActivityFailedError,
     ActivityTimeoutError,
+    Amount,
     BatchId,
     BatchOrchestrator,
     BatchResult,
@@ -309,6 +311,14 @@ async def test_a_permit_is_told_what_the_call_took_also_where_it_failed(fails: b
     # Without a limiter there is nothing to tell.
     error = await Trial({"cpu": Engines()}).failure(lambda _: ask(fails))
     assert error.error_type == "NotInActivityError"
+
+
+@pytest.mark.parametrize("document", ["good", "bad"])
+async def test_what_a_call_elsewhere_spends_is_counted_also_where_it_failed(document: str) -> None:
+    result = await Trial({"cpu": Engines()}).run(lambda _: activities.pay(document))
+    assert result.counts.failed == (document == "bad")
+    assert result.spent.by_activity == {"pay": Amount(tokens=5, cost=Decimal("0.02"))}
+    assert result.spent.by_model["gpt"].cost == Decimal("0.02")
 
 
 @pytest.mark.parametrize("how", ["raised", "wrapped", "timeout"])

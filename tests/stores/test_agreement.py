@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -61,6 +62,7 @@ from durable_batches.lifecycle.records import (
     WorkerId,
     WorkerRecord,
 )
+from durable_batches.lifecycle.spending import Spend, encode_spends
 from durable_batches.stores import (
     BatchQuery,
     CountsFailures,
@@ -84,6 +86,7 @@ ZERO = "zero \0"
 
 batch_ids = st.sampled_from(BATCHES).map(BatchId)
 keys = st.sampled_from(["a", "b", "ä"])
+spent = st.sampled_from([None, None, encode_spends([Spend("ä", 1, ZERO, 10, 8, 2, Decimal("0.01"), 1)])])
 payloads = st.binary(max_size=3)
 configs = st.builds(
     BatchConfig,
@@ -477,8 +480,8 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
     def of(attempt: int) -> st.SearchStrategy[Fact]:
         target = [st.just(value) for value in (execution.batch_id, execution.run, execution.position, attempt)]
         return st.one_of(
-            st.builds(ActivityCompleted, *target, keys, payloads, st.integers(-1, 2), st.integers(-1, 2)),
-            st.builds(ActivityFailed, *target, keys, payloads, st.integers(-1, 2)),
+            st.builds(ActivityCompleted, *target, keys, payloads, st.integers(-1, 2), st.integers(-1, 2), spent),
+            st.builds(ActivityFailed, *target, keys, payloads, st.integers(-1, 2), spent),
             st.builds(StageEntered, *target, st.integers(0, 2)),
             st.builds(ExecutionSucceeded, *target, payloads, st.integers(0, 2)),
             st.builds(
@@ -492,8 +495,8 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
                 st.sampled_from(["", "ValueError", "zero \0"]),
                 st.sampled_from([None, "ask"]),
             ),
-            st.builds(ExecutionReleased, *target),
-            st.builds(LateResult, *target, sessions, keys, payloads, st.integers(-1, 2)),
+            st.builds(ExecutionReleased, *target, spent=spent, replayed=spent),
+            st.builds(LateResult, *target, sessions, keys, payloads, st.integers(-1, 2), spent),
             st.builds(
                 ExecutionReleased,
                 *target,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from decimal import Decimal
 
 import pytest
 from tests.support import STAGES, Reading
 
 from durable_batches import (
     ActivityContext,
+    Amount,
+    ConfigurationError,
     current_activity,
     current_execution,
     dependency,
@@ -49,6 +52,18 @@ async def run(url: str) -> str:
 @durable_activity
 async def plain(url: str, client: str = dependency(http)) -> str:
     return f"{client} {url}"
+
+
+async def test_what_an_activity_spends_is_kept() -> None:
+    with activity_context() as context:
+        assert context.spending.total == Amount()
+        current_activity().spend(input_tokens=3, output_tokens=1, cost=Decimal("0.01"), model="gpt")
+        current_activity().spend(tokens=2, cost=None)
+        with pytest.raises(ConfigurationError, match="not exact"):
+            current_activity().spend(cost=0.1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert context.spending.total == Amount(tokens=6, cost=Decimal("0.01"))
+    assert context.spending.by_model["gpt"].input_tokens == 3
+    assert context.spending.unpriced_calls == 1
 
 
 async def test_an_activity_finds_its_context_and_it_keeps_what_it_is_told() -> None:

@@ -5,18 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, Overflow
 from operator import index
-from typing import Final, SupportsIndex, cast
+from typing import Annotated, Final, SupportsIndex, TypeAlias, cast
+
+from pydantic import PlainSerializer
 
 from durable_batches.errors import ConfigurationError
 from durable_batches.options import check_integer
 
-__all__ = ["Amount", "added", "money", "text_of"]
+__all__ = ["Amount", "Money", "added", "check_tokens", "money", "text_of"]
 
 MOST: Final = 10**15
 """An amount is below this, of tokens as of money."""
 _PLACE: Final = Decimal("1e-12")
 _EXACT: Final = Context(prec=60, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation, Overflow])
 """Of its own, so that the application's context changes no sum: each has fewer digits than this."""
+
+
+def text_of(cost: Decimal) -> str:
+    """Write an amount of money without an exponent, and without zeros at its end."""
+    return f"{cost.normalize(_EXACT):f}"
+
+
+Money: TypeAlias = Annotated[Decimal, PlainSerializer(text_of, return_type=str, when_used="json")]
+"""An amount of money; in JSON, a string of digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +43,7 @@ class Amount:
     """
 
     tokens: int = 0
-    cost: Decimal = Decimal(0)
+    cost: Money = Decimal(0)
 
     def __post_init__(self) -> None:
         check_tokens("tokens", self.tokens)
@@ -75,8 +86,3 @@ def money(name: str, amount: object) -> Decimal:
 def added(one: Decimal, other: Decimal) -> Decimal:
     """Add two amounts of money exactly, whatever the context of the application."""
     return _EXACT.add(one, other)
-
-
-def text_of(cost: Decimal) -> str:
-    """Write an amount of money without an exponent, and without zeros at its end."""
-    return f"{cost.normalize(_EXACT):f}"

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, NotRequired, TypeAlias, TypedDict
 
-from durable_batches.lifecycle.amounts import Amount, added, text_of
+from durable_batches.lifecycle.amounts import Amount, Money, added, text_of
 from durable_batches.lifecycle.primitives import Value
 
 __all__ = [
@@ -90,7 +90,7 @@ class ModelSpending(Value):
     """Those of the prompts, as far as calls said so."""
     output_tokens: int
     """Those of the answers, as far as calls said so."""
-    cost: Decimal
+    cost: Money
     unpriced_calls: int = 0
     """Spends of this model of which nobody knew the price."""
 

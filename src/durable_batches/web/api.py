@@ -35,6 +35,7 @@ from durable_batches.web.models import (
     EXPLANATION,
     PAUSING,
     RESUMPTION,
+    SPENDING,
     TIMELINE,
     BatchPage,
     Cancellation,
@@ -97,6 +98,7 @@ class Api:
             Route(f"{batch}/documents", self._documents),
             Route(f"{batch}/errors", self._errors),
             Route(f"{batch}/explain", self._explain),
+            Route(f"{batch}/spent", self._spent),
             Route(f"{batch}/timeline", self._timeline),
             Route(f"{batch}/config", self._config),
             Route(f"{batch}/progress", self._progress),
@@ -169,6 +171,10 @@ class Api:
     async def _explain(self, request: Request) -> Response:
         batch_id = (await self._seen(request, "read")).batch_id
         return _json(EXPLANATION, explanation_of(await self._batches.explain(batch_id)))
+
+    async def _spent(self, request: Request) -> Response:
+        batch_id = (await self._seen(request, "read")).batch_id
+        return _json(SPENDING, await self._batches.spent(batch_id))
 
     async def _timeline(self, request: Request) -> Response:
         snapshot = await self._seen(request, "read")

@@ -12,6 +12,7 @@ from pydantic import Discriminator, JsonValue, TypeAdapter
 from durable_batches.lifecycle.config import BatchConfig
 from durable_batches.lifecycle.progress import BatchSnapshot, Pause
 from durable_batches.lifecycle.records import ExecutionStatus
+from durable_batches.lifecycle.spending import Spending
 from durable_batches.lifecycle.states import Stage
 from durable_batches.lifecycle.timeline import Timeline
 from durable_batches.reading.documents import RawDocument
@@ -29,6 +30,7 @@ __all__ = [
     "ERRORS",
     "EXPLANATION",
     "PROBLEM",
+    "SPENDING",
     "TIMELINE",
     "Batch",
     "BatchPage",
@@ -146,6 +148,7 @@ ERRORS: Final[TypeAdapter[ErrorDigest]] = TypeAdapter(ErrorDigest)
 EXPLANATION: Final[TypeAdapter[ExplanationView]] = TypeAdapter(ExplanationView)
 TIMELINE: Final[TypeAdapter[Timeline]] = TypeAdapter(Timeline)
 CONFIG: Final[TypeAdapter[BatchConfig]] = TypeAdapter(BatchConfig)
+SPENDING: Final[TypeAdapter[Spending]] = TypeAdapter(Spending)
 CANCELLATION: Final[TypeAdapter[Cancellation]] = TypeAdapter(Cancellation)
 PAUSING: Final[TypeAdapter[Pausing]] = TypeAdapter(Pausing)
 RESUMPTION: Final[TypeAdapter[Resumption]] = TypeAdapter(Resumption)

@@ -31,6 +31,7 @@ from durable_batches.web.models import (
     PAUSING,
     PROBLEM,
     RESUMPTION,
+    SPENDING,
     TIMELINE,
 )
 
@@ -67,6 +68,7 @@ _ADAPTERS: Final[Mapping[str, TypeAdapter[Any]]] = {
     "DocumentPage": DOCUMENTS,
     "ErrorDigest": ERRORS,
     "Explanation": EXPLANATION,
+    "Spending": SPENDING,
     "Timeline": TIMELINE,
     "BatchConfig": CONFIG,
     "Cancellation": CANCELLATION,
@@ -238,6 +240,7 @@ def _paths(bodies: Mapping[str, Schema]) -> Schema:
             refused=some,
         ),
         "/batches/{batch}/explain": get("explainBatch", body("Explanation"), batch, refused=of_batch),
+        "/batches/{batch}/spent": get("getSpending", body("Spending"), batch, refused=of_batch),
         "/batches/{batch}/timeline": get("getTimeline", body("Timeline"), batch, refused=of_batch),
         "/batches/{batch}/config": get("getConfig", body("BatchConfig"), batch, refused=of_batch),
         "/batches/{batch}/progress": get(

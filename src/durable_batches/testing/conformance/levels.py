@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
+from durable_batches.lifecycle.batch_core import decode_core
 from durable_batches.lifecycle.commands import Seal
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, WorkerId, WorkerRecord
+from durable_batches.lifecycle.spending import Spend, encode_spends, spending_of
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.testing.conformance.base import Conformance, from_level_2
 from durable_batches.testing.conformance.scene import Scene
@@ -143,6 +146,53 @@ class LevelsConformance(Conformance):
         assert [checkpoint.key for checkpoint in claims[0].checkpoints] == ["known", "late"]
         assert [checkpoint.key for checkpoint in claims[1].checkpoints] == ["late"]
 
+    async def test_what_calls_spend_is_recorded_with_them(self, scene: Scene) -> None:
+        """`CheckpointRecord.spent` is the fact's, and is summed in the batch's row, without an event.
+
+        Also by a commit of nothing but checkpoints; one that is repeated counts nothing twice.
+        """
+        from_level_2(scene)
+        batch_id = await scene.batch(2)
+        hand = await scene.worker()
+        one, two = await hand.claim(2)
+        cent, two_cents = _spent("0.01"), _spent("0.02")
+        before = await scene.look(batch_id)
+        facts = [
+            hand.recorded(one, "a", spent=cent),
+            hand.recorded(one, "free"),
+            hand.recorded_failure(two, "b", spent=two_cents),
+        ]
+        committed = await hand.report(*facts)
+        assert not committed.events
+        repeated = await scene.store.commit(hand.worker_id, hand.number, facts)
+        assert not repeated.refused
+        assert [found.spent for found in await scene.checkpoints(batch_id, 0)] == [cent, None]
+        assert [found.spent for found in await scene.checkpoints(batch_id, 1)] == [two_cents]
+        record = await scene.look(batch_id)
+        assert record == replace(before, core=record.core), "only the sums of the batch change"
+        assert _spent_by(record) == Decimal("0.03"), "what calls spent is summed in the batch's row"
+        await hand.report(hand.released(one)._replace(spent=cent, replayed=cent), hand.failed(two)._replace(spent=cent))
+        (again,) = await hand.claim(1)
+        assert [found.spent for found in again.checkpoints] == [cent, None]
+        await scene.cancel(batch_id)
+        await hand.commit(hand.recorded(again, "late", spent=cent), hand.recorded_failure(again, "lost", spent=cent))
+        assert _spent_by(await scene.look(batch_id)) == Decimal("0.07"), "what comes after the end was paid for, too"
+
+    async def test_a_late_result_that_is_reported_twice_is_paid_once(self, scene: Scene) -> None:
+        """Of a `LateResult`, what it cost counts where the result is recorded, and not where it is there already."""
+        from_level_2(scene)
+        batch_id = await scene.batch(1)
+        before, after = await scene.worker(), await scene.worker()
+        claim = await before.take()
+        cent = _spent("0.01")
+        await before.report(before.recorded(claim, "known", spent=cent))
+        await scene.store.expire(dead=[before.worker_id])
+        late = [after.late(claim, "known", spent=cent), after.late(claim, "late", spent=cent)]
+        await after.report(*late)
+        await after.report(*late)
+        assert _spent_by(await scene.look(batch_id)) == Decimal("0.02")
+        assert [found.spent for found in await scene.checkpoints(batch_id)] == [cent, cent]
+
     async def test_a_late_result_comes_with_the_claim_of_its_commit(self, scene: Scene) -> None:
         """Facts come before the claim of the same commit, these too."""
         from_level_2(scene)
@@ -213,3 +263,13 @@ class LevelsConformance(Conformance):
         committed = await scene.cancel(batch_id)
         after: BatchRecord = await scene.look(batch_id)
         assert (before.ended_at, after.ended_at) == (None, committed.events[-1].at)
+
+
+def _spent(cost: str) -> str:
+    spent = encode_spends([Spend("ask", 0, "", 10, 8, 2, Decimal(cost), 0)])
+    assert spent is not None
+    return spent
+
+
+def _spent_by(record: BatchRecord) -> Decimal:
+    return spending_of(decode_core(record.core).get("spent")).total.cost

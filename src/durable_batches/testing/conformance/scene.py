@@ -375,20 +375,26 @@ class Hand:
     # ---- facts about a claim -------------------------------------------------------------------------------
 
     @staticmethod
-    def recorded(claim: Claim, key: str, payload: bytes = b"result", *, stage: int = -1) -> ActivityCompleted:
+    def recorded(
+        claim: Claim, key: str, payload: bytes = b"result", *, stage: int = -1, spent: str | None = None
+    ) -> ActivityCompleted:
         """Return the fact that an activity succeeded."""
-        return ActivityCompleted(*_identity(claim), key, payload, stage=stage)
+        return ActivityCompleted(*_identity(claim), key, payload, stage=stage, spent=spent)
 
     @staticmethod
-    def late(claim: Claim, key: str, payload: bytes = b"result", *, stage: int = -1) -> LateResult:
+    def late(
+        claim: Claim, key: str, payload: bytes = b"result", *, stage: int = -1, spent: str | None = None
+    ) -> LateResult:
         """Return the fact that an activity of a claim of another session had succeeded."""
         assert claim.execution.owner is not None
-        return LateResult(*_identity(claim), claim.execution.owner, key, payload, stage=stage)
+        return LateResult(*_identity(claim), claim.execution.owner, key, payload, stage=stage, spent=spent)
 
     @staticmethod
-    def recorded_failure(claim: Claim, key: str, payload: bytes = b"failure", *, stage: int = -1) -> ActivityFailed:
+    def recorded_failure(
+        claim: Claim, key: str, payload: bytes = b"failure", *, stage: int = -1, spent: str | None = None
+    ) -> ActivityFailed:
         """Return the fact that an activity failed for good."""
-        return ActivityFailed(*_identity(claim), key, payload, stage=stage)
+        return ActivityFailed(*_identity(claim), key, payload, stage=stage, spent=spent)
 
     @staticmethod
     def entered(claim: Claim, mark: int) -> StageEntered:

@@ -30,6 +30,7 @@ The promises, by the numbers that its messages have:
 13. A run ended CANCELLED <=> exactly one cancel() returned True.
 14. No orphan lease: what is owned is owned by a living worker, and nothing once everyone has left.
 16. Nothing of a paused batch is started before the pause is over by time, and from then on one execution at a time.
+17. What a batch has spent is at least what its recorded calls say, and is the sum over its stages and its resolver.
 19. Paid = answered once, by the log of effects, which is outside of the library: a call is made again only if it was in
     flight at a fault, and a process whose lease has run out begins none.
 """

@@ -6,11 +6,12 @@ from hashlib import blake2b
 from typing import Final
 
 from durable_batches.lifecycle.batch import BatchInProgress
-from durable_batches.lifecycle.batch_core import definition_of
+from durable_batches.lifecycle.batch_core import decode_core, definition_of
 from durable_batches.lifecycle.events import decode_event
 from durable_batches.lifecycle.failures import DocumentFailureRecord
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES
 from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, DocumentRecord, ExecutionRecord
+from durable_batches.lifecycle.spending import NOTHING_SPENT, amount_of, decode_spends, spending_of
 from durable_batches.testing.history.replay import Replay
 from durable_batches.testing.history.store_snapshot import StoreSnapshot, effective_status, name_of
 
@@ -44,6 +45,7 @@ class StoredBatch:
         self._check_documents(snapshot, acknowledged)
         self._check_log(snapshot)
         self._check_checkpoints(snapshot)
+        self._check_spending(snapshot)
         self._check_leases(snapshot)
         if everyone_left:
             self._check_nothing_owned(snapshot)
@@ -224,6 +226,21 @@ class StoredBatch:
             if snapshot.failures(identity[0]) == self._failures[identity][1]:
                 self._find(3, f"the recorded failure of {identity} is gone")
             del self._failures[identity]
+
+    def _check_spending(self, snapshot: StoreSnapshot) -> None:
+        """Check that the batch's sums have at least what its checkpoints say: calls may end without one, too."""
+        sums = spending_of(decode_core(snapshot.record.core).get("spent"))
+        recorded = NOTHING_SPENT
+        for checkpoint in snapshot.checkpoints.values():
+            if checkpoint.spent is not None:
+                recorded += amount_of(decode_spends(checkpoint.spent))
+        if recorded.cost > sums.total.cost or recorded.tokens > sums.total.tokens:
+            self._find(17, f"its checkpoints have cost {recorded}, its row says {sums.total}")
+        parts = sums.resolver
+        for amount in sums.by_stage.values():
+            parts += amount
+        if parts != sums.total:
+            self._find(17, f"its stages and its resolver have spent {parts}, its row says {sums.total}")
 
     def _check_leases(self, snapshot: StoreSnapshot) -> None:
         for execution in snapshot.executions():

@@ -33,6 +33,7 @@ class RecordingActivityContext:
         attempt: The number of the attempt.
         idempotency_key: The call's key.
         reports: The arguments of each `report(current, total)`, in order.
+        spending: What it has spent: the sums of each `spend(...)`, as a batch has them.
         settled: The arguments of each `settle(tokens=...)`, in order.
         observed: The arguments of each `observe(answer)`, in order.
         clock: The clock that limiters go by; None: the machine's.

@@ -159,6 +159,8 @@ function batchView(base) {
       snapshot.documents_per_second && `${snapshot.documents_per_second.toFixed(1)}/s`,
       snapshot.eta && !ended() && Date.parse(snapshot.eta) > Date.now() && `ready at ${moment(new Date(snapshot.eta))}`,
       snapshot.ended_at && `ended at ${moment(new Date(snapshot.ended_at))}`,
+      snapshot.spent.cost !== "0" && `spent ${snapshot.spent.cost}`,
+      snapshot.spent.tokens && `${number(snapshot.spent.tokens)} tokens`,
     ].filter(Boolean).join(" · "));
     say(workflow, `${safe(snapshot.workflow)}, version ${safe(snapshot.version)}`);
     draw();
