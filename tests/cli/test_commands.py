@@ -13,6 +13,7 @@ from tests.support import opened
 from durable_batches import BatchConfig, Store
 from durable_batches.cli.exits import Exit
 from durable_batches.clock import SystemClock
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.notes import BlockedAt, LongCallsOf, RunningActivity, WorkerNote, encode_note
 from durable_batches.lifecycle.primitives import from_micros
 from durable_batches.lifecycle.spending import Spend, encode_spends
@@ -90,14 +91,14 @@ async def _spend(store: Store) -> None:
     async with opened(store):
         hand = await Scene(store, pass_time).worker(lease=1_000)
         (claim,) = await hand.claim(1, workflows=[("translate", "1")])
-        facts = [hand.recorded(claim, "key", spent=spent), hand.released(claim)]
+        facts: list[Fact] = [hand.recorded(claim, "key", spent=spent), hand.released(claim)]
         await store.commit(hand.worker_id, hand.number + 1, facts)
         await store.leave(hand.worker_id)
 
 
 def test_what_a_batch_spends_is_shown(commands: Commands) -> None:
     commands.submit("monday", "one", runs=False)
-    assert commands("spent", "monday").err == "no call has said that it spent anything\n"
+    assert commands("spent", "monday").err.endswith("no call has said that it spent anything\n")
     asyncio.run(_spend(commands.make()))
     assert "spent          0.1 and 1,200 tokens\n" in commands("show", "monday").out
     lines = [line.split() for line in commands("spent", "monday").out.splitlines()]

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from itertools import product
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from durable_batches import (
     ConfigurationError,
     MemoryStore,
     StoreUnavailableError,
+    current_activity,
+    durable_activity,
     enter_stage,
     workflow,
 )
@@ -119,6 +122,25 @@ async def test_everything_about_it_is_shown(scene: Scene) -> None:
     why = (await scene.client.get("/batches/batch/explain")).json
     assert why["reasons"][0]["tag"] == "running"
     assert len(why["sentences"]) == len(why["reasons"])
+
+
+async def test_what_a_batch_spends_is_shown_exactly() -> None:
+    @durable_activity
+    async def ask(document: str) -> str:
+        current_activity().spend(tokens=9, cost=Decimal(document), model="small")
+        return document
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await ask(document)
+
+    async with BatchOrchestrator(run, store=MemoryStore()) as batches:
+        client = Client(create_app(batches, allow_anonymous=True))
+        await batches.result(await batches.submit(["0.0000001", "1E+2"], batch_id="batch"))
+        spent = (await client.get("/batches/batch/spent")).json
+        assert spent["total"] == {"tokens": 18, "cost": "100.0000001"}
+        assert spent["by_model"]["small"]["cost"] == "100.0000001"
+        assert (await client.get("/batches/batch")).json["spent"] == spent["total"]
 
 
 async def test_no_more_documents_are_read_than_are_shown() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from durable_batches.lifecycle.batch_core import decode_core
 from durable_batches.lifecycle.commands import Seal
+from durable_batches.lifecycle.facts import Fact
 from durable_batches.lifecycle.records import GENERATION, BatchRecord, WorkerId, WorkerRecord
 from durable_batches.lifecycle.spending import Spend, encode_spends, spending_of
 from durable_batches.lifecycle.states import BatchId
@@ -157,7 +158,7 @@ class LevelsConformance(Conformance):
         one, two = await hand.claim(2)
         cent, two_cents = _spent("0.01"), _spent("0.02")
         before = await scene.look(batch_id)
-        facts = [
+        facts: list[Fact] = [
             hand.recorded(one, "a", spent=cent),
             hand.recorded(one, "free"),
             hand.recorded_failure(two, "b", spent=two_cents),
