@@ -67,7 +67,8 @@ async def read(document: str) -> list[int]:
     _provider.get().ask(3)
     if document == "flaky" and current_activity().attempt == 1:
         raise ConnectionError("paid, and no answer")
-    return [1, 2]
+    # One page of what fails: of two, the other would be in flight when the process is killed, which nobody counts.
+    return [2] if document == "bad" else [1, 2]
 
 
 @durable_activity(stage=Writing, retry=ONCE)
@@ -107,12 +108,12 @@ async def test_the_bill_is_the_providers(open_store: StoreMaker) -> None:
         assert (await env.batches.snapshot(batch_id)).spent == spending.total == provider.bill
         assert {name: amount.cost for name, amount in spending.by_activity.items()} == {
             "read": 12 * CENT,
-            "write": 9 * CENT,
+            "write": 8 * CENT,
             "conclude": 7 * CENT,
         }
         assert {name: amount.cost for name, amount in spending.by_stage.items()} == {
             "reading": 12 * CENT,
-            "writing": 9 * CENT,
+            "writing": 8 * CENT,
         }
         assert spending.resolver == Amount(tokens=70, cost=7 * CENT)
         assert spending.by_model["model-3"].input_tokens == 24 * 4
