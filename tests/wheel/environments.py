@@ -32,6 +32,8 @@ KEPT: Final = ROOT / ".venv" / "wheel"
 
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 EXTRAS: Final = ("cli", "extraction", "fsspec", "otel", "postgres", "testing", "web")
+APART: Final = ("dask", "ray")
+"""Extras that are larger than all others together; the lane of clusters has them."""
 NAME: Final = "durable-batches"
 
 _SUITABLE: Final = """

@@ -23,7 +23,17 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from tests.docs.test_snippets import snippets
 from tests.postgres.databases import without_schema
-from tests.wheel.environments import EXTRAS, KEPT, PYTHONS, ROOT, Environment, lower_bounds, prepared, requirements
+from tests.wheel.environments import (
+    APART,
+    EXTRAS,
+    KEPT,
+    PYTHONS,
+    ROOT,
+    Environment,
+    lower_bounds,
+    prepared,
+    requirements,
+)
 
 from durable_batches.version import DOCS_URL, REPOSITORY_URL, VERSION
 
@@ -143,7 +153,7 @@ def test_the_metadata_says_what_users_need(metadata: Message) -> None:
     assert metadata["Version"] == VERSION
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
-    assert metadata.get_all("Provides-Extra") == ["all", *EXTRAS]
+    assert metadata.get_all("Provides-Extra") == ["all", *sorted([*EXTRAS, *APART])]
     assert metadata.get_all("Project-URL") == [
         f"Documentation, {DOCS_URL}",
         f"Repository, {REPOSITORY_URL}",
