@@ -210,6 +210,106 @@ def test_a_store_whose_clock_is_set_neither_stops_the_fleet_nor_lets_more_begin(
     assert len(fleet.begun) >= 0.95 * 600 * 70 / 60
 
 
+def test_a_cool_down_that_was_told_to_nobody_is_told_again() -> None:
+    fleet, (one, two) = fleet_of(2, requests=600)
+    one.call()
+    run(fleet, 1)
+    one.admission.refuse(one.now(), one.held[0], 20.0)
+    assert one.ask()
+    # As if the take had not been made.
+    fleet.data = None
+    one.answer(lost=True)
+    assert one.ask()
+    one.answer()
+    two.call()
+    assert two.ask()
+    assert two.under_way is not None
+    assert 19 < two.under_way[1].cool_down <= two.under_way[1].begins_in <= 20
+
+
+# ---- slices and answers --------------------------------------------------------------------------------------------
+
+
+def test_a_slice_that_is_used_at_its_end_is_no_more_than_a_minute_before_the_next() -> None:
+    fleet, (one, two) = fleet_of(2, tokens=1_000)
+    one.call(1_000)
+    assert one.ask()
+    fleet.now += 0.95
+    one.answer()
+    two.call(1_000)
+    run(fleet, 65)
+    (first, _), (second, _) = fleet.begun
+    assert 60 <= second - first <= 61
+
+
+def test_what_comes_after_its_slice_is_not_used() -> None:
+    fleet, (one, two) = fleet_of(2, tokens=1_000)
+    one.call(1_000)
+    assert one.ask()
+    two.call(1_000)
+    assert two.ask()
+    two.answer()
+    fleet.now += 5
+    one.answer()
+    assert not fleet.begun
+    # Its own comes back with the next take; others have theirs when they were promised it.
+    run(fleet, 130)
+    (first, _), (second, _) = fleet.begun
+    assert second - first >= 60
+
+
+def test_an_answer_that_is_lost_loses_what_it_granted_and_no_debt() -> None:
+    fleet, (one, two) = fleet_of(2, tokens=600)
+    ticket = one.call(10)
+    run(fleet, 0.1)
+    one.settle(ticket, 310)
+    one.end(ticket)
+    fleet.now += 2
+    before = fleet.data
+    assert one.ask()
+    fleet.data = before
+    one.answer(lost=True)
+    run(fleet, 2)
+    other = two.call(10)
+    run(fleet, 10)
+    assert other.granted is None
+
+
+def test_a_call_that_does_not_begin_leaves_its_part_to_the_next() -> None:
+    fleet, (one, _) = fleet_of(2, requests=600, tokens=60_000)
+    ticket = one.call(700)
+    run(fleet, 0.1)
+    takes = fleet.takes
+    for _ in range(5):
+        assert ticket.granted is not None
+        one.held.remove(ticket)
+        one.admission.withdraw(one.now(), ticket)
+        ticket = one.call(700)
+    assert fleet.takes == takes
+    run(fleet, 3)
+    one.end(ticket)
+    one.admission.settle(one.now(), ticket, 0)
+    run(fleet, 3)
+    grant = one.admission.credit.grant if one.admission.credit else None
+    assert grant is not None
+    assert (grant.left_requests, grant.left_tokens) == (599, 60_000)
+
+
+def test_what_was_taken_is_known_also_when_a_worker_without_that_limit_takes() -> None:
+    fleet = Fleet()
+    limited = Member(fleet, "limited", 0.0, requests=60, tokens=1_000)
+    limited.call(1_000)
+    run(fleet, 1)
+    fleet.kill(limited)
+    other = Member(fleet, "other", 0.0, requests=60)
+    other.call(1_000)
+    run(fleet, 2)
+    again = Member(fleet, "again", 0.0, requests=60, tokens=1_000)
+    ticket = again.call(1_000)
+    run(fleet, 10)
+    assert ticket.granted is None
+
+
 # ---- any interleaving --------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from durable_batches import (
     BatchOrchestrator,
     ConfigurationError,
     MemoryStore,
+    RateLimitedError,
     SQLiteStore,
     StoreUnavailableError,
     Worker,
@@ -25,10 +26,10 @@ from durable_batches import (
     workflow,
 )
 from durable_batches.flow import CentralRateLimiter
-from durable_batches.lifecycle.records import SharedLimit, SharedWrites, WorkerId
+from durable_batches.lifecycle.records import EventRecord, SharedLimit, SharedWrites, WorkerId
 from durable_batches.runtime.limits import Limiter
 from durable_batches.stores import Store
-from durable_batches.testing import ManualClock
+from durable_batches.testing import ManualClock, activity_context
 
 
 class Provider:
@@ -83,7 +84,7 @@ async def fleet(
             orchestrator = BatchOrchestrator(provider.workflow_of(f"documents-{number}", limiter), worker=worker)
             await stack.enter_async_context(orchestrator)
             batch_id = await orchestrator.submit(
-                range(documents), document_id=str, config=BatchConfig(concurrency=documents)
+                range(documents), document_id=str, config=BatchConfig(concurrency=documents or 1)
             )
             batches.append((orchestrator, batch_id))
         yield batches
@@ -150,6 +151,40 @@ class FlakyStore(MemoryStore):
         return await super().take(name, worker, plan)
 
 
+class LateStore(FlakyStore):
+    """A store that answers a worker that leaves when others have taken twice since."""
+
+    is_late = False
+
+    async def leave(self, worker: WorkerId) -> Sequence[EventRecord]:
+        events = await super().leave(worker)
+        takes = self.taken
+        if self.is_late:
+            self.is_late = False
+            await eventually(lambda: self.taken >= takes + 2)
+        return events
+
+
+async def test_calls_that_run_are_counted_when_another_worker_supplies_their_limiter(clock: ManualClock) -> None:
+    """They were calls at once of the worker that leaves; a third one has none of them before they have ended."""
+    provider = Provider(clock, takes=20.0)
+    store = LateStore(clock=clock)
+    limiter, other = (CentralRateLimiter(max_concurrent=2, shared="provider") for _ in range(2))
+    async with fleet(provider, lambda: store, 0, limiter, limiter, other) as batches, moving(clock, 0.05):
+        one, two, three = [orchestrator for orchestrator, _ in batches]
+        await within(one.run([1]))
+        running = await two.submit([1, 2], document_id=str)
+        await eventually(lambda: provider.inside == 2)
+        waiting = await three.submit([1, 2], document_id=str)
+        await eventually(lambda: other.metrics().waiting == 2)
+        store.is_late = True
+        await one.worker.__aexit__(None, None, None)
+        await within(three.result(waiting))
+        await within(two.result(running))
+        await one.worker.__aenter__()
+    assert provider.most == 2
+
+
 async def test_while_the_store_is_away_nothing_begins_beyond_what_was_granted(
     clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,6 +215,26 @@ async def test_the_hot_path_does_not_ask_the_store(clock: ManualClock) -> None:
         await within(orchestrator.result(batch_id))
     assert len(provider.began) == 200
     assert store.taken <= 10
+
+
+async def test_who_must_not_wait_is_refused_and_has_its_part_soon(clock: ManualClock) -> None:
+    provider = Provider(clock)
+    store = FlakyStore(clock=clock)
+    limiter = CentralRateLimiter(requests_per_minute=600, shared="provider")
+    async with fleet(provider, lambda: store, 1, limiter) as batches:
+        async with moving(clock, 0.05):
+            ((orchestrator, batch_id),) = batches
+            await within(orchestrator.result(batch_id))
+            idle = clock.boot() + 10
+            await eventually(lambda: clock.boot() > idle)
+        with activity_context(clock=clock):
+            with pytest.raises(RateLimitedError):
+                async with limiter.permit(wait=False):
+                    pass
+            takes = store.taken
+            await eventually(lambda: store.taken > takes)
+            async with limiter.permit(wait=False):
+                pass
 
 
 async def test_different_limits_of_one_name_are_said_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:

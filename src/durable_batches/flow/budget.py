@@ -170,8 +170,9 @@ def plan_take(limit: SharedLimit, worker: WorkerId, ask: Ask) -> SharedWrites[Gr
         "offset": offset,
         "latest": moment,
         "cool_until": cool_until if cool_until > moment else 0.0,
-        "requests": None if requests is None else requests.dump(),
-        "tokens": None if tokens is None else tokens.dump(),
+        # Kept also while nobody is here that has the limit.
+        "requests": state.get("requests") if requests is None else requests.dump(),
+        "tokens": state.get("tokens") if tokens is None else tokens.dump(),
     }
     return SharedWrites(_encoded(data), SharedSlot(row.held, _encoded(row[1:])), grant)
 
@@ -186,7 +187,8 @@ def _encoded(data: object) -> bytes:
 
 def _row_of(slot: SharedSlot) -> _Row:
     limits, *rest = json.loads(slot.data)
-    return _Row(slot.amount, Limits(*limits), *rest)
+    # A newer library may say more.
+    return _Row(slot.amount, Limits(*limits[: len(Limits._fields)]), *rest[: len(_Row._fields) - 2])
 
 
 def _moment(now: float, state: Mapping[str, Any], own: _Row | None, elapsed: float | None) -> tuple[float, float]:

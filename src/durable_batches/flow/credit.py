@@ -18,7 +18,7 @@ __all__ = ["Credit", "Slice"]
 _MOST_CALLS: Final = 1_000
 """Of which the store is told at once."""
 _AGAIN_SECONDS: Final = 0.5
-"""After which a worker that gets no calls at once asks again."""
+"""After which a worker asks again that has none of the calls at once, or whose calls do not wait."""
 _MOST_UNUSED: Final = 100
 """Slices; what was not used of earlier ones is not given back."""
 _TINY: Final = 1e-6
@@ -172,7 +172,7 @@ class Credit:
             return max(moment, min(later, self._asked_at + _AGAIN_SECONDS)) if self._was_short else max(moment, later)
         if in_flight >= self.at_once:
             # Its turn comes, or those of others end; and once in a while others learn that some wait here.
-            return max(moment, self._asked_at + _AGAIN_SECONDS, ready)
+            return max(moment, self._asked_at + (SLICE_SECONDS if in_flight else _AGAIN_SECONDS), ready)
         if self.ready_at(moment, waiting) == math.inf:
             return max(moment, ready)
         if self.at_once < math.inf:
@@ -258,11 +258,14 @@ class Credit:
             self._tells_cool_down = True
 
     def reset(self) -> None:
-        """Drop all: the worker that it was granted to is gone."""
+        """Drop what was granted: the worker that it was granted to is gone. The next one says what was not used."""
+        for part in self._slices:
+            self._note_unused(part, part.requests, part.tokens)
         self._slices.clear()
         self.grant = None
         self._asked_at = -math.inf
-        self._unused, self._debt = {}, 0.0
+        # Calls that run have to be counted as another worker's.
+        self._has_begun = True
 
     # ---- inside --------------------------------------------------------------------------------------------------
 

@@ -70,6 +70,12 @@ class Refill:
                 credit.reset()
             self._wake()
 
+    async def handed_over(self) -> None:
+        """Wait until the worker that supplies it now has said what runs; of another event loop, do not wait."""
+        member = self._members[0] if self._members else None
+        if member is not None and member.loop is asyncio.get_running_loop():
+            await member.has_taken.wait()
+
     def look(self, now: float) -> None:
         """Ask sooner than was meant, if calls need it; with the lock held, on any thread."""
         if now + self._admission.asks_in(now) < self._due - _EARLY_SECONDS:
@@ -98,10 +104,12 @@ class Refill:
                 seconds = self._admission.asks_in(now)
                 self._due = now + seconds
             if seconds > _EARLY_SECONDS:
+                member.has_taken.set()
                 await member.sleep(clock, seconds)
                 continue
             try:
                 await self._take(budget)
+                member.has_taken.set()
                 pauses.reset()
             except StoreUnavailableError:
                 # Calls wait meanwhile: nothing begins beyond what was granted.
@@ -149,12 +157,13 @@ class Refill:
 class _Member:
     """A worker that supplies it, or will."""
 
-    __slots__ = ("budget", "loop", "wake")
+    __slots__ = ("budget", "has_taken", "loop", "wake")
 
     def __init__(self, budget: Budget) -> None:
         self.budget: Final = budget
         self.loop: Final = asyncio.get_running_loop()
         self.wake: Final = asyncio.Event()
+        self.has_taken: Final = asyncio.Event()
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
         """Sleep until there is more to do, or for so long."""

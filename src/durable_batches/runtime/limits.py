@@ -153,6 +153,10 @@ class Supply(Protocol):
         """Take note that the worker supplies it no more: its `run` has ended."""
         ...
 
+    async def handed_over(self) -> None:
+        """Wait until another worker of this event loop supplies it, if there is one."""
+        ...
+
 
 @runtime_checkable
 class SharesLimits(Protocol):

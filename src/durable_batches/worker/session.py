@@ -499,6 +499,7 @@ class Session:
         await drained
         self.journal.close()
         await journal
+        await self._budgets.hand_over()
         # A connection that a fault of the network has left behind is found out by this, and another one will do.
         await ride_out(
             partial(self._membership.deregister, self.worker_id),

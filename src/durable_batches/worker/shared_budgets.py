@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TypeVar
 
-from durable_batches.clock import Clock
+from durable_batches.clock import Clock, Deadline
 from durable_batches.errors import ConfigurationError, StoreUnavailableError
 from durable_batches.lifecycle.records import SharedLimit, SharedWrites, WorkerId
 from durable_batches.outage import Outage, Outages
@@ -16,6 +17,9 @@ from durable_batches.stores.protocol import SharedLimits, Store
 __all__ = ["SharedBudgets", "check_shared"]
 
 T = TypeVar("T")
+
+_HAND_OVER_SECONDS: Final = 5.0
+"""How long a worker that leaves waits for another one that supplies a limiter after it."""
 
 
 def supply_of(limiter: object) -> Supply | None:
@@ -68,6 +72,7 @@ class SharedBudgets:
         self._clock = clock
         self._outages = outages
         self._known: dict[str, object] = {}
+        self._supplies: list[Supply] = []
         self._tasks: dict[asyncio.Task[None], tuple[Supply, _Budget]] = {}
         self._ended: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
 
@@ -102,12 +107,30 @@ class SharedBudgets:
         try:
             (await self._ended).result()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            for supply, budget in self._tasks.values():
-                supply.leave(budget)
-                budget.outage.give_up()
+            await self._end()
+
+    async def hand_over(self) -> None:
+        """End all; other workers of the process that use the same limiters supply them from now on.
+
+        To be called while the worker's row is there: calls of theirs that run are among its calls at once.
+        """
+        await self._end()
+        supplies, self._supplies = self._supplies, []
+        for supply in supplies:
+            with suppress(TimeoutError):
+                async with Deadline(self._clock, _HAND_OVER_SECONDS):
+                    await supply.handed_over()
+
+    async def _end(self) -> None:
+        tasks, self._tasks = self._tasks, {}
+        for task in tasks:
+            task.remove_done_callback(self._has_ended)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for supply, budget in tasks.values():
+            supply.leave(budget)
+            budget.outage.give_up()
+            self._supplies.append(supply)
 
 
 class _Budget:
