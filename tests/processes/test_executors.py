@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.executors.activities import exit_on, hang_for_ever, killed_once, where
-from tests.executors.slow_to_import import double_slowly
+from tests.executors.slow_to_import import TIMEOUT, double_slowly, importing
 from tests.processes.children import until
 from tests.support import STAGES, turns, within
 
@@ -73,9 +73,18 @@ async def test_a_timeout_does_not_hold_the_start_of_a_process_and_its_imports() 
     async def trial(number: int) -> int:
         return await double_slowly(number)
 
-    async with BatchOrchestrator(trial, worker=Worker(MemoryStore(), executors={"cpu": process_pool(1)})) as batches:
-        result = await within(batches.run(range(2)))
-        assert result.counts.succeeded == 2
+    mark, clock = importing(os.getpid()), ManualClock()
+    worker = Worker(MemoryStore(clock=clock), executors={"cpu": process_pool(1)}, clock=clock)
+    try:
+        async with BatchOrchestrator(trial, worker=worker) as batches:
+            batch_id = await batches.submit(range(2))
+            await until(mark.exists, "the child to import the activity's module")
+            clock.advance(5 * TIMEOUT.total_seconds())
+            await turns(20)
+            mark.unlink()
+            assert (await within(batches.result(batch_id))).counts.succeeded == 2
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 async def test_children_end_with_a_worker_that_is_killed(tmp_path: Path) -> None:

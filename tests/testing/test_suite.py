@@ -126,6 +126,11 @@ class ClaimsEveryWorkflow(MemoryStore):
         return super()._claim(worker, number, request._replace(workflows=frozenset(every)), committed)
 
 
+class LeavesNothingOut(MemoryStore):
+    def _claim(self, worker: WorkerId, number: int, request: ClaimRequest, committed: Committed) -> Committed:
+        return super()._claim(worker, number, request._replace(without=frozenset()), committed)
+
+
 class NeverLooksAgain(MemoryStore):
     def _next_due(self, request: ClaimRequest, now: Micros) -> Micros | None:
         return None
@@ -350,6 +355,7 @@ FAULTS: Final[dict[type[MemoryStore], str]] = {
     NeverSleeps: "test_a_resolver_sleeps_until_its_retry",
     ForgetsWhatIsHeld: "test_suspects_come_alone",
     ClaimsEveryWorkflow: "test_only_the_workers_workflows_are_claimed",
+    LeavesNothingOut: "test_a_claim_takes_only_from_the_batches_that_it_names",
     NeverLooksAgain: "test_a_claim_knows_when_to_look_again",
     TakesAllCheckpoints: "test_checkpoints_come_with_the_claim",
     LosesMarks: "test_entering_a_stage_marks_the_document",
