@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 __all__ = [
+    "NotBegun",
     "ReusableLock",
     "completed",
     "is_closed_by",
@@ -22,6 +23,14 @@ __all__ = [
     "thread_ended",
     "wake",
 ]
+
+
+class NotBegun(asyncio.CancelledError):
+    """Ends the block of a call that has not begun: it waits again, nothing was used, and nothing is known of it.
+
+    What does not know it may take it for a call that was cancelled.
+    """
+
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

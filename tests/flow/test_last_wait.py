@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import timedelta
+from typing import Any
 
 from tests.executors.activities import double
 from tests.executors.engines import Engine
@@ -17,6 +18,8 @@ from durable_batches.executors.remote import run_call
 from durable_batches.flow import CentralRateLimiter
 from durable_batches.runtime.attempt_result import AttemptSucceeded
 from durable_batches.runtime.classify import default_classifier
+from durable_batches.runtime.middleware import CallNext, MiddlewareCall
+from durable_batches.telemetry import NotBegun
 from durable_batches.testing import ManualClock, environment
 
 
@@ -103,6 +106,16 @@ async def test_a_call_that_waits_for_a_place_holds_no_permit_and_without_one_no_
     await executors.open(trial.threads)
     trial.resources.elsewhere = executors
     ended: list[str] = []
+    not_begun: list[str] = []
+
+    async def watch(call: MiddlewareCall, call_next: CallNext, /) -> Any:
+        try:
+            return await call_next()
+        except NotBegun:
+            not_begun.append(call.key)
+            raise
+
+    trial.resources.middleware = (watch,)
 
     async def run(name: str, call: asyncio.Future[int]) -> None:
         await call
@@ -128,6 +141,8 @@ async def test_a_call_that_waits_for_a_place_holds_no_permit_and_without_one_no_
 
     assert isinstance(await within(trial.end(body)), AttemptSucceeded)
     assert ended == ["other", "limited"]
+    # What measures attempts knows that there was none.
+    assert len(not_begun) == 1
     assert limiter.metrics().requests_available == 59
     await executors.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,7 +29,7 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
-from durable_batches.telemetry import OpenTelemetry
+from durable_batches.telemetry import ActivityDetails, NotBegun, OpenTelemetry
 
 SECRET = "the-payload"
 
@@ -250,6 +251,20 @@ async def test_an_attempt_that_is_left_out_has_no_spans_of_activities() -> None:
     assert received.spans() == []
     assert received.metrics()["durable_batches.activity.duration"]
     received.tracer.shutdown()
+
+
+def test_an_attempt_of_a_call_that_could_not_begin_has_no_duration(received: Received) -> None:
+    call = ActivityDetails(batch_id="b", document_id="a", activity="ask", attempt=1)
+    with received.tracer.get_tracer("").start_as_current_span("attempt"):
+        for error in (NotBegun(), asyncio.CancelledError(), None):
+            with suppress(asyncio.CancelledError), received.telemetry.calling(call):
+                if error is not None:
+                    raise error
+    (point,) = received.metrics()["durable_batches.activity.duration"]
+    assert isinstance(point, HistogramDataPoint)
+    assert point.count == 2
+    outcomes = [(span.attributes or {}).get("durable_batches.outcome") for span in received.spans("activity ask")]
+    assert outcomes == ["not_begun", None, None]
 
 
 async def test_log_lines_are_written_within_the_span_of_their_attempt(

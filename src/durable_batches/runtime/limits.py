@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -12,6 +11,7 @@ from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError, NotInActivityError
 from durable_batches.lifecycle.records import SharedLimit, SharedWrites, WorkerId
 from durable_batches.options import check_instance
+from durable_batches.tasks import NotBegun
 
 __all__ = [
     "Budget",
@@ -29,13 +29,6 @@ __all__ = [
 
 
 T = TypeVar("T")
-
-
-class NotBegun(CancelledError):
-    """Ends the block of a permit whose call has not begun: nothing was used, and nothing is known of the provider.
-
-    A limiter that does not know it may take it for a call that was cancelled.
-    """
 
 
 class Permit(Protocol):

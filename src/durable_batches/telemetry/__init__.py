@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from durable_batches.tasks import NotBegun
 from durable_batches.telemetry.hooks import (
     ActivityDetails,
     AttemptDetails,
@@ -32,6 +33,7 @@ __all__ = [
     "CommitOutcome",
     "ExecutorGauges",
     "LimiterGauges",
+    "NotBegun",
     "OpenTelemetry",
     "SubmissionDetails",
     "Telemetry",

@@ -209,7 +209,11 @@ class Telemetry(Protocol):
         ...
 
     def calling(self, call: ActivityDetails, /) -> AbstractContextManager[object]:
-        """Follow an attempt of a call of an activity; an error of the activity passes through it."""
+        """Follow an attempt of a call of an activity; an error of the activity passes through it.
+
+        So does `NotBegun`, an `asyncio.CancelledError`, of one that has a limiter and could not begin: it waits again,
+        and is followed anew.
+        """
         ...
 
     def committing(self, commit: CommitDetails, /) -> AbstractContextManager[EndOfCommit]:

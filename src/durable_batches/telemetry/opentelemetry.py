@@ -14,6 +14,7 @@ from typing import Final
 from durable_batches.clock import SystemClock
 from durable_batches.errors import MissingExtraError
 from durable_batches.options import check_callable
+from durable_batches.tasks import NotBegun
 from durable_batches.telemetry.hooks import (
     ActivityDetails,
     AttemptDetails,
@@ -264,8 +265,14 @@ class OpenTelemetry:
         else:
             around = nullcontext()
         with around as span:
+            has_begun = True
             try:
                 yield
+            except NotBegun:
+                has_begun = False
+                if span is not None:
+                    span.set_attribute(_OUTCOME, "not_begun")
+                raise
             except BaseException as error:
                 # A cancellation is no failure of the activity.
                 if not isinstance(error, asyncio.CancelledError):
@@ -274,7 +281,8 @@ class OpenTelemetry:
                         _fail(span, type(error).__name__)
                 raise
             finally:
-                self._activities.record(self._clock.boot() - began, measured)
+                if has_begun:
+                    self._activities.record(self._clock.boot() - began, measured)
 
     @contextmanager
     def committing(self, commit: CommitDetails, /) -> Generator[EndOfCommit]:
