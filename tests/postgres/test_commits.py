@@ -70,8 +70,8 @@ async def two_documents(store: PostgresStore, *, lease: float = 30.0) -> tuple[S
 
 
 @pytest.mark.parametrize("stages", [[0], [0, 1, 2]], ids=["checkpoints", "checkpoints and stages"])
-async def test_a_commit_takes_one_round_trip(postgres_dsn: str, postgres_schema: str, stages: list[int]) -> None:
-    async with through_a_wire(postgres_dsn, postgres_schema) as (store, wire):
+async def test_a_commit_takes_one_round_trip(postgres_dsn: str, migrated_schema: str, stages: list[int]) -> None:
+    async with through_a_wire(postgres_dsn, migrated_schema) as (store, wire):
         scene, hand, claims = await two_documents(store)
         said: list[int] = []
         for number, (stage, claim) in enumerate(product(stages * (6 // len(stages)), claims)):
@@ -88,9 +88,9 @@ async def test_a_commit_takes_one_round_trip(postgres_dsn: str, postgres_schema:
             assert len(recorded) == 6
 
 
-async def test_what_another_process_has_changed_is_noticed(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_what_another_process_has_changed_is_noticed(postgres_dsn: str, migrated_schema: str) -> None:
     """A command, and another worker's claim and report: nothing of them is overwritten by what was known before."""
-    async with store_at(postgres_dsn, postgres_schema) as store, store_at(postgres_dsn, postgres_schema) as elsewhere:
+    async with store_at(postgres_dsn, migrated_schema) as store, store_at(postgres_dsn, migrated_schema) as elsewhere:
         scene = Scene(store, asyncio.sleep)
         batch_id = await scene.batch(3)
         hand = await scene.worker()
@@ -124,17 +124,17 @@ async def until_it_waits(holder: asyncpg.Connection[asyncpg.Record]) -> None:
 
 @pytest.mark.parametrize("mark", [None, 1], ids=["a checkpoint", "a checkpoint and a stage"])
 async def test_what_another_session_changes_at_the_same_moment_is_noticed(
-    postgres_dsn: str, postgres_schema: str, mark: int | None
+    postgres_dsn: str, migrated_schema: str, mark: int | None
 ) -> None:
     """A commit that waits for a batch's row checks it as it is when it gets it."""
-    async with store_at(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, migrated_schema) as store:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         batch_id = claims[0].execution.batch_id
         session = await asyncpg.connect(postgres_dsn)
         try:
             async with session.transaction():
-                await session.execute(f"UPDATE {postgres_schema}.batch SET paused = true WHERE batch_id = $1", batch_id)
+                await session.execute(f"UPDATE {migrated_schema}.batch SET paused = true WHERE batch_id = $1", batch_id)
                 committing = asyncio.create_task(hand.report(result(claims[0], "second", mark=mark)))
                 if mark is None:
                     # Checkpoints alone wait for no lock.
@@ -151,13 +151,13 @@ async def test_what_another_session_changes_at_the_same_moment_is_noticed(
 
 
 async def test_a_commit_waits_for_a_lock_no_longer_than_its_lease_allows(
-    postgres_dsn: str, postgres_schema: str
+    postgres_dsn: str, migrated_schema: str
 ) -> None:
     """Meanwhile the lease cannot be renewed, since the commit holds the worker's row."""
     # Everything else would wait for an hour.
     hour = timedelta(hours=1)
     async with opened(
-        PostgresStore(postgres_dsn, schema=postgres_schema, statement_timeout=hour, lock_timeout=hour)
+        PostgresStore(postgres_dsn, schema=migrated_schema, statement_timeout=hour, lock_timeout=hour)
     ) as store:
         _, hand, claims = await two_documents(store, lease=3.0)
         await hand.report(result(claims[0], "first"))
@@ -166,7 +166,7 @@ async def test_a_commit_waits_for_a_lock_no_longer_than_its_lease_allows(
         session = await asyncpg.connect(postgres_dsn)
         try:
             async with session.transaction():
-                await session.execute(f"SELECT 1 FROM {postgres_schema}.batch FOR UPDATE")
+                await session.execute(f"SELECT 1 FROM {migrated_schema}.batch FOR UPDATE")
                 # The first in one statement; after it has waited in vain, the next under locks.
                 for _ in ("in one statement", "under locks"):
                     with pytest.raises(StoreLockedError):
@@ -175,14 +175,14 @@ async def test_a_commit_waits_for_a_lock_no_longer_than_its_lease_allows(
             await session.close()
 
 
-async def test_a_worker_that_is_expired_while_it_commits_is_fenced(postgres_dsn: str, postgres_schema: str) -> None:
-    async with store_at(postgres_dsn, postgres_schema) as store:
+async def test_a_worker_that_is_expired_while_it_commits_is_fenced(postgres_dsn: str, migrated_schema: str) -> None:
+    async with store_at(postgres_dsn, migrated_schema) as store:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         session = await asyncpg.connect(postgres_dsn)
         try:
             async with session.transaction():
-                await session.execute(f"DELETE FROM {postgres_schema}.worker")
+                await session.execute(f"DELETE FROM {migrated_schema}.worker")
                 late = asyncio.create_task(
                     store.commit(hand.worker_id, hand.number + 1, [result(claims[0], "late", mark=2)])
                 )
@@ -196,8 +196,8 @@ async def test_a_worker_that_is_expired_while_it_commits_is_fenced(postgres_dsn:
 
 
 @pytest.mark.parametrize("fate", ["cut before", "cut after"])
-async def test_one_whose_reply_is_lost_is_made_once(postgres_dsn: str, postgres_schema: str, fate: Fate) -> None:
-    async with through_a_wire(postgres_dsn, postgres_schema) as (store, wire):
+async def test_one_whose_reply_is_lost_is_made_once(postgres_dsn: str, migrated_schema: str, fate: Fate) -> None:
+    async with through_a_wire(postgres_dsn, migrated_schema) as (store, wire):
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"), result(claims[1], "first"))
         await hand.report(result(claims[0], "second"))
@@ -215,8 +215,8 @@ async def test_one_whose_reply_is_lost_is_made_once(postgres_dsn: str, postgres_
         assert (await scene.look(batch_id)).state == "completed"
 
 
-async def test_a_number_is_used_once_wherever_that_was(postgres_dsn: str, postgres_schema: str) -> None:
-    async with store_at(postgres_dsn, postgres_schema) as store, store_at(postgres_dsn, postgres_schema) as elsewhere:
+async def test_a_number_is_used_once_wherever_that_was(postgres_dsn: str, migrated_schema: str) -> None:
+    async with store_at(postgres_dsn, migrated_schema) as store, store_at(postgres_dsn, migrated_schema) as elsewhere:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         number = hand.number + 1
@@ -226,9 +226,9 @@ async def test_a_number_is_used_once_wherever_that_was(postgres_dsn: str, postgr
         assert [checkpoint.payload for checkpoint in recorded] == [b"first", b"second"]
 
 
-async def test_a_refused_fact_is_committed_under_locks(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_a_refused_fact_is_committed_under_locks(postgres_dsn: str, migrated_schema: str) -> None:
     """Its refusal is kept with the number, for when the reply is lost."""
-    async with store_at(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, migrated_schema) as store:
         scene, hand, claims = await two_documents(store)
         await hand.report(result(claims[0], "first"))
         stale = result(claims[0], "stale")._replace(attempt=7)
@@ -240,9 +240,9 @@ async def test_a_refused_fact_is_committed_under_locks(postgres_dsn: str, postgr
         await scene.check()
 
 
-async def test_the_servers_clock_is_what_a_commit_goes_by(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_the_servers_clock_is_what_a_commit_goes_by(postgres_dsn: str, migrated_schema: str) -> None:
     """Also where it is reckoned, and not asked for: the times of events never go back."""
-    async with store_at(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, migrated_schema) as store:
         _, hand, claims = await two_documents(store)
         for number in range(20):
             await hand.report(result(claims[0], f"step-{number}", mark=min(number, 2)))
@@ -258,10 +258,10 @@ async def test_the_servers_clock_is_what_a_commit_goes_by(postgres_dsn: str, pos
 
 
 async def test_a_time_that_is_computed_too_low_dates_no_event_before_the_last(
-    postgres_dsn: str, postgres_schema: str
+    postgres_dsn: str, migrated_schema: str
 ) -> None:
     """It is too low by as long as the server's answer took, which under load is much."""
-    async with store_at(postgres_dsn, postgres_schema) as store:
+    async with store_at(postgres_dsn, migrated_schema) as store:
         _, hand, claims = await two_documents(store)
         (cache,) = store._commits._caches.values()
         for stage in (0, 1, 2):
@@ -274,9 +274,9 @@ async def test_a_time_that_is_computed_too_low_dates_no_event_before_the_last(
         assert times == sorted(times)
 
 
-async def test_two_workers_on_one_batch_do_not_go_wrong(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_two_workers_on_one_batch_do_not_go_wrong(postgres_dsn: str, migrated_schema: str) -> None:
     """Both take it again and again that the batch is as they left it."""
-    async with store_at(postgres_dsn, postgres_schema) as store, store_at(postgres_dsn, postgres_schema) as elsewhere:
+    async with store_at(postgres_dsn, migrated_schema) as store, store_at(postgres_dsn, migrated_schema) as elsewhere:
         scene = Scene(store, asyncio.sleep)
         batch_id = await scene.batch(8)
         hands = [await scene.worker(store=place) for place in (store, elsewhere)]

@@ -148,9 +148,9 @@ async def _end_some_sessions(dsn: str, share: float) -> int:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(SOAK_ROUNDS, marks=pytest.mark.soak)])
-async def test_sessions_that_are_ended_at_random(postgres_dsn: str, postgres_schema: str, rounds: int) -> None:
+async def test_sessions_that_are_ended_at_random(postgres_dsn: str, migrated_schema: str, rounds: int) -> None:
     def store() -> PostgresStore:
-        return PostgresStore(postgres_dsn, schema=postgres_schema)
+        return PostgresStore(postgres_dsn, schema=migrated_schema)
 
     ended = 0
 
@@ -286,7 +286,7 @@ class Network:
 
 
 async def test_a_network_that_fails_in_every_way(
-    postgres_dsn: str, postgres_schema: str, monkeypatch: pytest.MonkeyPatch
+    postgres_dsn: str, migrated_schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once each; nobody is away for as long as its lease."""
     monkeypatch.setattr("durable_batches.stores.postgres.connection.database._MARGIN_SECONDS", 0.0)
@@ -298,7 +298,7 @@ async def test_a_network_that_fails_in_every_way(
         dsn, limit = proxy.through(postgres_dsn), timedelta(seconds=3)
 
         def store() -> PostgresStore:
-            return PostgresStore(dsn, schema=postgres_schema, statement_timeout=limit, lock_timeout=limit)
+            return PostgresStore(dsn, schema=migrated_schema, statement_timeout=limit, lock_timeout=limit)
 
         async with workers(2, store, timedelta(hours=1)) as batches:
             await submit(batches, "batch")
@@ -311,11 +311,11 @@ async def test_a_network_that_fails_in_every_way(
 
             await network.each_once(given_up)
             await succeeds(batches, "batch")
-    await check(PostgresStore(postgres_dsn, schema=postgres_schema), ["batch"])
+    await check(PostgresStore(postgres_dsn, schema=migrated_schema), ["batch"])
 
 
 @pytest.mark.soak
-async def test_a_network_that_fails_again_and_again(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_a_network_that_fails_again_and_again(postgres_dsn: str, migrated_schema: str) -> None:
     port = urlsplit(postgres_dsn).port or 0
     names = [f"batch-{number}" for number in range(SOAK_ROUNDS)]
     with Proxy(port) as proxy:
@@ -324,26 +324,26 @@ async def test_a_network_that_fails_again_and_again(postgres_dsn: str, postgres_
         def store() -> PostgresStore:
             dsn = proxy.through(postgres_dsn)
             quick = timedelta(seconds=0.5)
-            return PostgresStore(dsn, schema=postgres_schema, statement_timeout=quick, lock_timeout=quick)
+            return PostgresStore(dsn, schema=migrated_schema, statement_timeout=quick, lock_timeout=quick)
 
         async with workers(2, store, SHORT_LEASE) as batches:
             for name in names:
                 await run_in_trouble(batches, name, network.trouble, most=6)
     assert network.commits_hit > 0
     # Out of reach for most of its lease, a worker counts itself dead.
-    await check(PostgresStore(postgres_dsn, schema=postgres_schema), names, fenced=["process"])
+    await check(PostgresStore(postgres_dsn, schema=migrated_schema), names, fenced=["process"])
 
 
 @pytest.mark.parametrize("fate", ["cut before", "cut after"])
 async def test_a_commit_whose_reply_is_lost_is_made_once(
-    postgres_dsn: str, postgres_schema: str, fate: Fate, caplog: pytest.LogCaptureFixture
+    postgres_dsn: str, migrated_schema: str, fate: Fate, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One commit in sixteen: whether the server had it or not, its number tells when it is repeated."""
     caplog.set_level(logging.WARNING)
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
         dsn = proxy.through(postgres_dsn)
-        async with workers(1, lambda: PostgresStore(dsn, schema=postgres_schema)) as batches:
+        async with workers(1, lambda: PostgresStore(dsn, schema=migrated_schema)) as batches:
             commits, finder = 0, CommitFinder()
 
             def decide(data: bytes) -> Fate:
@@ -359,7 +359,7 @@ async def test_a_commit_whose_reply_is_lost_is_made_once(
     assert commits > 32
     assert any("lost in the middle of a commit" in record.message for record in caplog.records)
     checker = checker_of(here.effects)
-    await check(PostgresStore(postgres_dsn, schema=postgres_schema), ["batch"])
+    await check(PostgresStore(postgres_dsn, schema=migrated_schema), ["batch"])
     # Not one activity ran again for it.
     assert checker.stats.repeated == 0
 
@@ -409,7 +409,7 @@ async def test_an_outage_is_nobodys_crash(caplog: pytest.LogCaptureFixture) -> N
 
 
 async def test_who_is_cut_off_begins_nothing_when_its_lease_may_be_over(
-    postgres_dsn: str, postgres_schema: str
+    postgres_dsn: str, migrated_schema: str
 ) -> None:
     """Others may begin with the same documents from then on; what runs goes on, also while a commit hangs."""
     port = urlsplit(postgres_dsn).port or 0
@@ -445,7 +445,7 @@ async def test_who_is_cut_off_begins_nothing_when_its_lease_may_be_over(
     with Proxy(port) as proxy:
         dsn = proxy.through(postgres_dsn)
         # The commit waits for an hour, if nothing ends it.
-        store = PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(hours=1))
+        store = PostgresStore(dsn, schema=migrated_schema, statement_timeout=timedelta(hours=1))
         worker = Worker(store, clock=clock, lease=timedelta(seconds=lease), drain=timedelta(0))
         signals = worker.signals
         async with BatchOrchestrator(run, worker=worker) as batches:
@@ -485,14 +485,14 @@ async def test_who_is_cut_off_begins_nothing_when_its_lease_may_be_over(
 
 
 async def test_connections_that_all_went_deaf_are_given_up_together(
-    postgres_dsn: str, postgres_schema: str, monkeypatch: pytest.MonkeyPatch
+    postgres_dsn: str, migrated_schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each would be waited for otherwise, one after the other."""
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
         dsn = proxy.through(postgres_dsn)
         async with opened(
-            PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(milliseconds=500))
+            PostgresStore(dsn, schema=migrated_schema, statement_timeout=timedelta(milliseconds=500))
         ) as store:
             await asyncio.gather(*(store.batches(BatchQuery(), limit=1) for _ in range(20)))
             readers = store._open_store().readers
@@ -515,14 +515,14 @@ async def test_connections_that_all_went_deaf_are_given_up_together(
 
 
 async def test_a_write_that_is_not_answered_gives_up_all_deaf_connections(
-    postgres_dsn: str, postgres_schema: str
+    postgres_dsn: str, migrated_schema: str
 ) -> None:
     """It is not repeated by the store: whether it was made is not known. The next one has a new connection."""
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
         dsn = proxy.through(postgres_dsn)
         async with opened(
-            PostgresStore(dsn, schema=postgres_schema, statement_timeout=timedelta(milliseconds=500))
+            PostgresStore(dsn, schema=migrated_schema, statement_timeout=timedelta(milliseconds=500))
         ) as store:
             scene = Scene(store, asyncio.sleep)
             batch_ids = [await scene.batch(1) for _ in range(8)]
@@ -540,7 +540,7 @@ async def test_a_write_that_is_not_answered_gives_up_all_deaf_connections(
             assert all(connection.is_closed() for connection in deaf)
 
 
-async def test_listening_is_not_waited_for_for_ever(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_listening_is_not_waited_for_for_ever(postgres_dsn: str, migrated_schema: str) -> None:
     """The driver would: it sets no limit to that."""
     port = urlsplit(postgres_dsn).port or 0
     with Proxy(port) as proxy:
@@ -556,12 +556,12 @@ async def test_listening_is_not_waited_for_for_ever(postgres_dsn: str, postgres_
         proxy.fate = decide
         quick = timedelta(milliseconds=100)
         async with opened(
-            PostgresStore(proxy.through(postgres_dsn), schema=postgres_schema, statement_timeout=quick)
+            PostgresStore(proxy.through(postgres_dsn), schema=migrated_schema, statement_timeout=quick)
         ) as store:
             waiting = asyncio.create_task(store.wait({}, work=[("letters", "1")], timeout=3_600_000_000))
             await eventually(lambda: asked == 2)
             # It is woken by what another process does, some time or other.
-            async with opened(PostgresStore(postgres_dsn, schema=postgres_schema)) as elsewhere:
+            async with opened(PostgresStore(postgres_dsn, schema=migrated_schema)) as elsewhere:
                 await Scene(elsewhere, asyncio.sleep).batch(1)
                 await within(waiting)
 
@@ -586,9 +586,9 @@ async def test_whatever_the_driver_waits_for_is_bounded(statement: str) -> None:
 # ---- workers that stop in the middle of it ---------------------------------------------------------------------------
 
 
-async def test_a_session_that_is_stuck_in_a_commit_is_ended(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_a_session_that_is_stuck_in_a_commit_is_ended(postgres_dsn: str, migrated_schema: str) -> None:
     """Of a worker past its lease; however it is stuck, so that no timeout of the server's own ends it."""
-    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    store = PostgresStore(postgres_dsn, schema=migrated_schema)
     await store.open()
     try:
         scene = Scene(store, asyncio.sleep)
@@ -597,8 +597,8 @@ async def test_a_session_that_is_stuck_in_a_commit_is_ended(postgres_dsn: str, p
         assert len(await hand.claim()) == 2
         stuck = await asyncpg.connect(postgres_dsn)
         await stuck.execute("BEGIN")
-        await stuck.execute(f"UPDATE {postgres_schema}.worker SET commits = commits + 1")
-        await stuck.execute(f"SELECT 1 FROM {postgres_schema}.batch FOR UPDATE")
+        await stuck.execute(f"UPDATE {migrated_schema}.worker SET commits = commits + 1")
+        await stuck.execute(f"SELECT 1 FROM {migrated_schema}.batch FOR UPDATE")
         await asyncio.sleep(0.4)
 
         async def expired() -> bool:
@@ -615,7 +615,7 @@ async def test_a_session_that_is_stuck_in_a_commit_is_ended(postgres_dsn: str, p
 
 
 async def test_a_session_whose_connection_was_lost_within_a_statement_holds_up_nobody(
-    postgres_dsn: str, postgres_schema: str, caplog: pytest.LogCaptureFixture
+    postgres_dsn: str, migrated_schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No limit of the server's ends it then. Its worker does, long before its lease is over."""
     quick = timedelta(seconds=0.3)
@@ -623,7 +623,7 @@ async def test_a_session_whose_connection_was_lost_within_a_statement_holds_up_n
     with Proxy(port) as proxy:
         dsn = proxy.through(postgres_dsn)
         async with opened(
-            PostgresStore(dsn, schema=postgres_schema, statement_timeout=quick, lock_timeout=quick)
+            PostgresStore(dsn, schema=migrated_schema, statement_timeout=quick, lock_timeout=quick)
         ) as store:
             scene = Scene(store, asyncio.sleep)
             batch_id = await scene.batch(1)
@@ -633,8 +633,8 @@ async def test_a_session_whose_connection_was_lost_within_a_statement_holds_up_n
             async def get_stuck() -> None:
                 lost = await store._database.connect(by_key=True)
                 await lost.execute("BEGIN")
-                await lost.execute(f"UPDATE {postgres_schema}.worker SET commits = commits + 1")
-                await lost.execute(f"SELECT 1 FROM {postgres_schema}.batch FOR UPDATE")
+                await lost.execute(f"UPDATE {migrated_schema}.worker SET commits = commits + 1")
+                await lost.execute(f"SELECT 1 FROM {migrated_schema}.batch FOR UPDATE")
                 # The driver says nothing after this that would have the server end the statement.
                 await lost.prepare("SELECT 1")
                 proxy.half_open()
@@ -656,17 +656,17 @@ async def test_a_session_whose_connection_was_lost_within_a_statement_holds_up_n
     assert any("ended 1 sessions of lost connections" in message for message in caplog.messages)
 
 
-async def test_the_locks_of_others_are_left_to_them(postgres_dsn: str, postgres_schema: str) -> None:
+async def test_the_locks_of_others_are_left_to_them(postgres_dsn: str, migrated_schema: str) -> None:
     """Who looks after a worker that is past its lease ends no session of a transaction that has just begun."""
-    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    store = PostgresStore(postgres_dsn, schema=migrated_schema)
     await store.open()
     try:
         scene = Scene(store, asyncio.sleep)
         hand = await scene.worker(lease=3600)
-        execute(postgres_dsn, f"UPDATE {postgres_schema}.worker SET lease_until = 0")
+        execute(postgres_dsn, f"UPDATE {migrated_schema}.worker SET lease_until = 0")
         busy = await asyncpg.connect(postgres_dsn)
         await busy.execute("BEGIN")
-        await busy.execute(f"UPDATE {postgres_schema}.worker SET lease_until = 1")
+        await busy.execute(f"UPDATE {migrated_schema}.worker SET lease_until = 1")
         assert not (await store.expire()).workers
         await busy.execute("COMMIT")
         await busy.close()
@@ -676,10 +676,10 @@ async def test_the_locks_of_others_are_left_to_them(postgres_dsn: str, postgres_
 
 
 async def test_commits_of_many_workers_do_not_wait_for_each_other_for_ever(
-    postgres_dsn: str, postgres_schema: str
+    postgres_dsn: str, migrated_schema: str
 ) -> None:
     """Each holds documents of every batch, and claims from every batch: in whatever order, they are not locked out."""
-    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    store = PostgresStore(postgres_dsn, schema=migrated_schema)
     await store.open()
     try:
         scene = Scene(store, asyncio.sleep)
@@ -714,13 +714,13 @@ async def test_commits_of_many_workers_do_not_wait_for_each_other_for_ever(
 
 
 async def test_a_loop_that_ends_at_any_moment_leaves_no_connection_open(
-    postgres_dsn: str, postgres_schema: str
+    postgres_dsn: str, migrated_schema: str
 ) -> None:
     """`asyncio.run` cancels every task when its own fails: the host's, and all that the orchestrator has."""
 
     async def host(after: float) -> None:
         async def replica() -> None:
-            store = PostgresStore(postgres_dsn, schema=postgres_schema)
+            store = PostgresStore(postgres_dsn, schema=migrated_schema)
             async with BatchOrchestrator(extract, worker=Worker(store, drain=timedelta(0))) as batches:
                 await batches.submit([Page(number) for number in range(20)])
                 await asyncio.sleep(60)

@@ -77,8 +77,8 @@ def begin(request: pytest.FixtureRequest, engine: AsyncEngine, postgres_dsn: str
 
 
 @pytest.fixture
-async def batches(postgres_dsn: str, postgres_schema: str) -> AsyncGenerator[Batches]:
-    async with BatchOrchestrator(noting, store=PostgresStore(postgres_dsn, schema=postgres_schema)) as entered:
+async def batches(postgres_dsn: str, migrated_schema: str) -> AsyncGenerator[Batches]:
+    async with BatchOrchestrator(noting, store=PostgresStore(postgres_dsn, schema=migrated_schema)) as entered:
         yield entered
 
 
@@ -144,15 +144,15 @@ async def test_what_the_documents_raise_is_the_applications_own(batches: Batches
 
 @pytest.mark.parametrize("schema_is_there", [False, True])
 async def test_a_connection_to_another_database_is_refused(
-    batches: Batches, engine: AsyncEngine, postgres_dsn: str, postgres_schema: str, schema_is_there: bool
+    batches: Batches, engine: AsyncEngine, postgres_dsn: str, migrated_schema: str, schema_is_there: bool
 ) -> None:
     """Also where that has such tables, as staging's and production's databases have."""
-    name = f"other_{postgres_schema}"
+    name = f"other_{migrated_schema}"
     execute(postgres_dsn, f"CREATE DATABASE {name}")
     other = create_async_engine(engine.url.set(database=name))
     try:
         if schema_is_there:
-            async with opened(PostgresStore(other, schema=postgres_schema)):
+            async with opened(PostgresStore(other, schema=migrated_schema)):
                 pass
         async with other.begin() as connection:
             with pytest.raises(ConfigurationError, match="does not lead to the store's own database"):
@@ -164,9 +164,9 @@ async def test_a_connection_to_another_database_is_refused(
 
 
 async def test_an_id_that_somebody_elses_transaction_has_is_being_submitted(
-    batches: Batches, engine: AsyncEngine, postgres_dsn: str, postgres_schema: str
+    batches: Batches, engine: AsyncEngine, postgres_dsn: str, migrated_schema: str
 ) -> None:
-    quick = PostgresStore(postgres_dsn, schema=postgres_schema, lock_timeout=timedelta(milliseconds=200))
+    quick = PostgresStore(postgres_dsn, schema=migrated_schema, lock_timeout=timedelta(milliseconds=200))
     async with BatchOrchestrator(noting, store=quick, max_in_flight=0) as others:
         async with engine.begin() as connection:
             await batches.submit(["a"], batch_id="batch", connection=connection)
@@ -188,11 +188,11 @@ async def test_a_batch_that_is_there_is_attached_to(batches: Batches, begin: Beg
     assert ran == ["a"]
 
 
-async def test_it_wakes_a_worker_elsewhere(postgres_dsn: str, postgres_schema: str, engine: AsyncEngine) -> None:
+async def test_it_wakes_a_worker_elsewhere(postgres_dsn: str, migrated_schema: str, engine: AsyncEngine) -> None:
     """With the commit, and not when somebody looks around next."""
 
     def store() -> PostgresStore:
-        return PostgresStore(postgres_dsn, schema=postgres_schema)
+        return PostgresStore(postgres_dsn, schema=migrated_schema)
 
     async with (
         BatchOrchestrator(noting, store=store()) as elsewhere,
@@ -232,7 +232,7 @@ async def test_other_stores_refuse(kind: str, said: str, engine: AsyncEngine, tm
 
 
 async def test_an_engine_gives_its_settings_and_none_of_its_connections(
-    postgres_dsn: str, postgres_schema: str
+    postgres_dsn: str, migrated_schema: str
 ) -> None:
     """Its URL, `connect_args` and events; a pool of one, which the application has in use, is no obstacle."""
     dsn = postgres_dsn.replace("postgresql://", "postgresql+asyncpg://")
@@ -246,7 +246,7 @@ async def test_an_engine_gives_its_settings_and_none_of_its_connections(
 
     async with engine.connect() as busy:
         await busy.execute(text("SELECT 1"))
-        store = PostgresStore(engine, schema=postgres_schema)
+        store = PostgresStore(engine, schema=migrated_schema)
         assert ":***@" not in repr(store)
         async with BatchOrchestrator(noting, store=store) as batches:
             assert (await within(batches.run(["a"]))).counts.succeeded == 1

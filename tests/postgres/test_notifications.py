@@ -16,7 +16,7 @@ from durable_batches.testing.conformance.scene import Scene
 
 @pytest.mark.parametrize("moment", ["while it looks", "while it rests"])
 async def test_a_notification_that_comes_at_any_moment_is_heard(
-    postgres_dsn: str, postgres_schema: str, moment: str, monkeypatch: pytest.MonkeyPatch
+    postgres_dsn: str, migrated_schema: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("durable_batches.stores.postgres.notifications._POLL_SECONDS", 3600.0)
     look = Notifications._look
@@ -35,7 +35,7 @@ async def test_a_notification_that_comes_at_any_moment_is_heard(
             await asyncio.to_thread(go_on.wait)
             loop.call_soon_threadsafe(rest.set)
 
-    here, there = (PostgresStore(postgres_dsn, schema=postgres_schema) for _ in range(2))
+    here, there = (PostgresStore(postgres_dsn, schema=migrated_schema) for _ in range(2))
     async with opened(here), opened(there):
         scene = Scene(there, asyncio.sleep)
         batch_id = await scene.batch(1)

@@ -39,14 +39,14 @@ async def test_a_clock_that_is_set_takes_no_lease_from_the_living(
     shift: float,
     way: str,
     postgres_dsn: str,
-    postgres_schema: str,
+    migrated_schema: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For a lease nobody is expired; then those are that have not renewed theirs by the new time."""
     clock = SetClock()
     clock.machine.advance(2 * AN_HOUR)
-    async with opened(PostgresStore(postgres_dsn, schema=postgres_schema, clock=clock)) as store:
+    async with opened(PostgresStore(postgres_dsn, schema=migrated_schema, clock=clock)) as store:
         monkeypatch.setattr(store._workers._trust, "_clock", clock.machine)
         scene = Scene(store, asyncio.sleep)
         living, dead, other = [await scene.worker(lease=LEASE) for _ in range(3)]
@@ -78,11 +78,11 @@ async def test_a_clock_that_is_set_takes_no_lease_from_the_living(
 
 
 async def test_time_that_passes_is_no_jump(
-    postgres_dsn: str, postgres_schema: str, caplog: pytest.LogCaptureFixture
+    postgres_dsn: str, migrated_schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor does a lease that runs out meanwhile get any more of it, however long nobody has looked."""
     clock = ManualClock()
-    async with opened(PostgresStore(postgres_dsn, schema=postgres_schema, clock=clock)) as store:
+    async with opened(PostgresStore(postgres_dsn, schema=migrated_schema, clock=clock)) as store:
         worker = await Scene(store, asyncio.sleep).worker(lease=LEASE)
         assert list((await store.expire()).workers) == []
         clock.advance(AN_HOUR)
@@ -95,10 +95,10 @@ async def test_time_that_passes_is_no_jump(
 
 @pytest.fixture
 def shift_server(
-    postgres_dsn: str, postgres_schema: str, monkeypatch: pytest.MonkeyPatch
+    postgres_dsn: str, migrated_schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[float], None]]:
     """Sets the server's clock, by seconds, for the connections that a store opens meanwhile."""
-    other = f"{postgres_schema}_clock"
+    other = f"{migrated_schema}_clock"
     monkeypatch.setitem(_SETTINGS, "search_path", f"{other}, pg_catalog")
     execute(
         postgres_dsn,
@@ -117,7 +117,7 @@ def shift_server(
 
 
 async def test_a_retry_and_a_deadline_are_met_though_the_servers_clock_is_set(
-    postgres_dsn: str, postgres_schema: str, shift_server: Callable[[float], None]
+    postgres_dsn: str, migrated_schema: str, shift_server: Callable[[float], None]
 ) -> None:
     """Set back by an hour, what waits for a fifth of a second waits no hour; set forward, no deadline fires at once."""
     failed: set[str] = set()
@@ -134,7 +134,7 @@ async def test_a_retry_and_a_deadline_are_met_though_the_servers_clock_is_set(
             raise ConnectionError
         return document
 
-    store = PostgresStore(postgres_dsn, schema=postgres_schema)
+    store = PostgresStore(postgres_dsn, schema=migrated_schema)
     async with BatchOrchestrator(run, store=store) as batches:
         policy = RetryFailed(backoff=timedelta(milliseconds=200))
         retried = await batches.submit(["x"], config=BatchConfig(failure_policy=policy))
