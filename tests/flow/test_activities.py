@@ -595,6 +595,9 @@ async def test_explain_names_the_limiter_that_calls_wait_for() -> None:
         limiter.force("auto")
         await eventually(lambda: limiter.metrics().breaker == "open")
         until = from_micros(clock.now()) + breaker.recovery_timeout
+        # Those that were refused or failed try again, and wait, before the worker says so.
+        clock.advance(10)
+        await eventually(lambda: limiter.metrics().waiting >= 2)
         found = await throttled()
         assert (found.breaker, found.until) == ("open", until)
         assert 2 <= found.waiting <= 3

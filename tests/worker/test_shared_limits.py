@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +26,9 @@ from durable_batches import (
     durable_activity,
     workflow,
 )
+from durable_batches.clock import SystemClock
 from durable_batches.flow import CentralRateLimiter
+from durable_batches.flow.budget import SLICE_SECONDS
 from durable_batches.lifecycle.records import EventRecord, SharedLimit, SharedWrites, WorkerId
 from durable_batches.runtime.limits import Limiter
 from durable_batches.stores import Store
@@ -163,6 +166,32 @@ class LateStore(FlakyStore):
             self.is_late = False
             await eventually(lambda: self.taken >= takes + 2)
         return events
+
+
+async def test_event_loops_of_a_process_share_limits_each_with_a_limiter_of_its_own(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "batches.db")
+    began: list[tuple[float, float]] = []
+
+    def run_there(name: str) -> int:
+        @durable_activity(limiter=CentralRateLimiter(requests_per_minute=1_200, shared="provider"))
+        async def call(number: int) -> int:
+            began.append((SystemClock().boot(), 1.0))
+            return number
+
+        @workflow(STAGES, name=name)
+        async def documents(number: int) -> int:
+            return await call(number)
+
+        async def run() -> int:
+            async with BatchOrchestrator(documents, worker=Worker(store)) as batches:
+                return (await within(batches.run(range(20)))).counts.succeeded
+
+        return asyncio.run(run())
+
+    assert await asyncio.gather(*[asyncio.to_thread(run_there, name) for name in ("one", "two")]) == [20, 20]
+    # At once a fiftieth of the limit; and what comes in within a second, and within a slice.
+    assert most_in_a_window(began, 1.0) <= 24 + 20 * (1 + SLICE_SECONDS)
+    assert len(began) == 40
 
 
 async def test_calls_that_run_are_counted_when_another_worker_supplies_their_limiter(clock: ManualClock) -> None:
