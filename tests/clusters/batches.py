@@ -106,7 +106,7 @@ async def stops_what_hangs(folder: Path, executor: ExecutorOrFactory) -> None:
         (folder / "seen").touch()
         result = await within(batches.result(batch_id), seconds=PATIENCE)
         failures = {failure.document_id: (failure.error_type, failure.attempts) for failure in result.failures}
-        assert failures == {"late": ("ActivityTimeoutError", 1), "poison": ("CrashLoopError", 1)}
+        assert failures == {"late": ("ActivityTimeoutError", 1), "poison": ("CrashLoopError", 2)}
         assert result.counts.succeeded == 1
         await until(lambda: not runs(process), "the process of the late call to be ended")
         await HistoryChecker().verify(store)

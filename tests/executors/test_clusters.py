@@ -181,12 +181,18 @@ async def test_a_cluster_that_a_function_makes_is_made_again_when_it_is_back() -
 
 
 async def test_a_call_that_ends_its_process_is_to_blame_and_costs_no_other() -> None:
-    cluster = Cluster(lambda message: KilledWorker("died") if b"[13]" in message or message.endswith(b"13") else "run")
-    async with placed(cluster) as there:
+    made: list[Cluster] = []
+
+    def make() -> Cluster:
+        made.append(Cluster(lambda message: KilledWorker("died") if message.endswith(b"13") else "run"))
+        return made[-1]
+
+    async with placed(make) as there:
         results = await there.all(range(12, 16))
         assert isinstance(results.pop(1), CallLostError)
         assert results == [24, 28, 30]
-        assert cluster.asked == 1
+    # It is not made anew, nor is another one made for the call.
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("forced", [False, True])
