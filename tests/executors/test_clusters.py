@@ -352,6 +352,18 @@ def test_places_of_a_ray_cluster_are_counted_by_what_a_call_takes(takes: tuple[f
     cluster.disconnect()
 
 
+def test_a_ray_cluster_that_may_be_another_one_is_not_asked_what_it_has(ray: SimpleNamespace) -> None:
+    cluster = RayExecutor()
+    assert cluster.connect() == 5
+
+    def nodes() -> None:
+        raise AssertionError("this ends the process where the head was started anew")
+
+    ray.nodes = nodes
+    assert cluster.connect(again=True) == 5
+    cluster.disconnect()
+
+
 @pytest.mark.usefixtures("ray")
 def test_what_no_node_of_a_ray_cluster_has_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no node of the Ray cluster has 6 CPU and 1 GPU for a call"):

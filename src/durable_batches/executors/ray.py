@@ -70,6 +70,7 @@ class RayExecutor(ClusterExecutor):
         self._address: Final = address
         self._takes: Final = {"CPU": num_cpus, "GPU": num_gpus}
         self._users: int = 0
+        self._counted: int = 0
         self._references: WeakKeyDictionary[Future[Any], _Reference] = WeakKeyDictionary()
         self._tasks: dict[Callable[..., Any], _Task] = {}
         if find_spec("ray") is None:
@@ -86,8 +87,11 @@ class RayExecutor(ClusterExecutor):
                 self._tasks.clear()
             self._users += not again
             _connection.holders += not again
+        if again and self._counted:
+            # Not asked again: where the cluster is another one now, Ray's core ends this process for the question.
+            return self._counted
         try:
-            places = self._places(ray.nodes())
+            places = self._counted = self._places(ray.nodes())
             if places == 0:
                 takes = " and ".join(f"{amount:g} {name}" for name, amount in self._takes.items() if amount)
                 raise ConfigurationError(f"no node of the Ray cluster has {takes} for a call: it would wait for ever")
