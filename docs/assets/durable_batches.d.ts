@@ -1,6 +1,6 @@
 // What durable_batches.web answers and sends. Generated from its schemas by `make typescript`; do not edit.
 // Fields and tags that are not here may come with a newer server: ignore them.
-// Schemas: 374d00341b107b3599443514a906af32dc2f31e4c77c3c1b839474bf5d5a7902
+// Schemas: 73dd5fd6a136306d4176d730350790f4301c106b98ebce89e2db2ac906e14ced
 
 export type BatchState = Pending | Stage | Resolving | Completed | Failed | Cancelled;
 export type JsonValue = unknown;
@@ -55,6 +55,7 @@ export interface Schemas {
   BatchState: BatchState;
   BatchUpdated: BatchUpdated;
   BlockedLoop: BlockedLoop;
+  Budget: Budget;
   Cancellation: Cancellation;
   Cancelled: Cancelled;
   Completed: Completed;
@@ -287,6 +288,7 @@ export interface BatchConfig {
   deadline: number | null;
   max_crashes: number;
   quota_patience: number | null;
+  budget: Budget | null;
   metadata: {
     [k: string]: string;
   };
@@ -327,6 +329,19 @@ export interface RetryFailed {
   backoff: number;
   then: ContinueOnFailure | AbortAll;
   tag: "retry-failed";
+}
+/**
+ * How much the calls of a batch may spend (`ActivityContext.spend`), over all of its runs.
+ *
+ * At least one of `tokens` and `cost` is given; the one that is reached first counts.
+ *
+ * Raises:
+ *     pydantic.ValidationError: A value is out of range or of a wrong type (a float), or none is given.
+ */
+export interface Budget {
+  tokens: number | null;
+  cost: string | null;
+  then: "pause" | "fail";
 }
 /**
  * The batch was sealed: all of its documents are stored, and it may run.
@@ -921,4 +936,5 @@ export interface ConfigChanges {
   failure_policy?: ContinueOnFailure | AbortAll | RetryFailed;
   document_timeout?: number | null;
   deadline?: number | null;
+  budget?: Budget | null;
 }

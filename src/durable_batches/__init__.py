@@ -60,6 +60,7 @@ from durable_batches.errors import (
     WorkflowMismatchError,
 )
 from durable_batches.lifecycle.amounts import Amount
+from durable_batches.lifecycle.budget import Budget
 from durable_batches.lifecycle.config import BatchConfig, ConfigChanges
 from durable_batches.lifecycle.events import (
     BatchCancelled,
@@ -210,6 +211,7 @@ __all__ = [
     "BatchStateMachine",
     "BatchUpdated",
     "BlockedLoop",
+    "Budget",
     "Cancelled",
     "CheckpointMismatchError",
     "Chunking",

@@ -113,6 +113,15 @@ def test_what_a_batch_spends_is_shown(commands: Commands) -> None:
     assert spending["by_model"]["gpt"]["input_tokens"] == 1000
     assert commands("show", "monday", "--json").json[0]["spent"] == {"tokens": 1200, "cost": "0.1"}
 
+    updated = commands("update", "monday", "--budget-cost", "80", "--budget-tokens", "50000")
+    assert updated.out.endswith("budget 80 or 50,000 tokens, then pause\n")
+    assert "budget         80 or 50,000 tokens, then pause\n" in commands("show", "monday").out
+    refused = commands("update", "monday", "--budget-tokens", "1200")
+    assert "the budget of batch 'monday' must exceed what is spent: 0.1 and 1,200 tokens" in refused.err
+    for wrong in ("--budget-cost=1e3", "--budget-cost=-1", "--budget-cost=NaN", "--budget-tokens=0"):
+        assert commands("update", "monday", wrong).code == Exit.USAGE
+    assert "budget" not in commands("update", "monday", "--budget-cost", "none").out
+
 
 def test_documents_events_and_results_are_shown(commands: Commands, tmp_path: Path) -> None:
     commands.submit("monday", "one", "bad", "three")

@@ -27,6 +27,7 @@ from durable_batches import (
     AbortAll,
     BatchConfig,
     BatchId,
+    Budget,
     ConfigurationError,
     ContinueOnFailure,
     DurableBatchesError,
@@ -101,6 +102,7 @@ configs = st.builds(
     ),
     deadline=st.sampled_from([None, timedelta(seconds=45)]),
     max_crashes=st.integers(1, 3),
+    budget=st.sampled_from([None, None, Budget(tokens=20), Budget(cost=Decimal("0.02"), then="fail")]),
     metadata=st.sampled_from([{}, {"customer": "ä"}, {"customer": "ä", "team": ZERO}]),
 )
 requests = st.builds(
@@ -256,7 +258,13 @@ class Agreement(RuleBasedStateMachine):
         batch_id=batch_ids,
         request=st.sampled_from(["five", "six"]),
         changes=st.sampled_from(
-            ['{"concurrency":1}', '{"concurrency":9,"deadline":8}', '{"failure_policy":{"tag":"abort-all"}}']
+            [
+                '{"concurrency":1}',
+                '{"concurrency":9,"deadline":8}',
+                '{"failure_policy":{"tag":"abort-all"}}',
+                '{"budget":{"tokens":40}}',
+                '{"budget":null}',
+            ]
         ),
     )
     def update(self, batch_id: BatchId, request: str, changes: str) -> None:

@@ -391,14 +391,22 @@ def update(
     deadline: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Of the batch, from its submission: 30m, 2h, 7d, or none.")
     ] = None,
+    budget_cost: Annotated[
+        str | None, typer.Option(metavar="AMOUNT", help="The money that its calls may spend in all, or none.")
+    ] = None,
+    budget_tokens: Annotated[
+        str | None, typer.Option(metavar="N", help="The tokens that its calls may use in all, or none.")
+    ] = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Change options of batches while they run. What is not given stays as it is.
 
-    Documents that run are not stopped. A new policy judges the failures that are there at once. With --workflow or
+    Documents that run are not stopped. A new policy judges the failures that are there at once. A budget has to exceed
+    what is spent, and replaces the one that there was; a batch that it paused goes on. With --workflow or
     --label instead of batches, all are changed that these choose and that have not ended.
     """
+    from durable_batches.cli.budgets import budget_of
     from durable_batches.cli.control import Verb, update_batches
     from durable_batches.cli.policies import policy_of
     from durable_batches.cli.session import run_command
@@ -413,8 +421,13 @@ def update(
         changes["document_timeout"] = duration_of(document_timeout, "--document-timeout")
     if deadline is not None:
         changes["deadline"] = duration_of(deadline, "--deadline")
+    if budget_cost is not None or budget_tokens is not None:
+        changes["budget"] = budget_of(budget_cost, budget_tokens)
     if not changes:
-        raise typer.BadParameter("give what is to be changed: --concurrency, --policy, --document-timeout, --deadline")
+        raise typer.BadParameter(
+            "give what is to be changed: --concurrency, --policy, --document-timeout, --deadline, --budget-cost, "
+            "--budget-tokens"
+        )
     named = _named(Verb("update", "updated"), batches, store, schema, workflow, label, yes=yes)
     run_command(store, schema, lambda client: update_batches(client, named, changes, as_json=as_json), reads=False)
 

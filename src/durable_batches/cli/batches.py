@@ -179,6 +179,7 @@ def config_fields(config: BatchConfig) -> Sequence[tuple[str, str]]:
         ("concurrency", str(config.concurrency)),
         ("policy", policy_text(config.failure_policy)),
         *((name, duration_text(value.total_seconds())) for name, value in durations if value is not None),
+        *([] if config.budget is None else [("budget", f"{config.budget}, then {config.budget.then}")]),
     ]
 
 

@@ -23,6 +23,7 @@ from durable_batches.lifecycle.batch_core import (
     encode_definition,
     needs_of,
 )
+from durable_batches.lifecycle.budget import BUDGET_GENERATION, BudgetPause
 from durable_batches.lifecycle.config import changed
 from durable_batches.lifecycle.event_data import EventData
 from durable_batches.lifecycle.events import PauseScope, ReleaseReason
@@ -140,8 +141,8 @@ class BatchInProgress:
         self.succeeded: int = counts.succeeded
         self.failed: int = counts.failed
         self.cancelled: int = counts.cancelled
-        self.paused: bool = record.paused or "operator_pause" in self.core
-        """Whether it is paused by an operator."""
+        self.paused: bool = record.paused or "operator_pause" in self.core or "budget_pause" in self.core
+        """Whether it is paused by an operator, or because its budget is spent."""
         self.events: list[EventRecord] = []
         self.changed: bool = False
         """Whether it is to be written although it has emitted no event."""
@@ -352,6 +353,33 @@ class BatchInProgress:
             count_replayed(sums, spends)
         self.core["spent"] = sums
         self.changed = True
+        if not replayed:
+            self._judge_budget()
+
+    @property
+    def budget_pause(self) -> BudgetPause | None:
+        """The pause because its budget is spent; None: there is none."""
+        return None if self.ended else self.core.get("budget_pause")
+
+    def _judge_budget(self) -> None:
+        """Pause the batch, or fail it, if its budget is spent."""
+        budget, spent = self.definition.config.budget, self.spent
+        if budget is None or self.ended or "budget_pause" in self.core or not budget.is_reached(spent):
+            return
+        note = f"{spent} are spent, of {budget}"
+        if budget.then == "fail":
+            self.fail(f"the budget is spent: {note}")
+            return
+        self.core["budget_pause"] = BudgetPause(since=self.now, note=note)
+        self.paused = True
+        self.emit(event_data.batch_paused(reason="budget", note=note, until=None))
+
+    def _lift_budget_pause(self) -> bool:
+        """End the pause because the budget is spent; return whether there was one."""
+        lifted = self.core.pop("budget_pause", None) is not None
+        if lifted:
+            self.paused = "operator_pause" in self.core
+        return lifted
 
     # ---- possible poison documents -------------------------------------------------------------------------
 
@@ -421,17 +449,21 @@ class BatchInProgress:
     # ---- its configuration ---------------------------------------------------------------------------------
 
     def update(self, changes: Mapping[str, Any]) -> bool:
-        """Change options of its configuration, by their values in JSON; return False where that has to wait.
+        """Change options of its configuration, by their values in JSON; return whether that was done.
+
+        It is not where it has to wait, and where a budget is spent already.
 
         A new policy judges the failures that are there, and a new deadline the time that has passed, at once.
         """
         before = self.definition
         config = changed(before.config, changes)
+        if "budget" in changes and config.budget is not None and config.budget.is_reached(self.spent):
+            return False
         if config == before.config:
             return True
         definition = before._replace(config=config)
         needs = needs_of(definition)
-        if needs > needs_of(before) and self.running:
+        if BUDGET_GENERATION > needs > needs_of(before) and self.running:
             # Workers of older libraries may hold them, and would end the batch by what they know of its policy.
             return False
         self.needs = max(self.needs, needs)
@@ -448,6 +480,8 @@ class BatchInProgress:
             self.fail(reason)
         elif self.wake_at is not None and self.wake_at <= self.now:
             self.fail(DEADLINE_PASSED)
+        elif config.budget != before.config.budget and self._lift_budget_pause():
+            self.emit(event_data.batch_resumed(reason="budget"))
         return True
 
     def _move_deadline(self, before: timedelta | None) -> None:
@@ -495,7 +529,7 @@ class BatchInProgress:
         if self.core.get("resumed_by") == request_id:
             return True
         seq = self._seq
-        if self.paused:
+        if self.paused and ("operator_pause" in self.core or "budget_pause" not in self.core):
             self._lift_pause()
             self.emit(event_data.batch_resumed(reason="operator"))
         if self.paused_until is not None:
@@ -508,7 +542,7 @@ class BatchInProgress:
 
     def _lift_pause(self) -> None:
         self.core.pop("operator_pause", None)
-        self.paused = False
+        self.paused = "budget_pause" in self.core
 
     # ---- a pause for a quota -------------------------------------------------------------------------------
 
@@ -693,6 +727,7 @@ class BatchInProgress:
         self._end_suspicion()
         self.core.pop("seen_again", None)
         self._lift_quota()
+        self.core.pop("budget_pause", None)
         self._lift_pause()
         self.core.pop("resumed_by", None)
         self.wake_at = None

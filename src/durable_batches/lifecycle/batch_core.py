@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, NotRequired, TypeAlias, Type
 
 from pydantic_core import from_json, to_json
 
+from durable_batches.lifecycle.budget import BUDGET_GENERATION, BudgetPause
 from durable_batches.lifecycle.config import RECORDED, BatchConfig
 from durable_batches.lifecycle.isolation import ISOLATED_CRASHES, Isolation
 from durable_batches.lifecycle.pauses import OperatorPause
@@ -25,6 +26,7 @@ __all__ = [
     "Definition",
     "Pauses",
     "ResolverPhase",
+    "budget_pause_of",
     "decode_core",
     "decode_definition",
     "definition_of",
@@ -104,6 +106,8 @@ class BatchCore(_FirstCore, total=False):
     """How many pauses for a quota a document has begun, by its position; there while one has that has not finished."""
     spent: SpendSums
     """There once a call has spent something."""
+    budget_pause: BudgetPause
+    """There while the batch is paused because its budget is spent; so `BatchRecord.paused` is set."""
 
 
 def decode_core(stored: bytes) -> BatchCore:
@@ -145,7 +149,8 @@ def decode_definition(text: str) -> Definition:
     data = from_json(text)
     if _MIN_FAILURES in data:
         _policies_in(data["config"])[-1][_MIN_FAILURES] = data[_MIN_FAILURES]
-    config = BatchConfig.model_validate({**data["config"], **data.get("later", {})}, context=RECORDED)
+    later = {**data.get("later", {}), **({_BUDGET: data[_BUDGET]} if _BUDGET in data else {})}
+    config = BatchConfig.model_validate({**data["config"], **later}, context=RECORDED)
     return Definition(tuple(data["stages"]), data["resolver"], config, data.get("defaults", {}), data.get("origin", {}))
 
 
@@ -169,6 +174,7 @@ def encode_definition(definition: Definition) -> str:
     config = definition.config.model_dump(mode="json")
     # An older version reads batches of later ones, and takes no option that it does not know.
     later = {name: config.pop(name) for name in _LATER_OPTIONS}
+    budget = config.pop(_BUDGET)
     for policy in _policies_in(config):
         policy.pop(_MIN_FAILURES, None)
     fields: dict[str, object] = {"stages": definition.stages, "resolver": definition.resolver, "config": config}
@@ -177,6 +183,8 @@ def encode_definition(definition: Definition) -> str:
     min_failures = _min_failures(definition)
     if min_failures != 1:
         fields[_MIN_FAILURES] = min_failures
+    if budget is not None:
+        fields[_BUDGET] = budget
     if definition.defaults:
         fields["defaults"] = dict(definition.defaults)
     if definition.origin:
@@ -186,6 +194,9 @@ def encode_definition(definition: Definition) -> str:
 
 _LATER_OPTIONS: Final = ("quota_patience",)
 """The options that came after those which every version knows."""
+
+_BUDGET: Final = "budget"
+"""That came later still: a field of its own, since 0.2.0 takes no other option among the later ones."""
 
 _MIN_FAILURES: Final = "min_failures"
 """That of a policy, which came later, too."""
@@ -205,6 +216,8 @@ def _min_failures(definition: Definition) -> int:
 
 def needs_of(definition: Definition) -> int:
     """Return the generation of the library that runs a batch as it is defined."""
+    if definition.config.budget is not None:
+        return BUDGET_GENERATION
     return 0 if _min_failures(definition) == 1 else _RATIO_GENERATION
 
 
@@ -224,6 +237,13 @@ def operator_pause_of(record: BatchRecord) -> OperatorPause | None:
     if b'"operator_pause"' not in record.core or record.ended:
         return None
     return decode_core(record.core).get("operator_pause")
+
+
+def budget_pause_of(record: BatchRecord) -> BudgetPause | None:
+    """Read a batch's pause for its budget from its record; None: it has none."""
+    if b'"budget_pause"' not in record.core or record.ended:
+        return None
+    return decode_core(record.core).get("budget_pause")
 
 
 def new_batch(

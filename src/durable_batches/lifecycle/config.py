@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, TypedDict, cast
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
 from durable_batches.errors import ConfigurationError
+from durable_batches.lifecycle.budget import Budget
 from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
 from durable_batches.options import wrong_duration
 
@@ -74,6 +75,9 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", ser_json_timedelta="fl
     """The time for which the batch is paused because a provider refuses its calls (quota spent, account empty); if no
     call has succeeded by then, it is FAILED. None: no limit."""
 
+    budget: Budget | None = None
+    """How much its calls may spend, as far as they say so (`ActivityContext.spend`). None: no limit."""
+
     metadata: dict[str, str] = Field(default_factory=dict)
     """Labels of your own, for `list_batches`; not interpreted."""
 
@@ -85,6 +89,7 @@ class ConfigChanges(TypedDict, total=False):
     failure_policy: FailurePolicy
     document_timeout: timedelta | None
     deadline: timedelta | None
+    budget: Budget | None
 
 
 def changes_of(changes: ConfigChanges) -> dict[str, Any]:

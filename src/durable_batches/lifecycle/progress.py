@@ -87,7 +87,7 @@ class Pause(Value):
     until: datetime | None = None
     """When it ends by itself; of a quota: when the provider is asked again. None: not by itself."""
     note: str = ""
-    """Of an operator: the note; of a quota: what the provider said."""
+    """Of an operator: the note; of a quota: what the provider said; of a budget: what is spent of it."""
     running: PauseScope = "calls"
     """What finishes of that which runs."""
 
@@ -254,6 +254,9 @@ def pauses_of(batch: BatchInProgress) -> tuple[Pause, ...]:
     if operator is not None:
         since = from_micros(operator["since"])
         pauses.append(Pause(reason="operator", since=since, note=operator["note"], running=operator["running"]))
+    if batch.budget_pause is not None:
+        pause = batch.budget_pause
+        pauses.append(Pause(reason="budget", since=from_micros(pause["since"]), note=pause["note"]))
     if quota is not None:
         since, until = from_micros(quota["since"]), from_micros(quota["until"])
         pauses.append(Pause(reason="quota", since=since, until=until, note=quota["note"]))

@@ -65,10 +65,10 @@ RESOLVER_DOCUMENT_ID: Final = ""
 NOW: Final[Micros] = 0
 """As a due time: at once."""
 
-GENERATION: Final = 2
+GENERATION: Final = 3
 """What this library can do with a batch: it claims those that need no more (`BatchRecord.needs`). A feature that an
 older library would handle wrongly makes a batch need the generation that has it: 1 knows pauses for a quota, 2
-`ContinueOnFailure(min_failures=)`."""
+`ContinueOnFailure(min_failures=)`, 3 `BatchConfig.budget`."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

@@ -127,7 +127,8 @@ class BatchAccess(Generic[S_co]):
         """End an operator's pause. Where a provider refuses the batch's calls for its account, it is asked again now.
 
         Returns:
-            The pauses that stay in force; empty: the batch goes on. That for a quota stays until a call has succeeded.
+            The pauses that stay in force; empty: the batch goes on. That for a quota stays until a call has succeeded;
+            that for a spent budget, until `update(budget=)`.
 
         Raises:
             BatchEndedError: The batch has ended.
@@ -143,18 +144,20 @@ class BatchAccess(Generic[S_co]):
 
         With more documents running than a new `concurrency`, none is stopped, and none is started. A new
         `failure_policy` judges the failures that are there at once; a new `deadline` counts from the submission, like
-        the first. A new `document_timeout` is that of attempts that begin from now on.
+        the first. A new `document_timeout` is that of attempts that begin from now on. A new `budget` has to exceed
+        what is spent; a batch that was paused because its budget was spent goes on with it, or with None.
 
         Args:
             batch_id: The batch.
-            **changes: The new values: `concurrency`, `failure_policy`, `document_timeout`, `deadline`.
+            **changes: The new values: `concurrency`, `failure_policy`, `document_timeout`, `deadline`, `budget`.
 
         Returns:
             The configuration that is in force.
 
         Raises:
             ConfigurationError: There is nothing to change, or an option cannot be changed; or `min_failures` is given
-                while documents are running, which workers of 0.2.0 would not know: pause the batch before.
+                while documents are running, which workers of 0.2.0 would not know: pause the batch before; or the
+                budget is spent already.
             pydantic.ValidationError: A value is out of range or of a wrong type.
             BatchEndedError: The batch has ended.
             BatchNotFoundError: There is no such batch.
@@ -162,6 +165,9 @@ class BatchAccess(Generic[S_co]):
         """
         text = to_json(changes_of(changes)).decode()
         if not await self._request("update", batch_id, lambda request_id: UpdateBatch(request_id, text)):
+            budget, spent = changes.get("budget"), self._snapshot(await self._reader.record(batch_id)).spent
+            if budget is not None and budget.is_reached(spent):
+                raise ConfigurationError(f"the budget of batch {batch_id!r} must exceed what is spent: {spent}")
             raise ConfigurationError(
                 f"min_failures of batch {batch_id!r} cannot be changed while documents of it are running, since "
                 "workers of version 0.2.0 do not know it; pause the batch before"

@@ -305,6 +305,11 @@ class PausedBatch:
                 f"It is paused since {_at(self.since)}, because a provider refuses its calls: {self.note}. One "
                 f"document asks again {again}, and the batch goes on when a call succeeds."
             )
+        if self.reason == "budget":
+            return (
+                f"It is paused since {_at(self.since)}, because its budget is spent: {self.note}. It goes on when the "
+                "budget is raised: update(budget=)."
+            )
         until = "" if self.until is None else f", until {_at(self.until)}"
         note = f": {self.note}" if self.note else ""
         return f"It is paused ({self.reason}) since {_at(self.since)}{until}{note}."

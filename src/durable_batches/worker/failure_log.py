@@ -169,6 +169,13 @@ def log_pauses(events: Sequence[EventRecord]) -> None:
                     running,
                     extra={"batch_id": batch_id, "reason": "operator", "note": note, "running": running},
                 )
+            case BatchPaused(batch_id=batch_id, reason="budget", note=note):
+                _log.warning(
+                    "batch %r paused (budget): %s; running calls finish, and nothing is started until it is raised",
+                    batch_id,
+                    note,
+                    extra={"batch_id": batch_id, "reason": "budget", "note": note},
+                )
             case BatchPaused(batch_id=batch_id, at=at, reason=reason, note=note, until=until):
                 seconds = None if until is None else (until - at).total_seconds()
                 _log.warning(

@@ -409,6 +409,8 @@ class Scheduler:
                     case BatchPaused(reason="operator", running=running):
                         if running == "calls":
                             self.stop_paused(event.batch_id, looks=True)
+                    case BatchPaused(reason="budget"):
+                        self.stop_paused(event.batch_id, looks=True)
                     case _:
                         self.stop_paused(event.batch_id, looks=False)
 

@@ -14,12 +14,12 @@ from uuid import uuid4
 
 from durable_batches.clock import Clock
 from durable_batches.errors import StoreUnavailableError, WorkerFencedError
-from durable_batches.lifecycle.batch_core import operator_pause_of, quota_pause_of
+from durable_batches.lifecycle.batch_core import budget_pause_of, operator_pause_of, quota_pause_of
 from durable_batches.lifecycle.commands import Cancel, Command, Seal, UpdateBatch
 from durable_batches.lifecycle.facts import ActivityCompleted, Fact, LateResult
 from durable_batches.lifecycle.leases import spared_seconds
 from durable_batches.lifecycle.primitives import from_micros
-from durable_batches.lifecycle.records import ClaimRequest, Committed, EventRecord, WorkerId
+from durable_batches.lifecycle.records import BatchRecord, ClaimRequest, Committed, EventRecord, WorkerId
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.outage import Outage, Outages, ride_out
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
@@ -583,7 +583,7 @@ class Session:
             record = await self._store.batch(batch_id)
             if record is None or record.ended:
                 self.scheduler.stop_batch(batch_id)
-            elif (pause := operator_pause_of(record)) is not None and pause["running"] == "calls":
+            elif _lets_calls_finish(record):
                 self.scheduler.stop_paused(batch_id, looks=True)
             elif quota_pause_of(record) is not None:
                 self.scheduler.stop_paused(batch_id, looks=False)
@@ -612,3 +612,9 @@ class Session:
         for batch_id, contradiction in committed.set_aside.items():
             _log.error("%s; nothing of it is claimed any more", contradiction, extra={"batch_id": batch_id})
         self.scheduler.committed(facts, committed, request)
+
+
+def _lets_calls_finish(record: BatchRecord) -> bool:
+    """Whether a batch is paused so that running calls finish, and no others are made."""
+    pause = operator_pause_of(record)
+    return (pause is not None and pause["running"] == "calls") or budget_pause_of(record) is not None

@@ -147,8 +147,6 @@ _OtherFact: TypeAlias = (
 
 
 def _apply(loaded: Loaded, unit: UnitOfWork, execution: ExecutionRecord, fact: _OtherFact) -> None:
-    if not isinstance(fact, LateResult):
-        _count_spends(unit, fact)
     match fact:
         case StageEntered():
             _enter_stage(unit, execution, fact.mark)
@@ -175,6 +173,9 @@ def _apply(loaded: Loaded, unit: UnitOfWork, execution: ExecutionRecord, fact: _
             _keep_late_result(loaded, unit, fact)
         case _:
             assert_never(fact)
+    if not isinstance(fact, LateResult):
+        # Last: it may end the batch, or pause it, and the end of its last document comes before that.
+        _count_spends(unit, fact)
 
 
 def _apply_after_end(loaded: Loaded, unit: UnitOfWork, execution: ExecutionRecord, fact: Fact) -> None:

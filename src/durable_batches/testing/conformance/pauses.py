@@ -1,13 +1,15 @@
-"""Pauses of a batch: by an operator, and because a provider refuses calls for its account."""
+"""Pauses of a batch: by an operator, because a provider refuses calls for its account, and for a spent budget."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from functools import partial
 from itertools import product
 
-from durable_batches.lifecycle.commands import Cancel, PauseBatch, ResumeBatch
+from durable_batches.lifecycle.commands import Cancel, PauseBatch, ResumeBatch, UpdateBatch
 from durable_batches.lifecycle.events import BatchPaused, decode_event
+from durable_batches.lifecycle.spending import Spend, encode_spends
 from durable_batches.lifecycle.states import BatchId
 from durable_batches.testing.conformance.base import Conformance, from_level_2
 from durable_batches.testing.conformance.scene import Scene, all_events
@@ -130,6 +132,31 @@ class PausesConformance(Conformance):
         look = await hand.take()
         await hand.report(hand.answered(look), hand.released(look))
         assert (await scene.look(batch_id)).needs == 0
+
+    async def test_the_commit_that_spends_the_budget_pauses_the_batch(self, scene: Scene) -> None:
+        """What is recorded is counted in the same transaction; from then on nothing is claimed until it is raised."""
+        from_level_2(scene)
+        batch_id = await scene.batch(3, concurrency=2)
+        assert await scene.give(batch_id, UpdateBatch("limit", '{"budget":{"cost":"0.03"}}'))
+        hand = await scene.worker()
+        one, two = await hand.claim(2)
+        await hand.report(hand.recorded(one, "a", spent=_spent("0.02")))
+        assert not (await scene.look(batch_id)).paused
+        await hand.report(hand.recorded(two, "b", spent=_spent("0.02")), hand.succeeded(one))
+        assert (await scene.look(batch_id)).paused, "write all of Writes.batches, also of a commit of checkpoints"
+        paused = await _last_pause(scene, batch_id)
+        assert (paused.reason, paused.note) == ("budget", "0.04 and 20 tokens are spent, of 0.03")
+        await hand.report(hand.succeeded(two))
+        assert not await hand.claim()
+        assert not await scene.give(batch_id, UpdateBatch("too little", '{"budget":{"cost":"0.04"}}'))
+        assert await scene.give(batch_id, UpdateBatch("more", '{"budget":{"cost":"0.05"}}'))
+        assert [claim.execution.position for claim in await hand.claim()] == [2]
+
+
+def _spent(cost: str) -> str:
+    spent = encode_spends([Spend("ask", 0, "", 10, 8, 2, Decimal(cost), 0)])
+    assert spent is not None
+    return spent
 
 
 async def _last_pause(scene: Scene, batch_id: BatchId) -> BatchPaused:
