@@ -194,6 +194,45 @@ async def test_event_loops_of_a_process_share_limits_each_with_a_limiter_of_its_
     assert len(began) == 40
 
 
+class Held:
+    """A budget of a store in memory, for a limiter without a worker."""
+
+    def __init__(self) -> None:
+        self.clock = SystemClock()
+        self.worker_id = WorkerId("worker")
+        self._limit = SharedLimit(0, None, {})
+
+    async def take(self, name: str, plan: Callable[[SharedLimit], SharedWrites[Any]]) -> Any:
+        writes = plan(self._limit._replace(now=int(self.clock.boot() * 1_000_000)))
+        self._limit = SharedLimit(0, writes.data, {self.worker_id: writes.slot})
+        return writes.answer
+
+
+def test_a_limiter_that_a_closed_event_loop_has_left_is_supplied_by_the_next() -> None:
+    """Where a loop is closed that has ended no task, as in a notebook; or in a child that was forked meanwhile."""
+    limiter = CentralRateLimiter(requests_per_minute=1_200, shared="provider")
+    supply = limiter.supply
+    assert supply is not None
+
+    async def join() -> None:
+        supply.join(Held())
+
+    async def call() -> None:
+        with pytest.raises(ConfigurationError):
+            await limiter.permit().__aenter__()
+        budget = Held()
+        supply.join(budget)
+        refill = asyncio.create_task(supply.run(budget))
+        async with limiter.permit():
+            pass
+        refill.cancel()
+        await asyncio.wait([refill])
+        supply.leave(budget)
+
+    asyncio.run(join())
+    asyncio.run(within(call()))
+
+
 async def test_calls_that_run_are_counted_when_another_worker_supplies_their_limiter(clock: ManualClock) -> None:
     """They were calls at once of the worker that leaves; a third one has none of them before they have ended."""
     provider = Provider(clock, takes=20.0)

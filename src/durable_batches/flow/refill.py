@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -53,22 +54,27 @@ class Refill:
     @property
     def is_supplied(self) -> bool:
         """Whether a worker supplies it."""
-        return bool(self._members)
+        return any(not member.is_gone for member in self._members)
 
     def join(self, budget: Budget) -> None:
         """Have a worker supply it, which then runs `run`."""
-        self._members.append(_Member(budget))
+        if self._members and self._members[0].is_gone:
+            self._drop_granted()
+        self._members = [*(member for member in self._members if not member.is_gone), _Member(budget)]
 
     def leave(self, budget: Budget) -> None:
         """Have another worker supply it, if there is one: this one is about to be gone, and what it held with it."""
-        first = self._members[0].budget is budget
+        first = bool(self._members) and self._members[0].budget is budget
         self._members = [member for member in self._members if member.budget is not budget]
         if first:
-            credit = self._admission.credit
-            assert credit is not None
-            with self._lock:
-                credit.reset()
+            self._drop_granted()
             self._wake()
+
+    def _drop_granted(self) -> None:
+        credit = self._admission.credit
+        assert credit is not None
+        with self._lock:
+            credit.reset()
 
     async def handed_over(self) -> None:
         """Wait until the worker that supplies it now has said what runs; of another event loop, do not wait."""
@@ -157,13 +163,19 @@ class Refill:
 class _Member:
     """A worker that supplies it, or will."""
 
-    __slots__ = ("budget", "has_taken", "loop", "wake")
+    __slots__ = ("_process", "budget", "has_taken", "loop", "wake")
 
     def __init__(self, budget: Budget) -> None:
         self.budget: Final = budget
         self.loop: Final = asyncio.get_running_loop()
+        self._process = os.getpid()
         self.wake: Final = asyncio.Event()
         self.has_taken: Final = asyncio.Event()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its event loop was closed without a word, or is that of the process that this one was forked from."""
+        return self.loop.is_closed() or self._process != os.getpid()
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
         """Sleep until there is more to do, or for so long."""
