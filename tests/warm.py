@@ -32,6 +32,9 @@ _SCRIPT: Final = Path(sys.executable).with_name("durable-batches")
 
 _execute_child: Final[Callable[..., None]] = vars(subprocess.Popen)["_execute_child"]
 
+IN_A_NAMESPACE: Final = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+"""What an interpreter may have before it, which is done without that program then."""
+
 _ORDINARY: Final = {
     "preexec_fn": None,
     "shell": False,
@@ -118,14 +121,17 @@ def _start(source: Source, process: Any, *given: Any) -> None:
     asked: dict[str, Any] = signature(_execute_child).bind(process, *given).arguments
     if all(asked[name] == usual for name, usual in _ORDINARY.items()):
         command: Sequence[str] | str = asked["args"]
+        isolated = not isinstance(command, str) and tuple(command[: len(IN_A_NAMESPACE)]) == IN_A_NAMESPACE
+        if isolated:
+            command = command[len(IN_A_NAMESPACE) :]
         arguments = None if isinstance(command, str) else arguments_of(command)
         if arguments is not None:
-            _fork(source, process, arguments, asked)
+            _fork(source, process, arguments, asked, isolated=isolated)
             return
     _execute_child(process, *given)
 
 
-def _fork(source: Source, process: Any, arguments: list[str], asked: Mapping[str, Any]) -> None:
+def _fork(source: Source, process: Any, arguments: list[str], asked: Mapping[str, Any], *, isolated: bool) -> None:
     own = (asked["p2cread"], asked["c2pwrite"], asked["errwrite"])
     passed = list(asked["pass_fds"])
     environment = os.environ if asked["env"] is None else asked["env"]
@@ -135,6 +141,7 @@ def _fork(source: Source, process: Any, arguments: list[str], asked: Mapping[str
         "folder": os.fspath(asked["cwd"] or os.getcwd()),
         "files": [0, 1, 2, *passed],
         "leads_session": asked["start_new_session"],
+        "isolated": isolated,
     }
     files = [number if file == -1 else file for number, file in enumerate(own)]
     process.pid = source.fork(command, [*files, *passed])

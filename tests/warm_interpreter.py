@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import ctypes
 import gc
 import importlib
 import io
@@ -34,6 +35,12 @@ from typing import Final
 _IN_BYTES: Final = 1 << 20
 _ALL_FILES: Final = 1 << 30
 
+_PR_SET_PDEATHSIG: Final = 1
+_CLONE_NEWNS: Final = 0x20000
+_CLONE_NEWPID: Final = 0x20000000
+_MS_REC: Final = 0x4000
+_MS_PRIVATE: Final = 0x40000
+
 _OWN_PATHS: Final = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
@@ -47,6 +54,7 @@ class Command:
         folder: Its working directory.
         files: The numbers that it has its files under.
         leads_session: Whether it is the first of a session.
+        isolated: Whether it is the first of a namespace of processes, as a container's is.
     """
 
     arguments: list[str]
@@ -54,6 +62,7 @@ class Command:
     folder: str
     files: list[int]
     leads_session: bool
+    isolated: bool
 
 
 def serve(connection: socket.socket) -> Callable[[], object] | None:
@@ -89,6 +98,8 @@ def serve(connection: socket.socket) -> Callable[[], object] | None:
 def _become(command: Command, files: list[int]) -> Callable[[], object]:
     if command.leads_session:
         os.setsid()
+    if command.isolated:
+        _isolate()
     _place(files, command.files)
     os.chdir(command.folder)
     os.environ.clear()
@@ -120,6 +131,29 @@ def _become(command: Command, files: list[int]) -> Callable[[], object]:
             return lambda: exec(compile(Path(file).read_bytes(), file, "exec"), main.__dict__)
         case _:
             raise ValueError("an interpreter without a program")
+
+
+def _isolate() -> None:
+    """Return in the first process of a new namespace; this one waits for it, and ends as it does.
+
+    As `unshare --pid --fork --mount-proc --kill-child`.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(function: str, *arguments: object) -> None:
+        if getattr(libc, function)(*arguments) != 0:
+            raise OSError(ctypes.get_errno(), function)
+
+    call("unshare", _CLONE_NEWPID | _CLONE_NEWNS)
+    first = os.fork()
+    if first:
+        code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+        if code < 0:
+            os.kill(os.getpid(), -code)
+        os._exit(code)
+    call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    call("mount", b"none", b"/proc", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+    call("mount", b"proc", b"/proc", b"proc", ctypes.c_ulong(0), None)
 
 
 def _place(files: list[int], numbers: list[int]) -> None:

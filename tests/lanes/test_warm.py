@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.warm import arguments_of, warm
+from tests.support import PATIENCE
+from tests.warm import IN_A_NAMESPACE, arguments_of, warm
 
 pytestmark = [
     pytest.mark.processes,
@@ -93,6 +94,34 @@ def test_it_can_be_killed_like_any_other(context: Callable[[], Any]) -> None:
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL
+
+
+ISOLATED = """
+import os
+mine = os.readlink("/proc/self/ns/pid")
+print(mine.partition(":")[0], os.getpid(), os.getppid(), sorted(filter(str.isdigit, os.listdir("/proc"))))
+print(mine)
+input()
+"""
+
+
+def test_it_can_be_the_first_of_a_namespace_and_ends_with_who_is_outside() -> None:
+    if subprocess.run([*IN_A_NAMESPACE, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this user may make no process namespaces")
+    seen: list[tuple[str, int]] = []
+    for context in (nullcontext, warm):
+        with context():
+            pipe = subprocess.PIPE
+            command = [*IN_A_NAMESPACE, sys.executable, "-c", ISOLATED]
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        assert process.stdout is not None
+        first, namespace = process.stdout.readline(), process.stdout.readline().strip()
+        assert namespace != os.readlink("/proc/self/ns/pid")
+        process.kill()
+        # The end of its output is that of the one inside.
+        assert process.communicate(timeout=PATIENCE)[0] == ""
+        seen.append((first, process.returncode))
+    assert seen == [("pid 1 0 ['1']\n", -signal.SIGKILL)] * 2
 
 
 def test_other_programs_are_started_as_ever() -> None:

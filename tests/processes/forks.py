@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from tests.support import unmeasured
+from tests.warm import warm
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ class Started(Process):
 
     def __init__(self, command: Sequence[str], output: Path, errors: Path) -> None:
         super().__init__()
-        with output.open("wb") as out, errors.open("ab") as err:
+        with output.open("wb") as out, errors.open("ab") as err, warm():
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, env=unmeasured())
         self.pid = self._process.pid
         threading.Thread(target=lambda: self.becomes(code=self._process.wait()), daemon=True).start()

@@ -734,6 +734,7 @@ def shared_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("folder_mode", [0o555, 0o777])
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 async def test_a_file_that_is_read_only_is_said_to_be(shared_folder: Path, tmp_path: Path, folder_mode: int) -> None:
     path = shared_folder / "batches.db"
@@ -748,6 +749,7 @@ async def test_a_file_that_is_read_only_is_said_to_be(shared_folder: Path, tmp_p
         shared_folder.chmod(0o777)
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 async def test_a_folder_that_cannot_be_written_is_said_to_be(shared_folder: Path, tmp_path: Path) -> None:
     path = shared_folder / "batches.db"
@@ -760,6 +762,7 @@ async def test_a_folder_that_cannot_be_written_is_said_to_be(shared_folder: Path
         shared_folder.chmod(0o777)
 
 
+@pytest.mark.usefixtures("warm_interpreters")
 @pytest.mark.processes
 async def test_a_file_that_cannot_be_read_is_said_to_be(shared_folder: Path, tmp_path: Path) -> None:
     path = shared_folder / "batches.db"
