@@ -113,6 +113,32 @@ def test_a_large_call_is_not_put_off_for_small_ones_of_others() -> None:
     assert most_in_a_window(fleet.begun) <= 6_000
 
 
+def test_a_budget_waits_no_longer_after_the_store_was_away() -> None:
+    """Time that passed between takes that nobody answered has passed."""
+    fleet, (member,) = fleet_of(1, requests=60)
+    for _ in range(200):
+        member.call()
+    run(fleet, 10)
+    credit = member.admission.credit
+    assert credit is not None
+    failed = 0
+    for _ in range(300):
+        fleet.now += 1
+        if member.admission.asks_in(member.now()) <= 0:
+            credit.failed(member.admission.asks_for(member.now()))
+            failed += 1
+    assert failed > 200
+    large, before = fleet.now, len(fleet.begun)
+    run(fleet, 1)
+    assert len(fleet.begun) > before
+    # By then the log of the last minute is empty: nothing was begun for five.
+    grant = credit.grant
+    assert grant is not None
+    assert grant.left_requests is not None
+    assert grant.left_requests >= 60 - (len(fleet.begun) - before) - 1
+    assert grant.at >= large - 1
+
+
 # ---- calls at once -----------------------------------------------------------------------------------------------
 
 
@@ -164,6 +190,21 @@ def test_workers_take_turns_where_there_are_fewer_calls_at_once() -> None:
     assert min(began.values()) >= 5
 
 
+def test_calls_at_once_that_follow_each_other_cost_no_take_each() -> None:
+    fleet, (member,) = fleet_of(1, requests=6_000, together=5)
+    for _ in range(500):
+        member.call()
+    while member.admission.is_busy:
+        run(fleet, 0.05)
+        assert len(member.held) <= 5
+        for ticket in list(member.held):
+            member.end(ticket)
+    assert len(fleet.begun) == 500
+    # Five seconds, and some takes until it is known how quickly calls follow each other.
+    assert fleet.takes <= 15
+    assert most_in_a_window(fleet.requests()) <= 6_000
+
+
 # ---- different limits, cool-downs, clocks ------------------------------------------------------------------------
 
 
@@ -180,6 +221,30 @@ def test_of_different_limits_the_smallest_holds_while_its_worker_is_there() -> N
     run(fleet, 120)
     assert most_in_a_window(fleet.requests()) <= 600
     assert len(fleet.begun) - before >= 900
+
+
+def test_a_limit_that_a_worker_was_not_given_holds_for_it_while_another_has_it() -> None:
+    """In a deploy that adds a limit, for the workers of before."""
+    fleet = Fleet()
+    old = Member(fleet, "old", 0.0, together=50)
+    new = Member(fleet, "new", 7.0, requests=60, tokens=600, together=50)
+    new.call(10)
+    run(fleet, 2)
+    for _ in range(300):
+        old.call(20)
+    for _ in range(140):
+        run(fleet, 0.5)
+        for ticket in list(old.held):
+            old.end(ticket)
+    assert len(fleet.begun) >= 30
+    assert most_in_a_window(fleet.begun) <= 600
+    old.call(20)
+    used = fleet.begun[-1]
+    run(fleet, 5)
+    ticket = next(ticket for ticket in reversed(old.asked) if ticket.granted is not None)
+    old.settle(ticket, 1_220)
+    run(fleet, 60)
+    assert fleet.begun[-1][0] < used[0] + 10, "what it took beyond its estimate is waited for"
 
 
 def test_the_cool_down_of_one_is_that_of_all() -> None:

@@ -211,6 +211,7 @@ class Admission:
             self._give_back(moment, ticket, math.inf)
             if self.credit is not None:
                 self.credit.give_back(moment, ticket.slices)
+                ticket.slices = []
             self.end(now, ticket, healthy=None)
 
     def abandon(self) -> None:
@@ -225,7 +226,7 @@ class Admission:
         """Correct what a call takes: less comes back, more is a debt. The last word stands."""
         difference = tokens - ticket.settled
         ticket.settled = tokens
-        if self._tokens is None or not difference:
+        if not difference:
             return
         moment = self._moment(now)
         if not self._returns_unused:
@@ -234,6 +235,8 @@ class Admission:
             difference = after - before
         if self.credit is not None:
             self.credit.settled(ticket.slices, difference)
+        if self._tokens is None:
+            return
         if difference > 0:
             ticket.parts.append((self._tokens.take(moment, difference), difference))
         else:

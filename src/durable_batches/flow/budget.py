@@ -70,7 +70,9 @@ class Ask(NamedTuple):
     cool_down: float = 0.0
     """Seconds for which the provider wants no calls, as this worker was told."""
     elapsed: float | None = None
-    """Seconds on the worker's clock since before its last take; None: this is its first."""
+    """Seconds on the worker's clock since before its last take that was answered; None: none was."""
+    begun: float = 0.0
+    """Calls that began within the last slice, or this one: as many as that may end within the next and make room."""
 
 
 class Grant(NamedTuple):
@@ -153,6 +155,9 @@ def plan_take(limit: SharedLimit, worker: WorkerId, ask: Ask) -> SharedWrites[Gr
     at_once, row = _slots(rows, worker, ask, limits.max_concurrent, moment)
     hungry = sum(each.wants_until > moment for each in rows.values())
     room = math.inf if at_once is None else max(at_once - ask.in_flight, 0)
+    if room >= 1:
+        # Calls that end within the slice are followed by others.
+        room += ask.begun
     begins, granted = _slice(requests, tokens, ask, max(moment, cool_until), max(hungry, 1), room)
     row = row._replace(wants_until=max(row.wants_until, begins + _WANTS_SECONDS) if asks else 0.0)
     grant = Grant(

@@ -58,6 +58,8 @@ class Credit:
         """The last one; None: there was none yet."""
         self._slices: list[Slice] = []
         self._asked_at = -math.inf
+        self._answered_at = -math.inf
+        """When the last take that was answered was asked for."""
         self._unused: dict[float, list[float]] = {}
         self._has_begun = False
         self._debt = 0.0
@@ -65,6 +67,7 @@ class Credit:
         self._tells_cool_down = False
         self._peak = 0
         self._demand = _Demand()
+        self._begun = _Demand()
         self._was_short = False
 
     @property
@@ -73,6 +76,16 @@ class Credit:
         if self.limits.max_concurrent is None and (self.grant is None or self.grant.at_once is None):
             return math.inf
         return 0 if self.grant is None or self.grant.at_once is None else self.grant.at_once
+
+    @property
+    def _has_requests(self) -> bool:
+        """Whether requests are limited, by another worker's limits also."""
+        return self.limits.requests is not None or (self.grant is not None and self.grant.limits.requests is not None)
+
+    @property
+    def _has_tokens(self) -> bool:
+        """Whether tokens are limited, by another worker's limits also."""
+        return self.limits.tokens is not None or (self.grant is not None and self.grant.limits.tokens is not None)
 
     # ---- calls ---------------------------------------------------------------------------------------------------
 
@@ -83,16 +96,14 @@ class Credit:
     def ready_at(self, moment: float, tokens: float) -> float:
         """Return when a call may begin; infinity: more has to be asked for."""
         self._drop_past(moment)
-        limits = self.limits
-        if limits.requests is None and (limits.tokens is None or tokens <= 0):
+        has_requests, has_tokens = self._has_requests, self._has_tokens
+        if not has_requests and (not has_tokens or tokens <= 0):
             return moment
         requests, amount = 0.0, 0.0
         for part in self._slices:
             requests += part.requests
             amount += part.tokens
-            if (limits.requests is None or requests >= 1 - _TINY) and (
-                limits.tokens is None or amount >= tokens - _TINY
-            ):
+            if (not has_requests or requests >= 1 - _TINY) and (not has_tokens or amount >= tokens - _TINY):
                 return max(moment, part.begins)
         return math.inf
 
@@ -100,6 +111,7 @@ class Credit:
         """Take for a call that begins; return what of each slice."""
         self._peak = max(self._peak, in_flight)
         self._has_begun = True
+        self._begun.add(moment, tokens)
         taken: list[tuple[Slice, float, float]] = []
         request = 1.0
         for part in self._slices:
@@ -131,7 +143,7 @@ class Credit:
             taken: What it has taken of each slice; what comes back is taken off.
             more: By how much.
         """
-        if self.limits.tokens is None:
+        if not self._has_tokens:
             return
         if more > 0:
             self._debt += more
@@ -220,7 +232,8 @@ class Credit:
             [(at, unused[0], unused[1]) for at, unused in self._unused.items()],
             self._debt,
             max(self._cool_until - moment, 0.0) if self._tells_cool_down else 0.0,
-            None if self._asked_at == -math.inf else moment - self._asked_at,
+            None if self._answered_at == -math.inf else moment - self._answered_at,
+            self._begun.of_slice(moment)[0],
         )
         self._unused, self._debt = {}, 0.0
         self._asked_at = moment
@@ -237,6 +250,7 @@ class Credit:
             answered: When the answer came.
         """
         self.grant = grant
+        self._answered_at = asked
         if grant.requests or grant.tokens:
             begins, ends = answered + grant.begins_in, asked + grant.begins_in + SLICE_SECONDS
             if ends > begins:
@@ -263,7 +277,7 @@ class Credit:
             self._note_unused(part, part.requests, part.tokens)
         self._slices.clear()
         self.grant = None
-        self._asked_at = -math.inf
+        self._asked_at = self._answered_at = -math.inf
         # Calls that run have to be counted as another worker's.
         self._has_begun = True
 
@@ -275,8 +289,8 @@ class Credit:
             self._note_unused(part, part.requests, part.tokens)
 
     def _note_unused(self, part: Slice, requests: float, tokens: float) -> None:
-        requests = 0.0 if self.limits.requests is None else requests
-        tokens = 0.0 if self.limits.tokens is None else tokens
+        requests = requests if self._has_requests else 0.0
+        tokens = tokens if self._has_tokens else 0.0
         if requests > 0 or tokens > 0:
             unused = self._unused.setdefault(part.at, [0.0, 0.0])
             unused[0] += requests
