@@ -57,7 +57,7 @@ async def response(
 ) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A response that has begun."""
     reader, writer = await within(asyncio.open_connection(*address))
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     await within(reader.readuntil(begins))
     try:
         yield reader, writer
