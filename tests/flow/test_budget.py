@@ -139,6 +139,73 @@ def test_a_budget_waits_no_longer_after_the_store_was_away() -> None:
     assert grant.at >= large - 1
 
 
+def test_slices_that_have_not_begun_are_others_when_their_worker_is_gone() -> None:
+    """Whatever a fleet was granted for later, the one that comes after a restart waits for none of it."""
+    fleet, members = fleet_of(30, requests=10, tokens=1_000)
+    for member in members:
+        member.call(50)
+    run(fleet, 20)
+    assert len(fleet.begun) == 4
+    first = members[0]
+    first.settle(first.asked[0], 500)
+    run(fleet, 1)
+    for member in members:
+        fleet.kill(member)
+    for number in range(30):
+        member = Member(fleet, f"next-{number}", 0.0, requests=10, tokens=1_000)
+        for _ in range(3):
+            member.call(50)
+    run(fleet, 60)
+    # The debt of the first one is waited for.
+    assert len(fleet.begun) <= 11
+    run(fleet, 250)
+    assert len(fleet.begun) >= 35
+    assert most_in_a_window(fleet.requests()) <= 10
+    assert fleet.data is not None
+    assert len(fleet.data) < 20_000
+
+
+def test_a_slice_whose_call_waits_no_more_is_given_back_before_it_begins() -> None:
+    fleet, (one, two, three) = fleet_of(3, tokens=6_000)
+    one.call(3_000)
+    run(fleet, 1)
+    large = two.call(3_000)
+    run(fleet, 1)
+    assert large.granted is None
+    two.admission.withdraw(two.now(), large)
+    run(fleet, 2)
+    small = three.call(10)
+    run(fleet, 30)
+    # It waits until the first one is made up for, half a minute, and not for the other one as well.
+    assert small.granted is not None
+    before = fleet.takes
+    run(fleet, 100)
+    assert fleet.takes <= before + 2
+
+
+def test_a_worker_that_has_nothing_to_do_gives_back_what_is_left_and_asks_no_more() -> None:
+    fleet, (one, two) = fleet_of(2, requests=600)
+    for _ in range(10):
+        one.call()
+    run(fleet, 1.5)
+    one.call()
+    run(fleet, 0.1)
+    assert one.admission.waiting == 0
+    # Nobody looks at it before this.
+    due = one.admission.asks_in(one.now())
+    assert due <= SLICE_SECONDS
+    run(fleet, 5)
+    credit = two.admission.credit
+    assert credit is not None
+    two.call()
+    run(fleet, 0.1)
+    assert credit.grant is not None
+    assert credit.grant.left_requests == 600 - 12
+    before = fleet.takes
+    run(fleet, 100)
+    assert fleet.takes <= before + 1
+
+
 # ---- calls at once -----------------------------------------------------------------------------------------------
 
 

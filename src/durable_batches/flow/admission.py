@@ -308,6 +308,11 @@ class Admission:
         assert self.credit is not None
         self.credit.was_short()
 
+    def lost_supply(self) -> None:
+        """Drop what was granted: the worker that it was granted to is gone."""
+        assert self.credit is not None
+        self.credit.reset(self._latest)
+
     def asks_in(self, now: float) -> float:
         """Return in how many seconds to ask for more of the budget; infinity: not before something happens."""
         assert self.credit is not None

@@ -55,12 +55,25 @@ class WindowedBucket:
         window: Seconds of the log.
         merged: Seconds within which what is taken shares an entry of the log.
         state: What `dump` returned; None: nothing was taken yet.
+        kept_since: From when on entries are kept for `rewind`, also when the log has gone on.
 
     Attributes:
         factor: The share of the limit that is used at present, in (0, 1].
     """
 
-    __slots__ = ("_at", "_level", "_log", "_merged", "_total", "_window", "configured", "factor", "limit")
+    __slots__ = (
+        "_at",
+        "_kept_since",
+        "_level",
+        "_log",
+        "_merged",
+        "_past",
+        "_total",
+        "_window",
+        "configured",
+        "factor",
+        "limit",
+    )
 
     def __init__(
         self,
@@ -69,6 +82,7 @@ class WindowedBucket:
         window: float = WINDOW_SECONDS,
         merged: float = _MERGED_SECONDS,
         state: Mapping[str, Any] | None = None,
+        kept_since: float = math.inf,
     ) -> None:
         assert 0 < limit < math.inf
         self._window = window
@@ -80,13 +94,19 @@ class WindowedBucket:
         self._at = -math.inf
         self._total = 0.0
         self._log: deque[Taken] = deque()
+        self._kept_since = kept_since
+        self._past: deque[Taken] = deque()
         if state is not None:
             self._level = min(self.depth, state["level"])
             self._at = state["at"]
-            for first, at, amount in state["log"]:
-                self._log.append(Taken(first, amount))
-                self._log[-1].at = at
-                self._total += amount
+            for log, entries in ((self._past, state.get("past", ())), (self._log, state["log"])):
+                for first, at, amount in entries:
+                    taken = Taken(first, amount)
+                    taken.at = at
+                    log.append(taken)
+            self._total = sum(taken.amount for taken in self._log)
+            while self._past and self._past[0].at <= kept_since:
+                self._past.popleft()
 
     def dump(self) -> Mapping[str, Any]:
         """Return the state in terms of JSON; the limit is no part of it."""
@@ -94,6 +114,7 @@ class WindowedBucket:
             "level": self._level,
             "at": max(self._at, 0.0),
             "log": [(taken.first, taken.at, taken.amount) for taken in self._log],
+            "past": [(taken.first, taken.at, taken.amount) for taken in self._past],
         }
 
     @property
@@ -174,13 +195,36 @@ class WindowedBucket:
                 self.give_back(now, taken, amount)
                 break
 
+    def rewind(self, to: float) -> None:
+        """Go back to a moment, as if nothing had been taken for later ones; not further than `kept_since` allows.
+
+        An entry of the log that began by then stays whole, and so the bucket may stay at a later moment.
+        """
+        entries = [*self._past, *self._log]
+        dropped = 0.0
+        while entries and entries[-1].first > to:
+            dropped += entries.pop().amount
+        if entries:
+            to = max(to, entries[-1].at)
+        if to >= self._at:
+            return
+        # What had flowed in was no more than this.
+        self._level = min(self.depth, self._level + dropped - (self._at - to) * self.rate)
+        self._at = to
+        self._past = deque(taken for taken in entries if taken.at <= to - self._window)
+        self._log = deque(taken for taken in entries if taken.at > to - self._window)
+        self._total = sum(taken.amount for taken in self._log)
+
     def _advance(self, now: float) -> None:
         if now > self._at:
             if self._at > -math.inf:
                 self._level = min(self.depth, self._level + (now - self._at) * self.rate)
             self._at = now
         while self._log and self._log[0].at <= now - self._window:
-            self._total -= self._log.popleft().amount
+            taken = self._log.popleft()
+            self._total -= taken.amount
+            if taken.at > self._kept_since:
+                self._past.append(taken)
         if not self._log:
             # Nothing is left of rounding errors.
             self._total = 0.0

@@ -5,7 +5,8 @@ each other in the order in which they were asked for: a large call is not put of
 
 1. What is granted begins within a slice, which is a second long at most. The log of the last minute is longer by that:
    whenever calls begin within their slices, no window of a minute sees more than the limit.
-2. What was granted and is not used comes back when its worker says so. Of a dead worker, it is lost: nobody knows.
+2. What was granted and is not used comes back when its worker says so. Of a dead worker, it is lost: nobody knows. But
+   slices that have not begun when their worker is gone are nobody's: those that come next do not wait for them.
 3. Calls at once are held until the worker gives them back, or is gone. Workers that want some have equally many, and
    take turns where there are fewer than workers.
 4. Of different limits for one budget, the smallest holds, while a worker that has it is registered.
@@ -73,6 +74,8 @@ class Ask(NamedTuple):
     """Seconds on the worker's clock since before its last take that was answered; None: none was."""
     begun: float = 0.0
     """Calls that began within the last slice, or this one: as many as that may end within the next and make room."""
+    last: float = 0.0
+    """`Grant.at` of the last slice that it keeps and that has not begun; 0: there is none."""
 
 
 class Grant(NamedTuple):
@@ -112,6 +115,8 @@ class _Row(NamedTuple):
     """Calls at once."""
     turn: float
     """Since when it has calls at once, or waits for some."""
+    last: float = 0.0
+    """When the last slice begins that it was granted."""
 
 
 def plan_take(limit: SharedLimit, worker: WorkerId, ask: Ask) -> SharedWrites[Grant]:
@@ -136,6 +141,7 @@ def plan_take(limit: SharedLimit, worker: WorkerId, ask: Ask) -> SharedWrites[Gr
         moment + _WANTS_SECONDS if asks else 0.0,
         ask.wanted,
         moment if own is None else own.turn,
+        ask.last,
     )
     limits = Limits(
         _smallest(row.limits.requests for row in rows.values()),
@@ -146,12 +152,23 @@ def plan_take(limit: SharedLimit, worker: WorkerId, ask: Ask) -> SharedWrites[Gr
     recent = [row for row in rows.values() if row.at >= moment - _RATE_SECONDS]
     requests = _bucket(state.get("requests"), moment, [row.requests for row in recent], limits.requests)
     tokens = _bucket(state.get("tokens"), moment, [row.tokens for row in recent], limits.tokens)
+    debts: list[tuple[float, float]] = state.get("debts", [])
+    debt = ask.debt
+    kept_until = max(moment, *(row.last for row in rows.values()))
+    for bucket in (requests, tokens):
+        if bucket is not None:
+            bucket.rewind(kept_until)
+    if tokens is not None:
+        # Debts are taken when the bucket is, which may be later: they go back with it.
+        debt += sum(amount for at, amount in debts if at > tokens.at)
+        debts = [(at, amount) for at, amount in debts if moment < at <= tokens.at]
     for at, *unused in ask.unused:
         for bucket, amount in zip((requests, tokens), unused, strict=True):
             if bucket is not None and amount > 0:
                 bucket.release(moment, at, amount)
-    if tokens is not None and ask.debt > 0:
-        tokens.take(max(moment, tokens.at), ask.debt)
+    if tokens is not None and debt > 0:
+        debts.append((max(moment, tokens.at), debt))
+        tokens.take(*debts[-1])
     at_once, row = _slots(rows, worker, ask, limits.max_concurrent, moment)
     hungry = sum(each.wants_until > moment for each in rows.values())
     room = math.inf if at_once is None else max(at_once - ask.in_flight, 0)
@@ -159,7 +176,10 @@ def plan_take(limit: SharedLimit, worker: WorkerId, ask: Ask) -> SharedWrites[Gr
         # Calls that end within the slice are followed by others.
         room += ask.begun
     begins, granted = _slice(requests, tokens, ask, max(moment, cool_until), max(hungry, 1), room)
-    row = row._replace(wants_until=max(row.wants_until, begins + _WANTS_SECONDS) if asks else 0.0)
+    row = row._replace(
+        wants_until=max(row.wants_until, begins + _WANTS_SECONDS) if asks else 0.0,
+        last=begins if any(granted) else ask.last,
+    )
     grant = Grant(
         *granted,
         begins,
@@ -178,6 +198,7 @@ def plan_take(limit: SharedLimit, worker: WorkerId, ask: Ask) -> SharedWrites[Gr
         # Kept also while nobody is here that has the limit.
         "requests": state.get("requests") if requests is None else requests.dump(),
         "tokens": state.get("tokens") if tokens is None else tokens.dump(),
+        "debts": debts,
     }
     return SharedWrites(_encoded(data), SharedSlot(row.held, _encoded(row[1:])), grant)
 
@@ -218,7 +239,13 @@ def _bucket(
     limit = _smallest((*rates, configured))
     if limit is None:
         return None
-    return WindowedBucket(limit, window=FLEET_WINDOW_SECONDS, merged=_MERGED_SECONDS, state=state)
+    return WindowedBucket(
+        limit,
+        window=FLEET_WINDOW_SECONDS,
+        merged=_MERGED_SECONDS,
+        state=state,
+        kept_since=moment - FLEET_WINDOW_SECONDS,
+    )
 
 
 def _slice(

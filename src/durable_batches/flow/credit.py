@@ -180,6 +180,12 @@ class Credit:
         uses_slots = self._has_begun and self.at_once < math.inf
         if is_idle_slot or uses_slots or self._debt > 0 or self._unused:
             later = self._asked_at + SLICE_SECONDS
+        if waiting is None and any(part.begins > moment + SLICE_SECONDS for part in self._slices):
+            # The call that it was for waits no more.
+            later = min(later, self._asked_at + SLICE_SECONDS)
+        # What is not used is told when it cannot be used any more.
+        ends = next((part.ends for part in self._slices if self._has_left(part)), math.inf)
+        later = min(later, max(ends, self._asked_at + SLICE_SECONDS))
         if waiting is None:
             return max(moment, min(later, self._asked_at + _AGAIN_SECONDS)) if self._was_short else max(moment, later)
         if in_flight >= self.at_once:
@@ -212,6 +218,10 @@ class Credit:
             tokens: The limit that holds here.
         """
         self._drop_past(moment)
+        if not count:
+            for part in [part for part in self._slices if part.begins > moment + SLICE_SECONDS]:
+                self._slices.remove(part)
+                self._note_unused(part, part.requests, part.tokens)
         # No more than a slice may hold.
         most = _MOST_CALLS if requests is None else min(math.ceil(requests / 60 * SLICE_SECONDS), _MOST_CALLS)
         calls = list(islice(waiting, most))
@@ -234,6 +244,7 @@ class Credit:
             max(self._cool_until - moment, 0.0) if self._tells_cool_down else 0.0,
             None if self._answered_at == -math.inf else moment - self._answered_at,
             self._begun.of_slice(moment)[0],
+            max((part.at for part in self._slices if part.begins > moment), default=0.0),
         )
         self._unused, self._debt = {}, 0.0
         self._asked_at = moment
@@ -271,10 +282,14 @@ class Credit:
             self._cool_until = until
             self._tells_cool_down = True
 
-    def reset(self) -> None:
-        """Drop what was granted: the worker that it was granted to is gone. The next one says what was not used."""
+    def reset(self, moment: float) -> None:
+        """Drop what was granted: the worker that it was granted to is gone. The next one says what was not used.
+
+        Slices that have not begun are others' with the worker's row.
+        """
         for part in self._slices:
-            self._note_unused(part, part.requests, part.tokens)
+            if part.begins <= moment:
+                self._note_unused(part, part.requests, part.tokens)
         self._slices.clear()
         self.grant = None
         self._asked_at = self._answered_at = -math.inf
@@ -287,6 +302,9 @@ class Credit:
         while self._slices and self._slices[0].ends <= moment:
             part = self._slices.pop(0)
             self._note_unused(part, part.requests, part.tokens)
+
+    def _has_left(self, part: Slice) -> bool:
+        return (self._has_requests and part.requests > _TINY) or (self._has_tokens and part.tokens > _TINY)
 
     def _note_unused(self, part: Slice, requests: float, tokens: float) -> None:
         requests = requests if self._has_requests else 0.0

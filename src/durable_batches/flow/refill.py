@@ -71,10 +71,8 @@ class Refill:
             self._wake()
 
     def _drop_granted(self) -> None:
-        credit = self._admission.credit
-        assert credit is not None
         with self._lock:
-            credit.reset()
+            self._admission.lost_supply()
 
     async def handed_over(self) -> None:
         """Wait until the worker that supplies it now has said what runs; of another event loop, do not wait."""
