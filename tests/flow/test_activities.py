@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
@@ -549,6 +550,48 @@ async def test_a_permit_comes_while_another_call_of_the_document_waits_for_the_s
         # One at a time, as before: the slots are counted rightly.
         await env.finished(await env.batches.submit(["1"] * 5))
     assert gauge.most == 1
+
+
+async def test_a_limiter_that_nobody_else_has_is_forgotten() -> None:
+    class Own:
+        """A limiter of which there are no weak references, and no hash."""
+
+        __slots__ = ("limiter",)
+
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+        def __init__(self) -> None:
+            self.limiter = CentralRateLimiter(name="own")
+
+        @property
+        def name(self) -> str:
+            return self.limiter.name
+
+        def permit(self, *, tokens: int = 0, **options: Any) -> AbstractAsyncContextManager[Permit]:
+            return self.limiter.permit(tokens=tokens)
+
+    clock, kept = ManualClock(), CentralRateLimiter(name="kept")
+    trial = Trial(clock=clock)
+
+    async def call(limiter: Limiter) -> None:
+        @durable_activity(limiter=limiter)
+        async def ask() -> None:
+            pass
+
+        await ask()
+
+    async def body() -> None:
+        await call(kept)
+        await call(Own())
+        for number in range(20):
+            await call(CentralRateLimiter(name=f"{number}"))
+
+    assert isinstance(await trial.end(body), AttemptSucceeded)
+    # What would have lent the slots of calls that wait is over.
+    clock.advance(60)
+    gc.collect()
+    assert [limiter.name for limiter in trial.resources.limiters.present()] == ["kept", "own"]
 
 
 # ---- explained -------------------------------------------------------------------------------------------------

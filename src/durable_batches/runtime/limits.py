@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import ref
 
 from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError, NotInActivityError
@@ -16,6 +18,7 @@ from durable_batches.tasks import NotBegun
 __all__ = [
     "Budget",
     "JudgesFailures",
+    "KnownLimiters",
     "Limiter",
     "NotBegun",
     "Permit",
@@ -159,3 +162,36 @@ class SharesLimits(Protocol):
     def supply(self) -> Supply | None:
         """What workers supply; None: its limits are its own."""
         ...
+
+
+class KnownLimiters:
+    """The limiters that calls have asked for permits, for as long as others have them: one may be made for each batch.
+
+    By their identity, since one of the user's own may not be hashable.
+    """
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        self._found: dict[int, Callable[[], Limiter | None]] = {}
+
+    def __contains__(self, limiter: Limiter) -> bool:
+        found = self._found.get(id(limiter))
+        return found is not None and found() is limiter
+
+    def add(self, limiter: Limiter) -> None:
+        """Add a limiter; one of the user's own of which there are no weak references stays."""
+        identity = id(limiter)
+        try:
+            self._found[identity] = ref(limiter, partial(self._forget, identity))
+        except TypeError:
+            self._found[identity] = lambda: limiter
+
+    def present(self) -> Sequence[Limiter]:
+        """Return those that others have. On any thread."""
+        return [limiter for found in list(self._found.values()) if (limiter := found()) is not None]
+
+    def _forget(self, identity: int, reference: Callable[[], Limiter | None]) -> None:
+        # Another one may have its identity by now.
+        if self._found.get(identity) is reference:
+            del self._found[identity]

@@ -13,7 +13,7 @@ from durable_batches.lifecycle.states import BatchId
 from durable_batches.runtime.classify import ErrorClassifier, default_classifier
 from durable_batches.runtime.dependencies import Dependencies
 from durable_batches.runtime.elsewhere import Elsewhere
-from durable_batches.runtime.limits import Limiter
+from durable_batches.runtime.limits import KnownLimiters, Limiter
 from durable_batches.runtime.middleware import Middleware
 from durable_batches.runtime.overloads import Overloads
 from durable_batches.runtime.threads import Threads
@@ -169,8 +169,8 @@ class Resources:
     """Since when providers refuse everything."""
     named_limiters: Mapping[str, Limiter] = field(default_factory=dict[str, Limiter])
     """Those of activities that name theirs."""
-    limiters: dict[int, Limiter] = field(default_factory=dict[int, Limiter])
-    """Those that calls have asked for permits, by their identity: one of the user's own may not be hashable."""
+    limiters: KnownLimiters = field(default_factory=KnownLimiters)
+    """Those that calls have asked for permits."""
     adopt: Callable[[Limiter], object] | None = None
     """Called with each before the first of its permits is asked for; raises where it cannot be used."""
     moment: float = 0.0
@@ -183,7 +183,7 @@ class Resources:
         Raises:
             ConfigurationError: It cannot be used here.
         """
-        if id(limiter) not in self.limiters:
+        if limiter not in self.limiters:
             if self.adopt is not None:
                 self.adopt(limiter)
-            self.limiters[id(limiter)] = limiter
+            self.limiters.add(limiter)

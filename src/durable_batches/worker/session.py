@@ -316,7 +316,7 @@ class Session:
 
     def _limiters(self) -> Sequence[Limiter]:
         """Return the limiters that its calls have asked for permits. On any thread."""
-        return list(self.resources.limiters.values())
+        return self.resources.limiters.present()
 
     def health(self, not_ready: NotReady | None, store_away_since: datetime | None) -> WorkerHealth:
         """Return how it is at this moment. On any thread.
