@@ -82,7 +82,8 @@ types: $(VENV)/.installed-dev  ## Check types with mypy and pyright, and what bo
 	@report=$$(PYTHONPATH=src $(BIN)/pyright --pythonpath $(BIN)/python \
 		--verifytypes durable_batches --ignoreexternal) \
 		|| { echo "$$report"; exit 1; }; echo "$$report" | grep score
-	$(PYTEST) -m types $(ARGS) tests/typing
+	@# A file's tests stay together: all of one ask the same language server.
+	$(PYTEST) -m types --dist loadfile $(ARGS) tests/typing
 
 unit: $(VENV)/.installed-dev  ## Run the tests in one process, on memory and SQLite; options for pytest in ARGS
 	$(PYTEST) -m unit $(ARGS)
