@@ -6,21 +6,27 @@ import asyncio
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary, finalize
 
 from durable_batches.errors import ConfigurationError, MissingExtraError, NotInWorkflowError, PayloadError
 from durable_batches.options import check_instance, check_text
 from durable_batches.runtime.context import current_execution
+from durable_batches.runtime.threads import Threads
 
 __all__ = ["Blob", "BlobStorage"]
 
+T = TypeVar("T")
+
 _PART: Final = ".part"
+_AT_ONCE: Final = 32
+"""Blobs of a storage that are read or written at once."""
 _NAME: Final = re.compile(r"[0-9a-f]{32}/[0-9a-f]{64}")
 
 
@@ -70,6 +76,7 @@ class BlobStorage:
         self._root: Final = root.rstrip("/")
         protocols = self._fs.protocol
         self._is_local: Final = "file" in ((protocols,) if isinstance(protocols, str) else protocols)
+        self._threads: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, Threads]()
 
     async def write(self, data: bytes) -> Blob:
         """Write bytes, in full, and return their name; within an activity, in the folder of its batch.
@@ -79,7 +86,7 @@ class BlobStorage:
         """
         check_instance("data", data, bytes)
         folder = _folder_of(_batch())
-        return await asyncio.to_thread(self._write, folder, data)
+        return await self._run("write", lambda: self._write(folder, data))
 
     async def read(self, blob: Blob) -> bytes:
         """Return the bytes of a blob.
@@ -92,7 +99,7 @@ class BlobStorage:
         if _NAME.fullmatch(blob.name) is None:
             # It comes out of a row, and must not lead out of the folder.
             raise _unreadable(blob, "has no name that a storage gives")
-        return await asyncio.to_thread(self._read, blob)
+        return await self._run("read", lambda: self._read(blob))
 
     async def remove(self, batch_id: str, *, keep: Iterable[Blob] = ()) -> int:
         """Remove the blobs of a batch, also those that no row names; return how many those were.
@@ -110,7 +117,18 @@ class BlobStorage:
         for blob in keep:
             check_instance("each of keep", blob, Blob)
             kept.add(blob.name)
-        return await asyncio.to_thread(self._remove, _folder_of(batch_id), kept)
+        return await self._run("remove", lambda: self._remove(_folder_of(batch_id), kept))
+
+    async def _run(self, method: str, function: Callable[[], T]) -> T:
+        """Run on a thread of this storage: a filesystem may hang, and then have no threads of others hang with it."""
+        loop = asyncio.get_running_loop()
+        threads = self._threads.get(loop)
+        if threads is None:
+            threads = self._threads[loop] = Threads(_AT_ONCE)
+            finalize(loop, threads.close)
+        async with threads.one(f"BlobStorage.{method}") as run:
+            result: T = await run(function)
+            return result
 
     # ---- on threads --------------------------------------------------------------------------------------------
 
@@ -118,10 +136,11 @@ class BlobStorage:
         digest = sha256(data).hexdigest()
         name = f"{folder}/{digest}"
         path = self._path(name)
-        self._fs.makedirs(self._path(folder), exist_ok=True)
         if self._is_local:
+            _make_folder(self._path(folder))
             _replace(path, data)
         else:
+            self._fs.makedirs(self._path(folder), exist_ok=True)
             # Object stores show an object when it is there in full.
             self._fs.pipe_file(path, data)
         return Blob(name, len(data), digest)
@@ -188,8 +207,24 @@ def _replace(path: str, data: bytes) -> None:
         with suppress(OSError):
             os.unlink(part)
         raise
+    _sync_folder(os.path.dirname(path))
+
+
+def _make_folder(path: str) -> None:
+    """Make a folder that is there, as what is above it, also after a loss of power."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    _make_folder(above)
+    with suppress(FileExistsError):
+        os.mkdir(path)
+    _sync_folder(above)
+
+
+def _sync_folder(path: str) -> None:
+    """Have the names in a folder outlast a loss of power."""
     if os.name == "posix":
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:

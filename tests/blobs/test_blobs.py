@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import STAGES, within
+from tests.support import PATIENCE, STAGES, eventually, within
 
 from durable_batches import (
     BatchOrchestrator,
@@ -90,6 +91,50 @@ async def test_the_event_loop_goes_on_meanwhile(tmp_path: Path, monkeypatch: pyt
     await BlobStorage(str(tmp_path)).write(DATA)
     assert threads
     assert threading.get_ident() not in threads
+
+
+async def test_a_filesystem_that_hangs_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = BlobStorage(str(tmp_path))
+    blob = await storage.write(DATA)
+    gate, hanging = threading.Event(), BlobStorage(str(tmp_path))
+    waiting: list[int] = []
+
+    def hang(_: object) -> bytes:
+        waiting.append(1)
+        assert gate.wait(PATIENCE)
+        return DATA
+
+    monkeypatch.setattr(hanging, "_read", hang)
+    reading = [asyncio.create_task(hanging.read(blob)) for _ in range(50)]
+    # No more at once than are bounded, and none of them on the threads that others share.
+    await eventually(lambda: len(waiting) == 32)
+    assert await within(asyncio.to_thread(len, DATA)) == len(DATA)
+    assert await within(storage.read(blob)) == DATA
+    for task in reading:
+        task.cancel()
+    assert all(
+        isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*reading, return_exceptions=True)
+    )
+    monkeypatch.undo()
+    # Those that were given up do not count.
+    assert await within(hanging.read(blob)) == DATA
+    gate.set()
+
+
+def test_a_new_folder_outlasts_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    blob = asyncio.run(BlobStorage(str(tmp_path / "new" / "blobs")).write(DATA))
+    file = tmp_path / "new" / "blobs" / blob.name
+    # Each folder after what is new in it, from above; the file itself before it has its name.
+    written = [tmp_path, tmp_path / "new", tmp_path / "new" / "blobs", file, file.parent]
+    assert synced == [path.stat().st_ino for path in written]
 
 
 async def test_activities_pass_blobs_and_those_of_a_batch_are_removed_with_it(tmp_path: Path) -> None:

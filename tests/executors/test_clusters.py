@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from tests.executors.activities import double, hang
 from tests.executors.engines import Engine
 from tests.executors.test_placement import placed
-from tests.support import STAGES, eventually, moving, within
+from tests.support import PATIENCE, STAGES, eventually, moving, turns, within
 
 from durable_batches import (
     BatchOrchestrator,
@@ -26,7 +27,9 @@ from durable_batches import (
 )
 from durable_batches.executors import DaskExecutor, RayExecutor
 from durable_batches.executors.cluster import ClusterAwayError, ClusterExecutor, foreign
+from durable_batches.executors.placement import Placement
 from durable_batches.runtime.elsewhere import CallLostError
+from durable_batches.runtime.threads import Threads
 from durable_batches.testing import HistoryChecker, ManualClock
 
 
@@ -193,6 +196,61 @@ async def test_a_call_that_ends_its_process_is_to_blame_and_costs_no_other() -> 
         assert results == [24, 28, 30]
     # It is not made anew, nor is another one made for the call.
     assert len(made) == 1
+
+
+async def test_a_call_that_a_cluster_takes_its_time_to_take_can_be_cancelled() -> None:
+    gate = threading.Event()
+
+    class Slow(Cluster):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            assert gate.wait(PATIENCE)
+            return super().submit(fn, *args, **kwargs)
+
+    cluster = Slow(lambda message: "hang" if message.endswith(b"1") else "run", places=1)
+    async with placed(cluster) as there:
+        running = asyncio.create_task(there.run(1))
+        await turns(5)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        # It keeps its place until it was submitted, and stopped.
+        assert there.free_places == 0
+        gate.set()
+        await eventually(lambda: there.free_places == 1)
+        assert cluster.stopped == [False]
+        assert await there.run(2) == 4
+        # The end of the worker waits for it no more than the caller.
+        gate.clear()
+        running = asyncio.create_task(there.run(3))
+        await turns(5)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    gate.set()
+
+
+async def test_a_connection_that_is_made_for_nobody_is_ended() -> None:
+    gate, ended = threading.Event(), threading.Event()
+
+    class Slow(Cluster):
+        def connect(self, *, again: bool = False) -> int:
+            assert gate.wait(PATIENCE)
+            return super().connect(again=again)
+
+        def disconnect(self) -> None:
+            super().disconnect()
+            ended.set()
+
+    threads, cluster = Threads(1), Slow()
+    opening = asyncio.create_task(Placement("cpu", cluster, ManualClock()).open(threads))
+    await turns(5)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    gate.set()
+    await eventually(ended.is_set)
+    assert cluster.connected == 0
+    threads.close()
 
 
 @pytest.mark.parametrize("forced", [False, True])

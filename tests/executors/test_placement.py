@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from tests.executors.activities import double
 from tests.executors.engines import Engine, Engines
-from tests.support import PATIENCE, eventually, turns
+from tests.support import PATIENCE, STAGES, eventually, turns, within
 
-from durable_batches import ExecutorError
+from durable_batches import BatchOrchestrator, ExecutorError, MemoryStore, RetryPolicy, Worker, workflow
 from durable_batches.executors.beginning import Probing, Timeout
 from durable_batches.executors.kept_executor import ExecutorOrFactory
-from durable_batches.executors.messages import Request, Succeeded, decode_answer
+from durable_batches.executors.messages import Request, Succeeded, decode_answer, encode_succeeded
 from durable_batches.executors.names import reference_of
 from durable_batches.executors.placement import Placement
 from durable_batches.executors.remote import run_call
@@ -481,3 +481,44 @@ async def test_an_executor_that_is_made_for_nobody_is_ended() -> None:
     gate.set()
     await eventually(lambda: bool(made) and made[0].ended)
     threads.close()
+
+
+async def test_an_executor_whose_shutdown_hangs_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+
+    class Hangs(Engine):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            assert gate.wait(PATIENCE)
+
+    monkeypatch.setattr("durable_batches.executors.kept_executor._SHUTDOWN_SECONDS", 0.01)
+    async with placed(lambda: Hangs(lambda _: "run", 1)) as there:
+        assert await there.run(1) == 2
+    assert "executor 'cpu' could not be ended: TimeoutError: its shutdown has not returned" in caplog.text
+    gate.set()
+
+
+async def test_what_is_no_answer_is_an_error_of_the_executor() -> None:
+    answers: list[Any] = []
+
+    class Garbles(Engine):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_result(answers[-1])
+            return future
+
+    @workflow(STAGES, name="trial")
+    async def trial(number: int) -> int:
+        return await double.with_options(retry=RetryPolicy(max_attempts=1))(number)
+
+    whole = encode_succeeded(b"1234")
+    worker = Worker(MemoryStore(), executors={"cpu": Garbles(lambda _: "run", 1)})
+    async with BatchOrchestrator(trial, worker=worker) as batches:
+        for answer in (b"", None, "text", b"\0\0\0\2{}", whole[:-1], whole + b"5"):
+            answers.append(answer)
+            result = await within(batches.run([1], document_id=str))
+            (failure,) = result.failures
+            assert "ExecutorError: executor 'cpu' takes no calls: it has answered with what" in failure.error
+        answers.append(whole)
+        assert (await within(batches.run([1], document_id=str))).counts.succeeded == 1

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from durable_batches.clock import Clock
-from durable_batches.errors import ConfigurationError
+from durable_batches.errors import ConfigurationError, ExecutorError
 from durable_batches.executors.beginning import Timeout
 from durable_batches.executors.kept_executor import FORKS, ExecutorOrFactory, forks
 from durable_batches.executors.messages import Answered, Failed, Request, decode_answer
@@ -22,6 +22,10 @@ from durable_batches.runtime.elsewhere import CallElsewhere, no_executor
 from durable_batches.runtime.threads import Threads
 
 __all__ = ["Executors"]
+
+NO_ANSWER: Final = (
+    "it has answered with what is no answer of this library; its processes may have another version of the library"
+)
 
 
 class RemoteAnswer:
@@ -127,7 +131,10 @@ class Executors:
             )
         finally:
             self._reports.leave(reports)
-        answer = decode_answer(message)
+        try:
+            answer = decode_answer(message)
+        except Exception as error:
+            raise ExecutorError(activity.run_on or "", NO_ANSWER) from error
         if answer.used.spent is not None:
             # First, since nothing of it may be lost.
             call.add_spends(decode_spends(answer.used.spent))

@@ -62,6 +62,7 @@ class KeptExecutor:
         self._slots: int = 1
         self._making = asyncio.Lock()
         self._ending: dict[asyncio.Task[None], Executor] = {}
+        self._left: set[asyncio.Task[Future[bytes]]] = set()
 
     async def open(self, threads: Threads) -> int:
         """Make the executor; return how many calls it runs at once.
@@ -82,8 +83,10 @@ class KeptExecutor:
         if self.cluster is not None:
             self.end_later(self.cluster)
             self._executor = None
-        while self._ending:
-            await asyncio.wait(self._ending)
+        for submitting in self._left:
+            submitting.cancel()
+        while self._ending or self._left:
+            await asyncio.wait([*self._ending, *self._left])
         if self._submitting is not None:
             self._submitting.close()
 
@@ -133,13 +136,16 @@ class KeptExecutor:
 
     async def _connect(self, cluster: ClusterExecutor, *, again: bool) -> None:
         assert self._threads is not None
+        connecting = _Making(lambda: cluster.connect(again=again), lambda _: None if again else cluster.disconnect())
         try:
             async with self._threads.one(f"executor {self.name}") as run:
-                self._slots = await run(lambda: cluster.connect(again=again))
+                self._slots = await run(connecting.make)
         except ConfigurationError as error:
             raise ConfigurationError(f"executors[{self.name!r}]: {error}") from error
         except Exception as error:
             raise ExecutorError(self.name, f"connecting it raised {line_of(error)}") from error
+        finally:
+            connecting.give_up()
 
     async def stop(self, cluster: ClusterExecutor, future: Future[bytes], *, forced: bool) -> bool:
         """Tell a cluster to stop a call; return whether its place is free."""
@@ -161,7 +167,7 @@ class KeptExecutor:
         if isinstance(self._given, Executor):
             return foreign(self._given)
         assert self._threads is not None
-        making = _Making(self._given)
+        making = _Making(self._given, lambda made: _end(made) if isinstance(made, Executor) else None)
         try:
             async with self._threads.one(f"executor {self.name}") as run:
                 made = await run(making.make)
@@ -190,6 +196,7 @@ class KeptExecutor:
         message: bytes,
         *,
         given_up: Callable[[Future[bytes]], None] | None = None,
+        left: Callable[[asyncio.Task[Future[bytes]]], None] | None = None,
     ) -> Future[bytes]:
         """Submit a call; on a thread, where that may start processes, or wait for a cluster.
 
@@ -198,13 +205,23 @@ class KeptExecutor:
             function: What it runs.
             message: The call.
             given_up: Called with what was submitted, where this is cancelled meanwhile: nobody else has it.
+            left: Called, where this is cancelled meanwhile and a cluster takes its time, with the task that still
+                submits.
         """
         if not (isinstance(executor, ClusterExecutor) or _starts_processes(executor)):
             return executor.submit(function, message)
-        submitting = asyncio.ensure_future(self._submit(executor, function, message))
+        submitting = asyncio.create_task(
+            self._submit(executor, function, message), name=f"durable-batches executor {self.name}"
+        )
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:
+            if left is not None and isinstance(executor, ClusterExecutor) and not submitting.done():
+                # It may be away, and answer in hours.
+                self._left.add(submitting)
+                submitting.add_done_callback(self._left.discard)
+                left(submitting)
+                raise
             while not submitting.done():
                 # A process that starts is soon there. Meanwhile the call may be in the queue of the executor.
                 with suppress(asyncio.CancelledError):
@@ -285,22 +302,23 @@ def slots_of(executor: Executor) -> int:
 
 
 class _Making:
-    """Makes an executor on a thread; one that nobody waits for any more is ended there."""
+    """Makes an executor, or its connection, on a thread; what nobody waits for any more is ended there."""
 
-    def __init__(self, given: Callable[[], Executor]) -> None:
+    def __init__(self, given: Callable[[], object], end: Callable[[object], object]) -> None:
         self._given = given
+        self._end = end
         self._lock = threading.Lock()
         self._is_given_up = False
         self._is_made = False
 
     def make(self) -> object:
         """Make it."""
-        made = cast("object", self._given())
+        made = self._given()
         with self._lock:
             self._is_made = True
             is_lost = self._is_given_up
-        if is_lost and isinstance(made, Executor):
-            _end(made)
+        if is_lost:
+            self._end(made)
         return made
 
     def give_up(self) -> None:
@@ -338,7 +356,7 @@ def _end(executor: Executor) -> bool:
     # A pool that is not waited for forgets its processes at once, also where its own thread is replacing one of them.
     ending = threading.Thread(target=shut_down, name="durable-batches-end", daemon=True)
     ending.start()
-    while ending.is_alive() and not getattr(executor, "_shutdown_thread", bool(children)):
+    while ending.is_alive() and not getattr(executor, "_shutdown_thread", True):
         ending.join(0.001)
     are_killed = bool(children)
     for child in children:
@@ -349,10 +367,14 @@ def _end(executor: Executor) -> bool:
     for child in children:
         with suppress(Exception):
             child.join(_JOIN_SECONDS)
-    ending.join(_JOIN_SECONDS)
+    ending.join(_JOIN_SECONDS if children else _SHUTDOWN_SECONDS)
     if failed:
         raise failed[0]
+    if not children and ending.is_alive():
+        raise TimeoutError(f"its shutdown has not returned within {_SHUTDOWN_SECONDS:g} s, and goes on in a thread")
     return are_killed
 
 
 _JOIN_SECONDS: Final = 5
+_SHUTDOWN_SECONDS: Final = 15
+"""For which the shutdown of an executor without processes of its own is waited for: that of a cluster may hang."""

@@ -178,7 +178,11 @@ def encode_failed(failed: Failed) -> bytes:
 
 
 def decode_answer(message: bytes) -> Succeeded | Failed:
-    """Decode an answer."""
+    """Decode an answer.
+
+    Raises:
+        Exception: It is none: cut, of another version of this library, or of something else.
+    """
     header, (payload,) = _unpacked(message)
     used = header["used"]
     answers = [Answered(*answer) for answer in used["answers"]]
@@ -213,4 +217,6 @@ def _unpacked(message: bytes) -> tuple[dict[str, Any], list[bytes]]:
     for length in header["lengths"]:
         parts.append(message[start : start + length])
         start += length
+    if start != len(message):
+        raise ValueError(f"the message has {len(message)} bytes, and not {start}")
     return header, parts

@@ -104,9 +104,9 @@ class Placement:
 
     async def close(self) -> None:
         """End the executor, with all that it runs, unless it was given as it is."""
-        for task in self._stopping:
-            task.cancel()
-        if self._stopping:
+        while self._stopping:
+            for task in self._stopping:
+                task.cancel()
             await asyncio.wait(self._stopping)
         await self._kept.close()
         self._given_up.clear()
@@ -199,8 +199,13 @@ class Placement:
             nonlocal keeps_place
             keeps_place = self._give_up(future, generation)
 
+        def leave(generation: int, submitting: asyncio.Task[Future[bytes]]) -> None:
+            nonlocal keeps_place
+            keeps_place = True
+            submitting.add_done_callback(partial(self._was_submitted, generation))
+
         try:
-            generation, future = await self._submitted(message, timeout, beginning, give_up)
+            generation, future = await self._submitted(message, timeout, beginning, give_up, leave)
             beginning.handed_over()
             ended = _ended(future)
             self._live[ended] = (generation, future)
@@ -246,6 +251,7 @@ class Placement:
         timeout: Timeout,
         beginning: Beginning,
         give_up: Callable[[int, Future[bytes]], None],
+        leave: Callable[[int, asyncio.Task[Future[bytes]]], None],
     ) -> tuple[int, Future[bytes]]:
         """Submit a call; to a new executor where the present one takes no calls any more."""
         refusals = 0
@@ -262,7 +268,13 @@ class Placement:
                 continue
             await beginning.begin()
             try:
-                future = await self._kept.submit(executor, run_call, message, given_up=partial(give_up, generation))
+                future = await self._kept.submit(
+                    executor,
+                    run_call,
+                    message,
+                    given_up=partial(give_up, generation),
+                    left=partial(leave, generation),
+                )
             except ClusterAwayError as error:
                 await self._availability.reconnect(beginning, connections, str(error))
             except Exception as error:
@@ -341,6 +353,11 @@ class Placement:
             self._kept.retire(generation)
         # Where it was made anew, all places are free by now, this one included.
         return True
+
+    def _was_submitted(self, generation: int, submitting: asyncio.Task[Future[bytes]]) -> None:
+        """Give a call up that a cluster has taken, or has refused, after nobody waited for it any more."""
+        if submitting.cancelled() or submitting.exception() or not self._give_up(submitting.result(), generation):
+            self._places.release()
 
     async def _stop(self, cluster: ClusterExecutor, future: Future[bytes]) -> None:
         """Have a cluster stop a call that was given up; its place is free when nothing runs there any more."""
