@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import is_dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from multiprocessing import get_context
 from types import ModuleType
@@ -31,6 +32,7 @@ from durable_batches import (
     BatchFilter,
     BatchOrchestrator,
     BatchStateMachine,
+    Budget,
     ConfigurationError,
     ContinueOnFailure,
     DurableActivity,
@@ -131,6 +133,7 @@ INTEGER: Final[Values] = ("8", 1.5, True, [8])
 FROM_0: Final[Values] = (*INTEGER, -1)
 FROM_1: Final[Values] = (*FROM_0, 0)
 AMOUNT: Final[Values] = ("2", True, None, -1, float("nan"), float("inf"))
+COST: Final[Values] = ("0.5", 0.5, True, [1], -1, Decimal("NaN"), Decimal("Infinity"), 10**15)
 NUMBER: Final[Values] = ("2", True, [2])
 FLAG: Final[Values] = ("no", 1, None)
 FUNCTION: Final[Values] = ("f", 3, ["f"])
@@ -211,6 +214,7 @@ CHANGES: Final[Mapping[str, Values]] = {
     "failure_policy": (AbortAll, "abort-all", None, 3),
     "document_timeout": (30, 0.5, True, NOTHING, LESS, ["x"]),
     "deadline": (30, 0.5, True, NOTHING, LESS, ["x"]),
+    "budget": ("12.50", 3, [], {}, {"cost": 0.5}, {"tokens": 0}, Budget),
 }
 ACCESS: Final[Mapping[str, Mapping[str, Values]]] = {
     "cancel": {"batch_id": BATCH, "reason": (*TEXT, None)},
@@ -223,6 +227,8 @@ ACCESS: Final[Mapping[str, Mapping[str, Values]]] = {
     "resume": {"batch_id": BATCH},
     "config": {"batch_id": BATCH},
     "snapshot": {"batch_id": BATCH},
+    "spent": {"batch_id": BATCH},
+    "document_spent": {"batch_id": BATCH, "position": (*INTEGER, None)},
     "state": {"batch_id": BATCH},
     "update": {"batch_id": BATCH, **CHANGES},
     "watch": {"batch_id": BATCH, "interval": (*FROM_NOTHING, None)},
@@ -247,6 +253,11 @@ OPTIONS: Final[Table] = {
         "after": INTEGER,
     },
     "BatchClient.list_batches": {**LISTING, "workflow": TEXT, "after": TEXT},
+    "Budget": {
+        "tokens": (*FROM_1, 10**15),
+        "cost": (*COST[1:], 0, "", "much", "1e3", "-1", Decimal("1e-13")),
+        "then": ("stop", 3, None),
+    },
     "BatchConfig": {
         **CHANGES,
         "max_crashes": (*FROM_1, None),
@@ -347,7 +358,14 @@ OPTIONS: Final[Table] = {
     # durable_batches.testing
     "ActivityContext.observe": {"answer": Anything("whatever a client answers with, or raises")},
     "ActivityContext.settle": {"tokens": (*FROM_0, float("nan"), None)},
-    "Amount": {"tokens": (*FROM_0, float("nan"), None)},
+    "Amount": {"tokens": (*FROM_0, float("nan"), None), "cost": (*COST, None)},
+    "ActivityContext.spend": {
+        "tokens": (*FROM_0, float("nan")),
+        "cost": COST,
+        "input_tokens": (*FROM_0, None),
+        "output_tokens": (*FROM_0, None),
+        "model": (*TEXT, "a\0", "\ud800", "x" * 1_000),
+    },
     "ActivityContext.report": {"current": (*INTEGER, None), "total": (*INTEGER, None)},
     "EffectsLog": {"path": PATH, "process": (*TEXT, None)},
     "HistoryChecker": {
@@ -464,6 +482,10 @@ OPTIONS: Final[Table] = {
         "metadata": (*LABELS, None),
         "principal": (*TEXT, None),
     },
+    **{
+        name: {"usage": Anything("whatever a client says of its tokens"), "model": TEXT, "provider": TEXT}
+        for name in ("price_of", "spend_usage")
+    },
     "create_app": {
         "batches": (3, MemoryStore(), None),
         "authorize": FUNCTION,
@@ -483,9 +505,9 @@ MADE_BY_THE_LIBRARY: Final = frozenset(
     """ActivityDetails ActivityReport AttemptDetails BatchDetails BatchId BatchResult BatchSnapshot Cancelled
     Blob CommitDetails CommitOutcome Completed Counts CrashReport DocumentCancelled DocumentFailure DocumentInfo
     DocumentSucceeded Effect Environment ErrorDigest ErrorGroup ExecutionContext ExecutorGauges Explanation
-    Failed HistoryStats HistoryViolation LimiterGauges LimiterMetrics LongCalls Pause Pending ProcessPool
-    RawDocument RecordingActivityContext Resolving RunStats Stage StageCount SubmissionDetails WebApp
-    WorkerGauges WorkerHealth WorkflowGauges""".split()
+    Failed HistoryStats HistoryViolation LimiterGauges LimiterMetrics LongCalls ModelSpending NotBegun Pause Pending
+    ProcessPool RawDocument RecordingActivityContext Resolving RunStats Spending Stage StageCount SubmissionDetails
+    WebApp WorkerGauges WorkerHealth WorkflowGauges""".split()
 )
 """Values that users get, and do not make. Beside them: errors, events, stages and reasons."""
 
@@ -511,7 +533,7 @@ OF_THE_LIBRARY: Final[Mapping[str, str]] = {
     "Extractor": "*",
     "Limiter": "*",  # the same as `CentralRateLimiter.permit`
     "Vocabulary": "package_of_module spelling",
-    "RecordingActivityContext": "observe report settle",  # the same as those of `ActivityContext`
+    "RecordingActivityContext": "observe report settle spend",  # the same as those of `ActivityContext`
 }
 """Methods that the library calls: of stores, clocks and workers, or with what it has made itself."""
 
@@ -685,6 +707,16 @@ def settling(**options: Any) -> None:
         unchecked(current_activity().settle, options)
 
 
+def spending(**options: Any) -> None:
+    with activity_context():
+        unchecked(current_activity().spend, options)
+
+
+def spending_by_usage(**options: Any) -> None:
+    with activity_context():
+        unchecked(flow.spend_usage, options, usage={}, model="a")
+
+
 async def reporting_in_a_batch(**options: Any) -> None:
     @durable_activity(retry=RetryPolicy(max_attempts=1))
     async def report() -> None:
@@ -723,6 +755,7 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
     "Access": lambda _: partial(web.Access, actions=["read"]),
     "ActivityContext.report": lambda _: reporting,
     "ActivityContext.settle": lambda _: settling,
+    "ActivityContext.spend": lambda _: spending,
     "BatchClient": lambda _: partial(BatchClient, store=MemoryStore()),
     "BatchFilter": lambda _: partial(BatchFilter, batch_ids=["a"], metadata={"a": "b"}),
     "BatchOrchestrator": lambda _: orchestrator,
@@ -758,6 +791,8 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
     "Workflow": lambda _: workflow_by_its_class,
     "chunk_document": lambda _: partial(extraction.chunk_document, document=SOURCE),
     "create_app": lambda _: an_app,
+    "price_of": lambda _: partial(flow.price_of, usage={}, model="a"),
+    "spend_usage": lambda _: spending_by_usage,
     "dependency": lambda _: a_dependency,
     "durable_activity": lambda _: activity,
     "enter_stage": lambda _: enter_stage,
@@ -774,6 +809,10 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
 }
 
 
+ALSO: Final[Mapping[str, Mapping[str, object]]] = {"update": {"concurrency": 2}, "document_spent": {"position": 0}}
+"""What methods need beside the option that is wrong."""
+
+
 def call_of(name: str, scene: Scene) -> Callable[..., object]:
     if name in CALLS:
         return CALLS[name](scene)
@@ -782,7 +821,7 @@ def call_of(name: str, scene: Scene) -> Callable[..., object]:
     if method:
         call: Callable[..., object] = getattr(on[owner], method)
         given = {"batch_id": "b"} if "batch_id" in OPTIONS[name] else {}
-        return partial(call, **given, **({"concurrency": 2} if method == "update" else {}))
+        return partial(call, **given, **ALSO.get(method, {}))
     made: Callable[..., object] = dict(public())[name]
     return made
 
@@ -865,7 +904,7 @@ def check_refusal(name: str, option: str, value: object, scene: tuple[asyncio.Ru
 
     with pytest.raises((ConfigurationError, ValidationError)) as caught:
         runner.run(attempt())
-    is_config = name == "BatchConfig" or (name.endswith(".update") and option != "batch_id")
+    is_config = name in ("BatchConfig", "Budget") or (name.endswith(".update") and option != "batch_id")
     assert isinstance(caught.value, ValidationError) == is_config, repr(caught.value)
     words = SAID.get((name, option), option).split("|")
     assert any(word.lower() in str(caught.value).lower() for word in words), str(caught.value)

@@ -46,6 +46,8 @@ WRONG: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "--concurrency": (*MINUS, "0"),
         "--policy": ("sometimes", "retry:0", ""),
         "--document-timeout": DURATION,
+        "--budget-cost": ("", "-1", "nan", "inf", "much"),
+        "--budget-tokens": (*MINUS, "None"),
         "--deadline": DURATION,
     },
     "run tests.cli.files:texts a.txt": {

@@ -148,10 +148,7 @@ class LevelsConformance(Conformance):
         assert [checkpoint.key for checkpoint in claims[1].checkpoints] == ["late"]
 
     async def test_what_calls_spend_is_recorded_with_them(self, scene: Scene) -> None:
-        """`CheckpointRecord.spent` is the fact's, and is summed in the batch's row, without an event.
-
-        Also by a commit of nothing but checkpoints; one that is repeated counts nothing twice.
-        """
+        """`CheckpointRecord.spent` is the fact's, and is summed in the batch's row, once and without an event."""
         from_level_2(scene)
         batch_id = await scene.batch(2)
         hand = await scene.worker()
