@@ -305,6 +305,34 @@ async def test_who_must_not_wait_is_refused_and_has_its_part_soon(clock: ManualC
                 pass
 
 
+async def test_who_asks_again_when_told_to_is_admitted(clock: ManualClock) -> None:
+    """Also by code beside the activities, before one of them was called, and after the worker has lost its lease."""
+    provider = Provider(clock)
+    store = FlakyStore(clock=clock)
+    limiter = CentralRateLimiter(requests_per_minute=600, shared="provider")
+
+    async def ask() -> int:
+        with activity_context(clock=clock):
+            for refused in range(4):
+                try:
+                    async with limiter.permit(wait=False):
+                        return refused
+                except RateLimitedError as error:
+                    await clock.sleep(error.retry_after.total_seconds())
+        return 4
+
+    async with fleet(provider, lambda: store, 0, limiter) as batches, moving(clock, 0.05):
+        ((orchestrator, _),) = batches
+        assert await within(ask()) <= 2
+        first = orchestrator.worker.worker_id
+        await store.expire(dead=[worker.worker_id for worker in await store.workers()])
+        while orchestrator.worker.worker_id == first:
+            assert await within(ask()) <= 4
+        assert await within(ask()) <= 3
+    with pytest.raises(ConfigurationError):
+        await ask()
+
+
 async def test_different_limits_of_one_name_are_said_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     provider = Provider(clock)
     store = MemoryStore(clock=clock)

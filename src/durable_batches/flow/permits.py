@@ -16,6 +16,7 @@ from durable_batches.clock import Clock, SystemClock, Timer
 from durable_batches.errors import CircuitOpenError, ConfigurationError, RateLimitedError
 from durable_batches.flow.admission import Admission, Ticket
 from durable_batches.flow.breaker import BreakerState
+from durable_batches.flow.budget import SLICE_SECONDS
 from durable_batches.flow.feedback import Answered, Feedback, feedback_of
 from durable_batches.flow.refill import Refill
 from durable_batches.options import check_duration, check_integer
@@ -29,6 +30,8 @@ _log = logging.getLogger("durable_batches")
 
 _SOON: Final = 1.0
 """Seconds after which to ask again where only the end of another call makes room, and nobody knows when that is."""
+_WHEN_GRANTED: Final = SLICE_SECONDS / 2
+"""Seconds after which to ask again where limits are shared: what is granted meanwhile may be used for a slice."""
 
 
 class Permits:
@@ -252,7 +255,8 @@ class Permits:
 
     def _refusal(self, now: float, ticket: Ticket, longest: float) -> RateLimitedError:
         seconds = self._admission.estimate(now, ticket)
-        retry_after = timedelta(seconds=seconds if 0 < seconds < math.inf else _SOON)
+        unknown = _SOON if self.refill is None else _WHEN_GRANTED
+        retry_after = timedelta(seconds=seconds if 0 < seconds < math.inf else unknown)
         longest_wait = timedelta(seconds=longest)
         is_open = self._admission.breaker_state(now) != "closed"
         kind = CircuitOpenError if is_open else RateLimitedError

@@ -48,25 +48,29 @@ class Refill:
         self._lock = lock
         self._serve = serve
         self._members: list[_Member] = []
+        self._between: asyncio.AbstractEventLoop | None = None
         self._due = math.inf
         self._logged_differ = False
 
     @property
     def is_supplied(self) -> bool:
-        """Whether a worker supplies it."""
-        return any(not member.is_gone for member in self._members)
+        """Whether a worker supplies it, or will again: it has lost its lease, and is about to register anew."""
+        is_between = self._between is not None and not self._between.is_closed()
+        return is_between or any(not member.is_gone for member in self._members)
 
     def join(self, budget: Budget) -> None:
         """Have a worker supply it, which then runs `run`."""
         if self._members and self._members[0].is_gone:
             self._drop_granted()
         self._members = [*(member for member in self._members if not member.is_gone), _Member(budget)]
+        self._between = None
 
     def leave(self, budget: Budget) -> None:
         """Have another worker supply it, if there is one: this one is about to be gone, and what it held with it."""
         first = bool(self._members) and self._members[0].budget is budget
         self._members = [member for member in self._members if member.budget is not budget]
         if first:
+            self._between = None if self._members else asyncio.get_running_loop()
             self._drop_granted()
             self._wake()
 
@@ -77,6 +81,7 @@ class Refill:
     async def handed_over(self) -> None:
         """Wait until the worker that supplies it now has said what runs; of another event loop, do not wait."""
         member = self._members[0] if self._members else None
+        self._between = None
         if member is not None and member.loop is asyncio.get_running_loop():
             await member.has_taken.wait()
 

@@ -418,6 +418,7 @@ class Session:
             asyncio.create_task(self._abandoned.run(), name="durable-batches housekeeping"),
             asyncio.create_task(self._budgets.run(), name="durable-batches budgets"),
         ]
+        self._supply_limiters()
         ends = [journal, closed, lost, *helpers]
         try:
             await asyncio.wait([draining, *ends], return_when=asyncio.FIRST_COMPLETED)
@@ -483,6 +484,15 @@ class Session:
                 error,
                 extra={"worker_id": self.worker_id, "error_type": type(error).__name__},
             )
+
+    def _supply_limiters(self) -> None:
+        """Supply those whose limits are shared before a call needs it: code beside the activities may use them."""
+        for workflow in self._workflows.values():
+            for activity in workflow.activities():
+                own = activity.limiter
+                limiter = self.resources.named_limiters.get(own) if isinstance(own, str) else own
+                if limiter is not None:
+                    self._budgets.adopt(limiter)
 
     async def _drain_all(self, journal: asyncio.Task[None]) -> None:
         # A commit that is under way may bring claims yet; the next one has none.

@@ -77,15 +77,15 @@ class SharedBudgets:
         self._ended: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
 
     def adopt(self, limiter: Limiter) -> None:
-        """Supply a limiter from now on, if its limits are shared; before a call asks it for a permit.
+        """Supply a limiter from now on, if its limits are shared and it is not supplied yet; before a call asks it.
 
         Raises:
             ConfigurationError: The store cannot keep them.
         """
-        check_shared(limiter, self._store, "an activity", self._known)
         supply = supply_of(limiter)
-        if supply is None:
+        if supply is None or self._known.get(supply.shared) is limiter:
             return
+        check_shared(limiter, self._store, "an activity", self._known)
         assert isinstance(self._store, SharedLimits)
         outage = self._outages.of(f"the budget of the limiter {supply.shared!r}")
         budget = _Budget(self._store, self._worker_id, self._clock, outage)
