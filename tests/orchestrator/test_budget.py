@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from tests.conftest import StoreMaker
-from tests.support import STAGES, Reading
+from tests.support import ONCE, STAGES, Reading
 
 from durable_batches import (
     Amount,
@@ -24,8 +25,10 @@ from durable_batches import (
     Results,
     current_activity,
     durable_activity,
+    map_activity,
     workflow,
 )
+from durable_batches.lifecycle.batch_core import decode_core
 from durable_batches.testing import ManualClock, environment, survives_crashes
 
 CENT = Decimal("0.01")
@@ -118,6 +121,74 @@ async def test_it_is_exceeded_by_no_more_than_what_was_in_flight(open_store: Sto
         assert (snapshot.counts.running, [pause.reason for pause in snapshot.pauses]) == (0, ["budget"])
         # Beside the call that spent the last of it, one of each other document ran; all of them are recorded.
         assert snapshot.spent.cost == begun * CENT <= 4 * CENT
+
+
+@pytest.mark.parametrize(("estimate", "spends"), [(1, 1), (2, 1), (3, 3)])
+async def test_calls_that_say_what_they_will_take_never_exceed_it(
+    open_store: StoreMaker, estimate: int, spends: int
+) -> None:
+    """Whatever runs at once, and also where a worker dies that has reserved room."""
+    begun, gate = 0, asyncio.Event()
+
+    @durable_activity(estimate=Amount(cost=estimate * CENT))
+    async def wait(number: int) -> int:
+        nonlocal begun
+        begun += 1
+        if begun <= 2:
+            await gate.wait()
+        await env.clock.sleep(1 + number % 3)
+        current_activity().spend(cost=spends * CENT)
+        return number
+
+    @workflow(STAGES)
+    async def run(number: int) -> int:
+        return sum(await map_activity(wait, [number, number + 1], concurrency=2))
+
+    config = BatchConfig(concurrency=6, budget=Budget(cost=7 * CENT))
+    async with environment(run, store=open_store, config=config) as env:
+        batch_id = await env.batches.submit(range(20))
+        await env.advance(5 * SECOND)
+        # What two calls that hang have reserved is nobody else's.
+        first = (await env.batches.snapshot(batch_id)).spent.cost
+        assert 2 * estimate * CENT + first <= 7 * CENT
+        gate.set()
+        await env.crash()
+        await env.advance(120 * SECOND)
+        snapshot = await env.batches.snapshot(batch_id)
+        assert (snapshot.counts.running, [pause.reason for pause in snapshot.pauses]) == (0, ["budget"])
+        assert (7 - estimate) * CENT < snapshot.spent.cost <= 7 * CENT
+        # One by one, to the last cent.
+        for limit in (10, 11):
+            if limit * CENT > snapshot.spent.cost:
+                await env.batches.update(batch_id, budget=Budget(cost=limit * CENT))
+                await env.advance(60 * SECOND)
+                snapshot = await env.batches.snapshot(batch_id)
+                assert (limit - estimate) * CENT < snapshot.spent.cost <= limit * CENT
+        await env.batches.update(batch_id, budget=None)
+        await env.advance(60 * SECOND)
+        assert (await env.finished(batch_id)).counts.succeeded == 20
+
+
+async def test_room_that_a_call_did_not_need_is_given_back() -> None:
+    @durable_activity(estimate=lambda number: Amount(tokens=60), retry=ONCE)
+    async def spare(number: int) -> int:
+        if number == 1:
+            raise ValueError("it took nothing")
+        if number == 2:
+            current_activity().spend(tokens=30)
+        return number
+
+    @workflow(STAGES)
+    async def run(number: int) -> int:
+        return await spare(number)
+
+    config = BatchConfig(concurrency=5, budget=Budget(tokens=100))
+    async with environment(run, config=config) as env:
+        result = await env.finished(await env.batches.submit(range(6)))
+        assert (result.counts.succeeded, result.counts.failed, result.spent.total.tokens) == (5, 1, 30)
+    record = await env.store.batch(result.batch_id)
+    assert record is not None
+    assert "reserved" not in decode_core(record.core)
 
 
 async def test_a_batch_fails_where_that_is_asked_for(open_store: StoreMaker) -> None:

@@ -39,6 +39,7 @@ from durable_batches.lifecycle.events import PauseScope
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
+    CallReserved,
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
@@ -514,6 +515,7 @@ def fact(claim: Claim) -> st.SearchStrategy[Fact]:
                 st.sampled_from(["", "ask"]),
             ),
             st.builds(ProviderAnswered, *target),
+            st.builds(CallReserved, *target, keys, st.integers(0, 15), st.sampled_from(["0", "0.01"])),
         )
 
     sessions = st.sampled_from([execution.owner or WorkerId("nobody"), WorkerId("nobody")])

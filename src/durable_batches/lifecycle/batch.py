@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic_core import from_json, to_json
 
 from durable_batches.lifecycle import event_data, failure_groups
-from durable_batches.lifecycle.amounts import Amount
+from durable_batches.lifecycle.amounts import Amount, text_of
 from durable_batches.lifecycle.batch_core import (
     BatchCore,
     Definition,
@@ -50,7 +50,14 @@ from durable_batches.lifecycle.records import (
     Micros,
     WorkerId,
 )
-from durable_batches.lifecycle.spending import NOTHING_SPENT, amount_in, count_replayed, count_spends, decode_spends
+from durable_batches.lifecycle.spending import (
+    NOTHING_SPENT,
+    amount_in,
+    count_replayed,
+    count_spends,
+    decode_spends,
+    sum_of,
+)
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
 from durable_batches.lifecycle.transitions import check_transition
@@ -278,6 +285,7 @@ class BatchInProgress:
 
     def complete_document(self, execution: ExecutionRecord, unused_checkpoints: int) -> None:
         self.running -= 1
+        self.give_back(execution.position)
         self.succeeded += 1
         self.stage_counts.leave(execution.mark)
         self.emit(
@@ -356,6 +364,45 @@ class BatchInProgress:
         if not replayed:
             self._judge_budget()
 
+    def reserve(self, position: int, key: str, amount: Amount) -> bool:
+        """Reserve room in the budget for a call; return whether there is any.
+
+        Where no other call runs that could give some back, the budget is spent.
+        """
+        budget, spent = self.definition.config.budget, self.spent
+        if budget is None:
+            return True
+        if "budget_pause" in self.core:
+            return False
+        reserved = self.core.get("reserved", {})
+        held = NOTHING_SPENT
+        for of_call in (each for calls in reserved.values() for each in calls.values()):
+            held = sum_of(held, amount_in(of_call))
+        if budget.has_room(sum_of(spent, held), amount):
+            reserved.setdefault(str(position), {})[key] = [amount.tokens, text_of(amount.cost)]
+            self.core["reserved"] = reserved
+            self.changed = True
+            return True
+        if not reserved:
+            self._end_budget(f"{spent} are spent, of {budget}, and the next call is estimated to take {amount}")
+        return False
+
+    def give_back(self, position: int, key: str | None = None) -> None:
+        """Give back the room that is reserved for a call; without a key, for all calls of an execution."""
+        reserved = self.core.get("reserved")
+        calls = None if reserved is None else reserved.get(str(position))
+        if reserved is None or calls is None:
+            return
+        if key is None:
+            calls.clear()
+        else:
+            calls.pop(key, None)
+        if not calls:
+            del reserved[str(position)]
+        if not reserved:
+            del self.core["reserved"]
+        self.changed = True
+
     @property
     def budget_pause(self) -> BudgetPause | None:
         """The pause because its budget is spent; None: there is none."""
@@ -366,7 +413,11 @@ class BatchInProgress:
         budget, spent = self.definition.config.budget, self.spent
         if budget is None or self.ended or "budget_pause" in self.core or not budget.is_reached(spent):
             return
-        note = f"{spent} are spent, of {budget}"
+        self._end_budget(f"{spent} are spent, of {budget}")
+
+    def _end_budget(self, note: str) -> None:
+        budget = self.definition.config.budget
+        assert budget is not None
         if budget.then == "fail":
             self.fail(f"the budget is spent: {note}")
             return
@@ -622,6 +673,8 @@ class BatchInProgress:
         return pause is not None and tuple(pause.get("look", ())) == (execution.position, execution.attempt)
 
     def _end_look(self, execution: ExecutionRecord) -> None:
+        # Whatever ends an attempt that has not finished its document comes by here.
+        self.give_back(execution.position)
         pause = self.quota_pause
         if pause is not None and self.is_look(execution):
             pause.pop("look", None)
@@ -728,6 +781,7 @@ class BatchInProgress:
         self.core.pop("seen_again", None)
         self._lift_quota()
         self.core.pop("budget_pause", None)
+        self.core.pop("reserved", None)
         self._lift_pause()
         self.core.pop("resumed_by", None)
         self.wake_at = None

@@ -106,6 +106,9 @@ class BatchCore(_FirstCore, total=False):
     """How many pauses for a quota a document has begun, by its position; there while one has that has not finished."""
     spent: SpendSums
     """There once a call has spent something."""
+    reserved: dict[str, dict[str, list[Any]]]
+    """Room in the budget that is reserved for calls which run: tokens, and money as text, by the position of the
+    document and the key of the call. There while there is any."""
     budget_pause: BudgetPause
     """There while the batch is paused because its budget is spent; so `BatchRecord.paused` is set."""
 

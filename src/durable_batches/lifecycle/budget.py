@@ -1,9 +1,16 @@
 """The budget of a batch: how much its calls may spend, and what happens when that is spent.
 
 Spends are counted in the transaction that records them (`spending`), and the budget is judged there. So the commit that
-reaches it pauses the batch, or fails it. Calls that are running then finish, and are recorded and counted: a batch may
-exceed its budget by what was in flight at that commit, and by the calls that other workers begin until they notice,
-within half a second.
+reaches it pauses the batch, or fails it. Calls that are running then finish, and are recorded and counted.
+
+A call of an activity with an estimate asks for room before it begins (`CallReserved`), in a transaction of all workers'
+commits: what is spent and what is reserved never exceed the budget. So the batch exceeds it only by what calls spend
+above their estimates, with all of their attempts. Room is given back with the record of the call, or the end of the
+document's attempt, by whoever plans that: of a worker that died, by those that release its documents. A call that finds
+no room waits for what others give back; where none is reserved, the budget counts as spent.
+
+Calls without an estimate reserve nothing: by these, a batch exceeds its budget by what was in flight at that commit,
+and by what other workers begin until they notice, within half a second.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from durable_batches.lifecycle.amounts import MOST, Amount, Money, money, text_of
+from durable_batches.lifecycle.amounts import MOST, Amount, Money, added, money, text_of
 from durable_batches.lifecycle.records import Micros
 
 __all__ = ["BUDGET_GENERATION", "Budget", "BudgetPause"]
@@ -90,6 +97,12 @@ class Budget(BaseModel, frozen=True, extra="forbid", defer_build=True):
         """Whether nothing is left of it."""
         return (self.tokens is not None and spent.tokens >= self.tokens) or (
             self.cost is not None and spent.cost >= self.cost
+        )
+
+    def has_room(self, used: Amount, amount: Amount) -> bool:
+        """Whether an amount fits in what is left of it."""
+        return (self.tokens is None or used.tokens + amount.tokens <= self.tokens) and (
+            self.cost is None or added(used.cost, amount.cost) <= self.cost
         )
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from durable_batches.lifecycle.states import BatchId
 __all__ = [
     "ActivityCompleted",
     "ActivityFailed",
+    "CallReserved",
     "ExecutionFailed",
     "ExecutionReleased",
     "ExecutionSucceeded",
@@ -162,6 +163,24 @@ class LateResult(NamedTuple):
     """What its attempts have spent; None: nothing."""
 
 
+@final
+class CallReserved(NamedTuple):
+    """Ask for room in the batch's budget, before a call begins that says what it is estimated to take.
+
+    It is refused ("budget") where there is none now. The call's record, or the end of the attempt, gives it back.
+    """
+
+    batch_id: BatchId
+    run: int
+    position: int
+    attempt: int
+    key: str
+    """Of the call."""
+    tokens: int
+    cost: str
+    """Money, as text."""
+
+
 Fact: TypeAlias = (
     ActivityCompleted
     | ActivityFailed
@@ -171,4 +190,5 @@ Fact: TypeAlias = (
     | ExecutionReleased
     | LateResult
     | ProviderAnswered
+    | CallReserved
 )

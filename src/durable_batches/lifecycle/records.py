@@ -54,8 +54,9 @@ ExecutionStatus: TypeAlias = Literal["pending", "running", "waiting", "succeeded
 ExecutionKey: TypeAlias = tuple[BatchId, int]
 """An execution's batch, and its document's ordinal in it (`RESOLVER_POSITION` for the resolver)."""
 
-Refusal: TypeAlias = Literal["unknown", "ended", "superseded"]
-"""Why a fact was not applied: no such batch or execution; its run has ended; another attempt has taken over."""
+Refusal: TypeAlias = Literal["unknown", "ended", "superseded", "budget"]
+"""Why a fact was not applied: no such batch or execution; its run has ended; another attempt has taken over; or the
+budget of the batch has no room for the call."""
 
 RESOLVER_POSITION: Final = -1
 """The ordinal of a batch's resolver: before every document, and so outside of every page of them."""

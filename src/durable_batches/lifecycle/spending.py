@@ -27,6 +27,7 @@ from durable_batches.lifecycle.primitives import Value
 __all__ = [
     "NOTHING_SPENT",
     "NO_SPENDING",
+    "NO_SPENDS",
     "ModelSpending",
     "Spend",
     "SpendSums",
@@ -39,6 +40,7 @@ __all__ = [
     "encode_spends",
     "merged",
     "spending_of",
+    "sum_of",
 ]
 
 _MOST_NAMES: Final = 100
@@ -115,6 +117,8 @@ class Spending(Value):
     """Spends of which nobody knew the price: their tokens count, their cost is in no sum."""
 
 
+NO_SPENDS: Final = "[]"
+"""What is recorded of a call that has said nothing, and for which room in a budget was reserved."""
 NOTHING_SPENT: Final = Amount()
 NO_SPENDING: Final = Spending(total=NOTHING_SPENT, not_paid_again=NOTHING_SPENT)
 
@@ -224,6 +228,11 @@ def spending_of(sums: SpendSums | None) -> Spending:
         resolver=amount_in(sums["resolver"]),
         unpriced_calls=sums["unpriced"],
     )
+
+
+def sum_of(one: Amount, other: Amount) -> Amount:
+    """Add two sums."""
+    return _unchecked(one.tokens + other.tokens, added(one.cost, other.cost))
 
 
 def amount_in(stored: Sequence[Any]) -> Amount:

@@ -103,7 +103,7 @@ class DurableActivity(Generic[P, T_co]):
         self.classify: ErrorClassifier | None = classify
         self.timeout: timedelta | None = timeout
         self.limiter: Limiter | str | None = limiter
-        self._estimate: Estimate = estimate
+        self.estimate: Estimate = estimate
         self.run_on: str | None = run_on
         self.definition: ActivityDefinition[T_co] = definition
         self.instance: object | None = None
@@ -248,9 +248,9 @@ class DurableActivity(Generic[P, T_co]):
                 raise error(f"{subject} limiter must not be empty; it is a Limiter, or the name of one")
         elif self.limiter is not None and not is_limiter(self.limiter):
             raise error(f"{subject} limiter must be a Limiter, such as a CentralRateLimiter, or the name of one")
-        if not isinstance(self._estimate, Amount):
-            check_callable(f"{subject} estimate", self._estimate, error=error)
-        self.limited: Limited | None = None if self.limiter is None else Limited(self._estimate)
+        if not isinstance(self.estimate, Amount):
+            check_callable(f"{subject} estimate", self.estimate, error=error)
+        self.limited: Limited | None = None if self.limiter is None else Limited(self.estimate)
         check_instance(f"{subject} key", self.explicit_key, str, optional=True, error=error)
         if self.timeout is not None and self.timeout <= timedelta(0):
             raise ActivityDefinitionError(f"{subject} timeout must be positive")

@@ -25,13 +25,20 @@ from durable_batches.errors import (
     place_of,
 )
 from durable_batches.forked import end_child
-from durable_batches.lifecycle.facts import ActivityCompleted, ActivityFailed, ProviderAnswered, StageEntered
+from durable_batches.lifecycle.amounts import text_of
+from durable_batches.lifecycle.facts import (
+    ActivityCompleted,
+    ActivityFailed,
+    CallReserved,
+    ProviderAnswered,
+    StageEntered,
+)
 from durable_batches.lifecycle.failures import ActivityFailure, line_of
 from durable_batches.lifecycle.primitives import make_record
 from durable_batches.lifecycle.quota import Refusal
 from durable_batches.lifecycle.records import CheckpointRecord, ExecutionRecord
 from durable_batches.lifecycle.records import Refusal as FactRefusal
-from durable_batches.lifecycle.spending import decode_spends, encode_spends
+from durable_batches.lifecycle.spending import NO_SPENDS, decode_spends, encode_spends
 from durable_batches.lifecycle.states import Stage
 from durable_batches.runtime.attempt_result import (
     AttemptFailed,
@@ -50,6 +57,7 @@ from durable_batches.runtime.context import ExecutionContext, enter_activity, en
 from durable_batches.runtime.definition import ActivityDefinition
 from durable_batches.runtime.elsewhere import CallLostError
 from durable_batches.runtime.identity import Identities
+from durable_batches.runtime.limited import estimated
 from durable_batches.runtime.overloads import PATIENCE_SECONDS
 from durable_batches.runtime.resources import Resources
 from durable_batches.runtime.rest import Loan, Rest
@@ -57,6 +65,9 @@ from durable_batches.runtime.tracebacks import own_attribute, set_context, trim
 from durable_batches.tasks import is_closed_by, running_loop
 
 __all__ = ["Attempt"]
+
+_ROOM_SECONDS: Final = 0.5
+"""After which a call asks again for room in a budget."""
 
 _STOPS: Final[Mapping[StopReason, int]] = {"paused": 0, "shutdown": 1, "quota": 2, "crash": 2, "ended": 3, "fenced": 3}
 """Which reason stands where an attempt is stopped for several: the greatest, and of equals the first."""
@@ -76,6 +87,7 @@ class Attempt:
         defaults: The defaults of its activities when the batch was submitted.
         looks_for: The name of the activity that was refused, where this attempt looks if the provider serves again: it
             makes one call at a time until one of that activity has succeeded. None: it does not.
+        budgeted: Whether its batch has a budget, in which calls with an estimate reserve room.
     """
 
     def __init__(
@@ -89,9 +101,11 @@ class Attempt:
         metadata: Mapping[str, str] | None = None,
         defaults: Mapping[str, Defaults] | None = None,
         looks_for: str | None = None,
+        budgeted: bool = False,
     ) -> None:
         self.execution = execution
         self._looks_for = looks_for
+        self._budgeted = budgeted
         self._is_look = looks_for is not None
         self._turn: asyncio.Lock | None = None if looks_for is None else asyncio.Lock()
         self._refusal: Refusal | None = None
@@ -445,6 +459,7 @@ class Attempt:
         if self._wait_for_permits:
             self._look_at_time()
         try:
+            reserved = self._budgeted and await self._reserve(call)
             if (
                 activity.is_plain
                 and activity.timeout is None
@@ -476,7 +491,7 @@ class Attempt:
             if self._looks_for == activity.name:
                 self._report_answer()
             self._reported = mark = self._stage_index
-            spent = call.take_spends()
+            spent = call.take_spends() or (NO_SPENDS if reserved else None)
             refusal = await self._resources.recorder.record(
                 make_record(
                     ActivityCompleted,
@@ -571,6 +586,26 @@ class Attempt:
         self._unwound = self._unwound or not self._ended
         await parked
         raise asyncio.CancelledError
+
+    async def _reserve(self, call: Call) -> bool:
+        """Wait until there is room for a call in the batch's budget; return whether some is reserved.
+
+        Raises:
+            CancelledError: The attempt is being stopped: the batch was paused, say.
+        """
+        amount = estimated(call.bound.activity.estimate, call.bound)
+        if not amount.tokens and not amount.cost:
+            return False
+        fact = CallReserved(*self._identity, call.key, amount.tokens, text_of(amount.cost))
+        while True:
+            refusal = await self._resources.recorder.record(fact)
+            if refusal not in (None, "budget"):
+                self._superseded(refusal)
+            if self._stopping is not None:
+                raise asyncio.CancelledError
+            if refusal is None:
+                return True
+            await call.wait(_ROOM_SECONDS)
 
     def _keep_spends(self, call: Call) -> None:
         """Keep what an ended call has spent and nothing has recorded, for the fact that ends the attempt."""
@@ -715,7 +750,7 @@ class Attempt:
                     key,
                     failure.encode(),
                     call.stage_index,
-                    call.take_spends(),
+                    call.take_spends() or (NO_SPENDS if self._budgeted else None),
                 )
             )
             if refusal is not None:

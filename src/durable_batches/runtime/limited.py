@@ -15,10 +15,11 @@ from typing import Any, Final, TypeAlias, cast
 
 from durable_batches.errors import ActivityDefinitionError, RateLimitedError
 from durable_batches.lifecycle.amounts import Amount
+from durable_batches.runtime.bound_call import BoundCall
 from durable_batches.runtime.limits import Limiter, NotBegun, Permit
 from durable_batches.runtime.middleware import CallNext, MiddlewareCall
 
-__all__ = ["NOTHING", "Estimate", "Holding", "Limited"]
+__all__ = ["NOTHING", "Estimate", "Holding", "Limited", "estimated"]
 
 Estimate: TypeAlias = Callable[..., Amount] | Amount
 """What a call takes, or a function of the call's arguments that returns it."""
@@ -135,14 +136,21 @@ class Limited:
             call.holding = None
 
     def _tokens(self, call: MiddlewareCall) -> int:
-        estimate = self._estimate
-        if isinstance(estimate, Amount):
-            return estimate.tokens
-        bound = call.bound
-        own = bound.args if bound.activity.instance is None else (bound.activity.instance, *bound.args)
-        amount = cast("object", estimate(*own, **bound.kwargs))
-        if not isinstance(amount, Amount):
-            raise ActivityDefinitionError(
-                f"activity {bound.activity.name!r}: estimate must return an Amount, not {type(amount).__name__!r}"
-            )
-        return amount.tokens
+        return estimated(self._estimate, call.bound).tokens
+
+
+def estimated(estimate: Estimate, bound: BoundCall) -> Amount:
+    """Return what a call is estimated to take.
+
+    Raises:
+        ActivityDefinitionError: The function of the activity returns something else.
+    """
+    if isinstance(estimate, Amount):
+        return estimate
+    own = bound.args if bound.activity.instance is None else (bound.activity.instance, *bound.args)
+    amount = cast("object", estimate(*own, **bound.kwargs))
+    if not isinstance(amount, Amount):
+        raise ActivityDefinitionError(
+            f"activity {bound.activity.name!r}: estimate must return an Amount, not {type(amount).__name__!r}"
+        )
+    return amount

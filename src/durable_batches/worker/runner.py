@@ -123,6 +123,7 @@ class Runner:
             metadata=config.metadata,
             defaults=definition.defaults,
             looks_for=None if pause is None else pause["activity"],
+            budgeted=config.budget is not None,
         )
         isolation = isolation_of(claim.batch, claim.execution)
         if isolation is None:

@@ -20,13 +20,16 @@ A batch whose counts contradict each other is treated as one whose run has ended
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Final, Literal, TypeAlias, assert_never
 
 from durable_batches.lifecycle import event_data
+from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.batch import BatchInProgress
 from durable_batches.lifecycle.facts import (
     ActivityCompleted,
     ActivityFailed,
+    CallReserved,
     ExecutionFailed,
     ExecutionReleased,
     ExecutionSucceeded,
@@ -113,7 +116,12 @@ def plan_facts(loaded: Loaded, worker: WorkerId, facts: Sequence[Fact], *, level
                 )
             )
             if fact.spent is not None:
-                unit.spend(batch_id, position, fact.spent)
+                unit.spend(batch_id, position, fact.spent, key=fact.key)
+        elif type(fact) is CallReserved and unit.contradiction(batch_id) is None:
+            if not unit.batch(batch_id).reserve(
+                position, fact.key, Amount(tokens=fact.tokens, cost=Decimal(fact.cost))
+            ):
+                refused[index] = "budget"
         elif (contradiction := unit.contradiction(batch_id)) is None:
             _apply(loaded, unit, execution, fact)
         else:
@@ -143,6 +151,7 @@ _OtherFact: TypeAlias = (
     | ExecutionReleased
     | LateResult
     | ProviderAnswered
+    | CallReserved
 )
 
 
@@ -168,6 +177,8 @@ def _apply(loaded: Loaded, unit: UnitOfWork, execution: ExecutionRecord, fact: _
                 release_execution(unit, execution, fact.reason)
         case ProviderAnswered():
             unit.batch(execution.batch_id).answered(execution)
+        case CallReserved():
+            pass  # planned before: it may be refused
         case LateResult():
             # Of the very attempt that goes on; so it comes in time.
             _keep_late_result(loaded, unit, fact)
@@ -187,7 +198,7 @@ def _apply_after_end(loaded: Loaded, unit: UnitOfWork, execution: ExecutionRecor
             unit.checkpoints.append(_checkpoint(fact, "succeeded"))
         case LateResult():
             _keep_late_result(loaded, unit, fact)
-        case ActivityFailed() | StageEntered() | ProviderAnswered():
+        case ActivityFailed() | StageEntered() | ProviderAnswered() | CallReserved():
             pass
         case ExecutionSucceeded() | ExecutionFailed() | ExecutionReleased():
             unit.release_as_cancelled(execution)
@@ -197,15 +208,16 @@ def _apply_after_end(loaded: Loaded, unit: UnitOfWork, execution: ExecutionRecor
 
 def _count_spends(unit: UnitOfWork, fact: Fact) -> None:
     """Count what a fact says was spent, and what recorded results had cost."""
+    key = ""
     match fact:
         case ActivityCompleted() | ActivityFailed():
-            spent, replayed = fact.spent, None
+            spent, replayed, key = fact.spent, None, fact.key
         case ExecutionSucceeded() | ExecutionFailed() | ExecutionReleased():
             spent, replayed = fact.spent, fact.replayed
         case _:
             return
     if spent is not None:
-        unit.spend(fact.batch_id, fact.position, spent)
+        unit.spend(fact.batch_id, fact.position, spent, key=key)
     if replayed is not None:
         unit.spend(fact.batch_id, fact.position, replayed, replayed=True)
 

@@ -139,9 +139,14 @@ class UnitOfWork:
         if record.free or record.wake is not None or record.next_due is not None:
             self._set_aside[batch_id] = contradiction
 
-    def spend(self, batch_id: BatchId, position: int, spent: str, *, replayed: bool = False) -> None:
-        """Count what an execution has spent; `replayed`: what results had cost that it found recorded."""
+    def spend(self, batch_id: BatchId, position: int, spent: str, *, replayed: bool = False, key: str = "") -> None:
+        """Count what an execution has spent; `replayed`: what results had cost that it found recorded.
+
+        With the key of the call that has spent it, the room that was reserved for that is given back.
+        """
         if self.contradiction(batch_id) is None:
+            if key:
+                self.batch(batch_id).give_back(position, key)
             self.batch(batch_id).spend(spent, resolver=position == RESOLVER_POSITION, replayed=replayed)
 
     # ---- executions ----------------------------------------------------------------------------------------
