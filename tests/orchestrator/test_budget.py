@@ -170,7 +170,10 @@ async def test_calls_that_say_what_they_will_take_never_exceed_it(
 
 
 async def test_room_that_a_call_did_not_need_is_given_back() -> None:
-    @durable_activity(estimate=lambda number: Amount(tokens=60), retry=ONCE)
+    def estimate(number: int) -> Amount:
+        return Amount(tokens=60)
+
+    @durable_activity(estimate=estimate, retry=ONCE)
     async def spare(number: int) -> int:
         if number == 1:
             raise ValueError("it took nothing")
