@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from typing_extensions import TypeVar
 
 from durable_batches.clock import Clock
+from durable_batches.codec.codec import Codec, payload_of
 from durable_batches.errors import BatchEndedError, ConfigurationError, ReadOnlyClientError
 from durable_batches.lifecycle.amounts import Amount
 from durable_batches.lifecycle.batch_core import decode_core, definition_of
@@ -38,6 +39,7 @@ from durable_batches.stores.protocol import BatchQuery
 
 __all__ = ["BatchAccess", "check_status", "check_text"]
 
+T = TypeVar("T")
 S_co = TypeVar("S_co", bound=Stage, default=Stage, covariant=True)
 
 
@@ -337,6 +339,29 @@ class BatchAccess(Generic[S_co]):
             BatchNotFoundError: There is no such batch.
         """
         return await self._reader.count_checkpoints(batch_id)
+
+    async def resolver_results(self, batch_id: str, activity: str, returns: type[T]) -> AsyncGenerator[T, None]:
+        """Yield what the calls of an activity have recorded for the batch's resolver, one in memory at a time.
+
+        In the order of their checkpoint keys, which is no order of the calls, and is the same each time.
+
+        Args:
+            batch_id: The batch.
+            activity: The activity's name.
+            returns: The type of its results.
+
+        Raises:
+            BatchNotFoundError: There is no such batch.
+            PayloadError: A result is of another type.
+        """
+        check_text("activity", activity)
+        codec = Codec[T](returns, f"result of activity {activity!r}")
+        async with aclosing(self._reader.resolver_checkpoints(batch_id, f"{activity}:")) as found:
+            async for checkpoint in found:
+                if checkpoint.kind == "succeeded":
+                    with payload_of(batch_id, ""):
+                        value = codec.decode(checkpoint.payload)
+                    yield value
 
     # ---- for subclasses --------------------------------------------------------------------------------------
 

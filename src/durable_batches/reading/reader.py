@@ -301,6 +301,20 @@ class BatchReader:
                 return
             after = page[-1].key
 
+    async def resolver_checkpoints(self, batch_id: str, prefix: str) -> AsyncGenerator[CheckpointRecord, None]:
+        """Yield the resolver's checkpoints whose keys begin so, one at a time; while the store is away, wait."""
+        record = await self.record(batch_id)
+        after = prefix
+        while True:
+            found = await self._through_outages(
+                partial(self._store.checkpoints, record.batch_id, RESOLVER_POSITION, after=after, limit=1),
+                record.batch_id,
+            )
+            if not found or not found[0].key.startswith(prefix):
+                return
+            yield found[0]
+            after = found[0].key
+
     async def count_checkpoints(self, batch_id: str) -> int:
         """Count the checkpoints of a batch."""
         record = await self.record(batch_id)
