@@ -13,6 +13,8 @@ MUTATION := $(VENV)/mutation
 BROWSER := $(VENV)/browser
 # Dask and Ray, larger than all the rest together.
 CLUSTERS := $(VENV)/clusters
+# DuckDB, Arrow and splink: a quarter of a gigabyte that only entity resolution needs.
+RESOLUTION := $(VENV)/resolution
 # No messages about newer releases of pyright and the documentation's theme: constraints.txt decides.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
@@ -48,7 +50,7 @@ stores processes: JOBS := 3
 # Continues after a failed lane, and prints each lane's time at the end.
 LANES := MAKE='$(MAKE)' $(BIN)/python tests/lanes/run.py
 
-.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix browser browser-possible clusters steady coverage \
+.PHONY: help demo test all-lanes lint types unit stores processes wheel docs soak matrix browser browser-possible clusters resolution steady coverage \
 	mutation bench typescript format clean distclean
 
 help:  ## Show this list
@@ -67,7 +69,7 @@ test: $(VENV)/.installed-dev  ## Run every check; print each lane's time
 	@$(LANES) lint types unit stores processes wheel docs --where-possible browser
 
 all-lanes: $(VENV)/.installed-dev  ## Run every check, and the lanes that `make test` leaves out
-	@$(LANES) lint types unit stores processes wheel docs matrix browser clusters soak
+	@$(LANES) lint types unit stores processes wheel docs matrix browser clusters resolution soak
 
 lint: $(VENV)/.installed-dev  ## Check format, style and the imports between the layers
 	$(BIN)/ruff format --check
@@ -124,6 +126,10 @@ browser-possible: $(VENV)/.installed-dev
 clusters: $(CLUSTERS)/.installed  ## Run activities on a real Dask and a real Ray; options for pytest in ARGS
 	$(PYTEST) -m clusters $(ARGS) tests/clusters
 clusters: PYTEST = $(CLUSTERS)/bin/pytest -q
+
+resolution: $(RESOLUTION)/.installed  ## Resolve entities with splink; options for pytest in ARGS
+	$(PYTEST) -m resolution $(ARGS) tests/resolution
+resolution: PYTEST = $(RESOLUTION)/bin/pytest -q
 
 steady: $(VENV)/.installed-dev  ## Run unit, stores and processes ten times beside two busy loops
 	@MAKE='$(MAKE)' $(BIN)/python tests/lanes/steady.py --times 10 unit stores processes
@@ -189,6 +195,13 @@ $(CLUSTERS)/.installed: $(VENV)/.made-for pyproject.toml tests/clusters/requirem
 	@"$(BIN)/python" -m venv --clear $(CLUSTERS)
 	@$(CLUSTERS)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
 		--requirement tests/clusters/requirements.txt
+	@touch $@
+
+$(RESOLUTION)/.installed: $(VENV)/.made-for pyproject.toml tests/resolution/requirements.txt constraints.txt
+	@echo 'Installing splink ...'
+	@"$(BIN)/python" -m venv --clear $(RESOLUTION)
+	@$(RESOLUTION)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt \
+		--requirement tests/resolution/requirements.txt
 	@touch $@
 
 $(BROWSER)/.installed: $(VENV)/.installed-dev constraints.txt $(addprefix tests/browser/,node.py npmrc \

@@ -23,6 +23,7 @@ LANES: Final = {
     "matrix": "the same on every Python that there is, and with each extra alone; not in `make test`",
     "browser": "the page in a real browser, and what runs on node; in `make test` where there is a Chromium",
     "clusters": "on a real Dask and a real Ray, on loopback; in an environment of its own, not in `make test`",
+    "resolution": "entity resolution with splink; in an environment of its own, not in `make test`",
     "soak": "takes minutes, or is left to chance; `make soak` runs it, `make test` does not",
 }
 
@@ -33,6 +34,7 @@ _FOLDERS: Final = {
     "tests/docs": "docs",
     "tests/postgres": "stores",
     "tests/processes": "processes",
+    "tests/resolution": "resolution",
     "tests/soak": "soak",
     "tests/wheel": "wheel",
 }

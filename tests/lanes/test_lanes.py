@@ -60,7 +60,7 @@ def test_each_lane_looks_into_the_folder_that_it_is_told() -> None:
 
 
 def test_make_test_runs_all_but_what_takes_too_long() -> None:
-    assert set(lanes_of("test")) == {*LANES, "lint"} - {"clusters", "matrix", "soak"}
+    assert set(lanes_of("test")) == {*LANES, "lint"} - {"clusters", "matrix", "resolution", "soak"}
     assert set(lanes_of("all-lanes")) == {*LANES, "lint"}
 
 

@@ -32,9 +32,9 @@ KEPT: Final = ROOT / ".venv" / "wheel"
 
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 EXTRAS: Final = ("cli", "extraction", "fsspec", "otel", "postgres", "testing", "web")
-APART: Final = ("dask", "llm", "ray")
-"""Extras that no environment here has: two are larger than all others together, and the lane of clusters has them; of
-the third, tests have a stand-in."""
+APART: Final = ("dask", "llm", "ray", "resolution")
+"""Extras that no environment here has: three are larger than all others together, and the lanes of clusters and of
+resolution have them; of `llm`, tests have a stand-in."""
 NAME: Final = "durable-batches"
 
 _SUITABLE: Final = """

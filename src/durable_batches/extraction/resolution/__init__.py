@@ -17,6 +17,7 @@ from durable_batches.extraction.resolution.fields import (
 from durable_batches.extraction.resolution.incremental import IncrementalClusterer, MemberGroup
 from durable_batches.extraction.resolution.links import Cluster, Decision, FieldWeight, LinkStatus, SameAsLink
 from durable_batches.extraction.resolution.same_as import SameAsLinker
+from durable_batches.extraction.resolution.service import EntityResolution, EntityResolutionService, ResolutionPage
 
 __all__ = [
     "Cluster",
@@ -25,6 +26,8 @@ __all__ = [
     "Decision",
     "EmailField",
     "EmbeddingField",
+    "EntityResolution",
+    "EntityResolutionService",
     "ExactField",
     "FieldWeight",
     "IdentifierField",
@@ -33,6 +36,7 @@ __all__ = [
     "MemberGroup",
     "NameField",
     "NumberField",
+    "ResolutionPage",
     "SameAsLink",
     "SameAsLinker",
     "SetField",

@@ -14,7 +14,7 @@ from durable_batches.extraction.resolution.ids import cluster_ids
 from durable_batches.extraction.resolution.links import Decision, LinkStatus
 from durable_batches.options import check_number
 
-__all__ = ["IncrementalClusterer", "MemberGroup", "weight_at"]
+__all__ = ["IncrementalClusterer", "MemberGroup", "effective", "weight_at"]
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,16 @@ def weight_at(probability: float) -> float:
     if not 0 < probability < 1:
         raise ConfigurationError("threshold must be above 0 and below 1")
     return math.log2(probability / (1 - probability))
+
+
+def effective(decisions: Iterable[Decision]) -> list[Decision]:
+    """Return the decisions that hold, by their pairs: of two on one pair, the later one."""
+    found: dict[tuple[str, str], Decision] = {}
+    for decision in decisions:
+        there = found.get(decision.pair)
+        if there is None or _order(decision) > _order(there):
+            found[decision.pair] = decision
+    return [found[pair] for pair in sorted(found)]
 
 
 def _order(decision: Decision) -> tuple[bool, datetime, str]:
