@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from durable_batches.lifecycle.records import GENERATION
 from durable_batches.version import VERSION
 
 __all__ = ["make_newer"]
@@ -31,7 +32,7 @@ def _after(version: str) -> str:
 
 CHANGES: Final = {
     "version.py": [(f'VERSION = "{VERSION}"', f'VERSION = "{_after(VERSION)}"')],
-    "lifecycle/records.py": [("GENERATION: Final = 2", "GENERATION: Final = 3")],
+    "lifecycle/records.py": [(f"GENERATION: Final = {GENERATION}", f"GENERATION: Final = {GENERATION + 1}")],
     "lifecycle/events.py": [("\nBatchEvent: TypeAlias = (\n    BatchCreated", NEW_EVENT)],
     # Written at each start of a document, so that the older version meets it everywhere.
     "lifecycle/batch.py": [

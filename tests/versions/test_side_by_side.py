@@ -26,6 +26,7 @@ from tests.versions.newer import make_newer
 from tests.warm import Source, warm
 
 import durable_batches
+from durable_batches.lifecycle.records import GENERATION
 
 HERE: Final = Path(__file__).parent
 PACKAGE: Final = Path(durable_batches.__file__).parent
@@ -184,7 +185,7 @@ async def test_a_deployment(deployment: Deployment) -> None:
 
 async def test_what_needs_the_new_version_is_left_to_it(deployment: Deployment) -> None:
     submitter = deployment.start(deployment.new, max_in_flight=0)
-    submitter.ask("submit", batch_id="newer", documents=["plain-1"], metadata={"needs": "3"})
+    submitter.ask("submit", batch_id="newer", documents=["plain-1"], metadata={"needs": str(GENERATION + 1)})
     old = deployment.start(deployment.old)
     # The older batch would be served first.
     old.ask("submit", batch_id="older", documents=["plain-2"])
