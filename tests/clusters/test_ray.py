@@ -24,9 +24,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-# Read when Ray is imported. Without the first, it listens on the machine's own address.
+# Read when Ray is imported. Without the first, it listens on the machine's own address; without the second, its workers
+# have the processor only where nobody else wants it, and hardly begin beside other tests.
 os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
