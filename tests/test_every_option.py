@@ -216,9 +216,14 @@ CHANGES: Final[Mapping[str, Values]] = {
     "deadline": (30, 0.5, True, NOTHING, LESS, ["x"]),
     "budget": ("12.50", 3, [], {}, {"cost": 0.5}, {"tokens": 0}, Budget),
 }
-ACCESS: Final[Mapping[str, Mapping[str, Values]]] = {
+ACCESS: Final[Mapping[str, Mapping[str, Values | Anything]]] = {
     "cancel": {"batch_id": BATCH, "reason": (*TEXT, None)},
     "count_checkpoints": {"batch_id": BATCH},
+    "resolver_results": {
+        "batch_id": BATCH,
+        "activity": TEXT,
+        "returns": Anything("any type whose values can be recorded"),
+    },
     "errors": {"batch_id": BATCH, "examples": (*FROM_0, None)},
     "events": {"batch_id": BATCH, "after": (*INTEGER, None)},
     "explain": {"batch_id": BATCH},
@@ -809,7 +814,11 @@ CALLS: Final[Mapping[str, Callable[[Scene], Callable[..., object]]]] = {
 }
 
 
-ALSO: Final[Mapping[str, Mapping[str, object]]] = {"update": {"concurrency": 2}, "document_spent": {"position": 0}}
+ALSO: Final[Mapping[str, Mapping[str, object]]] = {
+    "update": {"concurrency": 2},
+    "document_spent": {"position": 0},
+    "resolver_results": {"activity": "page", "returns": str},
+}
 """What methods need beside the option that is wrong."""
 
 
