@@ -117,6 +117,8 @@ async def test_two_records_of_one_id_that_differ_are_named(caplog: pytest.LogCap
     records = [Person(id="x", given="Ada"), Person(id="y"), Person(id="x", given="Kim")]
     with pytest.raises(BatchFailedError, match="records of one id must be equal, and these differ: 'x'"):
         await resolved(records, store=MemoryStore())
+    failures = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert len(failures) == 1, "it is not tried again"
 
 
 async def test_a_process_that_is_killed_is_replaced_and_goes_on(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from durable_batches import DurableBatchesError
+from durable_batches import DurableBatchesError, NonRetryableError
 from durable_batches.executors import process_pool
 from durable_batches.extraction.resolution.engine import Engine
 from durable_batches.extraction.resolution.keys import PlainRecord
@@ -108,7 +108,7 @@ def run_step(job: Job, step: str, number: int, records: Sequence[PlainRecord] | 
             _engine = job, Engine(job.folder, job.settings, job.version, job.decisions)
         engine = _engine[1]
         return engine.page(step, number) if records is None else engine.records(number, records)
-    except DurableBatchesError:
+    except (DurableBatchesError, NonRetryableError):
         raise
     except Exception as error:  # noqa: BLE001  (sent as another one)
         # Errors of databases cannot always be sent. The engine may be in any state, and is made anew.
