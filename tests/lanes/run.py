@@ -31,6 +31,7 @@ FIRST: Final = (
     "lint",
     "soak",
     "clusters",
+    "resolution",
     "processes",
     "unit",
     "stores",

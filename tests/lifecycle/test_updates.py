@@ -133,7 +133,7 @@ def test_an_ended_batch_is_not_changed() -> None:
     [
         ({}, "there is nothing to change; the options that can be changed are concurrency, "),
         ({"metadata": {}}, "'metadata' cannot be changed"),
-        ({"budget": 1}, "'budget' cannot be changed"),
+        ({"priority": 1}, "'priority' cannot be changed"),
     ],
 )
 def test_what_cannot_be_changed(changes: ConfigChanges, error: str) -> None:
