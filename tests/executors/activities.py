@@ -15,6 +15,7 @@ from typing import Any
 from tests.support import Reading
 
 from durable_batches import (
+    ActivityContext,
     ExecutionContext,
     RetryLater,
     RetryPolicy,
@@ -129,6 +130,14 @@ def pay(document: str) -> str:
     if document == "bad":
         raise Unjudgeable("paid, and of no use")
     return document
+
+
+kept: list[ActivityContext] = []
+
+
+@durable_activity(run_on="cpu", retry=ONCE)
+def keep() -> None:
+    kept.append(current_activity())
 
 
 class Unjudgeable(Exception):

@@ -54,6 +54,7 @@ from durable_batches import (
     ExecutionContext,
     ExecutorError,
     MemoryStore,
+    NotInActivityError,
     RetryPolicy,
     Verdict,
     Worker,
@@ -319,6 +320,13 @@ async def test_what_a_call_elsewhere_spends_is_counted_also_where_it_failed(docu
     assert result.counts.failed == (document == "bad")
     assert result.spent.by_activity == {"pay": Amount(tokens=5, cost=Decimal("0.02"))}
     assert result.spent.by_model["gpt"].cost == Decimal("0.02")
+
+
+async def test_what_is_spent_elsewhere_after_the_call_has_ended_is_refused() -> None:
+    activities.kept.clear()
+    await Trial({"cpu": Engines()}).run(lambda _: activities.keep())
+    with pytest.raises(NotInActivityError, match="had ended"):
+        activities.kept.pop().spend(tokens=1)
 
 
 @pytest.mark.parametrize("how", ["raised", "wrapped", "timeout"])

@@ -16,6 +16,7 @@ from durable_batches.lifecycle.spending import (
     NO_SPENDING,
     Spend,
     SpendSums,
+    amount_of,
     count_replayed,
     count_spends,
     decode_spends,
@@ -113,6 +114,13 @@ def test_what_is_no_amount_is_refused(said: dict[str, Any], problem: str) -> Non
     if said.keys() <= {"tokens", "cost"}:
         with pytest.raises(ConfigurationError, match=problem):
             Amount(**said)
+
+
+def test_a_sum_may_exceed_what_one_call_may_say() -> None:
+    most = spend_of(tokens=10**15 - 1, cost=10**15 - 1)
+    (spend,) = decode_spends(encode_spends([most, most]) or "")
+    assert amount_of([spend]) + amount_of([most]) == amount_of([most] * 3)
+    assert amount_of([spend]).tokens == 2 * 10**15 - 2
 
 
 def test_what_is_said_is_completed() -> None:

@@ -11,6 +11,7 @@ from tests.lifecycle.world import ME, OTHER, SECOND, START, World, identity
 
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.batch_core import definition_of, quota_pause_of
+from durable_batches.lifecycle.budget import Budget
 from durable_batches.lifecycle.commands import Cancel, UpdateBatch
 from durable_batches.lifecycle.config import BatchConfig, ConfigChanges, changes_of
 from durable_batches.lifecycle.events import BatchUpdated, decode_event
@@ -108,8 +109,10 @@ def test_a_policy_that_0_2_0_does_not_know_waits_until_nothing_runs() -> None:
     rows = world.claim(ME).executions
     world.check()
     before = world.copy()
-    assert not update(world, {"failure_policy": policy})
-    assert world == before
+    beside_a_budget: ConfigChanges = {"failure_policy": policy, "budget": Budget(tokens=1)}
+    for changes in (ConfigChanges(failure_policy=policy), beside_a_budget):
+        assert not update(world, changes)
+        assert world == before
     world.commit(ME, *[ExecutionReleased(*identity(row), "quota", None, "no credit", "ask") for row in rows])
     writes = world.command(BATCH, UpdateBatch("two", to_json(changes_of({"failure_policy": policy})).decode()))
     assert writes.applied

@@ -233,7 +233,7 @@ def test_a_budget_is_read_again_exactly() -> None:
     assert budget.cost == Decimal("33.333333333333")
     assert Budget.model_validate_json(budget.model_dump_json()) == budget
     assert Budget.model_validate_json('{"cost": "12.50"}').cost == Decimal("12.5")
-    for inexact in ("12.5", "12", '"1e3"', '" 1"', '"0.00"', '"1_000"', '"-1"', '"NaN"', "true"):
+    for inexact in ("12.5", "12", '"1e3"', '" 1"', '"0.00"', '"1_000"', '"-1"', '"NaN"', '"1\\n"', "true"):
         with pytest.raises(ValidationError):
             Budget.model_validate_json(f'{{"cost": {inexact}}}')
 

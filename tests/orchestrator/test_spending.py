@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,6 +28,9 @@ from durable_batches import (
     map_activity,
     workflow,
 )
+from durable_batches.errors import FactRejectedError
+from durable_batches.lifecycle.facts import ActivityFailed
+from durable_batches.stores import ClaimRequest, Committed, Fact, WorkerId
 from durable_batches.testing import ManualClock, environment, survives_crashes
 
 CENT = Decimal("0.01")
@@ -199,8 +202,9 @@ async def test_an_unknown_price_is_unknown_and_never_nothing() -> None:
     @durable_activity
     async def ask(document: str) -> str:
         call = current_activity()
-        call.spend(tokens=5, cost=None)
-        call.spend()
+        if document == "costs":
+            call.spend(tokens=5, cost=None)
+            call.spend()
 
         async def later() -> None:
             await env.clock.sleep(60)
@@ -217,10 +221,40 @@ async def test_an_unknown_price_is_unknown_and_never_nothing() -> None:
         return await ask(document)
 
     async with environment(run) as env:
-        spending = (await env.batches.result(await env.batches.submit(["a"]))).spent
+        spending = (await env.batches.result(await env.batches.submit(["costs", "free"]))).spent
         await env.advance(timedelta(minutes=2))
     assert (spending.total, spending.unpriced_calls) == (Amount(tokens=5), 1)
-    assert "after the call of activity 'ask' had ended" in str(said[-1])
+    # Also where nothing was said before.
+    errors = [str(error) for error in said if isinstance(error, NotInActivityError)]
+    assert len(errors) == 2
+    assert all("after the call of activity 'ask' had ended" in error for error in errors)
+
+
+class RefusingStore(MemoryStore):
+    """Stores no failure of a call."""
+
+    async def commit(
+        self, worker: WorkerId, number: int, facts: Sequence[Fact], claim: ClaimRequest | None = None
+    ) -> Committed:
+        if any(isinstance(fact, ActivityFailed) for fact in facts):
+            raise FactRejectedError("the database refuses a value")
+        return await super().commit(worker, number, facts, claim)
+
+
+async def test_a_failure_that_cannot_be_stored_was_paid_for() -> None:
+    @durable_activity(retry=ONCE)
+    async def ask(document: str) -> str:
+        current_activity().spend(cost=CENT)
+        raise NonRetryableError(document)
+
+    @workflow(STAGES)
+    async def run(document: str) -> str:
+        return await ask(document)
+
+    clock = ManualClock()
+    async with environment(run, store=lambda _: RefusingStore(clock=clock), clock=clock) as env:
+        result = await env.batches.result(await env.batches.submit(["paid"]))
+    assert (result.counts.failed, result.spent.total.cost) == (1, CENT)
 
 
 @pytest.mark.parametrize("documents", [["good", "flaky", "bad"]])

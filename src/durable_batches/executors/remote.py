@@ -47,13 +47,8 @@ class RemoteActivity:
     def __init__(self, request: Request) -> None:
         self._request = request
         self.context: ExecutionContext = request.context
-        self._used: Used = Used()
+        self.used: Used = Used()
         self._spends = Spends(_name(request, None))
-
-    @property
-    def used(self) -> Used:
-        """What it has said so far."""
-        return replace(self._used, spent=encode_spends(self._spends.seen()))
 
     @property
     def batch_id(self) -> BatchId:
@@ -86,10 +81,14 @@ class RemoteActivity:
         """See `ActivityContext`; the worker learns it when the call has ended."""
         self._spends.add(spend_of(**said))
 
+    def end(self) -> None:
+        """Put what it has spent into what it has used, and take no more: the worker would not learn it."""
+        self.used = replace(self.used, spent=encode_spends(self._spends.take(last=True)))
+
     def settle(self, *, tokens: int) -> None:
         """See `ActivityContext`; the worker learns it when the call has ended."""
         self._check_limited("settle")
-        self._used = replace(self._used, tokens=Amount(tokens=tokens).tokens)
+        self.used = replace(self.used, tokens=Amount(tokens=tokens).tokens)
 
     def observe(self, answer: object) -> None:
         """See `ActivityContext`; of an answer, its headers reach the worker, when the call has ended."""
@@ -106,7 +105,7 @@ class RemoteActivity:
             found = {str(name): str(value) for name, value in cast("Mapping[object, object]", headers).items()}
         if found or status is not None:
             answered = Answered(status if isinstance(status, int) else None, bounded(found))
-            self._used = replace(self._used, answers=(*self._used.answers, answered)[-_MOST_ANSWERS:])
+            self.used = replace(self.used, answers=(*self.used.answers, answered)[-_MOST_ANSWERS:])
 
     def _check_limited(self, method: str) -> None:
         if not self._request.limited:
@@ -135,6 +134,7 @@ def run_call(message: bytes) -> bytes:
                 result = asyncio.run(_awaited(result))
         finally:
             leave(tokens)
+            call.end()
         return encode_succeeded(definition.codec.recoded(result)[0], call.used)
     except BaseException as raised:  # noqa: BLE001  (also what would end the process: it has other calls to run)
         error = raised

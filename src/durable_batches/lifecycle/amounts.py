@@ -12,7 +12,7 @@ from pydantic import PlainSerializer
 from durable_batches.errors import ConfigurationError
 from durable_batches.options import check_integer
 
-__all__ = ["Amount", "Money", "added", "check_tokens", "money", "text_of"]
+__all__ = ["Amount", "Money", "added", "check_tokens", "money", "text_of", "unchecked"]
 
 MOST: Final = 10**15
 """An amount is below this, of tokens as of money."""
@@ -50,10 +50,18 @@ class Amount:
         object.__setattr__(self, "cost", money("cost", self.cost))
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(tokens=self.tokens + other.tokens, cost=added(self.cost, other.cost))
+        return unchecked(self.tokens + other.tokens, added(self.cost, other.cost))
 
     def __str__(self) -> str:
         return f"{text_of(self.cost)} and {self.tokens:,} tokens"
+
+
+def unchecked(tokens: int, cost: Decimal) -> Amount:
+    """Make an amount of a sum, which may exceed what one call may say."""
+    amount = object.__new__(Amount)
+    object.__setattr__(amount, "tokens", tokens)
+    object.__setattr__(amount, "cost", cost)
+    return amount
 
 
 def check_tokens(name: str, tokens: object) -> None:

@@ -22,8 +22,9 @@ from durable_batches.lifecycle.batch_core import (
     decode_definition,
     encode_definition,
     needs_of,
+    policy_needs_of,
 )
-from durable_batches.lifecycle.budget import BUDGET_GENERATION, BudgetPause
+from durable_batches.lifecycle.budget import BudgetPause
 from durable_batches.lifecycle.config import changed
 from durable_batches.lifecycle.event_data import EventData
 from durable_batches.lifecycle.events import PauseScope, ReleaseReason
@@ -513,10 +514,11 @@ class BatchInProgress:
         if config == before.config:
             return True
         definition = before._replace(config=config)
-        needs = needs_of(definition)
-        if BUDGET_GENERATION > needs > needs_of(before) and self.running:
-            # Workers of older libraries may hold them, and would end the batch by what they know of its policy.
+        if policy_needs_of(definition) > policy_needs_of(before) and self.running:
+            # Workers of older libraries may hold them, and would end the batch by what they know of its policy; also
+            # where it has a budget, for which nothing waits.
             return False
+        needs = needs_of(definition)
         self.needs = max(self.needs, needs)
         pause = self.quota_pause
         if pause is not None:

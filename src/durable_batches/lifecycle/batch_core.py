@@ -36,6 +36,7 @@ __all__ = [
     "needs_of",
     "new_batch",
     "operator_pause_of",
+    "policy_needs_of",
     "quota_pause_of",
 ]
 
@@ -221,6 +222,11 @@ def needs_of(definition: Definition) -> int:
     """Return the generation of the library that runs a batch as it is defined."""
     if definition.config.budget is not None:
         return BUDGET_GENERATION
+    return policy_needs_of(definition)
+
+
+def policy_needs_of(definition: Definition) -> int:
+    """Return the generation of the library that judges failures by a batch's policy."""
     return 0 if _min_failures(definition) == 1 else _RATIO_GENERATION
 
 

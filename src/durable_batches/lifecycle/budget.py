@@ -44,7 +44,7 @@ _DIGITS: Final = r"^(?!0+(\.0+)?$)[0-9]{1,15}(\.[0-9]{1,12})?$"
 def _exact(value: object, info: ValidationInfo) -> object:
     """Refuse what is not exact, and text that others would read as another number."""
     if isinstance(value, str):
-        if re.match(_DIGITS, value) is None:
+        if re.fullmatch(_DIGITS, value) is None:
             raise ValueError("must be above 0, and have digits alone: 12.50")
     elif info.mode == "json":
         raise ValueError('must be a string of digits, as a number of JSON is not exact: "12.50"')

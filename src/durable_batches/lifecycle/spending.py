@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, NotRequired, TypeAlias, TypedDict
 
-from durable_batches.lifecycle.amounts import Amount, Money, added, text_of
+from durable_batches.lifecycle.amounts import Amount, Money, added, text_of, unchecked
 from durable_batches.lifecycle.primitives import Value
 
 __all__ = [
@@ -159,9 +159,9 @@ def _sum_of(one: Spend, other: Spend) -> Spend:
 
 def amount_of(spends: Iterable[Spend]) -> Amount:
     """Sum spends."""
-    total = Amount()
+    total = NOTHING_SPENT
     for spend in spends:
-        total += Amount(tokens=spend.tokens, cost=spend.cost)
+        total += unchecked(spend.tokens, spend.cost)
     return total
 
 
@@ -232,20 +232,12 @@ def spending_of(sums: SpendSums | None) -> Spending:
 
 def sum_of(one: Amount, other: Amount) -> Amount:
     """Add two sums."""
-    return _unchecked(one.tokens + other.tokens, added(one.cost, other.cost))
+    return unchecked(one.tokens + other.tokens, added(one.cost, other.cost))
 
 
 def amount_in(stored: Sequence[Any]) -> Amount:
     """Read one sum."""
-    return _unchecked(stored[0], Decimal(stored[1]))
-
-
-def _unchecked(tokens: int, cost: Decimal) -> Amount:
-    """Make an amount of a sum, which may exceed what one call may say."""
-    amount = object.__new__(Amount)
-    object.__setattr__(amount, "tokens", tokens)
-    object.__setattr__(amount, "cost", cost)
-    return amount
+    return unchecked(stored[0], Decimal(stored[1]))
 
 
 def _none() -> _Sum:

@@ -741,18 +741,25 @@ class Attempt:
         if not self._ended:
             # Noted immediately, since a sibling may end the attempt before this is committed; and again afterwards.
             self._note_failure(error, key)
-            refusal = await self._resources.recorder.record(
-                ActivityFailed(
-                    execution.batch_id,
-                    execution.run,
-                    execution.position,
-                    execution.attempt,
-                    key,
-                    failure.encode(),
-                    call.stage_index,
-                    call.take_spends() or (NO_SPENDS if self._budgeted else None),
+            spent = call.take_spends() or (NO_SPENDS if self._budgeted else None)
+            try:
+                refusal = await self._resources.recorder.record(
+                    ActivityFailed(
+                        execution.batch_id,
+                        execution.run,
+                        execution.position,
+                        execution.attempt,
+                        key,
+                        failure.encode(),
+                        call.stage_index,
+                        spent,
+                    )
                 )
-            )
+            except FactRejectedError:
+                if spent is not None:
+                    # The failure cannot be stored; it was paid for all the same.
+                    self._unrecorded.append(spent)
+                raise
             if refusal is not None:
                 self._superseded(refusal)
             self._note_failure(error, key)

@@ -233,11 +233,9 @@ class Call:
         Raises:
             NotInActivityError: It has ended.
         """
-        name = self.bound.activity.name
-        with _SPENDING:
-            own = self._spends = self._spends or Spends(name)
+        own = self._own_spends()
         for spend in spends:
-            own.add(spend._replace(activity=name, stage=self.stage_index))
+            own.add(spend._replace(activity=self.bound.activity.name, stage=self.stage_index))
 
     def take_spends(self) -> str | None:
         """Return what it has spent, to be recorded with it; None: nothing."""
@@ -245,9 +243,14 @@ class Call:
 
     def end_spends(self) -> str | None:
         """Return what it has spent and nothing has recorded, and take no more of it; None: nothing."""
-        if self._spends is None:
-            return None
-        return encode_spends(self._spends.take(last=True))
+        # Also of one that has spent nothing: nothing would record what it says later.
+        return encode_spends(self._own_spends().take(last=True))
+
+    def _own_spends(self) -> Spends:
+        with _SPENDING:
+            if self._spends is None:
+                self._spends = Spends(self.bound.activity.name)
+            return self._spends
 
     async def once(self) -> tuple[bytes, Any]:
         """Make one attempt; return the encoded and the decoded result."""
