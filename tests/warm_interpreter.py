@@ -34,6 +34,8 @@ from typing import Final
 
 _IN_BYTES: Final = 1 << 20
 _ALL_FILES: Final = 1 << 30
+_SECONDS: Final = 60
+"""For threads to end that have nothing left to do."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _CLONE_NEWNS: Final = 0x20000
@@ -221,6 +223,14 @@ def run_a_batch() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(Path(folder) / "batches.db"))
+    wait_for_threads()
+
+
+def wait_for_threads() -> None:
+    """Wait until all other threads have ended: an idle one of a worker is told to, and then takes its moment."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(_SECONDS)
 
 
 if __name__ == "__main__":

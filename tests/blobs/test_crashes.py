@@ -20,14 +20,20 @@ async def write(folder: Path, point: str) -> tuple[int, str]:
     return process.returncode, printed.decode().strip()
 
 
+def files_of(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "blobs").rglob("*") if path.is_file()]
+
+
 async def test_a_crash_before_the_row_costs_nothing_and_leaves_what_can_be_removed(tmp_path: Path) -> None:
     for point in ("part", "blob"):
         code, _ = await write(tmp_path, point)
         assert code == -signal.SIGKILL
-    files = [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
-    assert any(name.endswith(".part") for name in files)
-    # The next process goes on; of what was written before, the cut file is left, and is removed.
+    # Of the document at the point, and perhaps of those beside it.
+    cut = [name for name in files_of(tmp_path) if name.endswith(".part")]
+    assert cut
+    # The next process goes on; of what was written before, the cut files are left, and are removed.
     code, removed = await write(tmp_path, "")
-    assert (code, removed) == (0, "1")
+    assert (code, removed) == (0, str(len(cut)))
+    assert len(files_of(tmp_path)) == 3
     runs = (tmp_path / "runs").read_text(encoding="ascii").split()
     assert runs.count("1") == 3

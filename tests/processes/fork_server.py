@@ -28,6 +28,7 @@ from tests.postgres.databases import without_schema
 from tests.postgres.types import remember_types
 from tests.processes import scenarios
 from tests.processes.workload import Page, extract
+from tests.warm_interpreter import wait_for_threads
 
 from durable_batches import BatchOrchestrator, stores
 from durable_batches.stores import Store
@@ -166,6 +167,7 @@ async def _run_a_batch(store: Store) -> None:
 def _warm_up(store: Store) -> None:
     """Prepare here, and in no child, what is prepared upon first use, as imports, codecs and a server's types are."""
     asyncio.run(_run_a_batch(store))
+    wait_for_threads()
     assert threading.active_count() == 1, "a fork has but one thread"
     # What is there is looked through no more, in no child.
     gc.collect()
