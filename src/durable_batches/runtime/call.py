@@ -79,6 +79,7 @@ class Call:
         "_resources",
         "_scope",
         "_spends",
+        "_takes_spends",
         "_waiting",
         "_waits_for",
         "attempt",
@@ -123,6 +124,7 @@ class Call:
         self._waits_for: str | None = None
         self._refusals = 0
         self._spends: Spends | None = None
+        self._takes_spends = True
 
     def seen(self) -> RunningCall:
         """Describe it for others; on any thread."""
@@ -243,13 +245,15 @@ class Call:
 
     def end_spends(self) -> str | None:
         """Return what it has spent and nothing has recorded, and take no more of it; None: nothing."""
-        # Also of one that has spent nothing: nothing would record what it says later.
-        return encode_spends(self._own_spends().take(last=True))
+        with _SPENDING:
+            # Also of one that has spent nothing, as most: nothing would record what it says later.
+            spends, self._takes_spends = self._spends, False
+        return None if spends is None else encode_spends(spends.take(last=True))
 
     def _own_spends(self) -> Spends:
         with _SPENDING:
             if self._spends is None:
-                self._spends = Spends(self.bound.activity.name)
+                self._spends = Spends(self.bound.activity.name, has_ended=not self._takes_spends)
             return self._spends
 
     async def once(self) -> tuple[bytes, Any]:

@@ -58,13 +58,14 @@ class Spends:
 
     Args:
         activity: The activity's name, for the error.
+        has_ended: Whether the call has ended already.
     """
 
     __slots__ = ("_activity", "_spends")
 
-    def __init__(self, activity: str) -> None:
+    def __init__(self, activity: str, *, has_ended: bool = False) -> None:
         self._activity = activity
-        self._spends: list[Spend] | None = []
+        self._spends: list[Spend] | None = None if has_ended else []
 
     def add(self, spend: Spend) -> None:
         """Add a spend.
