@@ -5,9 +5,9 @@ reaches it pauses the batch, or fails it. Calls that are running then finish, an
 
 A call of an activity with an estimate asks for room before it begins (`CallReserved`), in a transaction of all workers'
 commits: what is spent and what is reserved never exceed the budget. So the batch exceeds it only by what calls spend
-above their estimates, with all of their attempts. Room is given back with the record of the call, or the end of the
-document's attempt, by whoever plans that: of a worker that died, by those that release its documents. A call that finds
-no room waits for what others give back; where none is reserved, the budget counts as spent.
+above their estimates, with all of their attempts. Room is released with the record of the call, or in the plan that
+ends the document's attempt: of a worker that died, the one that releases its documents. A call that finds no room waits
+for what others release; where none is reserved, the budget counts as spent.
 
 Calls without an estimate reserve nothing: by these, a batch exceeds its budget by what was in flight at that commit,
 and by what other workers begin until they notice, within half a second.

@@ -45,7 +45,7 @@ async def take(
 ) -> T:
     """See `SharedLimits.take`; in a transaction.
 
-    The workers' rows are not locked, but for a worker's first take: whoever expires one waits for no limit. A slot is
+    The workers' rows are not locked, but for a worker's first take: an expiry waits for no limit. A slot is
     inserted while its worker's row cannot be deleted, and only updated from then on, so that none is left behind.
     """
     row = await session.row(_LOCK, name)
