@@ -30,7 +30,10 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from durable_batches import Store
 
 _IN_BYTES: Final = 1 << 20
 _ALL_FILES: Final = 1 << 30
@@ -211,26 +214,34 @@ def import_all(names: Iterable[str]) -> None:
             getattr(module, exported)
 
 
-def run_a_batch() -> None:
-    """What is prepared upon first use is prepared here."""
+def run_a_batch(store: Store | None = None) -> None:
+    """Run a batch whose document calls every activity: what is prepared upon first use is prepared here.
+
+    Args:
+        store: Where; None: a file that is removed.
+    """
     from tests.processes.workload import Page, extract
 
     from durable_batches import BatchOrchestrator, SQLiteStore
 
     async def run(path: Path) -> None:
-        async with BatchOrchestrator(extract, store=SQLiteStore(path)) as batches:
-            await batches.run([Page(12)])
+        async with BatchOrchestrator(extract, store=SQLiteStore(path) if store is None else store) as batches:
+            result = await batches.run([Page(12)])
+        assert result.state.tag == "completed"
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(Path(folder) / "batches.db"))
-    wait_for_threads()
 
 
-def wait_for_threads() -> None:
-    """Wait until all other threads have ended: an idle one of a worker is told to, and then takes its moment."""
+def settle() -> None:
+    """Make ready to fork: with one thread, and what is there looked through no more, in no child."""
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
+            # An idle one of a worker, which was told to end, and takes its moment.
             thread.join(_SECONDS)
+    assert threading.active_count() == 1, "a fork has but one thread"
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":
@@ -238,10 +249,7 @@ if __name__ == "__main__":
     import_all(modules or _WANTED)
     if not modules:
         run_a_batch()
-    assert threading.active_count() == 1, "a fork has but one thread"
-    # What is there is looked through no more, in no child.
-    gc.collect()
-    gc.freeze()
+    settle()
     # Of a terminal, the tests get it, too, and close the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     program = serve(socket.socket(fileno=int(file)))

@@ -10,28 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import json
 import os
 import select
 import signal
 import sys
-import tempfile
-import threading
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import pytest
 from tests.postgres.databases import without_schema
 from tests.postgres.types import remember_types
 from tests.processes import scenarios
-from tests.processes.workload import Page, extract
-from tests.warm_interpreter import wait_for_threads
+from tests.warm_interpreter import run_a_batch, settle
 
-from durable_batches import BatchOrchestrator, stores
-from durable_batches.stores import Store
+from durable_batches import stores
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -86,7 +80,8 @@ class ForkServer:
             schema = f"warm_{os.getpid()}"
             dsn = json.loads(place)["dsn"]
             try:
-                _warm_up(stores.PostgresStore(dsn, schema=schema))
+                run_a_batch(stores.PostgresStore(dsn, schema=schema))
+                settle()
             finally:
                 without_schema(dsn, schema)
 
@@ -156,28 +151,10 @@ def _become(command: Command, server: int) -> NoReturn:
         os._exit(code)
 
 
-async def _run_a_batch(store: Store) -> None:
-    """Run a batch whose document calls every activity."""
-    async with BatchOrchestrator(extract, store=store) as batches:
-        await batches.submit([Page(12)], batch_id="batch", document_id=lambda page: f"page-{page.number}")
-        result = await batches.result("batch")
-    assert result.state.tag == "completed"
-
-
-def _warm_up(store: Store) -> None:
-    """Prepare here, and in no child, what is prepared upon first use, as imports, codecs and a server's types are."""
-    asyncio.run(_run_a_batch(store))
-    wait_for_threads()
-    assert threading.active_count() == 1, "a fork has but one thread"
-    # What is there is looked through no more, in no child.
-    gc.collect()
-    gc.freeze()
-
-
 if __name__ == "__main__":
     remember_types(pytest.MonkeyPatch())
     # The driver is imported here, also where no child needs it for a while.
     assert stores.PostgresStore is not None
-    with tempfile.TemporaryDirectory() as folder:
-        _warm_up(stores.SQLiteStore(Path(folder) / "batches.db"))
+    run_a_batch()
+    settle()
     ForkServer().serve()

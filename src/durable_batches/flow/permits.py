@@ -21,8 +21,8 @@ from durable_batches.flow.feedback import Answered, Feedback, feedback_of
 from durable_batches.flow.refill import Refill
 from durable_batches.options import check_duration, check_integer
 from durable_batches.runtime.context import current_classifier, current_clock
-from durable_batches.runtime.limits import NotBegun, Permit
-from durable_batches.tasks import running_loop, tell_loop
+from durable_batches.runtime.limits import Permit
+from durable_batches.tasks import NotBegun, running_loop, tell_loop
 
 __all__ = ["PermitContext", "Permits"]
 

@@ -16,7 +16,7 @@ from durable_batches.flow.admission import Admission
 from durable_batches.flow.budget import Grant, plan_take
 from durable_batches.lifecycle.records import SharedLimit, SharedWrites
 from durable_batches.outage import Backoff
-from durable_batches.runtime.limits import Budget
+from durable_batches.runtime.limits import SharedBudget
 from durable_batches.tasks import tell_loop
 
 __all__ = ["Refill"]
@@ -58,14 +58,14 @@ class Refill:
         is_between = self._between is not None and not self._between.is_closed()
         return is_between or any(not member.is_gone for member in self._members)
 
-    def join(self, budget: Budget) -> None:
+    def join(self, budget: SharedBudget) -> None:
         """Have a worker supply it, which then runs `run`."""
         if self._members and self._members[0].is_gone:
             self._drop_granted()
         self._members = [*(member for member in self._members if not member.is_gone), _Member(budget)]
         self._between = None
 
-    def leave(self, budget: Budget) -> None:
+    def leave(self, budget: SharedBudget) -> None:
         """Have another worker supply it, if there is one: this one is about to be gone, and what it held with it."""
         first = bool(self._members) and self._members[0].budget is budget
         self._members = [member for member in self._members if member.budget is not budget]
@@ -96,7 +96,7 @@ class Refill:
             member = self._members[0]
             tell_loop(member.loop, member.wake.set)
 
-    async def run(self, budget: Budget) -> None:
+    async def run(self, budget: SharedBudget) -> None:
         """Supply it, until cancelled.
 
         Raises:
@@ -124,7 +124,7 @@ class Refill:
                 # Calls wait meanwhile: nothing begins beyond what was granted.
                 await clock.sleep(pauses.pause())
 
-    async def _take(self, budget: Budget) -> None:
+    async def _take(self, budget: SharedBudget) -> None:
         admission, clock = self._admission, budget.clock
         credit = admission.credit
         assert credit is not None
@@ -168,7 +168,7 @@ class _Member:
 
     __slots__ = ("_process", "budget", "has_taken", "loop", "wake")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: SharedBudget) -> None:
         self.budget: Final = budget
         self.loop: Final = asyncio.get_running_loop()
         self._process = os.getpid()

@@ -57,7 +57,6 @@ from durable_batches.lifecycle.spending import (
     count_replayed,
     count_spends,
     decode_spends,
-    sum_of,
 )
 from durable_batches.lifecycle.stage_counts import StageCounts
 from durable_batches.lifecycle.states import ENDED_TAGS, BatchId, Counts
@@ -378,8 +377,8 @@ class BatchInProgress:
         reserved = self.core.get("reserved", {})
         held = NOTHING_SPENT
         for of_call in (each for calls in reserved.values() for each in calls.values()):
-            held = sum_of(held, amount_in(of_call))
-        if budget.has_room(sum_of(spent, held), amount):
+            held += amount_in(of_call)
+        if budget.has_room(spent + held, amount):
             reserved.setdefault(str(position), {})[key] = [amount.tokens, text_of(amount.cost)]
             self.core["reserved"] = reserved
             self.changed = True

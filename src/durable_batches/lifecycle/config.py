@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
 from durable_batches.errors import ConfigurationError
 from durable_batches.lifecycle.budget import Budget
-from durable_batches.lifecycle.policies import AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
+from durable_batches.lifecycle.policies import LONGEST_DELAY, AbortAll, ContinueOnFailure, FailurePolicy, RetryFailed
 from durable_batches.options import wrong_duration
 
 __all__ = ["RECORDED", "BatchConfig", "ConfigChanges", "changed", "changes_in", "changes_of"]
@@ -26,19 +26,16 @@ def _no_number(value: object, info: ValidationInfo) -> object:
     return value
 
 
-_LONGEST: Final = timedelta(days=3650)
-
-
 def _in_seconds(schema: dict[str, Any]) -> None:
     # What pydantic writes of the bounds of a duration (`gt`, `le`) is none of JSON Schema's words.
     del schema["gt"], schema["le"]
-    schema.update(exclusiveMinimum=0, maximum=_LONGEST.total_seconds())
+    schema.update(exclusiveMinimum=0, maximum=LONGEST_DELAY.total_seconds())
 
 
 Positive = Annotated[
     timedelta,
     BeforeValidator(_no_number),
-    Field(gt=timedelta(0), le=_LONGEST, json_schema_extra=_in_seconds),
+    Field(gt=timedelta(0), le=LONGEST_DELAY, json_schema_extra=_in_seconds),
 ]
 
 

@@ -40,7 +40,6 @@ __all__ = [
     "encode_spends",
     "merged",
     "spending_of",
-    "sum_of",
 ]
 
 _MOST_NAMES: Final = 100
@@ -67,7 +66,7 @@ class Spend(NamedTuple):
     output_tokens: int
     cost: Decimal
     unpriced: int
-    """Spends of which nobody knew the price."""
+    """Spends of an unknown price."""
 
 
 class SpendSums(TypedDict):
@@ -94,7 +93,7 @@ class ModelSpending(Value):
     """Those of the answers, as far as calls said so."""
     cost: Money
     unpriced_calls: int = 0
-    """Spends of this model of which nobody knew the price."""
+    """Spends of this model of an unknown price."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -114,7 +113,7 @@ class Spending(Value):
     resolver: Amount = field(default_factory=Amount)
     """Of the resolver's calls, which are in no stage."""
     unpriced_calls: int = 0
-    """Spends of which nobody knew the price: their tokens count, their cost is in no sum."""
+    """Spends of an unknown price: their tokens count, their cost is in no sum."""
 
 
 NO_SPENDS: Final = "[]"
@@ -228,11 +227,6 @@ def spending_of(sums: SpendSums | None) -> Spending:
         resolver=amount_in(sums["resolver"]),
         unpriced_calls=sums["unpriced"],
     )
-
-
-def sum_of(one: Amount, other: Amount) -> Amount:
-    """Add two sums."""
-    return unchecked(one.tokens + other.tokens, added(one.cost, other.cost))
 
 
 def amount_in(stored: Sequence[Any]) -> Amount:

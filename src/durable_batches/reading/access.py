@@ -21,7 +21,7 @@ from durable_batches.lifecycle.config import BatchConfig, ConfigChanges, changes
 from durable_batches.lifecycle.events import BatchEvent, PauseScope, decode_event
 from durable_batches.lifecycle.primitives import problem_with_text, to_micros
 from durable_batches.lifecycle.progress import BatchSnapshot, Pause, Stages, snapshot_of, state_of
-from durable_batches.lifecycle.records import BatchRecord, Committed, ExecutionStatus
+from durable_batches.lifecycle.records import RESOLVER_POSITION, BatchRecord, Committed, ExecutionStatus
 from durable_batches.lifecycle.spending import NOTHING_SPENT, Spending, amount_of, decode_spends, spending_of
 from durable_batches.lifecycle.states import BatchId, BatchState, Stage
 from durable_batches.options import (
@@ -356,7 +356,10 @@ class BatchAccess(Generic[S_co]):
         """
         check_text("activity", activity)
         codec = Codec[T](returns, f"result of activity {activity!r}")
-        async with aclosing(self._reader.resolver_checkpoints(batch_id, f"{activity}:")) as found:
+        checkpoints = self._reader.checkpoints(
+            await self._reader.record(batch_id), RESOLVER_POSITION, prefix=f"{activity}:", at_once=1
+        )
+        async with aclosing(checkpoints) as found:
             async for checkpoint in found:
                 if checkpoint.kind == "succeeded":
                     with payload_of(batch_id, ""):

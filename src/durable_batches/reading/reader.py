@@ -289,31 +289,28 @@ class BatchReader:
             return None
         return await self._through_outages(lambda: store.failures(record.batch_id), record.batch_id)
 
-    async def checkpoints(self, record: BatchRecord, position: int) -> AsyncGenerator[CheckpointRecord, None]:
-        """Read the checkpoints of an execution by key, a page in memory at a time; while the store is away, wait."""
-        after = ""
-        while True:
-            load = partial(self._store.checkpoints, record.batch_id, position, after=after, limit=PAGE)
-            page = await self._through_outages(load, record.batch_id)
-            for checkpoint in page:
-                yield checkpoint
-            if len(page) < PAGE:
-                return
-            after = page[-1].key
+    async def checkpoints(
+        self, record: BatchRecord, position: int, *, prefix: str = "", at_once: int = PAGE
+    ) -> AsyncGenerator[CheckpointRecord, None]:
+        """Yield the checkpoints of an execution in the order of their keys; while the store is away, wait.
 
-    async def resolver_checkpoints(self, batch_id: str, prefix: str) -> AsyncGenerator[CheckpointRecord, None]:
-        """Yield the resolver's checkpoints whose keys begin so, one at a time; while the store is away, wait."""
-        record = await self.record(batch_id)
+        Args:
+            record: The batch.
+            position: The execution's.
+            prefix: Only those whose keys begin so.
+            at_once: How many are in memory: their payloads may be large.
+        """
         after = prefix
         while True:
-            found = await self._through_outages(
-                partial(self._store.checkpoints, record.batch_id, RESOLVER_POSITION, after=after, limit=1),
-                record.batch_id,
-            )
-            if not found or not found[0].key.startswith(prefix):
+            load = partial(self._store.checkpoints, record.batch_id, position, after=after, limit=at_once)
+            page = await self._through_outages(load, record.batch_id)
+            for checkpoint in page:
+                if not checkpoint.key.startswith(prefix):
+                    return
+                yield checkpoint
+            if len(page) < at_once:
                 return
-            yield found[0]
-            after = found[0].key
+            after = page[-1].key
 
     async def count_checkpoints(self, batch_id: str) -> int:
         """Count the checkpoints of a batch."""

@@ -16,8 +16,9 @@ from typing import Any, Final, TypeAlias, cast
 from durable_batches.errors import ActivityDefinitionError, RateLimitedError
 from durable_batches.lifecycle.amounts import Amount
 from durable_batches.runtime.bound_call import BoundCall
-from durable_batches.runtime.limits import Limiter, NotBegun, Permit
+from durable_batches.runtime.limits import Limiter, Permit
 from durable_batches.runtime.middleware import CallNext, MiddlewareCall
+from durable_batches.tasks import NotBegun
 
 __all__ = ["NOTHING", "Estimate", "Holding", "Limited", "estimated"]
 

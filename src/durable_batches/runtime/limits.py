@@ -13,15 +13,13 @@ from durable_batches.clock import Clock
 from durable_batches.errors import ConfigurationError, NotInActivityError
 from durable_batches.lifecycle.records import SharedLimit, SharedWrites, WorkerId
 from durable_batches.options import check_instance
-from durable_batches.tasks import NotBegun
 
 __all__ = [
-    "Budget",
     "JudgesFailures",
     "KnownLimiters",
     "Limiter",
-    "NotBegun",
     "Permit",
+    "SharedBudget",
     "SharesLimits",
     "Supply",
     "checked_limiters",
@@ -110,7 +108,7 @@ class JudgesFailures(Protocol):
         ...
 
 
-class Budget(Protocol):
+class SharedBudget(Protocol):
     """A worker's way to what is kept for all workers."""
 
     @property
@@ -137,15 +135,15 @@ class Supply(Protocol):
         """The name of the budget in the store."""
         ...
 
-    def join(self, budget: Budget) -> None:
+    def join(self, budget: SharedBudget) -> None:
         """Take note of a worker that supplies it from now on, by `run`."""
         ...
 
-    def run(self, budget: Budget) -> Coroutine[Any, Any, None]:
+    def run(self, budget: SharedBudget) -> Coroutine[Any, Any, None]:
         """Take from the budget when calls need it, until cancelled."""
         ...
 
-    def leave(self, budget: Budget) -> None:
+    def leave(self, budget: SharedBudget) -> None:
         """Take note that the worker supplies it no more: its `run` has ended."""
         ...
 

@@ -134,7 +134,7 @@ class SharedBudgets:
 
 
 class _Budget:
-    """See `durable_batches.runtime.limits.Budget`."""
+    """See `durable_batches.runtime.limits.SharedBudget`."""
 
     def __init__(self, store: SharedLimits, worker_id: WorkerId, clock: Clock, outage: Outage) -> None:
         self.worker_id: Final = worker_id
